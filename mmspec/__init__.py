@@ -1,0 +1,35 @@
+"""mmspec: speculative decoding for any Hugging Face vision-language or language model.
+
+The pipeline, in reading order:
+
+1. `inputs`    messages, images, documents      -> Prompt
+2. `target`    prefill: the prompt, natively     -> Prefill
+3. `drafters`  propose: what may come next       -> TokenTree
+4. `target`    score: the tree, in one forward   -> Scores
+5. `sampling`  logits + noise(seed, position)    -> the target's own token
+6. `verify`    the walk down the tree            -> Verdict
+7. `kv`        commit: keep the accepted path
+8. `stream`    tokens -> text, stops, EOS        -> Piece, Result
+"""
+
+from mmspec.build import load
+from mmspec.config import Config, load_config
+from mmspec.engine import Engine, Stream
+from mmspec.errors import MmspecError
+from mmspec.requests import Request, Result
+from mmspec.stats import Stats
+from mmspec.stream import Piece
+
+__version__ = "0.1.0"
+__all__ = [
+    "Config",
+    "Engine",
+    "MmspecError",
+    "Piece",
+    "Request",
+    "Result",
+    "Stats",
+    "Stream",
+    "load",
+    "load_config",
+]

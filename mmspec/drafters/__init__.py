@@ -1,0 +1,1 @@
+"""Drafters: they propose token trees; none of them can change the text."""

@@ -1,0 +1,26 @@
+"""The kinds of error that mmspec raises. Every message says what it got, what it expected and how
+to mend it."""
+
+
+class MmspecError(Exception):
+    """Base of every error that mmspec raises on purpose."""
+
+
+class InputError(MmspecError, ValueError):
+    """A request cannot be used as it is: its text, images, videos or parameters."""
+
+
+class ConfigError(MmspecError, ValueError):
+    """A configuration key or value is not one that mmspec knows."""
+
+
+class ModelError(MmspecError):
+    """A model folder cannot be loaded, or the model cannot be decoded by mmspec."""
+
+
+class DecodeError(MmspecError):
+    """A request failed while it was being decoded; other requests of its batch go on."""
+
+
+class MissingExtraError(MmspecError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""

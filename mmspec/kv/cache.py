@@ -1,0 +1,139 @@
+"""KVCache: ragged rows, one flat buffer a layer, a region of slots a row.
+
+A forward inside `writing` puts its tokens behind each row's committed ones and changes no length;
+`commit` keeps the accepted path. Rolling back is not committing.
+
+    slots   0         start      start+length
+            | row 7 ... | prompt ... | node 0 | node 1 | node 2 | node 3 | free |
+    commit path (0, 2)               | node 0 | node 2 |        length += 2
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers.cache_utils import Cache
+
+from mmspec.kv.layer import FlatLayer, WritePlan
+from mmspec.kv.regions import Regions
+
+_GROWTH = 1.5  # a row that outgrows its region takes one this much larger
+
+
+class KVCache(Cache):
+    """The KV cache of all rows that are decoded together.
+
+    Passed to a transformers model as `past_key_values`. `num_layers` is the model's number of
+    attention layers that keep keys and values.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.flat_layers = [FlatLayer() for _ in range(num_layers)]
+        super().__init__(layers=list(self.flat_layers))
+        self._regions = Regions()
+        self._written: dict[int, int] = {}  # row -> tokens of its last forward, not yet committed
+
+    # Rows
+
+    def open(self, capacity: int) -> int:
+        """A new, empty row with room for `capacity` tokens (it grows when it needs more);
+        returns its number."""
+        row = self._regions.open(max(capacity, 1))
+        self._fit_buffers()
+        return row
+
+    def close(self, row: int) -> None:
+        """Frees the row's slots. Closing a closed row does nothing."""
+        self._regions.close(row)
+        self._written.pop(row, None)
+
+    def release(self) -> None:
+        """Closes all rows and gives the buffers' memory back."""
+        self._regions = Regions()
+        self._written.clear()
+        for layer in self.flat_layers:
+            layer.release()
+
+    def length(self, row: int) -> int:
+        """Committed tokens of the row."""
+        return self._regions.rows[row].length
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(self._regions.rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all buffers, used or not."""
+        buffers = [b for f in self.flat_layers if f.is_initialized for b in (f.keys, f.values)]
+        return sum(buffer.nbytes for buffer in buffers)
+
+    # Writing
+
+    @contextmanager
+    def writing(self, rows: Sequence[int], counts: Sequence[int]) -> Iterator[WritePlan]:
+        """Within it, one forward writes `counts[i]` tokens behind the committed ones of `rows[i]`.
+
+        Regions that are too small grow first, so slots may move; lengths do not change.
+        """
+        for row, count in zip(rows, counts, strict=True):
+            self._reserve(row, count)
+        regions = [self._regions.rows[row] for row in rows]
+        plan = WritePlan([r.start for r in regions], [r.length for r in regions], list(counts))
+        try:
+            self._set_plan(plan)
+            yield plan
+            self._written.update(zip(rows, counts, strict=True))
+        finally:
+            self._set_plan(None)
+
+    def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
+        """Keeps, for each row, the tokens at `path` of its last forward, in that order, and
+        forgets the others. A path is increasing; an empty one keeps nothing."""
+        source: list[int] = []
+        destination: list[int] = []
+        for row, path in paths.items():
+            region = self._regions.rows[row]
+            written = self._written.pop(row, 0)
+            assert not path or path[-1] < written, f"row {row}: {tuple(path)} of {written} tokens"
+            end = region.start + region.length
+            for position, node in enumerate(path):
+                assert node >= position, f"a path is increasing, got {tuple(path)}"
+                if node != position:
+                    source.append(end + node)
+                    destination.append(end + position)
+            region.length += len(path)
+        if source:
+            to, of = torch.tensor(destination), torch.tensor(source)
+            for layer in self.flat_layers:
+                layer.move(to, of)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError if regions overlap or overflow, or a buffer has another size."""
+        self._regions.check_integrity()
+        for index, layer in enumerate(self.flat_layers):
+            if layer.is_initialized:
+                for buffer in (layer.keys, layer.values):
+                    assert buffer.shape[0] == self._regions.num_slots, f"layer {index}: size differs"
+
+    # Room
+
+    def _reserve(self, row: int, count: int) -> None:
+        region = self._regions.rows[row]
+        needed = region.length + count
+        if needed <= region.capacity:
+            return
+        old_start, new_start = self._regions.move(row, max(needed, int(region.capacity * _GROWTH)))
+        self._fit_buffers()
+        slots = torch.arange(region.length)
+        for layer in self.flat_layers:
+            layer.move(slots + new_start, slots + old_start)
+
+    def _fit_buffers(self) -> None:
+        for layer in self.flat_layers:
+            if layer.num_slots < self._regions.num_slots:
+                layer.resize(self._regions.num_slots)
+
+    def _set_plan(self, plan: WritePlan | None) -> None:
+        for layer in self.flat_layers:
+            layer.plan = plan

@@ -1,0 +1,132 @@
+"""One layer's keys and values: flat buffers, tokens first, as a transformers cache layer."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+
+@dataclass
+class WritePlan:
+    """Where the next forward writes its tokens and what its attention reads, the same for every
+    layer. Made by `KVCache.writing`."""
+
+    starts: list[int]  # (batch,) first slot of each row's region
+    lengths: list[int]  # (batch,) committed tokens
+    counts: list[int]  # (batch,) tokens that the forward writes, the row's padding not counted
+    _indices: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def max_count(self) -> int:
+        return max(self.counts)
+
+    @property
+    def num_columns(self) -> int:
+        """Keys that a query can see: the longest row with its new tokens."""
+        rows = zip(self.lengths, self.counts, strict=True)
+        return max(length + count for length, count in rows)
+
+    @property
+    def is_single(self) -> bool:
+        return len(self.counts) == 1
+
+    def indices(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """(source, destination, view) on the device: which of the forward's batch * max_count
+        tokens are real (tokens,), the slots they go to (tokens,), and the slot behind each column
+        of the padded view (batch, columns); columns past a row's end show its first slot."""
+        if device not in self._indices:
+            source, destination, view = [], [], []
+            for row, (start, length, count) in enumerate(
+                zip(self.starts, self.lengths, self.counts, strict=True)
+            ):
+                source.append(torch.arange(count) + row * self.max_count)
+                destination.append(torch.arange(count) + start + length)
+                columns = torch.arange(self.num_columns)
+                view.append(start + columns.masked_fill_(columns >= length + count, 0))
+            self._indices[device] = (
+                torch.cat(source).to(device),
+                torch.cat(destination).to(device),
+                torch.stack(view).to(device),
+            )
+        return self._indices[device]
+
+
+class FlatLayer(CacheLayerMixin):
+    """Keys and values of all rows in two flat buffers, (slots, kv_heads, head_dim)."""
+
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan: WritePlan | None = None
+        self.num_slots = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocates the buffers in the shape, dtype and place of the first keys and values."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        # Zeros: what lies behind a mask must be finite, for 0 * NaN is NaN.
+        self.keys, self.values = (
+            states.new_zeros(self.num_slots, states.shape[1], states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Writes (batch, kv_heads, nodes, head_dim) behind each row's committed tokens and returns
+        what attention reads, (batch, kv_heads, columns, head_dim). Lengths stay as they are."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return self._write(self.keys, key_states), self._write(self.values, value_states)
+
+    def _write(self, buffer: Tensor, states: Tensor) -> Tensor:
+        plan = self.plan
+        assert plan is not None, "a forward over this cache must run inside `cache.writing(...)`"
+        assert states.shape[0] == len(plan.counts) and states.shape[2] == plan.max_count
+        if plan.is_single:  # no copy: the row's region is the view
+            start, length, count = plan.starts[0], plan.lengths[0], plan.counts[0]
+            buffer[start + length : start + length + count] = states[0].transpose(0, 1)
+            return buffer[start : start + length + count].transpose(0, 1).unsqueeze(0)
+        source, destination, view = plan.indices(buffer.device)
+        tokens_first = states.transpose(1, 2).flatten(0, 1)
+        buffer.index_copy_(0, destination, tokens_first.index_select(0, source))
+        return buffer[view].transpose(1, 2)
+
+    def resize(self, num_slots: int) -> None:
+        """Gives the buffers room for `num_slots`; what they hold stays where it is."""
+        old, self.num_slots = self.num_slots, num_slots
+        if self.is_initialized:
+            self.keys, self.values = (_resized(t, old, num_slots) for t in (self.keys, self.values))
+
+    def release(self) -> None:
+        """Drops the buffers; the next `update` allocates new ones."""
+        self.keys = self.values = None
+        self.is_initialized, self.num_slots = False, 0
+
+    def move(self, destination: Tensor, source: Tensor) -> None:
+        """Copies the slots `source` (tokens,) to `destination` (tokens,); they may overlap."""
+        if self.is_initialized:
+            for buffer in (self.keys, self.values):
+                to, of = destination.to(buffer.device), source.to(buffer.device)
+                buffer.index_copy_(0, to, buffer.index_select(0, of))
+
+    def get_seq_length(self) -> int:
+        return max(self.plan.lengths) if self.plan else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:  # the name before transformers 5.2x
+        return -1
+
+
+def _resized(buffer: Tensor, old: int, num_slots: int) -> Tensor:
+    larger = buffer.new_zeros(num_slots, *buffer.shape[1:])
+    larger[:old] = buffer[:old]
+    return larger

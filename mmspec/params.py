@@ -1,0 +1,161 @@
+"""SamplingParams: what a user asks of the sampling, laid over the model's generation_config."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+from mmspec.errors import InputError
+
+DEFAULT_MAX_NEW_TOKENS = 256
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """None means: as the model's generation_config says, which is transformers' rule.
+
+    `temperature=0` is greedy; giving any of temperature, top_k, top_p, min_p asks for sampling
+    unless `do_sample` says otherwise.
+    """
+
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None  # 0: off
+    top_p: float | None = None  # in (0, 1]
+    min_p: float | None = None  # in [0, 1]
+    repetition_penalty: float | None = None  # > 0; 1: off
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None  # token id -> added to its logit
+    bad_words: Sequence[str] = ()
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    ignore_eos: bool = False
+    stop: str | Sequence[str] = ()  # the text ends before the first of them
+    seed: int | None = None  # None: fresh entropy, shown in result.seed
+    logits_processors: Sequence[LogitsProcessor] = ()
+    skip_special_tokens: bool = True
+    generation_config: GenerationConfig | None = None  # in place of the model's
+
+    def __post_init__(self) -> None:
+        for name, is_valid, expected in _RULES:
+            value = getattr(self, name)
+            if value is not None and not is_valid(value):
+                raise InputError(f"{name}={value!r}: expected {expected}")
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if "" in self.stop:
+            raise InputError("stop='': an empty stop string would end every text; leave it out")
+
+    @property
+    def asks_for_sampling(self) -> bool | None:
+        """True or False where the user decided between sampling and greedy, else None."""
+        if self.do_sample is not None:
+            return self.do_sample and self.temperature != 0
+        if self.temperature is not None:
+            return self.temperature > 0
+        if any(value is not None for value in (self.top_k, self.top_p, self.min_p)):
+            return True
+        return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Rule = tuple[str, Callable[..., bool], str]
+_RULES: tuple[_Rule, ...] = (
+    ("temperature", lambda v: _is_number(v) and v >= 0, "a number >= 0 (0 is greedy)"),
+    ("top_k", lambda v: _is_count(v) and v >= 0, "a whole number >= 0 (0 is off)"),
+    ("top_p", lambda v: _is_number(v) and 0 < v <= 1, "a number in (0, 1]; for greedy, temperature=0"),
+    ("min_p", lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
+    ("repetition_penalty", lambda v: _is_number(v) and v > 0, "a number > 0 (1 is off)"),
+    ("presence_penalty", _is_number, "a finite number"),
+    ("frequency_penalty", _is_number, "a finite number"),
+    ("max_new_tokens", lambda v: _is_count(v) and v >= 1, "a whole number >= 1"),
+    ("min_new_tokens", lambda v: _is_count(v) and v >= 0, "a whole number >= 0"),
+    ("seed", lambda v: _is_count(v) and 0 <= v <= MAX_SEED, "a whole number in [0, 2^64)"),
+)
+
+PARAM_NAMES = frozenset(field.name for field in fields(SamplingParams))
+
+
+def merged_generation_config(
+    model: PreTrainedModel,
+    params: SamplingParams,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_new_tokens: int,
+) -> GenerationConfig:
+    """The request's whole generation_config: user's values, then the model's, then transformers'
+    defaults. Raises InputError for modes that are not sampling or greedy search."""
+    config = copy.deepcopy(params.generation_config or model.generation_config)
+    for name, default in GenerationConfig._get_default_generation_params().items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, default)
+    sampling = params.asks_for_sampling
+    if sampling is not None:
+        config.do_sample = sampling
+    for name in ("top_k", "top_p", "min_p", "repetition_penalty", "min_new_tokens"):
+        value = getattr(params, name)
+        if value is not None:
+            setattr(config, name, value)
+    if params.temperature:
+        config.temperature = params.temperature
+    config.max_new_tokens = max_new_tokens
+    if params.eos_token_id is not None:
+        config.eos_token_id = params.eos_token_id
+    if params.ignore_eos:
+        config.eos_token_id = None
+    if params.logit_bias:
+        bias = [[[int(token)], float(value)] for token, value in params.logit_bias.items()]
+        config.sequence_bias = bias
+    if params.bad_words:
+        config.bad_words_ids = _bad_word_ids(params.bad_words, tokenizer)
+    _refuse_other_modes(config)
+    return config
+
+
+def requested_max_new_tokens(model: PreTrainedModel, params: SamplingParams) -> int | None:
+    """What the user or the model's generation_config says; None where neither does."""
+    config = params.generation_config or model.generation_config
+    return params.max_new_tokens or getattr(config, "max_new_tokens", None)
+
+
+def _bad_word_ids(
+    words: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
+) -> list[list[int]]:
+    """Each word's tokens, at the beginning of a text and after a space."""
+    if tokenizer is None:
+        raise InputError("bad_words need a tokenizer, and this engine has none; pass a processor")
+    forms = [form for word in words for form in (word, " " + word.lstrip())]
+    encoded = [tokenizer(form, add_special_tokens=False).input_ids for form in forms]
+    if not all(encoded):
+        raise InputError(f"bad_words={list(words)!r}: a word without tokens cannot be banned")
+    return [list(ids) for ids in dict.fromkeys(map(tuple, encoded))]
+
+
+def _refuse_other_modes(config: GenerationConfig) -> None:
+    if (config.num_beams or 1) > 1:
+        raise InputError(
+            f"beam search (num_beams={config.num_beams}) is not supported: mmspec keeps the "
+            "sampling or greedy distribution of one text; set num_beams=1"
+        )
+    if getattr(config, "penalty_alpha", None):
+        raise InputError(
+            f"contrastive search (penalty_alpha={config.penalty_alpha}) is not supported; "
+            "leave penalty_alpha out"
+        )
+    if getattr(config, "guidance_scale", None) not in (None, 1, 1.0):
+        raise InputError(
+            f"classifier-free guidance (guidance_scale={config.guidance_scale}) is not supported: "
+            "it runs a second model pass a token; leave guidance_scale out"
+        )

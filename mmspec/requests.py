@@ -1,0 +1,83 @@
+"""Request: what a user asks for, prompt and sampling in one; Result: what comes back."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mmspec.errors import InputError, MmspecError
+from mmspec.params import SamplingParams
+from mmspec.row import FinishReason
+from mmspec.state import Prompt
+from mmspec.stats import Stats
+from mmspec.stream import Piece
+
+Messages = Sequence[Mapping[str, Any]]  # chat messages as Hugging Face or OpenAI write them
+_REFUSED = {
+    "num_beams": "beam search",
+    "penalty_alpha": "contrastive search",
+    "num_return_sequences": "several samples of one prompt (send one request a seed)",
+    "guidance_scale": "classifier-free guidance",
+    "audio": "audio input",
+    "audios": "audio input",
+    "assistant_model": "transformers' assisted generation (mmspec has its own drafters)",
+    "prompt_lookup_num_tokens": "transformers' prompt lookup (it is on by default: drafter.name)",
+}
+
+
+@dataclass(frozen=True)
+class Request(SamplingParams):
+    """One prompt with its images and its own sampling parameters.
+
+    `prompt` is a text (put through the chat template, unless `raw`), chat messages, a `Prompt`, or
+    the mapping that a Hugging Face processor returned for a batch of one.
+    """
+
+    prompt: str | Messages | Prompt | Mapping[str, Tensor]
+    _: KW_ONLY
+    images: object = ()  # one or several: path, bytes, PIL image, array, data: URL
+    videos: object = ()  # one or several: sequence of frames, animated GIF or WebP
+    raw: bool = False  # no chat template; the text holds its own placeholders
+    system: str | None = None
+    tools: Sequence[object] | None = None
+    documents: Sequence[Mapping[str, object]] | None = None
+    template_arguments: Mapping[str, object] | None = None
+    control_tokens: Literal["neutralise", "refuse", "parse"] | None = None  # None: as configured
+    speculate: bool = True  # False: plain decoding, the same text
+
+
+FIELD_NAMES = tuple(field.name for field in fields(Request) if field.name != "_")
+
+
+def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
+    """A Request from a prompt and keyword options; a Request passes through, with the options
+    laid over it. Raises InputError that names the nearest right option for an unknown one."""
+    for name in options:
+        if name in _REFUSED:
+            raise InputError(f"{name}: {_REFUSED[name]} is not supported; leave {name} out")
+        if name not in FIELD_NAMES:
+            near = difflib.get_close_matches(name, FIELD_NAMES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {FIELD_NAMES}"
+            raise InputError(f"unknown option {name!r}: {hint}")
+    if isinstance(prompt, Request):
+        kept = {name: getattr(prompt, name) for name in FIELD_NAMES}
+        return Request(**{**kept, **options})
+    return Request(prompt=prompt, **options)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One request's answer."""
+
+    text: str
+    tokens: tuple[int, ...]  # the generated ones, the ending EOS included
+    finish_reason: FinishReason
+    seed: int  # the one that was used: the same seed gives the same text again
+    stats: Stats
+    pieces: tuple[Piece, ...] = ()  # the text, by who drafted it
+    error: MmspecError | None = None  # why the request ended early; its batch went on
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,126 @@
+"""Sampler: the target's logits at one place -> the one token that the seed chooses there."""
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig
+
+from mmspec.errors import DecodeError
+from mmspec.noise import gumbel
+from mmspec.params import SamplingParams
+from mmspec.penalties import GeneratedTokenPenalty
+
+_SPARSE_SHARE = 8  # noise is made for the surviving tokens alone, if at most 1 in 8 survives
+
+
+class Sampler:
+    """Chooses one row's tokens, in order, each from its own prefix.
+
+    The token at generated position t is argmax(l + g(seed, t)) with the processed logits l and
+    Gumbel noise g: an exact sample from softmax(l) (Gumbel-max), and a function of the seed and
+    the prefix alone. Greedy is g = 0. Processors are transformers' own, called once a token.
+    """
+
+    def __init__(
+        self,
+        processors: LogitsProcessorList,
+        prompt_ids: Tensor,
+        *,
+        is_greedy: bool,
+        seed: int,
+        max_new_tokens: int,
+        sample: int = 0,
+    ) -> None:
+        """`prompt_ids` (seq,) int64, on the device where the logits will be."""
+        self.processors = processors
+        self.is_greedy = is_greedy
+        self.seed = seed
+        self.sample = sample
+        self._prompt_length = prompt_ids.shape[0]
+        self._ids = prompt_ids.new_zeros(1, self._prompt_length + max_new_tokens)
+        self._ids[0, : self._prompt_length] = prompt_ids
+        self.num_chosen = 0
+
+    def choose(self, logits: Tensor) -> int:
+        """The next token, given the target's raw `logits` (vocab,), and records it.
+
+        Raises DecodeError where the logits hold no token to choose: NaN, or all forbidden.
+        """
+        scores = logits
+        if self.processors or not self.is_greedy:
+            # A copy in float32, as transformers makes it: processors may write into it.
+            scores = logits.to(dtype=torch.float32, copy=True)
+        length = self._prompt_length + self.num_chosen
+        if self.processors:
+            scores = self.processors(self._ids[:, :length], scores.unsqueeze(0)).squeeze(0)
+        token, value = self._argmax(scores)
+        if not value > -torch.inf:
+            what = "NaN" if value != value else "every token forbidden"
+            raise DecodeError(
+                f"logits at generated token {self.num_chosen}: got {what}, expected a finite "
+                "maximum; look at the model's dtype (float16 overflows) and the logits processors"
+            )
+        self._ids[0, length] = token
+        self.num_chosen += 1
+        return token
+
+    def _argmax(self, scores: Tensor) -> tuple[int, float]:
+        if self.is_greedy:
+            token = int(scores.argmax())
+            return token, float(scores[token])
+        vocab_size = scores.shape[0]
+        survivors = (scores > -torch.inf).nonzero().squeeze(-1)
+        # NaN is no survivor, but must not be lost: it goes the dense way, where argmax finds it.
+        if 0 < survivors.shape[0] <= vocab_size // _SPARSE_SHARE and not scores.isnan().any():
+            scores = scores[survivors]
+            perturbed = scores + self._noise(vocab_size, survivors)
+            best = int(perturbed.argmax())
+            return int(survivors[best]), float(scores[best])
+        token = int((scores + self._noise(vocab_size, None)).argmax())
+        return token, float(scores[token])
+
+    def _noise(self, vocab_size: int, token_ids: Tensor | None) -> Tensor:
+        return gumbel(
+            self.seed,
+            self.num_chosen,
+            vocab_size,
+            sample=self.sample,
+            token_ids=token_ids,
+            device=self._ids.device,
+        )
+
+
+def build_sampler(
+    model: PreTrainedModel,
+    config: GenerationConfig,
+    params: SamplingParams,
+    prompt_ids: Tensor,
+    *,
+    seed: int,
+) -> Sampler:
+    """The sampler of one request; `config` is its merged generation_config.
+
+    transformers itself builds the processors and warpers, in its own order; ours and the user's
+    come where transformers puts custom ones, before the warpers.
+    """
+    prompt_ids = prompt_ids.to(model.device)
+    custom = LogitsProcessorList(params.logits_processors)
+    if params.presence_penalty or params.frequency_penalty:
+        penalty = GeneratedTokenPenalty(
+            params.presence_penalty, params.frequency_penalty, prompt_ids.shape[0]
+        )
+        custom.insert(0, penalty)
+    model._prepare_special_tokens(config, device=model.device, batch_size=1)
+    processors = model._get_logits_processor(
+        config,
+        input_ids_seq_length=prompt_ids.shape[0],
+        logits_processor=custom,
+        device=model.device,
+    )
+    return Sampler(
+        processors,
+        prompt_ids,
+        is_greedy=not config.do_sample,
+        seed=seed,
+        max_new_tokens=config.max_new_tokens,
+    )

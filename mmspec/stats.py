@@ -1,0 +1,109 @@
+"""What was measured of one request's decoding. Values; nothing here prints."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mmspec.state import Verdict
+from mmspec.tree import TokenTree
+
+
+@dataclass(frozen=True)
+class DrafterCount:
+    """One drafter's nodes: scored, and accepted."""
+
+    proposed: int = 0
+    accepted: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        return self.accepted / self.proposed if self.proposed else 0.0
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of wall time; in a batch, of the steps that the row took part in."""
+
+    prefill_s: float = 0.0
+    propose_s: float = 0.0
+    score_s: float = 0.0  # the target's forwards
+    verify_s: float = 0.0  # choosing tokens: processors, noise, argmax, text
+    commit_s: float = 0.0
+
+    @property
+    def decode_s(self) -> float:
+        """All but the prefill."""
+        return self.propose_s + self.score_s + self.verify_s + self.commit_s
+
+
+@dataclass(frozen=True)
+class Stats:
+    """One request's decoding."""
+
+    prompt_tokens: int
+    new_tokens: int
+    steps: int  # score calls; the first token comes from the prefill, without one
+    accepted_lengths: Mapping[int, int]  # drafted tokens accepted in a step -> number of steps
+    by_drafter: Mapping[str, DrafterCount]
+    times: Times
+
+    @property
+    def tokens_per_step(self) -> float:
+        """The field's acceptance length: 1 + accepted / verifications."""
+        accepted = sum(length * count for length, count in self.accepted_lengths.items())
+        return 1.0 + accepted / self.steps if self.steps else 1.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding, after the first token."""
+        return (self.new_tokens - 1) / self.times.decode_s if self.times.decode_s else 0.0
+
+
+class Stopwatch:
+    """Seconds of wall time by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+
+
+@dataclass
+class StatsRecorder:
+    """Gathers a row's stats while it is decoded."""
+
+    prompt_tokens: int = 0
+    steps: int = 0
+    accepted_lengths: Counter[int] = field(default_factory=Counter)
+    proposed: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_seconds(self, seconds: Mapping[str, float]) -> None:
+        for stage, spent in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+    def record_step(self, tree: TokenTree, verdict: Verdict) -> None:
+        self.steps += 1
+        self.accepted_lengths[verdict.num_accepted] += 1
+        self.proposed.update(tree.drafters[1:])
+        self.accepted.update(tree.drafters[node] for node in verdict.path[1:])
+
+    def finished(self, new_tokens: int) -> Stats:
+        by_drafter = {n: DrafterCount(c, self.accepted[n]) for n, c in self.proposed.items()}
+        return Stats(
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=new_tokens,
+            steps=self.steps,
+            accepted_lengths=dict(sorted(self.accepted_lengths.items())),
+            by_drafter=by_drafter,
+            times=Times(**{f"{stage}_s": s for stage, s in self.seconds.items()}),
+        )

@@ -1,0 +1,170 @@
+"""Chosen tokens -> text, a token at a time: half-finished UTF-8 and stop strings are held back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of the answer and who drafted it; prints as its text."""
+
+    text: str
+    drafter: str | None = None  # None: the target's own choice
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Detokenizer(Protocol):
+    """Turns tokens into text, in order."""
+
+    def push(self, token: int) -> str:
+        """The text that has become certain with this token."""
+
+    def flush(self) -> str:
+        """The text of what is still held, at the end."""
+
+
+class FastDetokenizer:
+    """Over the tokenizers library's DecodeStream."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special_tokens: bool) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._skip = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._held: list[int] = []
+        self._num_emitted = 0
+
+    def push(self, token: int) -> str:
+        self._held.append(token)
+        text = self._stream.step(self._backend, token)
+        if text:
+            self._held.clear()
+        return text or ""
+
+    def flush(self) -> str:
+        text = self._backend.decode(self._held, skip_special_tokens=self._skip)
+        self._held.clear()
+        return text
+
+
+class SlowDetokenizer:
+    """For tokenizers without a fast backend: decodes a short window again with each token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._tokens: list[int] = []
+        self._context = 0  # the window's first token; its text up to `_done` was emitted
+        self._done = 0
+
+    def push(self, token: int) -> str:
+        self._tokens.append(token)
+        known, text = self._decode(self._context, self._done), self._decode(self._context, None)
+        if len(text) <= len(known) or text.endswith("\ufffd"):  # a character not yet whole
+            return ""
+        self._context, self._done = self._done, len(self._tokens)
+        return text[len(known) :]
+
+    def flush(self) -> str:
+        known, text = self._decode(self._context, self._done), self._decode(self._context, None)
+        return text[len(known) :]
+
+    def _decode(self, start: int, stop: int | None) -> str:
+        return self._tokenizer.decode(self._tokens[start:stop], skip_special_tokens=self._skip)
+
+
+class NoDetokenizer:
+    """For an engine without a tokenizer: tokens have no text."""
+
+    def push(self, token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+def build_detokenizer(
+    tokenizer: PreTrainedTokenizerBase | None, *, skip_special_tokens: bool
+) -> Detokenizer:
+    if tokenizer is None:
+        return NoDetokenizer()
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        return FastDetokenizer(tokenizer, skip_special_tokens)
+    return SlowDetokenizer(tokenizer, skip_special_tokens)
+
+
+class TextStream:
+    """One row's text as it grows.
+
+    Text that may be the beginning of a stop string is held back until it is decided; the text
+    ends before the stop string, and `is_stopped` says that one was found.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
+        self._detokenizer = detokenizer
+        self._stop = tuple(stop)
+        self._num_tokens = 0
+        self._held: list[tuple[str, int]] = []  # (text, index of the token that completed it)
+        self._released: list[tuple[str, int]] = []
+        self.is_stopped = False
+
+    def push(self, token: int) -> None:
+        """One more token; after it, `is_stopped` may be True."""
+        assert not self.is_stopped, "a stopped text takes no more tokens"
+        text = self._detokenizer.push(token)
+        self._num_tokens += 1
+        self._append(text)
+
+    def finish(self) -> None:
+        """No more tokens come: whatever was held back is released."""
+        if not self.is_stopped:
+            self._append(self._detokenizer.flush())
+        if not self.is_stopped:
+            self._release(len(self._held_text))
+
+    def take(self) -> list[tuple[str, int]]:
+        """The text released since the last call, as (text, index of its last token)."""
+        released, self._released = self._released, []
+        return released
+
+    @property
+    def _held_text(self) -> str:
+        return "".join(text for text, _ in self._held)
+
+    def _append(self, text: str) -> None:
+        if not text:
+            return
+        self._held.append((text, self._num_tokens - 1))
+        if not self._stop:
+            self._release(len(text))
+            return
+        held = self._held_text
+        found = [start for start in (held.find(stop) for stop in self._stop) if start >= 0]
+        if found:
+            self._release(min(found))
+            self._held.clear()
+            self.is_stopped = True
+        else:
+            self._release(len(held) - self._undecided(held))
+
+    def _undecided(self, held: str) -> int:
+        """Length of the longest end of `held` that a stop string could begin with."""
+        longest = min(max(map(len, self._stop)) - 1, len(held))
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(held[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+    def _release(self, num_chars: int) -> None:
+        while num_chars > 0:
+            text, token = self._held.pop(0)
+            if len(text) > num_chars:
+                self._held.insert(0, (text[num_chars:], token))
+                text = text[:num_chars]
+            num_chars -= len(text)
+            self._released.append((text, token))

@@ -1,0 +1,65 @@
+"""Only what differs between model families: which masks they take, how their positions count, and
+which cannot be decoded here. Everything else is asked of the model itself by the probe."""
+
+import inspect
+from typing import cast
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mmspec.errors import ModelError
+from mmspec.target.masks import LayerKind, MaskRule
+
+_KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
+_FIRST_POSITION = {"paligemma": 1}  # position of the first token, 0 elsewhere
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """The position id that the family gives to the first token of a text."""
+    return _FIRST_POSITION.get(config.model_type, 0)
+
+
+def mask_rules(config: PreTrainedConfig) -> tuple[MaskRule, ...]:
+    """The mask rules that may fit the model, likeliest first; the probe finds the one that does."""
+    text = config.get_text_config(decoder=True)
+    window = getattr(text, "sliding_window", None)
+    if not getattr(text, "use_sliding_window", True):
+        window = None
+    layer_types = getattr(text, "layer_types", None)
+    if layer_types is None:
+        kinds: tuple[str, ...] = ("full_attention" if window is None else "sliding_attention",)
+    else:
+        kinds = tuple(dict.fromkeys(layer_types))
+    chunk = getattr(text, "attention_chunk_size", None)
+    forms = (True,) if len(kinds) > 1 else (False, True)
+    known = cast(tuple[LayerKind, ...], kinds)
+    return tuple(MaskRule(known, window, chunk, as_dict) for as_dict in forms)
+
+
+def refuse_unsupported(model: PreTrainedModel) -> None:
+    """Raises ModelError, with the reason, for a model that cannot be decoded here."""
+    config = model.config
+    text = config.get_text_config(decoder=True)
+    name = type(model).__name__
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{name} is an encoder-decoder model; mmspec decodes decoder-only language and "
+            "vision-language models. Use transformers' generate for it."
+        )
+    if getattr(text, "cross_attention_layers", None):
+        raise ModelError(
+            f"{name} reads images through cross-attention layers {text.cross_attention_layers}, "
+            "which keep their own keys outside of the token sequence; mmspec has no cache for "
+            "them yet. Use transformers' generate for it."
+        )
+    kinds = [kind for kind in getattr(text, "layer_types", None) or () if kind not in _KNOWN_KINDS]
+    if kinds or getattr(model, "_is_stateful", False):
+        what = ", ".join(sorted(set(kinds))) or "recurrent"
+        raise ModelError(
+            f"{name} has layers with a running state ({what}): the state cannot branch into a "
+            "token tree, nor be rolled back. Use transformers' generate for it."
+        )
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{name}.forward takes no position_ids (ALiBi or fixed positions): the nodes of a "
+            "token tree cannot be told where they stand. Use transformers' generate for it."
+        )

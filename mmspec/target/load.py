@@ -1,0 +1,143 @@
+"""A folder or hub name -> a transformers model and its processor."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from mmspec.errors import ConfigError, ModelError
+
+Processor = ProcessorMixin | PreTrainedTokenizerBase
+_DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+BUNDLED = Path(__file__).parent.parent / "bundled"
+
+
+def resolve_path(path: str) -> str:
+    """A folder that exists, then a bundled model's name ("tiny-vlm"), then a hub name."""
+    if not path:
+        raise ConfigError("no model: expected a folder, a bundled model's name or a hub name")
+    if Path(path).exists() or not (BUNDLED / path / "config.json").is_file():
+        return path
+    return str(BUNDLED / path)
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """Loads safetensors weights, never pickles; remote code only if asked for.
+
+    `device="auto"` is the GPU where there is one. Raises ModelError or ConfigError.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype={dtype!r}: expected one of {', '.join(_DTYPES)}")
+    _refuse_pickle(path)
+    with _explained(path):
+        config = AutoConfig.from_pretrained(
+            path, trust_remote_code=trust_remote_code, revision=revision
+        )
+    auto = (
+        AutoModelForImageTextToText
+        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or _has_vision_code(config)
+        else AutoModelForCausalLM
+    )
+    with _explained(path):
+        model = auto.from_pretrained(
+            path,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            use_safetensors=True,
+        )
+    if device_map is None:
+        model.to(_device(device))
+    return model.eval()
+
+
+def load_processor(
+    path: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> Processor | None:
+    """The folder's processor, or its tokenizer, or None where it has neither."""
+    errors: list[Exception] = []
+    for auto in (AutoProcessor, AutoTokenizer):
+        try:
+            return auto.from_pretrained(
+                path, trust_remote_code=trust_remote_code, revision=revision
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            errors.append(error)
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "processor_config.json")
+    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in names):
+        return None
+    raise ModelError(f"{path}: its processor cannot be loaded: {errors[0]}") from errors[0]
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r}: expected auto, cpu, cuda or cuda:N") from error
+
+
+def _has_vision_code(config: PreTrainedConfig) -> bool:
+    auto_map = getattr(config, "auto_map", None) or {}
+    return "AutoModelForImageTextToText" in auto_map
+
+
+def _refuse_pickle(path: str) -> None:
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{path}: this folder holds no model: expected config.json and *.safetensors, found "
+            f"{sorted(entry.name for entry in folder.iterdir())[:8] or 'nothing'}"
+        )
+    pickles = [*folder.glob("pytorch_model*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if pickles and not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{path}: got pickled weights ({pickles[0].name}), which can run any code when they "
+            "are opened; expected *.safetensors. Convert them where you trust them: "
+            "from_pretrained(...).save_pretrained(...)"
+        )
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """transformers' loading errors as a ModelError that begins with the path."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}: config.json is not JSON: {error}") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        message = str(error)
+        if "trust_remote_code" in message:
+            raise ModelError(
+                f"{path}: this model brings its own code, which is not run unless you ask for it; "
+                "read it, then load with trust_remote_code=True"
+            ) from error
+        raise ModelError(f"{path}: cannot be loaded: {message}") from error

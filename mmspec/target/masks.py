@@ -1,0 +1,68 @@
+"""Attention masks of a score call: each node sees its row's committed tokens and its ancestors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmspec.tree import TokenTree
+
+LayerKind = Literal["full_attention", "sliding_attention", "chunked_attention"]
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Which masks a model's layers need and in which form its forward takes them."""
+
+    kinds: tuple[LayerKind, ...]  # the distinct kinds of its attention layers
+    window: int | None  # tokens that a sliding layer sees, itself included
+    chunk: int | None  # length of the blocks of a chunked layer
+    as_dict: bool  # one mask a kind in a dict, or one for all layers
+
+    def build(
+        self, trees: Sequence[TokenTree], lengths: Sequence[int], dtype: torch.dtype
+    ) -> Tensor | dict[str, Tensor]:
+        """Additive masks, (batch, 1, nodes, columns): 0 where a node may look, the dtype's minimum
+        elsewhere (a boolean mask would be *added* by eager attention).
+
+        `lengths` are the rows' committed tokens. Rows shorter than the longest are padded: columns
+        past a row's end are never seen, and a padding node sees just the row's first token.
+        """
+        masks = {kind: self._build_kind(kind, trees, lengths, dtype) for kind in self.kinds}
+        return masks if self.as_dict else masks[self.kinds[0]]
+
+    def _build_kind(
+        self,
+        kind: LayerKind,
+        trees: Sequence[TokenTree],
+        lengths: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        nodes = max(tree.num_nodes for tree in trees)
+        columns = max(
+            length + tree.num_nodes for length, tree in zip(lengths, trees, strict=True)
+        )
+        mask = torch.full((len(trees), 1, nodes, columns), torch.finfo(dtype).min, dtype=dtype)
+        for row, (tree, length) in enumerate(zip(trees, lengths, strict=True)):
+            visible = self._visible(kind, tree, length)
+            mask[row, 0, : tree.num_nodes, : visible.shape[1]].masked_fill_(visible, 0.0)
+            mask[row, 0, tree.num_nodes :, 0] = 0.0
+        return mask
+
+    def _visible(self, kind: LayerKind, tree: TokenTree, length: int) -> Tensor:
+        """(nodes, length + nodes), True where a node may look."""
+        ancestors = torch.from_numpy(tree.ancestor_mask)
+        visible = torch.cat([ancestors.new_ones(tree.num_nodes, length), ancestors], dim=1)
+        if kind == "full_attention":
+            return visible
+        # Windows count positions in the text, not slots: siblings share one.
+        depths = torch.tensor(tree.depths)
+        query = (length + depths).unsqueeze(1)
+        key = torch.cat([torch.arange(length), length + depths]).unsqueeze(0)
+        if kind == "sliding_attention":
+            assert self.window is not None, "a sliding layer without a window"
+            return visible & (query - key < self.window)
+        assert self.chunk is not None, "a chunked layer without a chunk length"
+        return visible & (query // self.chunk == key // self.chunk)

@@ -1,0 +1,140 @@
+"""The probe: does the model score a token tree as it would decode each path by itself?
+
+"Any transformers model" is a measured promise: at load a five-node branching tree is scored and
+compared with the model's own decoding of each path, with its own cache, masks and positions.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from mmspec.errors import ModelError
+from mmspec.state import Prompt
+from mmspec.target.families import mask_rules
+from mmspec.target.target import Target
+from mmspec.tree import TokenTree
+
+Shape = Literal["tree", "chain", "plain"]
+
+#      0        A wrong mask lets 2 see 1, or 4 see 3; a wrong position counts nodes
+#     / \       instead of depths; both move the logits by about their own spread.
+#    1   2
+#    |\
+#    3 4
+_PARENTS = (-1, 0, 0, 1, 1)
+_PREFIX_TOKENS = 24
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # of the logits' standard deviation
+_LOW_PRECISION_TOLERANCE = 0.25
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What the model can score, and how far that is from its own decoding."""
+
+    shape: Shape  # the widest that agrees: any tree, one path, or node 0 alone
+    error: float  # largest logit difference of that shape, in the logits' standard deviations
+    tolerance: float
+
+
+def probe(model: PreTrainedModel) -> tuple[Target, ProbeReport]:
+    """The model as a Target with the mask rule that fits, and what it was seen to score.
+
+    Raises ModelError if not even one token at a time agrees with the model's own decoding.
+    """
+    prompt, tree = _probe_prompt(model)
+    expected = _native_logits(model, prompt, tree)
+    tolerance = _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
+    found: list[tuple[Target, ProbeReport]] = []
+    failures: list[str] = []
+    for rule in mask_rules(model.config):
+        target = Target(model, mask_rule=rule)
+        shapes: tuple[tuple[Shape, TokenTree], ...] = (
+            ("tree", tree),
+            ("chain", tree.best_chain()),
+            ("plain", TokenTree.root(tree.tokens[0])),
+        )
+        for shape, candidate in shapes:
+            try:
+                error = _distance(target, prompt, candidate, expected)
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as e:
+                failures.append(f"{shape}: {type(e).__name__}: {e}")
+                continue
+            if error <= tolerance:
+                found.append((target, ProbeReport(shape, error, tolerance)))
+                break
+            failures.append(f"{shape}: off by {error:.2g} standard deviations of the logits")
+        if found and found[-1][1].shape == "tree":
+            return found[-1]
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} cannot be decoded: scored through mmspec's cache, masks and "
+            f"positions its logits differ from its own decoding ({'; '.join(failures)})"
+        )
+    return max(found, key=lambda item: item[1].shape == "chain")
+
+
+def _probe_prompt(model: PreTrainedModel) -> tuple[Prompt, TokenTree]:
+    """Ordinary tokens from the middle of the vocabulary: specials lie at its ends."""
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    generator = torch.Generator().manual_seed(0)
+    low, high = vocab_size // 4, max(vocab_size * 3 // 4, vocab_size // 4 + 8)
+    drawn = torch.randperm(high - low, generator=generator)[: len(_PARENTS)] + low
+    prefix = torch.randint(low, high, (_PREFIX_TOKENS,), generator=generator)
+    tree = TokenTree(
+        tokens=tuple(drawn.tolist()),
+        parents=_PARENTS,
+        confidence=(1.0, 0.9, 0.5, 0.9, 0.5),
+        drafters=("", *["probe"] * (len(_PARENTS) - 1)),
+    )
+    return Prompt(prefix), tree
+
+
+def _native_logits(
+    model: PreTrainedModel, prompt: Prompt, tree: TokenTree
+) -> dict[tuple[int, ...], Tensor]:
+    """Logits (vocab,) after each path's tokens, decoded by the model alone, a token at a time."""
+    expected: dict[tuple[int, ...], Tensor] = {}
+    leaves = set(range(tree.num_nodes)) - set(tree.parents)
+    with torch.no_grad(), _left_as_found(model):
+        for leaf in leaves:
+            cache = DynamicCache(config=model.config)
+            ids = prompt.token_ids.unsqueeze(0).to(model.device)
+            model(input_ids=ids, past_key_values=cache, use_cache=True)
+            path: tuple[int, ...] = ()
+            for node in tree.path_to(leaf):
+                path += (tree.tokens[node],)
+                ids = torch.tensor([[tree.tokens[node]]], device=model.device)
+                output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+                expected[path] = output.logits[0, -1]
+    return expected
+
+
+def _distance(
+    target: Target, prompt: Prompt, tree: TokenTree, expected: dict[tuple[int, ...], Tensor]
+) -> float:
+    cache = target.new_cache()
+    row = cache.open(prompt.num_tokens + tree.num_nodes)
+    placement = target.prefill(prompt, cache, row).placement
+    scores = target.score([tree], cache, [placement])[0]
+    differences = []
+    for node in range(tree.num_nodes):
+        path = tuple(tree.tokens[n] for n in tree.path_to(node))
+        own = expected[path].double()
+        differences.append(float((scores.logits[node].double() - own).abs().max() / own.std()))
+    return max(differences) if all(d == d for d in differences) else float("inf")
+
+
+@contextmanager
+def _left_as_found(model: PreTrainedModel) -> Iterator[None]:
+    """Native forwards without positions make some models keep a rope delta on themselves."""
+    kept = [(m, m.rope_deltas) for m in model.modules() if hasattr(m, "rope_deltas")]
+    try:
+        yield
+    finally:
+        for module, deltas in kept:
+            module.rope_deltas = deltas

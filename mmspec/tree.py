@@ -1,0 +1,176 @@
+"""TokenTree: what a drafter proposes and the target scores in one forward.
+
+    The cat sat on the | mat      node 0 is the last chosen token; its KV is not in the cache yet
+                       0 mat      depth 0
+                      / \\
+             1 beside     2 and   depth 1
+               |          |
+             3 the      4 slept   depth 2
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """A tree of candidate tokens, parents before children; node 0 is the last chosen token.
+
+    `confidence` of a node estimates the probability that the target chooses it, given that its
+    parent was chosen. `log_q` is there only where every node was sampled by its drafter from a
+    tree shape fixed before (the rules that divide by q refuse a tree without it).
+    """
+
+    tokens: tuple[int, ...]  # (nodes,)
+    parents: tuple[int, ...]  # (nodes,); -1 for node 0, else smaller than the node's own index
+    confidence: tuple[float, ...]  # (nodes,) in [0, 1]; 1 for node 0
+    drafters: tuple[str, ...]  # (nodes,) who proposed it; "" for node 0
+    log_q: tuple[float, ...] | None = None  # (nodes,)
+
+    @staticmethod
+    def root(token: int) -> "TokenTree":
+        """The tree of node 0 alone: no draft, plain decoding."""
+        return TokenTree((token,), (-1,), (1.0,), ("",))
+
+    @staticmethod
+    def chain(
+        token: int, draft: Sequence[int], confidence: Sequence[float], drafter: str
+    ) -> "TokenTree":
+        """Node 0 and one path below it."""
+        nodes = len(draft)
+        return TokenTree(
+            tokens=(token, *draft),
+            parents=tuple(range(-1, nodes)),
+            confidence=(1.0, *confidence),
+            drafters=("", *[drafter] * nodes),
+        )
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """(nodes,) distance from node 0."""
+        depths = [0]
+        for parent in self.parents[1:]:
+            depths.append(depths[parent] + 1)
+        return tuple(depths)
+
+    @cached_property
+    def cumulative_confidence(self) -> tuple[float, ...]:
+        """(nodes,) estimated probability that the whole path to the node is accepted."""
+        cumulative = [1.0]
+        for parent, confidence in zip(self.parents[1:], self.confidence[1:], strict=True):
+            cumulative.append(cumulative[parent] * confidence)
+        return tuple(cumulative)
+
+    @cached_property
+    def _child_of(self) -> dict[tuple[int, int], int]:
+        pairs = zip(self.parents, self.tokens, strict=True)
+        return {pair: node for node, pair in enumerate(pairs) if node}
+
+    def child(self, node: int, token: int) -> int | None:
+        """The child of `node` that holds `token`, or None."""
+        return self._child_of.get((node, token))
+
+    @cached_property
+    def ancestor_mask(self) -> NDArray[np.bool_]:
+        """(nodes, nodes): [i, j] is True where j is i or an ancestor of i."""
+        mask = np.eye(self.num_nodes, dtype=np.bool_)
+        for node, parent in enumerate(self.parents[1:], start=1):
+            mask[node] |= mask[parent]
+        return mask
+
+    def path_to(self, node: int) -> tuple[int, ...]:
+        """The nodes from node 0 down to `node`, both included."""
+        path = [node]
+        while path[-1]:
+            path.append(self.parents[path[-1]])
+        return tuple(reversed(path))
+
+    def prune(self, budget: int) -> "TokenTree":
+        """The connected subtree of the `budget` drafted nodes of highest cumulative confidence
+        (EAGLE-2's re-ranking, arXiv 2406.16858 section 4.2, made general).
+
+        It looks at the tokens that were drawn, so what is left has no `log_q` any more.
+        """
+        if self.num_nodes - 1 <= budget:
+            return self
+        # A child is never more probable than its parent; among equals the lower index, which is
+        # the parent's, comes first: so the kept set is connected.
+        ranked = sorted(range(1, self.num_nodes), key=lambda n: -self.cumulative_confidence[n])
+        return self._keep(sorted([0, *ranked[:budget]]))
+
+    def cut(self, max_depth: int) -> "TokenTree":
+        """The nodes down to `max_depth`. The cut doesn't look at the tokens, yet `log_q` is
+        dropped with them, for no rule needs it here."""
+        if max(self.depths) <= max_depth:
+            return self
+        return self._keep([n for n, depth in enumerate(self.depths) if depth <= max_depth])
+
+    def best_chain(self) -> "TokenTree":
+        """The one path that goes to the most confident child at each node."""
+        path = [0]
+        while children := [n for n, parent in enumerate(self.parents) if parent == path[-1]]:
+            path.append(max(children, key=lambda n: self.confidence[n]))
+        return self if len(path) == self.num_nodes else self._keep(path)
+
+    def _keep(self, kept: Sequence[int]) -> "TokenTree":
+        new_index = {old: new for new, old in enumerate(kept)}
+        return TokenTree(
+            tokens=tuple(self.tokens[n] for n in kept),
+            parents=tuple(new_index[self.parents[n]] if n else -1 for n in kept),
+            confidence=tuple(self.confidence[n] for n in kept),
+            drafters=tuple(self.drafters[n] for n in kept),
+        )
+
+    def merge(self, other: "TokenTree") -> "TokenTree":
+        """Both trees as one trie. A node that both hold keeps the higher confidence and its
+        drafter. `log_q` is dropped. Raises ValueError if the two start at different tokens."""
+        if self.tokens[0] != other.tokens[0]:
+            raise ValueError(f"trees start at different tokens: {self.tokens[0]}, {other.tokens[0]}")
+        tokens, parents = list(self.tokens), list(self.parents)
+        confidence, drafters = list(self.confidence), list(self.drafters)
+        children = dict(self._child_of)
+        image = [0]  # where each node of `other` lies in the merged tree
+        for node in range(1, other.num_nodes):
+            pair = (image[other.parents[node]], other.tokens[node])
+            merged = children.get(pair)
+            if merged is None:
+                merged = children[pair] = len(tokens)
+                tokens.append(pair[1])
+                parents.append(pair[0])
+                confidence.append(other.confidence[node])
+                drafters.append(other.drafters[node])
+            elif other.confidence[node] > confidence[merged]:
+                confidence[merged], drafters[merged] = other.confidence[node], other.drafters[node]
+            image.append(merged)
+        return TokenTree(tuple(tokens), tuple(parents), tuple(confidence), tuple(drafters))
+
+    def check_integrity(self, vocab_size: int | None = None) -> None:
+        """Raises ValueError where this is not a tree of distinct children."""
+        lengths = {len(self.parents), len(self.confidence), len(self.drafters), self.num_nodes}
+        if len(lengths) != 1 or self.num_nodes == 0:
+            raise ValueError(f"fields of different or zero length: {sorted(lengths)}")
+        if self.log_q is not None and len(self.log_q) != self.num_nodes:
+            raise ValueError(f"log_q has {len(self.log_q)} entries for {self.num_nodes} nodes")
+        if self.parents[0] != -1:
+            raise ValueError(f"node 0 must have parent -1, got {self.parents[0]}")
+        for node, parent in enumerate(self.parents[1:], start=1):
+            if not 0 <= parent < node:
+                raise ValueError(f"node {node} has parent {parent}; a parent comes before its child")
+        if len(self._child_of) != self.num_nodes - 1:
+            raise ValueError("two children of one node hold the same token")
+        if vocab_size is not None:
+            _check_tokens(self.tokens, vocab_size)
+
+
+def _check_tokens(tokens: Iterable[int], vocab_size: int) -> None:
+    outside = [token for token in tokens if not 0 <= token < vocab_size]
+    if outside:
+        raise ValueError(f"tokens {outside[:5]} lie outside of the vocabulary of {vocab_size}")
