@@ -35,7 +35,8 @@ class Placement:
     """Where a row of the batch lives: its row of the KV cache and how its positions count."""
 
     row: int  # the KV cache's number of the row
-    position_offset: int  # position of a token = its index in the row + offset (M-RoPE, PaliGemma)
+    position_offsets: tuple[int, ...]  # (planes,): position of a token = its index in the row +
+    # offset; one plane, or the three of M-RoPE
 
 
 @dataclass(frozen=True)

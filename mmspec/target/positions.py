@@ -10,26 +10,48 @@ from transformers import PreTrainedModel
 from mmspec.state import Prompt
 from mmspec.target.families import first_position
 
+_MEDIA_TYPES = {"image": 1, "video": 2}  # transformers' mm_token_type_ids
 
-def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, int]:
-    """(position_ids for the prefill, offset of the tokens after it).
 
-    position_ids are (1, seq), or (3, 1, seq) for a prompt with media on an M-RoPE model. A token
-    at index i after the prompt has position i + offset in every plane. Both are asked of the
-    model's own rule and passed explicitly: the delta that some models keep on themselves is
-    another request's, and is never read.
+def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, tuple[int, ...]]:
+    """(position_ids for the prefill, offsets of the tokens after it).
+
+    position_ids are (1, seq), or (3, 1, seq) on an M-RoPE model. A token at index i after the
+    prompt has position i + offset, in each plane its own: the planes go on from the prompt's last
+    column, as in transformers' generate. All is asked of the model's own rule and passed on
+    explicitly: the delta that some models keep on themselves is another request's, never read.
     """
-    get_rope_index = _rope_index_of(model)
-    if get_rope_index is None or not prompt.media:
-        first = first_position(model.config)
-        return torch.arange(first, first + prompt.num_tokens).unsqueeze(0), first
-    accepted = inspect.signature(get_rope_index).parameters
+    rope_index = _rope_index_of(model)
+    first = first_position(model.config)
+    positions = torch.arange(first, first + prompt.num_tokens).unsqueeze(0)
+    if rope_index is None:
+        return positions, (first,)
+    if prompt.media:
+        positions = _mrope_positions(rope_index, prompt)
+    else:
+        positions = positions.expand(3, 1, -1)
+    last = positions[:, 0, -1] - (prompt.num_tokens - 1)
+    return positions, tuple(last.tolist())
+
+
+def _mrope_positions(rope_index: Callable[..., tuple[Tensor, Tensor]], prompt: Prompt) -> Tensor:
+    accepted = inspect.signature(rope_index).parameters
     arguments = {name: value for name, value in prompt.model_inputs.items() if name in accepted}
     input_ids = prompt.token_ids.unsqueeze(0)
-    positions, delta = get_rope_index(
+    if "mm_token_type_ids" in accepted and "mm_token_type_ids" not in arguments:
+        arguments["mm_token_type_ids"] = _media_types(prompt)
+    positions, _ = rope_index(
         input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **arguments
     )
-    return positions, int(delta.item())
+    return positions
+
+
+def _media_types(prompt: Prompt) -> Tensor:
+    """(1, seq): 0 for text, 1 for image and 2 for video placeholders."""
+    types = torch.zeros(1, prompt.num_tokens, dtype=torch.long)
+    for span in prompt.media:
+        types[0, span.start : span.stop] = _MEDIA_TYPES[span.kind]
+    return types
 
 
 def _rope_index_of(model: PreTrainedModel) -> Callable[..., tuple[Tensor, Tensor]] | None:

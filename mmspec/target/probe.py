@@ -131,9 +131,12 @@ def _distance(
 
 @contextmanager
 def _left_as_found(model: PreTrainedModel) -> Iterator[None]:
-    """Native forwards without positions make some models keep a rope delta on themselves."""
+    """Native forwards without positions read and keep a rope delta on some models: none is there
+    within, the one that was there is there again after."""
     kept = [(m, m.rope_deltas) for m in model.modules() if hasattr(m, "rope_deltas")]
     try:
+        for module, _ in kept:
+            module.rope_deltas = None
         yield
     finally:
         for module, deltas in kept:

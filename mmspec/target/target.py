@@ -67,7 +67,7 @@ class Target:
         Native on purpose: some families attend in both directions within an image or the prompt.
         """
         assert cache.length(row) == 0, f"row {row} already holds {cache.length(row)} tokens"
-        positions, offset = prompt_positions(self.model, prompt)
+        positions, offsets = prompt_positions(self.model, prompt)
         inputs = {name: self._placed(value) for name, value in prompt.model_inputs.items()}
         if "logits_to_keep" in self._parameters:
             inputs["logits_to_keep"] = 1
@@ -83,7 +83,7 @@ class Target:
             )
         cache.commit({row: range(prompt.num_tokens)})
         hidden = {tap: output.hidden_states[tap][0] for tap in taps}
-        return Prefill(output.logits[0, -1], Placement(row, offset), hidden)
+        return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
 
     def score(
         self,
@@ -134,9 +134,12 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 def _node_positions(
     trees: Sequence[TokenTree], lengths: Sequence[int], placements: Sequence[Placement]
 ) -> Tensor:
-    """(batch, nodes): committed length + depth + the row's offset. Siblings share a position."""
-    rows = zip(trees, lengths, placements, strict=True)
-    return _padded([[length + d + p.position_offset for d in t.depths] for t, length, p in rows])
+    """Committed length + depth + the row's offset: (batch, nodes), or (planes, batch, nodes) under
+    M-RoPE. Siblings share a position."""
+    index = _padded([[n + d for d in t.depths] for t, n in zip(trees, lengths, strict=True)])
+    offsets = torch.tensor([placement.position_offsets for placement in placements])
+    planes = index + offsets.T.unsqueeze(-1)
+    return planes[0] if planes.shape[0] == 1 else planes
 
 
 def _on_device(

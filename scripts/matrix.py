@@ -1,0 +1,62 @@
+"""Runs every cell of the exactness matrix and writes what came out as JSON.
+
+    python scripts/matrix.py --out build/matrix.json
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import torch
+import transformers
+from matrix import FAMILIES, all_cells, run_cell
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("build/matrix.json"))
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console, start = Console(), time.perf_counter()
+    cells = all_cells(arguments.dtype)
+    outcomes = [run_cell(cell) for cell in track(cells, "exactness matrix", console=console)]
+    failed = [outcome for outcome in outcomes if outcome.mismatches]
+    report = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "dtype": arguments.dtype,
+        "cells": len(outcomes),
+        "failed": len(failed),
+        "seconds": round(time.perf_counter() - start, 1),
+        "outcomes": [asdict(outcome) for outcome in outcomes],
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    table = Table("family", "cells", "tokens", "drafted tokens accepted", "cells that differ")
+    for family in FAMILIES:
+        own = [outcome for outcome in outcomes if outcome.cell.family == family]
+        tokens, accepted = sum(o.tokens for o in own), sum(o.accepted for o in own)
+        wrong = sum(bool(o.mismatches) for o in own)
+        colour = "red" if wrong else "green"
+        table.add_row(family, f"{len(own)}", f"{tokens}", f"{accepted}", f"[{colour}]{wrong}[/]")
+    console.print(table)
+    for outcome in failed:
+        console.print(f"[red]{outcome.cell}[/]: {'; '.join(outcome.mismatches)}")
+    console.print(f"{len(cells)} cells, {len(failed)} differ; written to {arguments.out}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Tiny seeded models of many families, and the prompts their processors would give them.
+
+Nothing is downloaded: models come from configs, pixels from a generator.
+"""
+
+from .family import EOS_TOKEN, Family
+from .prompts import Layout, prompt_inputs
+from .text import DECODABLE_TEXT, REFUSED_TEXT
+from .vision import DECODABLE_VISION, REFUSED_VISION
+
+FAMILIES: dict[str, Family] = {f.name: f for f in (*DECODABLE_TEXT, *DECODABLE_VISION)}
+"""The families that must decode."""
+
+REFUSED: dict[str, Family] = {f.name: f for f in (*REFUSED_TEXT, *REFUSED_VISION)}
+"""The families whose tokens cannot be scored as a tree: each needs a clear refusal."""
+
+__all__ = ["EOS_TOKEN", "FAMILIES", "REFUSED", "Family", "Layout", "prompt_inputs"]

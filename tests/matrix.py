@@ -1,0 +1,171 @@
+"""The exactness matrix: every family x drafter x sampling x batch x layout, against plain decoding.
+
+`run_cell` is one comparison; `all_cells` is the whole matrix, `covering_cells` a part of it in
+which every family meets every drafter and every pair of options.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations, product
+from typing import Any, Literal
+
+import torch
+from adversary import Adversary
+from families import FAMILIES, prompt_inputs
+
+import mmspec
+from mmspec.config import Config, DecodeConfig
+from mmspec.drafters.base import Drafter
+from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.engine import Engine
+from mmspec.requests import Request, Result
+
+DRAFTERS = ("prompt_lookup", "adversary")
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "t1": {"temperature": 1.0, "top_k": 0},
+    "warped": {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.2},
+}
+BATCHES = (1, 3)
+LAYOUTS = {
+    "text": ("text",),
+    "vision": ("text", "image_first", "image_middle", "image_last"),
+}
+NEW_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison of speculative with plain decoding."""
+
+    family: str
+    drafter: str
+    sampling: str
+    batch: int
+    layout: str
+    dtype: Literal["float64", "float32"] = "float64"
+
+    def __str__(self) -> str:
+        return "-".join(map(str, (self.family, *self.options, self.dtype)))
+
+    @property
+    def options(self) -> tuple[str, str, int, str]:
+        return self.drafter, self.sampling, self.batch, self.layout
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell: no mismatch, or where each row's first one is."""
+
+    cell: Cell
+    mismatches: tuple[str, ...]
+    tokens: int
+    accepted: int  # drafted tokens that were accepted: a cell without any proves little
+
+
+def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
+    return [
+        Cell(family.name, *options, dtype=dtype)
+        for family in FAMILIES.values()
+        for options in product(DRAFTERS, SAMPLINGS, BATCHES, LAYOUTS[family.kind])
+    ]
+
+
+def covering_cells() -> list[Cell]:
+    """Cells of each family until every pair of its options was met, greedily the most new pairs."""
+    chosen: list[Cell] = []
+    for name in FAMILIES:
+        cells = [cell for cell in all_cells() if cell.family == name]
+        missing = {pair for cell in cells for pair in _pairs(cell)}
+        while missing:
+            best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
+            missing -= _pairs(best)
+            chosen.append(best)
+    return chosen
+
+
+def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
+    return set(combinations(enumerate(cell.options), 2))
+
+
+def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
+    """Decodes the cell's requests with its drafter, together, and each alone without one."""
+    requests = _requests(cell)
+    plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
+    engine = _engine(cell.family, cell.dtype, max_nodes, _drafter(cell, requests, plain))
+    results = engine.generate(requests)
+    mismatches = [
+        difference
+        for row, (expected, result) in enumerate(zip(plain, results, strict=True))
+        if (difference := _difference(row, expected, result))
+    ]
+    histograms = [result.stats.accepted_lengths for result in results]
+    accepted = sum(length * count for h in histograms for length, count in h.items())
+    return Outcome(cell, tuple(mismatches), sum(len(r.tokens) for r in results), accepted)
+
+
+def _difference(row: int, expected: Result, result: Result) -> str | None:
+    """None, or where the row's texts part."""
+    if result.error is not None:
+        return f"row {row}: {type(result.error).__name__}: {result.error}"
+    if result.tokens == expected.tokens and result.finish_reason == expected.finish_reason:
+        return None
+    pairs = zip(expected.tokens, result.tokens, strict=False)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if first is None:
+        return f"row {row}: {len(expected.tokens)} tokens plain, {len(result.tokens)} speculative"
+    return (
+        f"row {row}: first mismatch at token {first}: plain {expected.tokens[first]}, "
+        f"speculative {result.tokens[first]}"
+    )
+
+
+@lru_cache(maxsize=None)
+def model_of(family: str, dtype: str) -> Any:
+    return FAMILIES[family].build(getattr(torch, dtype))
+
+
+def _engine(family: str, dtype: str, max_nodes: int, drafter: Drafter | None) -> Engine:
+    config = Config(decode=DecodeConfig(max_nodes=max_nodes, max_rows=3))
+    return mmspec.load(model_of(family, dtype), config=config, drafter=drafter)
+
+
+def _drafter(cell: Cell, requests: Sequence[Request], plain: Sequence[Result]) -> Drafter:
+    if cell.drafter == "prompt_lookup":  # eager: random text seldom repeats itself at length
+        return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+    truths = {
+        tuple(request.prompt["input_ids"][0].tolist()): result.tokens  # type: ignore[index,call-overload]
+        for request, result in zip(requests, plain, strict=True)
+    }
+    return Adversary(truths, model_of(cell.family, cell.dtype).config.get_text_config().vocab_size)
+
+
+def _places(cell: Cell) -> list[tuple[str, int]]:
+    """(layout, row) of each request of the cell; a batch mixes layouts and lengths."""
+    layouts = LAYOUTS[FAMILIES[cell.family].kind]
+    first = layouts.index(cell.layout)
+    return [(layouts[(first + row) % len(layouts)], row) for row in range(cell.batch)]
+
+
+def _requests(cell: Cell) -> list[Request]:
+    return [_request(cell.family, cell.sampling, *place) for place in _places(cell)]
+
+
+def _request(family: str, sampling: str, layout: str, row: int) -> Request:
+    inputs = prompt_inputs(
+        FAMILIES[family],
+        layout,  # type: ignore[arg-type]
+        num_text_tokens=(40, 17, 29)[row],
+        seed=row,
+    )
+    return Request(
+        inputs, max_new_tokens=NEW_TOKENS - 5 * row, seed=11 + row, **SAMPLINGS[sampling]
+    )
+
+
+@lru_cache(maxsize=None)
+def _plain(family: str, dtype: str, sampling: str, layout: str, row: int) -> Result:
+    """Plain decoding of one request alone: what every cell must reproduce."""
+    engine = _engine(family, dtype, 0, None)
+    return engine.generate(_request(family, sampling, layout, row), speculate=False)

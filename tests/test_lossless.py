@@ -1,0 +1,87 @@
+"""Speculation changes no token: whatever the drafter, tree, budget, batch, image and family.
+
+The default run covers every family with every drafter and every pair of options; `make matrix`
+runs all cells.
+"""
+
+import pytest
+import torch
+from families import FAMILIES, prompt_inputs
+from matrix import SAMPLINGS, Cell, all_cells, covering_cells, model_of, run_cell
+
+import mmspec
+from mmspec.config import Config, DecodeConfig
+
+FLOAT32_FAMILIES = ("llama", "gemma3_text", "llava", "qwen2_5_vl")
+
+
+@pytest.mark.parametrize("cell", covering_cells(), ids=str)
+def test_speculative_tokens_are_the_plain_ones(cell: Cell) -> None:
+    outcome = run_cell(cell)
+    assert not outcome.mismatches, "; ".join(outcome.mismatches)
+    if cell.drafter == "adversary":
+        assert outcome.accepted > 0, "no drafted token was accepted: this cell proves nothing"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        cell
+        for cell in all_cells("float32")
+        if cell.family in FLOAT32_FAMILIES and cell.batch == 3 and cell.drafter == "adversary"
+    ],
+    ids=str,
+)
+def test_speculative_tokens_are_the_plain_ones_in_float32(cell: Cell) -> None:
+    outcome = run_cell(cell)
+    assert not outcome.mismatches, "; ".join(outcome.mismatches)
+
+
+@pytest.mark.parametrize("max_nodes", [0, 1, 2, 5, 64])
+def test_the_budget_changes_no_token(max_nodes: int) -> None:
+    cell = Cell("qwen2_vl", "adversary", "t1", 3, "image_middle")
+    outcome = run_cell(cell, max_nodes=max_nodes)
+    assert not outcome.mismatches, "; ".join(outcome.mismatches)
+    assert (outcome.accepted > 0) == (max_nodes > 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        (family.name, layout)
+        for family in FAMILIES.values()
+        for layout in (("text",) if family.kind == "text" else ("image_middle", "image_last"))
+    ],
+)
+def test_greedy_tokens_are_those_of_transformers_generate(family: str, layout: str) -> None:
+    model = model_of(family, "float64")
+    inputs = prompt_inputs(FAMILIES[family], layout, num_text_tokens=30)  # type: ignore[arg-type]
+    as_model = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    expected = model.generate(**as_model, max_new_tokens=20, do_sample=False)
+    engine = mmspec.load(model, config=Config(decode=DecodeConfig(max_nodes=16)))
+    result = engine.generate(inputs, max_new_tokens=20, temperature=0.0)
+    assert list(result.tokens) == expected[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "vision"])
+@pytest.mark.parametrize("layout", ["two_images", "video"])
+def test_several_images_and_videos_change_no_token(family: str, layout: str) -> None:
+    if layout == "video" and not FAMILIES[family].takes_video:
+        pytest.skip("the family takes no video")
+    inputs = prompt_inputs(FAMILIES[family], layout, num_text_tokens=30)  # type: ignore[arg-type]
+    engine = mmspec.load(model_of(family, "float64"))
+    options = {**SAMPLINGS["t1"], "max_new_tokens": 20, "seed": 5}
+    speculative = engine.generate(inputs, **options)
+    assert speculative.tokens == engine.generate(inputs, **options, speculate=False).tokens
+
+
+def test_the_image_matters() -> None:
+    """Without this, every image cell could pass on a model that never looks."""
+    inputs = prompt_inputs(FAMILIES["llava"], "image_first", num_text_tokens=20)
+    other = {**inputs, "pixel_values": torch.flip(inputs["pixel_values"], dims=(-1,))}
+    engine = mmspec.load(model_of("llava", "float64"))
+    first, second = (engine.generate(x, temperature=0, max_new_tokens=16) for x in (inputs, other))
+    assert first.tokens != second.tokens
