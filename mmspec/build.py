@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from transformers import PreTrainedModel
 
@@ -13,7 +14,7 @@ from mmspec.drafters.none import NoDrafter
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
-from mmspec.inputs import InputLimits, InputProcessor
+from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.target import Target
 from mmspec.target.load import Processor, load_model, load_processor, resolve_path
 from mmspec.target.probe import Shape, probe
@@ -87,7 +88,7 @@ def _build(
         verifier=config.decode.verifier,
         max_nodes=config.decode.max_nodes,
         max_rows=config.decode.max_rows,
-        control_tokens=config.inputs.control_tokens,
+        control_tokens=cast(ControlMode, config.inputs.control_tokens),
         fit=_FIT[shape],
     )
 

@@ -12,7 +12,7 @@ from mmspec.decoder import decode
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.none import NoDrafter
 from mmspec.errors import ConfigError, InputError, MmspecError
-from mmspec.inputs import InputProcessor, from_inputs
+from mmspec.inputs import ControlMode, InputProcessor, from_inputs
 from mmspec.params import (
     DEFAULT_MAX_NEW_TOKENS,
     merged_generation_config,
@@ -44,7 +44,7 @@ class Engine:
         verifier: str = "coupled",
         max_nodes: int = 24,
         max_rows: int = 8,
-        control_tokens: str = "neutralise",
+        control_tokens: ControlMode = "neutralise",
         fit: Callable[[TokenTree], TokenTree] | None = None,
     ) -> None:
         """`max_nodes` is the budget of drafted nodes a request and step; `max_rows` how many

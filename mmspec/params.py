@@ -75,7 +75,11 @@ _Rule = tuple[str, Callable[..., bool], str]
 _RULES: tuple[_Rule, ...] = (
     ("temperature", lambda v: _is_number(v) and v >= 0, "a number >= 0 (0 is greedy)"),
     ("top_k", lambda v: _is_count(v) and v >= 0, "a whole number >= 0 (0 is off)"),
-    ("top_p", lambda v: _is_number(v) and 0 < v <= 1, "a number in (0, 1]; for greedy, temperature=0"),
+    (
+        "top_p",
+        lambda v: _is_number(v) and 0 < v <= 1,
+        "a number in (0, 1]; for greedy, temperature=0",
+    ),
     ("min_p", lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
     ("repetition_penalty", lambda v: _is_number(v) and v > 0, "a number > 0 (1 is off)"),
     ("presence_penalty", _is_number, "a finite number"),

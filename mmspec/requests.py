@@ -3,11 +3,13 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from mmspec.errors import InputError, MmspecError
+from mmspec.inputs import ControlMode, ImageSource, VideoSource
+from mmspec.inputs.template import ToolSpec
 from mmspec.params import SamplingParams
 from mmspec.row import FinishReason
 from mmspec.state import Prompt
@@ -37,14 +39,18 @@ class Request(SamplingParams):
 
     prompt: str | Messages | Prompt | Mapping[str, Tensor]
     _: KW_ONLY
-    images: object = ()  # one or several: path, bytes, PIL image, array, data: URL
-    videos: object = ()  # one or several: sequence of frames, animated GIF or WebP
+    images: (
+        ImageSource | Sequence[ImageSource]
+    ) = ()  # one or several: path, bytes, PIL image, array, data: URL
+    videos: (
+        VideoSource | Sequence[VideoSource]
+    ) = ()  # one or several: sequence of frames, animated GIF or WebP
     raw: bool = False  # no chat template; the text holds its own placeholders
     system: str | None = None
-    tools: Sequence[object] | None = None
+    tools: Sequence[ToolSpec] | None = None
     documents: Sequence[Mapping[str, object]] | None = None
     template_arguments: Mapping[str, object] | None = None
-    control_tokens: Literal["neutralise", "refuse", "parse"] | None = None  # None: as configured
+    control_tokens: ControlMode | None = None  # None: as configured
     speculate: bool = True  # False: plain decoding, the same text
 
 

@@ -159,7 +159,9 @@ class Row:
         except MmspecError as error:
             self.fail(error)
         except Exception as error:  # raised again by Engine.generate, or shown in Result.error
-            failure = DecodeError(f"after {self.num_chosen} tokens: {type(error).__name__}: {error}")
+            failure = DecodeError(
+                f"after {self.num_chosen} tokens: {type(error).__name__}: {error}"
+            )
             failure.__cause__ = error
             self.fail(failure)
         return None

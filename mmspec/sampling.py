@@ -2,8 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from mmspec.errors import DecodeError
 from mmspec.noise import gumbel
@@ -53,7 +52,7 @@ class Sampler:
         length = self._prompt_length + self.num_chosen
         if self.processors:
             scores = self.processors(self._ids[:, :length], scores.unsqueeze(0)).squeeze(0)
-        token, value = self._argmax(scores)
+        token, value = self._best(scores)
         if not value > -torch.inf:
             what = "NaN" if value != value else "every token forbidden"
             raise DecodeError(
@@ -64,9 +63,9 @@ class Sampler:
         self.num_chosen += 1
         return token
 
-    def _argmax(self, scores: Tensor) -> tuple[int, float]:
+    def _best(self, scores: Tensor) -> tuple[int, float]:
         if self.is_greedy:
-            token = int(scores.argmax())
+            token = _argmax(scores)
             return token, float(scores[token])
         vocab_size = scores.shape[0]
         survivors = (scores > -torch.inf).nonzero().squeeze(-1)
@@ -74,9 +73,9 @@ class Sampler:
         if 0 < survivors.shape[0] <= vocab_size // _SPARSE_SHARE and not scores.isnan().any():
             scores = scores[survivors]
             perturbed = scores + self._noise(vocab_size, survivors)
-            best = int(perturbed.argmax())
+            best = _argmax(perturbed)
             return int(survivors[best]), float(scores[best])
-        token = int((scores + self._noise(vocab_size, None)).argmax())
+        token = _argmax(scores + self._noise(vocab_size, None))
         return token, float(scores[token])
 
     def _noise(self, vocab_size: int, token_ids: Tensor | None) -> Tensor:
@@ -88,6 +87,13 @@ class Sampler:
             token_ids=token_ids,
             device=self._ids.device,
         )
+
+
+def _argmax(scores: Tensor) -> int:
+    """Index of the largest entry of (vocab,), the first among equals; a NaN counts as largest."""
+    if scores.device.type == "cpu":
+        return int(scores.float().numpy().argmax())  # vectorised, unlike torch's
+    return int(scores.argmax())
 
 
 def build_sampler(

@@ -133,7 +133,9 @@ class TokenTree:
         """Both trees as one trie. A node that both hold keeps the higher confidence and its
         drafter. `log_q` is dropped. Raises ValueError if the two start at different tokens."""
         if self.tokens[0] != other.tokens[0]:
-            raise ValueError(f"trees start at different tokens: {self.tokens[0]}, {other.tokens[0]}")
+            raise ValueError(
+                f"trees start at different tokens: {self.tokens[0]}, {other.tokens[0]}"
+            )
         tokens, parents = list(self.tokens), list(self.parents)
         confidence, drafters = list(self.confidence), list(self.drafters)
         children = dict(self._child_of)
@@ -163,7 +165,9 @@ class TokenTree:
             raise ValueError(f"node 0 must have parent -1, got {self.parents[0]}")
         for node, parent in enumerate(self.parents[1:], start=1):
             if not 0 <= parent < node:
-                raise ValueError(f"node {node} has parent {parent}; a parent comes before its child")
+                raise ValueError(
+                    f"node {node} has parent {parent}; a parent comes before its child"
+                )
         if len(self._child_of) != self.num_nodes - 1:
             raise ValueError("two children of one node hold the same token")
         if vocab_size is not None:

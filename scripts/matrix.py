@@ -1,6 +1,6 @@
 """Runs every cell of the exactness matrix and writes what came out as JSON.
 
-    python scripts/matrix.py --out build/matrix.json
+python scripts/matrix.py --out build/matrix.json
 """
 
 import argparse

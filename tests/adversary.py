@@ -3,7 +3,6 @@
 import random
 from collections.abc import Mapping, Sequence
 
-
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -65,5 +64,3 @@ class AdversarySession:
 
     def close(self) -> None:
         pass
-
-

@@ -6,7 +6,7 @@ which every family meets every drafter and every pair of options.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import combinations, product
 from typing import Any, Literal
 
@@ -121,7 +121,7 @@ def _difference(row: int, expected: Result, result: Result) -> str | None:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_of(family: str, dtype: str) -> Any:
     return FAMILIES[family].build(getattr(torch, dtype))
 
@@ -164,7 +164,7 @@ def _request(family: str, sampling: str, layout: str, row: int) -> Request:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plain(family: str, dtype: str, sampling: str, layout: str, row: int) -> Result:
     """Plain decoding of one request alone: what every cell must reproduce."""
     engine = _engine(family, dtype, 0, None)

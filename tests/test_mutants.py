@@ -120,7 +120,9 @@ def test_the_fault_is_caught(fault: Patch, family: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "fault", [siblings_see_each_other, prefix_is_cut, positions_count_nodes], ids=lambda f: f.__name__
+    "fault",
+    [siblings_see_each_other, prefix_is_cut, positions_count_nodes],
+    ids=lambda f: f.__name__,
 )
 def test_the_probe_finds_faults_of_the_model_at_load(
     fault: Patch, monkeypatch: pytest.MonkeyPatch

@@ -69,7 +69,9 @@ class PromptLookupSession:
         if len(trie) == 1:
             return root
         tree, buckets = self._grow(tokens[-1], trie)
-        self._buckets = {_path_tokens(tree, node): buckets[node] for node in range(1, tree.num_nodes)}
+        self._buckets = {
+            _path_tokens(tree, node): buckets[node] for node in range(1, tree.num_nodes)
+        }
         return tree.prune(budget)
 
     def _grow(self, token: int, trie: tuple[TrieNode, ...]) -> "tuple[TokenTree, list[_Bucket]]":
@@ -117,7 +119,7 @@ class _Bucket(NamedTuple):
 
 
 def _bucket(node: TrieNode, depth: int) -> _Bucket:
-    support = 0 if node.count == 1 else 1 if node.count <= 3 else 2
+    support = 0 if node.num_places == 1 else 1 if node.num_places <= 3 else 2
     return _Bucket((node.match_length + depth).bit_length(), support, int(node.share * 3.999))
 
 

@@ -114,7 +114,9 @@ class KVCache(Cache):
         for index, layer in enumerate(self.flat_layers):
             if layer.is_initialized:
                 for buffer in (layer.keys, layer.values):
-                    assert buffer.shape[0] == self._regions.num_slots, f"layer {index}: size differs"
+                    assert buffer.shape[0] == self._regions.num_slots, (
+                        f"layer {index}: size differs"
+                    )
 
     # Room
 

@@ -103,7 +103,7 @@ class FlatLayer(CacheLayerMixin):
 
     def release(self) -> None:
         """Drops the buffers; the next `update` allocates new ones."""
-        self.keys = self.values = None
+        self.keys = self.values = None  # type: ignore[assignment]  # as before the first update
         self.is_initialized, self.num_slots = False, 0
 
     def move(self, destination: Tensor, source: Tensor) -> None:

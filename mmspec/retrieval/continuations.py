@@ -27,7 +27,7 @@ class TrieNode(NamedTuple):
     parent: int  # index of the parent; -1 for node 0
     share: float  # of the siblings' weight, in (0, 1]
     match_length: int  # longest match that supports the node
-    count: int  # places that support the node
+    num_places: int  # that support the node
 
 
 def build_trie(continuations: Iterable[Continuation]) -> tuple[TrieNode, ...]:
@@ -44,7 +44,7 @@ def build_trie(continuations: Iterable[Continuation]) -> tuple[TrieNode, ...]:
             node.weight += match_length**2
             node.match_length = max(node.match_length, match_length)
             node.count += 1
-    nodes = [TrieNode(token=-1, parent=-1, share=1.0, match_length=0, count=0)]
+    nodes = [TrieNode(token=-1, parent=-1, share=1.0, match_length=0, num_places=0)]
     pending = _children(0, root)
     while pending:
         parent, token, share, node = pending.pop()

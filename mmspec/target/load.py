@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from transformers import (
@@ -21,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from mmspec.errors import ConfigError, ModelError
 
-Processor = ProcessorMixin | PreTrainedTokenizerBase
+Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 BUNDLED = Path(__file__).parent.parent / "bundled"
 

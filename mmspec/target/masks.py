@@ -30,7 +30,9 @@ class MaskRule:
         `lengths` are the rows' committed tokens. Rows shorter than the longest are padded: columns
         past a row's end are never seen, and a padding node sees just the row's first token.
         """
-        masks = {kind: self._build_kind(kind, trees, lengths, dtype) for kind in self.kinds}
+        masks: dict[str, Tensor] = {
+            kind: self._build_kind(kind, trees, lengths, dtype) for kind in self.kinds
+        }
         return masks if self.as_dict else masks[self.kinds[0]]
 
     def _build_kind(
@@ -41,9 +43,7 @@ class MaskRule:
         dtype: torch.dtype,
     ) -> Tensor:
         nodes = max(tree.num_nodes for tree in trees)
-        columns = max(
-            length + tree.num_nodes for length, tree in zip(lengths, trees, strict=True)
-        )
+        columns = max(length + tree.num_nodes for length, tree in zip(lengths, trees, strict=True))
         mask = torch.full((len(trees), 1, nodes, columns), torch.finfo(dtype).min, dtype=dtype)
         for row, (tree, length) in enumerate(zip(trees, lengths, strict=True)):
             visible = self._visible(kind, tree, length)

@@ -68,7 +68,9 @@ class Target:
         """
         assert cache.length(row) == 0, f"row {row} already holds {cache.length(row)} tokens"
         positions, offsets = prompt_positions(self.model, prompt)
-        inputs = {name: self._placed(value) for name, value in prompt.model_inputs.items()}
+        inputs: dict[str, Tensor | int] = {
+            name: self._placed(value) for name, value in prompt.model_inputs.items()
+        }
         if "logits_to_keep" in self._parameters:
             inputs["logits_to_keep"] = 1
         with self._forward(), cache.writing([row], [prompt.num_tokens]):

@@ -64,7 +64,9 @@ def logits_after(prefix: Text) -> Tensor:
 
 def scored(tree: TokenTree, chosen: Text) -> Tensor:
     """(nodes, vocab): what a target says after each node; node 0 is the last of `chosen`."""
-    paths = [tuple(tree.tokens[n] for n in tree.path_to(node)[1:]) for node in range(tree.num_nodes)]
+    paths = [
+        tuple(tree.tokens[n] for n in tree.path_to(node)[1:]) for node in range(tree.num_nodes)
+    ]
     return torch.stack([logits_after((*chosen, *path)) for path in paths])
 
 
@@ -138,7 +140,9 @@ def proposers() -> Iterator[tuple[str, Proposer]]:
             yield f"{propose.__name__}-{seed}", propose
 
 
-@pytest.mark.parametrize(("name", "propose"), list(proposers()), ids=lambda x: x if type(x) is str else "")
+@pytest.mark.parametrize(
+    ("name", "propose"), list(proposers()), ids=lambda x: x if type(x) is str else ""
+)
 def test_coupled_emits_the_targets_distribution(name: str, propose: Proposer) -> None:
     assert largest_error(coupled, propose) <= 1e-12
 
@@ -190,7 +194,9 @@ class Greedy(Enumerated):
         return self.chosen[-1]
 
 
-@pytest.mark.parametrize(("name", "propose"), list(proposers()), ids=lambda x: x if type(x) is str else "")
+@pytest.mark.parametrize(
+    ("name", "propose"), list(proposers()), ids=lambda x: x if type(x) is str else ""
+)
 def test_greedy_emits_the_one_greedy_text(name: str, propose: Proposer) -> None:
     text: Text = ()
     while len(text) < LENGTH:

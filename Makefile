@@ -1,0 +1,51 @@
+# Every target does its own set-up in .venv; only Python 3.11+ and make are needed.
+#   make demo PYTHON=python3.12          another interpreter
+#   make demo TORCH="torch==2.11.0"      another torch; pip options may follow the version
+PYTHON ?= python3
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check matrix bench clean
+
+help:
+	@echo "make demo    the bundled model transcribes, captions and quotes, with and without drafts"
+	@echo "make test    the default tests: CPU, no network"
+	@echo "make check   formatting, lint and types"
+	@echo "make matrix  every cell of the exactness matrix, to build/matrix.json"
+	@echo "make bench   copying tasks against plain decoding"
+	@echo "make clean   remove build outputs and caches (.venv stays)"
+
+demo: $(INSTALLED)
+	$(BIN)/python scripts/demo.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p mmspec
+
+matrix: $(INSTALLED)
+	$(BIN)/python scripts/matrix.py --out build/matrix.json
+
+bench: $(INSTALLED)
+	$(BIN)/python scripts/bench_copying.py
+
+# torch goes first and alone; the rest is resolved round the one that is there.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "mmspec needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(TORCH)
+	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	$(BIN)/python -m pip install -c .venv/constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find mmspec tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""Inputs: text, chat messages, images and videos as users give them -> Prompt. Opening and
+checking media, the chat template, control tokens in user text, the model's own processor."""
+
+from mmspec.inputs.control_tokens import ControlMode, neutralise
+from mmspec.inputs.images import ImageSource, open_image
+from mmspec.inputs.limits import InputLimits
+from mmspec.inputs.messages import Conversation, Message, build_conversation
+from mmspec.inputs.prepared import from_inputs
+from mmspec.inputs.processor import InputProcessor
+from mmspec.inputs.spans import find_spans
+from mmspec.inputs.videos import VideoSource, open_video
+
+__all__ = [
+    "ControlMode",
+    "Conversation",
+    "ImageSource",
+    "InputLimits",
+    "InputProcessor",
+    "Message",
+    "VideoSource",
+    "build_conversation",
+    "find_spans",
+    "from_inputs",
+    "neutralise",
+    "open_image",
+    "open_video",
+]

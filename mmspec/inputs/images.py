@@ -1,0 +1,163 @@
+"""Any image a user may hand over -> one upright RGB PIL image."""
+
+import io
+import logging
+import os
+from collections.abc import Sequence
+from struct import error as StructError
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmspec.errors import InputError
+from mmspec.inputs.limits import InputLimits
+from mmspec.inputs.sources import describe, read_source
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+logger = logging.getLogger(__name__)
+
+# Left out on purpose: EPS and PostScript (Pillow would start an interpreter), WMF, FITS and such.
+_FORMATS = "JPEG PNG WEBP GIF BMP DIB TIFF MPO PPM ICO JPEG2000 TGA AVIF HEIF QOI PCX".split()
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+
+
+def open_image(source: ImageSource, *, limits: InputLimits | None = None) -> Image.Image:
+    """Opens an image and makes it upright RGB (the EXIF orientation applied, transparency over
+    white, 16-bit scaled to 8). Of an animation the first frame. The source is left as it was.
+
+    `source`: a path, the bytes of an image file, a data: URL, an http(s) URL (if allowed), a PIL
+    image, or an array (height, width), (height, width, 1|3|4) or (1|3|4, height, width) of uint8,
+    bool, or floats in [0, 1].
+    Raises InputError: nothing there, not an image, truncated, too large, of zero size.
+    """
+    limits = limits or InputLimits()
+    if isinstance(source, np.ndarray):
+        return _from_array(source, limits)
+    if isinstance(source, Image.Image):
+        check_pixels(source, name="the PIL image", limits=limits)
+        return upright_rgb(source, name="the PIL image")
+    if isinstance(source, str | os.PathLike | bytes):
+        name = describe(source)
+        image = open_encoded(read_source(source, limits=limits), name=name, limits=limits)
+        return upright_rgb(image, name=name)
+    raise InputError(
+        f"got an image of type {type(source).__name__}; expected a path, bytes, a URL, a PIL image "
+        "or a numpy array (of a torch tensor: tensor.numpy())"
+    )
+
+
+def image_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    """One image or many -> a list of images."""
+    if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
+        return [images]
+    return list(images)
+
+
+def open_encoded(data: bytes, *, name: str, limits: InputLimits) -> Image.Image:
+    """A PIL image of which only the header has been read, its size within the limits.
+
+    Raises InputError: not an image, too many pixels, zero size.
+    """
+    Image.init()
+    formats = [one for one in _FORMATS if one in Image.OPEN]
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name} is over Pillow's own limit on pixels ({error}); shrink the image"
+        ) from error
+    except Exception as error:  # broken headers raise nearly anything
+        if data.startswith(_SIGNATURES):
+            raise _damaged(name, error) from error
+        raise InputError(
+            f"{name} is not an image that can be read (it begins with {data[:8]!r}); expected a "
+            f"JPEG, PNG, WebP, GIF, BMP or TIFF file (PDF pages: render them to images first)"
+        ) from error
+    check_pixels(image, name=name, limits=limits)
+    return image
+
+
+def check_pixels(image: Image.Image, *, name: str, limits: InputLimits) -> None:
+    """Raises InputError for an image of zero size or of more pixels than the limit."""
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InputError(f"{name} is {width}x{height} pixels; expected at least 1x1")
+    if width * height > limits.max_image_pixels:
+        raise InputError(
+            f"{name} is {width}x{height} = {width * height} pixels, over the limit of "
+            f"{limits.max_image_pixels}; shrink it, or raise InputLimits.max_image_pixels"
+        )
+
+
+def upright_rgb(image: Image.Image, *, name: str) -> Image.Image:
+    """Decodes the image's current frame; the EXIF orientation applied; mode RGB.
+
+    Raises InputError: truncated or broken pixel data, a mode that has no RGB form.
+    """
+    try:
+        image.load()
+    except Exception as error:  # decoders raise nearly anything on broken data
+        raise _damaged(name, error) from error
+    try:
+        image = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, TypeError, LookupError, SyntaxError, StructError) as error:
+        logger.warning("%s has unreadable EXIF data (%s); its orientation is ignored", name, error)
+    try:
+        return _to_rgb(image)
+    except ValueError as error:
+        raise InputError(
+            f"{name} has mode {image.mode}, which cannot be made RGB ({error}); convert it first"
+        ) from error
+
+
+def _damaged(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"{name} is a truncated or damaged image ({error}); copy or download the file again"
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16- and 32-bit greys: PIL would clip
+        grey = np.asarray(image).astype(np.float64)
+        peak = float(grey.max())
+        if not np.isfinite(grey).all():
+            raise ValueError("it has values that are not finite")
+        scale = 255.0 if image.mode == "F" and peak <= 1 else 1.0
+        if image.mode.startswith("I;16") or peak > 255:
+            scale = 255 / 65535
+        return Image.fromarray(np.clip(grey * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_array(array: np.ndarray, limits: InputLimits) -> Image.Image:
+    name = f"the array of shape {array.shape} and dtype {array.dtype}"
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise InputError(
+            f"{name} is no image; expected (height, width), (height, width, 1|3|4) or "
+            "(1|3|4, height, width)"
+        )
+    if 0 in array.shape:
+        raise InputError(f"{name} has zero size; expected at least 1x1 pixels")
+    if array.shape[0] * array.shape[1] > limits.max_image_pixels:
+        raise InputError(
+            f"{name} is over the limit of {limits.max_image_pixels} pixels; shrink it, or raise "
+            "InputLimits.max_image_pixels"
+        )
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise InputError(f"{name} has values outside [0, 1]; scale them, or convert to uint8")
+        array = (array * 255 + 0.5).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise InputError(f"{name}: expected uint8, bool, or floats in [0, 1]; convert it")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)))

@@ -1,0 +1,176 @@
+"""What a user says -> chat messages in one form, with their images and videos beside them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mmspec.errors import InputError
+from mmspec.inputs.images import ImageSource, image_list
+from mmspec.inputs.videos import VideoSource, video_list
+
+Message = Mapping[str, object]
+"""{"role": ..., "content": a string or a list of parts}, and what else the chat template reads."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+
+_TEXT_TYPES = ("text", "input_text", "output_text")
+_IMAGE_TYPES = ("image", "image_url", "input_image")
+_VIDEO_TYPES = ("video", "video_url", "input_video")
+_AUDIO_TYPES = ("audio", "audio_url", "input_audio")
+_DATA_KEYS: dict[Literal["image", "video"], tuple[str, ...]] = {
+    "image": ("image", "image_url", "url", "path", "base64"),
+    "video": ("video", "video_url", "url", "path"),
+}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages whose content is a list of {"type": "text", "text": ...}, {"type": "image"} and
+    {"type": "video"}; the media, not opened yet, in the order of their parts."""
+
+    messages: tuple[dict[str, object], ...]
+    images: tuple[ImageSource, ...]
+    videos: tuple[VideoSource, ...]
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the last message is an assistant turn to be continued."""
+        return self.messages[-1]["role"] == "assistant"
+
+
+def build_conversation(
+    prompt: str | Sequence[Message],
+    *,
+    images: ImageSource | Sequence[ImageSource] = (),
+    videos: VideoSource | Sequence[VideoSource] = (),
+    system: str | None = None,
+) -> Conversation:
+    """One conversation from a plain string or from messages in Hugging Face or OpenAI form.
+
+    A string becomes one user message: the images, the videos, then the text. In messages, media
+    parts without data take `images` and `videos` in order. `system` becomes the first message.
+    An empty begun assistant turn is dropped, since it is the same as none.
+    Raises InputError: an unknown role or part, audio, counts of placeholders and media that
+    differ, an empty conversation.
+    """
+    loose = {"image": list[object](image_list(images)), "video": list[object](video_list(videos))}
+    if isinstance(prompt, str):
+        parts: list[object] = [{"type": kind} for kind in loose for _ in loose[kind]]
+        prompt = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+    if system is not None:
+        if any(_get(message, "role") == "system" for message in prompt):
+            raise InputError(
+                "got system= and a message with the role 'system'; give one of the two"
+            )
+        prompt = [{"role": "system", "content": system}, *prompt]
+    reader = _Reader()
+    messages = [reader.read_message(message) for message in prompt]
+    if messages and messages[-1]["role"] == "assistant" and _is_blank(messages[-1]):
+        messages.pop()
+    if all(_is_blank(message) for message in messages if message["role"] != "system"):
+        raise InputError("the prompt is empty; expected a text, an image or a video in a message")
+    for kind, gaps in reader.gaps.items():
+        if len(gaps) != len(loose[kind]):
+            raise InputError(
+                f"got {len(gaps)} {kind} placeholders without data in the messages and "
+                f'{len(loose[kind])} in {kind}s=; add or remove {{"type": "{kind}"}} parts or '
+                f"{kind}s until the counts agree"
+            )
+        for gap, medium in zip(gaps, loose[kind], strict=True):
+            reader.media[kind][gap] = medium
+    return Conversation(
+        messages=tuple(messages),
+        images=tuple(reader.media["image"]),  # type: ignore[arg-type]
+        videos=tuple(reader.media["video"]),  # type: ignore[arg-type]
+    )
+
+
+class _Reader:
+    """Reads messages one by one and collects their media; a gap is a placeholder without data."""
+
+    def __init__(self) -> None:
+        self.media: dict[str, list[object]] = {"image": [], "video": []}
+        self.gaps: dict[str, list[int]] = {"image": [], "video": []}
+
+    def read_message(self, message: object) -> dict[str, object]:
+        if not isinstance(message, Mapping):
+            raise InputError(
+                f"got a message of type {type(message).__name__}; expected "
+                '{"role": "user", "content": "..."}'
+            )
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise InputError(f"got a message with the role {role!r}; expected one of {ROLES}")
+        parts: list[dict[str, object]] = []
+        if isinstance(content, str):
+            parts = [{"type": "text", "text": content}] if content else []
+        elif isinstance(content, Iterable) and not isinstance(content, bytes | Mapping):
+            parts = [self._read_part(part) for part in content]
+        elif content is not None or not (role == "assistant" and len(message) > 2):
+            raise InputError(
+                f"the {role} message has content of type {type(content).__name__}; expected a "
+                "string or a list of parts"
+            )
+        # A missing key is what templates handle; a None many of them print.
+        rest = {key: value for key, value in message.items() if value is not None}
+        return {**rest, "role": role, "content": parts}
+
+    def _read_part(self, part: object) -> dict[str, object]:
+        kind = _get(part, "type")
+        if kind in _TEXT_TYPES:
+            text = _get(part, "text")
+            if not isinstance(text, str):
+                raise InputError(f'got a text part {part!r:.80}; expected {{"text": "..."}} in it')
+            return {"type": "text", "text": text}
+        if kind in _IMAGE_TYPES:
+            return self._read_media(part, "image")
+        if kind in _VIDEO_TYPES:
+            return self._read_media(part, "video")
+        if kind in _AUDIO_TYPES:
+            raise InputError(
+                f"got a part of type {kind!r}: mmspec takes no audio; transcribe it to text first"
+            )
+        raise InputError(
+            f"got a message part {part!r:.80}; expected a mapping whose type is one of "
+            f"{_TEXT_TYPES + _IMAGE_TYPES + _VIDEO_TYPES}"
+        )
+
+    def _read_media(self, part: object, kind: Literal["image", "video"]) -> dict[str, object]:
+        found = [(key, _get(part, key)) for key in _DATA_KEYS[kind]]
+        given = [(key, value) for key, value in found if value is not None]
+        if len(given) > 1:
+            raise InputError(
+                f"an {kind} part has data under {[key for key, _ in given]}; expected one of them"
+            )
+        if not given:
+            if _get(part, "type") not in ("image", "video"):
+                raise InputError(
+                    f"a part of type {_get(part, 'type')!r} has no data; expected "
+                    f'{{"type": "{kind}_url", "{kind}_url": {{"url": "..."}}}}'
+                )
+            self.gaps[kind].append(len(self.media[kind]))
+            self.media[kind].append(None)
+            return {"type": kind}
+        key, value = given[0]
+        if isinstance(value, Mapping):
+            value = value.get("url")
+            if not isinstance(value, str):
+                raise InputError(f"the {key} of a part has no url; expected {{'url': '...'}}")
+        if key == "base64" and isinstance(value, str) and not value.startswith("data:"):
+            value = f"data:image/*;base64,{value}"
+        if isinstance(value, str) and not value:
+            raise InputError(f"the {key} of a part is an empty string; expected a path or URL")
+        self.media[kind].append(value)
+        return {"type": kind}
+
+
+def _get(mapping: object, key: str) -> object:
+    return mapping.get(key) if isinstance(mapping, Mapping) else None
+
+
+def _is_blank(message: Mapping[str, object]) -> bool:
+    """No text, no media, and nothing else a template could render (tool calls, ...)."""
+    parts = message["content"]
+    assert isinstance(parts, list)
+    is_bare = all(part["type"] == "text" and not part["text"].strip() for part in parts)
+    return is_bare and not set(message) - {"role", "content"}

@@ -1,0 +1,96 @@
+"""Processed inputs of one request -> a Prompt, checked."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from mmspec.errors import InputError
+from mmspec.inputs.spans import find_spans, placeholder_ids
+from mmspec.state import Prompt
+
+# What a processor's output holds beside the model's inputs: two that Prompt carries in its own
+# way, training targets, and notes for the caller.
+_NOT_INPUTS = ("input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask")
+
+_IMAGE_FEATURES = ("pixel_values", "image_embeds", "image_patches")
+_VIDEO_FEATURES = ("pixel_values_videos", "video_embeds")
+
+
+def from_inputs(
+    inputs: Mapping[str, object], config: PreTrainedConfig, *, text: str | None = None
+) -> Prompt:
+    """The prompt of one request whose inputs are already processed.
+
+    `inputs`: what a Hugging Face processor returns with return_tensors="pt": `input_ids` (1, seq),
+    an `attention_mask` of ones if any, and the model's other inputs (`pixel_values`, ...), which
+    are kept as they are; what is no tensor is dropped. Nothing is mutated.
+    Raises InputError: a wrong shape, padding, no tokens, image or video placeholders without
+    their features and the reverse.
+    """
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor):
+        raise InputError(
+            f"got inputs {sorted(inputs)} with input_ids of type {type(ids).__name__}; expected "
+            "a tensor (1, seq): call the processor with return_tensors='pt'"
+        )
+    if ids.ndim != 2 or ids.shape[0] != 1:
+        raise InputError(
+            f"got input_ids of shape {tuple(ids.shape)}; expected (1, seq): one request at a time"
+        )
+    if ids.shape[1] == 0:
+        raise InputError("the prompt is empty (0 tokens); expected at least one token")
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InputError(f"got input_ids of dtype {ids.dtype}; expected integers")
+    _check_mask(inputs.get("attention_mask"), ids)
+    token_ids = ids[0].to("cpu", torch.int64)
+    model_inputs = {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and name not in _NOT_INPUTS
+    }
+    _check_media(token_ids, model_inputs, config)
+    return Prompt(
+        token_ids=token_ids,
+        model_inputs=model_inputs,
+        media=find_spans(token_ids, config),
+        text=text,
+    )
+
+
+def _check_mask(mask: object, ids: Tensor) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise InputError(f"got attention_mask {shape}; expected the shape {tuple(ids.shape)}")
+    num_masked = int((mask == 0).sum())
+    if num_masked:
+        raise InputError(
+            f"got an attention_mask with {num_masked} zeros of {ids.shape[1]}; expected all ones: "
+            "one request needs no padding, call the processor with padding=False"
+        )
+
+
+def _check_media(
+    token_ids: Tensor, model_inputs: Mapping[str, Tensor], config: PreTrainedConfig
+) -> None:
+    image_ids = placeholder_ids(config, "image")
+    video_ids = placeholder_ids(config, "video")
+    counts = {
+        kind: sum(int((token_ids == one).sum()) for one in ids)
+        for kind, ids in (("image", image_ids), ("video", video_ids))
+    }
+    features = [name for name in model_inputs if name.startswith(_IMAGE_FEATURES + _VIDEO_FEATURES)]
+    for kind, count in counts.items():
+        if count and not features:
+            raise InputError(
+                f"the prompt has {count} {kind} placeholder tokens and no pixel values; give the "
+                f"{kind}, or take the placeholder out of the text"
+            )
+    if features and (image_ids or video_ids) and not any(counts.values()):
+        raise InputError(
+            f"got {features} and no image or video placeholder token in the prompt; expected "
+            f"ids {sorted(image_ids | video_ids)}: put the placeholder into the text"
+        )

@@ -1,0 +1,198 @@
+"""What a user asks -> a Prompt, by the model's own processor and chat template."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import cast, get_args
+
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+
+from mmspec.errors import InputError
+from mmspec.inputs.control_tokens import ControlMode
+from mmspec.inputs.images import ImageSource, open_image
+from mmspec.inputs.limits import InputLimits
+from mmspec.inputs.messages import Conversation, Message, build_conversation
+from mmspec.inputs.prepared import from_inputs
+from mmspec.inputs.prompt_text import PromptText
+from mmspec.inputs.template import ToolSpec
+from mmspec.inputs.videos import VideoSource, open_video
+from mmspec.state import Prompt
+
+
+class InputProcessor:
+    """Turns requests into prompts. Thread safe: images are opened side by side, the tokenizer and
+    the processor, which are not thread safe, are used by one thread at a time."""
+
+    def __init__(
+        self,
+        processor: ProcessorMixin | PreTrainedTokenizerBase,
+        config: PreTrainedConfig,
+        *,
+        limits: InputLimits | None = None,
+    ) -> None:
+        """`processor`: the model's processor, or the tokenizer of a text-only model."""
+        self.limits = limits or InputLimits()
+        self._config = config
+        self._lock = threading.Lock()
+        self._processor = processor if isinstance(processor, ProcessorMixin) else None
+        tokenizer = processor if self._processor is None else processor.tokenizer
+        self.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)
+        self._placeholders = {
+            kind: text
+            for kind in ("image", "video")
+            if self._processor is not None
+            and isinstance(text := getattr(self._processor, f"{kind}_token", None), str)
+        }
+        self._texts = PromptText(
+            self.tokenizer, processor=self._processor, placeholders=self._placeholders
+        )
+
+    def encode(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        images: ImageSource | Sequence[ImageSource] = (),
+        videos: VideoSource | Sequence[VideoSource] = (),
+        raw: bool = False,
+        system: str | None = None,
+        tools: Sequence[ToolSpec] | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
+        template_arguments: Mapping[str, object] | None = None,
+        control_tokens: ControlMode = "neutralise",
+    ) -> Prompt:
+        """One request -> one prompt.
+
+        `prompt`: a string or chat messages (see `build_conversation`). They go through the chat
+        template, which leaves an assistant turn open if the last message is one; a string goes
+        in as it is with `raw=True`, or where the model has no template (then only its media
+        placeholders are read, other control tokens are treated by `control_tokens`).
+        `template_arguments`: further variables of the template, or "chat_template", which
+        replaces it; they are the caller's own and not searched for control tokens.
+        `control_tokens`: what to do with control and media tokens inside messages, tools and
+        documents: `neutralise` makes them text, `refuse` raises, `parse` lets them act.
+        Raises InputError: media that cannot be opened, placeholders and media that differ in
+        number, media for a text-only model, an empty prompt, what the template refuses.
+        """
+        if control_tokens not in get_args(ControlMode):
+            raise InputError(
+                f"got control_tokens={control_tokens!r}; expected one of {get_args(ControlMode)}"
+            )
+        conversation = build_conversation(prompt, images=images, videos=videos, system=system)
+        self._check_modalities(conversation)
+        with self._lock:
+            template = None if raw else self._texts.find_template(template_arguments, tools)
+        if template is None:
+            is_plain = not (system or tools or documents or template_arguments)
+            if not isinstance(prompt, str) or not is_plain:
+                why = "raw=True" if raw else "this model has no chat template"
+                raise InputError(
+                    f"{why}: expected one string; got messages, a system prompt, tools, documents "
+                    "or template arguments. Write the whole prompt as text, or give a template "
+                    'with template_arguments={"chat_template": ...}'
+                )
+        frames = [open_video(video, limits=self.limits) for video in conversation.videos]
+        pictures = [open_image(image, limits=self.limits) for image in conversation.images]
+        with self._lock:
+            if template is None:
+                assert isinstance(prompt, str)
+                text = prompt if raw else self._texts.defuse(prompt, mode=control_tokens)
+            else:
+                text = self._texts.render(
+                    conversation,
+                    template,
+                    tools=tools,
+                    documents=documents,
+                    arguments=template_arguments,
+                    mode=control_tokens,
+                )
+            self._check_placeholders(text, {"image": len(pictures), "video": len(frames)})
+            inputs = self._process(text, pictures, frames, is_template=template is not None)
+        return from_inputs(inputs, self._config, text=text)
+
+    def _check_modalities(self, conversation: Conversation) -> None:
+        name = getattr(self._config, "model_type", "") or type(self._config).__name__
+        for kind, media in (("image", conversation.images), ("video", conversation.videos)):
+            if not media:
+                continue
+            if self._processor is None:
+                raise InputError(
+                    f"got {len(media)} {kind}s, but {name} was loaded with a tokenizer only: it is "
+                    f"a text-only model, or its processor is missing; leave the {kind}s out"
+                )
+            if getattr(self._processor, f"{kind}_processor", None) is None:
+                raise InputError(
+                    f"got {len(media)} {kind}s, but the processor of {name} "
+                    f"({type(self._processor).__name__}) has no {kind} processor here"
+                    + (
+                        "; give the frames as images, or install torchvision, which video "
+                        "processors need"
+                        if kind == "video"
+                        else ""
+                    )
+                )
+
+    def _check_placeholders(self, text: str, counts: Mapping[str, int]) -> None:
+        for kind, expected in counts.items():
+            placeholder = self._placeholders.get(kind)
+            if placeholder is None:
+                continue
+            got = text.count(placeholder)
+            if got != expected:
+                raise InputError(
+                    f"got {got} {kind} placeholders {placeholder!r} in the prompt and {expected} "
+                    f"{kind}s; write {placeholder!r} once for each {kind}, where it belongs"
+                )
+
+    def _process(
+        self,
+        text: str,
+        images: Sequence[Image.Image],
+        videos: Sequence[Sequence[Image.Image]],
+        *,
+        is_template: bool,
+    ) -> dict[str, object]:
+        bos = self.tokenizer.bos_token
+        # As transformers does it: a tokenizer's template writes all special tokens itself, a
+        # processor's only if it begins with the first of them.
+        is_complete = is_template and self._processor is None
+        adds_special = not (is_complete or (bos and text.startswith(bos)))
+        inputs = self._call(text, images, videos, adds_special=adds_special)
+        ids = inputs["input_ids"]
+        starts_twice = (
+            isinstance(ids, Tensor)
+            and bos is not None
+            and (ids[0, :2].tolist() == [self.tokenizer.bos_token_id] * 2)
+        )
+        if adds_special and starts_twice:  # a processor that writes it into the text (Mllama)
+            inputs = self._call(text, images, videos, adds_special=False)
+        return inputs
+
+    def _call(
+        self,
+        text: str,
+        images: Sequence[Image.Image],
+        videos: Sequence[Sequence[Image.Image]],
+        *,
+        adds_special: bool,
+    ) -> dict[str, object]:
+        options: dict[str, object] = {"return_tensors": "pt", "padding": False}
+        if not adds_special:
+            options["add_special_tokens"] = False
+        try:
+            if self._processor is None:
+                inputs = dict(self.tokenizer(text, verbose=False, **options))
+                inputs.pop("token_type_ids", None)  # of sentence pairs; decoders don't read them
+                return inputs
+            media: dict[str, object] = {}
+            if images:
+                media["images"] = [list(images)]
+            if videos:
+                media["videos"] = [list(frames) for frames in videos]
+            return dict(self._processor(text=[text], **media, **options))
+        except (ValueError, TypeError, LookupError) as error:
+            owner = type(self._processor or self.tokenizer).__name__
+            raise InputError(
+                f"{owner} does not take this prompt with {len(images)} images and {len(videos)} "
+                f"videos: {error}"
+            ) from error

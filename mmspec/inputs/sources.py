@@ -1,0 +1,150 @@
+"""Where media bytes come from: a path, bytes, a data: URL or, if allowed, an http(s) URL."""
+
+import base64
+import binascii
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from mmspec.errors import InputError
+from mmspec.inputs.limits import InputLimits
+
+_CHUNK_BYTES = 2**16
+
+
+def read_source(source: str | os.PathLike[str] | bytes, *, limits: InputLimits) -> bytes:
+    """The encoded bytes of an image or video.
+
+    `source`: bytes, a path, or a `data:`, `file:`, `http:` or `https:` URL.
+    Raises InputError: no such file, a folder, an empty file, more than `limits.max_image_bytes`,
+    a malformed data URL, a URL that is not allowed or cannot be fetched.
+    """
+    if isinstance(source, bytes):
+        data = source
+    elif isinstance(source, str) and source[:5].lower() == "data:":
+        data = _read_data_url(source, limits)
+    elif isinstance(source, str) and source[:8].lower().startswith(("http://", "https://")):
+        data = _fetch(source, limits)
+    else:
+        data = _read_file(source, limits)
+    if not data:
+        raise InputError(f"{describe(source)} is empty (0 bytes); expected an image file's bytes")
+    _check_size(len(data), describe(source), limits)
+    return data
+
+
+def describe(source: object) -> str:
+    """A short name of a media source for error messages."""
+    if isinstance(source, bytes):
+        return f"image data of {len(source)} bytes"
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        return repr(text if len(text) <= 80 else f"{text[:60]}...")
+    return f"a {type(source).__name__}"
+
+
+def _check_size(num_bytes: int, name: str, limits: InputLimits) -> None:
+    if num_bytes > limits.max_image_bytes:
+        raise InputError(
+            f"{name} has {num_bytes} bytes or more, over the limit of {limits.max_image_bytes}; "
+            "shrink it, or raise InputLimits.max_image_bytes"
+        )
+
+
+def _read_file(source: str | os.PathLike[str], limits: InputLimits) -> bytes:
+    name = describe(source)
+    text = os.fspath(source)
+    if text[:5].lower() == "file:":
+        text = urllib.request.url2pathname(urllib.parse.urlparse(text).path)
+    elif "://" in text[:12]:
+        raise InputError(
+            f"{name} is a URL of a kind that mmspec does not read; expected a path, or a data:, "
+            "file:, http: or https: URL"
+        )
+    if not limits.allow_files:
+        raise InputError(
+            f"{name} is a path on this machine, and files are not allowed here; send the image as "
+            "a data: URL, or set InputLimits.allow_files=True"
+        )
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            raise InputError(f"{name} is a folder; expected an image file, give one file of it")
+        if not path.exists():
+            raise InputError(f"no such file: {name} (looked in {Path.cwd()}); check the path")
+        if not path.is_file():
+            raise InputError(f"{name} is not a regular file; expected an image file")
+        _check_size(path.stat().st_size, name, limits)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # InputError is a ValueError too
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"cannot read {name}: {getattr(error, 'strerror', None) or error}; expected the path "
+            "of a readable image file (for base64 a data: URL, 'data:image/png;base64,...')"
+        ) from error
+
+
+def _read_data_url(url: str, limits: InputLimits) -> bytes:
+    header, comma, payload = url.partition(",")
+    if not comma:
+        raise InputError(f"{describe(url)} is no data URL; expected 'data:image/png;base64,...'")
+    if not header.lower().endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(payload)
+    _check_size(len(payload) * 3 // 4 - 2, "the image of the data URL", limits)
+    try:
+        return base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(
+            f"the data URL {describe(url)} is not valid base64 ({error}); encode the file's bytes "
+            "with base64.b64encode"
+        ) from error
+
+
+def _http_opener() -> urllib.request.OpenerDirector:
+    """Knows http and https and nothing else, so that no redirect leads to a file or to ftp."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),  # an error for any other kind
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _fetch(url: str, limits: InputLimits) -> bytes:
+    name = describe(url)
+    if not limits.allow_http:
+        raise InputError(
+            f"{name} is an http image, which mmspec does not fetch unless asked; download it and "
+            "give the path, or allow it with InputLimits(allow_http=True)"
+        )
+    deadline = time.monotonic() + limits.http_timeout_s
+    request = urllib.request.Request(url, headers={"User-Agent": "mmspec"})
+    data = bytearray()
+    try:
+        with _http_opener().open(request, timeout=limits.http_timeout_s) as response:
+            while chunk := response.read1(_CHUNK_BYTES):
+                data += chunk
+                _check_size(len(data), name, limits)
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{name} took longer than {limits.http_timeout_s:g} s; download it "
+                        "yourself, or raise InputLimits.http_timeout_s"
+                    )
+    except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"cannot fetch {name}: {error}; check the address and the network, or give a local path"
+        ) from error
+    return bytes(data)

@@ -1,0 +1,211 @@
+"""prompt_lookup: a tree of what followed earlier, never a placeholder, never over the budget."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmspec.drafters.prompt_lookup import PromptLookup, PromptLookupSession
+from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
+from mmspec.tree import TokenTree
+
+texts = st.lists(st.integers(0, 4), min_size=1, max_size=40)
+
+
+def started(
+    text: Sequence[int], media: tuple[MediaSpan, ...] = (), **options: float
+) -> PromptLookupSession:
+    """A session whose prompt is `text`; by default every node is confident enough."""
+    drafter = PromptLookup(**{"min_confidence": 0.0, "min_match": 1, **options})
+    prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
+    return drafter.start(Prompt(torch.tensor(text), media=media), prefill)
+
+
+def paths(tree: TokenTree) -> set[tuple[int, ...]]:
+    """The tokens below node 0 on the way to each node."""
+    nodes = range(1, tree.num_nodes)
+    return {tuple(tree.tokens[n] for n in tree.path_to(node)[1:]) for node in nodes}
+
+
+def observe(session: PromptLookupSession, tree: TokenTree, path: tuple[int, ...]) -> None:
+    """The target accepted `path`, then went its own way."""
+    tokens = (*(tree.tokens[node] for node in path[1:]), 99)
+    session.observe(tree, Verdict(path, tokens), Scores(torch.zeros(tree.num_nodes, 1)))
+
+
+# LAW
+
+
+def test_several_occurrences_become_one_tree() -> None:
+    #  ... 1 2 5 6 ... 1 2 5 7 ... 1 2 8 ... 1 2 |         2
+    #                                                    /   \
+    #                                                   5     8
+    #                                                  / \
+    #                                                 6   7
+    text = [1, 2, 5, 6, 30, 1, 2, 5, 7, 31, 1, 2, 8, 32, 1, 2]
+    tree = started(text, min_match=2, max_depth=2).propose(text, 24)
+    assert tree.tokens[0] == 2, "node 0 is the last token of the text"
+    assert paths(tree) == {(5,), (8,), (5, 6), (5, 7), (8, 32)}
+    assert set(tree.drafters[1:]) == {"prompt_lookup"}
+
+
+def test_the_longest_match_comes_first() -> None:
+    text = [1, 2, 3, 40, 9, 2, 3, 50, 9, 3, 60, 8, 1, 2, 3]
+    tree = started(text, max_depth=1).propose(text, 8)
+    assert tree.tokens[1:] == (40, 50, 60)
+    assert list(tree.confidence[1:]) == sorted(tree.confidence[1:], reverse=True)
+    assert started(text, max_depth=1).propose(text, 1).tokens == (3, 40)
+
+
+def test_agreement_of_many_makes_more_confident_than_one() -> None:
+    once = [1, 2, 5, 30, 1, 2, 6, 31, 1, 2]
+    often = [1, 2, 5, 30, 1, 2, 5, 33, 1, 2, 5, 34, 1, 2, 6, 31, 1, 2]
+    alone = started(once, max_depth=1).propose(once, 8)
+    agreed = started(often, max_depth=1).propose(often, 8)
+    assert agreed.confidence[agreed.tokens.index(5)] > alone.confidence[alone.tokens.index(5)]
+
+
+def test_nothing_seen_before_is_no_draft() -> None:
+    text = [1, 2, 3, 4]
+    assert started(text).propose(text, 8) == TokenTree.root(4)
+
+
+def test_no_budget_is_no_draft() -> None:
+    text = [1, 2, 1, 2]
+    assert started(text).propose(text, 0) == TokenTree.root(2)
+
+
+def test_media_placeholders_are_never_proposed() -> None:
+    image = 77
+    text = [1, 2, image, image, 3, 1, 2, 4, image, image, 5, 1, 2]
+    media = (MediaSpan("image", 2, 4), MediaSpan("image", 8, 10))
+    tree = started(text, media).propose(text, 24)
+    assert image not in tree.tokens
+    assert paths(tree) == {(4,)}, "after the first 1 2 comes an image, after the second 4, an image"
+
+
+def test_a_match_never_runs_through_an_image() -> None:
+    image = 77
+    text = [1, image, 2, 40, 1, image, 2]
+    media = (MediaSpan("image", 1, 2), MediaSpan("image", 5, 6))
+    assert started(text, media, min_match=2).propose(text, 8) == TokenTree.root(2)
+
+
+def test_a_text_that_ends_in_an_image_has_no_draft() -> None:
+    text = [1, 77, 1, 77]
+    media = (MediaSpan("image", 1, 2), MediaSpan("image", 3, 4))
+    assert started(text, media).propose(text, 8) == TokenTree.root(77)
+
+
+def test_the_prompt_itself_is_not_changed_by_its_media() -> None:
+    prompt = Prompt(torch.tensor([1, 77, 2]), media=(MediaSpan("image", 1, 2),))
+    PromptLookup().start(prompt, Prefill(torch.zeros(1), Placement(0, (0,))))
+    assert prompt.token_ids.tolist() == [1, 77, 2]
+
+
+def test_generated_tokens_are_copied_from_too() -> None:
+    session = started([1, 2, 3])
+    assert session.propose([1, 2, 3, 10, 11, 12], 4) == TokenTree.root(12)
+    tree = session.propose([1, 2, 3, 10, 11, 12, 10], 1)
+    assert paths(tree) == {(11,)}
+
+
+@given(texts, st.integers(0, 12), st.sampled_from([0.0, 0.1, 0.3, 0.6]))
+def test_budget_and_confidence_are_kept(text: list[int], budget: int, confidence: float) -> None:
+    tree = started(text, min_confidence=confidence).propose(text, budget)
+    tree.check_integrity()
+    assert tree.tokens[0] == text[-1]
+    assert tree.num_nodes - 1 <= budget
+    assert all(value >= confidence for value in tree.cumulative_confidence)
+
+
+@given(texts)
+def test_every_path_was_seen_after_a_token_like_the_last(text: list[int]) -> None:
+    for path in paths(started(text).propose(text, 24)):
+        wanted = [text[-1], *path]
+        places = range(len(text) - len(wanted) + 1)
+        assert any(text[i : i + len(wanted)] == wanted for i in places), f"{wanted} not in {text}"
+
+
+@given(texts, st.integers(1, 12))
+def test_the_same_text_gets_the_same_tree(text: list[int], budget: int) -> None:
+    assert started(text).propose(text, budget) == started(text).propose(text, budget)
+
+
+@given(texts, texts, st.integers(1, 12))
+def test_the_tree_does_not_depend_on_how_the_text_came(
+    prompt: list[int], output: list[int], budget: int
+) -> None:
+    whole = prompt + output
+    grown = started(prompt)
+    for end in range(len(prompt) + 1, len(whole)):
+        grown.propose(whole[:end], budget)
+    assert grown.propose(whole, budget) == started(whole).propose(whole, budget)
+
+
+@pytest.mark.parametrize(("accepted", "path"), [(True, (0, 1)), (False, (0,))])
+def test_confidence_follows_what_the_target_accepts(
+    accepted: bool, path: tuple[int, ...]
+) -> None:
+    text = [1, 2, 3, 4, 1, 2]
+    session = started(text, max_depth=1)
+    tree = session.propose(text, 1)
+    before = tree.confidence[1]
+    for _ in range(3):
+        observe(session, tree, path)
+        tree = session.propose(text, 1)
+        now = tree.confidence[1]
+        assert (now > before) is accepted, f"accepted {accepted}: {before} became {now}"
+        before = now
+
+
+def test_rejections_end_in_no_draft_at_all() -> None:
+    text = [1, 2, 3, 4, 1, 2]
+    session = started(text, min_confidence=0.15)
+    for _ in range(50):
+        tree = session.propose(text, 4)
+        if tree.num_nodes == 1:
+            return
+        observe(session, tree, (0,))
+    pytest.fail(f"after 50 rejections it still proposes {tree.tokens[1:]}")
+
+
+def test_a_node_whose_parent_was_rejected_teaches_nothing() -> None:
+    text = [1, 2, 3, 4, 5, 1, 2]
+    session, fresh = started(text), started(text)
+    tree = session.propose(text, 3)
+    assert tree.tokens == (2, 3, 4, 5)
+    observe(session, tree, (0,))
+    again, first = session.propose(text, 3), fresh.propose(text, 3)
+    assert again.confidence[1] < first.confidence[1]
+    assert again.confidence[3] == first.confidence[3], "nobody asked the target about node 3"
+
+
+def test_what_was_cut_from_the_tree_is_observed_by_its_path() -> None:
+    """The loop cuts and prunes: node numbers change, paths do not."""
+    #      2               2
+    #    /   \           /   \       both children were rejected; nobody asked about
+    #   8     5    ->   8     5      what follows them
+    #   |     |
+    #  32     6
+    text = [1, 2, 5, 6, 30, 1, 2, 8, 32, 1, 2]
+    session = started(text, min_match=2, max_depth=2)
+    tree = session.propose(text, 24)
+    observe(session, tree.cut(1), (0,))
+    again = session.propose(text, 24)
+    assert paths(again) == paths(tree) == {(5,), (8,), (5, 6), (8, 32)}
+    for before, now, depth in zip(tree.confidence, again.confidence, again.depths, strict=True):
+        assert (now < before) is (depth == 1), f"depth {depth}: {before} became {now}"
+
+
+def test_sessions_of_one_drafter_share_nothing() -> None:
+    text = [1, 2, 3, 4, 1, 2]
+    drafter = PromptLookup(min_match=1)
+    prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
+    taught, other = (drafter.start(Prompt(torch.tensor(text)), prefill) for _ in range(2))
+    expected = other.propose(text, 4)
+    for _ in range(3):
+        observe(taught, taught.propose(text, 4), (0,))
+    assert other.propose(text, 4) == expected

@@ -1,0 +1,102 @@
+"""Requests that cannot become prompts: each a clear InputError that says how to mend it."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import LlamaConfig, LlavaConfig
+
+from inputs.media_families import build_family
+from inputs.text_families import build_tokenizer
+from mmspec.errors import InputError
+from mmspec.inputs import InputLimits, InputProcessor, Message
+
+RED = Image.new("RGB", (28, 28), (255, 0, 0))
+BLUE = Image.new("RGB", (28, 28), (0, 0, 255))
+
+
+def image_message(text: str) -> list[Message]:
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+
+
+def text_processor(name: str) -> InputProcessor:
+    return InputProcessor(build_tokenizer(name), LlamaConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "options", "words"),
+    [
+        ("llava", "What?", {"images": RED, "raw": True}, ["got 0 image", "'<image>'", "1 images"]),
+        ("llava", "<image>What?", {"raw": True}, ["got 1 image", "'<image>'", "0 images"]),
+        ("qwen2_vl", "What?", {"images": RED, "raw": True}, ["'<|image_pad|>'"]),
+        ("gemma3", "What?", {"images": RED, "raw": True}, ["'<start_of_image>'"]),
+        ("paligemma", "What?", {"images": RED}, ["got 0 image", "'<image>'"]),
+        ("paligemma", "What?", {}, ["PaliGemmaProcessor"]),
+        ("paligemma", image_message("What?"), {"images": RED}, ["no chat template", "as text"]),
+        ("llava", image_message("What?"), {}, ["1 image placeholders", "0 in images="]),
+        ("llava", "What?", {"images": "no.png"}, ["no such file"]),
+        ("llava", "What?", {"videos": [[RED, BLUE]]}, ["llava", "no video processor", "frames"]),
+        ("llava", "", {"raw": True}, ["empty"]),
+        ("llava", "", {}, ["empty"]),
+        ("llava", "x", {"raw": True, "system": "y"}, ["raw=True", "Write the whole prompt"]),
+        ("llava", image_message("x"), {"raw": True, "images": RED}, ["raw=True"]),
+        ("llava", "x", {"tools": [{"name": "f"}]}, ["tools=", "does not use"]),
+        ("llava", "x", {"documents": [{"text": "y"}]}, ["documents=", "does not use"]),
+        ("llava", "x", {"control_tokens": "maybe"}, ["'maybe'", "neutralise"]),
+    ],
+)
+def test_a_bad_request_is_a_clear_error(
+    name: str, prompt: str | list[Message], options: dict[str, object], words: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        family = build_family(name)
+        InputProcessor(family.processor, family.config).encode(
+            prompt,
+            **options,  # type: ignore[arg-type]
+        )
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_text_model_refuses_images_by_name() -> None:
+    for options in ({"images": RED}, {"videos": [RED]}):
+        with pytest.raises(InputError, match="llama was loaded with a tokenizer only"):
+            text_processor("llama3").encode("What?", **options)
+
+
+def test_a_model_without_a_template_refuses_messages() -> None:
+    with pytest.raises(InputError, match=r"no chat template.*Write the whole prompt as text"):
+        text_processor("gpt2").encode([{"role": "user", "content": "Hi"}])
+
+
+def test_a_placeholder_id_without_an_image_is_refused_for_a_bare_tokenizer() -> None:
+    tokenizer = build_family("llava").processor.tokenizer
+    config = LlavaConfig(image_token_index=tokenizer.convert_tokens_to_ids("<image>"))
+    with pytest.raises(InputError, match="no pixel values"):
+        InputProcessor(tokenizer, config).encode("<image>What?", raw=True)
+
+
+def test_what_the_template_refuses_is_an_input_error() -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    for chat_template in (template, "{% for", "{{ messages[7].content.x }}"):
+        with pytest.raises(InputError, match="chat template does not take"):
+            text_processor("qwen").encode("x", template_arguments={"chat_template": chat_template})
+
+
+def test_named_templates_are_chosen_by_name() -> None:
+    tokenizer = build_tokenizer("gpt2").__class__(
+        tokenizer_object=build_tokenizer("gpt2").backend_tokenizer
+    )
+    tokenizer.chat_template = {"short": "S{{ messages[0].content }}", "long": "L"}
+    inputs = InputProcessor(tokenizer, LlamaConfig())
+    assert inputs.encode("x", template_arguments={"chat_template": "short"}).text == "Sx"
+    with pytest.raises(InputError, match=r"\['long', 'short'\]"):
+        inputs.encode("x")
+
+
+def test_limits_reach_the_images() -> None:
+    family = build_family("llava")
+    inputs = InputProcessor(
+        family.processor, family.config, limits=InputLimits(max_image_pixels=10)
+    )
+    with pytest.raises(InputError, match="over the limit of 10"):
+        inputs.encode("What?", images=np.zeros((4, 4, 3), np.uint8))

@@ -1,0 +1,91 @@
+"""Each role's content reaches the template in the form that the template reads."""
+
+import pytest
+from PIL import Image
+
+from inputs.media_families import build_family
+from inputs.text_families import build_tokenizer
+from mmspec.errors import InputError
+from mmspec.inputs import InputProcessor, Message, build_conversation
+from mmspec.inputs.template import ChatTemplate
+
+PARTS = (
+    "{% for m in messages %}{{ m.role }}:"
+    "{% for p in m.content %}{{ p.text }}{% endfor %};{% endfor %}"
+)
+STRING = "{% for m in messages %}{{ m.role }}:{{ m.content | trim }};{% endfor %}"
+TOOLS = (
+    "{% for m in messages %}{% if m.tool_calls %}call;{% else %}{{ m.role }}:"
+    "{{ m.content | string | trim }};{% endif %}{% endfor %}"
+)
+CHAT: list[Message] = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": [{"type": "text", "text": "U"}, {"type": "text", "text": "V"}]},
+    {"role": "assistant", "content": "A"},
+    {"role": "user", "content": "W"},
+]
+
+
+@pytest.mark.parametrize("source", [PARTS, STRING], ids=["parts", "string"])
+@pytest.mark.parametrize("owner", ["tokenizer", "processor"])
+def test_parts_and_strings_arrive_in_the_form_that_is_read(source: str, owner: str) -> None:
+    owners = {"tokenizer": build_tokenizer("qwen"), "processor": build_family("llava").processor}
+    template = ChatTemplate(owners[owner], source, placeholders={})
+    rendered = template.render(build_conversation(CHAT))
+    assert rendered == "system:S;user:UV;assistant:A;user:W;"
+
+
+def test_one_template_may_read_both_forms() -> None:
+    """As Llama 3.2 Vision's: the system as a string, the user in parts."""
+    inputs = build_family("mllama")
+    rendered = ChatTemplate(
+        inputs.processor, inputs.processor.chat_template, placeholders={}
+    ).render(build_conversation("U", system="Be brief."))
+    assert "system<|end_header_id|>\n\nBe brief.<|eot_id|>" in rendered
+    assert "user<|end_header_id|>\n\nU<|eot_id|>" in rendered
+
+
+def test_tool_results_are_strings_where_parts_would_be_printed() -> None:
+    chat: list[Message] = [
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+        {"role": "tool", "content": "42"},
+    ]
+    template = ChatTemplate(build_family("llava").processor, TOOLS, placeholders={})
+    assert template.render(build_conversation(chat)) == "user:U;call;tool:42;"
+
+
+def test_a_template_of_strings_gets_placeholders_or_says_that_it_has_none() -> None:
+    conversation = build_conversation("U", images="a.png")
+    owner = build_family("llava").processor
+    written = ChatTemplate(owner, STRING, placeholders={"image": "<image>"}).render(conversation)
+    assert written == "user:<image>U;"
+    with pytest.raises(InputError, match="names no placeholder for a image"):
+        ChatTemplate(owner, STRING, placeholders={}).render(conversation)
+
+
+def test_tools_documents_and_arguments_reach_the_template() -> None:
+    def total(prices: list[float]) -> float:
+        """Adds prices.
+
+        Args:
+            prices: what to add
+        """
+        return sum(prices)
+
+    source = "{{ tools[0].function.name }} {{ documents[0].text }} {{ mood }} " + STRING
+    rendered = ChatTemplate(build_tokenizer("qwen"), source, placeholders={}).render(
+        build_conversation("U"),
+        tools=[total],
+        documents=[{"text": "D"}],
+        arguments={"mood": "calm", "chat_template": "ignored"},
+    )
+    assert rendered == "total D calm user:U;"
+
+
+def test_an_image_that_the_template_drops_is_an_error() -> None:
+    family = build_family("llava")
+    with pytest.raises(InputError, match="got 0 image placeholders"):
+        InputProcessor(family.processor, family.config).encode(
+            "U", images=Image.new("RGB", (28, 28)), template_arguments={"chat_template": PARTS}
+        )

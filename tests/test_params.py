@@ -1,0 +1,249 @@
+"""SamplingParams: what is refused, and what is left to the model's generation_config."""
+
+import math
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from inputs.text_families import build_tokenizer
+from transformers import GenerationConfig, PreTrainedModel
+
+from mmspec.errors import InputError
+from mmspec.params import (
+    MAX_SEED,
+    SamplingParams,
+    merged_generation_config,
+    requested_max_new_tokens,
+)
+
+
+@cache
+def _llama() -> PreTrainedModel:
+    return FAMILIES["llama"].build(torch.float32)
+
+
+def merged(params: SamplingParams, model: PreTrainedModel | None = None) -> GenerationConfig:
+    return merged_generation_config(
+        model or _llama(), params, tokenizer=build_tokenizer("qwen"), max_new_tokens=9
+    )
+
+
+# LAW: refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (-0.1, math.nan, math.inf, True, "0.7")),
+        *(("top_k", value) for value in (-1, 2.5, True, "5")),
+        *(("top_p", value) for value in (0, 0.0, -0.1, 1.01, math.nan, "0.9")),
+        *(("min_p", value) for value in (-0.01, 1.01, math.nan, "0.1")),
+        *(("repetition_penalty", value) for value in (0, -1.0, math.inf, math.nan, "1.1")),
+        *(("presence_penalty", value) for value in (math.nan, math.inf, "1")),
+        *(("frequency_penalty", value) for value in (math.nan, -math.inf, "1")),
+        *(("max_new_tokens", value) for value in (0, -1, 1.5, True, "5")),
+        *(("min_new_tokens", value) for value in (-1, 1.5, True)),
+        *(("seed", value) for value in (-1, MAX_SEED + 1, 1.5, True, "7")),
+    ],
+)
+def test_an_invalid_value_is_refused_with_got_and_expected(name: str, value: object) -> None:
+    with pytest.raises(InputError) as refusal:
+        SamplingParams(**{name: value})
+    message = str(refusal.value)
+    assert message.startswith(f"{name}={value!r}: expected "), message
+    assert any(word in message for word in ("number", "[", ">")), message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("temperature", value) for value in (0, 0.0, 1e-6, 5)),
+        *(("top_k", value) for value in (0, 1)),
+        *(("top_p", value) for value in (1e-9, 1, 1.0)),
+        *(("min_p", value) for value in (0, 1)),
+        *(("presence_penalty", value) for value in (-2, 2.0)),
+        *(("seed", value) for value in (0, MAX_SEED)),
+        ("min_new_tokens", 0),
+        ("max_new_tokens", 1),
+    ],
+)
+def test_values_at_the_border_are_taken(name: str, value: object) -> None:
+    assert getattr(SamplingParams(**{name: value}), name) == value
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    for stop in ("", ["x", ""]):
+        with pytest.raises(InputError, match="empty stop string"):
+            SamplingParams(stop=stop)
+
+
+def test_one_stop_string_is_a_list_of_one() -> None:
+    assert SamplingParams(stop="end").stop == ("end",)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="these have no rule: a TypeError or ValueError without the option's name comes instead, "
+    "in the middle of the engine, or nothing at all",
+)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stop", 5),
+        ("stop", [5]),
+        ("logit_bias", {"total": 1.0}),
+        ("logit_bias", {5: math.nan}),
+        ("logit_bias", {5: "1"}),
+        ("logit_bias", {-1: 1.0}),
+        ("logit_bias", {112: 1.0}),  # the vocabulary ends at 111
+        ("bad_words", [5]),
+        ("eos_token_id", "</s>"),
+        ("eos_token_id", -1),
+    ],
+)
+def test_an_invalid_collection_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=name):
+        merged(SamplingParams(**{name: value}))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a text is a sequence of texts: bad_words='total' bans the letters t, o, a, l",
+)
+def test_one_bad_word_is_a_list_of_one() -> None:
+    one, listed = SamplingParams(bad_words="total"), SamplingParams(bad_words=["total"])
+    assert merged(one).bad_words_ids == merged(listed).bad_words_ids
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "reason"),
+    [
+        ("num_beams", 4, "beam search"),
+        ("penalty_alpha", 0.6, "contrastive search"),
+        ("guidance_scale", 1.5, "classifier-free guidance"),
+    ],
+)
+def test_modes_that_are_not_sampling_are_refused_by_name(
+    mode: str, value: float, reason: str
+) -> None:
+    config = GenerationConfig(**{mode: value})
+    with pytest.raises(InputError, match=f"{reason} .{mode}={value}"):
+        merged(SamplingParams(generation_config=config))
+
+
+def test_bad_words_need_a_tokenizer_and_tokens() -> None:
+    with pytest.raises(InputError, match="need a tokenizer"):
+        merged_generation_config(
+            _llama(), SamplingParams(bad_words=["x"]), tokenizer=None, max_new_tokens=9
+        )
+    with pytest.raises(InputError, match="without tokens"):
+        merged(SamplingParams(bad_words=[""]))
+
+
+# LAW: greedy or sampling
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, None),
+        ({"repetition_penalty": 1.2, "seed": 7}, None),
+        ({"temperature": 0}, False),
+        ({"temperature": 0.0, "top_p": 0.9}, False),
+        ({"temperature": 0, "do_sample": True}, False),
+        ({"temperature": 0.7}, True),
+        ({"top_k": 5}, True),
+        ({"top_p": 0.9}, True),
+        ({"min_p": 0.1}, True),
+        ({"do_sample": True}, True),
+        ({"do_sample": False, "temperature": 0.7}, False),
+    ],
+)
+def test_asks_for_sampling(options: dict[str, Any], expected: bool | None) -> None:
+    assert SamplingParams(**options).asks_for_sampling is expected
+
+
+@pytest.mark.parametrize("model_samples", [True, False])
+def test_who_asks_for_nothing_gets_what_the_model_says(
+    model_samples: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_llama().generation_config, "do_sample", model_samples)
+    assert merged(SamplingParams()).do_sample is model_samples
+    assert merged(SamplingParams(temperature=0)).do_sample is False
+    assert merged(SamplingParams(temperature=0.5)).do_sample is True
+
+
+# LAW: layers of defaults
+
+
+def test_the_users_value_wins_over_the_models_and_that_over_transformers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_llama().generation_config, "top_k", 7)
+    assert merged(SamplingParams(temperature=0.7)).top_k == 7
+    assert merged(SamplingParams(top_k=3)).top_k == 3
+    assert merged(SamplingParams(top_k=0)).top_k == 0, "0 turns it off"
+    assert merged(SamplingParams(generation_config=GenerationConfig(top_k=9))).top_k == 9
+
+
+def test_merging_changes_neither_the_models_config_nor_the_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    theirs = GenerationConfig(top_k=9, bad_words_ids=[[1]])
+    before = theirs.to_dict(), _llama().generation_config.to_dict()
+    for config in (None, theirs):
+        merged(SamplingParams(temperature=0.3, bad_words=["x"], generation_config=config))
+    assert before == (theirs.to_dict(), _llama().generation_config.to_dict())
+
+
+def test_eos_is_the_models_the_users_or_none() -> None:
+    assert merged(SamplingParams()).eos_token_id == _llama().generation_config.eos_token_id
+    assert merged(SamplingParams(eos_token_id=[5, 6])).eos_token_id == [5, 6]
+    assert merged(SamplingParams(eos_token_id=5, ignore_eos=True)).eos_token_id is None
+
+
+def test_logit_bias_becomes_transformers_sequence_bias() -> None:
+    assert merged(SamplingParams(logit_bias={5: 1, 6: -2.5})).sequence_bias == [
+        [[5], 1.0],
+        [[6], -2.5],
+    ]
+
+
+def test_bad_words_are_banned_at_the_start_and_after_a_space() -> None:
+    tokenizer = build_tokenizer("qwen")
+    banned = merged(SamplingParams(bad_words=["total", "Bild"])).bad_words_ids
+    assert tokenizer.batch_decode(banned) == ["total", " total", "Bild", " Bild"]
+
+
+def test_max_new_tokens_is_the_users_or_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert requested_max_new_tokens(_llama(), SamplingParams()) is None
+    monkeypatch.setattr(_llama().generation_config, "max_new_tokens", 30)
+    assert requested_max_new_tokens(_llama(), SamplingParams()) == 30
+    assert requested_max_new_tokens(_llama(), SamplingParams(max_new_tokens=4)) == 4
+
+
+# ORACLE
+
+
+@pytest.mark.parametrize(
+    ("params", "options"),
+    [
+        ({}, {}),
+        ({"temperature": 0.7}, {"do_sample": True, "temperature": 0.7}),
+        ({"top_p": 0.9, "top_k": 0}, {"do_sample": True, "top_p": 0.9, "top_k": 0}),
+        ({"min_p": 0.1}, {"do_sample": True, "min_p": 0.1}),
+        ({"temperature": 0}, {"do_sample": False}),
+        (
+            {"repetition_penalty": 1.3, "min_new_tokens": 2},
+            {"repetition_penalty": 1.3, "min_new_tokens": 2},
+        ),
+        ({"eos_token_id": [5, 6]}, {"eos_token_id": [5, 6]}),
+    ],
+)
+def test_the_merged_config_is_the_one_that_transformers_makes(
+    params: dict[str, Any], options: dict[str, Any]
+) -> None:
+    expected, _ = _llama()._prepare_generation_config(None, max_new_tokens=9, **options)
+    assert merged(SamplingParams(**params)).to_dict() == expected.to_dict()
