@@ -1,0 +1,346 @@
+"""The engine as its users meet it: real processor, chat template, images, batch, streams, errors."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from families import EOS_TOKEN, FAMILIES, prompt_inputs
+from PIL import Image
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
+
+import mmspec
+from mmspec import Request
+from mmspec.errors import ConfigError, DecodeError, InputError
+from mmspec.kv import KVCache
+from mmspec.training.tiny.build import build_model, build_processor
+
+TEXT = "red square, blue circle, red square, blue circle, red square,"
+SAMPLED = {"temperature": 1.0, "top_k": 0, "max_new_tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def engine() -> mmspec.Engine:
+    """A real processor and template over random weights: what it says is noise, but exact."""
+    return mmspec.load(build_model("tiny").double().eval(), build_processor())
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def plain_llama() -> mmspec.Engine:
+    return mmspec.load(FAMILIES["llama"].build(torch.float64))
+
+
+def llama_inputs(**options: int) -> dict[str, Tensor]:
+    return prompt_inputs(FAMILIES["llama"], "text", **options)  # type: ignore[arg-type]
+
+
+# One prompt
+
+
+def test_an_image_and_a_question_give_the_plain_text(
+    engine: mmspec.Engine, picture: Image.Image
+) -> None:
+    result = engine.generate(TEXT, images=picture, seed=7, **SAMPLED)
+    plain = engine.generate(TEXT, images=picture, seed=7, speculate=False, **SAMPLED)
+    assert result.text == plain.text and result.tokens == plain.tokens
+    assert engine.generate(TEXT, images=picture, seed=8, **SAMPLED).tokens != result.tokens
+    assert result.stats.prompt_tokens > 256  # the image's placeholders are there
+    assert result.text == "".join(piece.text for piece in result.pieces)
+
+
+def test_messages_give_what_the_same_string_gives(
+    engine: mmspec.Engine, picture: Image.Image
+) -> None:
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": TEXT}]
+    messages = [{"role": "user", "content": content}]
+    first = engine.generate(messages, seed=7, **SAMPLED)
+    assert first.tokens == engine.generate(TEXT, images=[picture], seed=7, **SAMPLED).tokens
+
+
+def test_without_a_seed_the_result_shows_the_one_that_was_drawn(engine: mmspec.Engine) -> None:
+    first, second = (engine.generate(TEXT, **SAMPLED) for _ in range(2))
+    assert first.seed != second.seed
+    assert engine.generate(TEXT, seed=first.seed, **SAMPLED).tokens == first.tokens
+
+
+def test_a_text_ends_at_eos_and_before_a_stop_string(engine: mmspec.Engine) -> None:
+    free = engine.generate(TEXT, seed=3, ignore_eos=True, **SAMPLED)
+    middle = free.text[len(free.text) // 2 :][:3]
+    stopped = engine.generate(TEXT, seed=3, ignore_eos=True, stop=middle, **SAMPLED)
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == free.text[: free.text.index(middle)]
+    eos = free.tokens[10]
+    ended = engine.generate(TEXT, seed=3, eos_token_id=eos, **SAMPLED)
+    assert ended.finish_reason == "eos"
+    assert ended.tokens == free.tokens[: free.tokens.index(eos) + 1]
+    assert free.finish_reason == "length"
+
+
+def test_stop_and_eos_inside_an_accepted_block_cut_it() -> None:
+    """A drafted path that runs past the end is accepted up to the end only."""
+    engine = plain_llama()
+    inputs = llama_inputs(num_text_tokens=30)
+    full = engine.generate(inputs, temperature=0, max_new_tokens=30, eos_token_id=EOS_TOKEN).tokens
+    from adversary import Adversary
+
+    truth = {tuple(inputs["input_ids"][0].tolist()): full}
+    drafting = mmspec.load(engine.target.model, drafter=Adversary(truth, 112))
+    for index in range(2, 30):
+        ended = drafting.generate(
+            inputs, temperature=0, max_new_tokens=30, eos_token_id=full[index]
+        )
+        assert ended.tokens == full[: full.index(full[index]) + 1]
+    for length in range(1, 12):
+        assert drafting.generate(inputs, temperature=0, max_new_tokens=length).tokens == (
+            full[:length]
+        )
+
+
+def test_min_new_tokens_bias_and_bad_words_are_kept(engine: mmspec.Engine) -> None:
+    result = engine.generate(TEXT, seed=1, logit_bias={70: 100.0}, **SAMPLED)
+    assert set(result.tokens) == {70}
+    letters = [chr(code) for code in range(97, 123)]
+    result = engine.generate(TEXT, seed=1, bad_words=letters, **SAMPLED)
+    assert not set(letters) & set(result.text)
+    eos = engine.target.model.generation_config.eos_token_id
+    eos = eos if isinstance(eos, int) else eos[0]
+    eager = {"logit_bias": {eos: 100.0}, "seed": 1, **SAMPLED}
+    assert len(engine.generate(TEXT, **eager).tokens) == 1
+    assert len(engine.generate(TEXT, min_new_tokens=9, **eager).tokens) == 10
+
+
+# Batches
+
+
+def test_a_ragged_batch_gives_each_request_its_own_text(
+    engine: mmspec.Engine, picture: Image.Image
+) -> None:
+    requests = [
+        Request(TEXT, images=picture, seed=1, temperature=1.0, max_new_tokens=30),
+        Request("Hello", seed=2, temperature=0.0, max_new_tokens=5),
+        Request(TEXT * 3, seed=3, temperature=0.7, top_p=0.8, max_new_tokens=17),
+    ]
+    alone = [engine.generate(request) for request in requests]
+    together = engine.generate(requests * 4)  # 12 requests in 8 places: some begin later
+    assert [r.tokens for r in together] == [r.tokens for r in alone] * 4
+
+
+class RaisesAt(LogitsProcessor):
+    """A user's processor with a fault, at the nth token."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.calls -= 1
+        if self.calls < 0:
+            raise ZeroDivisionError("a fault in the user's processor")
+        return scores
+
+
+def test_a_processor_that_raises_ends_its_own_row_only(engine: mmspec.Engine) -> None:
+    good = Request(TEXT, seed=1, **SAMPLED)
+    bad = Request(TEXT, seed=1, logits_processors=[RaisesAt(10)], **SAMPLED)
+    first, failed, last = engine.generate([good, bad, good])
+    assert first.tokens == last.tokens == engine.generate(good).tokens
+    assert isinstance(failed.error, DecodeError) and "ZeroDivisionError" in str(failed.error)
+    assert failed.finish_reason == "error"
+    assert failed.tokens == first.tokens[:10]  # nothing that was chosen is lost
+    with pytest.raises(DecodeError, match="a fault in the user's processor"):
+        engine.generate(Request(TEXT, seed=1, logits_processors=[RaisesAt(10)], **SAMPLED))
+
+
+def test_a_request_that_cannot_begin_leaves_the_others_alone(engine: mmspec.Engine) -> None:
+    good, bad = Request(TEXT, seed=1, **SAMPLED), Request(TEXT, images="no such file.png")
+    first, failed, last = engine.generate([good, bad, good])
+    assert first.tokens == last.tokens and len(first.tokens) == 40
+    assert isinstance(failed.error, InputError) and "no such file.png" in str(failed.error)
+
+
+def test_nan_logits_end_the_row_with_a_clear_error() -> None:
+    class Nan(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            return scores * float("nan")
+
+    with pytest.raises(DecodeError, match="got NaN, expected a finite maximum"):
+        plain_llama().generate(llama_inputs(), logits_processors=[Nan()])
+    model = FAMILIES["llama"].build(torch.float64)
+    broken = mmspec.load(model)
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    for temperature in (0.0, 1.0):
+        with pytest.raises(DecodeError, match="got NaN"):
+            broken.generate(llama_inputs(), temperature=temperature)
+
+
+# Streams and threads
+
+
+def test_the_stream_is_the_text(engine: mmspec.Engine, picture: Image.Image) -> None:
+    stream = engine.stream(TEXT, images=picture, seed=7, **SAMPLED)
+    with pytest.raises(InputError, match="has not ended"):
+        _ = stream.result
+    text = "".join(str(piece) for piece in stream)
+    result = engine.generate(TEXT, images=picture, seed=7, **SAMPLED)
+    assert text == result.text == stream.result.text
+    assert stream.result.tokens == result.tokens
+
+
+def test_closing_a_stream_early_frees_its_kv(
+    engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[KVCache] = []
+    new_cache = engine.target.new_cache
+
+    def remembered() -> KVCache:
+        caches.append(new_cache())
+        return caches[-1]
+
+    monkeypatch.setattr(engine.target, "new_cache", remembered)
+    with engine.stream(TEXT, seed=7, **SAMPLED) as stream:
+        next(stream)
+        assert caches[0].num_bytes > 0 and caches[0].rows
+    assert caches[0].num_bytes == 0 and not caches[0].rows
+    stream = engine.stream(TEXT, seed=7, **SAMPLED)
+    next(stream)
+    left = weakref.ref(caches.pop())
+    del stream, caches[:]
+    gc.collect()
+    assert left() is None  # a stream that is only dropped frees it too
+
+
+def test_two_threads_get_the_texts_of_one(engine: mmspec.Engine, picture: Image.Image) -> None:
+    requests = [
+        Request(TEXT, images=picture if seed % 2 else (), seed=seed, **SAMPLED) for seed in range(6)
+    ]
+    expected = [engine.generate(request).tokens for request in requests]
+    found: dict[int, tuple[int, ...]] = {}
+
+    def work(mine: Iterator[int]) -> None:
+        for index in mine:
+            found[index] = engine.generate(requests[index]).tokens
+
+    threads = [threading.Thread(target=work, args=(range(start, 6, 3),)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[index] for index in range(6)] == expected
+
+
+# What is refused
+
+
+def test_a_prompt_that_does_not_fit_the_context_is_refused() -> None:
+    engine = plain_llama()
+    context = engine.target.max_positions
+    with pytest.raises(InputError, match=f"context holds {context}.*max_new_tokens <= "):
+        engine.generate(llama_inputs(), max_new_tokens=context)
+    room = context - llama_inputs()["input_ids"].shape[1]
+    with pytest.raises(InputError, match=f"max_new_tokens <= {room}"):
+        engine.generate(llama_inputs(), max_new_tokens=room + 1)
+
+
+def test_drafts_never_reach_past_the_context() -> None:
+    """With learned positions a node past the last position would crash the forward."""
+    model = FAMILIES["gpt2"].build(torch.float64)
+    engine = mmspec.load(model)
+    context = engine.target.max_positions
+    assert context is not None
+    ids = torch.randint(3, 90, (1, 8)).repeat(1, context // 8)[:, : context - 12]
+    speculative = engine.generate({"input_ids": ids}, temperature=0, max_new_tokens=12)
+    plain = engine.generate({"input_ids": ids}, temperature=0, max_new_tokens=12, speculate=False)
+    assert speculative.tokens == plain.tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_p": 0}, r"top_p=0: expected a number in \(0, 1\]"),
+        ({"temperature": -1}, "temperature=-1: expected a number >= 0"),
+        ({"max_new_token": 5}, "unknown option 'max_new_token': did you mean 'max_new_tokens'"),
+        ({"num_beams": 4}, "beam search is not supported"),
+        ({"penalty_alpha": 0.6}, "contrastive search is not supported"),
+        ({"audio": b""}, "audio input is not supported"),
+        ({"stop": ""}, "an empty stop string"),
+        ({"seed": -1}, "seed=-1: expected a whole number"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(
+    engine: mmspec.Engine, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        engine.generate(TEXT, **options)
+
+
+def test_a_generation_config_that_asks_for_beams_is_refused() -> None:
+    model = FAMILIES["llama"].build(torch.float64)
+    model.generation_config.num_beams = 3
+    with pytest.raises(InputError, match="num_beams=3"):
+        mmspec.load(model).generate(llama_inputs())
+
+
+def test_what_is_no_prompt_is_refused(engine: mmspec.Engine) -> None:
+    with pytest.raises(InputError, match="no tokens|empty"):
+        engine.generate("", raw=True)
+    with pytest.raises(InputError, match="vocabulary has"):
+        engine.generate({"input_ids": torch.tensor([[5, 10**6]])})
+    with pytest.raises(InputError, match="no processor"):
+        plain_llama().generate("text")
+    with pytest.raises(InputError, match="need a tokenizer"):
+        plain_llama().generate(llama_inputs(), stop="x")
+
+
+def test_unknown_drafters_verifiers_and_keys_are_refused() -> None:
+    model = FAMILIES["llama"].build(torch.float64)
+    with pytest.raises(ConfigError, match="prompt_lookup"):
+        mmspec.load(model, drafter="promt_lookup")
+    with pytest.raises(ConfigError, match="coupled"):
+        mmspec.load(model, overrides=["decode.verifier=typical"])
+    with pytest.raises(ConfigError, match="max_nodes"):
+        mmspec.load(model, overrides=["decode.max_node=3"])
+
+
+def test_a_drafter_that_fails_costs_no_text(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        name = "broken"
+
+        def start(self, prompt: object, prefill: object) -> "Broken":
+            return self
+
+        def propose(self, tokens: object, budget: int) -> object:
+            raise RuntimeError("no draft today")
+
+        def close(self) -> None: ...
+
+    model = FAMILIES["llama"].build(torch.float64)
+    engine = mmspec.load(model, drafter=Broken())  # type: ignore[arg-type]
+    result = engine.generate(llama_inputs(), seed=1, **SAMPLED)
+    assert result.tokens == plain_llama().generate(llama_inputs(), seed=1, **SAMPLED).tokens
+    warnings = [record for record in caplog.records if "no draft today" in record.message]
+    assert len(warnings) == 1, "one clear warning, not one a step"
+
+
+def test_the_models_generation_config_gives_the_defaults() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=112, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).double().eval()
+    model.generation_config.update(do_sample=True, temperature=0.5, top_k=7, max_new_tokens=11)
+    engine = mmspec.load(model)
+    result = engine.generate(llama_inputs(), seed=2)
+    explicit = {"temperature": 0.5, "top_k": 7, "max_new_tokens": 11, "seed": 2}
+    model.generation_config.update(do_sample=False, temperature=1.0, top_k=50, max_new_tokens=3)
+    assert result.tokens == engine.generate(llama_inputs(), **explicit).tokens
+    assert len(result.tokens) == 11
