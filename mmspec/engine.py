@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, overload
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -163,7 +164,10 @@ class Engine:
             )
         if prompt.num_tokens == 0:
             raise InputError("the prompt has no tokens; expected at least one")
-        highest = int(prompt.token_ids.max())
+        is_text = torch.ones(prompt.num_tokens, dtype=torch.bool)
+        for span in prompt.media:  # some families' placeholders lie outside of the embedding
+            is_text[span.start : span.stop] = False
+        highest = int(prompt.token_ids[is_text].max()) if is_text.any() else 0
         if highest >= self.target.num_embeddings:
             raise InputError(
                 f"token id {highest} in the prompt: the model's vocabulary has "

@@ -1,0 +1,240 @@
+"""The probe: a model that does not do what it is told about masks and positions is found out."""
+
+import pytest
+import torch
+from families import FAMILIES, REFUSED
+from torch import Tensor
+from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
+
+from mmspec.errors import ModelError
+from mmspec.kv import KVCache
+from mmspec.state import Prompt
+from mmspec.target import Target
+from mmspec.target.probe import ProbeReport, probe
+from mmspec.tree import TokenTree
+
+
+class IgnoresMask(LlamaForCausalLM):
+    """Attends to all that came before, whatever mask it is given."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: object,
+    ) -> object:
+        return super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)
+
+
+class CountsSlots(LlamaForCausalLM):
+    """Numbers its tokens in the order in which they come, whatever positions it is given."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: object,
+    ) -> object:
+        start = kwargs["past_key_values"].get_seq_length()  # type: ignore[union-attr,index]
+        slots = torch.arange(start, start + input_ids.shape[1]).expand(input_ids.shape)
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=slots, **kwargs
+        )
+
+
+class TakesOneToken(LlamaForCausalLM):
+    """Fails when several tokens come after a prompt, as a fixed decoding graph would."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: object,
+    ) -> object:
+        if kwargs["past_key_values"].get_seq_length() and input_ids.shape[1] > 1:  # type: ignore[union-attr,index]
+            raise ValueError("one token at a time")
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **kwargs,
+        )
+
+
+class KnowsOneCache(LlamaForCausalLM):
+    """Forgets all but the present tokens, unless the cache is transformers' own."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: object,
+    ) -> object:
+        if not isinstance(kwargs["past_key_values"], DynamicCache):
+            position_ids = torch.zeros_like(input_ids)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **kwargs,
+        )
+
+
+class SaysNaN(LlamaForCausalLM):
+    """Overflows in the tree's mask, and only there."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: object,
+    ) -> object:
+        output = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        if input_ids.shape[1] == 5:
+            output.logits[:, -1] = torch.nan
+        return output
+
+
+def bent(model_class: type[LlamaForCausalLM]) -> PreTrainedModel:
+    """The tiny llama, with another forward."""
+    model = FAMILIES["llama"].build(torch.float64)
+    model.__class__ = model_class
+    return model
+
+
+def probed(model_class: type[LlamaForCausalLM]) -> ProbeReport:
+    return probe(bent(model_class))[1]
+
+
+# LAW
+
+
+def test_a_model_that_obeys_scores_trees() -> None:
+    target, report = probe(FAMILIES["llama"].build(torch.float64))
+    assert isinstance(target, Target)
+    assert report.shape == "tree"
+    assert report.error < 1e-9 < report.tolerance
+
+
+@pytest.mark.parametrize("model_class", [IgnoresMask, CountsSlots, SaysNaN])
+def test_a_model_that_is_right_on_a_path_only_gets_chains(
+    model_class: type[LlamaForCausalLM],
+) -> None:
+    assert probed(model_class).shape == "chain"
+
+
+def test_a_model_that_takes_one_token_at_a_time_is_decoded_plainly() -> None:
+    assert probed(TakesOneToken).shape == "plain"
+
+
+def test_a_model_that_is_wrong_on_every_shape_is_refused_with_what_was_seen() -> None:
+    with pytest.raises(ModelError) as refusal:
+        probed(KnowsOneCache)
+    message = str(refusal.value)
+    assert message.startswith("KnowsOneCache cannot be decoded")
+    for shape in ("tree: off by", "chain: off by", "plain: off by"):
+        assert shape in message
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bloom", "takes no position_ids"),
+        ("qwen3_next", "running state .linear_attention."),
+        ("mllama", "cross-attention layers"),
+    ],
+)
+def test_refused_families_are_refused_with_the_reason(name: str, reason: str) -> None:
+    model = REFUSED[name].build(torch.float64)
+    for refuse in (Target, probe):
+        with pytest.raises(ModelError, match=reason) as refusal:
+            refuse(model)
+        assert type(model).__name__ in str(refusal.value)
+        assert "Use transformers' generate" in str(refusal.value), "it says what to do instead"
+
+
+def test_every_refused_family_is_tested() -> None:
+    assert REFUSED.keys() == {"bloom", "qwen3_next", "mllama"}
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_probing_leaves_no_rope_delta_behind(name: str) -> None:
+    model = FAMILIES[name].build(torch.float64)
+    kept = [module for module in model.modules() if hasattr(module, "rope_deltas")]
+    assert kept, "this family keeps one"
+    theirs = torch.tensor([[-7]])
+    kept[0].rope_deltas = theirs
+    _, report = probe(model)
+    assert kept[0].rope_deltas is theirs
+    assert report.shape == "tree", "another request's delta must not be read either"
+
+
+# ORACLE
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_decodable_family_scores_trees(name: str) -> None:
+    _, report = probe(FAMILIES[name].build(torch.float64))
+    assert report.shape == "tree", f"{name} is cut to a {report.shape} (error {report.error:.2g})"
+    assert report.error < 1e-6, "the softmax of eager attention is float32 even here, no more"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
+def test_rounding_is_no_reason_to_cut_trees(name: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        _, report = probe(FAMILIES[name].build(dtype))
+        assert report.shape == "tree", f"{dtype}: {report}"
+
+
+def _off_in_a_ragged_batch(model: PreTrainedModel, target: Target) -> float:
+    """Largest error of two rows of other lengths that are scored together, node 0 alone."""
+    cache: KVCache = target.new_cache()
+    prompts = [Prompt(torch.arange(30, 30 + length)) for length in (12, 5)]
+    places = [target.prefill(p, cache, cache.open(20)).placement for p in prompts]
+    scores = target.score([TokenTree.root(60)] * 2, cache, places)
+    errors = []
+    for prompt, score in zip(prompts, scores, strict=True):
+        ids = torch.cat([prompt.token_ids, torch.tensor([60])]).unsqueeze(0)
+        with torch.no_grad():
+            expected = model(input_ids=ids, past_key_values=DynamicCache()).logits[0, -1]
+        errors.append(float((score.logits[0] - expected).abs().max()))
+    return max(errors)
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [
+        LlamaForCausalLM,
+        *(
+            pytest.param(
+                model_class,
+                marks=pytest.mark.xfail(
+                    strict=True,
+                    reason="the probe scores one row: a model that is right for a single chain but "
+                    "takes no mask or position of ours passes, and is wrong in a ragged batch",
+                ),
+            )
+            for model_class in (IgnoresMask, CountsSlots)
+        ),
+    ],
+)
+def test_what_the_probe_lets_pass_is_right_in_a_ragged_batch(
+    model_class: type[LlamaForCausalLM],
+) -> None:
+    model = bent(model_class)
+    try:
+        target, _ = probe(model)
+    except ModelError:
+        return  # found out
+    error = _off_in_a_ragged_batch(model, target)
+    assert error < 1e-9, f"the shorter row's logits are off by {error:.2g}"

@@ -1,0 +1,113 @@
+"""The decode loop: small enough to read, general enough to name nothing, right at every step."""
+
+import inspect
+import io
+import re
+import tokenize
+
+import pytest
+import torch
+from adversary import Adversary
+from families import FAMILIES, prompt_inputs
+
+import mmspec
+from mmspec import decoder
+from mmspec.config import Config, DecodeConfig
+from mmspec.engine import Engine
+from mmspec.kv import KVCache
+from mmspec.requests import Request, build_request
+from mmspec.verify import coupled
+
+SCREEN_LINES = 60
+
+
+def test_the_loop_fits_on_one_screen() -> None:
+    assert len(inspect.getsource(decoder.decode).splitlines()) <= SCREEN_LINES
+
+
+def test_the_loop_names_no_modality_drafter_or_rule() -> None:
+    source = inspect.getsource(decoder)
+    names = {
+        token.string.lower()
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.NAME
+    }
+    named = re.compile(r"image|video|audio|pixel|lookup|medusa|eagle|coupled|greedy|typical|gumbel")
+    assert not [name for name in names if named.search(name)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    model = FAMILIES["llama"].build(torch.float64)
+    config = Config(decode=DecodeConfig(max_rows=2))
+    plain = mmspec.load(model, config=config)
+    truths = {
+        tuple(request.prompt["input_ids"][0].tolist()): plain.generate(request).tokens
+        for request in requests()
+    }
+    return mmspec.load(model, config=config, drafter=Adversary(truths, 112))
+
+
+def requests() -> list[Request]:
+    lengths = (20, 33, 9, 14, 27)
+    return [
+        Request(
+            prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=n, seed=n),
+            temperature=0.0,
+            max_new_tokens=4 * index + 1,
+        )
+        for index, n in enumerate(lengths)
+    ]
+
+
+def test_a_row_has_committed_all_but_its_last_token_after_every_step(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = engine.target.new_cache()
+    monkeypatch.setattr(engine.target, "new_cache", lambda: cache)
+    commit, checked = KVCache.commit, 0
+
+    def checked_commit(self: KVCache, paths: object) -> None:
+        commit(self, paths)  # type: ignore[arg-type]
+        self.check_integrity()
+
+    monkeypatch.setattr(KVCache, "commit", checked_commit)
+    rows = [engine._row(build_request(r, {}), i) for i, r in enumerate(requests())]
+    steps = decoder.decode(
+        engine.target, rows, verify=coupled, fit=lambda t: t, max_nodes=12, max_rows=2
+    )
+    for row in steps:
+        assert len(cache.rows) <= 2, "more rows than places"
+        if row.placement.row in cache.rows:
+            committed = cache.length(row.placement.row)
+            assert committed == row.prompt.num_tokens + row.num_chosen - 1
+            checked += 1
+    assert checked > 10
+    assert not cache.rows and cache.num_bytes == 0
+
+
+def test_rows_begin_as_places_become_free_in_order(engine: Engine) -> None:
+    rows = [engine._row(build_request(r, {}), i) for i, r in enumerate(requests())]
+    begun: list[int] = []
+    for row in decoder.decode(
+        engine.target, rows, verify=coupled, fit=lambda t: t, max_nodes=4, max_rows=2
+    ):
+        if row.index not in begun:
+            begun.append(row.index)
+    assert begun == list(range(5))
+    assert [row.num_chosen for row in rows] == [1, 5, 9, 13, 17]
+
+
+def test_an_error_in_the_targets_forward_frees_all_kv(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = engine.target.new_cache()
+    monkeypatch.setattr(engine.target, "new_cache", lambda: cache)
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine.target, "score", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.generate(requests()[1])
+    assert not cache.rows and cache.num_bytes == 0
