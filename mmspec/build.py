@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -50,7 +51,7 @@ def load(
     `config` is a YAML file or the name of one of mmspec's own; `overrides` are dotted
     ("decode.max_nodes=32"). Raises ConfigError and ModelError.
     """
-    settings = config if isinstance(config, Config) else load_config(config, overrides)
+    settings = deepcopy(config) if isinstance(config, Config) else load_config(config, overrides)
     settings.model.dtype = dtype or settings.model.dtype
     settings.model.device = device or settings.model.device
     settings.model.device_map = device_map or settings.model.device_map

@@ -18,6 +18,7 @@ from mmspec.params import (
     DEFAULT_MAX_NEW_TOKENS,
     merged_generation_config,
     requested_max_new_tokens,
+    stop_strings,
 )
 from mmspec.requests import Messages, Request, Result, build_request
 from mmspec.row import Row
@@ -122,10 +123,15 @@ class Engine:
         max_new_tokens = self._room(request, prompt)
         model = self.target.model
         config = merged_generation_config(
-            model, request, tokenizer=self.tokenizer, max_new_tokens=max_new_tokens
+            model,
+            request,
+            tokenizer=self.tokenizer,
+            prompt_length=prompt.num_tokens,
+            max_new_tokens=max_new_tokens,
         )
         seed = secrets.randbits(64) if request.seed is None else request.seed
-        if request.stop and self.tokenizer is None:
+        stop = stop_strings(config, request)
+        if stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this engine has none")
         detokenizer = build_detokenizer(
             self.tokenizer, skip_special_tokens=request.skip_special_tokens
@@ -134,7 +140,7 @@ class Engine:
         return Row(
             prompt,
             build_sampler(model, config, request, prompt.token_ids, seed=seed),
-            TextStream(detokenizer, request.stop),
+            TextStream(detokenizer, stop),
             self.drafter if request.speculate else NoDrafter(),
             eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
             max_new_tokens=max_new_tokens,
@@ -177,7 +183,9 @@ class Engine:
 
     def _room(self, request: Request, prompt: Prompt) -> int:
         """How many tokens may be generated. Raises InputError where they don't fit the context."""
-        wanted = requested_max_new_tokens(self.target.model, request)
+        wanted = requested_max_new_tokens(
+            self.target.model, request, prompt_length=prompt.num_tokens
+        )
         context = self.target.max_positions
         if context is None:
             return wanted or DEFAULT_MAX_NEW_TOKENS

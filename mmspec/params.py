@@ -97,6 +97,7 @@ def merged_generation_config(
     params: SamplingParams,
     *,
     tokenizer: PreTrainedTokenizerBase | None,
+    prompt_length: int,
     max_new_tokens: int,
 ) -> GenerationConfig:
     """The request's whole generation_config: user's values, then the model's, then transformers'
@@ -115,6 +116,7 @@ def merged_generation_config(
     if params.temperature:
         config.temperature = params.temperature
     config.max_new_tokens = max_new_tokens
+    config.max_length = prompt_length + max_new_tokens  # some processors count the prompt too
     if params.eos_token_id is not None:
         config.eos_token_id = params.eos_token_id
     if params.ignore_eos:
@@ -128,10 +130,23 @@ def merged_generation_config(
     return config
 
 
-def requested_max_new_tokens(model: PreTrainedModel, params: SamplingParams) -> int | None:
-    """What the user or the model's generation_config says; None where neither does."""
+def requested_max_new_tokens(
+    model: PreTrainedModel, params: SamplingParams, *, prompt_length: int
+) -> int | None:
+    """What the user or the generation_config says; None where neither does. A `max_length` counts
+    the prompt too, and leaves room for one token at least."""
     config = params.generation_config or model.generation_config
-    return params.max_new_tokens or getattr(config, "max_new_tokens", None)
+    if params.max_new_tokens or config.max_new_tokens:
+        return params.max_new_tokens or config.max_new_tokens
+    if config.max_length is None:
+        return None
+    return max(config.max_length - prompt_length, 1)
+
+
+def stop_strings(config: GenerationConfig, params: SamplingParams) -> tuple[str, ...]:
+    """The user's stop strings, else the generation_config's."""
+    configured = getattr(config, "stop_strings", None) or ()
+    return tuple(params.stop) or ((configured,) if isinstance(configured, str) else (*configured,))
 
 
 def _bad_word_ids(

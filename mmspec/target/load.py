@@ -1,6 +1,7 @@
 """A folder or hub name -> a transformers model and its processor."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from mmspec.errors import ConfigError, ModelError
 
 Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
+_HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 BUNDLED = Path(__file__).parent.parent / "bundled"
 
 
@@ -31,9 +33,17 @@ def resolve_path(path: str) -> str:
     """A folder that exists, then a bundled model's name ("tiny-vlm"), then a hub name."""
     if not path:
         raise ConfigError("no model: expected a folder, a bundled model's name or a hub name")
-    if Path(path).exists() or not (BUNDLED / path / "config.json").is_file():
+    if Path(path).exists():
         return path
-    return str(BUNDLED / path)
+    if (BUNDLED / path / "config.json").is_file():
+        return str(BUNDLED / path)
+    if not _HUB_NAME.fullmatch(path):
+        bundled = ", ".join(sorted(file.parent.name for file in BUNDLED.glob("*/config.json")))
+        raise ModelError(
+            f"{path}: no such folder, and no hub name either; expected a folder with config.json, "
+            f"owner/name on the hub, or a bundled model ({bundled or 'none is here'})"
+        )
+    return path
 
 
 def load_model(
