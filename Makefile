@@ -1,4 +1,5 @@
 # Every target does its own set-up in .venv; only Python 3.11+ and make are needed.
+#   make demo ARGS="--seed 3"            other pictures and texts
 #   make demo PYTHON=python3.12          another interpreter
 #   make demo TORCH="torch==2.11.0"      another torch; pip options may follow the version
 PYTHON ?= python3
@@ -19,7 +20,7 @@ help:
 	@echo "make clean   remove build outputs and caches (.venv stays)"
 
 demo: $(INSTALLED)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

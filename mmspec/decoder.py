@@ -58,9 +58,12 @@ def decode(
             with watch.stage("commit"):
                 accepted = zip(active, verdicts, strict=True)
                 cache.commit({row.placement.row: v.path for row, v in accepted if v is not None})
-            # 6. Observe and yield.
-            for (row, tree, score), verdict in zip(steps, verdicts, strict=True):
-                row.observe(tree, verdict, score, watch.seconds)
+            # 6. Observe: each drafter learns what became of its tree.
+            with watch.stage("observe"):
+                for (row, tree, score), verdict in zip(steps, verdicts, strict=True):
+                    row.observe(tree, verdict, score)
+            for row in active:
+                row.stats.add_seconds(watch.seconds)
                 yield row
             active = _keep_unfinished(active, cache)
     finally:
@@ -72,8 +75,13 @@ def decode(
 def _prefill(target: Target, cache: KVCache, row: Row, max_nodes: int) -> None:
     watch = Stopwatch()
     slot = cache.open(row.prompt.num_tokens + max_nodes + 1)
-    with watch.stage("prefill"):
-        row.begin(target.prefill(row.prompt, cache, slot))
+    try:
+        with watch.stage("prefill"):
+            prefill = target.prefill(row.prompt, cache, slot)
+    except Exception:
+        cache.close(slot)
+        raise
+    row.begin(prefill)
     row.stats.add_seconds(watch.seconds)
 
 

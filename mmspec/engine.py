@@ -227,15 +227,17 @@ class Stream:
 
     @property
     def result(self) -> Result:
-        """The whole answer. Raises InputError while it is still being generated."""
+        """The answer, whole or up to `close`. Raises InputError while it is being generated."""
         if not self._row.is_done:
             raise InputError("the stream has not ended: read its pieces to the end first")
         return _result(self._row, self._pieces)
 
     def close(self) -> None:
-        """Ends the decoding; the pieces so far are all there is."""
+        """Ends the decoding; `result` then holds what was generated, as "closed"."""
         self._generator.close()  # type: ignore[attr-defined]
         self._steps.close()  # type: ignore[attr-defined]
+        self._row.close()
+        self._pieces += self._row.take_pieces()
 
     def __enter__(self) -> "Stream":
         return self

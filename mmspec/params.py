@@ -30,7 +30,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None  # token id -> added to its logit
-    bad_words: Sequence[str] = ()
+    bad_words: str | Sequence[str] = ()
     max_new_tokens: int | None = None
     min_new_tokens: int | None = None
     eos_token_id: int | Sequence[int] | None = None
@@ -46,8 +46,10 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None and not is_valid(value):
                 raise InputError(f"{name}={value!r}: expected {expected}")
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "bad_words"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, (value,))
         if "" in self.stop:
             raise InputError("stop='': an empty stop string would end every text; leave it out")
 
@@ -71,6 +73,23 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _are_texts(value: object) -> bool:
+    if isinstance(value, str):
+        return True
+    return isinstance(value, Sequence) and all(isinstance(item, str) for item in value)
+
+
+def _are_token_ids(value: object) -> bool:
+    ids = [value] if isinstance(value, int) else value
+    return isinstance(ids, Sequence) and all(_is_count(token) and token >= 0 for token in ids)
+
+
+def _is_bias(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_count(token) and token >= 0 and _is_number(bias) for token, bias in value.items()
+    )
+
+
 _Rule = tuple[str, Callable[..., bool], str]
 _RULES: tuple[_Rule, ...] = (
     ("temperature", lambda v: _is_number(v) and v >= 0, "a number >= 0 (0 is greedy)"),
@@ -86,6 +105,10 @@ _RULES: tuple[_Rule, ...] = (
     ("frequency_penalty", _is_number, "a finite number"),
     ("max_new_tokens", lambda v: _is_count(v) and v >= 1, "a whole number >= 1"),
     ("min_new_tokens", lambda v: _is_count(v) and v >= 0, "a whole number >= 0"),
+    ("stop", _are_texts, "a text or a list of texts"),
+    ("bad_words", _are_texts, "a text or a list of texts"),
+    ("logit_bias", _is_bias, "token ids >= 0, each with a finite number: {token_id: bias}"),
+    ("eos_token_id", _are_token_ids, "a token id >= 0, or a list of them"),
     ("seed", lambda v: _is_count(v) and 0 <= v <= MAX_SEED, "a whole number in [0, 2^64)"),
 )
 
@@ -122,6 +145,13 @@ def merged_generation_config(
     if params.ignore_eos:
         config.eos_token_id = None
     if params.logit_bias:
+        vocab_size = model.config.get_text_config(decoder=True).vocab_size
+        outside = [token for token in params.logit_bias if token >= vocab_size]
+        if outside:
+            raise InputError(
+                f"logit_bias: got token ids {outside[:5]}, expected ids below the vocabulary's "
+                f"{vocab_size}"
+            )
         bias = [[[int(token)], float(value)] for token, value in params.logit_bias.items()]
         config.sequence_bias = bias
     if params.bad_words:

@@ -1,7 +1,7 @@
 """Row: one request on its way through the decode loop, and all of its state."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal, TypeVar
 
 from torch import Tensor
@@ -18,7 +18,7 @@ from mmspec.verify import Verifier
 
 logger = logging.getLogger(__name__)
 
-FinishReason = Literal["eos", "stop", "length", "error"]
+FinishReason = Literal["eos", "stop", "length", "error", "closed"]
 T = TypeVar("T")
 
 
@@ -94,15 +94,8 @@ class Row:
         self._drafted_by += [None] * (self.num_chosen - len(self._drafted_by))
         return verdict
 
-    def observe(
-        self,
-        tree: TokenTree,
-        verdict: Verdict | None,
-        scores: Scores,
-        seconds: Mapping[str, float],
-    ) -> None:
+    def observe(self, tree: TokenTree, verdict: Verdict | None, scores: Scores) -> None:
         """Tells the drafter what became of its tree, and keeps count."""
-        self.stats.add_seconds(seconds)
         if verdict is not None:
             self.stats.record_step(tree, verdict)
             if not self.is_done:
@@ -173,6 +166,8 @@ class Row:
 
     def close(self) -> None:
         """The request ended, or nobody waits for it any more."""
+        if not self.is_done:
+            self._finish("closed")
         session, self._session = self._session, NoDrafter()
         session.close()
 

@@ -53,8 +53,8 @@ class Sampler:
         if self.processors:
             scores = self.processors(self._ids[:, :length], scores.unsqueeze(0)).squeeze(0)
         token, value = self._best(scores)
-        if not value > -torch.inf:
-            what = "NaN" if value != value else "every token forbidden"
+        if not -torch.inf < value < torch.inf:
+            what = {-torch.inf: "every token forbidden", torch.inf: "infinity"}.get(value, "NaN")
             raise DecodeError(
                 f"logits at generated token {self.num_chosen}: got {what}, expected a finite "
                 "maximum; look at the model's dtype (float16 overflows) and the logits processors"

@@ -31,11 +31,12 @@ class Times:
     score_s: float = 0.0  # the target's forwards
     verify_s: float = 0.0  # choosing tokens: processors, noise, argmax, text
     commit_s: float = 0.0
+    observe_s: float = 0.0
 
     @property
     def decode_s(self) -> float:
         """All but the prefill."""
-        return self.propose_s + self.score_s + self.verify_s + self.commit_s
+        return self.propose_s + self.score_s + self.verify_s + self.commit_s + self.observe_s
 
 
 @dataclass(frozen=True)

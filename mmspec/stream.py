@@ -1,10 +1,9 @@
 """Chosen tokens -> text, a token at a time: half-finished UTF-8 and stop strings are held back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 
@@ -29,53 +28,47 @@ class Detokenizer(Protocol):
         """The text of what is still held, at the end."""
 
 
-class FastDetokenizer:
-    """Over the tokenizers library's DecodeStream."""
+class WindowDetokenizer:
+    """Decodes a short window of tokens again with each one: the tokens of the last text that came
+    out, for what a token's text looks like may depend on those before, and the ones since.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special_tokens: bool) -> None:
-        self._backend = tokenizer.backend_tokenizer
-        self._skip = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._held: list[int] = []
-        self._num_emitted = 0
+    What came out stays, also where a later byte makes the bytes before it no character.
+    """
 
-    def push(self, token: int) -> str:
-        self._held.append(token)
-        text = self._stream.step(self._backend, token)
-        if text:
-            self._held.clear()
-        return text or ""
-
-    def flush(self) -> str:
-        text = self._backend.decode(self._held, skip_special_tokens=self._skip)
-        self._held.clear()
-        return text
-
-
-class SlowDetokenizer:
-    """For tokenizers without a fast backend: decodes a short window again with each token."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special_tokens: bool) -> None:
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._tokens: list[int] = []
-        self._context = 0  # the window's first token; its text up to `_done` was emitted
-        self._done = 0
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._num_done = 0  # tokens of the window whose text came out
+        self._known = ""  # that text
 
     def push(self, token: int) -> str:
-        self._tokens.append(token)
-        known, text = self._decode(self._context, self._done), self._decode(self._context, None)
-        if len(text) <= len(known) or text.endswith("\ufffd"):  # a character not yet whole
+        self._window.append(token)
+        text = self._decode(self._window)
+        if len(text) <= len(self._known) or text.endswith("\ufffd"):  # no whole character yet
             return ""
-        self._context, self._done = self._done, len(self._tokens)
-        return text[len(known) :]
+        new = text[len(self._known) :]
+        self._window = self._window[self._num_done :]
+        self._num_done = len(self._window)
+        self._known = self._decode(self._window)
+        return new
 
     def flush(self) -> str:
-        known, text = self._decode(self._context, self._done), self._decode(self._context, None)
-        return text[len(known) :]
+        return self._decode(self._window)[len(self._known) :]
 
-    def _decode(self, start: int, stop: int | None) -> str:
-        return self._tokenizer.decode(self._tokens[start:stop], skip_special_tokens=self._skip)
+
+class FastDetokenizer(WindowDetokenizer):
+    """Over the tokenizers library itself."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special_tokens: bool) -> None:
+        backend = tokenizer.backend_tokenizer
+        super().__init__(lambda ids: backend.decode(ids, skip_special_tokens=skip_special_tokens))
+
+
+class SlowDetokenizer(WindowDetokenizer):
+    """For tokenizers without a fast backend."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special_tokens: bool) -> None:
+        super().__init__(lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 class NoDetokenizer:

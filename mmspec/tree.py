@@ -161,6 +161,8 @@ class TokenTree:
             raise ValueError(f"fields of different or zero length: {sorted(lengths)}")
         if self.log_q is not None and len(self.log_q) != self.num_nodes:
             raise ValueError(f"log_q has {len(self.log_q)} entries for {self.num_nodes} nodes")
+        if not all(0.0 <= confidence <= 1.0 for confidence in self.confidence):
+            raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
         if self.parents[0] != -1:
             raise ValueError(f"node 0 must have parent -1, got {self.parents[0]}")
         for node, parent in enumerate(self.parents[1:], start=1):

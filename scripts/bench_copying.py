@@ -130,7 +130,9 @@ def main() -> None:
         measure(engine, task, request, plain_first=bool(index % 2))
         for index, (task, request) in enumerate(requests)
     ]
-    table = Table("task", "pairs", "tokens", "tokens a step", "promised", "x plain", "95%", "end to end")
+    table = Table(
+        "task", "pairs", "tokens", "tokens a step", "promised", "x plain", "95%", "end to end"
+    )
     for task in dict.fromkeys(pair.task for pair in pairs):
         own = [pair for pair in pairs if pair.task == task and pair.new_tokens > 1]
         low, high = interval([pair.ratio for pair in own])

@@ -1,4 +1,4 @@
-"""The engine as its users meet it: real processor, chat template, images, batch, streams, errors."""
+"""The engine as its users meet it: real processor, template, images, batch, streams, errors."""
 
 import gc
 import threading
@@ -100,8 +100,9 @@ def test_stop_and_eos_inside_an_accepted_block_cut_it() -> None:
         )
         assert ended.tokens == full[: full.index(full[index]) + 1]
     for length in range(1, 12):
-        assert drafting.generate(inputs, temperature=0, max_new_tokens=length).tokens == (
-            full[:length]
+        assert (
+            drafting.generate(inputs, temperature=0, max_new_tokens=length).tokens
+            == (full[:length])
         )
 
 
@@ -210,6 +211,8 @@ def test_closing_a_stream_early_frees_its_kv(
         next(stream)
         assert caches[0].num_bytes > 0 and caches[0].rows
     assert caches[0].num_bytes == 0 and not caches[0].rows
+    assert stream.result.finish_reason == "closed"
+    assert 0 < len(stream.result.tokens) < 40
     stream = engine.stream(TEXT, seed=7, **SAMPLED)
     next(stream)
     left = weakref.ref(caches.pop())
@@ -290,7 +293,7 @@ def test_a_generation_config_that_asks_for_beams_is_refused() -> None:
 
 
 def test_what_is_no_prompt_is_refused(engine: mmspec.Engine) -> None:
-    with pytest.raises(InputError, match="no tokens|empty"):
+    with pytest.raises(InputError, match=r"no tokens|empty"):
         engine.generate("", raw=True)
     with pytest.raises(InputError, match="vocabulary has"):
         engine.generate({"input_ids": torch.tensor([[5, 10**6]])})

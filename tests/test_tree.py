@@ -193,11 +193,6 @@ def test_check_integrity_refuses(change: dict[str, tuple[int, ...]], complaint: 
         replace(FIVE, **change).check_integrity(vocab_size=20)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="check_integrity does not look at confidence: above 1, or NaN, prune's ranking is not "
-    "connected any more (KeyError)",
-)
 @pytest.mark.parametrize("confidence", [1.5, -0.1, float("nan")])
 def test_check_integrity_refuses_what_is_no_probability(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence"):

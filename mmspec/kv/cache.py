@@ -80,6 +80,8 @@ class KVCache(Cache):
             self._reserve(row, count)
         regions = [self._regions.rows[row] for row in rows]
         plan = WritePlan([r.start for r in regions], [r.length for r in regions], list(counts))
+        for row in rows:
+            self._written.pop(row, None)
         try:
             self._set_plan(plan)
             yield plan
@@ -97,8 +99,8 @@ class KVCache(Cache):
             written = self._written.pop(row, 0)
             assert not path or path[-1] < written, f"row {row}: {tuple(path)} of {written} tokens"
             end = region.start + region.length
+            assert list(path) == sorted(set(path)), f"a path is increasing, got {tuple(path)}"
             for position, node in enumerate(path):
-                assert node >= position, f"a path is increasing, got {tuple(path)}"
                 if node != position:
                     source.append(end + node)
                     destination.append(end + position)

@@ -28,7 +28,8 @@ class OnlineIndex:
 
     def __init__(self, min_match: int = 1) -> None:
         self.tokens: list[int] = []
-        self._levels = [n for n in LEVELS if n >= min_match] or [LEVELS[-1]]
+        shortest = max(n for n in LEVELS if n <= max(min_match, 1))
+        self._levels = [n for n in LEVELS if n >= shortest]
         self._last: list[dict[int, int]] = [{} for _ in self._levels]
         self._previous = [array("l") for _ in self._levels]
 

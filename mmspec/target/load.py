@@ -62,6 +62,7 @@ def load_model(
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype={dtype!r}: expected one of {', '.join(_DTYPES)}")
+    place = _device(device)
     _refuse_pickle(path)
     with _explained(path):
         config = AutoConfig.from_pretrained(
@@ -83,7 +84,7 @@ def load_model(
             use_safetensors=True,
         )
     if device_map is None:
-        model.to(_device(device))
+        model.to(place)
     return model.eval()
 
 
@@ -109,9 +110,14 @@ def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device={device!r}: expected auto, cpu, cuda or cuda:N") from error
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"device={device!r}: not a device of this machine ({error}); expected auto, cpu, or "
+            "cuda[:N] with a torch that has CUDA"
+        ) from error
+    return place
 
 
 def _has_vision_code(config: PreTrainedConfig) -> bool:

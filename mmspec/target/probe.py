@@ -4,7 +4,7 @@
 compared with the model's own decoding of each path, with its own cache, masks and positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -47,7 +47,9 @@ def probe(model: PreTrainedModel) -> tuple[Target, ProbeReport]:
     Raises ModelError if not even one token at a time agrees with the model's own decoding.
     """
     prompt, tree = _probe_prompt(model)
-    expected = _native_logits(model, prompt, tree)
+    # A second, shorter row: ragged batches must hold too.
+    shorter = Prompt(prompt.token_ids[: prompt.num_tokens // 2])
+    expected = [_native_logits(model, row, tree) for row in (prompt, shorter)]
     tolerance = _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
     found: list[tuple[Target, ProbeReport]] = []
     failures: list[str] = []
@@ -60,7 +62,7 @@ def probe(model: PreTrainedModel) -> tuple[Target, ProbeReport]:
         )
         for shape, candidate in shapes:
             try:
-                error = _distance(target, prompt, candidate, expected)
+                error = _distance(target, [prompt, shorter], candidate, expected)
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as e:
                 failures.append(f"{shape}: {type(e).__name__}: {e}")
                 continue
@@ -115,17 +117,25 @@ def _native_logits(
 
 
 def _distance(
-    target: Target, prompt: Prompt, tree: TokenTree, expected: dict[tuple[int, ...], Tensor]
+    target: Target,
+    prompts: Sequence[Prompt],
+    tree: TokenTree,
+    expected: Sequence[Mapping[tuple[int, ...], Tensor]],
 ) -> float:
+    """The largest difference over all rows and nodes, in standard deviations of the logits."""
     cache = target.new_cache()
-    row = cache.open(prompt.num_tokens + tree.num_nodes)
-    placement = target.prefill(prompt, cache, row).placement
-    scores = target.score([tree], cache, [placement])[0]
+    placements = []
+    for prompt in prompts:
+        row = cache.open(prompt.num_tokens + tree.num_nodes)
+        placements.append(target.prefill(prompt, cache, row).placement)
+    scores = target.score([tree] * len(prompts), cache, placements)
     differences = []
-    for node in range(tree.num_nodes):
-        path = tuple(tree.tokens[n] for n in tree.path_to(node))
-        own = expected[path].double()
-        differences.append(float((scores.logits[node].double() - own).abs().max() / own.std()))
+    for score, own in zip(scores, expected, strict=True):
+        for node in range(tree.num_nodes):
+            logits = own[tuple(tree.tokens[n] for n in tree.path_to(node))].double()
+            spread = logits.std().clamp_min(torch.finfo(target.dtype).tiny)
+            distance = (score.logits[node].double() - logits).abs().max() / spread
+            differences.append(float(distance))
     return max(differences) if all(d == d for d in differences) else float("inf")
 
 

@@ -146,9 +146,7 @@ def test_the_tree_does_not_depend_on_how_the_text_came(
 
 
 @pytest.mark.parametrize(("accepted", "path"), [(True, (0, 1)), (False, (0,))])
-def test_confidence_follows_what_the_target_accepts(
-    accepted: bool, path: tuple[int, ...]
-) -> None:
+def test_confidence_follows_what_the_target_accepts(accepted: bool, path: tuple[int, ...]) -> None:
     text = [1, 2, 3, 4, 1, 2]
     session = started(text, max_depth=1)
     tree = session.propose(text, 1)

@@ -33,10 +33,10 @@ def test_two_places_share_what_they_agree_on() -> None:
     #   6 (.9)       7 (.1)
     trie = build_trie([Continuation([5, 7], match_length=1), Continuation([5, 6], match_length=3)])
     assert trie == (
-        TrieNode(token=-1, parent=-1, share=1.0, match_length=0, count=0),
-        TrieNode(token=5, parent=0, share=1.0, match_length=3, count=2),
-        TrieNode(token=6, parent=1, share=0.9, match_length=3, count=1),
-        TrieNode(token=7, parent=1, share=0.1, match_length=1, count=1),
+        TrieNode(token=-1, parent=-1, share=1.0, match_length=0, num_places=0),
+        TrieNode(token=5, parent=0, share=1.0, match_length=3, num_places=2),
+        TrieNode(token=6, parent=1, share=0.9, match_length=3, num_places=1),
+        TrieNode(token=7, parent=1, share=0.1, match_length=1, num_places=1),
     )
 
 
@@ -88,5 +88,5 @@ def test_every_node_is_supported_as_the_places_say(found: list[Continuation]) ->
         lengths = [length for tokens, length in found if tuple(tokens[: len(path)]) == path]
         siblings = [other for other in prefixes if other and other[:-1] == path[:-1]]
         node = nodes[path]
-        assert (node.count, node.match_length) == (len(lengths), max(lengths)), path
+        assert (node.num_places, node.match_length) == (len(lengths), max(lengths)), path
         assert node.share == pytest.approx(weight(path) / sum(map(weight, siblings))), path

@@ -61,7 +61,8 @@ def native(name: str, tokens: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]
 def prefilled(name: str, prompts: Sequence[Prompt]) -> tuple[KVCache, list[Prefill]]:
     cache = _target(name).new_cache()
     prefills = [
-        _target(name).prefill(prompt, cache, cache.open(prompt.num_tokens + 2)) for prompt in prompts
+        _target(name).prefill(prompt, cache, cache.open(prompt.num_tokens + 2))
+        for prompt in prompts
     ]
     return cache, prefills
 

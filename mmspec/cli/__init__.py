@@ -1,0 +1,25 @@
+"""The command line: `mmspec <command>`."""
+
+from importlib.metadata import version as installed_version
+
+import typer
+
+from mmspec.cli.generate import generate
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+app.command()(generate)
+
+
+@app.callback()
+def root() -> None:
+    """Generate faster with vision-language models, without changing what they say."""
+
+
+@app.command()
+def version() -> None:
+    """Print the version of mmspec."""
+    typer.echo(installed_version("mmspec"))
+
+
+def main() -> None:
+    app()

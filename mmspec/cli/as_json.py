@@ -1,0 +1,56 @@
+"""A Result as plain values for json.dumps."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+
+from mmspec.cli.render import Comparison
+from mmspec.requests import Result
+from mmspec.stats import Stats
+from mmspec.stream import Piece
+
+JsonObject = dict[str, object]
+
+
+def result_values(result: Result) -> JsonObject:
+    """The answer, who drafted which part of it, and its figures."""
+    return {
+        "text": result.text,
+        "tokens": list(result.tokens),
+        "finish_reason": result.finish_reason,
+        "seed": result.seed,
+        "pieces": piece_values(result.pieces),
+        "stats": stats_values(result.stats),
+    }
+
+
+def piece_values(pieces: Sequence[Piece]) -> list[JsonObject]:
+    """Neighbours of one drafter joined; null is the target itself."""
+    return [
+        {"text": "".join(piece.text for piece in group), "drafter": drafter}
+        for drafter, group in groupby(pieces, lambda piece: piece.drafter)
+    ]
+
+
+def stats_values(stats: Stats) -> JsonObject:
+    drafters = stats.by_drafter.items()
+    return {
+        "prompt_tokens": stats.prompt_tokens,
+        "new_tokens": stats.new_tokens,
+        "steps": stats.steps,
+        "tokens_per_step": stats.tokens_per_step,
+        "tokens_per_second": stats.tokens_per_second,
+        "accepted_lengths": {str(length): n for length, n in stats.accepted_lengths.items()},
+        "by_drafter": {name: {**asdict(n), "acceptance": n.acceptance} for name, n in drafters},
+        "times": asdict(stats.times),
+    }
+
+
+def comparison_values(comparison: Comparison) -> JsonObject:
+    """Plain decoding beside it, measured once."""
+    return {
+        "identical": comparison.is_identical,
+        "ratio": comparison.ratio,
+        "runs": 1,
+        "plain": result_values(comparison.plain),
+    }

@@ -1,0 +1,188 @@
+"""`mmspec generate`: one prompt, its answer as it comes, and what the drafts were worth."""
+
+import json
+import secrets
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import mmspec
+from mmspec.cli.as_json import comparison_values, piece_values, result_values
+from mmspec.cli.console import (
+    EXIT_DIFFERENT,
+    EXIT_INTERRUPTED,
+    consoles,
+    has_colour,
+    mistakes_told,
+    quiet_transformers,
+    write,
+)
+from mmspec.cli.render import Comparison, Palette, closing_line, comparison_text
+from mmspec.engine import Engine
+from mmspec.errors import ConfigError, InputError
+from mmspec.requests import Request, Result
+from mmspec.stream import Piece
+
+_WARM_UP_PIECES = 8
+
+
+def generate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
+    ],
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The text; - reads stdin, @FILE reads a file.")
+    ],
+    image: Annotated[list[str] | None, typer.Option(help="An image; may be repeated.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="A video; may be repeated.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="In [0, 1].")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this string; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    drafter: Annotated[str | None, typer.Option(help="In place of the configured one.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A YAML file, or the name of one of mmspec's own.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="decode.max_nodes=32 and such; may be repeated."),
+    ] = None,
+    speculate: Annotated[
+        bool, typer.Option("--speculate/--no-speculate", help="Off: plain decoding, same text.")
+    ] = True,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Then decode plainly too; exit code 1 if it differs.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+) -> None:
+    """Generate the answer to one prompt, in the model's own words, faster.
+
+    The answer goes to stdout as it comes, coloured by who drafted it; the figures go to stderr.
+    """
+    stdout, stderr = consoles()
+    with mistakes_told(stderr):
+        if compare and not speculate:
+            raise ConfigError("--compare with --no-speculate: nothing to compare; leave one out")
+        request = Request(
+            prompt=read_prompt(prompt),
+            images=image or (),
+            videos=video or (),
+            raw=raw,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop or (),
+            seed=secrets.randbits(32) if seed is None else seed,
+            speculate=speculate,
+        )
+        quiet_transformers()
+        with stderr.status("Loading the model"):
+            engine = mmspec.load(
+                model,
+                config=config,
+                overrides=overrides or (),
+                dtype=dtype,
+                device=device,
+                drafter=drafter,
+            )
+            if compare:
+                warm_up(engine, request)
+        result = _streamed(engine, request, stdout, stderr, as_json=as_json)
+        comparison = None
+        if compare:
+            with stderr.status("Decoding plainly"):
+                plain = engine.generate(request, speculate=False)
+            comparison = Comparison(result, plain)
+    if as_json:
+        values = result_values(result)
+        if comparison is not None:
+            values["compare"] = comparison_values(comparison)
+        typer.echo(json.dumps(values))
+    elif comparison is not None:
+        stderr.print(comparison_text(comparison))
+    if comparison is not None and not comparison.is_identical:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt that the argument means; of stdin and files one last newline is left out.
+
+    Raises InputError: no such file, not UTF-8.
+    """
+    if prompt != "-" and not prompt.startswith("@"):
+        return prompt
+    name = "stdin" if prompt == "-" else prompt[1:]
+    try:
+        data = sys.stdin.buffer.read() if prompt == "-" else Path(name).read_bytes()
+        return data.decode().removesuffix("\n")
+    except OSError as error:
+        raise InputError(
+            f"prompt {prompt!r}: cannot read {name!r}: {error.strerror}; @ reads a file, a text "
+            "that begins with @ goes through stdin: -"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"prompt {prompt!r}: {name} is not UTF-8 text: {error.reason}") from error
+
+
+def warm_up(engine: Engine, request: Request) -> None:
+    """The prompt and a few tokens both ways: what only a first call pays for is paid here."""
+    for speculate in (True, False):
+        with engine.stream(request, speculate=speculate) as stream:
+            for _ in islice(stream, _WARM_UP_PIECES):
+                pass
+
+
+def _streamed(
+    engine: Engine, request: Request, stdout: Console, stderr: Console, *, as_json: bool
+) -> Result:
+    """Generates, and prints the pieces as they come unless they go into JSON. Ctrl-C ends the
+    command after what there is."""
+    palette, pieces, is_interrupted = Palette(), list[Piece](), False
+    try:
+        with engine.stream(request) as stream:
+            for piece in stream:
+                pieces.append(piece)
+                if not as_json:
+                    write(stdout, piece.text, palette.colour(piece.drafter))
+    except KeyboardInterrupt:
+        is_interrupted = True
+    finally:
+        if not as_json and pieces and not pieces[-1].text.endswith("\n"):
+            write(stdout, "\n")
+    if is_interrupted:
+        _print_interrupted(request, pieces, stderr, as_json=as_json)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not as_json:
+        if has_colour(stdout):
+            stderr.print(Text.assemble("\n", palette.legend()))
+        stderr.print(closing_line(stream.result))
+    return stream.result
+
+
+def _print_interrupted(
+    request: Request, pieces: list[Piece], stderr: Console, *, as_json: bool
+) -> None:
+    text = "".join(piece.text for piece in pieces)
+    if as_json:
+        values = {"text": text, "finish_reason": "interrupted", "seed": request.seed}
+        typer.echo(json.dumps({**values, "pieces": piece_values(pieces)}))
+    stderr.print(f"Interrupted after {len(text)} characters · seed {request.seed}")

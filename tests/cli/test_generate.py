@@ -1,0 +1,160 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from mmspec.cli import app
+from mmspec.engine import Engine
+from mmspec.row import Row
+
+Scripted = Callable[[str], Path]
+PROMPT = "QUICK fox; QUICK fox; what?"
+TERMINAL = {"FORCE_COLOR": "1", "NO_COLOR": "", "TERM": "xterm-256color", "COLUMNS": "200"}
+
+
+def generate(*words: object, text: str | None = None, env: dict[str, str] | None = None) -> Result:
+    arguments = ["generate", *map(str, words)]
+    return CliRunner().invoke(app, arguments, input=text, env={"NO_COLOR": "1", **(env or {})})
+
+
+def test_stdout_has_the_answer_alone_and_stderr_the_figures(scripted: Scripted) -> None:
+    run = generate(scripted("QUICK fox"), PROMPT, "--seed", 7)
+    assert run.exit_code == 0, run.stderr
+    assert run.stdout == "QUICK fox\n"
+    for figure in ("10 tokens", "a step", "prompt_lookup", "accepted", "seed 7", "ended by eos"):
+        assert figure in run.stderr
+
+
+def test_drafted_tokens_are_coloured_on_a_terminal_only(scripted: Scripted) -> None:
+    folder = scripted("QUICK fox")
+    shown = generate(folder, PROMPT, env=TERMINAL)
+    assert "\x1b[32m" in shown.stdout
+    assert "■" in shown.stderr and "drafted by prompt_lookup" in shown.stderr
+    for env in ({}, {**TERMINAL, "NO_COLOR": "1"}):
+        assert "\x1b[3" not in generate(folder, PROMPT, env=env).stdout
+
+
+def test_an_image_goes_in_with_its_prompt(vlm: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    options = ("--max-new-tokens", 4, "--json")
+    one = generate(vlm, "What?", "--image", tmp_path / "red.png", *options)
+    two = generate(vlm, "What?", *["--image", tmp_path / "red.png"] * 2, *options)
+    assert (one.exit_code, two.exit_code) == (0, 0), one.stderr + two.stderr
+    tokens = [json.loads(run.stdout)["stats"]["prompt_tokens"] for run in (one, two)]
+    assert tokens[1] - tokens[0] == 256  # the tower's patches
+
+
+def test_json_is_one_object_and_nothing_else(scripted: Scripted) -> None:
+    run = generate(scripted("QUICK fox"), PROMPT, "--json", "--compare", "--seed", 7)
+    assert run.exit_code == 0, run.stderr
+    values = json.loads(run.stdout)
+    assert values["text"] == "QUICK fox"
+    assert (values["seed"], values["finish_reason"]) == (7, "eos")
+    assert "".join(piece["text"] for piece in values["pieces"]) == "QUICK fox"
+    assert values["stats"]["by_drafter"]["prompt_lookup"]["accepted"] > 0
+    assert values["compare"]["identical"] is True
+    assert values["compare"]["plain"]["stats"]["steps"] == 9
+    assert run.stderr == ""
+
+
+def test_compare_shows_both_speeds_and_that_sampled_texts_are_identical(vlm: Path) -> None:
+    run = generate(
+        vlm, "abc abc", "--compare", "--temperature", 1, "--seed", 3, "--max-new-tokens", 20
+    )
+    assert run.exit_code == 0, run.stderr
+    for line in ("with drafts", "plain", "in this one run", "identical texts: all 20 tokens"):
+        assert line in run.stderr
+
+
+def test_compare_exits_1_and_names_the_token_where_texts_differ(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate_really = Engine.generate
+
+    def generate_wrongly(self: Engine, *args: object, **options: object) -> object:
+        result = generate_really(self, *args, **options)  # type: ignore[call-overload]
+        return replace(result, tokens=(*result.tokens[:3], 5, *result.tokens[4:]))
+
+    monkeypatch.setattr(Engine, "generate", generate_wrongly)
+    run = generate(scripted("QUICK fox"), PROMPT, "--compare")
+    assert run.exit_code == 1
+    assert f"first at token 3, with drafts {8 + ord('C')}, plain 5" in run.stderr
+
+
+def test_the_same_seed_gives_the_same_text_without_speculation(vlm: Path) -> None:
+    options = ("--temperature", 1, "--top-p", 0.9, "--seed", 5, "--max-new-tokens", 12, "--json")
+    runs = [generate(vlm, "abc abc", *options, *more) for more in ((), ("--no-speculate",))]
+    tokens = [json.loads(run.stdout)["tokens"] for run in runs]
+    assert tokens[0] == tokens[1]
+    assert json.loads(runs[1].stdout)["stats"]["by_drafter"] == {}
+
+
+def test_the_prompt_may_come_from_stdin_or_a_file(scripted: Scripted, tmp_path: Path) -> None:
+    folder = scripted("QUICK fox")
+    (tmp_path / "prompt.txt").write_text(f"{PROMPT}\n")
+    assert generate(folder, "-", text=f"{PROMPT}\n").stdout == "QUICK fox\n"
+    assert generate(folder, f"@{tmp_path}/prompt.txt").stdout == "QUICK fox\n"
+
+
+def test_stop_ends_the_text_before_the_string(scripted: Scripted) -> None:
+    run = generate(scripted("QUICK fox"), PROMPT, "--stop", "zzz", "--stop", "K f")
+    assert run.stdout == "QUIC\n"
+    assert "ended by stop" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("/no/such/model", "hello"), "/no/such/model"),
+        (("MODEL", "hello", "--set", "decode.max_node=3"), "Did you mean decode.max_nodes"),
+        (("MODEL", "hello", "--config", "plian"), "No config file 'plian'"),
+        (("MODEL", "hello", "--drafter", "nobody"), "expected one of none, prompt_lookup"),
+        (("MODEL", "hello", "--top-p", 0), "top_p=0.0: expected"),
+        (("MODEL", "hello", "--image", "/no/such.png"), "such.png"),
+        (("MODEL", "@/no/such.txt"), "cannot read '/no/such.txt': No such file"),
+        (("MODEL", "hello", "--compare", "--no-speculate"), "nothing to compare"),
+        (("MODEL", ""), "empty"),
+    ],
+)
+def test_a_mistake_is_one_paragraph_and_exit_code_2(
+    vlm: Path, words: tuple[str, ...], told: str
+) -> None:
+    run = generate(*(vlm if word == "MODEL" else word for word in words))
+    assert run.exit_code == 2
+    assert told in run.stderr
+    assert run.stderr.count("\n") == 1 and "Traceback" not in run.stderr
+    assert run.stdout == ""
+
+
+def test_control_sequences_reach_a_file_but_never_a_terminal(scripted: Scripted) -> None:
+    said = "[red]\x1b\x9bJ\r\u202e\x07"
+    folder = scripted(said)
+    assert generate(folder, PROMPT).stdout == said + "\n"
+    shown = generate(folder, PROMPT, env={**TERMINAL, "NO_COLOR": "1"}).stdout
+    assert shown == "[red]\\x1b\\x9bJ\\x0d\\u202e\\x07\n"
+
+
+def test_an_interrupt_leaves_what_there_is(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, calls = Row.take_pieces, []
+
+    def interrupted(self: Row) -> object:
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return take(self)
+
+    monkeypatch.setattr(Row, "take_pieces", interrupted)
+    folder = scripted("QUICK fox")
+    run = generate(folder, PROMPT, "--no-speculate", "--seed", 7)
+    assert (run.exit_code, run.stdout) == (130, "QUI\n")
+    assert "Interrupted after 3 characters · seed 7" in run.stderr
+    calls.clear()
+    run = generate(folder, PROMPT, "--no-speculate", "--seed", 7, "--json")
+    values = json.loads(run.stdout)
+    assert (run.exit_code, values["text"], values["finish_reason"]) == (130, "QUI", "interrupted")
