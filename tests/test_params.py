@@ -16,6 +16,7 @@ from mmspec.params import (
     SamplingParams,
     merged_generation_config,
     requested_max_new_tokens,
+    stop_strings,
 )
 
 
@@ -228,6 +229,14 @@ def test_max_new_tokens_is_the_users_or_the_models(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_llama().generation_config, "max_new_tokens", 30)
     assert requested() == 30
     assert requested(max_new_tokens=4) == 4
+
+
+@pytest.mark.parametrize("theirs", ["end", ["end"], ("end",)])
+def test_stop_strings_are_the_users_else_the_configs(theirs: str | list[str]) -> None:
+    config = GenerationConfig(stop_strings=theirs)
+    assert stop_strings(config, SamplingParams()) == ("end",)
+    assert stop_strings(config, SamplingParams(stop="x")) == ("x",)
+    assert stop_strings(GenerationConfig(), SamplingParams()) == ()
 
 
 # ORACLE

@@ -283,6 +283,14 @@ def test_byte_fallback_tokens_decode_as_all_at_once(make: Make, data: st.DataObj
     assert detokenized(make(tokenizer, True), tokens) == tokenizer.decode(tokens)
 
 
+@given(data=st.data())
+def test_any_byte_fallback_tokens_have_the_same_text_fast_and_slow(data: st.DataObject) -> None:
+    tokenizer = build_tokenizer(BYTE_FALLBACK)
+    tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=16))
+    fast = detokenized(FastDetokenizer(tokenizer, True), tokens)
+    assert fast == detokenized(SlowDetokenizer(tokenizer, True), tokens)
+
+
 @BOTH
 @pytest.mark.parametrize("name", ["unigram", "wordpiece", "llama3"])
 @given(data=st.data())

@@ -188,6 +188,12 @@ def test_a_folder_comes_before_a_bundled_name_before_a_hub_name(
     assert resolve_path("tiny") == "tiny"
 
 
+@pytest.mark.parametrize("path", ["/no/such/folder", "./models/mine", "a/b/c", "two words"])
+def test_what_can_be_no_hub_name_is_refused_as_a_missing_folder(path: str) -> None:
+    with pytest.raises(ModelError, match="no such folder, and no hub name either"):
+        resolve_path(path)
+
+
 def test_no_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected a folder"):
         resolve_path("")

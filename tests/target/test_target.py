@@ -195,25 +195,26 @@ def test_steps_after_a_commit_equal_recomputing(name: str) -> None:
 
 @NAMES
 def test_taps_are_the_models_hidden_states(name: str) -> None:
-    target, prompt = _target(name), prompt_of(name, 10)
-    text = prompt.token_ids.tolist()
+    target, prompts = _target(name), [prompt_of(name, 10), prompt_of(name, 4, seed=1)]
     num_layers = _model(name).config.get_text_config().num_hidden_layers
     taps = (0, 1, num_layers)
     cache = target.new_cache()
-    prefill = target.prefill(prompt, cache, cache.open(20), taps=taps)
-    (score,) = target.score([FIVE], cache, [prefill.placement], taps=taps)
-    assert prefill.hidden.keys() == score.hidden.keys() == set(taps)
-    for tap in taps:
-        assert prefill.hidden[tap].shape == (10, 64)
-        assert score.hidden[tap].shape == (5, 64)
-        for end in range(1, 11):
-            assert_equal(
-                prefill.hidden[tap][end - 1], native(name, text[:end])[1][tap], f"tap {tap}, {end}"
-            )
-        for node in range(5):
-            path = [FIVE.tokens[n] for n in FIVE.path_to(node)]
-            expected = native(name, text + path)[1][tap]
-            assert_equal(score.hidden[tap][node], expected, f"tap {tap}, node {node}")
+    prefills = [target.prefill(prompt, cache, cache.open(20), taps=taps) for prompt in prompts]
+    trees = [TokenTree.root(60), FIVE]
+    scores = target.score(trees, cache, [prefill.placement for prefill in prefills], taps=taps)
+    for prompt, prefill, tree, score in zip(prompts, prefills, trees, scores, strict=True):
+        text = prompt.token_ids.tolist()
+        assert prefill.hidden.keys() == score.hidden.keys() == set(taps)
+        for tap in taps:
+            assert prefill.hidden[tap].shape == (len(text), 64)
+            assert score.hidden[tap].shape == (tree.num_nodes, 64)
+            for index in range(len(text)):
+                expected = native(name, text[: index + 1])[1][tap]
+                assert_equal(prefill.hidden[tap][index], expected, f"tap {tap}, token {index}")
+            for node in range(tree.num_nodes):
+                path = [tree.tokens[n] for n in tree.path_to(node)]
+                expected = native(name, text + path)[1][tap]
+                assert_equal(score.hidden[tap][node], expected, f"tap {tap}, node {node}")
 
 
 def test_without_taps_nothing_is_kept() -> None:

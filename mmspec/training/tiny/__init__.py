@@ -1,0 +1,1 @@
+"""The bundled model's training: procedural data, shapes, losses, curriculum, evaluation."""

@@ -1,0 +1,91 @@
+"""What is trained when: stages, task mix, lengths and rates as functions of the progress 0..1.
+
+Progress counts seconds spent training, so that a faster machine sees more data, not another
+order of things.
+"""
+
+from collections.abc import Mapping
+from random import Random
+from typing import Literal
+
+from mmspec.training.tiny.data import TASKS, Sample, passage, quote
+
+Stage = Literal["see", "copy", "mix"]
+
+SEE_UNTIL, COPY_UNTIL = 0.04, 0.07
+PEAK_RATE = 0.02  # Muon's: right while the circuits form, far too noisy afterwards
+BATCH_TOKENS = 3000
+
+MIX: Mapping[str, float] = {  # shares of batches
+    "receipt": 0.08,
+    "scan": 0.18,
+    "caption": 0.06,
+    "chart": 0.07,
+    "quote": 0.35,
+    "passage": 0.13,
+    "repeat": 0.01,
+    "story": 0.12,
+}
+
+
+def stage(progress: float) -> Stage:
+    """First the tower alone learns to see, then the text model to copy, then all tasks."""
+    if progress < SEE_UNTIL:
+        return "see"
+    return "copy" if progress < COPY_UNTIL else "mix"
+
+
+def rate(progress: float) -> float:
+    """Muon's rate: constant at first, halved by a third of the way, then linearly to nothing."""
+    if progress < COPY_UNTIL:
+        return PEAK_RATE
+    if progress < 0.3:
+        return PEAK_RATE * (1 - 0.5 * (progress - COPY_UNTIL) / (0.3 - COPY_UNTIL))
+    return max(PEAK_RATE * 0.5 * (1 - progress) / 0.7, 1e-5)
+
+
+def batches_a_step(progress: float) -> int:
+    """Small steps while circuits form (what counts is their number), larger ones for precision."""
+    if progress < COPY_UNTIL:
+        return 1
+    return 2 if progress < 0.4 else 3
+
+
+def corrupted(progress: float) -> float:
+    """Share of samples whose own answer is shown with mistakes, once answers are good."""
+    return 0.1 if progress > 0.25 else 0.0
+
+
+def gaps(progress: float) -> float:
+    """Share of samples with jumps in their position numbers, once copying is good."""
+    return 0.1 if progress > 0.5 else 0.0
+
+
+def longest_chars(progress: float) -> int:
+    """Length of the longest usual document: long ones are dear and teach little at first."""
+    for until, longest in ((0.4, 400), (0.6, 800), (0.8, 1200)):
+        if progress < until:
+            return longest
+    return 2000
+
+
+def draw(progress: float, rng: Random) -> list[Sample]:
+    """One batch of about BATCH_TOKENS tokens, all of one task."""
+    now = stage(progress)
+    if now == "copy":
+        task = "repeat"
+    elif now == "see":
+        task = rng.choice(("receipt", "scan", "scan", "caption", "chart"))
+    else:
+        task = rng.choices(list(MIX), list(MIX.values()))[0]
+    if task in ("quote", "passage"):
+        num_chars = rng.randint(150, longest_chars(progress))
+        if progress > 0.8 and rng.random() < 0.1:
+            num_chars = 4000
+        count = max(1, min(16, BATCH_TOKENS // (num_chars + 120)))
+        make = quote if task == "quote" else passage
+        return [make(rng, num_chars=num_chars) for _ in range(count)]
+    sizes = {"receipt": 4, "scan": 6, "caption": 6, "chart": 8, "repeat": 16, "story": 16}
+    if now == "see":
+        return [TASKS[task](rng) for _ in range(16)]
+    return [TASKS[task](rng) for _ in range(sizes[task])]

@@ -1,0 +1,38 @@
+"""The tasks of the bundled model: each turns a random stream into one question and its answer.
+
+    sample = receipt(Random(7), held_out=True)
+    sample.image, sample.prompt_text, sample.answer
+
+Every answer is an induction (it begins with something the prompt or the page fixes, then goes on
+at one place of the source) with a determined end, and says for each of its characters where it
+comes from. Training uses those places to guide attention; nothing else needs them.
+"""
+
+from mmspec.training.tiny.documents import passage, quote, repeat, story
+from mmspec.training.tiny.pictures import caption, chart, receipt, scan
+from mmspec.training.tiny.sample import NOWHERE, Sample
+
+__all__ = [
+    "NOWHERE",
+    "TASKS",
+    "Sample",
+    "caption",
+    "chart",
+    "passage",
+    "quote",
+    "receipt",
+    "repeat",
+    "scan",
+    "story",
+]
+
+TASKS = {
+    "receipt": receipt,
+    "scan": scan,
+    "chart": chart,
+    "caption": caption,
+    "quote": quote,
+    "passage": passage,
+    "repeat": repeat,
+    "story": story,
+}

@@ -1,0 +1,99 @@
+"""Train the bundled vision-language model and write it as a from_pretrained folder.
+
+    python scripts/train_tiny_vlm.py --minutes 75 --out mmspec/bundled/tiny-vlm
+    python scripts/train_tiny_vlm.py --minutes 75 --out mmspec/bundled/tiny-vlm --resume
+
+The closing evaluation (held-out samples, freely generated) is written as evaluation.json beside
+the weights. Resuming a run whose time is used up only exports and evaluates.
+"""
+
+import argparse
+import json
+import signal
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mmspec.training.tiny.build import SIZES
+from mmspec.training.tiny.evaluate import SUITE, evaluate
+from mmspec.training.tiny.train import Settings, State, export, train
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=75.0,
+        help="training time; on a CPU, processor time a thread",
+    )
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the finished model")
+    parser.add_argument("--checkpoint", type=Path, help="default: OUT.checkpoint.pt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--samples", type=int, default=20, help="evaluated at the end, a task")
+    parser.add_argument("--tasks", nargs="*", choices=SUITE, default=list(SUITE))
+    parser.add_argument("--log", type=Path, help="JSON lines, one a step")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    checkpoint = options.checkpoint or options.out.with_name(options.out.name + ".checkpoint.pt")
+    settings = Settings(
+        checkpoint,
+        minutes=options.minutes,
+        size=options.size,
+        seed=options.seed,
+        device=options.device,
+        resume=options.resume,
+    )
+    stop_asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stop_asked.append(number))
+    errors: dict[str, float] = {}  # smoothed
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns) as bar:
+        row = bar.add_task("starting", total=settings.minutes * 60)
+        reports = train(settings)
+        for report in reports:
+            for task, error in report.errors.items():
+                errors[task] = 0.9 * errors.get(task, error) + 0.1 * error
+            shown = "  ".join(f"{task} {error:.3f}" for task, error in sorted(errors.items()))
+            text = f"{report.stage} {report.step} {report.tokens / 1e6:.2f}M  {shown}"
+            bar.update(row, completed=report.trained_s, description=text)
+            if options.log:
+                with options.log.open("a") as log:
+                    log.write(json.dumps(asdict(report)) + "\n")
+            if stop_asked:
+                reports.close()  # writes the checkpoint
+                return
+    state = State.fresh(settings)
+    state.load(settings.checkpoint)
+    model = state.average.eval()
+    export(model, options.out)
+    scores = {}
+    for task, score, _ in evaluate(model, num_samples=options.samples, tasks=options.tasks):
+        scores[task] = asdict(score)
+        print(
+            f"{task:12} " + "  ".join(f"{name} {value:.4g}" for name, value in scores[task].items())
+        )
+        summary = {
+            "tokens": state.tokens,
+            "steps": state.step,
+            "trained_s": round(state.trained_s),
+            "seed": options.seed,
+            "size": options.size,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "scores": scores,
+        }
+        (options.out / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
