@@ -14,6 +14,8 @@ from mmspec.target import Target
 from mmspec.tree import TokenTree
 from mmspec.verify import Verifier
 
+_EXPECTED_TOKENS = 512  # a row opens with room for so many; a longer text makes it grow
+
 
 def decode(
     target: Target,
@@ -74,7 +76,8 @@ def decode(
 
 def _prefill(target: Target, cache: KVCache, row: Row, max_nodes: int) -> None:
     watch = Stopwatch()
-    slot = cache.open(row.prompt.num_tokens + max_nodes + 1)
+    expected = min(row.max_new_tokens, _EXPECTED_TOKENS)
+    slot = cache.open(row.prompt.num_tokens + expected + max_nodes + 1)
     try:
         with watch.stage("prefill"):
             prefill = target.prefill(row.prompt, cache, slot)

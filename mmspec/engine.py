@@ -99,6 +99,10 @@ class Engine:
                     row = self._row(build_request(prompt, options), index)
                 except MmspecError as error:
                     results[index] = _failed(error)
+                except Exception as error:  # raised again by `generate`, or shown in the Result
+                    failure = InputError(f"{type(error).__name__}: {error}")
+                    failure.__cause__ = error
+                    results[index] = _failed(failure)
                 else:
                     yield row
 
@@ -272,4 +276,4 @@ def _result(row: Row, pieces: Sequence[Piece]) -> Result:
 
 
 def _failed(error: MmspecError) -> Result:
-    return Result("", (), "error", 0, StatsRecorder().finished(0), error=error)
+    return Result("", (), "error", None, StatsRecorder().finished(0), error=error)

@@ -203,6 +203,15 @@ def _refuse_other_modes(config: GenerationConfig) -> None:
             f"contrastive search (penalty_alpha={config.penalty_alpha}) is not supported; "
             "leave penalty_alpha out"
         )
+    for name, default in (
+        ("num_return_sequences", 1),
+        ("max_time", None),
+        ("prompt_lookup_num_tokens", None),
+        ("dola_layers", None),
+    ):
+        value = getattr(config, name, None)
+        if value not in (None, default):
+            raise InputError(f"generation_config.{name}={value!r} is not supported; leave it out")
     if getattr(config, "guidance_scale", None) not in (None, 1, 1.0):
         raise InputError(
             f"classifier-free guidance (guidance_scale={config.guidance_scale}) is not supported: "

@@ -80,7 +80,7 @@ class Result:
     text: str
     tokens: tuple[int, ...]  # the generated ones, the ending EOS included
     finish_reason: FinishReason
-    seed: int  # the one that was used: the same seed gives the same text again
+    seed: int | None  # the one used: it gives the same text again; None if nothing began
     stats: Stats
     pieces: tuple[Piece, ...] = ()  # the text, by who drafted it
     error: MmspecError | None = None  # why the request ended early; its batch went on

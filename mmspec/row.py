@@ -61,7 +61,10 @@ class Row:
         self._placement = prefill.placement
         self.choose(prefill.logits)
         self._drafted_by.append(None)
-        self._session = self._or_plain(lambda: self._drafter.start(self.prompt, prefill))
+        try:
+            self._session = self._drafter.start(self.prompt, prefill)
+        except Exception as error:  # a drafter must never cost a text
+            self._drop_drafter(error)
 
     def propose(self, budget: int, fit: Callable[[TokenTree], TokenTree], vocab: int) -> TokenTree:
         """The drafter's tree, cut to what the text still has room for and made `fit` for the
@@ -72,7 +75,7 @@ class Row:
             return root
 
         def proposed() -> TokenTree:
-            tree = self._session.propose(self.tokens, budget)
+            tree = self._session.propose(self.tokens.copy(), budget)
             tree.check_integrity(vocab)
             if tree.tokens[0] != self.tokens[-1]:
                 raise ValueError(f"node 0 is {tree.tokens[0]}, the last token {self.tokens[-1]}")
@@ -87,10 +90,8 @@ class Row:
     def verify(self, rule: Verifier, tree: TokenTree, scores: Scores) -> Verdict | None:
         """What the target accepts of the tree; None if choosing failed, and with it the row."""
         verdict = self.attempt(lambda: rule(tree, scores.logits, self))
-        if verdict is None:
-            self._drafted_by += [None] * (self.num_chosen - len(self._drafted_by))
-            return None
-        self._drafted_by += [tree.drafters[node] for node in verdict.path[1:]]
+        if verdict is not None:
+            self._drafted_by += [tree.drafters[node] for node in verdict.path[1:]]
         self._drafted_by += [None] * (self.num_chosen - len(self._drafted_by))
         return verdict
 
@@ -98,8 +99,12 @@ class Row:
         """Tells the drafter what became of its tree, and keeps count."""
         if verdict is not None:
             self.stats.record_step(tree, verdict)
-            if not self.is_done:
-                self._or_plain(lambda: self._session.observe(tree, verdict, scores))
+            if self.is_done:
+                return
+            try:
+                self._session.observe(tree, verdict, scores)
+            except Exception as error:  # as above
+                self._drop_drafter(error)
 
     @property
     def placement(self) -> Placement:
@@ -179,14 +184,8 @@ class Row:
         self.finish_reason = reason
         self._text.finish()
 
-    def _or_plain(self, stage: Callable[[], DraftSession | None]) -> DraftSession:
-        """Runs a stage of the drafter; where it fails, plain decoding goes on."""
-        try:
-            return stage() or self._session
-        except Exception as error:  # a drafter must never cost a text
-            return self._drop_drafter(error)
-
-    def _drop_drafter(self, error: Exception) -> DraftSession:
+    def _drop_drafter(self, error: Exception) -> None:
+        """Plain decoding goes on."""
         logger.warning(
             "drafter %s failed (%s: %s); this request goes on without it, its text is the same",
             self._drafter.name,
@@ -195,4 +194,3 @@ class Row:
             exc_info=error,
         )
         self._session = NoDrafter()
-        return self._session

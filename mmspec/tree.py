@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -107,11 +107,13 @@ class TokenTree:
         return self._keep(sorted([0, *ranked[:budget]]))
 
     def cut(self, max_depth: int) -> "TokenTree":
-        """The nodes down to `max_depth`. The cut doesn't look at the tokens, yet `log_q` is
-        dropped with them, for no rule needs it here."""
+        """The nodes down to `max_depth`. The cut doesn't look at the tokens that were drawn, so
+        `log_q` stays."""
         if max(self.depths) <= max_depth:
             return self
-        return self._keep([n for n, depth in enumerate(self.depths) if depth <= max_depth])
+        kept = [n for n, depth in enumerate(self.depths) if depth <= max_depth]
+        log_q = None if self.log_q is None else tuple(self.log_q[n] for n in kept)
+        return replace(self._keep(kept), log_q=log_q)
 
     def best_chain(self) -> "TokenTree":
         """The one path that goes to the most confident child at each node."""

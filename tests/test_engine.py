@@ -347,3 +347,32 @@ def test_the_models_generation_config_gives_the_defaults() -> None:
     model.generation_config.update(do_sample=False, temperature=1.0, top_k=50, max_new_tokens=3)
     assert result.tokens == engine.generate(llama_inputs(), **explicit).tokens
     assert len(result.tokens) == 11
+
+
+def test_an_error_that_is_not_mmspecs_own_costs_its_own_request_only() -> None:
+    """transformers raises ValueError and TypeError of its own while a request is built."""
+    good = Request(llama_inputs(), seed=1, **SAMPLED)
+    config = mmspec.load(FAMILIES["llama"].build(torch.float64)).target.model.generation_config
+    config.suppress_tokens = ["no token id"]
+    bad = Request(llama_inputs(), generation_config=config, max_new_tokens=3)
+    first, failed, last = plain_llama().generate([good, bad, good])
+    assert first.tokens == last.tokens and len(first.tokens) == 40
+    assert failed.error is not None and failed.seed is None
+
+
+def test_a_drafter_cannot_write_into_the_text() -> None:
+    class Writes:
+        name = "writes"
+
+        def start(self, prompt: object, prefill: object) -> "Writes":
+            return self
+
+        def propose(self, tokens: list[int], budget: int) -> object:
+            tokens[-1] = 5
+            raise RuntimeError("and fails")
+
+        def close(self) -> None: ...
+
+    engine = mmspec.load(FAMILIES["llama"].build(torch.float64), drafter=Writes())  # type: ignore[arg-type]
+    result = engine.generate(llama_inputs(), seed=1, **SAMPLED)
+    assert result.tokens == plain_llama().generate(llama_inputs(), seed=1, **SAMPLED).tokens

@@ -29,14 +29,19 @@ def siblings_see_each_other(patch: pytest.MonkeyPatch) -> None:
 
 def prefix_is_cut(patch: pytest.MonkeyPatch) -> None:
     """Wrong mask: the last committed token is not seen."""
-    build = mmspec.target.target.MaskRule._visible
+    rule = mmspec.target.target.MaskRule
+    build = rule.build
 
-    def shorter(self: object, kind: object, tree: TokenTree, length: int) -> Tensor:
-        visible = build(self, kind, tree, length)  # type: ignore[arg-type]
-        visible[:, length - 1] = False
-        return visible
+    def shorter(
+        self: object, trees: Sequence[TokenTree], lengths: Sequence[int], dtype: torch.dtype
+    ) -> Tensor | dict[str, Tensor]:
+        masks = build(self, trees, lengths, dtype)  # type: ignore[arg-type]
+        for mask in masks.values() if isinstance(masks, dict) else (masks,):
+            for row, length in enumerate(lengths):
+                mask[row, :, :, length - 1] = torch.finfo(dtype).min
+        return masks
 
-    patch.setattr(mmspec.target.target.MaskRule, "_visible", shorter)
+    patch.setattr(rule, "build", shorter)
 
 
 def positions_count_nodes(patch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,8 @@ def build_trie(continuations: Iterable[Continuation]) -> tuple[TrieNode, ...]:
 
 
 def _children(index: int, node: _Node) -> list[tuple[int, int, float, _Node]]:
-    """(parent, token, share, child), the heaviest last: it is taken off the stack first."""
+    """(parent, token, share, child), the heaviest last, for it is taken off the stack first;
+    among equals the one that was added first."""
     total = sum(child.weight for child in node.children.values())
-    ranked = sorted(node.children.items(), key=lambda item: item[1].weight)
+    ranked = sorted(reversed(node.children.items()), key=lambda item: item[1].weight)
     return [(index, token, child.weight / total, child) for token, child in ranked]

@@ -46,17 +46,21 @@ class MaskRule:
         columns = max(length + tree.num_nodes for length, tree in zip(lengths, trees, strict=True))
         mask = torch.full((len(trees), 1, nodes, columns), torch.finfo(dtype).min, dtype=dtype)
         for row, (tree, length) in enumerate(zip(trees, lengths, strict=True)):
-            visible = self._visible(kind, tree, length)
-            mask[row, 0, : tree.num_nodes, : visible.shape[1]].masked_fill_(visible, 0.0)
+            own = mask[row, 0, : tree.num_nodes]
+            if kind == "full_attention":  # a long prefix is filled, not computed
+                own[:, :length] = 0.0
+                own = own[:, length : length + tree.num_nodes]
+                own.masked_fill_(torch.from_numpy(tree.ancestor_mask), 0.0)
+            else:
+                visible = self._visible(kind, tree, length)
+                own[:, : visible.shape[1]].masked_fill_(visible, 0.0)
             mask[row, 0, tree.num_nodes :, 0] = 0.0
         return mask
 
     def _visible(self, kind: LayerKind, tree: TokenTree, length: int) -> Tensor:
-        """(nodes, length + nodes), True where a node may look."""
+        """(nodes, length + nodes), True where a node of a sliding or chunked layer may look."""
         ancestors = torch.from_numpy(tree.ancestor_mask)
         visible = torch.cat([ancestors.new_ones(tree.num_nodes, length), ancestors], dim=1)
-        if kind == "full_attention":
-            return visible
         # Windows count positions in the text, not slots: siblings share one.
         depths = torch.tensor(tree.depths)
         query = (length + depths).unsqueeze(1)
