@@ -1,7 +1,8 @@
 """Row: one request on its way through the decode loop, and all of its state."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 from torch import Tensor
@@ -61,10 +62,8 @@ class Row:
         self._placement = prefill.placement
         self.choose(prefill.logits)
         self._drafted_by.append(None)
-        try:
+        with self._drafting():
             self._session = self._drafter.start(self.prompt, prefill)
-        except Exception as error:  # a drafter must never cost a text
-            self._drop_drafter(error)
 
     def propose(self, budget: int, fit: Callable[[TokenTree], TokenTree], vocab: int) -> TokenTree:
         """The drafter's tree, cut to what the text still has room for and made `fit` for the
@@ -73,19 +72,13 @@ class Row:
         room = self.max_new_tokens - self.num_chosen - 1  # the target adds one of its own
         if room == 0 or budget == 0:
             return root
-
-        def proposed() -> TokenTree:
+        with self._drafting():
             tree = self._session.propose(self.tokens.copy(), budget)
             tree.check_integrity(vocab)
             if tree.tokens[0] != self.tokens[-1]:
                 raise ValueError(f"node 0 is {tree.tokens[0]}, the last token {self.tokens[-1]}")
             return fit(tree.cut(room).prune(budget))
-
-        try:
-            return proposed()
-        except Exception as error:  # a drafter must never cost a text
-            self._drop_drafter(error)
-            return root
+        return root
 
     def verify(self, rule: Verifier, tree: TokenTree, scores: Scores) -> Verdict | None:
         """What the target accepts of the tree; None if choosing failed, and with it the row."""
@@ -99,12 +92,9 @@ class Row:
         """Tells the drafter what became of its tree, and keeps count."""
         if verdict is not None:
             self.stats.record_step(tree, verdict)
-            if self.is_done:
-                return
-            try:
-                self._session.observe(tree, verdict, scores)
-            except Exception as error:  # as above
-                self._drop_drafter(error)
+            if not self.is_done:
+                with self._drafting():
+                    self._session.observe(tree, verdict, scores)
 
     @property
     def placement(self) -> Placement:
@@ -184,13 +174,17 @@ class Row:
         self.finish_reason = reason
         self._text.finish()
 
-    def _drop_drafter(self, error: Exception) -> None:
-        """Plain decoding goes on."""
-        logger.warning(
-            "drafter %s failed (%s: %s); this request goes on without it, its text is the same",
-            self._drafter.name,
-            type(error).__name__,
-            error,
-            exc_info=error,
-        )
-        self._session = NoDrafter()
+    @contextmanager
+    def _drafting(self) -> Iterator[None]:
+        """A drafter must never cost a text: one that fails within is left out from then on."""
+        try:
+            yield
+        except Exception as error:  # logged with its traceback; plain decoding goes on
+            logger.warning(
+                "drafter %s failed (%s: %s); this request goes on without it, its text is the same",
+                self._drafter.name,
+                type(error).__name__,
+                error,
+                exc_info=error,
+            )
+            self._session = NoDrafter()
