@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from mmspec.config import Config, DrafterConfig, load_config
 from mmspec.drafters.base import Drafter
-from mmspec.drafters.none import NoDrafter
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
@@ -24,7 +23,6 @@ from mmspec.tree import TokenTree
 logger = logging.getLogger(__name__)
 
 DRAFTERS: dict[str, Callable[[DrafterConfig], Drafter]] = {
-    "none": lambda config: NoDrafter(),
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
 }
 _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
@@ -43,11 +41,13 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     device_map: str | None = None,
-    drafter: str | Drafter | None = None,
+    drafter: str | Drafter | Sequence[Drafter] | None = None,
 ) -> Engine:
     """An Engine for a folder, a hub name, a bundled model's name ("tiny-vlm"), or a model and
     processor that are loaded already.
 
+    `drafter` is a name, several joined by "+" whose trees are verified together, "none", or
+    drafter objects.
     `config` is a YAML file or the name of one of mmspec's own; `overrides` are dotted
     ("decode.max_nodes=32"). Raises ConfigError and ModelError.
     """
@@ -69,11 +69,20 @@ def load(
     if isinstance(drafter, str):
         settings.drafter.name = drafter
         drafter = None
-    return _build(settings, loaded, processor, drafter)
+    if drafter is None:
+        drafters = build_drafters(settings.drafter)
+    elif isinstance(drafter, Sequence):
+        drafters = list(drafter)
+    else:
+        drafters = [drafter]
+    return _build(settings, loaded, processor, drafters)
 
 
 def _build(
-    config: Config, model: PreTrainedModel, processor: Processor | None, drafter: Drafter | None
+    config: Config,
+    model: PreTrainedModel,
+    processor: Processor | None,
+    drafters: Sequence[Drafter],
 ) -> Engine:
     target, shape = _probed(model) if config.decode.probe else (Target(model), "tree")
     limits = InputLimits(
@@ -85,8 +94,9 @@ def _build(
     return Engine(
         target,
         inputs or None,
-        drafter or build_drafter(config.drafter),
+        drafters,
         verifier=config.decode.verifier,
+        controller=config.decode.controller,
         max_nodes=config.decode.max_nodes,
         max_rows=config.decode.max_rows,
         control_tokens=cast(ControlMode, config.inputs.control_tokens),
@@ -94,13 +104,18 @@ def _build(
     )
 
 
-def build_drafter(config: DrafterConfig) -> Drafter:
-    """Raises ConfigError for a name that is not there."""
-    if config.name not in DRAFTERS:
-        raise ConfigError(
-            f"drafter.name={config.name!r}: expected one of {', '.join(sorted(DRAFTERS))}"
-        )
-    return DRAFTERS[config.name](config)
+def build_drafters(config: DrafterConfig) -> list[Drafter]:
+    """The drafters that `config.name` names, "none" being no drafter. Raises ConfigError for a
+    name that is not there, or there twice."""
+    names = [] if config.name == "none" else config.name.split("+")
+    for name in names:
+        if name not in DRAFTERS or names.count(name) > 1:
+            known = ", ".join(sorted(DRAFTERS))
+            raise ConfigError(
+                f"drafter.name={config.name!r}: expected none, or one or several (joined by +) of "
+                f"{known}"
+            )
+    return [DRAFTERS[name](config) for name in names]
 
 
 def _probed(model: PreTrainedModel) -> tuple[Target, Shape]:

@@ -57,7 +57,7 @@ class PromptLookupConfig:
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
-    name: str = "prompt_lookup"  # "none": plain decoding
+    name: str = "prompt_lookup"  # several joined by "+"; "none": plain decoding
     prompt_lookup: PromptLookupConfig = field(default_factory=PromptLookupConfig)
 
 
@@ -66,6 +66,7 @@ class DecodeConfig:
     """How drafts are checked."""
 
     verifier: str = "coupled"
+    controller: str = "auto"  # "fixed": always drafts and scores all it can
     max_nodes: int = 24  # drafted nodes a step, node 0 not among them
     max_rows: int = 8  # requests decoded together
     probe: bool = True  # compare a small tree with plain decoding once, at load

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 
+from mmspec.controller import Controller
+from mmspec.drafting import propose
 from mmspec.kv import KVCache
 from mmspec.row import Row
 from mmspec.stats import Stopwatch
@@ -22,6 +24,7 @@ def decode(
     rows: Iterable[Row],
     *,
     verify: Verifier,
+    controller: Controller,
     fit: Callable[[TokenTree], TokenTree],
     max_nodes: int,
     max_rows: int,
@@ -29,10 +32,12 @@ def decode(
     """Yields a row whenever it has chosen more tokens, or ended.
 
     `rows` is taken from as places become free: at most `max_rows` are decoded together, each with
-    its own length, tree, seed and end. `fit` makes any tree one that the target can score;
+    its own length, tree, seed and end. `controller` decides whom to ask and what to
+    score; `fit` makes any tree one that the target can score;
     `max_nodes` is the budget of drafted nodes a row and step. Closing the iterator frees all KV.
     """
     waiting, active, cache = iter(rows), list[Row](), target.new_cache()
+    vocab_size = target.vocab_size
     try:
         while True:
             # 1. Prefill: a new row's whole prompt; its last logits choose the first token.
@@ -46,9 +51,10 @@ def decode(
             if not active:
                 continue
             watch = Stopwatch()
-            # 2. Propose: each row's drafter continues the row's own text with a tree.
+            # 2. Propose: the drafters continue each row's own text with a tree.
             with watch.stage("propose"):
-                trees = [row.propose(max_nodes, fit, target.vocab_size) for row in active]
+                step = controller.step([row.drafting.pace for row in active], _context(active))
+                trees = propose(active, step, fit=fit, max_nodes=max_nodes, vocab_size=vocab_size)
             # 3. Score: all trees in one forward.
             with watch.stage("score"):
                 scores = target.score(trees, cache, [row.placement for row in active])
@@ -62,6 +68,7 @@ def decode(
                 cache.commit({row.placement.row: v.path for row, v in accepted if v is not None})
             # 6. Observe: each drafter learns what became of its tree.
             with watch.stage("observe"):
+                step.observe(verdicts, watch.spent("score", "verify", "commit"))
                 for (row, tree, score), verdict in zip(steps, verdicts, strict=True):
                     row.observe(tree, verdict, score)
             for row in active:
@@ -86,6 +93,11 @@ def _prefill(target: Target, cache: KVCache, row: Row, max_nodes: int) -> None:
         raise
     row.begin(prefill)
     row.stats.add_seconds(watch.seconds)
+
+
+def _context(rows: list[Row]) -> int:
+    """Tokens of the longest row."""
+    return max(len(row.tokens) for row in rows)
 
 
 def _keep_unfinished(rows: list[Row], cache: KVCache) -> list[Row]:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mmspec.controller import CONTROLLERS
 from mmspec.decoder import decode
 from mmspec.drafters.base import Drafter
-from mmspec.drafters.none import NoDrafter
+from mmspec.drafting import Drafting
 from mmspec.errors import ConfigError, InputError, MmspecError
 from mmspec.inputs import ControlMode, InputProcessor, from_inputs
 from mmspec.params import (
@@ -34,29 +35,38 @@ AnyPrompt = str | Messages | Prompt | Mapping[str, Tensor] | Request
 
 
 class Engine:
-    """Owns the target, the drafter and the input processor. Can be used from several threads:
+    """Owns the target, the drafters and the input processor. Can be used from several threads:
     all of a request's state is in its own call."""
 
     def __init__(
         self,
         target: Target,
         inputs: InputProcessor | None,
-        drafter: Drafter | None = None,
+        drafters: Sequence[Drafter] = (),
         *,
         verifier: str = "coupled",
+        controller: str = "auto",
         max_nodes: int = 24,
         max_rows: int = 8,
         control_tokens: ControlMode = "neutralise",
         fit: Callable[[TokenTree], TokenTree] | None = None,
     ) -> None:
-        """`max_nodes` is the budget of drafted nodes a request and step; `max_rows` how many
-        requests are decoded together. `fit` turns a drafter's tree into one that the target can
-        score. Without `inputs` only processed prompts are taken."""
+        """`drafters` are asked in their order; without any it is plain decoding. `controller`
+        "auto" speculates where that is faster, "fixed" always. `max_nodes` is the budget of
+        drafted nodes a request and step; `max_rows` how many requests are decoded together. `fit`
+        turns a drafter's tree into one that the target can score. Without `inputs` only processed
+        prompts are taken."""
         if verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
+        if controller not in CONTROLLERS:
+            raise ConfigError(f"controller={controller!r}: expected one of {sorted(CONTROLLERS)}")
+        names = [drafter.name for drafter in drafters]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"drafters {names}: expected each name once")
         self.target = target
         self.inputs = inputs
-        self.drafter = drafter or NoDrafter()
+        self.drafters = tuple(drafters)
+        self._controller = CONTROLLERS[controller]()
         self._verifier = verifier
         self._max_nodes = max_nodes
         self._max_rows = max_rows
@@ -116,6 +126,7 @@ class Engine:
             self.target,
             rows,
             verify=VERIFIERS[self._verifier],
+            controller=self._controller,
             fit=self._fit,
             max_nodes=self._max_nodes,
             max_rows=self._max_rows,
@@ -145,7 +156,7 @@ class Engine:
             prompt,
             build_sampler(model, config, request, prompt.token_ids, seed=seed),
             TextStream(detokenizer, stop),
-            self.drafter if request.speculate else NoDrafter(),
+            Drafting(self.drafters, request.speculate),
             eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
             max_new_tokens=max_new_tokens,
             index=index,

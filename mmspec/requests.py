@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmspec.controller import Speculate
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import ControlMode, ImageSource, VideoSource
 from mmspec.inputs.template import ToolSpec
@@ -51,7 +52,12 @@ class Request(SamplingParams):
     documents: Sequence[Mapping[str, object]] | None = None
     template_arguments: Mapping[str, object] | None = None
     control_tokens: ControlMode | None = None  # None: as configured
-    speculate: bool = True  # False: plain decoding, the same text
+    speculate: Speculate = "auto"  # False: plain decoding; True: always draft; the same text
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.speculate not in (True, False, "auto"):
+            raise InputError(f"speculate={self.speculate!r}: expected True, False or 'auto'")
 
 
 FIELD_NAMES = tuple(field.name for field in fields(Request) if field.name != "_")

@@ -1,14 +1,11 @@
 """Row: one request on its way through the decode loop, and all of its state."""
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, TypeVar
 
 from torch import Tensor
 
-from mmspec.drafters.base import Drafter, DraftSession
-from mmspec.drafters.none import NoDrafter
+from mmspec.drafting import Drafting
 from mmspec.errors import DecodeError, MmspecError
 from mmspec.sampling import Sampler
 from mmspec.state import Placement, Prefill, Prompt, Scores, Verdict
@@ -16,8 +13,6 @@ from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream
 from mmspec.tree import TokenTree
 from mmspec.verify import Verifier
-
-logger = logging.getLogger(__name__)
 
 FinishReason = Literal["eos", "stop", "length", "error", "closed"]
 T = TypeVar("T")
@@ -34,7 +29,7 @@ class Row:
         prompt: Prompt,
         sampler: Sampler,
         text: TextStream,
-        drafter: Drafter,
+        drafting: Drafting,
         *,
         eos_token_ids: frozenset[int],
         max_new_tokens: int,
@@ -47,12 +42,11 @@ class Row:
         self.tokens: list[int] = prompt.token_ids.tolist()  # the prompt's and the chosen ones
         self.finish_reason: FinishReason | None = None
         self.error: MmspecError | None = None
+        self.drafting = drafting
         self.stats = StatsRecorder(prompt_tokens=prompt.num_tokens)
         self._placement: Placement | None = None
         self._text = text
         self._eos_token_ids = eos_token_ids
-        self._drafter = drafter
-        self._session: DraftSession = NoDrafter()
         self._drafted_by: list[str | None] = []  # of each chosen token; None: the target itself
 
     # The stages of the loop
@@ -62,23 +56,7 @@ class Row:
         self._placement = prefill.placement
         self.choose(prefill.logits)
         self._drafted_by.append(None)
-        with self._drafting():
-            self._session = self._drafter.start(self.prompt, prefill)
-
-    def propose(self, budget: int, fit: Callable[[TokenTree], TokenTree], vocab: int) -> TokenTree:
-        """The drafter's tree, cut to what the text still has room for and made `fit` for the
-        target. A drafter that fails is left out from then on."""
-        root = TokenTree.root(self.tokens[-1])
-        room = self.max_new_tokens - self.num_chosen - 1  # the target adds one of its own
-        if room == 0 or budget == 0:
-            return root
-        with self._drafting():
-            tree = self._session.propose(self.tokens.copy(), budget)
-            tree.check_integrity(vocab)
-            if tree.tokens[0] != self.tokens[-1]:
-                raise ValueError(f"node 0 is {tree.tokens[0]}, the last token {self.tokens[-1]}")
-            return fit(tree.cut(room).prune(budget))
-        return root
+        self.drafting.start(self.prompt, prefill, self.sampler.guide)
 
     def verify(self, rule: Verifier, tree: TokenTree, scores: Scores) -> Verdict | None:
         """What the target accepts of the tree; None if choosing failed, and with it the row."""
@@ -93,8 +71,7 @@ class Row:
         if verdict is not None:
             self.stats.record_step(tree, verdict)
             if not self.is_done:
-                with self._drafting():
-                    self._session.observe(tree, verdict, scores)
+                self.drafting.observe(tree, verdict, scores)
 
     @property
     def placement(self) -> Placement:
@@ -119,6 +96,11 @@ class Row:
     @property
     def num_chosen(self) -> int:
         return len(self.tokens) - self.prompt.num_tokens
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be chosen."""
+        return self.max_new_tokens - self.num_chosen
 
     @property
     def chosen(self) -> list[int]:
@@ -163,8 +145,7 @@ class Row:
         """The request ended, or nobody waits for it any more."""
         if not self.is_done:
             self._finish("closed")
-        session, self._session = self._session, NoDrafter()
-        session.close()
+        self.drafting.close()
 
     def take_pieces(self) -> list[Piece]:
         """The text that has become certain since the last call, by who drafted it."""
@@ -173,18 +154,3 @@ class Row:
     def _finish(self, reason: FinishReason) -> None:
         self.finish_reason = reason
         self._text.finish()
-
-    @contextmanager
-    def _drafting(self) -> Iterator[None]:
-        """A drafter must never cost a text: one that fails within is left out from then on."""
-        try:
-            yield
-        except Exception as error:  # logged with its traceback; plain decoding goes on
-            logger.warning(
-                "drafter %s failed (%s: %s); this request goes on without it, its text is the same",
-                self._drafter.name,
-                type(error).__name__,
-                error,
-                exc_info=error,
-            )
-            self._session = NoDrafter()

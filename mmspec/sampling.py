@@ -1,14 +1,36 @@
 """Sampler: the target's logits at one place -> the one token that the seed chooses there."""
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerationConfig,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from mmspec.errors import DecodeError
 from mmspec.noise import gumbel
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
 
+_WARPERS = (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
+    TypicalLogitsWarper,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+)
 _SPARSE_SHARE = 8  # noise is made for the surviving tokens alone, if at most 1 in 8 survives
 
 
@@ -45,6 +67,13 @@ class Sampler:
 
         Raises DecodeError where the logits hold no token to choose: NaN, or all forbidden.
         """
+        token = self.pick(self.process(logits))
+        self.record(token)
+        return token
+
+    def process(self, logits: Tensor) -> Tensor:
+        """The raw `logits` (vocab,) after the processors: the log of the distribution that is
+        sampled from, but for a constant. Once a token: a processor may keep state."""
         scores = logits
         if self.processors or not self.is_greedy:
             # A copy in float32, as transformers makes it: processors may write into it.
@@ -52,6 +81,10 @@ class Sampler:
         length = self._prompt_length + self.num_chosen
         if self.processors:
             scores = self.processors(self._ids[:, :length], scores.unsqueeze(0)).squeeze(0)
+        return scores
+
+    def pick(self, scores: Tensor) -> int:
+        """The token that the noise of this place chooses from processed `scores` (vocab,)."""
         token, value = self._best(scores)
         if not -torch.inf < value < torch.inf:
             what = {-torch.inf: "every token forbidden", torch.inf: "infinity"}.get(value, "NaN")
@@ -59,9 +92,12 @@ class Sampler:
                 f"logits at generated token {self.num_chosen}: got {what}, expected a finite "
                 "maximum; look at the model's dtype (float16 overflows) and the logits processors"
             )
-        self._ids[0, length] = token
-        self.num_chosen += 1
         return token
+
+    def record(self, token: int) -> None:
+        """The token stands; the next one comes after it."""
+        self._ids[0, self._prompt_length + self.num_chosen] = token
+        self.num_chosen += 1
 
     def _best(self, scores: Tensor) -> tuple[int, float]:
         if self.is_greedy:
@@ -86,6 +122,57 @@ class Sampler:
             sample=self.sample,
             token_ids=token_ids,
             device=self._ids.device,
+        )
+
+    @property
+    def guide(self) -> "DraftGuide":
+        """What a drafter may follow of this request's sampling."""
+        warpers = [p for p in self.processors if isinstance(p, _WARPERS)]
+        return DraftGuide(
+            self.is_greedy,
+            self.seed,
+            self.sample,
+            self._prompt_length,
+            LogitsProcessorList(warpers),
+        )
+
+
+@dataclass(frozen=True)
+class DraftGuide:
+    """The request's sampling, as far as a drafter may follow it: its noise, and those of its
+    processors that look at the scores alone, so that any branch of a tree can be warped."""
+
+    is_greedy: bool
+    seed: int
+    sample: int
+    prompt_length: int
+    warpers: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+
+    def warp(self, logits: Tensor) -> Tensor:
+        """(nodes, vocab) logits of a drafter, float32, warped as the target's will be."""
+        nothing = torch.empty(logits.shape[0], 0, dtype=torch.long, device=logits.device)
+        return self.warpers(nothing, logits.float())
+
+    def noise(
+        self,
+        index: int,
+        vocab_size: int,
+        *,
+        token_ids: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """The Gumbel noise with which the target will choose the token at `index` of the whole
+        text, prompt included: (vocab_size,), or (tokens,) of `token_ids`. Zeros if greedy."""
+        if self.is_greedy:
+            size = vocab_size if token_ids is None else token_ids.shape[0]
+            return torch.zeros(size, device=device)
+        return gumbel(
+            self.seed,
+            index - self.prompt_length,
+            vocab_size,
+            sample=self.sample,
+            token_ids=token_ids,
+            device=device,
         )
 
 

@@ -76,6 +76,10 @@ class Stopwatch:
         finally:
             self.seconds[name] = time.perf_counter() - start
 
+    def spent(self, *stages: str) -> float:
+        """Seconds of these stages together."""
+        return sum(self.seconds[stage] for stage in stages)
+
 
 @dataclass
 class StatsRecorder:

@@ -99,12 +99,14 @@ class TokenTree:
 
         It looks at the tokens that were drawn, so what is left has no `log_q` any more.
         """
-        if self.num_nodes - 1 <= budget:
-            return self
+        return self if self.num_nodes - 1 <= budget else self.keep(self.best(budget))
+
+    def best(self, budget: int) -> list[int]:
+        """Node 0 and the `budget` nodes of highest cumulative confidence, in their order."""
         # A child is never more probable than its parent; among equals the lower index, which is
-        # the parent's, comes first: so the kept set is connected.
+        # the parent's, comes first: so the set is connected.
         ranked = sorted(range(1, self.num_nodes), key=lambda n: -self.cumulative_confidence[n])
-        return self._keep(sorted([0, *ranked[:budget]]))
+        return sorted([0, *ranked[:budget]])
 
     def cut(self, max_depth: int) -> "TokenTree":
         """The nodes down to `max_depth`. The cut doesn't look at the tokens that were drawn, so
@@ -113,16 +115,17 @@ class TokenTree:
             return self
         kept = [n for n, depth in enumerate(self.depths) if depth <= max_depth]
         log_q = None if self.log_q is None else tuple(self.log_q[n] for n in kept)
-        return replace(self._keep(kept), log_q=log_q)
+        return replace(self.keep(kept), log_q=log_q)
 
     def best_chain(self) -> "TokenTree":
         """The one path that goes to the most confident child at each node."""
         path = [0]
         while children := [n for n, parent in enumerate(self.parents) if parent == path[-1]]:
             path.append(max(children, key=lambda n: self.confidence[n]))
-        return self if len(path) == self.num_nodes else self._keep(path)
+        return self if len(path) == self.num_nodes else self.keep(path)
 
-    def _keep(self, kept: Sequence[int]) -> "TokenTree":
+    def keep(self, kept: Sequence[int]) -> "TokenTree":
+        """The nodes `kept`: node 0 first, increasing, each with its parent. `log_q` is dropped."""
         new_index = {old: new for new, old in enumerate(kept)}
         return TokenTree(
             tokens=tuple(self.tokens[n] for n in kept),

@@ -76,7 +76,7 @@ def _timed(engine: mmspec.Engine, request: mmspec.Request) -> Comparison:
 
 def demo(engine: mmspec.Engine, seed: int, console: Console) -> int:
     """All tasks; returns the exit code."""
-    palette = Palette([engine.drafter.name])
+    palette = Palette([drafter.name for drafter in engine.drafters])
     console.print(Text.assemble(("mmspec", "bold"), "  the model's own text, faster"))
     console.print(palette.legend())
     outcomes = [play(engine, task, console, palette) for task in tasks(seed)]

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 
+from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -22,7 +23,7 @@ class Adversary:
         self._truths = truths
         self._vocab_size = vocab_size
 
-    def start(self, prompt: Prompt, prefill: Prefill) -> "AdversarySession":
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> "AdversarySession":
         ids = tuple(prompt.token_ids.tolist())
         return AdversarySession(ids, self._truths.get(ids, ()), self._vocab_size)
 

@@ -28,6 +28,7 @@ SAMPLINGS: dict[str, dict[str, Any]] = {
     "warped": {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "repetition_penalty": 1.2},
 }
 BATCHES = (1, 3)
+CONTROLLERS = ("fixed", "auto")
 LAYOUTS = {
     "text": ("text",),
     "vision": ("text", "image_first", "image_middle", "image_last"),
@@ -44,14 +45,15 @@ class Cell:
     sampling: str
     batch: int
     layout: str
+    controller: str = "fixed"
     dtype: Literal["float64", "float32"] = "float64"
 
     def __str__(self) -> str:
         return "-".join(map(str, (self.family, *self.options, self.dtype)))
 
     @property
-    def options(self) -> tuple[str, str, int, str]:
-        return self.drafter, self.sampling, self.batch, self.layout
+    def options(self) -> tuple[str, str, int, str, str]:
+        return self.drafter, self.sampling, self.batch, self.layout, self.controller
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
     return [
         Cell(family.name, *options, dtype=dtype)
         for family in FAMILIES.values()
-        for options in product(DRAFTERS, SAMPLINGS, BATCHES, LAYOUTS[family.kind])
+        for options in product(DRAFTERS, SAMPLINGS, BATCHES, LAYOUTS[family.kind], CONTROLLERS)
     ]
 
 
@@ -93,7 +95,8 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
     """Decodes the cell's requests with its drafter, together, and each alone without one."""
     requests = _requests(cell)
     plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
-    engine = _engine(cell.family, cell.dtype, max_nodes, _drafter(cell, requests, plain))
+    drafter = _drafter(cell, requests, plain)
+    engine = _engine(cell.family, cell.dtype, max_nodes, drafter, cell.controller)
     results = engine.generate(requests)
     mismatches = [
         difference
@@ -126,8 +129,10 @@ def model_of(family: str, dtype: str) -> Any:
     return FAMILIES[family].build(getattr(torch, dtype))
 
 
-def _engine(family: str, dtype: str, max_nodes: int, drafter: Drafter | None) -> Engine:
-    config = Config(decode=DecodeConfig(max_nodes=max_nodes, max_rows=3))
+def _engine(
+    family: str, dtype: str, max_nodes: int, drafter: Drafter | None, controller: str = "fixed"
+) -> Engine:
+    config = Config(decode=DecodeConfig(max_nodes=max_nodes, max_rows=3, controller=controller))
     return mmspec.load(model_of(family, dtype), config=config, drafter=drafter)
 
 

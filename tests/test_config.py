@@ -121,7 +121,7 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("decode.probe=perhaps", "got 'perhaps' (str), expected bool"),
         ("drafter.prompt_lookup.min_confidence=high", "got 'high' (str), expected float"),
         ("model.revision={a: 1}", "got {'a': 1} (dict), expected str | None"),
-        ("decode=3", "got 3, expected the keys verifier, max_nodes, "),
+        ("decode=3", "got 3, expected the keys verifier, controller, max_nodes, "),
     ],
 )
 def test_a_wrong_type_says_what_it_got_and_what_it_expected(override: str, expected: str) -> None:

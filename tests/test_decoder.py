@@ -13,6 +13,7 @@ from families import FAMILIES, prompt_inputs
 import mmspec
 from mmspec import decoder
 from mmspec.config import Config, DecodeConfig
+from mmspec.controller import FixedController
 from mmspec.engine import Engine
 from mmspec.kv import KVCache
 from mmspec.requests import Request, build_request
@@ -74,7 +75,13 @@ def test_a_row_has_committed_all_but_its_last_token_after_every_step(
     monkeypatch.setattr(KVCache, "commit", checked_commit)
     rows = [engine._row(build_request(r, {}), i) for i, r in enumerate(requests())]
     steps = decoder.decode(
-        engine.target, rows, verify=coupled, fit=lambda t: t, max_nodes=12, max_rows=2
+        engine.target,
+        rows,
+        verify=coupled,
+        controller=FixedController(),
+        fit=lambda t: t,
+        max_nodes=12,
+        max_rows=2,
     )
     for row in steps:
         assert len(cache.rows) <= 2, "more rows than places"
@@ -90,7 +97,13 @@ def test_rows_begin_as_places_become_free_in_order(engine: Engine) -> None:
     rows = [engine._row(build_request(r, {}), i) for i, r in enumerate(requests())]
     begun: list[int] = []
     for row in decoder.decode(
-        engine.target, rows, verify=coupled, fit=lambda t: t, max_nodes=4, max_rows=2
+        engine.target,
+        rows,
+        verify=coupled,
+        controller=FixedController(),
+        fit=lambda t: t,
+        max_nodes=4,
+        max_rows=2,
     ):
         if row.index not in begun:
             begun.append(row.index)

@@ -317,11 +317,13 @@ def test_a_drafter_that_fails_costs_no_text(caplog: pytest.LogCaptureFixture) ->
     class Broken:
         name = "broken"
 
-        def start(self, prompt: object, prefill: object) -> "Broken":
+        def start(self, prompt: object, prefill: object, guide: object) -> "Broken":
             return self
 
         def propose(self, tokens: object, budget: int) -> object:
             raise RuntimeError("no draft today")
+
+        def observe(self, *_: object) -> None: ...
 
         def close(self) -> None: ...
 
@@ -364,12 +366,14 @@ def test_a_drafter_cannot_write_into_the_text() -> None:
     class Writes:
         name = "writes"
 
-        def start(self, prompt: object, prefill: object) -> "Writes":
+        def start(self, prompt: object, prefill: object, guide: object) -> "Writes":
             return self
 
         def propose(self, tokens: list[int], budget: int) -> object:
             tokens[-1] = 5
             raise RuntimeError("and fails")
+
+        def observe(self, *_: object) -> None: ...
 
         def close(self) -> None: ...
 

@@ -13,10 +13,12 @@ PACKAGE = ROOT / "mmspec"
 FLOORS = (
     {"kv", "retrieval", "errors"},
     {
-        "attention", "config", "encoders", "inputs", "noise", "params", "penalties", "sampling",
+        "attention", "calibration", "config", "costs", "encoders", "inputs", "noise", "params",
+        "penalties", "sampling",
         "state", "stats", "stream", "tree", "verify",
     },
     {"controller", "drafters", "target"},
+    {"drafting"},
     {"row"},
     {"decoder", "requests"},
     {"engine"},

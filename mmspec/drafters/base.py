@@ -1,8 +1,9 @@
 """What the decode loop asks of a drafter."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -12,10 +13,12 @@ class DraftSession(Protocol):
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         """A tree below node 0 = `tokens[-1]` with at most `budget` drafted nodes; `tokens` are the
-        prompt's and the chosen ones. Where there is nothing worth scoring: `TokenTree.root`."""
+        prompt's and the chosen ones. Where there is nothing worth scoring: `TokenTree.root`.
+        It may be asked at any step, or not for many."""
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        """What became of the proposed tree."""
+        """What became of the step's tree, which may hold other drafters' nodes and lack some of
+        this one's. Told after every step, also where this drafter was not asked."""
 
     def close(self) -> None:
         """The request ended, or failed."""
@@ -26,4 +29,14 @@ class Drafter(Protocol):
 
     name: str
 
-    def start(self, prompt: Prompt, prefill: Prefill) -> DraftSession: ...
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> DraftSession: ...
+
+
+@runtime_checkable
+class BatchDrafter(Drafter, Protocol):
+    """A drafter that proposes for several requests in one go, as a model does."""
+
+    def propose_together(
+        self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        """One tree a session, as `DraftSession.propose` would make it from its text."""

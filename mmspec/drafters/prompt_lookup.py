@@ -7,8 +7,9 @@ place as a chain; here all places found become one tree, as in SuffixDecoding (a
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmspec.drafters.calibration import Calibration
+from mmspec.calibration import Calibration
 from mmspec.retrieval import Continuation, OnlineIndex, TrieNode, build_trie
+from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -37,7 +38,7 @@ class PromptLookup:
         self.max_match = max_match
         self.min_confidence = min_confidence
 
-    def start(self, prompt: Prompt, prefill: Prefill) -> "PromptLookupSession":
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> "PromptLookupSession":
         index = OnlineIndex(self.min_match)
         index.extend(_without_media(prompt.token_ids.tolist(), prompt.media))
         return PromptLookupSession(self, index)
@@ -101,10 +102,11 @@ class PromptLookupSession:
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         accepted = set(verdict.path)
         for node in range(1, tree.num_nodes):
-            if tree.parents[node] in accepted and tree.drafters[node] == self._drafter.name:
+            if tree.parents[node] in accepted:
                 bucket = self._buckets.get(_path_tokens(tree, node))
                 if bucket is not None:
                     self._calibration.observe(bucket, node in accepted)
+        self._buckets = {}
 
     def close(self) -> None:
         pass

@@ -112,7 +112,7 @@ def test_stop_ends_the_text_before_the_string(scripted: Scripted) -> None:
         (("/no/such/model", "hello"), "/no/such/model"),
         (("MODEL", "hello", "--set", "decode.max_node=3"), "Did you mean decode.max_nodes"),
         (("MODEL", "hello", "--config", "plian"), "No config file 'plian'"),
-        (("MODEL", "hello", "--drafter", "nobody"), "expected one of none, prompt_lookup"),
+        (("MODEL", "hello", "--drafter", "nobody"), "expected none, or one or several"),
         (("MODEL", "hello", "--top-p", 0), "top_p=0.0: expected"),
         (("MODEL", "hello", "--image", "/no/such.png"), "such.png"),
         (("MODEL", "@/no/such.txt"), "cannot read '/no/such.txt': No such file"),

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmspec.drafters.prompt_lookup import PromptLookup, PromptLookupSession
+from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
+GUIDE = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=0)
 texts = st.lists(st.integers(0, 4), min_size=1, max_size=40)
 
 
@@ -20,7 +22,7 @@ def started(
     """A session whose prompt is `text`; by default every node is confident enough."""
     drafter = PromptLookup(**{"min_confidence": 0.0, "min_match": 1, **options})
     prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
-    return drafter.start(Prompt(torch.tensor(text), media=media), prefill)
+    return drafter.start(Prompt(torch.tensor(text), media=media), prefill, GUIDE)
 
 
 def paths(tree: TokenTree) -> set[tuple[int, ...]]:
@@ -101,7 +103,7 @@ def test_a_text_that_ends_in_an_image_has_no_draft() -> None:
 
 def test_the_prompt_itself_is_not_changed_by_its_media() -> None:
     prompt = Prompt(torch.tensor([1, 77, 2]), media=(MediaSpan("image", 1, 2),))
-    PromptLookup().start(prompt, Prefill(torch.zeros(1), Placement(0, (0,))))
+    PromptLookup().start(prompt, Prefill(torch.zeros(1), Placement(0, (0,))), GUIDE)
     assert prompt.token_ids.tolist() == [1, 77, 2]
 
 
@@ -202,7 +204,7 @@ def test_sessions_of_one_drafter_share_nothing() -> None:
     text = [1, 2, 3, 4, 1, 2]
     drafter = PromptLookup(min_match=1)
     prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
-    taught, other = (drafter.start(Prompt(torch.tensor(text)), prefill) for _ in range(2))
+    taught, other = (drafter.start(Prompt(torch.tensor(text)), prefill, GUIDE) for _ in range(2))
     expected = other.propose(text, 4)
     for _ in range(3):
         observe(taught, taught.propose(text, 4), (0,))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmspec.drafters.calibration import Calibration
+from mmspec.calibration import Calibration
 
 priors = st.floats(0.01, 0.99)
 histories = st.lists(st.booleans(), max_size=120)

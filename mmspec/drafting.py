@@ -1,0 +1,159 @@
+"""Drafting: the step's trees. The rows' drafters are asked, their trees merged and cut."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
+
+from mmspec.controller import Pace, Speculate, Step
+from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.tree import TokenTree
+
+logger = logging.getLogger(__name__)
+
+
+class Drafting:
+    """One row's draft sessions. A drafter must never cost a text: one that fails is left out from
+    then on."""
+
+    def __init__(self, drafters: Sequence[Drafter], speculate: Speculate = "auto") -> None:
+        self.pace = Pace(speculate)
+        self._drafters = drafters if speculate else ()
+        self._sessions: dict[str, DraftSession] = {}
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
+        """Opens a session of every drafter."""
+        for drafter in self._drafters:
+            with self.guarded(drafter.name):
+                self._sessions[drafter.name] = drafter.start(prompt, prefill, guide)
+
+    @property
+    def drafters(self) -> list[Drafter]:
+        """Those that still take part, in the order they are asked in."""
+        return [drafter for drafter in self._drafters if drafter.name in self._sessions]
+
+    def session(self, drafter: Drafter) -> DraftSession:
+        return self._sessions[drafter.name]
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        """Tells every drafter what became of the step's tree."""
+        for name, session in list(self._sessions.items()):
+            with self.guarded(name):
+                session.observe(tree, verdict, scores)
+
+    def close(self) -> None:
+        """The request ended, or nobody waits for it any more."""
+        for name in list(self._sessions):
+            with self.guarded(name):
+                self._sessions.pop(name).close()
+
+    def leave_out(self, name: str, error: Exception) -> None:
+        """The drafter failed: this request goes on without it."""
+        logger.warning(
+            "drafter %s failed (%s: %s); this request goes on without it, its text is the same",
+            name,
+            type(error).__name__,
+            error,
+            exc_info=error,
+        )
+        failed = self._sessions.pop(name, None)
+        if failed is not None:
+            try:
+                failed.close()
+            except Exception as also:  # said once already
+                logger.debug("drafter %s failed again at its close", name, exc_info=also)
+
+    @contextmanager
+    def guarded(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # logged with its traceback; plain decoding goes on
+            self.leave_out(name, error)
+
+
+class Drafted(Protocol):
+    """A row, as far as it is drafted for."""
+
+    tokens: list[int]  # the prompt's and the chosen ones
+    drafting: Drafting
+
+    @property
+    def room(self) -> int:
+        """Tokens that the text still has room for."""
+
+
+def propose(
+    rows: Sequence[Drafted],
+    step: Step,
+    *,
+    max_nodes: int,
+    fit: Callable[[TokenTree], TokenTree],
+    vocab_size: int,
+) -> list[TokenTree]:
+    """One tree a row, of at most `max_nodes` drafted nodes: what the row's drafters proposed,
+    merged, made `fit` for the target and cut to what `step` says."""
+    trees = [TokenTree.root(row.tokens[-1]) for row in rows]
+    drafters = {drafter.name: drafter for row in rows for drafter in row.drafting.drafters}
+    for name, drafter in drafters.items():
+        asked = [
+            index
+            for index, row in enumerate(rows)
+            if row.room > 1  # the target adds a token of its own
+            and max_nodes > 0
+            and drafter in row.drafting.drafters
+            and step.asks(index, name, trees[index])
+        ]
+        if not asked:
+            continue
+        begun = time.perf_counter()
+        proposed = _ask(drafter, [rows[index] for index in asked], max_nodes, vocab_size)
+        seconds = (time.perf_counter() - begun) / len(asked)
+        for index, tree in zip(asked, proposed, strict=True):
+            before = trees[index]
+            if tree is not None:
+                cut = fit(tree.cut(rows[index].room - 1))
+                trees[index] = cut if before.num_nodes == 1 else fit(before.merge(cut))
+            step.learn(index, name, before, trees[index], seconds)
+    return step.cut([tree.prune(max_nodes) for tree in trees])
+
+
+def _ask(
+    drafter: Drafter, rows: Sequence[Drafted], budget: int, vocab_size: int
+) -> list[TokenTree | None]:
+    """The drafter's tree for each row; None for one that it failed at."""
+    texts = [row.tokens.copy() for row in rows]
+    sessions = [row.drafting.session(drafter) for row in rows]
+    makers: list[Callable[[], TokenTree]]
+    if isinstance(drafter, BatchDrafter):
+        try:
+            made = drafter.propose_together(sessions, texts, budget)
+        except Exception as error:  # logged with its traceback; plain decoding goes on
+            for row in rows:
+                row.drafting.leave_out(drafter.name, error)
+            return [None] * len(rows)
+        makers = [partial(lambda tree: tree, tree) for tree in made]
+    else:
+        makers = [
+            partial(session.propose, text, budget)
+            for session, text in zip(sessions, texts, strict=True)
+        ]
+    return [
+        _checked(row, drafter.name, make, vocab_size)
+        for row, make in zip(rows, makers, strict=True)
+    ]
+
+
+def _checked(
+    row: Drafted, drafter: str, make: Callable[[], TokenTree], vocab_size: int
+) -> TokenTree | None:
+    with row.drafting.guarded(drafter):
+        tree = make()
+        tree.check_integrity(vocab_size)
+        if tree.tokens[0] != row.tokens[-1]:
+            raise ValueError(f"node 0 is {tree.tokens[0]}, the last token {row.tokens[-1]}")
+        return tree
+    return None
