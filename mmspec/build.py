@@ -68,11 +68,10 @@ def load(
         )
     if isinstance(drafter, str):
         settings.drafter.name = drafter
-        drafter = None
-    if drafter is None:
+    if isinstance(drafter, str | None):
         drafters = build_drafters(settings.drafter)
     elif isinstance(drafter, Sequence):
-        drafters = list(drafter)
+        drafters = [*drafter]
     else:
         drafters = [drafter]
     return _build(settings, loaded, processor, drafters)

@@ -2,8 +2,9 @@
 
 The automatic one maximises expected tokens a second: what a step costs is measured (`costs`), what
 a node is worth is calibrated on what became of nodes like it. The empty tree is a choice like any
-other, and so is not to ask. None of this can change a text: coupled verification never looks at
-the tree.
+other, and so is not to ask. Each request keeps accounts: a drafter that has lost the time of 1.5
+plain steps and 1% of the rest pauses. None of this can change a text: coupled verification
+never looks at the tree.
 """
 
 from bisect import bisect_left
@@ -17,18 +18,34 @@ from typing import Literal, Protocol
 from mmspec.calibration import Calibration
 from mmspec.costs import CostModel
 from mmspec.state import Verdict
+from mmspec.stats import Choices
 from mmspec.tree import TokenTree
 
 Speculate = Literal["auto"] | bool
 
 _MARGIN = 1.02  # a tree must promise so much more tokens a second than none
-_PROBE_SHARE = 0.01  # of the time, for asking and scoring what is not believed to pay
-_OPENING_STEPS = 2.0  # plain steps' time that a new request may spend so at once
-_MOST_STEPS = 20.0  # plain steps' time that can be saved up for it
+_OPENING_STEPS = 1.5  # plain steps' time that a drafter may lose a request at once
+_LOSS_SHARE = 0.01  # of the time, that it may lose on top
+_PROBE_SHARE = 0.01  # of the time, for asking whom it does not believe to pay
+_MOST_STEPS = 20.0  # plain steps' time, of what it saved, that it may lose again
 _WORTH_SHARE = 0.15  # of the newest proposal in what asking is believed to be worth
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
 _LEVELS = 8  # of confidence, told apart by the calibration
 _BUDGETS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)
+
+
+@dataclass
+class Account:
+    """What one drafter may still cost one request."""
+
+    balance_s: float  # of loss, against plain decoding; what it saved is added
+    probe_s: float  # of asking it while it is not believed to pay
+
+    def earn(self, saved_s: float, step_s: float, plain_s: float) -> None:
+        """A step that took `step_s`; the drafter saved so much by it, or lost."""
+        most = _MOST_STEPS * plain_s
+        self.balance_s = min(self.balance_s + saved_s + _LOSS_SHARE * step_s, most)
+        self.probe_s = min(self.probe_s + _PROBE_SHARE * step_s, most)
 
 
 @dataclass
@@ -38,12 +55,21 @@ class Pace:
     speculate: Speculate = "auto"
     calibration: Calibration = field(default_factory=lambda: Calibration(1.0, 0.95))
     worth: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds, of asking
-    credit_s: float | None = None  # what may be spent on proposals that are not believed to pay
+    accounts: dict[str, Account] = field(default_factory=dict)  # drafter -> account
     asked: Counter[str] = field(default_factory=Counter)  # drafter -> steps
     budgets: Counter[int] = field(default_factory=Counter)  # scored nodes below node 0 -> steps
     expected_tokens: float = 0.0  # of all steps
-    expected_s: float = 0.0  # what all steps were believed to cost, as far as costs were known
-    plain_s: float = 0.0  # and plain ones in their place
+    plain_s: float = 0.0  # what as many plain steps were believed to cost
+
+    @property
+    def choices(self) -> Choices:
+        steps = sum(self.budgets.values())
+        return Choices(
+            asked=dict(self.asked),
+            budgets=dict(sorted(self.budgets.items())),
+            expected_tokens_per_step=self.expected_tokens / steps if steps else 1.0,
+            plain_step_s=self.plain_s / steps if steps else 0.0,
+        )
 
 
 class Step(Protocol):
@@ -128,6 +154,9 @@ class AutoStep(FixedStep):
         stale = controller.since_plain >= _REFRESH_STEPS
         self._is_plain = self._step_s is None or stale or not costs.knows(rows, context)
         self._plain_s = self._step_s[0] if self._step_s else 0.0
+        self._probe_s = max(self._step_s[1] - self._plain_s, 0.0) if self._step_s else 0.0
+        self._probing: set[int] = set()
+        self._draft_s: dict[tuple[int, str], float] = {}
         self._outlooks: dict[int, _Outlook] = {}
         self._scored: list[_Outlook] = []
 
@@ -137,18 +166,30 @@ class AutoStep(FixedStep):
             return True
         if self._is_plain:
             return False
-        key = (drafter, _standing(tree))
-        worth = pace.worth.get(key, self._controller.worth.get(key))
-        cost = self._controller.costs.draft_s(drafter)
-        if worth is None or cost is None or worth > 0.0:
+        cost_s = self._controller.costs.draft_s(drafter)
+        if cost_s is None:
             return True
-        return self._spend(pace, cost)
+        account = self._account(pace, drafter)
+        standing = _standing(tree)
+        worth = _nearest(pace.worth, drafter, standing)
+        if worth is None:
+            worth = _nearest(self._controller.worth, drafter, standing)
+        if worth is None or worth > 0.0:
+            return account.balance_s >= cost_s
+        # Not believed to pay: asked now and then, and then one node is scored, to learn by it.
+        probe_s = cost_s + self._probe_s
+        if min(account.balance_s, account.probe_s) < probe_s:
+            return False
+        account.probe_s -= probe_s
+        self._probing.add(row)
+        return True
 
     def learn(
         self, row: int, drafter: str, before: TokenTree, after: TokenTree, seconds: float
     ) -> None:
         super().learn(row, drafter, before, after, seconds)
         self._controller.costs.observe_draft(drafter, seconds)
+        self._draft_s[row, drafter] = seconds
         if self._is_plain:
             return
         saved_s = self._saved_s(row, after) - self._saved_s(row, before) - seconds
@@ -163,8 +204,7 @@ class AutoStep(FixedStep):
         budget = self._budget(outlooks, free)
         self._scored = list(outlooks)
         for row in free:
-            affordable = budget or self._probe(self.paces[row])
-            self._scored[row] = outlooks[row].best(affordable)
+            self._scored[row] = outlooks[row].best(max(budget, int(row in self._probing)))
         return super().cut([outlook.tree for outlook in self._scored])
 
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
@@ -172,13 +212,12 @@ class AutoStep(FixedStep):
         nodes = max(outlook.tree.num_nodes for outlook in self._scored)
         controller.costs.observe_step(rows, nodes, self._context, seconds)
         controller.since_plain = 0 if nodes == 1 else controller.since_plain + 1
-        for pace, outlook, verdict in zip(self.paces, self._scored, verdicts, strict=True):
+        for row, (pace, outlook, verdict) in enumerate(
+            zip(self.paces, self._scored, verdicts, strict=True)
+        ):
             pace.expected_tokens += sum(outlook.tree.cumulative_confidence)
-            pace.expected_s += seconds / rows
             pace.plain_s += (self._plain_s or seconds) / rows
-            credit_s = _OPENING_STEPS * seconds if pace.credit_s is None else pace.credit_s
-            earned_s = _PROBE_SHARE * seconds / rows
-            pace.credit_s = min(credit_s + earned_s, _MOST_STEPS * seconds)
+            self._settle(row, pace, outlook.tree, verdict, seconds / rows)
             if verdict is not None and outlook.tree.num_nodes > 1:
                 for bucket, accepted in outlook.outcomes(verdict):
                     pace.calibration.observe(bucket, accepted)
@@ -215,17 +254,29 @@ class AutoStep(FixedStep):
             place = max(place, bisect_left(_BUDGETS, pinned - 1))
         return self._step_s[min(place, len(_BUDGETS) - 1)]
 
-    def _probe(self, pace: Pace) -> int:
-        """1 if the request can afford to score one node that is not believed to pay, else 0."""
-        if self._is_plain or self._step_s is None:
-            return 0
-        return int(self._spend(pace, max(self._step_s[1] - self._plain_s, 0.0)))
+    def _settle(
+        self, row: int, pace: Pace, tree: TokenTree, verdict: Verdict | None, seconds: float
+    ) -> None:
+        """Books what each drafter saved or lost, at what such steps usually cost: an accepted node
+        saves a plain step; the tree's cost is shared by the nodes."""
+        saved_s = {name: -s for (index, name), s in self._draft_s.items() if index == row}
+        nodes = tree.num_nodes - 1
+        if nodes and verdict is not None and self._step_s is not None:
+            place = min(bisect_left(_BUDGETS, nodes), len(_BUDGETS) - 1)
+            node_s = (self._step_s[place] - self._plain_s) / len(self.paces) / nodes
+            for name in tree.drafters[1:]:
+                saved_s[name] = saved_s.get(name, 0.0) - node_s
+            for node in verdict.path[1:]:
+                saved_s[tree.drafters[node]] += self._plain_s / len(self.paces)
+        for name in {*saved_s, *pace.accounts}:
+            account = self._account(pace, name)
+            account.earn(saved_s.get(name, 0.0), seconds, self._plain_s / len(self.paces))
 
-    def _spend(self, pace: Pace, seconds: float) -> bool:
-        if pace.credit_s is None or pace.credit_s < seconds:
-            return False
-        pace.credit_s -= seconds
-        return True
+    def _account(self, pace: Pace, drafter: str) -> Account:
+        if drafter not in pace.accounts:
+            opening_s = _OPENING_STEPS * self._plain_s / len(self.paces)
+            pace.accounts[drafter] = Account(opening_s, opening_s / 2)
+        return pace.accounts[drafter]
 
     def _saved_s(self, row: int, tree: TokenTree) -> float:
         """What the row's share of a step saves by this tree, best cut, against plain steps."""
@@ -257,6 +308,13 @@ CONTROLLERS: dict[str, Callable[[], Controller]] = {
 def _standing(tree: TokenTree) -> int:
     """How much the tree promises already: what another drafter adds depends on it."""
     return 0 if tree.num_nodes == 1 else int(sum(tree.cumulative_confidence)).bit_length()
+
+
+def _nearest(worth: dict[tuple[str, int], float], drafter: str, standing: int) -> float | None:
+    """The drafter's worth beside a tree of this standing; where that is not known, beside a lesser
+    one, which is rather more."""
+    known = (worth.get((drafter, lesser)) for lesser in range(standing, -1, -1))
+    return next((value for value in known if value is not None), None)
 
 
 @dataclass(frozen=True)

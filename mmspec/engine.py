@@ -280,7 +280,7 @@ def _result(row: Row, pieces: Sequence[Piece]) -> Result:
         tokens=tuple(row.chosen),
         finish_reason=row.finish_reason,
         seed=row.sampler.seed,
-        stats=row.stats.finished(row.num_chosen),
+        stats=row.stats.finished(row.num_chosen, row.drafting.pace.choices),
         pieces=tuple(pieces),
         error=row.error,
     )

@@ -40,6 +40,16 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What the controller did for a request, and what it went by."""
+
+    asked: Mapping[str, int] = field(default_factory=dict)  # drafter -> steps it was asked in
+    budgets: Mapping[int, int] = field(default_factory=dict)  # drafted nodes scored -> steps
+    expected_tokens_per_step: float = 1.0
+    plain_step_s: float = 0.0  # measured cost of a step without drafts; 0: not measured
+
+
+@dataclass(frozen=True)
 class Stats:
     """One request's decoding."""
 
@@ -49,6 +59,7 @@ class Stats:
     accepted_lengths: Mapping[int, int]  # drafted tokens accepted in a step -> number of steps
     by_drafter: Mapping[str, DrafterCount]
     times: Times
+    choices: Choices = field(default_factory=Choices)
 
     @property
     def tokens_per_step(self) -> float:
@@ -60,6 +71,26 @@ class Stats:
     def tokens_per_second(self) -> float:
         """Of decoding, after the first token."""
         return (self.new_tokens - 1) / self.times.decode_s if self.times.decode_s else 0.0
+
+    @property
+    def explanation(self) -> str:
+        """What the controller did and why, in a sentence or two."""
+        choices = self.choices
+        asked = [f"{name} in {n}" for name, n in choices.asked.items()]
+        drafted = {nodes: steps for nodes, steps in choices.budgets.items() if nodes}
+        parts = [f"asked {', '.join(asked) or 'no drafter'} of {self.steps} steps"]
+        if drafted:
+            nodes = sum(n * steps for n, steps in drafted.items()) / sum(drafted.values())
+            parts.append(f"scored {nodes:.1f} nodes in each of {sum(drafted.values())}")
+        parts.append(
+            f"expected {choices.expected_tokens_per_step:.2f} tokens a step, got "
+            f"{self.tokens_per_step:.2f}"
+        )
+        if choices.plain_step_s:
+            parts.append(
+                f"a step without drafts was measured at {choices.plain_step_s * 1e3:.2f} ms"
+            )
+        return "; ".join(parts)
 
 
 class Stopwatch:
@@ -102,7 +133,7 @@ class StatsRecorder:
         self.proposed.update(tree.drafters[1:])
         self.accepted.update(tree.drafters[node] for node in verdict.path[1:])
 
-    def finished(self, new_tokens: int) -> Stats:
+    def finished(self, new_tokens: int, choices: Choices | None = None) -> Stats:
         by_drafter = {n: DrafterCount(c, self.accepted[n]) for n, c in self.proposed.items()}
         return Stats(
             prompt_tokens=self.prompt_tokens,
@@ -111,4 +142,5 @@ class StatsRecorder:
             accepted_lengths=dict(sorted(self.accepted_lengths.items())),
             by_drafter=by_drafter,
             times=Times(**{f"{stage}_s": s for stage, s in self.seconds.items()}),
+            choices=choices or Choices(),
         )
