@@ -132,7 +132,7 @@ class AutoController:
     experience comes on top."""
 
     def __init__(self, costs: CostModel | None = None) -> None:
-        self.costs = costs or CostModel()
+        self.costs = costs or CostModel([budget + 1 for budget in _BUDGETS])
         self.calibration = Calibration(4.0, 0.99)
         self.worth: dict[tuple[str, int], float] = {}
         self.since_plain = 0  # steps
@@ -149,7 +149,7 @@ class AutoStep(FixedStep):
         self._controller = controller
         self._context = context
         rows, costs = len(paces), controller.costs
-        self._step_s = costs.step_s(rows, [n + 1 for n in _BUDGETS], context)
+        self._step_s = costs.step_s(rows, context)
         # Without a plain step's cost nothing can be weighed: the first one of its size is plain.
         stale = controller.since_plain >= _REFRESH_STEPS
         self._is_plain = self._step_s is None or stale or not costs.knows(rows, context)
@@ -237,15 +237,12 @@ class AutoStep(FixedStep):
         most = max(outlooks[row].tree.num_nodes for row in free) - 1
         rest = float(len(outlooks) - len(free))
         best, best_rate = 0, _MARGIN * len(outlooks) / self._seconds(0, pinned)
-        for place, budget in enumerate(_BUDGETS):
-            if budget == 0:
-                continue
-            tokens = rest + sum(outlooks[row].tokens(budget) for row in free)
-            rate = tokens / self._seconds(place, pinned)
+        tokens = [outlooks[row].tokens for row in free]
+        for place in range(1, bisect_left(_BUDGETS, most) + 1):
+            expected = rest + sum(row[place] if place < len(row) else row[-1] for row in tokens)
+            rate = expected / self._seconds(place, pinned)
             if rate > best_rate:
-                best, best_rate = budget, rate
-            if budget >= most:
-                break
+                best, best_rate = _BUDGETS[place], rate
         return best
 
     def _seconds(self, place: int, pinned: int) -> float:
@@ -282,13 +279,10 @@ class AutoStep(FixedStep):
         """What the row's share of a step saves by this tree, best cut, against plain steps."""
         if tree.num_nodes == 1 or self._step_s is None:
             return 0.0
-        outlook, rows, best = self._outlook(row, tree), len(self.paces), 0.0
-        for budget, seconds in zip(_BUDGETS, self._step_s, strict=True):
-            saved_s = (outlook.tokens(budget) * self._plain_s - seconds) / rows
-            best = max(best, saved_s)
-            if budget >= tree.num_nodes - 1:
-                break
-        return best
+        tokens = self._outlook(row, tree).tokens
+        choices = zip(tokens, self._step_s, strict=False)
+        best = max(expected * self._plain_s - seconds for expected, seconds in choices)
+        return max(best, 0.0) / len(self.paces)
 
     def _outlook(self, row: int, tree: TokenTree) -> "_Outlook":
         known = self._outlooks.get(row)
@@ -340,12 +334,12 @@ class _Outlook:
         return _Outlook(drafted, replace(drafted, confidence=(1.0, *rates)), buckets)
 
     @cached_property
-    def _sums(self) -> list[float]:
-        """Entry n: expected tokens of a step that scores the best n nodes."""
-        return list(accumulate(sorted(self.tree.cumulative_confidence, reverse=True)))
-
-    def tokens(self, budget: int) -> float:
-        return self._sums[min(budget, len(self._sums) - 1)]
+    def tokens(self) -> list[float]:
+        """Expected tokens of a step that scores the tree's best nodes, for each of `_BUDGETS` up
+        to the first that holds them all."""
+        sums = list(accumulate(sorted(self.tree.cumulative_confidence, reverse=True)))
+        last = len(sums) - 1
+        return [sums[min(n, last)] for n in _BUDGETS[: bisect_left(_BUDGETS, last) + 1]]
 
     def best(self, budget: int) -> "_Outlook":
         """Its best `budget` nodes."""

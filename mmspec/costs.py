@@ -7,7 +7,6 @@ from statistics import median
 
 _RECENT = 9  # measurements that an estimate is the median of: one slow step does not move it
 _SLOPE = 0.02  # of a plain step: what one more node is believed to cost before it was measured
-_NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 class CostModel:
@@ -17,27 +16,31 @@ class CostModel:
     context by powers of two; between measured node counts it is interpolated.
     """
 
-    def __init__(self) -> None:
-        self._steps: dict[tuple[int, int], dict[int, deque[float]]] = {}
-        self._curves: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
+    def __init__(self, nodes: Sequence[int]) -> None:
+        """`nodes`: the node counts, increasing from 1, that `step_s` is asked about."""
+        self._nodes = nodes
+        self._curves: dict[tuple[int, int], _Curve] = {}
         self._drafts: dict[str, deque[float]] = {}
 
     def observe_step(self, rows: int, nodes: int, context: int, seconds: float) -> None:
         """A step of `rows` requests took `seconds` from its score call to its commit."""
-        key = (rows, context.bit_length())
-        points = self._steps.setdefault(key, {})
-        points.setdefault(_bucket(nodes), deque(maxlen=_RECENT)).append(seconds)
-        sizes = sorted(points)
-        self._curves[key] = (sizes, [median(points[size]) for size in sizes])
+        curve = self._curves.setdefault((rows, context.bit_length()), _Curve(self._nodes))
+        curve.observe(nodes, seconds)
 
     def knows(self, rows: int, context: int) -> bool:
         """Whether a plain step of this size has been measured."""
-        return 1 in self._steps.get((rows, context.bit_length()), ())
+        curve = self._curves.get((rows, context.bit_length()))
+        return curve is not None and curve.knows_plain
 
-    def step_s(self, rows: int, nodes: Sequence[int], context: int) -> list[float] | None:
-        """Expected seconds of a step for each number of nodes; None before any was."""
-        curve = self._curve(rows, context.bit_length())
-        return None if curve is None else [_interpolated(curve, count) for count in nodes]
+    def step_s(self, rows: int, context: int) -> list[float] | None:
+        """Expected seconds of a step for each number of nodes, as measured at this size or at the
+        nearest one; None before anything was."""
+        key = (rows, context.bit_length())
+        if key not in self._curves:
+            if not self._curves:
+                return None
+            key = min(self._curves, key=lambda k: (abs(k[0] - key[0]), abs(k[1] - key[1])))
+        return self._curves[key].expected_s
 
     def observe_draft(self, drafter: str, seconds: float) -> None:
         """The drafter took `seconds` a row to propose."""
@@ -48,29 +51,46 @@ class CostModel:
         recent = self._drafts.get(drafter)
         return median(recent) if recent else None
 
-    def _curve(self, rows: int, context: int) -> tuple[list[int], list[float]] | None:
-        """The measured curve of this size, or of the nearest one."""
-        curve = self._curves.get((rows, context))
-        if curve is None and self._curves:
-            nearest = min(self._curves, key=lambda k: (abs(k[0] - rows), abs(k[1] - context)))
-            curve = self._curves[nearest]
-        return curve
+
+class _Curve:
+    """Cost by nodes, for one number of rows and one context."""
+
+    def __init__(self, nodes: Sequence[int]) -> None:
+        self._nodes = nodes
+        self._recent: dict[int, deque[float]] = {}
+        self._known: dict[int, float] = {}  # median by nodes, which are increasing
+        self._expected: list[float] | None = None
+
+    @property
+    def knows_plain(self) -> bool:
+        return 1 in self._known
+
+    def observe(self, nodes: int, seconds: float) -> None:
+        size = self._nodes[min(bisect_left(self._nodes, nodes), len(self._nodes) - 1)]
+        recent = self._recent.setdefault(size, deque(maxlen=_RECENT))
+        recent.append(seconds)
+        value = median(recent)
+        if value != self._known.get(size):
+            self._known[size] = value
+            self._expected = None
+
+    @property
+    def expected_s(self) -> list[float]:
+        if self._expected is None:
+            sizes = sorted(self._known)
+            seconds = [self._known[size] for size in sizes]
+            self._expected = [_interpolated(sizes, seconds, count) for count in self._nodes]
+        return self._expected
 
 
-def _bucket(nodes: int) -> int:
-    return _NODES[min(bisect_left(_NODES, nodes), len(_NODES) - 1)]
-
-
-def _interpolated(curve: tuple[list[int], list[float]], nodes: int) -> float:
-    sizes, seconds = curve
+def _interpolated(sizes: list[int], seconds: list[float], nodes: int) -> float:
     place = bisect_left(sizes, nodes)
     if place < len(sizes) and (place == 0 or sizes[place] == nodes):
         return seconds[place]
     if place == len(sizes):
+        slope = _SLOPE * seconds[0]
         if len(sizes) > 1:
             slope = max((seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0]), 0.0)
-        else:
-            slope = _SLOPE * seconds[0]
         return seconds[-1] + slope * (nodes - sizes[-1])
     share = (nodes - sizes[place - 1]) / (sizes[place] - sizes[place - 1])
     return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])

@@ -21,7 +21,7 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
 
-DRAFTERS = ("prompt_lookup", "adversary")
+DRAFTERS = ("prompt_lookup", "adversary", "prompt_lookup+adversary")
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -95,8 +95,8 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
     """Decodes the cell's requests with its drafter, together, and each alone without one."""
     requests = _requests(cell)
     plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
-    drafter = _drafter(cell, requests, plain)
-    engine = _engine(cell.family, cell.dtype, max_nodes, drafter, cell.controller)
+    drafters = [_drafter(name, cell, requests, plain) for name in cell.drafter.split("+")]
+    engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller)
     results = engine.generate(requests)
     mismatches = [
         difference
@@ -130,14 +130,16 @@ def model_of(family: str, dtype: str) -> Any:
 
 
 def _engine(
-    family: str, dtype: str, max_nodes: int, drafter: Drafter | None, controller: str = "fixed"
+    family: str, dtype: str, max_nodes: int, drafters: list[Drafter], controller: str = "fixed"
 ) -> Engine:
     config = Config(decode=DecodeConfig(max_nodes=max_nodes, max_rows=3, controller=controller))
-    return mmspec.load(model_of(family, dtype), config=config, drafter=drafter)
+    return mmspec.load(model_of(family, dtype), config=config, drafter=drafters)
 
 
-def _drafter(cell: Cell, requests: Sequence[Request], plain: Sequence[Result]) -> Drafter:
-    if cell.drafter == "prompt_lookup":  # eager: random text seldom repeats itself at length
+def _drafter(
+    name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result]
+) -> Drafter:
+    if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
     truths = {
         tuple(request.prompt["input_ids"][0].tolist()): result.tokens  # type: ignore[index,call-overload]
@@ -172,5 +174,5 @@ def _request(family: str, sampling: str, layout: str, row: int) -> Request:
 @cache
 def _plain(family: str, dtype: str, sampling: str, layout: str, row: int) -> Result:
     """Plain decoding of one request alone: what every cell must reproduce."""
-    engine = _engine(family, dtype, 0, None)
+    engine = _engine(family, dtype, 0, [])
     return engine.generate(_request(family, sampling, layout, row), speculate=False)

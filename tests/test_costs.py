@@ -1,0 +1,63 @@
+"""CostModel: medians of what was measured, interpolated by nodes, borrowed from the nearest."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmspec.costs import CostModel
+
+NODES = (1, 2, 4, 8, 16)
+
+
+def measured(*steps: tuple[int, float], rows: int = 1, context: int = 100) -> CostModel:
+    costs = CostModel(NODES)
+    for nodes, seconds in steps:
+        costs.observe_step(rows, nodes, context, seconds)
+    return costs
+
+
+def test_nothing_is_expected_before_anything_was_measured() -> None:
+    assert CostModel(NODES).step_s(1, 100) is None
+    assert CostModel(NODES).draft_s("any") is None
+    assert not CostModel(NODES).knows(1, 100)
+
+
+@given(st.lists(st.floats(0.5, 1.5), min_size=1, max_size=9))
+def test_an_estimate_is_the_median_of_the_last_nine(seconds: list[float]) -> None:
+    costs = measured(*[(1, 50.0)] * 9, *[(1, s) for s in seconds * 9])
+    expected = costs.step_s(1, 100)
+    assert expected is not None and min(seconds) <= expected[0] <= max(seconds)
+
+
+def test_one_slow_step_does_not_move_it() -> None:
+    assert measured((1, 1.0), (1, 1.0), (1, 30.0)).step_s(1, 100)[0] == 1.0  # type: ignore[index]
+
+
+def test_between_measured_sizes_it_is_interpolated_and_beyond_them_the_slope_goes_on() -> None:
+    assert measured((1, 1.0), (8, 8.0)).step_s(1, 100) == pytest.approx([1, 2, 4, 8, 16])
+
+
+def test_before_a_tree_was_measured_a_node_is_believed_to_cost_little() -> None:
+    expected = measured((1, 1.0)).step_s(1, 100)
+    assert expected is not None
+    assert expected == sorted(expected) and expected[-1] < 1.5
+
+
+def test_a_noisy_curve_never_promises_that_more_nodes_cost_less_than_measured() -> None:
+    expected = measured((1, 2.0), (4, 1.0)).step_s(1, 100)
+    assert expected is not None and expected[-1] == 1.0
+
+
+def test_another_size_borrows_the_nearest_ones_costs_until_it_has_its_own() -> None:
+    costs = measured((1, 1.0))
+    costs.observe_step(4, 1, 100, 3.0)
+    assert costs.step_s(3, 100)[0] == 3.0  # type: ignore[index]
+    assert not costs.knows(3, 100)
+    assert costs.knows(4, 127) and not costs.knows(4, 128)  # contexts by powers of two
+
+
+def test_drafters_are_told_apart() -> None:
+    costs = CostModel(NODES)
+    costs.observe_draft("quick", 0.1)
+    costs.observe_draft("slow", 5.0)
+    assert (costs.draft_s("quick"), costs.draft_s("slow")) == (0.1, 5.0)

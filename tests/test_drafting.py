@@ -1,0 +1,139 @@
+"""Drafting: several drafters' trees become one; one that fails is left out, the others go on."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mmspec.controller import AutoController, FixedController
+from mmspec.drafters.base import BatchDrafter
+from mmspec.drafting import Drafting, propose
+from mmspec.sampling import DraftGuide
+from mmspec.state import Placement, Prefill, Prompt, Scores, Verdict
+from mmspec.tree import TokenTree
+
+GUIDE = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=2)
+PREFILL = Prefill(torch.zeros(1), Placement(0, (0,)))
+
+
+class Says:
+    """Drafts the same tokens whatever the text; its own session."""
+
+    def __init__(self, name: str, draft: Sequence[int], confidence: float = 0.5) -> None:
+        self.name, self.draft, self.confidence = name, draft, confidence
+        self.calls: list[str] = []
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> "Says":
+        return self
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        self.calls.append("propose")
+        return TokenTree.chain(
+            tokens[-1], self.draft, [self.confidence] * len(self.draft), self.name
+        )
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        self.calls.append("observe")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Fails(Says):
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        super().propose(tokens, budget)
+        raise RuntimeError("out of ideas")
+
+
+class Together(Says):
+    """Proposes for all rows at once."""
+
+    def propose_together(
+        self, sessions: Sequence[object], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        self.calls.append(f"together {len(texts)}")
+        return [Says.propose(self, text, budget) for text in texts]
+
+
+class FailsTogether(Together):
+    def propose_together(self, *_: object) -> list[TokenTree]:  # type: ignore[override]
+        raise RuntimeError("out of memory")
+
+
+class Row:
+    def __init__(self, *drafters: Says, tokens: Sequence[int] = (3, 5), room: int = 9) -> None:
+        self.tokens, self.room = list(tokens), room
+        self.drafting = Drafting(drafters)
+        self.drafting.start(Prompt(torch.tensor(self.tokens)), PREFILL, GUIDE)
+
+
+def trees(*rows: Row, max_nodes: int = 8) -> list[TokenTree]:
+    step = FixedController().step([row.drafting.pace for row in rows], 10)
+    return propose(rows, step, max_nodes=max_nodes, fit=lambda t: t, vocab_size=100)
+
+
+def test_the_trees_of_several_drafters_are_one_trie_that_knows_who_drafted_what() -> None:
+    #        5
+    #      /   \
+    #     7     9     both say 7, the surer one has it
+    #    / \
+    #   8   6
+    row = Row(Says("a", [7, 8], 0.5), Says("b", [7, 6], 0.9), Says("c", [9], 0.1))
+    (tree,) = trees(row)
+    drafted = dict(zip(tree.tokens, tree.drafters, strict=True))
+    assert drafted == {5: "", 7: "b", 8: "a", 9: "c", 6: "b"}
+    assert row.drafting.pace.asked == {"a": 1, "b": 1, "c": 1}
+
+
+def test_together_they_stay_within_the_budget_and_the_room() -> None:
+    row = Row(Says("a", [7, 8, 9, 10]), Says("b", [11, 12, 13]), room=3)
+    (tree,) = trees(row, max_nodes=3)
+    assert tree.num_nodes == 4 and max(tree.depths) <= 2
+    assert trees(Row(Says("a", [7]), room=1)) == [TokenTree.root(5)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (Fails("bad", [7]), "out of ideas"),
+        (FailsTogether("bad", [7]), "out of memory"),
+        (Says("bad", [7, 10**6]), "vocabulary"),
+        (Says("bad", [7], confidence=2.0), "confidence"),
+    ],
+)
+def test_a_failing_drafter_is_left_out_with_one_warning_and_the_others_go_on(
+    bad: Says, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = Says("good", [8])
+    rows = [Row(good, bad), Row(bad, good, tokens=(1, 2, 4))]
+    for _ in range(2):
+        assert [tree.tokens for tree in trees(*rows)] == [(5, 8), (4, 8)]
+    assert [d.name for row in rows for d in row.drafting.drafters] == ["good", "good"]
+    warnings = [record.message for record in caplog.records if "bad" in record.message]
+    assert len(warnings) == 2 and all(said in message for message in warnings)  # one a row
+    assert bad.calls.count("close") == 2
+
+
+def test_a_batch_drafter_is_asked_once_for_all_rows_that_want_it() -> None:
+    drafter = Together("model", [7])
+    assert isinstance(drafter, BatchDrafter) and not isinstance(Says("a", []), BatchDrafter)
+    rows = [Row(drafter), Row(Says("other", [8]), tokens=(1,)), Row(drafter, tokens=(2, 6))]
+    assert [tree.tokens for tree in trees(*rows)] == [(5, 7), (1, 8), (6, 7)]
+    assert drafter.calls[0] == "together 2"
+
+
+def test_every_session_observes_every_step_also_where_it_was_not_asked() -> None:
+    drafter = Says("a", [7])
+    row = Row(drafter)
+    step = AutoController().step([row.drafting.pace], 10)  # nothing is measured: nobody is asked
+    (tree,) = propose([row], step, max_nodes=8, fit=lambda t: t, vocab_size=100)
+    assert tree == TokenTree.root(5)
+    row.drafting.observe(tree, Verdict((0,), (7,)), Scores(torch.zeros(1, 9)))
+    row.drafting.close()
+    row.drafting.close()
+    assert drafter.calls == ["observe", "close"]
+
+
+def test_a_request_without_speculation_opens_no_session() -> None:
+    drafter = Says("a", [7])
+    assert Drafting([drafter], speculate=False).drafters == []
