@@ -5,10 +5,11 @@ place as a chain; here all places found become one tree, as in SuffixDecoding (a
 """
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from mmspec.calibration import Calibration
-from mmspec.retrieval import Continuation, OnlineIndex, TrieNode, build_trie
+from mmspec.retrieval import Branch, Continuation, OnlineIndex, Trie
 from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
@@ -64,40 +65,38 @@ class PromptLookupSession:
             limit=drafter.max_matches, min_match=drafter.min_match, max_match=drafter.max_match
         )
         depth = min(drafter.max_depth, budget)
-        trie = build_trie(
-            Continuation(self._index.continuation(match, depth), match.length) for match in matches
-        )
-        if len(trie) == 1:
-            return root
-        tree, buckets = self._grow(tokens[-1], trie)
-        self._buckets = {
-            _path_tokens(tree, node): buckets[node] for node in range(1, tree.num_nodes)
-        }
-        return tree.prune(budget)
+        found = [Continuation(self._index.continuation(m, depth), m.length) for m in matches]
+        return self._grow(tokens[-1], Trie(found), budget) if found else root
 
-    def _grow(self, token: int, trie: tuple[TrieNode, ...]) -> "tuple[TokenTree, list[_Bucket]]":
-        """The trie's nodes that are confident enough, as a tree, and each node's bucket."""
-        kept, depths, cumulative = {0: 0}, [0], [1.0]
+    def _grow(self, token: int, trie: Trie, budget: int) -> TokenTree:
+        """The trie's `budget` most confident nodes, found best first, as a tree."""
         tokens, parents, confidence = [token], [-1], [1.0]
-        buckets = [_Bucket(0, 0, 0)]
-        for index, node in enumerate(trie[1:], start=1):
-            parent = kept.get(node.parent)
-            if parent is None:
-                continue
-            bucket = _bucket(node, depths[parent])
-            rate = self._calibration.rate(bucket, _prior(node, depths[parent]))
-            if cumulative[parent] * rate < self._drafter.min_confidence:
-                continue
-            kept[index] = len(tokens)
-            depths.append(depths[parent] + 1)
-            cumulative.append(cumulative[parent] * rate)
-            tokens.append(node.token)
+        paths: list[tuple[int, ...]] = [()]
+        # (-cumulative confidence, order, branch, parent, confidence, bucket)
+        waiting: list[tuple[float, int, Branch, int, float, _Bucket]] = []
+        count = 0
+
+        def wait_for_children(branch: Branch, parent: int, cumulative: float) -> None:
+            nonlocal count
+            for child in trie.children(branch):
+                bucket = _bucket(child)
+                rate = self._calibration.rate(bucket, _prior(child))
+                if cumulative * rate >= self._drafter.min_confidence:
+                    count += 1
+                    entry = (-cumulative * rate, count, child, parent, rate, bucket)
+                    heappush(waiting, entry)
+
+        wait_for_children(trie.root, 0, 1.0)
+        while waiting and len(tokens) <= budget:
+            cumulative, _, branch, parent, rate, bucket = heappop(waiting)
+            tokens.append(branch.token)
             parents.append(parent)
             confidence.append(rate)
-            buckets.append(bucket)
+            paths.append((*paths[parent], branch.token))
+            self._buckets[paths[-1]] = bucket
+            wait_for_children(branch, len(tokens) - 1, -cumulative)
         drafters = ("", *[self._drafter.name] * (len(tokens) - 1))
-        tree = TokenTree(tuple(tokens), tuple(parents), tuple(confidence), drafters)
-        return tree, buckets
+        return TokenTree(tuple(tokens), tuple(parents), tuple(confidence), drafters)
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         accepted = set(verdict.path)
@@ -120,15 +119,17 @@ class _Bucket(NamedTuple):
     share: int  # quarter of the siblings' weight
 
 
-def _bucket(node: TrieNode, depth: int) -> _Bucket:
-    support = 0 if node.num_places == 1 else 1 if node.num_places <= 3 else 2
-    return _Bucket((node.match_length + depth).bit_length(), support, int(node.share * 3.999))
+def _bucket(branch: Branch) -> _Bucket:
+    num_places = len(branch.places)
+    support = 0 if num_places == 1 else 1 if num_places <= 3 else 2
+    match = branch.match_length + branch.depth - 1
+    return _Bucket(match.bit_length(), support, int(branch.share * 3.999))
 
 
-def _prior(node: TrieNode, depth: int) -> float:
+def _prior(branch: Branch) -> float:
     """What is believed of a node before any was seen: longer matches and agreement count."""
-    length = node.match_length + depth
-    return node.share * length / (length + 2.0)
+    length = branch.match_length + branch.depth - 1
+    return branch.share * length / (length + 2.0)
 
 
 def _path_tokens(tree: TokenTree, node: int) -> tuple[int, ...]:

@@ -1,0 +1,49 @@
+"""Trie: continuations found in several places, as one tree that is only grown where it is asked.
+
+Best-first drafting looks at a few dozen nodes of the hundreds that a dozen places span.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mmspec.retrieval.continuations import Continuation
+
+
+class Branch(NamedTuple):
+    """A node: a token that followed, after the path to its parent."""
+
+    token: int  # -1 in the root, the place that all continuations follow
+    depth: int  # 0 for the root
+    share: float  # of the siblings' weight, in (0, 1]
+    match_length: int  # longest match that supports the node
+    places: tuple[int, ...]  # indices of the continuations that support it
+
+
+class Trie:
+    """A place weighs (match length)^2: a longer match knows more of the context, and several
+    shorter ones that agree still count."""
+
+    def __init__(self, continuations: Sequence[Continuation]) -> None:
+        self._tokens = [tokens for tokens, _ in continuations]
+        self._lengths = [length for _, length in continuations]
+        self._weights = [length**2 for length in self._lengths]
+        longest = max(self._lengths, default=0)
+        self.root = Branch(-1, 0, 1.0, longest, tuple(range(len(self._tokens))))
+
+    def children(self, branch: Branch) -> list[Branch]:
+        """What followed the branch, the heaviest first; among equals the one found first."""
+        depth, following = branch.depth, dict[int, list[int]]()
+        for place in branch.places:
+            tokens = self._tokens[place]
+            if depth < len(tokens):
+                following.setdefault(tokens[depth], []).append(place)
+        weights, lengths = self._weights, self._lengths
+        if len(following) == 1:  # most branches go on in one way only
+            ((token, places),) = following.items()
+            return [Branch(token, depth + 1, 1.0, max(lengths[p] for p in places), tuple(places))]
+        weighed = [(sum(weights[p] for p in ps), token, ps) for token, ps in following.items()]
+        total = sum(weight for weight, _, _ in weighed)
+        return [
+            Branch(token, depth + 1, weight / total, max(lengths[p] for p in ps), tuple(ps))
+            for weight, token, ps in sorted(weighed, key=lambda item: -item[0])
+        ]
