@@ -61,8 +61,16 @@ def generate(
         typer.Option("--set", help="decode.max_nodes=32 and such; may be repeated."),
     ] = None,
     speculate: Annotated[
-        bool, typer.Option("--speculate/--no-speculate", help="Off: plain decoding, same text.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--speculate/--no-speculate",
+            help="On: always draft. Off: plain decoding. The text is the same.",
+            show_default="where it is faster",
+        ),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what the controller did and why.")
+    ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Then decode plainly too; exit code 1 if it differs.")
     ] = False,
@@ -76,7 +84,7 @@ def generate(
     """
     stdout, stderr = consoles()
     with mistakes_told(stderr):
-        if compare and not speculate:
+        if compare and speculate is False:
             raise ConfigError("--compare with --no-speculate: nothing to compare; leave one out")
         request = Request(
             prompt=read_prompt(prompt),
@@ -92,7 +100,7 @@ def generate(
             repetition_penalty=repetition_penalty,
             stop=stop or (),
             seed=secrets.randbits(32) if seed is None else seed,
-            speculate=speculate,
+            speculate="auto" if speculate is None else speculate,
         )
         quiet_transformers()
         with stderr.status("Loading the model"):
@@ -119,6 +127,8 @@ def generate(
         typer.echo(json.dumps(values))
     elif comparison is not None:
         stderr.print(comparison_text(comparison))
+    if explain and not as_json:
+        stderr.print(f"Controller: {result.stats.explanation}", style="dim", highlight=False)
     if comparison is not None and not comparison.is_identical:
         raise typer.Exit(EXIT_DIFFERENT)
 
