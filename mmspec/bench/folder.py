@@ -21,6 +21,7 @@ _QUOTED_CHARS = 4000
 _PARAGRAPHS = 4  # of a speech, to be translated
 _PASSAGES = 6  # stretches of a meeting that an answer is sought in
 _PASSAGE_TURNS = 12
+_NEAR_PAIRS = 10  # on each side of the key that is looked up: all 75 are 5,000 tokens and more
 _OPEN_ENDED = ("writing", "roleplay")  # categories of mt_bench
 _PROMPT_TASKS = {"humaneval": "code", "gsm8k": "maths"}
 _NEW_TOKENS = 128
@@ -50,7 +51,10 @@ def _questions(folder: Path) -> Iterator[tuple[str, Question]]:
     for path in sorted(folder.glob("state_union/*.txt")):
         yield from _speech_questions(path.read_text(encoding="utf-8", errors="replace"))
     for row in _lines(folder, "kv_lookup/*.jsonl"):
-        pairs = json.dumps(dict(row["ordered_kv_records"]), indent=1)
+        records = row["ordered_kv_records"]
+        asked = [key for key, _ in records].index(row["key"])
+        near = records[max(asked - _NEAR_PAIRS, 0) : asked + _NEAR_PAIRS + 1]
+        pairs = json.dumps(dict(near), indent=1)
         yield (
             "looking up",
             Question(

@@ -75,12 +75,24 @@ class TaskReport:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """One method of ours over all tasks, by decode speed; a task's ratio is its pairs' mean."""
+
+    method: str
+    baseline: str
+    worst_task: str
+    worst: float
+    geometric_mean: float
+
+
+@dataclass(frozen=True)
 class Report:
     """All tasks; `reference` is whose greedy text all others are compared with."""
 
     reference: str
     pairs: int
     tasks: tuple[TaskReport, ...]
+    summaries: tuple[Summary, ...] = ()
 
     @property
     def is_exact(self) -> bool:
@@ -108,11 +120,30 @@ def build_report(
     names = [method.name for method in methods]
     reference = TRANSFORMERS if TRANSFORMERS in names else PLAIN
     lookups = [method.name for method in methods if method.is_lookup]
-    return Report(
-        reference,
-        pairs,
-        tuple(_task_report(one, names, lookups, reference) for one in measured),
-    )
+    tasks = tuple(_task_report(one, names, lookups, reference) for one in measured)
+    ours = [method.name for method in methods if method.library == "mmspec"]
+    baselines = (TRANSFORMERS, BEST_LOOKUP, PLAIN)
+    summaries = [
+        summary
+        for name in ours
+        for baseline in baselines
+        if name != baseline and (summary := _summary(tasks, name, baseline))
+    ]
+    return Report(reference, pairs, tasks, tuple(summaries))
+
+
+def _summary(tasks: Sequence[TaskReport], method: str, baseline: str) -> Summary | None:
+    means = {}
+    for task in tasks:
+        (row,) = (row for row in task.rows if row.method == method)
+        ratios = row.versus.get(baseline)
+        if ratios is not None and ratios.decode is not None:
+            means[task.task] = ratios.decode.mean
+    if not means:
+        return None
+    worst = min(means, key=lambda task: means[task])
+    overall = statistics.geometric_mean(means.values())
+    return Summary(method, baseline, worst, means[worst], overall)
 
 
 def _task_report(

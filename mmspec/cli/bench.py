@@ -145,7 +145,7 @@ def bench(
         stdout.print(heading(Path(model).name, lineup.dtype, machine, pairs=pairs))
         for one_task in report.tasks:
             stdout.print(task_table(one_task, width=stdout.width))
-        stdout.print(closing_lines(report, lineup.inputs.tokenizer))
+        stdout.print(closing_lines(report, lineup.inputs.tokenizer, dtype=lineup.dtype))
         if out is not None:
             stderr.print(f"written to {out}")
     if not report.is_exact:

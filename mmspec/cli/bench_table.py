@@ -98,7 +98,7 @@ def _sameness(row: MethodRow, prompts: int) -> Text:
     return Text(shown, style="green" if row.identical == prompts else "bold red")
 
 
-def closing_lines(report: Report, tokenizer: PreTrainedTokenizerBase) -> Text:
+def closing_lines(report: Report, tokenizer: PreTrainedTokenizerBase, *, dtype: str) -> Text:
     """What the figures mean, what was refused and where texts differ."""
     lines = [Text(note, style="dim") for note in (_interval_note(report), *NOTES)]
     refused: dict[tuple[str, str], list[str]] = {}
@@ -118,9 +118,26 @@ def closing_lines(report: Report, tokenizer: PreTrainedTokenizerBase) -> Text:
     for (method, why), tasks in refused.items():
         told = f"refused: {method} ({', '.join(tasks)}): {' '.join(why.split())[:400]}"
         lines.insert(0, Text(printable(told), style="yellow"))
+    if not report.is_exact and dtype not in ("float32", "float64"):
+        told = f"in {dtype} near-ties may part texts; mmspec check tells them from errors"
+        lines.insert(0, Text(told, style="yellow"))
+    lines = [*_summary_lines(report), *lines]
     if report.is_exact:
         lines.insert(0, Text(f"✓ every text of mmspec is that of {report.reference}", "green"))
     return Text("\n").join(lines)
+
+
+def _summary_lines(report: Report) -> list[Text]:
+    """Each method of ours over all tasks."""
+    lines = []
+    for method in dict.fromkeys(one.method for one in report.summaries):
+        own = [one for one in report.summaries if one.method == method]
+        parts = [
+            f"{one.geometric_mean:.2f}x {one.baseline} (worst {one.worst:.2f}x, {one.worst_task})"
+            for one in own
+        ]
+        lines.append(Text.assemble((method, "bold"), f" over all tasks: {', '.join(parts)}"))
+    return lines
 
 
 def _interval_note(report: Report) -> str:

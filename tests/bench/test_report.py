@@ -105,12 +105,12 @@ def test_a_text_of_one_token_has_no_decode_speed() -> None:
     assert all(ratios.decode is None for row in task.rows for ratios in row.versus.values())
 
 
-def shown(one: Measurements, columns: int) -> str:
+def shown(one: Measurements, columns: int, dtype: str = "float32") -> str:
     report = build_report([one], METHODS, pairs=2)
     console = Console(width=columns, record=True, file=open("/dev/null", "w"), color_system=None)
     console.print(heading("tiny-vlm", "float32", MACHINE, pairs=2))
     console.print(task_table(report.tasks[0], width=columns))
-    console.print(closing_lines(report, build_tokenizer()))
+    console.print(closing_lines(report, build_tokenizer(), dtype=dtype))
     return "\n".join(line.rstrip() for line in console.export_text().splitlines())
 
 
@@ -135,6 +135,11 @@ def test_the_table_has_a_row_a_method_and_names_who_was_refused() -> None:
     ]  # fmt: skip
     assert "refused: transformers lookup 20 (quoting): ValueError: not here" in lines
     assert "✓ every text of mmspec is that of transformers" in lines
+    assert (
+        "mmspec prompt_lookup over all tasks: 6.00x transformers (worst 6.00x, quoting), 2.00x "
+        "transformers' best lookup (worst 2.00x, quoting), 4.00x mmspec plain (worst 4.00x, "
+        "quoting)"
+    ) in text.replace("\n", " ")
     assert "Intervals hold the median with 50.0% (2 pairs)." in lines
 
 
@@ -152,6 +157,17 @@ def test_a_difference_is_shown_with_its_place_and_texts() -> None:
     lines = shown(one, 140).splitlines()
     assert "✗ mmspec prompt_lookup: quoting, prompt 2, token 4: 'q', transformers 'k'" in lines
     assert not any(line.startswith("✓") for line in lines)
+    assert not any("near-ties" in line for line in lines)
+    assert "mmspec check tells" in shown(one, 140, "bfloat16")
+
+
+def test_the_worst_task_and_the_mean_of_all_are_of_the_pairs_means() -> None:
+    slow = replace(measurements(), task="open-ended")
+    slow.runs["mmspec prompt_lookup"] = [[run(8.0)] * 2, [run(4.0)] * 2]
+    summaries = build_report([measurements(), slow], METHODS, pairs=2).summaries
+    one = next(s for s in summaries if (s.method, s.baseline) == (METHODS[-1].name, "mmspec plain"))
+    assert (one.worst_task, one.worst) == ("open-ended", 0.75)  # the mean of 0.5 and 1
+    assert one.geometric_mean == pytest.approx((4.0 * 0.75) ** 0.5)
 
 
 @pytest.mark.parametrize(

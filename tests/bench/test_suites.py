@@ -27,7 +27,8 @@ def folder(tmp_path: Path) -> Path:
     lines("qmsum/test.jsonl", meeting, meeting)
     speech = "\n".join(f"Paragraph {n} " + "of many words " * 20 for n in range(12))
     (tmp_path / "state_union" / "speech.txt").write_text("(Title)\n" + speech)
-    lines("kv_lookup/pairs.jsonl", {"ordered_kv_records": [["k1", "v1"]], "key": "k1"})
+    pairs = [[f"k{n}", f"v{n}"] for n in range(75)]
+    lines("kv_lookup/pairs.jsonl", {"ordered_kv_records": pairs, "key": "k70"})
     lines("prompts/humaneval.jsonl", {"category": "code", "turns": ["def f():"]})
     lines("prompts/gsm8k.jsonl", {"category": "math", "turns": ["1 + 1?"]})
     lines(
@@ -60,6 +61,13 @@ def test_the_relevant_passage_is_among_those_that_are_given(folder: Path) -> Non
     assert "S50: turn 50 .\nS51: turn 51 ." in question.document
     assert question.document.count("[") == 6
     assert question.after == "\n\nQuestion: What about turn 50?"
+
+
+def test_a_look_up_is_among_the_keys_near_it(folder: Path) -> None:
+    tasks = {task.name: task for task in folder_tasks(folder, 1)}
+    question = tasks["looking up"].questions[0]
+    assert list(json.loads(question.document)) == [f"k{n}" for n in range(60, 75)]
+    assert 'Key: "k70"' in question.after
 
 
 def test_a_part_of_the_folder_is_enough_and_none_is_told(folder: Path, tmp_path: Path) -> None:
