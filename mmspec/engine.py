@@ -224,6 +224,7 @@ class Stream:
         self._row = row
         self._steps = steps
         self._pieces: list[Piece] = []
+        self._num_yielded = 0
         self._generator = self._generate()
 
     def __iter__(self) -> Iterator[Piece]:
@@ -232,13 +233,18 @@ class Stream:
     def __next__(self) -> Piece:
         return next(self._generator)
 
-    def _generate(self) -> Iterator[Piece]:
+    def steps(self) -> Iterator[int]:
+        """In place of the pieces: the number of chosen tokens, after the prompt and each step."""
         for row in self._steps:
-            pieces = row.take_pieces()
-            self._pieces += pieces
-            yield from pieces
+            self._pieces += row.take_pieces()
+            yield row.num_chosen
         if self._row.error is not None:
             raise self._row.error
+
+    def _generate(self) -> Iterator[Piece]:
+        for _ in self.steps():
+            fresh, self._num_yielded = self._pieces[self._num_yielded :], len(self._pieces)
+            yield from fresh
 
     @property
     def result(self) -> Result:

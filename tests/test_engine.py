@@ -196,6 +196,16 @@ def test_the_stream_is_the_text(engine: mmspec.Engine, picture: Image.Image) -> 
     assert stream.result.tokens == result.tokens
 
 
+def test_a_streams_steps_count_the_tokens_that_are_there(engine: mmspec.Engine) -> None:
+    with engine.stream(TEXT, seed=7, **SAMPLED) as stream:
+        counts = list(stream.steps())
+    result = stream.result
+    assert counts[0] == 1  # of the prompt's own logits
+    assert counts == sorted(set(counts))
+    assert (counts[-1], len(counts)) == (len(result.tokens), 1 + result.stats.steps)
+    assert result.text == engine.generate(TEXT, seed=7, **SAMPLED).text
+
+
 def test_closing_a_stream_early_frees_its_kv(
     engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

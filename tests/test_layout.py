@@ -23,7 +23,7 @@ FLOORS = (
     {"decoder", "requests"},
     {"engine"},
     {"build"},
-    {"batch", "bench", "cli", "integrations", "serving", "training"},
+    {"batch", "bench", "check", "cli", "integrations", "serving", "training"},
 )  # fmt: skip
 FLOOR = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

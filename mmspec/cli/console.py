@@ -64,14 +64,14 @@ def _spelled(char: str) -> str:
 
 
 @contextmanager
-def mistakes_told(console: Console) -> Iterator[None]:
-    """A MmspecError becomes one red paragraph on `console` and exit code 2."""
+def mistakes_told(console: Console, *, exit_code: int = EXIT_MISTAKE) -> Iterator[None]:
+    """A MmspecError becomes one red paragraph on `console` and the exit code."""
     try:
         yield
     except MmspecError as error:
         message = printable(" ".join(str(error).split()))
         console.print(Text(message, style="red"), soft_wrap=True)
-        raise SystemExit(EXIT_MISTAKE) from error
+        raise SystemExit(exit_code) from error
 
 
 def quiet_transformers() -> None:

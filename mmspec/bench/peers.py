@@ -1,0 +1,67 @@
+"""transformers' own generate, timed. The model is a load that mmspec never touches."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from mmspec.bench.methods import Method
+from mmspec.bench.timeline import Run, Timeline
+from mmspec.state import Prompt
+
+
+class Peer:
+    """One method of transformers."""
+
+    def __init__(
+        self, method: Method, model: PreTrainedModel, assistant: PreTrainedModel | None = None
+    ) -> None:
+        self._model = model
+        self._options = dict(method.options)
+        if assistant is not None:
+            self._options["assistant_model"] = assistant
+
+    def run(self, prompt: Prompt, max_new_tokens: int) -> Run:
+        """Greedy, at most `max_new_tokens`."""
+        model = self._model
+        watch = _Watch()
+        ids = prompt.token_ids.unsqueeze(0).to(model.device)
+        inputs: dict[str, Any] = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in prompt.model_inputs.items()
+        }
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            streamer=watch,
+            **inputs,
+            **self._options,
+        )
+        tokens = tuple(output[0, prompt.num_tokens :].tolist())
+        counts = watch.timeline.counts
+        # Each step gives what it accepted and one token of the model's own.
+        return watch.timeline.run(
+            tokens, verifications=len(counts), accepted=len(tokens) - len(counts)
+        )
+
+
+class _Watch(BaseStreamer):
+    """A streamer that keeps the time alone: what generate hands it is the prompt, then each
+    step's tokens."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self._num_tokens: int | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._num_tokens is None:  # the prompt
+            self._num_tokens = 0
+            return
+        self._num_tokens += value.numel()
+        self.timeline.note(self._num_tokens)
+
+    def end(self) -> None:
+        pass

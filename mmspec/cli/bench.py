@@ -1,0 +1,217 @@
+"""`mmspec bench`: how fast, against transformers' own ways, on one machine in one run."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from mmspec.bench import (
+    Method,
+    Report,
+    build_report,
+    measure,
+    parse_method,
+    parse_peer,
+    standard_methods,
+)
+from mmspec.bench.folder import folder_tasks
+from mmspec.bench.lineup import Lineup, build_lineup
+from mmspec.bench.machine import Machine, refuse_if_busy, this_machine
+from mmspec.bench.report import NOTES
+from mmspec.bench.suites import Task, bundled_tasks, chosen_tasks, file_tasks
+from mmspec.cli.bench_table import closing_lines, heading, task_table
+from mmspec.cli.console import EXIT_DIFFERENT, consoles, mistakes_told, quiet_transformers
+from mmspec.errors import ConfigError, InputError
+from mmspec.target.load import BUNDLED, resolve_path
+
+_SUITES = ("bundled", "data", "file")
+_QUESTIONS = 4
+_DATA_TOKENS = 2048  # a meeting of 10,000 would take a CPU most of the time to read
+_PAIRS = 7  # the fewest that make a bar
+
+
+def bench(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
+    ],
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="bundled (the bundled model's tasks), data (--data) or file (--prompts)."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder with qmsum/, state_union/, kv_lookup/ or prompts/."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Your own prompts: JSONL, or text with one a line.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only tasks that begin so; may be repeated.")
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(min=1, help="Of each task.")] = None,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=16, help="Longer ones lose the end of their document. With --data: 2048."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=2, help="In place of the tasks' own.")
+    ] = None,
+    drafter: Annotated[
+        list[str] | None, typer.Option(help="Ours with this one; may be repeated. All by default.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Ours with settings, 'wide: decode.max_nodes=48'; may be repeated."),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="transformers with arguments of generate, 'NAME: argument=value'."),
+    ] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(help="For transformers' assisted generation.")
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="transformers' ways.")] = True,
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved runs of every method.")] = _PAIRS,
+    threads: Annotated[int, typer.Option(min=1, help="torch's threads, for all.")] = 1,
+    config: Annotated[
+        str | None, typer.Option(help="A YAML file, or the name of one of mmspec's own.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="For all methods of ours; may be repeated.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write everything measured to this file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same, on stdout.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure on a busy machine too.")] = False,
+) -> None:
+    """Measure decoding speeds: mmspec's with each drafter, plain, and transformers' own.
+
+    All greedy, every method on the same prompts, interleaved. Exit code 1 if a text of ours is
+    not transformers' own.
+    """
+    stdout, stderr = consoles()
+    with mistakes_told(stderr):
+        machine = this_machine(threads=threads)
+        if not force:
+            refuse_if_busy(machine)
+        methods, required = _methods(drafter, method, peer, draft_model, peers=peers)
+        suite = suite or _suite(model, data, prompts)
+        tasks = chosen_tasks(_tasks(suite, data, prompts, num_prompts), task or ())
+        if max_new_tokens is not None:
+            tasks = [Task(t.name, t.questions, max_new_tokens) for t in tasks]
+        quiet_transformers()
+        torch.set_num_threads(threads)
+        with stderr.status("Loading the model") as status:
+            lineup = build_lineup(
+                model,
+                methods,
+                config=config,
+                overrides=overrides or (),
+                dtype=dtype,
+                device=device,
+                is_required=lambda one: one in required,
+            )
+            room = (lineup.max_positions or sys.maxsize) - max(t.max_new_tokens for t in tasks)
+            room = min(room, max_prompt_tokens or (_DATA_TOKENS if suite == "data" else room))
+            measured = measure(
+                tasks,
+                lineup.runners,
+                lineup.inputs,
+                plain=lineup.plain,
+                pairs=pairs,
+                room=room,
+                progress=status.update,
+            )
+    for one in measured:
+        one.refused.update(lineup.refused)
+    report = build_report(measured, methods, pairs=pairs)
+    values = report_values(report, machine, lineup, methods, model=model, room=room)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(values, indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps(values))
+    else:
+        stdout.print(heading(Path(model).name, lineup.dtype, machine, pairs=pairs))
+        for one_task in report.tasks:
+            stdout.print(task_table(one_task, width=stdout.width))
+        stdout.print(closing_lines(report, lineup.inputs.tokenizer, dtype=lineup.dtype))
+        if out is not None:
+            stderr.print(f"written to {out}")
+    if not report.is_exact:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def _methods(
+    drafters: Sequence[str] | None,
+    ours: Sequence[str] | None,
+    peers_given: Sequence[str] | None,
+    draft_model: str | None,
+    *,
+    peers: bool,
+) -> tuple[list[Method], list[Method]]:
+    """All methods, and those that were asked for by name: these must not be refused by mmspec."""
+    given = [parse_method(text) for text in ours or ()]
+    given += [parse_peer(text) for text in peers_given or ()]
+    methods = standard_methods(drafters or (), draft_model=draft_model, peers=peers)
+    names = [method.name for method in [*methods, *given]]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigError(f"methods named twice: {', '.join(sorted(twice))}; give other names")
+    return [*methods, *given], [*given, *(methods if drafters else ())]
+
+
+def _suite(model: str, data: Path | None, prompts: Path | None) -> str:
+    """The suite that is meant where none is named."""
+    if prompts is not None:
+        return "file"
+    if data is not None:
+        return "data"
+    if Path(resolve_path(model)).parent == BUNDLED:
+        return "bundled"
+    raise InputError(
+        "no prompts: give a folder of them with --data, or a file of your own with --prompts"
+    )
+
+
+def _tasks(suite: str, data: Path | None, prompts: Path | None, number: int | None) -> list[Task]:
+    if suite == "bundled":
+        return bundled_tasks(number or _QUESTIONS)
+    if suite == "data" and data is not None:
+        return folder_tasks(data, number or _QUESTIONS)
+    if suite == "file" and prompts is not None:
+        return file_tasks(prompts, number)
+    needed = {"data": "needs --data DIR", "file": "needs --prompts FILE"}
+    raise ConfigError(f"--suite {suite}: {needed.get(suite, f'expected one of {_SUITES}')}")
+
+
+def report_values(
+    report: Report,
+    machine: Machine,
+    lineup: Lineup,
+    methods: Sequence[Method],
+    *,
+    model: str,
+    room: int,
+) -> dict[str, object]:
+    """Everything that was measured and where, as plain values for json.dumps."""
+    return {
+        **asdict(machine),
+        "command": " ".join(["mmspec", *sys.argv[1:]]),
+        "model": Path(model).name,
+        "dtype": lineup.dtype,
+        "max_prompt_tokens": room,
+        "notes": NOTES,
+        "methods": [asdict(method) for method in methods],
+        **asdict(report),
+    }

@@ -1,0 +1,154 @@
+"""`mmspec check`: is speculative text the plain text, on your model, prompts and pictures?"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+import mmspec
+from mmspec.check import CheckReport, run_check
+from mmspec.check.prompts import default_requests
+from mmspec.check.stress import Stress
+from mmspec.cli.check_report import check_table, closing_lines, difference_lines, heading
+from mmspec.cli.console import EXIT_MISTAKE, consoles, mistakes_told, quiet_transformers
+from mmspec.cli.generate import read_prompt
+from mmspec.engine import Engine
+from mmspec.errors import InputError
+from mmspec.inputs.prompt_file import read_prompts
+from mmspec.requests import Request
+
+EXIT_IDENTICAL, EXIT_NEAR_TIES, EXIT_BUG, EXIT_CHECK_MISTAKE = 0, 1, 2, 3
+_SHOWN = 3  # differences in full
+
+
+class CheckCommand(TyperCommand):
+    """Its exit codes 0, 1 and 2 are the verdict, so that a wrong command line needs another."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:  # typer has click within or beside it, by its version
+            if getattr(error, "exit_code", None) == EXIT_MISTAKE:
+                error.exit_code = EXIT_CHECK_MISTAKE  # type: ignore[attr-defined]
+            raise
+
+
+def check(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
+    ],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt; may be repeated; - reads stdin, @FILE a file."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts: JSONL, or text with one a line.")
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="An image for each --prompt; may be repeated.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
+    seeds: Annotated[int, typer.Option(min=0, help="Sampled runs, with seeds 1, 2, ...")] = 3,
+    temperature: Annotated[float, typer.Option(help="Of the sampled runs.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of the sampled runs; 1 is off.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Of the sampled runs; 0 is off.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each text, at most.")] = 64,
+    stress: Annotated[
+        bool,
+        typer.Option("--stress/--no-stress", help="Also a drafter that hides the truth in trees."),
+    ] = True,
+    drafter: Annotated[str | None, typer.Option(help="In place of the configured one.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A YAML file, or the name of one of mmspec's own.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="decode.max_nodes=32 and such; may be repeated."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Check that speculation does not change the text, on your model and prompts.
+
+    Decodes each prompt plainly and with drafts, greedily and sampled, alone and in a ragged batch,
+    and compares token by token; plain greedy text is compared with transformers' own. Exit code:
+    0 all identical, 1 near-ties of a low precision only, 2 a difference that rounding does not
+    explain, 3 a mistake in the command.
+    """
+    stdout, stderr = consoles()
+    with mistakes_told(stderr, exit_code=EXIT_CHECK_MISTAKE):
+        quiet_transformers()
+        requests = _requests(prompt, prompts, image, raw=raw)
+        with stderr.status("Loading the model") as status:
+            engine = mmspec.load(
+                model,
+                config=config,
+                overrides=overrides or (),
+                dtype=dtype,
+                device=device,
+                drafter=drafter,
+            )
+            if engine.inputs is None:
+                raise InputError(f"{model}: no tokenizer found, and a check's prompts are texts")
+            requests = requests or default_requests(engine.inputs)
+            stressed = None
+            if stress:
+                knowing = Stress(engine.target.vocab_size)
+                stressed = (_beside(engine, knowing, config, overrides or ()), knowing)
+            report = run_check(
+                engine,
+                requests,
+                seeds=range(1, seeds + 1),
+                sampling={"temperature": temperature, "top_p": top_p, "top_k": top_k},
+                max_new_tokens=max_new_tokens,
+                stressed=stressed,
+                progress=status.update,
+            )
+    code = exit_code(report)
+    if as_json:
+        values = {"verdict": _VERDICTS[code], "model": Path(model).name, **asdict(report)}
+        typer.echo(json.dumps(values))
+    else:
+        stdout.print(heading(Path(model).name, report, requests, max_new_tokens=max_new_tokens))
+        stdout.print(check_table(report))
+        places = report.places()
+        for place in places[:_SHOWN]:
+            stdout.print(difference_lines(*place))
+        if len(places) > _SHOWN:
+            stdout.print(f"… and at {len(places) - _SHOWN} more places; --json has them all\n")
+        stdout.print(closing_lines(report))
+    raise typer.Exit(code)
+
+
+_VERDICTS = {EXIT_IDENTICAL: "identical", EXIT_NEAR_TIES: "near-ties", EXIT_BUG: "bug"}
+
+
+def exit_code(report: CheckReport) -> int:
+    """0, 1 or 2, as the command's help says."""
+    if report.is_identical:
+        return EXIT_IDENTICAL
+    return EXIT_BUG if report.has_bug else EXIT_NEAR_TIES
+
+
+def _requests(
+    prompts: Sequence[str] | None, file: Path | None, images: Sequence[str] | None, *, raw: bool
+) -> list[Request]:
+    pictures = tuple(images or ())
+    if pictures and not prompts:
+        raise InputError("--image without --prompt: say what is asked about it with --prompt")
+    requests = [Request(read_prompt(text), images=pictures, raw=raw) for text in prompts or ()]
+    if file is not None:
+        requests += [Request(p.prompt, images=p.images, raw=raw) for p in read_prompts(file)]
+    return requests
+
+
+def _beside(
+    engine: Engine, drafter: Stress, config: str | None, overrides: Sequence[str]
+) -> Engine:
+    """The same load of the model under another drafter."""
+    return mmspec.load(engine.target.model, config=config, overrides=overrides, drafter=drafter)

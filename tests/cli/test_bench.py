@@ -1,0 +1,148 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mmspec.cli import app
+from mmspec.training.tiny.build import build_model, build_processor
+
+QUICK = ("--pairs", 2, "--max-new-tokens", 16, "--num-prompts", 2, "--force")
+
+
+def bench(*words: object) -> Result:
+    arguments = ["bench", *map(str, words)]
+    return CliRunner().invoke(app, arguments, env={"NO_COLOR": "1", "COLUMNS": "120"})
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    texts = ["abc abc abd abc ab", "What is this? What is"]
+    file.write_text("\n".join(json.dumps({"prompt": text, "task": "copying"}) for text in texts))
+    return file
+
+
+def test_a_run_from_prompts_to_table_and_file(vlm: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "made" / "bench.json"
+    wide = "wide: drafter.name=prompt_lookup drafter.prompt_lookup.min_match=1 decode.max_nodes=40"
+    run = bench(
+        vlm, "--prompts", prompts, *QUICK, "--out", out, "--drafter", "prompt_lookup",
+        "--method", wide, "--draft-model", vlm, "--peer", "3-grams: prompt_lookup_num_tokens=7 "
+        "max_matching_ngram_size=3",
+    )  # fmt: skip
+    assert run.exit_code == 0, run.stdout + run.stderr
+    assert "✓ every text of mmspec is that of transformers" in run.stdout
+    values = json.loads(out.read_text())
+    assert {"commit", "command", "cpu", "cores", "threads", "load_before", "torch", "transformers",
+            "model", "dtype", "pairs", "notes", "methods"} <= set(values)  # fmt: skip
+    (task,) = values["tasks"]
+    rows = {row["method"]: row for row in task["rows"]}
+    assert list(rows) == [
+        "transformers",
+        "transformers lookup 5",
+        "transformers lookup 10",
+        "transformers lookup 20",
+        "transformers assisted",
+        "mmspec plain",
+        "mmspec prompt_lookup",
+        "mmspec wide",
+        "transformers 3-grams",
+    ]
+    assert (task["task"], task["prompts"]) == ("copying", 2)
+    for name, row in rows.items():
+        assert row["refused"] is None and row["identical"] == 2, name
+        assert len(row["totals"]) == 2
+        assert {pair["tokens"] for pair in row["totals"]} == {task["new_tokens"]}
+        assert row["totals"][0]["decode_wall_s"] > 0 and row["totals"][0]["end_to_end_cpu_s"] > 0
+        assert set(row["versus"]) == {"transformers", "transformers' best lookup", "mmspec plain"}
+    assert rows["transformers"]["versus"]["transformers"]["decode"]["values"] == [1.0, 1.0]
+    assert rows["mmspec plain"]["acceptance_length"] == 1.0
+    # A model that drafts for itself, greedily, is right every time.
+    assert rows["transformers assisted"]["acceptance_length"] > 1.5
+
+
+def test_a_peer_that_refuses_images_is_a_row_with_its_reason(vlm: Path, tmp_path: Path) -> None:
+    """transformers' assisted generation hands a text-only draft model the picture."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    text_only = tmp_path / "text"
+    vocab_size = build_model("nano").config.text_config.vocab_size
+    config = LlamaConfig(vocab_size=vocab_size, hidden_size=32, intermediate_size=32,
+                         num_hidden_layers=1, num_attention_heads=2)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(text_only)
+    build_processor().tokenizer.save_pretrained(text_only)
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "What?", "image": "red.png"}')
+    out = tmp_path / "bench.json"
+    run = bench(
+        vlm, "--prompts", tmp_path / "mine.jsonl", *QUICK, "--draft-model", text_only, "--out", out,
+        "--drafter", "prompt_lookup",
+    )  # fmt: skip
+    assert run.exit_code == 0, run.stdout + run.stderr
+    rows = {row["method"]: row for row in json.loads(out.read_text())["tasks"][0]["rows"]}
+    told = rows["transformers assisted"]["refused"]
+    if told is not None:  # it may learn to one day
+        assert "Error" in told
+        assert "refused" in run.stdout and "refused: transformers assisted (prompts)" in run.stdout
+    assert rows["mmspec prompt_lookup"]["identical"] == 1
+
+
+def test_without_peers_the_reference_is_our_plain_decoding(vlm: Path, prompts: Path) -> None:
+    run = bench(
+        vlm, "--prompts", prompts, *QUICK, "--no-peers", "--json", "--drafter", "prompt_lookup"
+    )
+    assert run.exit_code == 0, run.stderr
+    values = json.loads(run.stdout)
+    assert values["reference"] == "mmspec plain"
+    assert [r["method"] for r in values["tasks"][0]["rows"]] == [
+        "mmspec plain",
+        "mmspec prompt_lookup",
+    ]
+
+
+def test_a_wrong_text_of_ours_is_exit_code_1(
+    vlm: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_mutants import commit_keeps_one_too_many
+
+    commit_keeps_one_too_many(monkeypatch)
+    eager = "eager: drafter.prompt_lookup.min_match=1 drafter.prompt_lookup.min_confidence=0"
+    unprobed = ("--set", "decode.probe=false")
+    run = bench(vlm, "--prompts", prompts, *QUICK, "--method", eager, *unprobed)
+    assert run.exit_code == 1, run.stdout + run.stderr
+    assert "✗ mmspec eager: copying, prompt " in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "no prompts: give a folder of them with --data"),
+        (("--suite", "data"), "--suite data: needs --data DIR"),
+        (("--suite", "all"), "--suite all: expected one of"),
+        (("--data", "/no/such"), "no prompts found"),
+        (("--prompts", "FILE", "--task", "maths"), "task 'maths': expected one of 'copying'"),
+        (("--prompts", "FILE", "--drafter", "nobody"), "drafter 'nobody': expected one of"),
+        (("--prompts", "FILE", "--method", "x: decode.max_node=3"), "Did you mean"),
+        (("--prompts", "FILE", "--method", "x: model.dtype=float64"), "set model.* for all"),
+        (("--prompts", "FILE", "--method", "plain: speculate=false"), "named twice: mmspec plain"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_measured(
+    words: tuple[str, ...], told: str, vlm: Path, prompts: Path
+) -> None:
+    run = bench(vlm, *(prompts if word == "FILE" else word for word in words), "--force")
+    assert run.exit_code == 2
+    assert told in run.stderr
+    assert run.stdout == ""
+
+
+def test_a_busy_machine_is_refused_unless_forced(
+    vlm: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (9.0, 9.0, 9.0))
+    run = bench(vlm, "--prompts", prompts)
+    assert run.exit_code == 2
+    assert "load is 9.00" in run.stderr and "--force" in run.stderr

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from mmspec.errors import InputError
+from mmspec.inputs.prompt_file import FilePrompt, read_prompts
+
+
+def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("What is this?\n\n  \nAnd that? {not JSON}\n")
+    assert [one.prompt for one in read_prompts(file)] == ["What is this?", "And that? {not JSON}"]
+
+
+def test_jsonl_is_an_object_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        '{"prompt": "one", "id": 3}\n'
+        '{"messages": [{"role": "user", "content": "two"}], "image": "a.png"}\n\n'
+        '{"turns": ["three", "later"], "category": "maths"}\n'
+        '{"prompt": "four", "images": ["b.png", "/c.png", "data:image/x"], "task": "t"}\n'
+    )
+    assert read_prompts(file) == [
+        FilePrompt("one"),
+        FilePrompt([{"role": "user", "content": "two"}], (str(tmp_path / "a.png"),)),
+        FilePrompt("three", task="maths"),
+        FilePrompt("four", (str(tmp_path / "b.png"), "/c.png", "data:image/x"), task="t"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "holds no prompt"),
+        ('{"prompt": "a"}\n{"prompt": \n', "line 2: is not JSON"),
+        ('["a"]\n', "line 1: got list, expected an object"),
+        ('{"text": "a"}\n', r"line 1: got the keys \['text'\]; expected"),
+        ('{"prompt": ["a"]}\n', "expected a text or chat messages"),
+        ('{"turns": []}\n', "expected a text or chat messages"),
+        ('{"prompt": "a", "images": [3]}\n', r"images: expected paths, got \[3\]"),
+    ],
+)
+def test_a_mistake_names_its_line(content: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content)
+    with pytest.raises(InputError, match=told):
+        read_prompts(file)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_prompts(tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match="not UTF-8"):
+        read_prompts(tmp_path / "latin.txt")
