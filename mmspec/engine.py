@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mmspec.controller import CONTROLLERS
+from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
 from mmspec.drafters.base import Drafter
 from mmspec.drafting import Drafting
@@ -48,20 +48,20 @@ class Engine:
         drafters: Sequence[Drafter] = (),
         *,
         verifier: str = "coupled",
-        controller: str = "auto",
+        controller: str | Controller = "auto",
         max_nodes: int = 24,
         max_rows: int = 8,
         control_tokens: ControlMode = "neutralise",
         fit: Callable[[TokenTree], TokenTree] | None = None,
     ) -> None:
         """`drafters` are asked in their order; without any it is plain decoding. `controller`
-        "auto" speculates where that is faster, "fixed" always. `max_nodes` is the budget of
-        drafted nodes a request and step; `max_rows` how many requests are decoded together. `fit`
-        turns a drafter's tree into one that the target can score. Without `inputs` only processed
-        prompts are taken."""
+        "auto" speculates where that is faster, "fixed" always; or it is one that has learned
+        already. `max_nodes` is the budget of drafted nodes a request and step; `max_rows` how many
+        requests are decoded together. `fit` turns a drafter's tree into one that the target can
+        score. Without `inputs` only processed prompts are taken."""
         if verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
-        if controller not in CONTROLLERS:
+        if isinstance(controller, str) and controller not in CONTROLLERS:
             raise ConfigError(f"controller={controller!r}: expected one of {sorted(CONTROLLERS)}")
         names = [drafter.name for drafter in drafters]
         if len(set(names)) < len(names):
@@ -69,7 +69,8 @@ class Engine:
         self.target = target
         self.inputs = inputs
         self.drafters = tuple(drafters)
-        self._controller = CONTROLLERS[controller]()
+        made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
+        self._controller = made
         self._verifier = verifier
         self._max_nodes = max_nodes
         self._max_rows = max_rows

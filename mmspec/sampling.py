@@ -224,6 +224,7 @@ def build_sampler(
     processors = model._get_logits_processor(
         config,
         input_ids_seq_length=prompt_ids.shape[0],
+        encoder_input_ids=prompt_ids.unsqueeze(0),  # which a decoder's own prompt is
         logits_processor=custom,
         prefix_allowed_tokens_fn=allowed and (lambda _, ids: allowed(index, ids)),
         device=device,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Scores
+from mmspec.target import encoded
 from mmspec.target.families import mask_rules, refuse_unsupported
 from mmspec.target.masks import MaskRule
 from mmspec.target.positions import prompt_positions
@@ -81,8 +82,12 @@ class Target:
         assert cache.length(row) == 0, f"row {row} already holds {cache.length(row)} tokens"
         positions, offsets = prompt_positions(self.model, prompt)
         inputs: dict[str, object] = {
-            name: self._placed(value) for name, value in prompt.model_inputs.items()
+            name: self._placed(value)
+            for name, value in prompt.model_inputs.items()
+            if name != "position_ids" and name not in encoded.NAMES
         }
+        if outputs := encoded.encoder_outputs(prompt.model_inputs):
+            inputs["mm_encoder_outputs"] = outputs
         if "logits_to_keep" in self._parameters:
             inputs["logits_to_keep"] = 1 if on_logits is None else 0
         with self._forward(), cache.writing([row], [prompt.num_tokens]):
