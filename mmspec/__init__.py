@@ -12,6 +12,8 @@ The pipeline, in reading order:
 8. `stream`    tokens -> text, stops, EOS        -> Piece, Result
 """
 
+from typing import TYPE_CHECKING
+
 from mmspec.build import load
 from mmspec.config import Config, load_config
 from mmspec.engine import Engine, Stream
@@ -19,6 +21,9 @@ from mmspec.errors import MmspecError
 from mmspec.requests import Request, Result
 from mmspec.stats import Stats
 from mmspec.stream import Piece
+
+if TYPE_CHECKING:
+    from mmspec.integrations.transformers import custom_generate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +35,15 @@ __all__ = [
     "Result",
     "Stats",
     "Stream",
+    "custom_generate",
     "load",
     "load_config",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "custom_generate":  # stands above the engine: imported when it is asked for
+        from mmspec.integrations.transformers import custom_generate
+
+        return custom_generate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
 from transformers import PreTrainedModel
 
 from mmspec.config import Config, DrafterConfig, load_config
+from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
@@ -66,24 +67,24 @@ def load(
             trust_remote_code=settings.model.trust_remote_code,
             revision=settings.model.revision,
         )
-    if isinstance(drafter, str):
-        settings.drafter.name = drafter
-    if isinstance(drafter, str | None):
-        drafters = build_drafters(settings.drafter)
-    elif isinstance(drafter, Sequence):
-        drafters = [*drafter]
-    else:
-        drafters = [drafter]
-    return _build(settings, loaded, processor, drafters)
+    drafters = chosen_drafters(drafter, settings.drafter)
+    return build_engine(settings, loaded, processor, drafters)
 
 
-def _build(
+def build_engine(
     config: Config,
     model: PreTrainedModel,
     processor: Processor | None,
     drafters: Sequence[Drafter],
+    *,
+    probed: tuple[Target, Shape] | None = None,
+    controller: Controller | None = None,
 ) -> Engine:
-    target, shape = _probed(model) if config.decode.probe else (Target(model), "tree")
+    """The Engine of a loaded model. `probed` and `controller` are there where an earlier engine of
+    the same model has found and learned them."""
+    if probed is None:
+        probed = probed_target(model) if config.decode.probe else (Target(model), "tree")
+    target, shape = probed
     limits = InputLimits(
         max_image_pixels=config.inputs.max_image_pixels,
         max_image_bytes=config.inputs.max_image_bytes,
@@ -95,12 +96,21 @@ def _build(
         inputs or None,
         drafters,
         verifier=config.decode.verifier,
-        controller=config.decode.controller,
+        controller=controller or config.decode.controller,
         max_nodes=config.decode.max_nodes,
         max_rows=config.decode.max_rows,
         control_tokens=cast(ControlMode, config.inputs.control_tokens),
         fit=_FIT[shape],
     )
+
+
+def chosen_drafters(
+    drafter: str | Drafter | Sequence[Drafter] | None, config: DrafterConfig
+) -> list[Drafter]:
+    """The drafters that a user names or brings; None: as `config` says."""
+    if drafter is None or isinstance(drafter, str):
+        return build_drafters(replace(config, name=drafter) if drafter else config)
+    return list(cast(Sequence[Drafter], drafter)) if isinstance(drafter, Sequence) else [drafter]
 
 
 def build_drafters(config: DrafterConfig) -> list[Drafter]:
@@ -117,7 +127,7 @@ def build_drafters(config: DrafterConfig) -> list[Drafter]:
     return [DRAFTERS[name](config) for name in names]
 
 
-def _probed(model: PreTrainedModel) -> tuple[Target, Shape]:
+def probed_target(model: PreTrainedModel) -> tuple[Target, Shape]:
     target, report = probe(model)
     if report.shape != "tree":
         logger.warning(

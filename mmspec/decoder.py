@@ -87,7 +87,7 @@ def _prefill(target: Target, cache: KVCache, row: Row, max_nodes: int) -> None:
     slot = cache.open(row.prompt.num_tokens + expected + max_nodes + 1)
     try:
         with watch.stage("prefill"):
-            prefill = target.prefill(row.prompt, cache, slot)
+            prefill = target.prefill(row.prompt, cache, slot, on_logits=row.on_prompt_logits)
     except Exception:
         cache.close(slot)
         raise

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, overload
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mmspec.controller import CONTROLLERS
+from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
 from mmspec.drafters.base import Drafter
 from mmspec.drafting import Drafting
@@ -20,6 +21,8 @@ from mmspec.params import (
     merged_generation_config,
     requested_max_new_tokens,
     stop_strings,
+    stopping_criteria,
+    with_own_state,
 )
 from mmspec.requests import Messages, Request, Result, build_request
 from mmspec.row import Row
@@ -45,20 +48,20 @@ class Engine:
         drafters: Sequence[Drafter] = (),
         *,
         verifier: str = "coupled",
-        controller: str = "auto",
+        controller: str | Controller = "auto",
         max_nodes: int = 24,
         max_rows: int = 8,
         control_tokens: ControlMode = "neutralise",
         fit: Callable[[TokenTree], TokenTree] | None = None,
     ) -> None:
         """`drafters` are asked in their order; without any it is plain decoding. `controller`
-        "auto" speculates where that is faster, "fixed" always. `max_nodes` is the budget of
-        drafted nodes a request and step; `max_rows` how many requests are decoded together. `fit`
-        turns a drafter's tree into one that the target can score. Without `inputs` only processed
-        prompts are taken."""
+        "auto" speculates where that is faster, "fixed" always; or it is one that has learned
+        already. `max_nodes` is the budget of drafted nodes a request and step; `max_rows` how many
+        requests are decoded together. `fit` turns a drafter's tree into one that the target can
+        score. Without `inputs` only processed prompts are taken."""
         if verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
-        if controller not in CONTROLLERS:
+        if isinstance(controller, str) and controller not in CONTROLLERS:
             raise ConfigError(f"controller={controller!r}: expected one of {sorted(CONTROLLERS)}")
         names = [drafter.name for drafter in drafters]
         if len(set(names)) < len(names):
@@ -66,7 +69,8 @@ class Engine:
         self.target = target
         self.inputs = inputs
         self.drafters = tuple(drafters)
-        self._controller = CONTROLLERS[controller]()
+        made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
+        self._controller = made
         self._verifier = verifier
         self._max_nodes = max_nodes
         self._max_rows = max_rows
@@ -91,35 +95,41 @@ class Engine:
         if _is_batch(prompt):
             return self._run(prompt, options)
         result = self._run([prompt], options)[0]
-        if result.error is not None:
-            raise result.error
+        for sample in result.samples:
+            if sample.error is not None:
+                raise sample.error
         return result
 
     def stream(self, prompt: AnyPrompt, **options: Any) -> "Stream":
         """Generates for one prompt, a piece of text at a time. Closing it early frees its KV."""
-        row = self._row(build_request(prompt, options), 0)
-        return Stream(row, self._decode([row]))
+        request = build_request(prompt, options)
+        if request.n > 1:
+            raise InputError(f"stream got n={request.n}, expected 1: samples come from generate")
+        (row,) = self._rows(request, 0)
+        return Stream(row, self._decode([row]), self.tokenizer)
 
     def _run(self, prompts: Iterable[object], options: Mapping[str, Any]) -> list[Result]:
-        results: dict[int, Result] = {}
+        samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers
 
         def rows() -> Iterator[Row]:
             for index, prompt in enumerate(prompts):
+                samples[index] = {}
                 try:
-                    row = self._row(build_request(prompt, options), index)
+                    opened = self._rows(build_request(prompt, options), index)
                 except MmspecError as error:
-                    results[index] = _failed(error)
+                    samples[index][0] = _failed(error)
                 except Exception as error:  # raised again by `generate`, or shown in the Result
                     failure = InputError(f"{type(error).__name__}: {error}")
                     failure.__cause__ = error
-                    results[index] = _failed(failure)
+                    samples[index][0] = _failed(failure)
                 else:
-                    yield row
+                    yield from opened
 
         for row in self._decode(rows()):
             if row.is_done:
-                results[row.index] = _result(row, row.take_pieces())
-        return [results[index] for index in sorted(results)]
+                result = _result(row, row.take_pieces(), self.tokenizer)
+                samples[row.index][row.sampler.sample] = result
+        return [_together(samples[index]) for index in sorted(samples)]
 
     def _decode(self, rows: Iterable[Row]) -> Iterator[Row]:
         return decode(
@@ -132,8 +142,20 @@ class Engine:
             max_rows=self._max_rows,
         )
 
+    def _rows(self, request: Request, index: int) -> list[Row]:
+        """The request's samples, ready for the loop. They share the prompt; of what keeps state
+        (processors, criteria) each has its own."""
+        prompt = self._prompt(request)
+        seed = secrets.randbits(64) if request.seed is None else request.seed
+        samples = [
+            replace(request, prompt=prompt, seed=seed, sample=request.sample + i, n=1)
+            for i in range(request.n)
+        ]
+        own = [with_own_state(replace(sample, prompt_logprobs=None)) for sample in samples[1:]]
+        return [self._row(sample, index) for sample in (samples[0], *own)]
+
     def _row(self, request: Request, index: int) -> Row:
-        """The request, processed and ready for the loop."""
+        """One sample of the request, processed and ready for the loop."""
         prompt = self._prompt(request)
         max_new_tokens = self._room(request, prompt)
         model = self.target.model
@@ -144,7 +166,6 @@ class Engine:
             prompt_length=prompt.num_tokens,
             max_new_tokens=max_new_tokens,
         )
-        seed = secrets.randbits(64) if request.seed is None else request.seed
         stop = stop_strings(config, request)
         if stop and self.tokenizer is None:
             raise InputError("stop strings need a tokenizer, and this engine has none")
@@ -152,14 +173,23 @@ class Engine:
             self.tokenizer, skip_special_tokens=request.skip_special_tokens
         )
         eos = config.eos_token_id
+        sampler = build_sampler(
+            model,
+            config,
+            request,
+            prompt.token_ids.to(self.target.device),
+            seed=secrets.randbits(64) if request.seed is None else request.seed,
+            index=index,
+        )
         return Row(
             prompt,
-            build_sampler(model, config, request, prompt.token_ids, seed=seed),
+            sampler,
             TextStream(detokenizer, stop),
             Drafting(self.drafters, request.speculate),
             eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
             max_new_tokens=max_new_tokens,
             index=index,
+            stopping_criteria=stopping_criteria(config, request),
         )
 
     def _prompt(self, request: Request) -> Prompt:
@@ -220,8 +250,11 @@ class Stream:
     A context manager: leaving it, or `close`, ends the decoding and frees its KV.
     """
 
-    def __init__(self, row: Row, steps: Iterator[Row]) -> None:
+    def __init__(
+        self, row: Row, steps: Iterator[Row], tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
         self._row = row
+        self._tokenizer = tokenizer
         self._steps = steps
         self._pieces: list[Piece] = []
         self._num_yielded = 0
@@ -251,7 +284,7 @@ class Stream:
         """The answer, whole or up to `close`. Raises InputError while it is being generated."""
         if not self._row.is_done:
             raise InputError("the stream has not ended: read its pieces to the end first")
-        return _result(self._row, self._pieces)
+        return _result(self._row, self._pieces, self._tokenizer)
 
     def close(self) -> None:
         """Ends the decoding; `result` then holds what was generated, as "closed"."""
@@ -279,8 +312,11 @@ def _is_batch(prompt: object) -> bool:
     return all(isinstance(item, Request | str | Prompt) for item in prompt)
 
 
-def _result(row: Row, pieces: Sequence[Piece]) -> Result:
+def _result(row: Row, pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase | None) -> Result:
     assert row.finish_reason is not None
+    media = [range(span.start, span.stop) for span in row.prompt.media]
+    decode = None if tokenizer is None else (lambda token: str(tokenizer.decode([token])))
+    kept = row.sampler.recorder.kept(media, decode)
     return Result(
         text="".join(piece.text for piece in pieces),
         tokens=tuple(row.chosen),
@@ -289,7 +325,20 @@ def _result(row: Row, pieces: Sequence[Piece]) -> Result:
         stats=row.stats.finished(row.num_chosen, row.drafting.pace.choices),
         pieces=tuple(pieces),
         error=row.error,
+        sample=row.sampler.sample,
+        logprobs=kept.logprobs,
+        prompt_logprobs=kept.prompt_logprobs,
+        scores=kept.scores,
+        logits=kept.logits,
     )
+
+
+def _together(samples: Mapping[int, Result]) -> Result:
+    """A request's samples as one Result, in the order of their numbers. What was kept of the
+    prompt is all samples' own."""
+    first, *others = (samples[number] for number in sorted(samples))
+    kept = first.prompt_logprobs
+    return replace(first, others=tuple(replace(other, prompt_logprobs=kept) for other in others))
 
 
 def _failed(error: MmspecError) -> Result:

@@ -3,11 +3,21 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    MaxTimeCriteria,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
 
 from mmspec.errors import InputError
+from mmspec.logprobs import LogprobsOf
 
 DEFAULT_MAX_NEW_TOKENS = 256
 MAX_SEED = 2**64 - 1
@@ -37,7 +47,19 @@ class SamplingParams:
     ignore_eos: bool = False
     stop: str | Sequence[str] = ()  # the text ends before the first of them
     seed: int | None = None  # None: fresh entropy, shown in result.seed
+    n: int = 1  # samples of the prompt, decoded together; see Result.samples
+    sample: int = 0  # the first one's number: the noise is of (seed, sample, position)
+    logprobs: int | None = None  # of the chosen and so many likeliest tokens; 0: the chosen alone
+    logprobs_of: LogprobsOf = "raw"  # log-softmax of the model's logits, or as "processed"
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens, always raw
+    output_scores: bool = False  # keep the processed scores, as transformers does: Result.scores
+    output_logits: bool = False  # keep the raw logits: Result.logits
     logits_processors: Sequence[LogitsProcessor] = ()
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None  # as transformers':
+    # (the request's index in its call, ids (seq,)) -> the token ids that may come next
+    stopping_criteria: Sequence[StoppingCriteria] = ()  # called after each token, in order, with
+    # ids (1, seq) and the kept scores, None if they are not
+    max_time: float | None = None  # seconds from the prefill on; checked after each token
     skip_special_tokens: bool = True
     generation_config: GenerationConfig | None = None  # in place of the model's
 
@@ -84,6 +106,10 @@ def _are_token_ids(value: object) -> bool:
     return isinstance(ids, Sequence) and all(_is_count(token) and token >= 0 for token in ids)
 
 
+def _are_callables(value: object) -> bool:
+    return isinstance(value, Sequence) and all(map(callable, value))
+
+
 def _is_bias(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         _is_count(token) and token >= 0 and _is_number(bias) for token, bias in value.items()
@@ -110,8 +136,22 @@ _RULES: tuple[_Rule, ...] = (
     ("logit_bias", _is_bias, "token ids >= 0, each with a finite number: {token_id: bias}"),
     ("eos_token_id", _are_token_ids, "a token id >= 0, or a list of them"),
     ("seed", lambda v: _is_count(v) and 0 <= v <= MAX_SEED, "a whole number in [0, 2^64)"),
+    ("n", lambda v: _is_count(v) and v >= 1, "a whole number >= 1"),
+    ("sample", lambda v: _is_count(v) and 0 <= v < 2**32, "a whole number in [0, 2^32)"),
+    ("logprobs", lambda v: _is_count(v) and v >= 0, "a whole number >= 0 (0: the chosen alone)"),
+    ("logprobs_of", lambda v: v in ("raw", "processed"), "'raw' or 'processed'"),
+    (
+        "prompt_logprobs",
+        lambda v: _is_count(v) and v >= 0,
+        "a whole number >= 0 (0: the prompt's own tokens alone)",
+    ),
+    ("max_time", lambda v: _is_number(v) and v > 0, "seconds > 0"),
+    ("prefix_allowed_tokens_fn", callable, "a function (index, ids) -> list of token ids"),
+    ("stopping_criteria", _are_callables, "a list of transformers StoppingCriteria"),
+    ("logits_processors", _are_callables, "a list of transformers LogitsProcessor"),
 )
 
+Params = TypeVar("Params", bound=SamplingParams)
 PARAM_NAMES = frozenset(field.name for field in fields(SamplingParams))
 
 
@@ -138,6 +178,8 @@ def merged_generation_config(
             setattr(config, name, value)
     if params.temperature:
         config.temperature = params.temperature
+    if params.max_time is not None:
+        config.max_time = params.max_time
     config.max_new_tokens = max_new_tokens
     config.max_length = prompt_length + max_new_tokens  # some processors count the prompt too
     if params.eos_token_id is not None:
@@ -179,6 +221,30 @@ def stop_strings(config: GenerationConfig, params: SamplingParams) -> tuple[str,
     return tuple(params.stop) or ((configured,) if isinstance(configured, str) else (*configured,))
 
 
+def stopping_criteria(
+    config: GenerationConfig, params: SamplingParams
+) -> tuple[StoppingCriteria, ...]:
+    """The user's criteria and the time limit, whose clock starts now."""
+    limit = () if config.max_time is None else (MaxTimeCriteria(config.max_time),)
+    return (*params.stopping_criteria, *limit)
+
+
+def with_own_state(params: Params) -> Params:
+    """The same request for another row: with copies of its processors and criteria, which may keep
+    state. Raises InputError where one cannot be copied."""
+    try:
+        return replace(
+            params,
+            logits_processors=[copy.deepcopy(p) for p in params.logits_processors],
+            stopping_criteria=[copy.deepcopy(c) for c in params.stopping_criteria],
+        )
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(
+            "several samples need their own logits processors and stopping criteria, and one of "
+            f"them cannot be copied ({error}); expected n=1, or objects that copy.deepcopy takes"
+        ) from error
+
+
 def _bad_word_ids(
     words: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
 ) -> list[list[int]]:
@@ -205,7 +271,6 @@ def _refuse_other_modes(config: GenerationConfig) -> None:
         )
     for name, default in (
         ("num_return_sequences", 1),
-        ("max_time", None),
         ("prompt_lookup_num_tokens", None),
         ("dola_layers", None),
     ):

@@ -11,6 +11,7 @@ from mmspec.controller import Speculate
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import ControlMode, ImageSource, VideoSource
 from mmspec.inputs.template import ToolSpec
+from mmspec.logprobs import TokenLogprobs
 from mmspec.params import SamplingParams
 from mmspec.row import FinishReason
 from mmspec.state import Prompt
@@ -21,7 +22,7 @@ Messages = Sequence[Mapping[str, Any]]  # chat messages as Hugging Face or OpenA
 _REFUSED = {
     "num_beams": "beam search",
     "penalty_alpha": "contrastive search",
-    "num_return_sequences": "several samples of one prompt (send one request a seed)",
+    "num_return_sequences": "transformers' name for several samples of one prompt (here: n=)",
     "guidance_scale": "classifier-free guidance",
     "audio": "audio input",
     "audios": "audio input",
@@ -56,6 +57,8 @@ class Request(SamplingParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sample + self.n > 2**32:
+            raise InputError(f"sample={self.sample}, n={self.n}: expected a sum of at most 2^32")
         if self.speculate not in (True, False, "auto"):
             raise InputError(f"speculate={self.speculate!r}: expected True, False or 'auto'")
 
@@ -81,7 +84,7 @@ def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
 
 @dataclass(frozen=True)
 class Result:
-    """One request's answer."""
+    """One request's answer; of n samples the first, with the others beside it."""
 
     text: str
     tokens: tuple[int, ...]  # the generated ones, the ending EOS included
@@ -90,6 +93,18 @@ class Result:
     stats: Stats
     pieces: tuple[Piece, ...] = ()  # the text, by who drafted it
     error: MmspecError | None = None  # why the request ended early; its batch went on
+    sample: int = 0  # its number: seed and sample give the same text again
+    others: tuple["Result", ...] = ()  # the request's further samples
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # (tokens,); None if not asked for
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # (prompt,); None inside: the
+    # first token and media placeholders
+    scores: Tensor | None = None  # (tokens, vocab) float32, processed; None if not kept
+    logits: Tensor | None = None  # (tokens, vocab) float32, the target's own; None if not kept
+
+    @property
+    def samples(self) -> tuple["Result", ...]:
+        """All samples of the prompt, this one first."""
+        return (self, *self.others)
 
     def __str__(self) -> str:
         return self.text

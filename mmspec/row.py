@@ -1,9 +1,10 @@
 """Row: one request on its way through the decode loop, and all of its state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from torch import Tensor
+from transformers import StoppingCriteria
 
 from mmspec.drafting import Drafting
 from mmspec.errors import DecodeError, MmspecError
@@ -34,6 +35,7 @@ class Row:
         eos_token_ids: frozenset[int],
         max_new_tokens: int,
         index: int = 0,
+        stopping_criteria: Sequence[StoppingCriteria] = (),
     ) -> None:
         self.prompt = prompt
         self.sampler = sampler
@@ -47,6 +49,7 @@ class Row:
         self._placement: Placement | None = None
         self._text = text
         self._eos_token_ids = eos_token_ids
+        self._criteria = stopping_criteria
         self._drafted_by: list[str | None] = []  # of each chosen token; None: the target itself
 
     # The stages of the loop
@@ -57,6 +60,14 @@ class Row:
         self.choose(prefill.logits)
         self._drafted_by.append(None)
         self.drafting.start(self.prompt, prefill, self.sampler.guide)
+
+    @property
+    def on_prompt_logits(self) -> Callable[[int, Tensor], None] | None:
+        """Takes (start, logits) of the prompt's tokens at the prefill, where they are wanted."""
+        recorder = self.sampler.recorder
+        if not recorder.wants_prompt:
+            return None
+        return lambda start, logits: recorder.record_prompt(start, logits, self.prompt.token_ids)
 
     def verify(self, rule: Verifier, tree: TokenTree, scores: Scores) -> Verdict | None:
         """What the target accepts of the tree; None if choosing failed, and with it the row."""
@@ -112,13 +123,21 @@ class Row:
         token = self.sampler.choose(logits)
         self.tokens.append(token)
         self._text.push(token)
+        is_stopped = self._meets_criteria() or self._text.is_stopped
         if token in self._eos_token_ids:
             self._finish("eos")
-        elif self._text.is_stopped:
+        elif is_stopped:
             self._finish("stop")
         elif self.num_chosen == self.max_new_tokens:
             self._finish("length")
         return token
+
+    def _meets_criteria(self) -> bool:
+        """Asks every one of transformers' stopping criteria: they may keep state."""
+        if not self._criteria:
+            return False
+        kept = tuple(scores.unsqueeze(0) for scores in self.sampler.recorder.scores) or None
+        return any([bool(criterion(self.sampler.ids, kept)) for criterion in self._criteria])
 
     # Ending
 

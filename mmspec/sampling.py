@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from mmspec.errors import DecodeError
+from mmspec.logprobs import ScoreRecorder
 from mmspec.noise import gumbel
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
@@ -51,8 +52,10 @@ class Sampler:
         seed: int,
         max_new_tokens: int,
         sample: int = 0,
+        recorder: ScoreRecorder | None = None,
     ) -> None:
-        """`prompt_ids` (seq,) int64, on the device where the logits will be."""
+        """`prompt_ids` (seq,) int64, on the device where the logits will be. `recorder` is told
+        what each token was chosen from."""
         self.processors = processors
         self.is_greedy = is_greedy
         self.seed = seed
@@ -61,6 +64,13 @@ class Sampler:
         self._ids = prompt_ids.new_zeros(1, self._prompt_length + max_new_tokens)
         self._ids[0, : self._prompt_length] = prompt_ids
         self.num_chosen = 0
+        self.recorder = recorder or ScoreRecorder()
+        self._open: tuple[Tensor, Tensor] | None = None  # logits and scores of this place
+
+    @property
+    def ids(self) -> Tensor:
+        """(1, seq): the prompt and the chosen tokens."""
+        return self._ids[:, : self._prompt_length + self.num_chosen]
 
     def choose(self, logits: Tensor) -> int:
         """The next token, given the target's raw `logits` (vocab,), and records it.
@@ -78,9 +88,10 @@ class Sampler:
         if self.processors or not self.is_greedy:
             # A copy in float32, as transformers makes it: processors may write into it.
             scores = logits.to(dtype=torch.float32, copy=True)
-        length = self._prompt_length + self.num_chosen
         if self.processors:
-            scores = self.processors(self._ids[:, :length], scores.unsqueeze(0)).squeeze(0)
+            scores = self.processors(self.ids, scores.unsqueeze(0)).squeeze(0)
+        if self.recorder.is_needed:
+            self._open = logits, scores
         return scores
 
     def pick(self, scores: Tensor) -> int:
@@ -96,6 +107,9 @@ class Sampler:
 
     def record(self, token: int) -> None:
         """The token stands; the next one comes after it."""
+        if self._open is not None:
+            self.recorder.record(*self._open, token)
+            self._open = None
         self._ids[0, self._prompt_length + self.num_chosen] = token
         self.num_chosen += 1
 
@@ -190,25 +204,37 @@ def build_sampler(
     prompt_ids: Tensor,
     *,
     seed: int,
+    index: int = 0,
 ) -> Sampler:
-    """The sampler of one request; `config` is its merged generation_config.
+    """The sampler of a request's first sample; `config` is its merged generation_config, `index`
+    its place in the call, `prompt_ids` (seq,) lie where the logits will.
 
     transformers itself builds the processors and warpers, in its own order; ours and the user's
     come where transformers puts custom ones, before the warpers.
     """
-    prompt_ids = prompt_ids.to(model.device)
+    device = prompt_ids.device
     custom = LogitsProcessorList(params.logits_processors)
     if params.presence_penalty or params.frequency_penalty:
         penalty = GeneratedTokenPenalty(
             params.presence_penalty, params.frequency_penalty, prompt_ids.shape[0]
         )
         custom.insert(0, penalty)
-    model._prepare_special_tokens(config, device=model.device, batch_size=1)
+    allowed = params.prefix_allowed_tokens_fn
+    model._prepare_special_tokens(config, device=device, batch_size=1)
     processors = model._get_logits_processor(
         config,
         input_ids_seq_length=prompt_ids.shape[0],
+        encoder_input_ids=prompt_ids.unsqueeze(0),  # which a decoder's own prompt is
         logits_processor=custom,
-        device=model.device,
+        prefix_allowed_tokens_fn=allowed and (lambda _, ids: allowed(index, ids)),
+        device=device,
+    )
+    recorder = ScoreRecorder(
+        top=params.logprobs,
+        of=params.logprobs_of,
+        prompt_top=params.prompt_logprobs,
+        keeps_scores=params.output_scores,
+        keeps_logits=params.output_logits,
     )
     return Sampler(
         processors,
@@ -216,4 +242,6 @@ def build_sampler(
         is_greedy=not config.do_sample,
         seed=seed,
         max_new_tokens=config.max_new_tokens,
+        sample=params.sample,
+        recorder=recorder,
     )

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "mmspec"
 FLOORS = (
     {"kv", "retrieval", "errors"},
     {
-        "attention", "calibration", "config", "costs", "encoders", "inputs", "noise", "params",
-        "penalties", "sampling",
+        "attention", "calibration", "config", "costs", "encoders", "inputs", "logprobs", "noise",
+        "params", "penalties", "sampling",
         "state", "stats", "stream", "tree", "verify",
     },
     {"controller", "drafters", "target"},

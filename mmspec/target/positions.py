@@ -20,13 +20,17 @@ def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, tu
     prompt has position i + offset, in each plane its own: the planes go on from the prompt's last
     column, as in transformers' generate. All is asked of the model's own rule and passed on
     explicitly: the delta that some models keep on themselves is another request's, never read.
+    Planes that the prompt brings along, (planes, 1, seq) `position_ids`, are taken as they are.
     """
     rope_index = _rope_index_of(model)
     first = first_position(model.config)
     positions = torch.arange(first, first + prompt.num_tokens).unsqueeze(0)
     if rope_index is None:
         return positions, (first,)
-    if prompt.media:
+    given = prompt.model_inputs.get("position_ids")
+    if given is not None and given.ndim == 3:
+        positions = given[-3:].cpu()  # before them, on some models, a plane of text positions
+    elif prompt.media:
         positions = _mrope_positions(rope_index, prompt)
     else:
         positions = positions.expand(3, 1, -1)

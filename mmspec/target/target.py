@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Scores
+from mmspec.target import encoded
 from mmspec.target.families import mask_rules, refuse_unsupported
 from mmspec.target.masks import MaskRule
 from mmspec.target.positions import prompt_positions
@@ -35,7 +36,11 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where token ids go: of a model that accelerate spread over several devices, or keeps
+        elsewhere between forwards, the place that its embedding is computed at."""
+        embedding = self.model.get_input_embeddings()
+        place = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return self.model.device if place is None else torch.device(place)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,20 +64,32 @@ class Target:
         return KVCache(self._text_config.num_hidden_layers)
 
     def prefill(
-        self, prompt: Prompt, cache: KVCache, row: int, *, taps: Sequence[int] = ()
+        self,
+        prompt: Prompt,
+        cache: KVCache,
+        row: int,
+        *,
+        taps: Sequence[int] = (),
+        on_logits: Callable[[int, Tensor], None] | None = None,
     ) -> Prefill:
         """Runs the whole prompt, its images included, through the model's own forward and commits
         it to `row` of the cache, which must be empty.
 
         Native on purpose: some families attend in both directions within an image or the prompt.
+        `on_logits(start, logits (tokens, vocab))` is told what the target says after each token of
+        the prompt, from index `start` on; without it only the last one's logits are made.
         """
         assert cache.length(row) == 0, f"row {row} already holds {cache.length(row)} tokens"
         positions, offsets = prompt_positions(self.model, prompt)
-        inputs: dict[str, Tensor | int] = {
-            name: self._placed(value) for name, value in prompt.model_inputs.items()
+        inputs: dict[str, object] = {
+            name: self._placed(value)
+            for name, value in prompt.model_inputs.items()
+            if name != "position_ids" and name not in encoded.NAMES
         }
+        if outputs := encoded.encoder_outputs(prompt.model_inputs):
+            inputs["mm_encoder_outputs"] = outputs
         if "logits_to_keep" in self._parameters:
-            inputs["logits_to_keep"] = 1
+            inputs["logits_to_keep"] = 1 if on_logits is None else 0
         with self._forward(), cache.writing([row], [prompt.num_tokens]):
             output = self.model(
                 input_ids=prompt.token_ids.unsqueeze(0).to(self.device),
@@ -84,6 +101,8 @@ class Target:
                 **inputs,
             )
         cache.commit({row: range(prompt.num_tokens)})
+        if on_logits is not None:
+            on_logits(0, output.logits[0])
         hidden = {tap: output.hidden_states[tap][0] for tap in taps}
         return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
 

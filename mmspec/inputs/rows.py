@@ -1,0 +1,207 @@
+"""A batch as transformers' generate hands it on -> one Prompt a row, padding left out.
+
+Images and videos are given to rows by their placeholder tokens: each medium belongs to the row
+whose placeholders it fills, in the order of the batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from mmspec.errors import InputError
+from mmspec.inputs.spans import find_spans, placeholder_ids
+from mmspec.state import MediaSpan, Prompt
+
+_BY_ROW = ("idefics2", "idefics3", "smolvlm")  # their pixels are (batch, images, ...)
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+_GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
+_BESIDE = {  # (media, ...) each, beside the pixels
+    "image": ("image_sizes", "image_attention_mask", "pixel_attention_mask"),
+    "video": ("second_per_grid_ts", "image_sizes_videos"),
+}
+
+
+def split_rows(
+    input_ids: Tensor, model_inputs: Mapping[str, object], config: PreTrainedConfig
+) -> list[Prompt]:
+    """The prompts of a batch: `input_ids` (batch, seq), padded wherever `attention_mask` (batch,
+    seq) in `model_inputs` is 0, and the model's other inputs: of the tokens (batch, seq) or
+    (planes, batch, seq), or of the media, as pixels or, from transformers 5.2x on, as
+    `mm_encoder_outputs`. Nothing is mutated.
+
+    Raises InputError where it is not clear which row an input belongs to.
+    """
+    mask = model_inputs.get("attention_mask")
+    kept = mask.bool() if isinstance(mask, Tensor) else torch.ones_like(input_ids).bool()
+    if kept.shape != input_ids.shape:
+        raise InputError(
+            f"got attention_mask {tuple(kept.shape)} for input_ids {tuple(input_ids.shape)}; "
+            "expected the same shape: give the whole prompt, not what follows a cached prefix"
+        )
+    tokens = [row[keep].to("cpu", torch.int64) for row, keep in zip(input_ids, kept, strict=True)]
+    spans = [find_spans(ids, config) for ids in tokens]
+    own: list[dict[str, Tensor]] = [{} for _ in tokens]
+    taken = {"attention_mask", "cache_position"}
+    _check_positions(model_inputs.get("position_ids"), kept)
+    for parts, names in _media(tokens, spans, model_inputs, config):
+        taken |= names
+        for inputs, part in zip(own, parts, strict=True):
+            inputs.update(part)
+    for name, value in model_inputs.items():
+        if not isinstance(value, Tensor) or name in taken:
+            continue
+        if value.shape[-2:] == input_ids.shape:
+            for row, (inputs, keep) in enumerate(zip(own, kept, strict=True)):
+                inputs[name] = value[..., row : row + 1, keep.to(value.device)]
+        elif name == "position_ids" and value.shape == (1, input_ids.shape[1]):
+            continue  # the same for all: counted from 0
+        elif len(tokens) == 1:
+            own[0][name] = value
+        else:
+            raise InputError(
+                f"got {name} of shape {tuple(value.shape)} in a batch of {len(tokens)}; it cannot "
+                "be told which row each part belongs to: expected one prompt a call"
+            )
+    return [
+        Prompt(ids, inputs, media) for ids, inputs, media in zip(tokens, own, spans, strict=True)
+    ]
+
+
+_Parts = list[dict[str, Tensor]]  # of each row
+
+
+def _media(
+    tokens: Sequence[Tensor],
+    spans: Sequence[tuple[MediaSpan, ...]],
+    model_inputs: Mapping[str, object],
+    config: PreTrainedConfig,
+) -> Iterator[tuple[_Parts, set[str]]]:
+    """The rows' own images, then videos: (inputs of each row, names that are done with)."""
+    encoded = model_inputs.get("mm_encoder_outputs") or {}
+    assert isinstance(encoded, Mapping)
+    for kind in ("image", "video"):
+        ids = placeholder_ids(config, kind) or placeholder_ids(config, "image")
+        wanted = [sum(int((row == one).sum()) for one in ids) for row in tokens]
+        if encoded.get(kind) is not None:
+            yield _encoded(kind, encoded[kind], wanted), set()
+        pixels = model_inputs.get(_PIXELS[kind])
+        if not isinstance(pixels, Tensor) or len(tokens) == 1:
+            continue  # one row: all is its own
+        runs = [sum(span.kind == kind for span in row) for row in spans]
+        yield _raw(kind, pixels, wanted, runs, model_inputs, config)
+
+
+def _check_positions(positions: object, kept: Tensor) -> None:
+    """One plane of positions must count the tokens; the three of M-RoPE are the model's own."""
+    if not isinstance(positions, Tensor) or positions.ndim != 2:
+        return
+    for row, keep in zip(positions.expand(kept.shape), kept, strict=True):
+        steps = row[keep.to(row.device)].diff()
+        if bool((steps != 1).any()):
+            raise InputError(
+                "got position_ids that do not go up by one from token to token; expected none, or "
+                "those that transformers makes itself"
+            )
+
+
+def _encoded(kind: str, output: object, wanted: Sequence[int]) -> _Parts:
+    """From the features of each medium, (tokens, hidden), with as many tokens as placeholders."""
+    features = output.pooler_output  # type: ignore[attr-defined]  # a ModelOutput of any class
+    layers = getattr(output, "deepstack_features", None)
+    parts: _Parts = []
+    for first, last in pairwise(_borders([len(one) for one in features], wanted, kind)):
+        part: dict[str, Tensor] = {}
+        if last > first:
+            is_stack = isinstance(features, Tensor)
+            some = features[first:last]
+            part[f"{kind}_features"] = some if is_stack else torch.cat(list(some))
+            if layers is not None:
+                deep = [torch.cat(list(layer[first:last])) for layer in layers]
+                part[f"{kind}_deepstack"] = torch.stack(deep)
+        parts.append(part)
+    return parts
+
+
+def _raw(
+    kind: str,
+    pixels: Tensor,
+    wanted: Sequence[int],
+    runs: Sequence[int],
+    model_inputs: Mapping[str, object],
+    config: PreTrainedConfig,
+) -> tuple[_Parts, set[str]]:
+    """From pixels: of the rows, of patches with a grid a medium, or of one medium after another."""
+    beside = {
+        name: value
+        for name in (_GRIDS[kind], *_BESIDE[kind])
+        if isinstance(value := model_inputs.get(name), Tensor)
+    }
+    names = {_PIXELS[kind], *beside}
+    counts = model_inputs.get("batch_num_images") if kind == "image" else None
+    grids = beside.get(_GRIDS[kind])
+    if grids is not None:
+        merge = config.vision_config.spatial_merge_size**2
+        sizes = grids.prod(dim=1).tolist()
+        media = _borders([size // merge for size in sizes], wanted, kind)
+        ends = [0, *accumulate(sizes)]
+        rows = [slice(ends[first], ends[last]) for first, last in pairwise(media)]
+    elif config.model_type in _BY_ROW:
+        media = list(range(len(wanted) + 1))
+        rows = [slice(row, row + 1) for row in range(len(wanted))]
+    else:
+        if isinstance(counts, Tensor):
+            media = [0, *accumulate(counts.tolist())]
+            names.add("batch_num_images")
+        else:
+            media = _borders(_lengths(pixels.shape[0], wanted, runs, beside), wanted, kind)
+        rows = [slice(first, last) for first, last in pairwise(media)]
+    parts: _Parts = []
+    for row, (first, last) in enumerate(pairwise(media)):
+        part: dict[str, Tensor] = {}
+        if wanted[row]:
+            part = {name: value[first:last] for name, value in beside.items()}
+            part[_PIXELS[kind]] = pixels[rows[row]]
+            if isinstance(counts, Tensor):
+                part["batch_num_images"] = counts[row : row + 1]
+        parts.append(part)
+    return parts, names
+
+
+def _lengths(
+    media: int, wanted: Sequence[int], runs: Sequence[int], beside: Mapping[str, Tensor]
+) -> list[int]:
+    """Placeholders of each medium where its tensors do not say: all alike, unless the media differ
+    in size; then each row's runs of placeholders must be one a medium."""
+    sizes = beside.get("image_sizes")
+    if (sizes is None or bool((sizes == sizes[0]).all())) and sum(wanted) % media == 0:
+        return [sum(wanted) // media] * media
+    if sum(runs) == media and all(w == 0 or r == 1 for w, r in zip(wanted, runs, strict=True)):
+        return [count for count in wanted if count]
+    raise InputError(
+        f"got {media} images of different sizes for rows with {list(runs)} runs of placeholders; "
+        "expected at most one image a row, or one prompt a call"
+    )
+
+
+def _borders(lengths: Sequence[int], wanted: Sequence[int], kind: str) -> list[int]:
+    """(rows + 1,): the rows' media are those between two of them. `lengths` are each medium's
+    tokens, `wanted` each row's placeholders."""
+    borders, medium = [0], 0
+    for count in wanted:
+        while count > 0 and medium < len(lengths):
+            count -= lengths[medium]
+            medium += 1
+        if count:
+            raise InputError(
+                f"{kind}s of {list(lengths)} tokens do not fill rows with {list(wanted)} "
+                f"placeholders: expected each row's {kind}s, in order, to fill its placeholders"
+            )
+        borders.append(medium)
+    if any(lengths[medium:]):
+        raise InputError(
+            f"got {len(lengths)} {kind}s, of which {len(lengths) - medium} have no placeholders"
+        )
+    return borders

@@ -1,0 +1,63 @@
+"""What was found out about models that were decoded before, for as long as they live."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedModel
+
+from mmspec.build import build_engine, chosen_drafters, probed_target
+from mmspec.config import Config
+from mmspec.controller import CONTROLLERS, Controller
+from mmspec.drafters.base import Drafter
+from mmspec.engine import Engine
+from mmspec.target import Target
+from mmspec.target.masks import MaskRule
+from mmspec.target.probe import Shape
+
+
+@dataclass
+class Known:
+    """One model: what the probe saw, by the attention and dtype that it then had, and controllers
+    that have learned its costs. Nothing here keeps the model alive."""
+
+    probed: dict[tuple[str | None, torch.dtype], tuple[MaskRule, Shape]] = field(
+        default_factory=dict
+    )
+    controllers: dict[str, Controller] = field(default_factory=dict)
+
+
+class KnownModels:
+    """A model's second engine is there at once."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[PreTrainedModel, Known] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def engine(
+        self,
+        model: PreTrainedModel,
+        config: Config,
+        drafter: str | Drafter | Sequence[Drafter] | None,
+    ) -> Engine:
+        """An Engine for processed prompts. Raises ModelError and ConfigError."""
+        drafters = chosen_drafters(drafter, config.drafter)
+        with self._lock:
+            known = self._known.setdefault(model, Known())
+            probed = self._probed(model, known)
+            name = config.decode.controller
+            if name in CONTROLLERS and name not in known.controllers:
+                known.controllers[name] = CONTROLLERS[name]()
+        controller = known.controllers.get(name)
+        return build_engine(config, model, None, drafters, probed=probed, controller=controller)
+
+    def _probed(self, model: PreTrainedModel, known: Known) -> tuple[Target, Shape]:
+        text = model.config.get_text_config(decoder=True)
+        key = (getattr(text, "_attn_implementation", None), model.dtype)
+        if key not in known.probed:
+            target, shape = probed_target(model)
+            known.probed[key] = target.mask_rule, shape
+        rule, shape = known.probed[key]
+        return Target(model, mask_rule=rule), shape

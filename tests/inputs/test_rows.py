@@ -1,0 +1,130 @@
+"""Which row of a batch an image belongs to, from pixels and from features made already."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from families.vision import IMAGE_TOKEN as I
+from torch import Tensor
+
+from mmspec.errors import InputError
+from mmspec.inputs.rows import split_rows
+from mmspec.state import MediaSpan
+
+ROWS = torch.tensor([[0, 0, 5, I, I, 6], [7, I, I, 8, I, I], [0, 0, 0, 0, 5, 9]])
+MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]])
+
+
+def config(family: str = "llava") -> Any:
+    return FAMILIES[family].build(torch.float32).config
+
+
+def split(family: str = "llava", **inputs: Any) -> list[dict[str, Tensor]]:
+    prompts = split_rows(ROWS, {"attention_mask": MASK, **inputs}, config(family))
+    return [dict(prompt.model_inputs) for prompt in prompts]
+
+
+def test_padding_is_left_out_and_media_are_found() -> None:
+    types = torch.arange(18).reshape(3, 6)
+    prompts = split_rows(
+        ROWS,
+        {"attention_mask": MASK, "token_type_ids": types, "use_cache": True},
+        config(),
+    )
+    assert [p.token_ids.tolist() for p in prompts] == [
+        [5, I, I, 6],
+        [7, I, I, 8, I, I],
+        [5, 9],
+    ]
+    assert prompts[1].media == (MediaSpan("image", 1, 3), MediaSpan("image", 4, 6))
+    assert [p.model_inputs["token_type_ids"].tolist() for p in prompts] == [
+        [[2, 3, 4, 5]],
+        [[6, 7, 8, 9, 10, 11]],
+        [[16, 17]],
+    ]
+
+
+def test_planes_of_positions_lose_the_padding_too() -> None:
+    planes = torch.arange(4 * 18).reshape(4, 3, 6)
+    first, _, last = split(position_ids=planes)
+    assert first["position_ids"].shape == (4, 1, 4) and last["position_ids"].shape == (4, 1, 2)
+    assert first["position_ids"][1, 0].tolist() == [20, 21, 22, 23]
+
+
+def test_images_of_one_size_follow_the_placeholders() -> None:
+    first, second, third = split(pixel_values=torch.arange(3.0))
+    assert first["pixel_values"].tolist() == [0.0]
+    assert second["pixel_values"].tolist() == [1.0, 2.0]
+    assert "pixel_values" not in third
+
+
+def test_patches_follow_their_grids() -> None:
+    grids = torch.tensor([[1, 2, 4], [1, 4, 2], [1, 2, 4]])  # 8 patches, 2 tokens each
+    first, second, third = split("qwen2_vl", pixel_values=torch.arange(24), image_grid_thw=grids)
+    assert first["pixel_values"].tolist() == list(range(8))
+    assert second["pixel_values"].tolist() == list(range(8, 24))
+    assert second["image_grid_thw"].tolist() == [[1, 4, 2], [1, 2, 4]]
+    assert not third
+
+
+def test_rows_of_images_stay_rows() -> None:
+    pixels, mask = torch.arange(6).reshape(3, 2), torch.ones(3, 2)
+    first, second, third = split("smolvlm", pixel_values=pixels, pixel_attention_mask=mask)
+    assert first["pixel_values"].tolist() == [[0, 1]]
+    assert second["pixel_attention_mask"].shape == (1, 2)
+    assert not third
+
+
+def test_the_number_of_images_a_row_is_believed() -> None:
+    counts = torch.tensor([1, 2, 0])
+    first, second, _ = split(
+        "llava_onevision", pixel_values=torch.arange(3), batch_num_images=counts
+    )
+    assert first["pixel_values"].tolist() == [0] and first["batch_num_images"].tolist() == [1]
+    assert second["pixel_values"].tolist() == [1, 2]
+
+
+def test_features_made_already_follow_the_placeholders() -> None:
+    features = [torch.full((2, 4), float(image)) for image in range(3)]
+    deep = [tuple(feature + 10 * layer for feature in features) for layer in (1, 2)]
+    output = SimpleNamespace(pooler_output=features, deepstack_features=deep)
+    first, second, third = split(mm_encoder_outputs={"image": output})
+    assert first["image_features"][:, 0].tolist() == [0, 0]
+    assert second["image_features"][:, 0].tolist() == [1, 1, 2, 2]
+    assert second["image_deepstack"][:, :, 0].tolist() == [[11, 11, 12, 12], [21, 21, 22, 22]]
+    assert not third
+    stacked = SimpleNamespace(pooler_output=torch.stack(features))
+    _, second, _ = split(mm_encoder_outputs={"image": stacked})
+    assert second["image_features"].shape == (2, 2, 4)
+
+
+SIZES = torch.tensor([[28, 28], [28, 56], [56, 56]])
+
+
+@pytest.mark.parametrize(
+    ("family", "inputs", "message"),
+    [
+        ("llava", {"attention_mask": MASK[:, 1:]}, "the whole prompt"),
+        ("llava", {"position_ids": MASK.cumsum(1).flip(1)}, "go up by one"),
+        ("llava", {"adapter_states": torch.zeros(5, 2)}, "adapter_states"),
+        ("llava", {"pixel_values": torch.zeros(4)}, "different sizes"),
+        ("llava_next", {"pixel_values": torch.zeros(3), "image_sizes": SIZES}, "different sizes"),
+        (
+            "qwen2_vl",
+            {"pixel_values": torch.zeros(12), "image_grid_thw": torch.tensor([[1, 3, 4]])},
+            "do not fill",
+        ),
+        (
+            "qwen2_vl",
+            {"pixel_values": torch.zeros(32), "image_grid_thw": torch.tensor([[1, 2, 4]] * 4)},
+            "no placeholders",
+        ),
+    ],
+)
+def test_what_belongs_to_no_row_is_refused(
+    family: str, inputs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        split(family, **inputs)

@@ -1,0 +1,498 @@
+"""`model.generate(custom_generate=mmspec.custom_generate)`: the same object and the same text."""
+
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+import pytest
+import torch
+from families import EOS_TOKEN, FAMILIES, Layout, prompt_inputs
+from matrix import model_of
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    PreTrainedModel,
+    StaticCache,
+    StoppingCriteria,
+    TextIteratorStreamer,
+)
+from transformers.generation.streamers import BaseStreamer
+
+import mmspec
+import mmspec.integrations.known_models as known_models
+from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.errors import ConfigError, InputError
+from mmspec.training.tiny.build import build_model, build_processor
+
+PAD = 0
+OURS: dict[str, Any] = {"custom_generate": mmspec.custom_generate, "controller": "fixed"}
+GREEDY: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False}
+SAMPLED: dict[str, Any] = {
+    "max_new_tokens": 12,
+    "do_sample": True,
+    "temperature": 0.8,
+    "top_k": 30,
+    "repetition_penalty": 1.2,
+}
+
+
+def eager() -> PromptLookup:
+    """Drafts wherever anything repeats: random text seldom repeats itself at length."""
+    return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+
+
+def inputs(
+    family: str = "llama", layout: str = "text", *, tokens: int = 24, seed: int = 0
+) -> dict[str, Tensor]:
+    made = prompt_inputs(
+        FAMILIES[family],
+        layout,  # type: ignore[arg-type]
+        num_text_tokens=tokens,
+        seed=seed,
+    )
+    return {k: v.double() if v.is_floating_point() else v for k, v in made.items()}
+
+
+def cases() -> Iterator[tuple[str, Layout]]:
+    for family in FAMILIES.values():
+        for layout in get_args(Layout):
+            if layout == "text" or (
+                family.kind == "vision" and (layout != "video" or family.takes_video)
+            ):
+                yield family.name, layout
+
+
+# One prompt
+
+
+@pytest.mark.parametrize(("family", "layout"), list(cases()))
+def test_greedy_text_is_that_of_transformers(family: str, layout: str) -> None:
+    model, prompt = model_of(family, "float64"), inputs(family, layout)
+    expected = model.generate(**prompt, **GREEDY)
+    torch.testing.assert_close(
+        model.generate(**prompt, **GREEDY, **OURS, drafter=eager()), expected
+    )
+
+
+def test_drafts_are_accepted_here() -> None:
+    """Without this, all of the above could pass without a single draft."""
+    model, forwards = model_of("llama", "float64"), 0
+
+    def count(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    handle = model.register_forward_pre_hook(count)
+    prompt = {"input_ids": torch.tensor([[5, 6, 7, 8] * 8])}
+    options = {"max_new_tokens": 24, "sequence_bias": [[[t], 50.0] for t in (5, 6)]}
+    model.generate(**prompt, **OURS, **options, drafter=eager())
+    plain_forwards, forwards = forwards, 0
+    model.generate(**prompt, **OURS, **options, drafter="none")
+    handle.remove()
+    assert plain_forwards < forwards == 24
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_vl"])
+def test_sampled_text_is_that_of_our_plain_decoding(family: str) -> None:
+    model = model_of(family, "float64")
+    prompt = inputs(family, "text" if family == "llama" else "image_middle")
+    text = model.generate(**prompt, **SAMPLED, **OURS, seed=9, drafter=eager())
+    options = {name: value for name, value in SAMPLED.items() if name != "do_sample"}
+    result = mmspec.load(model).generate(prompt, seed=9, speculate=False, **options)
+    assert text[0, prompt["input_ids"].shape[1] :].tolist() == list(result.tokens)
+
+
+def test_without_a_seed_torch_manual_seed_holds() -> None:
+    def text(seed: int) -> list[int]:
+        torch.manual_seed(seed)
+        made = model_of("llama", "float64").generate(**inputs(), **SAMPLED, **OURS)
+        return made[0].tolist()
+
+    assert text(1) == text(1) != text(2)
+
+
+def test_greedy_draws_nothing_from_torchs_generator() -> None:
+    state = torch.random.get_rng_state()
+    model_of("llama", "float64").generate(**inputs(), **GREEDY, **OURS)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("drafter", ["prompt_lookup", "none", None, [eager()], eager()], ids=repr)
+def test_drafters_are_named_or_brought(drafter: Any) -> None:
+    model = model_of("llama", "float64")
+    expected = model.generate(**inputs(), **GREEDY)
+    assert torch.equal(model.generate(**inputs(), **GREEDY, **OURS, drafter=drafter), expected)
+
+
+# The output object
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, GREEDY | {"repetition_penalty": 1.3}], ids=str)
+def test_the_output_object_is_that_of_transformers(sampling: dict[str, Any]) -> None:
+    model = model_of("llama", "float64")
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    expected = model.generate(**inputs(), **sampling, **wanted)
+    output = model.generate(**inputs(), **sampling, **wanted, **OURS, drafter=eager())
+    assert type(output) is type(expected)
+    assert torch.equal(output.sequences, expected.sequences)
+    for name in ("scores", "logits"):
+        mine, theirs = getattr(output, name), getattr(expected, name)
+        assert isinstance(mine, tuple) and mine[0].dtype == theirs[0].dtype
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+    assert output.past_key_values is None
+    ours = model.compute_transition_scores(output.sequences, output.scores, normalize_logits=True)
+    theirs = model.compute_transition_scores(
+        expected.sequences, expected.scores, normalize_logits=True
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_scores_are_kept_only_where_asked_for() -> None:
+    model = model_of("llama", "float64")
+    output = model.generate(**inputs(), **GREEDY, **OURS, return_dict_in_generate=True)
+    assert output.scores is None and output.logits is None
+    assert isinstance(model.generate(**inputs(), **GREEDY, **OURS, output_scores=True), Tensor)
+
+
+class Collects(BaseStreamer):
+    def __init__(self) -> None:
+        self.put_values: list[list[int]] = []
+        self.ended = 0
+
+    def put(self, value: Tensor) -> None:
+        assert not self.ended
+        self.put_values.append(value.tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_streamer_gets_what_transformers_gives_it(rows: int) -> None:
+    model, theirs, ours = model_of("llama", "float64"), Collects(), Collects()
+    prompt = {k: v.repeat(rows, 1) for k, v in inputs().items()}
+    prompt["input_ids"][:, 3] += torch.arange(rows)
+    plain = model.generate(**prompt, **GREEDY)
+    end = int(plain[rows - 1, -6])  # one row ends early
+    options = GREEDY | {"eos_token_id": end}
+    model.generate(**prompt, **options, streamer=theirs)
+    model.generate(**prompt, **options, streamer=ours, **OURS, drafter=eager())
+    assert ours.put_values == theirs.put_values
+    assert len(ours.put_values) >= 5 and ours.ended == 1
+
+
+def test_transformers_own_streamers_work() -> None:
+    processor = build_processor()
+    model = build_model("tiny").double().eval()
+    prompt = processor(text="red square, blue circle", return_tensors="pt")
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True)
+    text = model.generate(**prompt, **GREEDY, **OURS, streamer=streamer)
+    new = text[0, prompt["input_ids"].shape[1] :]
+    assert "".join(streamer) == processor.tokenizer.decode(new)
+
+
+# Batches
+
+
+def batch_of(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """As a processor pads them, on the left; images are (images, ...) or (batch, images, ...)."""
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    batch: dict[str, list[Tensor]] = {}
+    by_row = any("pixel_attention_mask" in row for row in rows)
+    most = max((row["pixel_values"].shape[1] for row in rows if "pixel_values" in row), default=0)
+    for row in rows:
+        padding = longest - row["input_ids"].shape[1]
+        values = dict(row)
+        if by_row and "pixel_values" not in row:
+            some = next(other for other in rows if "pixel_values" in other)
+            for name in ("pixel_values", "pixel_attention_mask"):
+                values[name] = torch.zeros_like(some[name])
+        for name, value in values.items():
+            if value.shape == row["input_ids"].shape:
+                value = torch.nn.functional.pad(value, (padding, 0), value=PAD)
+            elif by_row:
+                missing = most - value.shape[1]
+                value = torch.cat([value, value.new_zeros(1, missing, *value.shape[2:])], dim=1)
+            batch.setdefault(name, []).append(value)
+        if any("batch_num_images" in other for other in rows) and "batch_num_images" not in row:
+            batch.setdefault("batch_num_images", []).append(torch.tensor([0]))
+    return {name: torch.cat(values) for name, values in batch.items()}
+
+
+MIXES = [("text", "image_middle"), ("image_first", "image_last", "text")]
+
+
+@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "text"])
+def test_padded_rows_are_what_each_is_alone(family: str) -> None:
+    rows = [inputs(family, tokens=n, seed=n) for n in (24, 9, 17)]
+    check_rows(family, rows)
+
+
+@pytest.mark.parametrize("layouts", MIXES, ids="-".join)
+@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "vision"])
+def test_images_of_a_batch_go_to_their_rows(family: str, layouts: Sequence[str]) -> None:
+    rows = [inputs(family, layout, tokens=12 + 5 * i, seed=i) for i, layout in enumerate(layouts)]
+    check_rows(family, rows)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3"])
+def test_several_images_in_one_row_of_a_batch(family: str) -> None:
+    layouts = ("image_last", "two_images")
+    rows = [inputs(family, layout, tokens=15 + 5 * i, seed=i) for i, layout in enumerate(layouts)]
+    check_rows(family, rows)
+
+
+def check_rows(family: str, rows: Sequence[dict[str, Tensor]]) -> None:
+    model, batch = model_of(family, "float64"), batch_of(rows)
+    together = model.generate(**batch, **GREEDY, **OURS, drafter=eager())
+    longest = batch["input_ids"].shape[1]
+    assert torch.equal(together[:, :longest], batch["input_ids"])
+    for text, row in zip(together, rows, strict=True):
+        alone = model.generate(**row, **GREEDY)
+        assert text[longest:].tolist() == alone[0, row["input_ids"].shape[1] :].tolist()
+
+
+def test_a_padded_batch_is_that_of_transformers() -> None:
+    model = model_of("llama", "float64")
+    batch = batch_of([inputs(tokens=n, seed=n) for n in (24, 9, 17)])
+    free = model.generate(**batch, **GREEDY)
+    options = GREEDY | {"eos_token_id": [int(free[1, -7]), EOS_TOKEN], "min_new_tokens": 2}
+    expected = model.generate(**batch, **options)
+    assert expected[1, -1] == PAD != expected[0, -1]
+    assert torch.equal(model.generate(**batch, **options, **OURS, drafter=eager()), expected)
+
+
+def test_min_length_and_max_length_count_the_padding_as_transformers_does() -> None:
+    model = model_of("llama", "float64")
+    batch = batch_of([inputs(tokens=n, seed=n) for n in (24, 9)])
+    free = model.generate(**batch, **GREEDY)
+    options = {
+        "do_sample": False,
+        "eos_token_id": [int(t) for t in free[:, -9]],
+        "max_length": 31,
+        "min_length": 28,
+    }
+    expected = model.generate(**batch, **options)
+    assert torch.equal(model.generate(**batch, **options, **OURS), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "llava", "qwen2_5_vl"])
+def test_several_sequences_a_prompt_are_our_samples(family: str) -> None:
+    layout = "text" if family == "llama" else "image_middle"
+    rows = [inputs(family, layout, tokens=20), inputs(family, layout, tokens=13, seed=1)]
+    model, batch = model_of(family, "float64"), batch_of(rows)
+    texts = model.generate(
+        **batch, **SAMPLED, **OURS, num_return_sequences=3, seed=4, drafter=eager()
+    )
+    assert texts.shape[0] == 6
+    options = {name: value for name, value in SAMPLED.items() if name != "do_sample"}
+    for number, row in enumerate(rows):
+        result = mmspec.load(model).generate(row, n=3, seed=4 + number, **options)
+        for sample, text in zip(result.samples, texts[3 * number :], strict=False):
+            assert text[batch["input_ids"].shape[1] :].tolist() == list(sample.tokens)
+
+
+def test_each_prompt_can_have_its_seed() -> None:
+    model = model_of("llama", "float64")
+    same = {name: value.repeat(2, 1) for name, value in inputs().items()}
+    one, other = model.generate(**same, **SAMPLED, **OURS, seed=[3, 3])
+    assert torch.equal(one, other)
+    one, other = model.generate(**same, **SAMPLED, **OURS, seed=3)
+    assert not torch.equal(one, other)
+    with pytest.raises(InputError, match="1 seeds for 2 prompts"):
+        model.generate(**same, **SAMPLED, **OURS, seed=[3])
+
+
+# The user's processors and criteria
+
+
+class Favours(LogitsProcessor):
+    """Keeps state: favours another token at each call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, 10 + self.calls] += 6.0
+        self.calls += 1
+        return scores
+
+
+class Stops(StoppingCriteria):
+    """Keeps state: ends at its fourth call; notes the scores it is shown."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.shown: list[int | None] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: object) -> Tensor:
+        self.calls += 1
+        self.shown.append(scores and len(scores))
+        return torch.full((input_ids.shape[0],), self.calls == 4)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_processors_and_criteria_with_state_act_as_in_transformers(rows: int) -> None:
+    model = model_of("llama", "float64")
+    batch = batch_of([inputs(tokens=20, seed=n) for n in range(rows)])
+
+    def text(**options: Any) -> Tensor:
+        return model.generate(
+            **batch,
+            **GREEDY,
+            logits_processor=[Favours()],
+            stopping_criteria=[Stops()],
+            repetition_penalty=1.2,
+            **options,
+        )
+
+    expected = text()
+    assert expected.shape[1] == batch["input_ids"].shape[1] + 4
+    assert torch.equal(text(**OURS, drafter=eager()), expected)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_criteria_are_shown_the_scores_where_they_are_kept(keeps: bool) -> None:
+    shown = []
+    for options in ({}, OURS):
+        criterion = Stops()
+        model_of("llama", "float64").generate(
+            **inputs(),
+            **GREEDY,
+            stopping_criteria=[criterion],
+            return_dict_in_generate=keeps,
+            output_scores=keeps,
+            **options,
+        )
+        shown.append(criterion.shown)
+    assert shown[0] == shown[1] == [n + 1 if keeps else None for n in range(4)]
+
+
+def test_allowed_tokens_know_their_row() -> None:
+    model = model_of("llama", "float64")
+    batch = batch_of([inputs(tokens=20, seed=n) for n in range(2)])
+
+    def allowed(row: int, ids: Tensor) -> list[int]:
+        return [t for t in range(3, 100) if t % 4 == (row + int(ids[-1])) % 4]
+
+    options = {**GREEDY, "num_return_sequences": 1, "prefix_allowed_tokens_fn": allowed}
+    expected = model.generate(**batch, **options)
+    assert torch.equal(model.generate(**batch, **options, **OURS, drafter=eager()), expected)
+
+
+def test_the_time_limit_and_a_users_length_hold() -> None:
+    model = model_of("llama", "float64")
+    text = model.generate(**inputs(), **GREEDY, **OURS, max_time=1e-9)
+    assert text.shape[1] == inputs()["input_ids"].shape[1] + 1
+
+
+# The model
+
+
+def state_of(model: PreTrainedModel) -> dict[str, Any]:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
+    return {
+        "config": model.config.to_dict(),
+        "generation_config": model.generation_config.to_dict(),
+        "attention": [
+            m.config._attn_implementation for m in model.modules() if hasattr(m, "config")
+        ],
+        "deltas": [m.rope_deltas for m in model.modules() if hasattr(m, "rope_deltas")],
+        "hooks": [len(getattr(m, name)) for m in model.modules() for name in hooks],
+        "names": [sorted(vars(m)) for m in model.modules()],
+        "forwards": [m.forward.__qualname__ for m in model.modules()],
+        "mode": [m.training for m in model.modules()],
+        "weights": [weight.data_ptr() for weight in model.parameters()],
+    }
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2_vl", "qwen3_vl"])
+def test_the_model_is_left_as_it_was_found(family: str) -> None:
+    layout = "text" if family == "llama" else "image_middle"
+    model = FAMILIES[family].build(torch.float64)
+    other, prompt = inputs(family, "text", tokens=15, seed=3), inputs(family, layout)
+    expected = model.generate(**other, **GREEDY)
+    model.generate(**prompt, **GREEDY)
+    before = state_of(model)  # as transformers itself leaves it
+    model.generate(**prompt, **SAMPLED, **OURS, drafter=eager())
+    after = state_of(model)
+    for name, value in before.items():
+        if name != "deltas":
+            assert after[name] == value, name
+    for mine, theirs in zip(after["deltas"], before["deltas"], strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert torch.equal(model.generate(**other, **GREEDY), expected)
+
+
+def test_a_model_is_probed_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = []
+    probe = known_models.probed_target
+    monkeypatch.setattr(known_models, "probed_target", lambda m: probes.append(1) or probe(m))
+    model = FAMILIES["llama"].build(torch.float64)
+    for _ in range(3):
+        model.generate(**inputs(), **GREEDY, **OURS)
+    assert len(probes) == 1
+    model.set_attn_implementation("eager")
+    model.generate(**inputs(), **GREEDY, **OURS)
+    assert len(probes) == 2
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_prefix_in_a_static_cache_changes_nothing() -> None:
+    """transformers' assisted generation refuses a static cache."""
+    model, prompt = model_of("llava", "float64"), inputs("llava", "image_first")
+    expected = model.generate(**prompt, **GREEDY)
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
+    assert torch.equal(model.generate(**prompt, **GREEDY, **OURS, past_key_values=cache), expected)
+    assert torch.equal(
+        model.generate(**prompt, **GREEDY, **OURS, cache_implementation="static"), expected
+    )
+
+
+def test_a_processors_output_goes_straight_in() -> None:
+    processor, model = build_processor(), build_model("tiny").double().eval()
+    prompt = processor(text=["red square, blue circle", "green"], padding=True, return_tensors="pt")
+    expected = model.generate(**prompt, **GREEDY)
+    ours = model.generate(**prompt, **GREEDY, **OURS)
+    if bool((prompt["attention_mask"][:, 0] == 1).all()):  # padded on the right
+        expected, ours = expected[:1], ours[:1]
+    assert torch.equal(ours, expected)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "beam search"),
+        ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
+        ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions"),
+        ({"verifier": "hope"}, "verifier='hope'"),
+        ({"drafter": "oracle"}, "oracle"),
+        ({"position_ids": torch.arange(24).flip(0).unsqueeze(0)}, "position_ids"),
+    ],
+    ids=str,
+)
+def test_what_is_not_there_is_refused(options: dict[str, Any], message: str) -> None:
+    model = model_of("llama", "float64")
+    with pytest.raises((InputError, ConfigError), match=message):
+        model.generate(**inputs(), **GREEDY, **OURS, **options)
+
+
+def test_embeddings_are_refused() -> None:
+    model = model_of("llama", "float64")
+    embeds = model.get_input_embeddings()(inputs()["input_ids"])
+    with pytest.raises(InputError, match="inputs_embeds"):
+        model.generate(inputs_embeds=embeds, **GREEDY, **OURS)
+
+
+def test_it_is_called_through_generate() -> None:
+    model = model_of("llama", "float64")
+    with pytest.raises(InputError, match="called by itself"):
+        mmspec.custom_generate(model, inputs()["input_ids"], [], [], model.generation_config)
