@@ -82,7 +82,7 @@ class KVCache(Cache):
         kept = list(after) or [0] * len(rows)
         for row, old, count in zip(rows, kept, counts, strict=True):
             assert old <= self._written.get(row, 0), f"row {row}: {old} tokens were not written"
-            self._reserve(row, old, count)
+            self._reserve(row, count, written=old)
         regions = [self._regions.rows[row] for row in rows]
         ends = [region.length + old for region, old in zip(regions, kept, strict=True)]
         plan = WritePlan([region.start for region in regions], ends, list(counts))
@@ -136,7 +136,7 @@ class KVCache(Cache):
 
     # Room
 
-    def _reserve(self, row: int, written: int, count: int) -> None:
+    def _reserve(self, row: int, count: int, *, written: int = 0) -> None:
         region = self._regions.rows[row]
         needed = region.length + written + count
         if needed <= region.capacity:
