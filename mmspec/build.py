@@ -9,9 +9,11 @@ from typing import cast
 
 from transformers import PreTrainedModel
 
-from mmspec.config import Config, DrafterConfig, load_config
+from mmspec.config import Config, DrafterConfig, DraftModelConfig, load_config
 from mmspec.controller import Controller
-from mmspec.drafters.base import Drafter
+from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.draft_model.drafter import Draw, Images
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
@@ -23,8 +25,44 @@ from mmspec.tree import TokenTree
 
 logger = logging.getLogger(__name__)
 
-DRAFTERS: dict[str, Callable[[DrafterConfig], Drafter]] = {
+AnyDrafter = Drafter | DrafterForTarget
+
+
+def load_draft_model(config: DraftModelConfig) -> DraftModel:
+    """The draft model that the configuration names. Raises ConfigError and ModelError."""
+    if not config.path:
+        raise ConfigError(
+            "drafter.draft_model.path='': expected a folder, a hub name or a bundled model's name: "
+            'overrides=["drafter.draft_model.path=..."], or --set drafter.draft_model.path=...'
+        )
+    path = resolve_path(config.path)
+    model = load_model(
+        path,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        revision=config.revision,
+    )
+    processor = load_processor(
+        path, trust_remote_code=config.trust_remote_code, revision=config.revision
+    )
+    return DraftModel(
+        model,
+        processor,
+        max_depth=config.max_depth,
+        top_k=config.top_k,
+        min_confidence=config.min_confidence,
+        draw=cast(Draw, config.draw),
+        profile=config.profile,
+        images=cast(Images, config.images),
+        thin_keep=config.thin_keep,
+        caption=config.caption,
+    )
+
+
+DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
+    "draft_model": lambda config: load_draft_model(config.draft_model),
 }
 _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
     "tree": lambda tree: tree,
@@ -42,7 +80,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     device_map: str | None = None,
-    drafter: str | Drafter | Sequence[Drafter] | None = None,
+    drafter: str | AnyDrafter | Sequence[AnyDrafter] | None = None,
 ) -> Engine:
     """An Engine for a folder, a hub name, a bundled model's name ("tiny-vlm"), or a model and
     processor that are loaded already.
@@ -75,7 +113,7 @@ def build_engine(
     config: Config,
     model: PreTrainedModel,
     processor: Processor | None,
-    drafters: Sequence[Drafter],
+    drafters: Sequence[AnyDrafter],
     *,
     probed: tuple[Target, Shape] | None = None,
     controller: Controller | None = None,
@@ -105,15 +143,15 @@ def build_engine(
 
 
 def chosen_drafters(
-    drafter: str | Drafter | Sequence[Drafter] | None, config: DrafterConfig
-) -> list[Drafter]:
+    drafter: str | AnyDrafter | Sequence[AnyDrafter] | None, config: DrafterConfig
+) -> list[AnyDrafter]:
     """The drafters that a user names or brings; None: as `config` says."""
     if drafter is None or isinstance(drafter, str):
         return build_drafters(replace(config, name=drafter) if drafter else config)
-    return list(cast(Sequence[Drafter], drafter)) if isinstance(drafter, Sequence) else [drafter]
+    return list(cast(Sequence[AnyDrafter], drafter)) if isinstance(drafter, Sequence) else [drafter]
 
 
-def build_drafters(config: DrafterConfig) -> list[Drafter]:
+def build_drafters(config: DrafterConfig) -> list[AnyDrafter]:
     """The drafters that `config.name` names, "none" being no drafter. Raises ConfigError for a
     name that is not there, or there twice."""
     names = [] if config.name == "none" else config.name.split("+")

@@ -54,11 +54,31 @@ class PromptLookupConfig:
 
 
 @dataclass
+class DraftModelConfig:
+    """Another model that drafts, and how its trees grow."""
+
+    path: str = ""  # a local folder, a bundled model's name or a hub name
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    max_depth: int = 6
+    top_k: int = 4  # children a node, and nodes a level that get children
+    min_confidence: float = 0.1
+    draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
+    profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
+    images: str = "auto"  # give, thin, caption or omit; auto: give where the model can see
+    thin_keep: float = 0.25  # "thin": share of an image's tokens that stays
+    caption: str | None = None  # "caption": the text for every image; None: a model's own words
+
+
+@dataclass
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
     name: str = "prompt_lookup"  # several joined by "+"; "none": plain decoding
     prompt_lookup: PromptLookupConfig = field(default_factory=PromptLookupConfig)
+    draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
 
 
 @dataclass

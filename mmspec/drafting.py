@@ -8,7 +8,7 @@ from functools import partial
 from typing import Protocol
 
 from mmspec.controller import Pace, Speculate, Step
-from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession
+from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession, PreparedSession
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
@@ -106,6 +106,7 @@ def propose(
             and max_nodes > 0
             and drafter in row.drafting.drafters
             and step.asks(index, name, trees[index])
+            and _is_prepared(row, drafter)
         ]
         if not asked:
             continue
@@ -119,6 +120,15 @@ def propose(
                 trees[index] = cut if before.num_nodes == 1 else fit(before.merge(cut))
             step.learn(index, name, before, trees[index], seconds)
     return step.cut([tree.prune(max_nodes) for tree in trees])
+
+
+def _is_prepared(row: Drafted, drafter: Drafter) -> bool:
+    """Prepares the row's session; False where that failed."""
+    session = row.drafting.session(drafter)
+    if isinstance(session, PreparedSession):
+        with row.drafting.guarded(drafter.name):
+            session.prepare(row.tokens.copy())
+    return drafter in row.drafting.drafters
 
 
 def _ask(

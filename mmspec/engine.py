@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
-from mmspec.drafters.base import Drafter
+from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafting import Drafting
 from mmspec.errors import ConfigError, InputError, MmspecError
 from mmspec.inputs import ControlMode, InputProcessor, from_inputs
@@ -45,7 +45,7 @@ class Engine:
         self,
         target: Target,
         inputs: InputProcessor | None,
-        drafters: Sequence[Drafter] = (),
+        drafters: Sequence[Drafter | DrafterForTarget] = (),
         *,
         verifier: str = "coupled",
         controller: str | Controller = "auto",
@@ -68,7 +68,10 @@ class Engine:
             raise ConfigError(f"drafters {names}: expected each name once")
         self.target = target
         self.inputs = inputs
-        self.drafters = tuple(drafters)
+        self.drafters = tuple(
+            drafter.for_target(target, inputs) if isinstance(drafter, DrafterForTarget) else drafter
+            for drafter in drafters
+        )
         made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
         self._controller = made
         self._verifier = verifier

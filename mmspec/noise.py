@@ -14,6 +14,10 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 WORDS_PER_BLOCK = 4
 
+# The counter's fourth word tells apart what must be independent at one place of one text.
+TARGET_STREAM = 0  # chooses the target's tokens
+DRAFT_STREAM = 2  # and on: draws drafted ones, a stream for each node of a tree
+
 
 def gumbel(
     seed: int,
@@ -21,10 +25,11 @@ def gumbel(
     vocab_size: int,
     *,
     sample: int = 0,
+    stream: int = TARGET_STREAM,
     token_ids: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard Gumbel noise g(seed, sample, position), float32.
+    """Standard Gumbel noise g(seed, sample, position, stream), float32.
 
     `position` is the index of the token in the generated text, from 0. Without `token_ids` the
     result is (vocab_size,); with `token_ids` (tokens,) int64 it holds just their entries, which
@@ -32,11 +37,11 @@ def gumbel(
     """
     if token_ids is None:
         blocks = torch.arange(-(-vocab_size // WORDS_PER_BLOCK), device=device)
-        words = philox((blocks, position, sample, 0), (seed & _MASK, (seed >> 32) & _MASK))
+        words = philox((blocks, position, sample, stream), (seed & _MASK, (seed >> 32) & _MASK))
         bits = torch.stack(words, dim=-1).view(-1)[:vocab_size]
     else:
         blocks = token_ids // WORDS_PER_BLOCK
-        words = philox((blocks, position, sample, 0), (seed & _MASK, (seed >> 32) & _MASK))
+        words = philox((blocks, position, sample, stream), (seed & _MASK, (seed >> 32) & _MASK))
         columns = (token_ids % WORDS_PER_BLOCK).unsqueeze(-1)
         bits = torch.stack(words, dim=-1).gather(-1, columns).squeeze(-1)
     uniform = (bits.to(torch.float64) + 0.5) * 2.0**-32  # in (0, 1), both ends excluded

@@ -19,7 +19,7 @@ from transformers import (
 
 from mmspec.errors import DecodeError
 from mmspec.logprobs import ScoreRecorder
-from mmspec.noise import gumbel
+from mmspec.noise import DRAFT_STREAM, gumbel
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
 
@@ -186,6 +186,20 @@ class DraftGuide:
             vocab_size,
             sample=self.sample,
             token_ids=token_ids,
+            device=device,
+        )
+
+    def own_noise(
+        self, index: int, vocab_size: int, *, draw: int, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """(vocab_size,) Gumbel noise of a drafter's own, independent of what chooses or accepts
+        the target's tokens; another for each `draw` that a request's drafter makes, from 0."""
+        return gumbel(
+            self.seed,
+            index - self.prompt_length,
+            vocab_size,
+            sample=self.sample,
+            stream=DRAFT_STREAM + draw,
             device=device,
         )
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Prompt:
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)  # pixel_values, ...; batch 1
     media: tuple[MediaSpan, ...] = ()  # in order of start
     text: str | None = None  # what was tokenised, where there was a text
+    images: "tuple[Image, ...]" = ()  # as the processor got them; a drafter may look for itself
+    videos: "tuple[tuple[Image, ...], ...]" = ()  # the frames of each
 
     @property
     def num_tokens(self) -> int:

@@ -9,11 +9,12 @@
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class TokenTree:
 
     `confidence` of a node estimates the probability that the target chooses it, given that its
     parent was chosen. `log_q` is there only where every node was sampled by its drafter from a
-    tree shape fixed before (the rules that divide by q refuse a tree without it).
+    tree shape fixed before (the rules that divide by q refuse a tree without it), and so is `q`:
+    row i is what the children of node i were drawn from, as probabilities over the target's
+    vocabulary, after the drafter's warping; they stand in the order they were drawn in.
     """
 
     tokens: tuple[int, ...]  # (nodes,)
@@ -30,6 +33,7 @@ class TokenTree:
     confidence: tuple[float, ...]  # (nodes,) in [0, 1]; 1 for node 0
     drafters: tuple[str, ...]  # (nodes,) who proposed it; "" for node 0
     log_q: tuple[float, ...] | None = None  # (nodes,)
+    q: Tensor | None = field(default=None, compare=False, repr=False)  # (nodes, vocab) floating
 
     @staticmethod
     def root(token: int) -> "TokenTree":
@@ -115,7 +119,7 @@ class TokenTree:
             return self
         kept = [n for n, depth in enumerate(self.depths) if depth <= max_depth]
         log_q = None if self.log_q is None else tuple(self.log_q[n] for n in kept)
-        return replace(self.keep(kept), log_q=log_q)
+        return replace(self.keep(kept), log_q=log_q, q=None if self.q is None else self.q[kept])
 
     def best_chain(self) -> "TokenTree":
         """The one path that goes to the most confident child at each node."""

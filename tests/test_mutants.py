@@ -33,9 +33,13 @@ def prefix_is_cut(patch: pytest.MonkeyPatch) -> None:
     build = rule.build
 
     def shorter(
-        self: object, trees: Sequence[TokenTree], lengths: Sequence[int], dtype: torch.dtype
+        self: object,
+        trees: Sequence[TokenTree],
+        lengths: Sequence[int],
+        dtype: torch.dtype,
+        **rest: Sequence[int],
     ) -> Tensor | dict[str, Tensor]:
-        masks = build(self, trees, lengths, dtype)  # type: ignore[arg-type]
+        masks = build(self, trees, lengths, dtype, **rest)  # type: ignore[arg-type]
         for mask in masks.values() if isinstance(masks, dict) else (masks,):
             for row, length in enumerate(lengths):
                 mask[row, :, :, length - 1] = torch.finfo(dtype).min
@@ -49,12 +53,15 @@ def positions_count_nodes(patch: pytest.MonkeyPatch) -> None:
     right = mmspec.target.target._node_positions
 
     def wrong(
-        trees: Sequence[TokenTree], lengths: Sequence[int], placements: Sequence[Placement]
+        trees: Sequence[TokenTree],
+        lengths: Sequence[int],
+        placements: Sequence[Placement],
+        written: Sequence[int],
     ) -> Tensor:
         chains = [
             TokenTree.chain(t.tokens[0], t.tokens[1:], t.confidence[1:], "mutant") for t in trees
         ]
-        return right(chains, lengths, placements)
+        return right(chains, lengths, placements, written)
 
     patch.setattr(mmspec.target.target, "_node_positions", wrong)
 

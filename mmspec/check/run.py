@@ -96,7 +96,8 @@ def run_check(
     comparisons = []
     for name, options in modes.items():
         asked = [
-            build_request(request, {**options, "max_new_tokens": max_new_tokens})
+            # Always drafting: what a controller would leave out is to be seen too.
+            build_request(request, {**options, "max_new_tokens": max_new_tokens, "speculate": True})
             for request in encoded
         ]
         progress(f"{name}: plain decoding")
@@ -130,7 +131,8 @@ def _ways(
     *,
     is_greedy: bool,
 ) -> list[Way]:
-    engines = {engine.drafter.name: engine}
+    names = [drafter.name for drafter in engine.drafters]
+    engines = {"+".join(names) or "none": engine}
     if stressed is not None:
         stress_engine, stress = stressed
         engines[stress.name] = stress_engine

@@ -8,6 +8,7 @@ accepted and siblings are dropped.
 from collections.abc import Sequence
 from random import Random
 
+from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -28,7 +29,7 @@ class Stress:
         """`tokens`: what plain decoding chose after the prompt."""
         self._truths[tuple(prompt.token_ids.tolist())] = tuple(tokens)
 
-    def start(self, prompt: Prompt, prefill: Prefill) -> "StressSession":
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> "StressSession":
         ids = tuple(prompt.token_ids.tolist())
         return StressSession(len(ids), self._truths.get(ids, ()), self._vocab_size)
 

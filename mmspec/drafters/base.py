@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.target import Target
 from mmspec.tree import TokenTree
 
 
@@ -24,6 +26,14 @@ class DraftSession(Protocol):
         """The request ended, or failed."""
 
 
+@runtime_checkable
+class PreparedSession(DraftSession, Protocol):
+    """One that has something to do before its first proposal, such as reading the prompt."""
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        """Called before each proposal; its time is not counted as what a proposal costs."""
+
+
 class Drafter(Protocol):
     """Starts sessions. Shared by all requests of an engine, so it holds no request's state."""
 
@@ -40,3 +50,13 @@ class BatchDrafter(Drafter, Protocol):
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
     ) -> list[TokenTree]:
         """One tree a session, as `DraftSession.propose` would make it from its text."""
+
+
+@runtime_checkable
+class DrafterForTarget(Protocol):
+    """A drafter that has to know its target, its tokenizer for one, before it can start."""
+
+    name: str
+
+    def for_target(self, target: Target, inputs: InputProcessor | None) -> Drafter:
+        """The drafter of this target. Raises ConfigError where the two do not fit."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast, get_args
 
 from PIL import Image
@@ -108,7 +109,16 @@ class InputProcessor:
                 )
             self._check_placeholders(text, {"image": len(pictures), "video": len(frames)})
             inputs = self._process(text, pictures, frames, is_template=template is not None)
-        return from_inputs(inputs, self._config, text=text)
+        return replace(
+            from_inputs(inputs, self._config, text=text),
+            images=tuple(pictures),
+            videos=tuple(tuple(video) for video in frames),
+        )
+
+    @property
+    def placeholders(self) -> Mapping[str, str]:
+        """What stands in a text for each kind of medium: "image" -> "<image>"."""
+        return self._placeholders
 
     def _check_modalities(self, conversation: Conversation) -> None:
         name = getattr(self._config, "model_type", "") or type(self._config).__name__

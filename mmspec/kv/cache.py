@@ -31,7 +31,7 @@ class KVCache(Cache):
         self.flat_layers = [FlatLayer() for _ in range(num_layers)]
         super().__init__(layers=list(self.flat_layers))
         self._regions = Regions()
-        self._written: dict[int, int] = {}  # row -> tokens of its last forward, not yet committed
+        self._written: dict[int, int] = {}  # row -> tokens written behind it, not yet committed
 
     # Rows
 
@@ -71,27 +71,34 @@ class KVCache(Cache):
     # Writing
 
     @contextmanager
-    def writing(self, rows: Sequence[int], counts: Sequence[int]) -> Iterator[WritePlan]:
-        """Within it, one forward writes `counts[i]` tokens behind the committed ones of `rows[i]`.
+    def writing(
+        self, rows: Sequence[int], counts: Sequence[int], *, after: Sequence[int] = ()
+    ) -> Iterator[WritePlan]:
+        """Within it, one forward writes `counts[i]` tokens behind the committed ones of `rows[i]`,
+        or behind `after[i]` tokens more, which forwards before it wrote and no commit forgot.
 
         Regions that are too small grow first, so slots may move; lengths do not change.
         """
-        for row, count in zip(rows, counts, strict=True):
-            self._reserve(row, count)
+        kept = list(after) or [0] * len(rows)
+        for row, old, count in zip(rows, kept, counts, strict=True):
+            assert old <= self._written.get(row, 0), f"row {row}: {old} tokens were not written"
+            self._reserve(row, count, written=old)
         regions = [self._regions.rows[row] for row in rows]
-        plan = WritePlan([r.start for r in regions], [r.length for r in regions], list(counts))
+        ends = [region.length + old for region, old in zip(regions, kept, strict=True)]
+        plan = WritePlan([region.start for region in regions], ends, list(counts))
         for row in rows:
             self._written.pop(row, None)
         try:
             self._set_plan(plan)
             yield plan
-            self._written.update(zip(rows, counts, strict=True))
+            for row, old, count in zip(rows, kept, counts, strict=True):
+                self._written[row] = old + count
         finally:
             self._set_plan(None)
 
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
-        """Keeps, for each row, the tokens at `path` of its last forward, in that order, and
-        forgets the others. A path is increasing; an empty one keeps nothing."""
+        """Keeps, for each row, the tokens at `path` of those written, in that order, and forgets
+        the others. A path is increasing; an empty one keeps nothing."""
         source: list[int] = []
         destination: list[int] = []
         for row, path in paths.items():
@@ -110,6 +117,13 @@ class KVCache(Cache):
             for layer in self.flat_layers:
                 layer.move(to, of)
 
+    def truncate(self, row: int, length: int) -> None:
+        """Forgets the row's committed tokens from `length` on, and what was written behind them."""
+        region = self._regions.rows[row]
+        assert 0 <= length <= region.length, f"row {row}: {length} of {region.length} tokens"
+        region.length = length
+        self._written.pop(row, None)
+
     def check_integrity(self) -> None:
         """Raises AssertionError if regions overlap or overflow, or a buffer has another size."""
         self._regions.check_integrity()
@@ -122,14 +136,14 @@ class KVCache(Cache):
 
     # Room
 
-    def _reserve(self, row: int, count: int) -> None:
+    def _reserve(self, row: int, count: int, *, written: int = 0) -> None:
         region = self._regions.rows[row]
-        needed = region.length + count
+        needed = region.length + written + count
         if needed <= region.capacity:
             return
         old_start, new_start = self._regions.move(row, max(needed, int(region.capacity * _GROWTH)))
         self._fit_buffers()
-        slots = torch.arange(region.length)
+        slots = torch.arange(region.length + written)
         for layer in self.flat_layers:
             layer.move(slots + new_start, slots + old_start)
 

@@ -22,16 +22,23 @@ class MaskRule:
     as_dict: bool  # one mask a kind in a dict, or one for all layers
 
     def build(
-        self, trees: Sequence[TokenTree], lengths: Sequence[int], dtype: torch.dtype
+        self,
+        trees: Sequence[TokenTree],
+        lengths: Sequence[int],
+        dtype: torch.dtype,
+        *,
+        written: Sequence[int] = (),
     ) -> Tensor | dict[str, Tensor]:
         """Additive masks, (batch, 1, nodes, columns): 0 where a node may look, the dtype's minimum
         elsewhere (a boolean mask would be *added* by eager attention).
 
         `lengths` are the rows' committed tokens. Rows shorter than the longest are padded: columns
-        past a row's end are never seen, and a padding node sees just the row's first token.
+        past a row's end are never seen, and a padding node sees just the row's first token. With
+        `written` the first so many nodes of each tree are keys only: the others are the queries.
         """
+        done = list(written) or [0] * len(trees)
         masks: dict[str, Tensor] = {
-            kind: self._build_kind(kind, trees, lengths, dtype) for kind in self.kinds
+            kind: self._build_kind(kind, trees, lengths, dtype, done) for kind in self.kinds
         }
         return masks if self.as_dict else masks[self.kinds[0]]
 
@@ -41,20 +48,22 @@ class MaskRule:
         trees: Sequence[TokenTree],
         lengths: Sequence[int],
         dtype: torch.dtype,
+        written: Sequence[int],
     ) -> Tensor:
-        nodes = max(tree.num_nodes for tree in trees)
+        nodes = max(tree.num_nodes - done for tree, done in zip(trees, written, strict=True))
         columns = max(length + tree.num_nodes for length, tree in zip(lengths, trees, strict=True))
         mask = torch.full((len(trees), 1, nodes, columns), torch.finfo(dtype).min, dtype=dtype)
-        for row, (tree, length) in enumerate(zip(trees, lengths, strict=True)):
-            own = mask[row, 0, : tree.num_nodes]
+        for row, (tree, length, done) in enumerate(zip(trees, lengths, written, strict=True)):
+            count = tree.num_nodes - done
+            own = mask[row, 0, :count]
             if kind == "full_attention":  # a long prefix is filled, not computed
                 own[:, :length] = 0.0
                 own = own[:, length : length + tree.num_nodes]
-                own.masked_fill_(torch.from_numpy(tree.ancestor_mask), 0.0)
+                own.masked_fill_(torch.from_numpy(tree.ancestor_mask)[done:], 0.0)
             else:
-                visible = self._visible(kind, tree, length)
+                visible = self._visible(kind, tree, length)[done:]
                 own[:, : visible.shape[1]].masked_fill_(visible, 0.0)
-            mask[row, 0, tree.num_nodes :, 0] = 0.0
+            mask[row, 0, count:, 0] = 0.0
         return mask
 
     def _visible(self, kind: LayerKind, tree: TokenTree, length: int) -> Tensor:

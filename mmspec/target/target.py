@@ -71,9 +71,11 @@ class Target:
         *,
         taps: Sequence[int] = (),
         on_logits: Callable[[int, Tensor], None] | None = None,
+        keep: Sequence[int] | None = None,
     ) -> Prefill:
         """Runs the whole prompt, its images included, through the model's own forward and commits
-        it to `row` of the cache, which must be empty.
+        it to `row` of the cache, which must be empty. With `keep`, increasing indices into the
+        prompt, the other tokens' keys are dropped again; positions stay what they were.
 
         Native on purpose: some families attend in both directions within an image or the prompt.
         `on_logits(start, logits (tokens, vocab))` is told what the target says after each token of
@@ -100,9 +102,11 @@ class Target:
                 output_hidden_states=bool(taps),
                 **inputs,
             )
-        cache.commit({row: range(prompt.num_tokens)})
         if on_logits is not None:
             on_logits(0, output.logits[0])
+        kept = range(prompt.num_tokens) if keep is None else keep
+        cache.commit({row: kept})
+        offsets = tuple(offset + prompt.num_tokens - len(kept) for offset in offsets)
         hidden = {tap: output.hidden_states[tap][0] for tap in taps}
         return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
 
@@ -113,17 +117,24 @@ class Target:
         placements: Sequence[Placement],
         *,
         taps: Sequence[int] = (),
+        written: Sequence[int] = (),
     ) -> list[Scores]:
         """Scores one tree a row, all in one forward. The nodes' keys are written behind each row's
-        committed tokens, and kept or dropped by `cache.commit`."""
-        counts = [tree.num_nodes for tree in trees]
+        committed tokens, and kept or dropped by `cache.commit`.
+
+        With `written`, calls since the last commit have written the first `written[i]` nodes of
+        tree i: only the others are computed, on top of those, and only theirs are the scores."""
+        done = list(written) or [0] * len(trees)
+        counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
-        mask = self.mask_rule.build(trees, lengths, self.dtype)
-        with self._forward(), cache.writing([p.row for p in placements], counts):
+        mask = self.mask_rule.build(trees, lengths, self.dtype, written=done)
+        with self._forward(), cache.writing([p.row for p in placements], counts, after=done):
             output = self.model(
-                input_ids=_padded([tree.tokens for tree in trees]).to(self.device),
+                input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
+                    self.device
+                ),
                 attention_mask=_on_device(mask, self.device),
-                position_ids=_node_positions(trees, lengths, placements).to(self.device),
+                position_ids=_node_positions(trees, lengths, placements, done).to(self.device),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=bool(taps),
@@ -153,11 +164,15 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _node_positions(
-    trees: Sequence[TokenTree], lengths: Sequence[int], placements: Sequence[Placement]
+    trees: Sequence[TokenTree],
+    lengths: Sequence[int],
+    placements: Sequence[Placement],
+    written: Sequence[int],
 ) -> Tensor:
-    """Committed length + depth + the row's offset: (batch, nodes), or (planes, batch, nodes) under
-    M-RoPE. Siblings share a position."""
-    index = _padded([[n + d for d in t.depths] for t, n in zip(trees, lengths, strict=True)])
+    """Committed length + depth + the row's offset of the nodes not yet written: (batch, nodes), or
+    (planes, batch, nodes) under M-RoPE. Siblings share a position."""
+    rows = zip(trees, lengths, written, strict=True)
+    index = _padded([[length + depth for depth in t.depths[old:]] for t, length, old in rows])
     offsets = torch.tensor([placement.position_offsets for placement in placements])
     planes = index + offsets.T.unsqueeze(-1)
     return planes[0] if planes.shape[0] == 1 else planes

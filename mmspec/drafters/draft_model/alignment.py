@@ -1,0 +1,211 @@
+"""Two tokenizers, aligned by text: tokens are re-encoded only at the seam where text is added."""
+
+import threading
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.draft_model.growth import Growth
+from mmspec.drafters.draft_model.trie import PathTrie
+from mmspec.drafters.draft_model.wording import Proposal
+from mmspec.errors import ConfigError
+from mmspec.state import Prompt
+from mmspec.stream import build_detokenizer
+from mmspec.tree import TokenTree
+
+_SEAM = 8  # last tokens that may change when text comes behind them
+_HALF = "\ufffd"  # what a decoder puts in place of half a character
+_PROBE = "Hello, world! It's 42:\n  x = [1, 2] Élan über"
+_ANCHORS = ("\n", "a", ".")  # texts to encode behind: none may merge with what follows
+
+
+class Codec:
+    """Text <-> ids of one tokenizer, nothing added and nothing left out."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.specials = set(tokenizer.all_special_ids) | {
+            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
+        }
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._lock = threading.Lock()  # slow tokenizers are not thread safe
+
+    def encode(self, text: str) -> list[int]:
+        if self._backend is not None:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        with self._lock:
+            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if self._backend is not None:
+            return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        with self._lock:
+            return str(
+                self.tokenizer.decode(
+                    list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+                )
+            )
+
+    def seam(self, ids: Sequence[int]) -> tuple[list[int], str]:
+        """The longest end of `ids`, of a few tokens at most, that its text encodes to again, and
+        that text."""
+        for length in range(min(_SEAM, len(ids)), 0, -1):
+            tail = list(ids[-length:])
+            text = self.decode(tail)
+            if _HALF not in text and self.encode(text) == tail:
+                return tail, text
+        return [], ""
+
+    def encode_behind(self, before: str, text: str) -> list[int]:
+        """The ids of `text` where it comes behind `before`, whose own ids stand already."""
+        for start in (before, *_ANCHORS):
+            if not start:
+                continue
+            own, both = self.encode(start), self.encode(start + text)
+            if own and both[: len(own)] == own:
+                return both[len(own) :]
+        return self.encode(text)
+
+    def decode_behind(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """The text of `ids` where they come behind `before`: some tokenizers drop a first space."""
+        start = self.decode(before)
+        text = self.decode([*before, *ids])
+        return text[len(start) :] if text.startswith(start) else self.decode(ids)
+
+
+class TextAlignment:
+    """One target's tokenizer and one draft model's."""
+
+    def __init__(self, target: Codec, draft: Codec) -> None:
+        self.target = target
+        self.draft = draft
+        self.eos = target.tokenizer.eos_token_id
+        known = draft.tokenizer.get_vocab()
+        # Special tokens that only the target knows are no text to the draft model.
+        self.unread = {
+            token
+            for token in target.specials
+            if target.tokenizer.convert_ids_to_tokens(token) not in known
+        }
+
+    def wording(self, prompt: Prompt) -> "TextWording":
+        return TextWording(self, prompt.num_tokens)
+
+    def read_prompt(self, pieces: Sequence[Sequence[int] | str]) -> list[int]:
+        """The prompt's text as it is, in the draft model's ids, begun as its tokenizer begins a
+        text. Its chat template stays the target's."""
+        text = "".join(
+            piece
+            if isinstance(piece, str)
+            else self.target.decode([token for token in piece if token not in self.unread])
+            for piece in pieces
+        )
+        bos = self.draft.tokenizer.bos_token
+        ids = self.draft.encode(text)
+        if not (bos and text.startswith(bos)):
+            begun = list(self.draft.tokenizer("").input_ids)  # what it writes by itself
+            if begun and bos and begun[0] == self.draft.tokenizer.bos_token_id:
+                ids = [begun[0], *ids]
+        return ids or [self.draft.tokenizer.bos_token_id or 0]
+
+
+class TextWording:
+    """One request's text: certain characters alone, re-encoded at the seam."""
+
+    def __init__(self, alignment: TextAlignment, prompt_length: int) -> None:
+        self.ids: list[int] = []
+        self._alignment = alignment
+        self._detokenizer = build_detokenizer(alignment.target.tokenizer, skip_special_tokens=False)
+        self._num_read = prompt_length
+        self._is_half = False
+
+    @property
+    def can_continue(self) -> bool:
+        return not self._is_half
+
+    def read(self, tokens: Sequence[int]) -> int:
+        alignment, text = self._alignment, ""
+        for token in tokens[self._num_read :]:
+            if token not in alignment.unread:
+                text += self._detokenizer.push(token)
+        self._num_read = len(tokens)
+        self._is_half = bool(self._detokenizer.flush())
+        return self._append(text) if text else len(self.ids)
+
+    def propose(self, growth: Growth, tokens: Sequence[int], calibration: Calibration) -> Proposal:
+        """Each path's text in the target's ids; a path of several tokens may be one of the
+        target's, and the reverse. Only the last id of a path can change with what would follow it,
+        so its confidence is learnt apart."""
+        trie = PathTrie(tokens[-1], growth.tree.drafters[-1])
+        _, before = self._alignment.target.seam(tokens)
+        grown = growth.tree
+        for leaf in set(range(1, grown.num_nodes)) - set(grown.parents):
+            self._add(trie, before, grown, grown.path_to(leaf)[1:])
+        return trie.proposal(calibration)
+
+    def _append(self, text: str) -> int:
+        draft = self._alignment.draft
+        tail, before = draft.seam(self.ids)
+        if not tail:
+            unchanged = len(self.ids)
+            self.ids += draft.encode_behind("", text)
+            return unchanged
+        fresh, same = draft.encode(before + text), 0
+        while same < len(tail) and same < len(fresh) and fresh[same] == tail[same]:
+            same += 1
+        unchanged = len(self.ids) - len(tail) + same
+        self.ids[unchanged:] = fresh[same:]
+        return unchanged
+
+    def _add(self, trie: PathTrie, before: str, grown: TokenTree, path: Sequence[int]) -> None:
+        """One path of the draft model's tree, as far as its text is whole characters."""
+        draft, target = self._alignment.draft, self._alignment.target
+        behind, likely = self.ids[-_SEAM:], grown.cumulative_confidence
+        ends: list[tuple[int, float]] = []  # (characters, how likely so far), of each node
+        ids: list[int] = []
+        text, eos = "", None
+        for node in path:
+            token = grown.tokens[node]
+            if token in draft.specials:
+                eos = likely[node] if token == draft.tokenizer.eos_token_id else None
+                break
+            ids.append(token)
+            text = draft.decode_behind(behind, ids)
+            whole = text.rstrip(_HALF)
+            ends.append((len(whole), likely[node]))
+        text = text.rstrip(_HALF)
+        encoded = target.encode_behind(before, text) if text else []
+        chances: list[float] = []
+        for count in range(1, len(encoded) + 1):
+            length = len(
+                target.decode_behind(_context(target, before), encoded[:count]).rstrip(_HALF)
+            )
+            chances.append(next((c for end, c in ends if end >= length), ends[-1][1]))
+        if eos is not None and self._alignment.eos is not None:
+            encoded, chances = [*encoded, self._alignment.eos], [*chances, eos]
+        trie.add(encoded, chances, is_open=eos is None)
+
+
+def _context(codec: Codec, before: str) -> list[int]:
+    return codec.encode(before or _ANCHORS[0])
+
+
+def aligned(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> TextAlignment:
+    """Raises ConfigError for tokenizers whose text is not what was encoded."""
+    codecs = [Codec(target), Codec(draft)]
+    for whose, codec in zip(("target", "draft model"), codecs, strict=True):
+        back = codec.decode(codec.encode(_PROBE))
+        if _plain(back) != _plain(_PROBE):
+            raise ConfigError(
+                f"drafter.draft_model: the {whose}'s tokenizer reads {_PROBE!r} back as {back!r}, "
+                "so texts cannot be aligned between the two tokenizers; expected a draft model "
+                "with the target's tokenizer, or two tokenizers that keep a text as it is"
+            )
+    return TextAlignment(*codecs)
+
+
+def _plain(text: str) -> str:
+    """What every tokenizer that can be aligned keeps: a character that it does not know, and a
+    first space, matter little."""
+    return text.strip()

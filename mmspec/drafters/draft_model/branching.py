@@ -1,0 +1,157 @@
+"""Which children a node gets: the best under the noise that the target will choose with, or tokens
+drawn from q by noise of their own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.draft_model.growth import Child, Growth
+from mmspec.sampling import DraftGuide
+
+_SPREAD = 0.7  # believed difference between the two models' logits, in nats
+_LEVELS = 8  # of belief, told apart by the calibration
+_MOST_RANKS = 4  # that are told apart by the calibration
+
+Warp = Callable[[Tensor], Tensor]
+
+
+class BestBranching:
+    """The top k of log q + g: the target chooses by the same g (DESIGN: coupled verification).
+
+    A child's raw confidence comes from the gaps between these values, not from q: the target's
+    differ from them by the models' difference alone. Without noise it is q. Both are calibrated.
+    The tree follows cumulative confidence, as EAGLE-2's does (arXiv 2406.16858 section 4.1).
+    """
+
+    def __init__(
+        self,
+        guide: DraftGuide,
+        index: int,
+        *,
+        calibration: Calibration | None,
+        warp: Warp,
+        is_coupled: bool,
+        top_k: int,
+        max_depth: int,
+        min_confidence: float,
+        budget: int,
+        width: int,
+    ) -> None:
+        """`index` is where node 0 stands in the target's text. `calibration` None leaves raw
+        confidences as they are; `width` nodes a level go on."""
+        self._guide = guide
+        self._index = index
+        self._calibration = calibration
+        self._warp = warp
+        self._has_noise = is_coupled and not guide.is_greedy
+        self._top_k = top_k
+        self._max_depth = max_depth
+        self._min_confidence = min_confidence
+        self._budget = budget
+        self._width = width
+
+    def children(self, logits: Tensor, depth: int) -> list[list[Child]]:
+        values = torch.log_softmax(self._warp(logits), dim=-1)
+        if self._has_noise:
+            values = values + self._guide.noise(
+                self._index + depth, values.shape[-1], device=values.device
+            )
+        best = values.topk(min(self._top_k + 1, values.shape[-1]), dim=-1)
+        # With noise: that the models' difference leaves a value the largest, by its gap to the
+        # others. Without: q itself.
+        beliefs = (
+            torch.softmax(best.values / _SPREAD, dim=-1) if self._has_noise else best.values.exp()
+        )
+        return [
+            [
+                self._child(token, rank, belief)
+                for rank, (token, belief) in enumerate(
+                    zip(tokens[: self._top_k], row[: self._top_k], strict=True)
+                )
+                if belief > 0.0  # a token that the warpers forbid is no child
+            ]
+            for tokens, row in zip(best.indices.tolist(), beliefs.tolist(), strict=True)
+        ]
+
+    def goes_on(self, growth: Growth, level: Sequence[int]) -> list[int]:
+        if growth.depth >= self._max_depth:
+            return []
+        ranked = sorted(range(1, len(growth.tokens)), key=lambda n: -growth.cumulative[n])
+        promising = set(ranked[: self._budget])  # children of others would never be proposed
+        return [
+            node
+            for node in sorted(level, key=lambda n: -growth.cumulative[n])[: self._width]
+            if node in promising and growth.cumulative[node] >= self._min_confidence
+        ]
+
+    def _child(self, token: int, rank: int, belief: float) -> Child:
+        bucket = (min(rank, _MOST_RANKS), int(belief * (_LEVELS - 0.01)))
+        if self._calibration is not None:
+            belief = self._calibration.rate(bucket, belief)
+        return Child(token, min(max(belief, 0.0), 1.0), bucket)
+
+
+class DrawnBranching:
+    """Children drawn from q without replacement, in a shape that is fixed before: for the rules
+    that divide by q. The noise is a stream of its own, another one for each node."""
+
+    def __init__(
+        self,
+        guide: DraftGuide,
+        index: int,
+        *,
+        warp: Warp,
+        profile: Sequence[int],
+        first_draw: int,
+    ) -> None:
+        """`profile[d]` children for each node of depth d."""
+        self._guide = guide
+        self._index = index
+        self._warp = warp
+        self._profile = profile
+        self.num_draws = first_draw
+        self.q: list[Tensor] = []  # (nodes, vocab) a level, of the nodes that got children
+
+    def children(self, logits: Tensor, depth: int) -> list[list[Child]]:
+        log_q = torch.log_softmax(self._warp(logits).float(), dim=-1)
+        q, born = log_q.exp(), list[list[Child]]()
+        self.q.append(q)
+        for node in range(log_q.shape[0]):
+            noise = self._guide.own_noise(
+                self._index + depth, log_q.shape[-1], draw=self.num_draws, device=log_q.device
+            )
+            self.num_draws += 1
+            # The k largest of log q + g, in order, are k draws without replacement (Gumbel top-k,
+            # arXiv 1903.06059).
+            count = min(self._profile[depth - 1], int((q[node] > 0).sum()))
+            drawn = (log_q[node] + noise).topk(count).indices
+            rates = q[node][drawn].tolist()
+            pairs = zip(drawn.tolist(), rates, strict=True)
+            born.append([Child(token, min(rate, 1.0)) for token, rate in pairs])
+        return born
+
+    def goes_on(self, growth: Growth, level: Sequence[int]) -> list[int]:
+        return list(level) if growth.depth < len(self._profile) else []
+
+    def q_of(self, growth: Growth, vocab_size: int) -> Tensor:
+        """(nodes, vocab_size) what a node's children were drawn from; zeros where it has none."""
+        drawn = torch.cat(self.q)
+        q = drawn.new_zeros(len(growth.tokens), vocab_size)
+        q[growth.expanded, : drawn.shape[1]] = drawn
+        return q
+
+
+def affordable(profile: Sequence[int], budget: int) -> list[int]:
+    """The first levels of `profile` with at most `budget` nodes; of the first level at least one
+    node. It looks at no token, so the rules that divide by q stay exact."""
+    kept, nodes, level = list[int](), 0, 1
+    for children in profile:
+        fitting = min(children, (budget - nodes) // level)
+        if fitting < 1:
+            break
+        kept.append(fitting)
+        level *= fitting
+        nodes += level
+    return kept

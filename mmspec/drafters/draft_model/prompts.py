@@ -1,0 +1,173 @@
+"""The target's prompt as the draft model reads it: its images given, thinned, told in words, or
+left out."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from transformers import PreTrainedConfig
+
+from mmspec.drafters.draft_model.captions import Captions
+from mmspec.errors import InputError
+from mmspec.inputs import InputProcessor
+from mmspec.inputs.spans import placeholder_ids
+from mmspec.state import MediaSpan, Prompt
+
+logger = logging.getLogger(__name__)
+
+ImagePolicy = Literal["give", "thin", "caption", "omit"]
+
+# What of a config decides how a family's images become tokens and features.
+_VISION_FIELDS = (
+    "image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "in_channels",
+)  # fmt: skip
+_IMAGE_FIELDS = (
+    "image_seq_length", "scale_factor", "downsample_ratio", "mm_tokens_per_image",
+    "image_grid_pinpoints", "vision_feature_select_strategy",
+)  # fmt: skip
+
+
+class TextReader(Protocol):
+    """Target tokens -> draft tokens, of pieces of a prompt."""
+
+    def read_prompt(self, pieces: Sequence[Sequence[int] | str]) -> list[int]:
+        """The draft model's ids of `pieces`, in order: target tokens, or text put in between."""
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """What the draft model is prefilled with."""
+
+    prompt: Prompt
+    keep: list[int] | None  # indices of the tokens whose keys stay; None: all
+    text_ids: list[int]  # its text alone, which is read again when the context is full
+
+    @staticmethod
+    def of_text(ids: list[int]) -> "ReadPrompt":
+        return ReadPrompt(Prompt(torch.tensor(ids)), None, ids)
+
+
+class PromptReader:
+    """Reads the prompts of one target for one draft model."""
+
+    def __init__(
+        self,
+        texts: TextReader,
+        images: ImagePolicy,
+        *,
+        takes_inputs: bool,
+        inputs: InputProcessor | None,
+        target_inputs: InputProcessor | None,
+        captions: Captions | None,
+        thin_keep: float,
+    ) -> None:
+        """`takes_inputs`: the target's processed inputs are the draft model's too. If not, its own
+        `inputs` process the images again, where the prompt still has them."""
+        self._texts = texts
+        self._images = images
+        self._takes_inputs = takes_inputs
+        self._inputs = inputs
+        self._target_inputs = target_inputs
+        self._captions = captions
+        self._thin_keep = thin_keep
+        self._has_warned = False
+
+    def read(self, prompt: Prompt) -> ReadPrompt:
+        given = self._given(prompt) if self._images in ("give", "thin") else None
+        if given is None:
+            return ReadPrompt.of_text(self._texts.read_prompt(list(self._pieces(prompt))))
+        keep = None
+        if self._images == "thin" and given.media:
+            keep = thinned(given.media, given.num_tokens, share=self._thin_keep)
+        media = {n for span in given.media for n in range(span.start, span.stop)}
+        text = [t for n, t in enumerate(given.token_ids.tolist()) if n not in media]
+        return ReadPrompt(given, keep, text)
+
+    def _given(self, prompt: Prompt) -> Prompt | None:
+        """The prompt with its media for the draft model's own eyes; None without any, or where
+        they cannot be given."""
+        if self._takes_inputs:
+            return replace(prompt, images=(), videos=())
+        if not prompt.media:
+            return None
+        if self._inputs is not None and prompt.text is not None and self._target_inputs is not None:
+            text = prompt.text
+            for kind, placeholder in self._target_inputs.placeholders.items():
+                text = text.replace(placeholder, self._inputs.placeholders.get(kind, ""))
+            try:
+                return self._inputs.encode(
+                    text,
+                    images=list(prompt.images),
+                    videos=[list(frames) for frames in prompt.videos],
+                    raw=True,
+                )
+            except InputError as error:
+                self._warn(str(error))
+                return None
+        self._warn("the prompt came processed, without its images, and the processors differ")
+        return None
+
+    def _pieces(self, prompt: Prompt) -> Iterator[list[int] | str]:
+        """The prompt's text with what stands in for its media."""
+        tokens, begin = prompt.token_ids.tolist(), 0
+        stand_ins = self._stand_ins(prompt)
+        for span, stand_in in zip(prompt.media, stand_ins, strict=True):
+            yield tokens[begin : span.start]
+            if stand_in:
+                yield stand_in
+            begin = span.stop
+        yield tokens[begin:]
+
+    def _stand_ins(self, prompt: Prompt) -> list[str]:
+        """A text for each span of placeholders; an image of several tiles tells it at the first."""
+        nothing = [""] * len(prompt.media)
+        if self._images != "caption" or self._captions is None or not prompt.media:
+            return nothing
+        if not self._captions.can_tell(prompt):
+            self._warn("the prompt came processed, without its images, so none can be described")
+            return nothing
+        told = self._captions.of(prompt)
+        if len(told) == len(prompt.media):
+            return told
+        return [" ".join(told), *nothing[1:]]
+
+    def _warn(self, why: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning("draft_model: images are left out for the draft model: %s", why)
+
+
+def thinned(media: Sequence[MediaSpan], num_tokens: int, *, share: float) -> list[int]:
+    """Indices of the tokens that stay: all text, and an even `share` of each span, one at least."""
+    kept, begin = list[int](), 0
+    for span in media:
+        kept += range(begin, span.start)
+        length = span.stop - span.start
+        count = max(round(length * share), 1)
+        kept += [span.start + (2 * n + 1) * length // (2 * count) for n in range(count)]
+        begin = span.stop
+    return [*kept, *range(begin, num_tokens)]
+
+
+def takes_same_inputs(draft: PreTrainedConfig, target: PreTrainedConfig) -> bool:
+    """Whether what the target's processor made of an image fits the draft model too: the same
+    family, the same placeholders, the same sizes."""
+    if draft.model_type != target.model_type:
+        return False
+    kinds: tuple[Literal["image", "video"], ...] = ("image", "video")
+    if any(placeholder_ids(draft, kind) != placeholder_ids(target, kind) for kind in kinds):
+        return False
+    return _fields(draft) == _fields(target)
+
+
+def can_see(config: PreTrainedConfig) -> bool:
+    """Whether the model has placeholders for images."""
+    return bool(placeholder_ids(config, "image"))
+
+
+def _fields(config: PreTrainedConfig) -> dict[str, object]:
+    vision = getattr(config, "vision_config", None)
+    own = {name: getattr(config, name, None) for name in _IMAGE_FIELDS}
+    return own | {f"vision.{name}": getattr(vision, name, None) for name in _VISION_FIELDS}

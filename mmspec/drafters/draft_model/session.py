@@ -1,0 +1,166 @@
+"""One request's drafting: its row of the draft model's cache, and how far that has come."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.draft_model.growth import Growth
+from mmspec.drafters.draft_model.prompts import ReadPrompt
+from mmspec.drafters.draft_model.wording import Proposal, Wording
+from mmspec.kv import KVCache
+from mmspec.sampling import DraftGuide
+from mmspec.state import Placement, Prompt, Scores, Verdict
+from mmspec.target import Target
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.draft_model.drafter import BoundDraftModel
+
+_EXPECTED_TOKENS = 256  # a row opens with room for so many beyond its prompt
+
+
+class DraftModelSession:
+    """The cache holds a prompt and the first `num_cached` of the text's ids, and behind them, not
+    committed, what the last proposal wrote. All calls but `start`'s hold the drafter's lock."""
+
+    def __init__(
+        self, drafter: "BoundDraftModel", prompt: Prompt, wording: Wording, guide: DraftGuide
+    ) -> None:
+        self.wording = wording
+        self.guide = guide
+        self.calibration = Calibration()
+        self.num_draws = 0  # from q, over all proposals
+        self.is_closed = False
+        self._drafter = drafter
+        self._prompt: Prompt | None = prompt
+        self._prompt_ids: list[int] = []  # its text alone: what is read again past the context
+        self._placement: Placement | None = None
+        self._num_prompt = 0  # tokens of the cache before ids[0]; < 0 where those left
+        self.num_cached = 0
+        self._written: TokenTree | None = None
+        self._proposal: Proposal | None = None
+
+    # The drafter's calls
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        """Reads the prompt, once: not a part of what a proposal costs."""
+        with self._drafter.lock:
+            self._read_prompt()
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        return self._drafter.propose_together([self], [tokens], budget)[0]
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        """The target's choices tell of every child on the way, scored or not."""
+        if self._proposal is None:
+            return
+        own, buckets, node = self._proposal.tree, self._proposal.buckets, 0
+        self._proposal = None
+        for token in verdict.tokens:
+            for child, parent in enumerate(own.parents):
+                if parent == node and buckets[child] is not None:
+                    self.calibration.observe(buckets[child], own.tokens[child] == token)
+            found = own.child(node, token)
+            if found is None:
+                return
+            node = found
+
+    def close(self) -> None:
+        with self._drafter.lock:
+            self.is_closed = True
+            if self._placement is not None:
+                self._drafter.free(self._placement.row)
+                self._placement = None
+
+    # A proposal, step by step
+
+    @property
+    def placement(self) -> Placement:
+        assert self._placement is not None, "the prompt was not read"
+        return self._placement
+
+    @property
+    def missing(self) -> list[int]:
+        """Ids whose keys are not in the cache; the last is never there, for its logits are what
+        comes next."""
+        return self.wording.ids[self.num_cached :]
+
+    def catch_up(self, tokens: Sequence[int]) -> None:
+        """Keeps what the target took of the last proposal, drops the rest."""
+        self._read_prompt()
+        unchanged = self.wording.read(tokens)
+        written, self._written = self._written, None
+        if not self.wording.ids:
+            return
+        if unchanged < self.num_cached:
+            self.num_cached = unchanged
+            if self._num_prompt + unchanged > 0:
+                self._cache.truncate(self.placement.row, self._num_prompt + unchanged)
+            else:  # back into what has left
+                self._begin_again()
+        elif written is not None:
+            path = _accepted(written, self.missing)
+            self._cache.commit({self.placement.row: path})
+            self.num_cached += len(path)
+        if not self._fits:
+            self._begin_again()
+
+    def remember(self, growth: Growth, proposal: Proposal) -> None:
+        """What a proposal wrote and what it said."""
+        self._written = growth.written.keep(range(growth.num_written))
+        self._proposal = proposal
+
+    @property
+    def _cache(self) -> KVCache:
+        return self._drafter.cache
+
+    @property
+    def _model(self) -> Target:
+        return self._drafter.model
+
+    def _read_prompt(self) -> None:
+        if self._prompt is None:
+            return
+        assert not self.is_closed, "the session is closed"
+        read, self._prompt = self._drafter.prompts.read(self._prompt), None
+        self._prompt_ids = read.text_ids
+        if read.prompt.num_tokens > self._drafter.num_readable:
+            newest = read.text_ids[-(self._drafter.num_readable // 2) :]
+            read = ReadPrompt.of_text(newest)
+        row = self._cache.open(read.prompt.num_tokens + _EXPECTED_TOKENS)
+        try:
+            prefill = self._model.prefill(read.prompt, self._cache, row, keep=read.keep)
+        except Exception:
+            self._drafter.free(row)
+            raise
+        self._placement = prefill.placement
+        self._num_prompt = self._cache.length(row)
+
+    @property
+    def _fits(self) -> bool:
+        """Whether the text's positions, its tree's included, lie within the model's context."""
+        last = self._num_prompt + len(self.wording.ids) + max(self.placement.position_offsets)
+        return last <= self._drafter.num_readable
+
+    def _begin_again(self) -> None:
+        """Past the context the oldest tokens leave, and images with them: the newest half of it is
+        read anew, from position 0 on. That is one more token computed for each that is drafted
+        for, at most, and happens once in half a context."""
+        row, ids = self.placement.row, self.wording.ids
+        text = [*self._prompt_ids, *ids][-(self._drafter.num_readable // 2) :]
+        self._cache.truncate(row, 0)
+        prompt = ReadPrompt.of_text(text[:-1]).prompt
+        self._placement = self._model.prefill(prompt, self._cache, row).placement
+        self.num_cached = len(ids) - 1
+        self._num_prompt = prompt.num_tokens - self.num_cached
+
+
+def _accepted(written: TokenTree, ids: Sequence[int]) -> list[int]:
+    """The written nodes that hold `ids`, in order; never the last id, whose logits are needed."""
+    path: list[int] = []
+    for token in ids[:-1]:
+        node = written.child(path[-1], token) if path else 0
+        if node is None or written.tokens[node] != token:
+            break
+        path.append(node)
+    return path

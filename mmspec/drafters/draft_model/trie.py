@@ -1,0 +1,53 @@
+"""Paths of target ids joined to one tree, with how likely each is."""
+
+from collections.abc import Hashable, Sequence
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.draft_model.wording import Proposal
+from mmspec.tree import TokenTree
+
+_LEVELS = 8  # of belief, told apart by the calibration
+
+
+class PathTrie:
+    """Grows by whole paths below node 0."""
+
+    def __init__(self, root: int, drafter: str) -> None:
+        self._tokens, self._parents, self._chances = [root], [-1], [1.0]
+        self._is_open = [False]  # the last of a path, which what follows might change
+        self._child: dict[tuple[int, int], int] = {}
+        self._drafter = drafter
+
+    def add(self, tokens: Sequence[int], chances: Sequence[float], *, is_open: bool) -> None:
+        """One path; `chances` estimate that it is accepted down to each token, and never grow.
+        With `is_open` the text may go on within its last token."""
+        node = 0
+        for place, (token, chance) in enumerate(zip(tokens, chances, strict=True)):
+            ends_open = is_open and place == len(tokens) - 1
+            child = self._child.get((node, token))
+            if child is None:
+                child = self._child[node, token] = len(self._tokens)
+                self._tokens.append(token)
+                self._parents.append(node)
+                self._chances.append(chance)
+                self._is_open.append(ends_open)
+            self._chances[child] = max(self._chances[child], chance)
+            self._is_open[child] = self._is_open[child] and ends_open
+            node = child
+
+    def proposal(self, calibration: Calibration) -> Proposal:
+        rates: list[float] = [1.0]
+        buckets: list[Hashable] = [None]
+        for node in range(1, len(self._tokens)):
+            belief = self._chances[node] / max(self._chances[self._parents[node]], 1e-9)
+            belief = min(belief, 1.0)
+            bucket = (self._is_open[node], int(belief * (_LEVELS - 0.01)))
+            buckets.append(bucket)
+            rates.append(min(calibration.rate(bucket, belief), 1.0))
+        tree = TokenTree(
+            tuple(self._tokens),
+            tuple(self._parents),
+            tuple(rates),
+            ("", *[self._drafter] * (len(self._tokens) - 1)),
+        )
+        return Proposal(tree, tuple(buckets))

@@ -1,0 +1,88 @@
+"""Two vocabularies whose ids mean the same, as far as both have them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mmspec.errors import ConfigError
+
+_SAME_SHARE = 0.9  # of the smaller tokenizer's ids: fewer in common, and it is another tokenizer
+
+
+@dataclass(frozen=True)
+class SharedVocabulary:
+    """Ids from 0 to `size`; models of one family pad their vocabularies to different sizes."""
+
+    size: int  # ids that both models have
+    readable: int  # ids that the draft model has an embedding for
+    foreign: frozenset[int]  # ids below `readable` that mean something else to the draft model
+    stand_in: int  # what it reads in place of an id that it does not know
+    is_shared: Tensor | None = None  # (size,) bool; None: all are
+
+    def read(self, ids: Iterable[int]) -> list[int]:
+        """The target's ids as the draft model may read them."""
+        return [
+            token if token < self.readable and token not in self.foreign else self.stand_in
+            for token in ids
+        ]
+
+    def crop(self, logits: Tensor) -> Tensor:
+        """(nodes, draft vocab) -> (nodes, size); what only one model knows is never proposed."""
+        cropped = logits[:, : self.size]
+        if self.is_shared is None:
+            return cropped
+        return cropped.masked_fill(~self.is_shared.to(cropped.device), -torch.inf)
+
+
+class SharedTexts:
+    """Reads pieces of a prompt whose ids the draft model shares."""
+
+    def __init__(
+        self, vocabulary: SharedVocabulary, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._tokenizer = tokenizer
+
+    def read_prompt(self, pieces: Sequence[Sequence[int] | str]) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                if self._tokenizer is None:
+                    raise ConfigError("captions need a tokenizer, and neither model has one")
+                piece = self._tokenizer(piece, add_special_tokens=False).input_ids
+            ids += self._vocabulary.read(piece)
+        return ids or [self._vocabulary.stand_in]
+
+
+def shared_vocabulary(
+    target: PreTrainedTokenizerBase | None,
+    draft: PreTrainedTokenizerBase | None,
+    *,
+    target_size: int,
+    draft_size: int,
+    readable: int,
+) -> SharedVocabulary | None:
+    """What both tokenizers have in common, by the text of each id and not by the models' sizes;
+    None where they are different tokenizers. One that is not there is taken to be the other."""
+    size = min(target_size, draft_size)
+    if target is None or draft is None:
+        return SharedVocabulary(size, readable, frozenset(), 0)
+    names, draft_names = (
+        {token: text for text, token in tokenizer.get_vocab().items()}
+        for tokenizer in (target, draft)
+    )
+    if names == draft_names:
+        return SharedVocabulary(size, readable, frozenset(), 0)
+    common = names.keys() & draft_names.keys()
+    same = {token for token in common if names[token] == draft_names[token]}
+    if len(same) < _SAME_SHARE * min(len(names), len(draft_names)):
+        return None
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[[token for token in same if token < size]] = True
+    foreign = frozenset(common - same)
+    known = (draft.unk_token_id, draft.pad_token_id, draft.eos_token_id)
+    stand_in = next((token for token in known if token is not None), 0)
+    return SharedVocabulary(size, readable, foreign, stand_in, mask)
