@@ -9,7 +9,7 @@ from typing import cast
 
 from transformers import PreTrainedModel
 
-from mmspec.config import Config, DrafterConfig, load_config
+from mmspec.config import Config, DecodeConfig, DrafterConfig, load_config
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.none import NoDrafter
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -17,6 +17,8 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.target import Target
+from mmspec.target.attached import Attention
+from mmspec.target.linears import quick_linears
 from mmspec.target.load import Processor, load_model, load_processor, resolve_path
 from mmspec.target.probe import Shape, probe
 from mmspec.tree import TokenTree
@@ -27,6 +29,8 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], Drafter]] = {
     "none": lambda config: NoDrafter(),
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
 }
+_ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
+_PACKED = {"auto": None, "always": True, "never": False}
 _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
     "tree": lambda tree: tree,
     "chain": TokenTree.best_chain,
@@ -75,7 +79,7 @@ def load(
 def _build(
     config: Config, model: PreTrainedModel, processor: Processor | None, drafter: Drafter | None
 ) -> Engine:
-    target, shape = _probed(model) if config.decode.probe else (Target(model), "tree")
+    target, shape = _target(model, config.decode)
     limits = InputLimits(
         max_image_pixels=config.inputs.max_image_pixels,
         max_image_bytes=config.inputs.max_image_bytes,
@@ -103,12 +107,29 @@ def build_drafter(config: DrafterConfig) -> Drafter:
     return DRAFTERS[config.name](config)
 
 
-def _probed(model: PreTrainedModel) -> tuple[Target, Shape]:
-    target, report = probe(model)
+def _target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target, Shape]:
+    """Raises ConfigError for a value that is none of those it may be."""
+    for key, value, expected in (
+        ("attention", config.attention, _ATTENTIONS),
+        ("packed_weights", config.packed_weights, _PACKED),
+    ):
+        if value not in expected:
+            raise ConfigError(f"decode.{key}={value!r}: expected one of {', '.join(expected)}")
+    linears = quick_linears(model, packed=_PACKED[config.packed_weights])
+    if not config.probe:  # nothing was measured: the model's own attention
+        return Target(model, linears=linears), "tree"
+    target, report = probe(model, attention=_ATTENTIONS[config.attention], linears=linears)
     if report.shape != "tree":
         logger.warning(
             "%s does not score token trees as it decodes; drafts are cut to %s",
             type(model).__name__,
             "one path" if report.shape == "chain" else "nothing: plain decoding",
+        )
+    if report.attention_failure:
+        logger.warning(
+            "%s decodes otherwise through mmspec's attention (%s); its own is used, which is "
+            "slower over a long context; decode.attention=model says so from the start",
+            type(model).__name__,
+            report.attention_failure,
         )
     return target, report.shape
