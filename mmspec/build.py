@@ -9,7 +9,7 @@ from typing import cast
 
 from transformers import PreTrainedModel
 
-from mmspec.config import Config, DrafterConfig, DraftModelConfig, load_config
+from mmspec.config import Config, DecodeConfig, DrafterConfig, DraftModelConfig, load_config
 from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
@@ -19,6 +19,8 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.target import Target
+from mmspec.target.attached import Attention
+from mmspec.target.linears import quick_linears
 from mmspec.target.load import Processor, load_model, load_processor, resolve_path
 from mmspec.target.probe import Shape, probe
 from mmspec.tree import TokenTree
@@ -64,6 +66,8 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
     "draft_model": lambda config: load_draft_model(config.draft_model),
 }
+_ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
+_PACKED = {"auto": None, "always": True, "never": False}
 _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
     "tree": lambda tree: tree,
     "chain": TokenTree.best_chain,
@@ -121,7 +125,7 @@ def build_engine(
     """The Engine of a loaded model. `probed` and `controller` are there where an earlier engine of
     the same model has found and learned them."""
     if probed is None:
-        probed = probed_target(model) if config.decode.probe else (Target(model), "tree")
+        probed = probed_target(model, config.decode)
     target, shape = probed
     limits = InputLimits(
         max_image_pixels=config.inputs.max_image_pixels,
@@ -165,12 +169,30 @@ def build_drafters(config: DrafterConfig) -> list[AnyDrafter]:
     return [DRAFTERS[name](config) for name in names]
 
 
-def probed_target(model: PreTrainedModel) -> tuple[Target, Shape]:
-    target, report = probe(model)
+def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target, Shape]:
+    """The model as a target, and what it scores. Raises ConfigError for a value that is none of
+    those it may be."""
+    for key, value, expected in (
+        ("attention", config.attention, _ATTENTIONS),
+        ("packed_weights", config.packed_weights, _PACKED),
+    ):
+        if value not in expected:
+            raise ConfigError(f"decode.{key}={value!r}: expected one of {', '.join(expected)}")
+    linears = quick_linears(model, packed=_PACKED[config.packed_weights])
+    if not config.probe:  # nothing was measured: the model's own attention
+        return Target(model, linears=linears), "tree"
+    target, report = probe(model, attention=_ATTENTIONS[config.attention], linears=linears)
     if report.shape != "tree":
         logger.warning(
             "%s does not score token trees as it decodes; drafts are cut to %s",
             type(model).__name__,
             "one path" if report.shape == "chain" else "nothing: plain decoding",
+        )
+    if report.attention_failure:
+        logger.warning(
+            "%s decodes otherwise through mmspec's attention (%s); its own is used, which is "
+            "slower over a long context; decode.attention=model says so from the start",
+            type(model).__name__,
+            report.attention_failure,
         )
     return target, report.shape

@@ -90,6 +90,8 @@ class DecodeConfig:
     max_nodes: int = 24  # drafted nodes a step, node 0 not among them
     max_rows: int = 8  # requests decoded together
     probe: bool = True  # compare a small tree with plain decoding once, at load
+    attention: str = "auto"  # "auto": mmspec's own where the probe agrees; "model": the model's
+    packed_weights: str = "auto"  # copies for quick score calls on a CPU: auto, always, never
 
 
 @dataclass

@@ -126,7 +126,7 @@ def test_the_fault_is_caught(fault: Patch, family: str, monkeypatch: pytest.Monk
         fault(monkeypatch)
         assert _differs_from_transformers(family)
         return
-    monkeypatch.setattr("mmspec.build._probed", lambda model: (_unprobed(model), "tree"))
+    monkeypatch.setattr("mmspec.build.probed_target", lambda m, _: (_unprobed(m), "tree"))
     fault(monkeypatch)
     assert run_cell(cell).mismatches
 

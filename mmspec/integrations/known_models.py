@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from mmspec.build import build_engine, chosen_drafters, probed_target
-from mmspec.config import Config
+from mmspec.config import Config, DecodeConfig
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.drafters.base import Drafter
 from mmspec.engine import Engine
 from mmspec.target import Target
+from mmspec.target.attached import Attention
 from mmspec.target.masks import MaskRule
 from mmspec.target.probe import Shape
 
@@ -23,7 +24,7 @@ class Known:
     """One model: what the probe saw, by the attention and dtype that it then had, and controllers
     that have learned its costs. Nothing here keeps the model alive."""
 
-    probed: dict[tuple[str | None, torch.dtype], tuple[MaskRule, Shape]] = field(
+    probed: dict[tuple[str | None, torch.dtype, str], tuple[MaskRule, Attention, Shape]] = field(
         default_factory=dict
     )
     controllers: dict[str, Controller] = field(default_factory=dict)
@@ -46,18 +47,20 @@ class KnownModels:
         drafters = chosen_drafters(drafter, config.drafter)
         with self._lock:
             known = self._known.setdefault(model, Known())
-            probed = self._probed(model, known)
+            probed = self._probed(model, known, config.decode)
             name = config.decode.controller
             if name in CONTROLLERS and name not in known.controllers:
                 known.controllers[name] = CONTROLLERS[name]()
         controller = known.controllers.get(name)
         return build_engine(config, model, None, drafters, probed=probed, controller=controller)
 
-    def _probed(self, model: PreTrainedModel, known: Known) -> tuple[Target, Shape]:
+    def _probed(
+        self, model: PreTrainedModel, known: Known, config: DecodeConfig
+    ) -> tuple[Target, Shape]:
         text = model.config.get_text_config(decoder=True)
-        key = (getattr(text, "_attn_implementation", None), model.dtype)
+        key = (getattr(text, "_attn_implementation", None), model.dtype, config.attention)
         if key not in known.probed:
-            target, shape = probed_target(model)
-            known.probed[key] = target.mask_rule, shape
-        rule, shape = known.probed[key]
-        return Target(model, mask_rule=rule), shape
+            target, shape = probed_target(model, config)
+            known.probed[key] = target.mask_rule, target.attachments.attention, shape
+        rule, attention, shape = known.probed[key]
+        return Target(model, mask_rule=rule, attention=attention), shape

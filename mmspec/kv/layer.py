@@ -15,6 +15,7 @@ class WritePlan:
     starts: list[int]  # (batch,) first slot of each row's region
     lengths: list[int]  # (batch,) committed tokens
     counts: list[int]  # (batch,) tokens that the forward writes, the row's padding not counted
+    is_viewed: bool = True  # False: the forward's attention reads the buffers, and needs no view
     _indices: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @property
@@ -77,23 +78,38 @@ class FlatLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Writes (batch, kv_heads, nodes, head_dim) behind each row's committed tokens and returns
-        what attention reads, (batch, kv_heads, columns, head_dim). Lengths stay as they are."""
+        what attention reads, (batch, kv_heads, columns, head_dim), or what was given where nobody
+        reads it. Lengths stay as they are."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self._write(self.keys, key_states), self._write(self.values, value_states)
+        self._write(self.keys, key_states)
+        self._write(self.values, value_states)
+        assert self.plan is not None
+        if not self.plan.is_viewed:
+            return key_states, value_states
+        return self.view(self.keys), self.view(self.values)
 
-    def _write(self, buffer: Tensor, states: Tensor) -> Tensor:
+    def _write(self, buffer: Tensor, states: Tensor) -> None:
         plan = self.plan
         assert plan is not None, "a forward over this cache must run inside `cache.writing(...)`"
         assert states.shape[0] == len(plan.counts) and states.shape[2] == plan.max_count
         if plan.is_single:  # no copy: the row's region is the view
             start, length, count = plan.starts[0], plan.lengths[0], plan.counts[0]
             buffer[start + length : start + length + count] = states[0].transpose(0, 1)
-            return buffer[start : start + length + count].transpose(0, 1).unsqueeze(0)
-        source, destination, view = plan.indices(buffer.device)
+            return
+        source, destination, _ = plan.indices(buffer.device)
         tokens_first = states.transpose(1, 2).flatten(0, 1)
         buffer.index_copy_(0, destination, tokens_first.index_select(0, source))
-        return buffer[view].transpose(1, 2)
+
+    def view(self, buffer: Tensor) -> Tensor:
+        """What a model's own attention reads of `keys` or `values` in this forward: (batch,
+        kv_heads, columns, head_dim), rows padded to the longest."""
+        plan = self.plan
+        assert plan is not None, "a forward over this cache must run inside `cache.writing(...)`"
+        if plan.is_single:  # no copy: the row's region is the view
+            start, stop = plan.starts[0], plan.starts[0] + plan.num_columns
+            return buffer[start:stop].transpose(0, 1).unsqueeze(0)
+        return buffer[plan.indices(buffer.device)[2]].transpose(1, 2)
 
     def resize(self, num_slots: int) -> None:
         """Gives the buffers room for `num_slots`; what they hold stays where it is."""

@@ -6,6 +6,7 @@ from typing import cast
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from mmspec.attention import Reach
 from mmspec.errors import ModelError
 from mmspec.target.masks import LayerKind, MaskRule
 
@@ -33,6 +34,18 @@ def mask_rules(config: PreTrainedConfig) -> tuple[MaskRule, ...]:
     forms = (True,) if len(kinds) > 1 else (False, True)
     known = cast(tuple[LayerKind, ...], kinds)
     return tuple(MaskRule(known, window, chunk, as_dict) for as_dict in forms)
+
+
+def layer_reaches(config: PreTrainedConfig, rule: MaskRule) -> tuple[Reach, ...]:
+    """How far back each of the text model's layers looks, by layer index."""
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or rule.kinds[:1] * text.num_hidden_layers
+    reaches = {
+        "full_attention": Reach(),
+        "sliding_attention": Reach(window=rule.window),
+        "chunked_attention": Reach(chunk=rule.chunk),
+    }
+    return tuple(reaches[kind] for kind in kinds)
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:

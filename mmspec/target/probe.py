@@ -4,9 +4,9 @@
 compared with the model's own decoding of each path, with its own cache, masks and positions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,7 +15,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from mmspec.errors import ModelError
 from mmspec.state import Prompt
+from mmspec.target.attached import Attention
 from mmspec.target.families import mask_rules
+from mmspec.target.linears import Linears
 from mmspec.target.target import Target
 from mmspec.tree import TokenTree
 
@@ -27,6 +29,12 @@ Shape = Literal["tree", "chain", "plain"]
 #    |\
 #    3 4
 _PARENTS = (-1, 0, 0, 1, 1)
+_SHAPES: dict[Shape, Callable[[TokenTree], TokenTree]] = {  # widest first
+    "tree": lambda tree: tree,
+    "chain": TokenTree.best_chain,
+    "plain": lambda tree: TokenTree.root(tree.tokens[0]),
+}
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
 _PREFIX_TOKENS = 24
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # of the logits' standard deviation
 _LOW_PRECISION_TOLERANCE = 0.25
@@ -39,12 +47,18 @@ class ProbeReport:
     shape: Shape  # the widest that agrees: any tree, one path, or node 0 alone
     error: float  # largest logit difference of that shape, in the logits' standard deviations
     tolerance: float
+    attention: Attention = "model"  # "tree": mmspec's own was tried and agrees
+    attention_failure: str = ""  # why it does not, where it was tried
 
 
-def probe(model: PreTrainedModel) -> tuple[Target, ProbeReport]:
+def probe(
+    model: PreTrainedModel, *, attention: Attention = "tree", linears: Linears | None = None
+) -> tuple[Target, ProbeReport]:
     """The model as a Target with the mask rule that fits, and what it was seen to score.
 
-    Raises ModelError if not even one token at a time agrees with the model's own decoding.
+    With `attention="tree"` mmspec's own attention is compared too, and taken if it agrees.
+    `linears` go to the target as they are. Raises ModelError if not even one token at a time
+    agrees with the model's own decoding.
     """
     prompt, tree = _probe_prompt(model)
     # A second, shorter row: ragged batches must hold too.
@@ -53,17 +67,21 @@ def probe(model: PreTrainedModel) -> tuple[Target, ProbeReport]:
     tolerance = _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
     found: list[tuple[Target, ProbeReport]] = []
     failures: list[str] = []
+
+    def finished(target: Target, report: ProbeReport) -> tuple[Target, ProbeReport]:
+        if attention == "tree":
+            candidate = _SHAPES[report.shape](tree)
+            report = _with_tree_attention(target, report, candidate, [prompt, shorter], expected)
+        rule = target.mask_rule
+        made = Target(model, mask_rule=rule, attention=report.attention, linears=linears)
+        return made, report
+
     for rule in mask_rules(model.config):
         target = Target(model, mask_rule=rule)
-        shapes: tuple[tuple[Shape, TokenTree], ...] = (
-            ("tree", tree),
-            ("chain", tree.best_chain()),
-            ("plain", TokenTree.root(tree.tokens[0])),
-        )
-        for shape, candidate in shapes:
+        for shape, cut in _SHAPES.items():
             try:
-                error = _distance(target, [prompt, shorter], candidate, expected)
-            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as e:
+                error = _distance(target, [prompt, shorter], cut(tree), expected)
+            except _FAILURES as e:
                 failures.append(f"{shape}: {type(e).__name__}: {e}")
                 continue
             if error <= tolerance:
@@ -71,13 +89,32 @@ def probe(model: PreTrainedModel) -> tuple[Target, ProbeReport]:
                 break
             failures.append(f"{shape}: off by {error:.2g} standard deviations of the logits")
         if found and found[-1][1].shape == "tree":
-            return found[-1]
+            return finished(*found[-1])
     if not found:
         raise ModelError(
             f"{type(model).__name__} cannot be decoded: scored through mmspec's cache, masks and "
             f"positions its logits differ from its own decoding ({'; '.join(failures)})"
         )
-    return max(found, key=lambda item: item[1].shape == "chain")
+    return finished(*max(found, key=lambda item: item[1].shape == "chain"))
+
+
+def _with_tree_attention(
+    target: Target,
+    report: ProbeReport,
+    tree: TokenTree,
+    prompts: Sequence[Prompt],
+    expected: Sequence[Mapping[tuple[int, ...], Tensor]],
+) -> ProbeReport:
+    """The report of mmspec's own attention, or `report` and why not."""
+    own = Target(target.model, mask_rule=target.mask_rule, attention="tree")
+    try:
+        error = _distance(own, prompts, tree, expected)
+    except _FAILURES as e:
+        return replace(report, attention_failure=f"{type(e).__name__}: {e}")
+    if error > report.tolerance:
+        failure = f"off by {error:.2g} standard deviations of the logits"
+        return replace(report, attention_failure=failure)
+    return replace(report, attention="tree", error=error)
 
 
 def _probe_prompt(model: PreTrainedModel) -> tuple[Prompt, TokenTree]:

@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import encoded
+from mmspec.target.attached import Attachments, Attention
 from mmspec.target.families import mask_rules, refuse_unsupported
+from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
 from mmspec.target.positions import prompt_positions
 from mmspec.tree import TokenTree
@@ -21,15 +23,27 @@ from mmspec.tree import TokenTree
 class Target:
     """The model whose distribution is kept.
 
-    Holds no request's state and changes nothing on the model. `taps` are indices into
-    transformers' `hidden_states` (0 is the embedding, i the output of layer i).
+    Holds no request's state and changes nothing on the model but within a score call, which runs
+    by `attention` and `linears` (see `attached`); prefill is the model's own forward throughout.
+    `taps` are indices into transformers' `hidden_states` (0 is the embedding, i the output of
+    layer i).
     """
 
-    def __init__(self, model: PreTrainedModel, *, mask_rule: MaskRule | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        mask_rule: MaskRule | None = None,
+        attention: Attention = "model",
+        linears: Linears | None = None,
+    ) -> None:
         """Raises ModelError for a model that cannot be decoded (see `families`)."""
         refuse_unsupported(model)
         self.model = model
         self.mask_rule = mask_rule or mask_rules(model.config)[0]
+        self.attachments = Attachments(
+            model, mask_rule=self.mask_rule, attention=attention, linears=linears
+        )
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
         self._lock = threading.Lock()  # forwards of several threads, one after the other
@@ -127,17 +141,20 @@ class Target:
         done = list(written) or [0] * len(trees)
         counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
-        mask = self.mask_rule.build(trees, lengths, self.dtype, written=done)
-        with self._forward(), cache.writing([p.row for p in placements], counts, after=done):
+        with (
+            self._forward(),
+            cache.writing([p.row for p in placements], counts, after=done) as plan,
+            self.attachments.scoring(trees, cache, plan, written=done) as inputs,
+        ):
             output = self.model(
                 input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
                     self.device
                 ),
-                attention_mask=_on_device(mask, self.device),
                 position_ids=_node_positions(trees, lengths, placements, done).to(self.device),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=bool(taps),
+                **inputs,
             )
         return [
             Scores(
@@ -176,11 +193,3 @@ def _node_positions(
     offsets = torch.tensor([placement.position_offsets for placement in placements])
     planes = index + offsets.T.unsqueeze(-1)
     return planes[0] if planes.shape[0] == 1 else planes
-
-
-def _on_device(
-    mask: Tensor | Mapping[str, Tensor], device: torch.device
-) -> Tensor | dict[str, Tensor]:
-    if isinstance(mask, Tensor):
-        return mask.to(device)
-    return {kind: tensor.to(device) for kind, tensor in mask.items()}

@@ -429,7 +429,7 @@ def test_the_model_is_left_as_it_was_found(family: str) -> None:
 def test_a_model_is_probed_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     probes = []
     probe = known_models.probed_target
-    monkeypatch.setattr(known_models, "probed_target", lambda m: probes.append(1) or probe(m))
+    monkeypatch.setattr(known_models, "probed_target", lambda *a: probes.append(1) or probe(*a))
     model = FAMILIES["llama"].build(torch.float64)
     for _ in range(3):
         model.generate(**inputs(), **GREEDY, **OURS)

@@ -1,0 +1,11 @@
+"""Tree attention: a few nodes over a long committed prefix, read where it lies in the KV cache.
+
+`tree_attention` is the one function; its ladder of rungs picks the fastest that can do a call.
+`interface` puts it into a transformers model's text tower for the time of one score call.
+"""
+
+from mmspec.attention.call import RowNodes, TreeCall
+from mmspec.attention.reach import Reach
+from mmspec.attention.tree import tree_attention
+
+__all__ = ["Reach", "RowNodes", "TreeCall", "tree_attention"]

@@ -1,0 +1,116 @@
+"""TreeCall: what the attention of one score call must know beside queries, keys and values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmspec.attention.reach import Reach
+from mmspec.kv import FlatLayer
+
+_MAX_MASK = 2**22  # entries; a longer prefix is attended to without a mask, apart from the tail
+
+
+@dataclass(frozen=True)
+class RowNodes:
+    """One row: its committed tokens, and behind them its tail, which ends with the nodes."""
+
+    start: int  # first slot of the row's region
+    committed: int  # tokens that every node sees, as far as its layer reaches
+    visible: NDArray[np.bool_]  # (nodes, tail): which of the tail each node sees
+    depths: NDArray[np.int64]  # (tail,) position of each tail token - committed
+
+    @property
+    def num_nodes(self) -> int:
+        return self.visible.shape[0]
+
+    @property
+    def num_columns(self) -> int:
+        return self.committed + self.visible.shape[1]
+
+    def first_column(self, reach: Reach) -> int:
+        """The first column that any node sees."""
+        if reach.is_full:
+            return 0
+        positions = self.committed + self.depths[-self.num_nodes :]
+        return min(int(reach.first_visible(positions).min()), self.committed)
+
+    def seen(self, reach: Reach) -> NDArray[np.bool_]:
+        """(nodes, columns from the first visible one on)"""
+        first = self.first_column(reach)
+        prefix = np.ones((self.num_nodes, self.committed - first), dtype=np.bool_)
+        seen = np.concatenate([prefix, self.visible], axis=1)
+        if reach.is_full:
+            return seen
+        tail = self.committed + self.depths
+        columns = np.concatenate([np.arange(first, self.committed), tail])
+        # Windows count positions in the text, not slots: siblings share one.
+        return seen & (columns >= reach.first_visible(tail[-self.num_nodes :])[:, None])
+
+
+class Part(NamedTuple):
+    """Neighbouring slots that the nodes of a row attend to in one piece."""
+
+    first: int
+    stop: int
+    mask: Tensor | None  # additive (group * nodes, slots), the nodes of a head together
+
+
+@dataclass
+class TreeCall:
+    """The rows of one score call, and the masks that its layers share.
+
+    Travels as a keyword through the model's forward into every layer's attention, so that nothing
+    is kept on the model and several threads never meet.
+    """
+
+    rows: Sequence[RowNodes]  # (batch,)
+    layers: Sequence[FlatLayer]  # the cache's, by layer index
+    reaches: Sequence[Reach]  # by layer index
+    _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)
+    _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def parts(self, row: int, reach: Reach, group: int, like: Tensor) -> list[Part]:
+        """What the nodes of a row attend to. The mask is additive, in the dtype and place of
+        `like`, and repeated for the `group` of query heads that share a KV head."""
+        key = (row, reach, group, like.dtype)
+        if key not in self._parts:
+            self._parts[key] = self._cut(self.rows[row], reach, group, like)
+        return self._parts[key]
+
+    def dense_mask(self, reach: Reach, like: Tensor) -> Tensor:
+        """The same as a mask for a model's own attention over the padded view: additive,
+        (batch, 1, nodes, columns). A padding node sees its row's first token alone."""
+        key = (reach, like.dtype)
+        if key not in self._dense:
+            nodes = max(row.num_nodes for row in self.rows)
+            columns = max(row.num_columns for row in self.rows)
+            seen = np.zeros((len(self.rows), 1, nodes, columns), dtype=np.bool_)
+            for index, row in enumerate(self.rows):
+                first = row.first_column(reach)
+                seen[index, 0, : row.num_nodes, first : row.num_columns] = row.seen(reach)
+                seen[index, 0, row.num_nodes :, 0] = True
+            self._dense[key] = _additive(seen, like)
+        return self._dense[key]
+
+    def _cut(self, row: RowNodes, reach: Reach, group: int, like: Tensor) -> list[Part]:
+        first, stop = row.start + row.first_column(reach), row.start + row.num_columns
+        if row.visible.shape == (1, 1):  # node 0 alone sees all from the first visible one on
+            return [Part(first, stop, None)]
+        if not reach.is_full or group * row.num_nodes * (stop - first) <= _MAX_MASK:
+            return [Part(first, stop, _additive(row.seen(reach), like).repeat(group, 1))]
+        border = row.start + row.committed
+        tail = Part(border, stop, _additive(row.visible, like).repeat(group, 1))
+        return [Part(first, border, None), tail]
+
+
+def _additive(seen: NDArray[np.bool_], like: Tensor) -> Tensor:
+    """0 where seen, the dtype's minimum elsewhere: -inf would make NaN of a part that a node does
+    not see at all."""
+    hidden = torch.from_numpy(~seen).to(like.device)
+    mask = like.new_zeros(hidden.shape)
+    return mask.masked_fill_(hidden, torch.finfo(like.dtype).min)

@@ -1,0 +1,108 @@
+"""Tree attention as transformers calls it: a name in its AttentionInterface, attached to a text
+config for the time of one forward."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mmspec.attention.call import TreeCall
+from mmspec.attention.reach import Reach
+from mmspec.attention.rung import LayerRule
+from mmspec.attention.tree import tree_attention
+
+KEYWORD = "tree_call"  # of model.forward; it arrives in every layer's attention
+# Softcap and sinks go into the LayerRule; the others are without meaning for a score call.
+_UNDERSTOOD = frozenset(
+    {
+        "softcap",
+        "s_aux",
+        "cache_position",
+        "is_causal",
+        "logits_to_keep",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "use_cache",
+    }
+)
+
+Output = tuple[Tensor, Tensor | None]
+
+
+@contextmanager
+def attached(config: PreTrainedConfig) -> Iterator[None]:
+    """Within it, the layers of this text config attend by `tree_attention` in every forward that
+    is given a TreeCall; any other forward attends as it did before.
+
+    Sets one attribute of the config (microseconds), and puts it back after an error too.
+    """
+    own = config._attn_implementation
+    config._attn_implementation_internal = _registered(own)
+    try:
+        yield
+    finally:
+        config._attn_implementation_internal = own
+
+
+def _registered(own: str | None) -> str:
+    """The name under which transformers finds tree attention on top of the model's `own`."""
+    name = f"mmspec_over_{own or 'eager'}"
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, partial(_attend, own or "eager"))
+        if own in ALL_MASK_ATTENTION_FUNCTIONS:  # for a forward of the user's own, meanwhile
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    return name
+
+
+def _attend(
+    own: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> Output:
+    """`query` (batch, heads, nodes, head_dim); `key` and `value` (batch, kv_heads, nodes,
+    head_dim) are the new tokens' alone, written to the cache already."""
+    call: TreeCall | None = kwargs.pop(KEYWORD, None)
+    if call is not None:
+        index = cast(int, module.layer_idx)
+        layer, reach = call.layers[index], call.reaches[index]
+        if not dropout and _is_understood(reach, query, key, kwargs):
+            factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+            rule = LayerRule(reach, factor, kwargs.get("softcap"), kwargs.get("s_aux"))
+            return tree_attention(query, layer.keys, layer.values, call=call, rule=rule), None
+        key, value = layer.view(layer.keys), layer.view(layer.values)
+        attention_mask = call.dense_mask(reach, query)
+    own_attention = _own_attention(own, module)
+    options = {"scaling": scaling, "dropout": dropout, **kwargs}
+    return own_attention(module, query, key, value, attention_mask, **options)
+
+
+def _is_understood(reach: Reach, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether the layer asks for nothing but what a LayerRule says."""
+    for name, value in kwargs.items():
+        if name == "sliding_window":
+            if value != reach.window:
+                return False
+        elif value is not None and value is not False and name not in _UNDERSTOOD:
+            return False
+    return query.shape[1] % key.shape[1] == 0 and query.shape[3] == key.shape[3]
+
+
+def _own_attention(own: str, module: nn.Module) -> Callable[..., Output]:
+    if own in ALL_ATTENTION_FUNCTIONS:
+        return ALL_ATTENTION_FUNCTIONS[own]
+    # Eager attention is no entry of the interface: each modeling file has its own.
+    return sys.modules[type(module).__module__].eager_attention_forward

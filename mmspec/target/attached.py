@@ -1,0 +1,90 @@
+"""What mmspec attaches to a model for one score call: tree attention and quick linear layers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mmspec.attention import RowNodes, TreeCall
+from mmspec.attention.interface import KEYWORD, attached
+from mmspec.kv import KVCache, WritePlan
+from mmspec.target.families import layer_reaches
+from mmspec.target.linears import Linears
+from mmspec.target.masks import MaskRule
+from mmspec.tree import TokenTree
+
+Attention = Literal["tree", "model"]
+ForwardInputs = dict[str, Tensor | dict[str, Tensor] | TreeCall]
+
+
+class Attachments:
+    """Attached in one `with` for one forward, and taken off again after an error too: between two
+    forwards the model is as it was found, whoever calls it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        mask_rule: MaskRule,
+        attention: Attention = "model",
+        linears: Linears | None = None,
+    ) -> None:
+        """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask."""
+        self.attention = attention
+        self.linears = linears
+        self._model = model
+        self._mask_rule = mask_rule
+        self._text_config = model.config.get_text_config(decoder=True)
+        self._reaches = layer_reaches(model.config, mask_rule)
+
+    @contextmanager
+    def scoring(
+        self,
+        trees: Sequence[TokenTree],
+        cache: KVCache,
+        plan: WritePlan,
+        *,
+        written: Sequence[int],
+    ) -> Iterator[ForwardInputs]:
+        """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
+        keys are there already; yields the keywords that it needs for it."""
+        dtype, device = self._model.dtype, self._model.device
+        with nullcontext() if self.linears is None else self.linears.attached():
+            if self.attention == "model":
+                lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
+                mask = self._mask_rule.build(trees, lengths, dtype, written=written)
+                yield {"attention_mask": _on_device(mask, device)}
+                return
+            plan.is_viewed = False
+            with attached(self._text_config):
+                # A mask of the right form, so that the model makes none of its own.
+                mask = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
+                kinds = self._mask_rule.kinds
+                yield {
+                    "attention_mask": dict.fromkeys(kinds, mask)
+                    if self._mask_rule.as_dict
+                    else mask,
+                    KEYWORD: self._tree_call(trees, cache, plan, written),
+                }
+
+    def _tree_call(
+        self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan, written: Sequence[int]
+    ) -> TreeCall:
+        placed = zip(trees, plan.starts, plan.lengths, written, strict=True)
+        rows = [
+            RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
+            for tree, start, end, old in placed
+        ]
+        return TreeCall(rows, cache.flat_layers, self._reaches)
+
+
+def _on_device(
+    mask: Tensor | dict[str, Tensor], device: torch.device
+) -> Tensor | dict[str, Tensor]:
+    if isinstance(mask, Tensor):
+        return mask.to(device)
+    return {kind: tensor.to(device) for kind, tensor in mask.items()}

@@ -1,0 +1,123 @@
+"""Linear layers that are quick at the few rows of a score call, for float32 on an x86 CPU.
+
+Measured there (docs/cpu.md): `F.linear` at one row reaches half of the memory's speed, and at 4
+to 16 rows costs as much as at 32. A product from the left by two columns, and oneDNN with weights
+packed for it, do not.
+"""
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_MIN_WEIGHTS = 100_000  # smaller matrices stay in the CPU's own cache, where F.linear is as quick
+_MAX_ROWS = 64  # above, all ways come together
+_MAX_AUTO_BYTES = 2 * 2**30
+Forward = Callable[[Tensor], Tensor]
+
+
+class Linears:
+    """The text tower's large linear layers and its head, with another `forward` while attached.
+
+    Their parameters stay what they are. A packed copy is made at the first call of 3 rows or more
+    and again when its weight has changed since (an adapter merged, training).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, packed: bool = True) -> None:
+        """`packed` allows a packed copy of the weights, as large as they are."""
+        self._forwards = [
+            (module, _QuickLinear(module, packed=packed)) for module in _eligible(model)
+        ]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the packed copies, once all are made."""
+        return sum(module.weight.nbytes for module, _ in self._forwards)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within it, the layers compute by their quick forwards."""
+        if torch.is_autocast_enabled("cpu"):
+            yield
+            return
+        taken = [item for item in self._forwards if "forward" not in item[0].__dict__]
+        try:
+            for module, forward in taken:  # __dict__: nn.Module's own setattr takes a microsecond
+                module.__dict__["forward"] = forward
+            yield
+        finally:
+            for module, _ in taken:
+                module.__dict__.pop("forward", None)
+
+
+def quick_linears(model: PreTrainedModel, *, packed: bool | None = None) -> Linears | None:
+    """Linears for a model that gains from them, or None. `packed` None packs up to 2 GiB."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    if not torch.backends.mkldnn.is_available():
+        return None
+    size = sum(module.weight.nbytes for module in _eligible(model))
+    if not size:
+        return None
+    return Linears(model, packed=size <= _MAX_AUTO_BYTES if packed is None else packed)
+
+
+class _QuickLinear:
+    """One layer's forward: (..., in_features) -> (..., out_features)."""
+
+    def __init__(self, module: nn.Linear, *, packed: bool) -> None:
+        self._module = module
+        self._may_pack = packed
+        self._packed: Tensor | None = None
+        self._packed_from: tuple[int, int] | None = None  # the weight's address and version
+
+    def __call__(self, states: Tensor) -> Tensor:
+        weight, bias = self._module.weight, self._module.bias
+        rows = states.numel() // states.shape[-1]
+        if states.dtype != torch.float32 or rows > _MAX_ROWS or not rows:
+            return F.linear(states, weight, bias)
+        if rows <= 2:
+            return _from_the_left(states, weight, bias)
+        if not self._may_pack:
+            return F.linear(states, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(states, self._pack(weight), bias, "none", [], "")
+
+    def _pack(self, weight: Tensor) -> Tensor:
+        source = (weight.data_ptr(), weight._version)
+        if self._packed is None or self._packed_from != source:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+            self._packed_from = source
+        return self._packed
+
+
+def _from_the_left(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One or two rows as two columns: a matrix-vector product reads memory at half the speed."""
+    rows = states.reshape(-1, states.shape[-1])
+    two = rows if rows.shape[0] == 2 else torch.cat([rows, rows])
+    product = torch.mm(weight, two.T)[:, : rows.shape[0]]
+    out = product.T.reshape(*states.shape[:-1], -1)
+    return out if bias is None else out + bias
+
+
+def _eligible(model: PreTrainedModel) -> list[nn.Linear]:
+    """Plain float32 layers on the CPU, without a forward of somebody else's (accelerate)."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    modules = [*decoder.modules(), *([] if head is None else [head])]
+    return [m for m in dict.fromkeys(modules) if type(m) is nn.Linear and _is_plain(m)]
+
+
+def _is_plain(module: nn.Linear) -> bool:
+    weight = module.weight
+    return (
+        type(weight) is nn.Parameter
+        and weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and weight.numel() >= _MIN_WEIGHTS
+        and weight.is_contiguous()
+        and not weight.is_inference()
+        and "forward" not in module.__dict__
+    )
