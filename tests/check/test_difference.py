@@ -223,7 +223,7 @@ def test_stress_makes_trees_of_true_and_wrong_tokens() -> None:
     stress = Stress(100)
     prompt = Prompt(torch.arange(3, 9))
     stress.tell(prompt, range(20, 60))
-    session = stress.start(prompt, None)  # type: ignore[arg-type]
+    session = stress.start(prompt, None, None)  # type: ignore[arg-type]
     trees = [session.propose([*range(3, 9), *range(20, 20 + n)], 24) for n in range(1, 30)]
     for tree in trees:
         tree.check_integrity(100)
