@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 from mmspec.cli import app
 from mmspec.training.tiny.build import build_model, build_processor
 
-QUICK = ("--pairs", 2, "--max-new-tokens", 16, "--num-prompts", 2, "--force")
+QUICK = ("--pairs", 2, "--max-new-tokens", 12, "--num-prompts", 2, "--force")
 
 
 def bench(*words: object) -> Result:
