@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mmspec.bench.methods import PLAIN, Method, standard_methods
 from mmspec.bench.ours import Ours
@@ -81,13 +82,31 @@ def build_lineup(
                 refused[method.name] = str(error)
         else:
             peer = peer or load_model(**where)
-            runners[method.name] = Peer(method, peer, _assistant(method, where))
+            assistance = _assistance(method, where, peer, base.inputs.tokenizer)
+            runners[method.name] = Peer(method, peer, assistance)
     return Lineup(
         runners, refused, plain, base.inputs, base.target.max_positions, str(ours.dtype)[6:]
     )
 
 
-def _assistant(method: Method, where: dict[str, object]) -> PreTrainedModel | None:
+def _assistance(
+    method: Method,
+    where: dict[str, Any],
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, object]:
+    """What generate needs for assisted generation: the draft model, and both tokenizers where the
+    vocabularies differ in size, which is how it tells one tokenizer from another."""
     if method.draft_model is None:
-        return None
-    return load_model(**{**where, "path": resolve_path(method.draft_model)})  # type: ignore[arg-type]
+        return {}
+    where = {**where, "path": resolve_path(method.draft_model), "revision": None}
+    model = load_model(**where)
+    if _vocab_size(model) == _vocab_size(target):
+        return {"assistant_model": model}
+    processor = load_processor(where["path"], trust_remote_code=where["trust_remote_code"])
+    own = getattr(processor, "tokenizer", processor)
+    return {"assistant_model": model, "tokenizer": tokenizer, "assistant_tokenizer": own}
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    return model.config.get_text_config(decoder=True).vocab_size

@@ -1,5 +1,6 @@
 """transformers' own generate, timed. The model is a load that mmspec never touches."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,12 +16,11 @@ class Peer:
     """One method of transformers."""
 
     def __init__(
-        self, method: Method, model: PreTrainedModel, assistant: PreTrainedModel | None = None
+        self, method: Method, model: PreTrainedModel, assistance: Mapping[str, object]
     ) -> None:
+        """`assistance`: further arguments of generate, for its assisted generation."""
         self._model = model
-        self._options = dict(method.options)
-        if assistant is not None:
-            self._options["assistant_model"] = assistant
+        self._options = {**method.options, **assistance}
 
     def run(self, prompt: Prompt, max_new_tokens: int) -> Run:
         """Greedy, at most `max_new_tokens`."""

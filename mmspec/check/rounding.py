@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from mmspec.state import Prompt
 
 _ROWS = 8
-_SAFETY = 4.0  # a tree is another shape than _ROWS rows, its places other ones than those measured
+_SAFETY = 3.0  # a tree is another shape than _ROWS rows, its places other ones than those measured
 _LEAST_ULPS = 4.0  # of the largest logit: where both forwards happen to round alike
 _LONGEST = 48  # tokens that are decoded again
 
@@ -23,7 +23,7 @@ _LONGEST = 48  # tokens that are decoded again
 def rounding_bound(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]) -> float:
     """The largest difference of a logit that rounding explains, in logits.
 
-    `tokens` (generated,) are what the model said after the prompt. 4 times the largest difference
+    `tokens` (generated,) are what the model said after the prompt. 3 times the largest difference
     that was measured, and at least 4 units in the last place of the largest logit.
     """
     kept = tuple(tokens[:_LONGEST])

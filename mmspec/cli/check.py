@@ -49,7 +49,7 @@ def check(
         Path | None, typer.Option(help="A file of prompts: JSONL, or text with one a line.")
     ] = None,
     image: Annotated[
-        list[str] | None, typer.Option(help="An image for each --prompt; may be repeated.")
+        list[str] | None, typer.Option(help="An image for every --prompt; may be repeated.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     seeds: Annotated[int, typer.Option(min=0, help="Sampled runs, with seeds 1, 2, ...")] = 3,

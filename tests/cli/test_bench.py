@@ -1,13 +1,15 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from mmspec.cli import app
-from mmspec.training.tiny.build import build_model, build_processor
 
-QUICK = ("--pairs", 2, "--max-new-tokens", 16, "--num-prompts", 2, "--force")
+QUICK = ("--pairs", 2, "--max-new-tokens", 12, "--num-prompts", 2, "--force")
 
 
 def bench(*words: object) -> Result:
@@ -62,32 +64,44 @@ def test_a_run_from_prompts_to_table_and_file(vlm: Path, prompts: Path, tmp_path
     assert rows["transformers assisted"]["acceptance_length"] > 1.5
 
 
-def test_a_peer_that_refuses_images_is_a_row_with_its_reason(vlm: Path, tmp_path: Path) -> None:
-    """transformers' assisted generation hands a text-only draft model the picture."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    text_only = tmp_path / "text"
-    vocab_size = build_model("nano").config.text_config.vocab_size
-    config = LlamaConfig(vocab_size=vocab_size, hidden_size=32, intermediate_size=32,
-                         num_hidden_layers=1, num_attention_heads=2)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(text_only)
-    build_processor().tokenizer.save_pretrained(text_only)
-    from PIL import Image
-
+def test_what_a_peer_refuses_is_a_row_with_its_reason(vlm: Path, tmp_path: Path) -> None:
+    """transformers' prompt lookup takes no static cache; a picture goes to the others."""
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     (tmp_path / "mine.jsonl").write_text('{"prompt": "What?", "image": "red.png"}')
     out = tmp_path / "bench.json"
+    static = "static: prompt_lookup_num_tokens=5 cache_implementation=static"
     run = bench(
-        vlm, "--prompts", tmp_path / "mine.jsonl", *QUICK, "--draft-model", text_only, "--out", out,
+        vlm, "--prompts", tmp_path / "mine.jsonl", *QUICK, "--peer", static, "--out", out,
         "--drafter", "prompt_lookup",
     )  # fmt: skip
     assert run.exit_code == 0, run.stdout + run.stderr
     rows = {row["method"]: row for row in json.loads(out.read_text())["tasks"][0]["rows"]}
-    told = rows["transformers assisted"]["refused"]
-    if told is not None:  # it may learn to one day
-        assert "Error" in told
-        assert "refused" in run.stdout and "refused: transformers assisted (prompts)" in run.stdout
+    assert rows["transformers static"]["refused"].startswith("ValueError: assisted generate is not")
+    assert "refused: transformers static (prompts): ValueError: assisted" in run.stdout
     assert rows["mmspec prompt_lookup"]["identical"] == 1
+
+
+def test_a_draft_model_with_another_tokenizer_gets_both(
+    scripted: Callable[[str], Path], prompts: Path, tmp_path: Path
+) -> None:
+    """transformers' universal assisted generation: here a draft model with a few more tokens."""
+    target, drafter = scripted("QUICK fox"), tmp_path / "drafter"
+    model = AutoModelForCausalLM.from_pretrained(target)
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    tokenizer.add_tokens(["quick", "fox"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(drafter)
+    tokenizer.save_pretrained(drafter)
+    prompts.write_text('{"prompt": "QUICK fox; what?"}')
+    out = tmp_path / "bench.json"
+    run = bench(
+        target, "--prompts", prompts, *QUICK, "--draft-model", drafter, "--out", out,
+        "--drafter", "prompt_lookup",
+    )  # fmt: skip
+    assert run.exit_code == 0, run.stdout + run.stderr
+    rows = {row["method"]: row for row in json.loads(out.read_text())["tasks"][0]["rows"]}
+    assert rows["transformers assisted"]["refused"] is None
+    assert rows["transformers assisted"]["identical"] == 1
 
 
 def test_without_peers_the_reference_is_our_plain_decoding(vlm: Path, prompts: Path) -> None:
