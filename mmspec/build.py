@@ -79,7 +79,7 @@ def load(
 def _build(
     config: Config, model: PreTrainedModel, processor: Processor | None, drafter: Drafter | None
 ) -> Engine:
-    target, shape = _target(model, config.decode)
+    target, shape = _probed(model, config.decode)
     limits = InputLimits(
         max_image_pixels=config.inputs.max_image_pixels,
         max_image_bytes=config.inputs.max_image_bytes,
@@ -107,7 +107,7 @@ def build_drafter(config: DrafterConfig) -> Drafter:
     return DRAFTERS[config.name](config)
 
 
-def _target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target, Shape]:
+def _probed(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target, Shape]:
     """Raises ConfigError for a value that is none of those it may be."""
     for key, value, expected in (
         ("attention", config.attention, _ATTENTIONS),
