@@ -1,17 +1,26 @@
 """The exactness matrix can fail: each of these faults, put into the code, is caught by a cell."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from matrix import Cell, run_cell
+from families import FAMILIES, prompt_inputs
+from matrix import Cell, model_of, run_cell
 from torch import Tensor
 
 import mmspec.sampling
 import mmspec.target.target
+from mmspec.attention import Reach, RowNodes, TreeCall
+from mmspec.attention.call import Part
+from mmspec.engine import Engine
+from mmspec.errors import ModelError
 from mmspec.kv import KVCache
 from mmspec.row import Row
 from mmspec.state import Placement, Scores, Verdict
+from mmspec.target import Target
+from mmspec.target.attached import Attention
+from mmspec.target.probe import probe
 from mmspec.tree import TokenTree
 from mmspec.verify import Verifier
 
@@ -46,6 +55,43 @@ def prefix_is_cut(patch: pytest.MonkeyPatch) -> None:
         return masks
 
     patch.setattr(rule, "build", shorter)
+    prefix_is_cut_in_tree_attention(patch)
+
+
+def prefix_is_cut_in_tree_attention(patch: pytest.MonkeyPatch) -> None:
+    """Wrong slots: the row's first token is not seen."""
+    first = RowNodes.first_column
+
+    def later(self: RowNodes, reach: Reach) -> int:
+        return min(first(self, reach) + 1, self.committed)
+
+    patch.setattr(RowNodes, "first_column", later)
+
+
+def rows_read_the_first_rows_slots(patch: pytest.MonkeyPatch) -> None:
+    """Wrong slots: every row attends to the region of the row that was opened first."""
+    right = TreeCall._cut
+
+    def wrong(self: TreeCall, row: RowNodes, reach: Reach, group: int, like: Tensor) -> list[Part]:
+        return right(self, replace(row, start=self.rows[0].start), reach, group, like)
+
+    patch.setattr(TreeCall, "_cut", wrong)
+
+
+def groups_are_shuffled(patch: pytest.MonkeyPatch) -> None:
+    """Wrong fold: the mask is laid out as if the nodes' heads lay side by side."""
+    right = TreeCall.parts
+
+    def wrong(self: TreeCall, row: int, reach: Reach, group: int, like: Tensor) -> list[Part]:
+        nodes = self.rows[row].num_nodes
+        return [
+            part._replace(mask=part.mask[:nodes].repeat_interleave(group, 0))
+            if part.mask is not None
+            else part
+            for part in right(self, row, reach, group, like)
+        ]
+
+    patch.setattr(TreeCall, "parts", wrong)
 
 
 def positions_count_nodes(patch: pytest.MonkeyPatch) -> None:
@@ -106,6 +152,11 @@ def noise_is_the_steps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mmspec.sampling, "gumbel", wrong)
 
 
+TREE_ATTENTION_FAULTS: tuple[Patch, ...] = (
+    prefix_is_cut_in_tree_attention,
+    rows_read_the_first_rows_slots,
+    groups_are_shuffled,
+)
 FAULTS: tuple[Patch, ...] = (
     siblings_see_each_other,
     prefix_is_cut,
@@ -126,9 +177,37 @@ def test_the_fault_is_caught(fault: Patch, family: str, monkeypatch: pytest.Monk
         fault(monkeypatch)
         assert _differs_from_transformers(family)
         return
-    monkeypatch.setattr("mmspec.build.probed_target", lambda m, _: (_unprobed(m), "tree"))
-    fault(monkeypatch)
+    for attention in ("tree", "model"):
+        with monkeypatch.context() as patch:
+            target = _unprobed(model_of(family, "float64"), attention)
+            patch.setattr("mmspec.build.probed_target", lambda *_, target=target: (target, "tree"))
+            fault(patch)
+            assert run_cell(cell).mismatches, f"attention={attention}"
+
+
+def test_shuffled_groups_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell("llama", "adversary", "t1", 3, "text")
+    assert not run_cell(cell).mismatches
+    target = _unprobed(model_of("llama", "float64"), "tree")
+    monkeypatch.setattr("mmspec.build.probed_target", lambda *_: (target, "tree"))
+    groups_are_shuffled(monkeypatch)
     assert run_cell(cell).mismatches
+
+
+@pytest.mark.parametrize("fault", TREE_ATTENTION_FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_of_tree_attention_steps_down_to_the_models_own(
+    fault: Patch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama", "float64")
+    assert probe(model)[1].attention == "tree"
+    fault(monkeypatch)
+    target, report = probe(model)
+    assert (report.shape, report.attention, target.attachments.attention) == (
+        "tree",
+        "model",
+        "model",
+    )
+    assert report.attention_failure.startswith("off by")
 
 
 @pytest.mark.parametrize(
@@ -139,11 +218,6 @@ def test_the_fault_is_caught(fault: Patch, family: str, monkeypatch: pytest.Monk
 def test_the_probe_finds_faults_of_the_model_at_load(
     fault: Patch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from matrix import model_of
-
-    from mmspec.errors import ModelError
-    from mmspec.target.probe import probe
-
     model = model_of("llama", "float64")
     assert probe(model)[1].shape == "tree"
     fault(monkeypatch)
@@ -154,20 +228,15 @@ def test_the_probe_finds_faults_of_the_model_at_load(
     assert shape != "tree"
 
 
-def _unprobed(model: object) -> object:
-    from mmspec.target import Target
-
-    return Target(model)  # type: ignore[arg-type]
+def _unprobed(model: object, attention: Attention = "model") -> Target:
+    return Target(model, attention=attention)  # type: ignore[arg-type]
 
 
 def _differs_from_transformers(family: str) -> bool:
-    from families import FAMILIES, prompt_inputs
-    from matrix import model_of
-
-    from mmspec.engine import Engine
-
     model = model_of(family, "float64")
     inputs = prompt_inputs(FAMILIES[family], "text", num_text_tokens=20)
     expected = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, 20:].tolist()
-    engine = Engine(_unprobed(model), None)  # type: ignore[arg-type]
-    return list(engine.generate(inputs, max_new_tokens=16, temperature=0.0).tokens) != expected
+    attentions: tuple[Attention, ...] = ("tree", "model")
+    engines = [Engine(_unprobed(model, attention), None) for attention in attentions]
+    texts = [e.generate(inputs, max_new_tokens=16, temperature=0.0).tokens for e in engines]
+    return all(list(text) != expected for text in texts)

@@ -35,8 +35,8 @@ class Linears:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the packed copies, once all are made."""
-        return sum(module.weight.nbytes for module, _ in self._forwards)
+        """Bytes of the packed copies that there are."""
+        return sum(forward.num_bytes for _, forward in self._forwards)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -74,6 +74,10 @@ class _QuickLinear:
         self._may_pack = packed
         self._packed: Tensor | None = None
         self._packed_from: tuple[int, int] | None = None  # the weight's address and version
+
+    @property
+    def num_bytes(self) -> int:
+        return 0 if self._packed is None else self._module.weight.nbytes
 
     def __call__(self, states: Tensor) -> Tensor:
         weight, bias = self._module.weight, self._module.bias

@@ -1,0 +1,175 @@
+"""What a score call costs by nodes and context: a tree of n nodes beside node 0 alone.
+
+    python scripts/bench_score.py --out build/score.json
+    python scripts/bench_score.py --model tiny-vlm --contexts 128 1024 4096
+
+Without `--model` a random Llama (8 layers, hidden 512, 8 heads over 2 KV heads) is scored. Two
+ways are compared: mmspec's (tree attention, quick linear layers) and the model's own attention
+with a mask. In each round every call is made once, one after the other, in an order that turns;
+ratios are within a round, intervals a 95% bootstrap of their median. Time is the wall clock, or
+with `--cpu-time` (one thread) this thread's, which another process does not count in.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from bench_copying import interval
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import mmspec
+from mmspec.kv import KVCache
+from mmspec.state import Placement, Prompt
+from mmspec.target import Target
+from mmspec.target.linears import quick_linears
+from mmspec.tree import TokenTree
+
+WAYS = ("mmspec", "model")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One context: milliseconds of each call by (way, nodes), a number a round."""
+
+    context: int
+    samples_ms: dict[str, dict[int, list[float]]]
+
+    def median_ms(self, way: str, nodes: int) -> float:
+        return statistics.median(self.samples_ms[way][nodes])
+
+    def ratios(self, above: tuple[str, int], below: tuple[str, int]) -> list[float]:
+        pairs = (self.samples_ms[way][nodes] for way, nodes in (above, below))
+        return [a / b for a, b in zip(*pairs, strict=True)]
+
+
+def random_llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def tree_of(nodes: int) -> TokenTree:
+    """A binary tree; which tokens it holds costs nothing."""
+    parents = (-1, *[node // 2 for node in range(nodes - 1)])
+    return TokenTree(
+        tuple(range(10, 10 + nodes)), parents, (1.0,) * nodes, ("", *["bench"] * (nodes - 1))
+    )
+
+
+def measure(
+    targets: dict[str, Target],
+    context: int,
+    nodes: Sequence[int],
+    *,
+    rounds: int,
+    clock: Callable[[], float],
+) -> Row:
+    cache, placement = _prefilled(targets["model"], context, max(nodes))
+    calls = [(way, count) for way in WAYS for count in nodes]
+    samples: dict[str, dict[int, list[float]]] = {w: {n: [] for n in nodes} for w in WAYS}
+    for turn in range(-1, rounds):  # the first round pays for what it packs and is not counted
+        first = turn % len(calls)
+        for way, count in [*calls[first:], *calls[:first]]:
+            tree = tree_of(count)
+            start = clock()
+            targets[way].score([tree], cache, [placement])
+            spent = 1000 * (clock() - start)
+            if turn >= 0:
+                samples[way][count].append(spent)
+    return Row(context, samples)
+
+
+def _prefilled(target: Target, context: int, nodes: int) -> tuple[KVCache, Placement]:
+    generator = torch.Generator().manual_seed(1)
+    prompt = Prompt(torch.randint(4, target.vocab_size, (context,), generator=generator))
+    cache = target.new_cache()
+    return cache, target.prefill(prompt, cache, cache.open(context + nodes)).placement
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="folder, hub name or bundled name; default: random Llama")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024, 4096, 16_384])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("build/score.json"))
+    arguments = parser.parse_args()
+    if arguments.cpu_time and arguments.threads != 1:
+        parser.error("--cpu-time counts one thread; add --threads 1")
+    torch.set_num_threads(arguments.threads)
+    if arguments.model:
+        engine = mmspec.load(arguments.model, dtype="float32", overrides=["decode.attention=model"])
+        model, rule = engine.target.model, engine.target.mask_rule
+    else:
+        model, rule = random_llama(), None
+    targets = {
+        "mmspec": Target(model, mask_rule=rule, attention="tree", linears=quick_linears(model)),
+        "model": Target(model, mask_rule=rule),
+    }
+    clock = time.thread_time if arguments.cpu_time else time.perf_counter
+    load = os.getloadavg()[0]
+    nodes = sorted({1, *arguments.nodes})
+    rows = [
+        measure(targets, context, nodes, rounds=arguments.rounds, clock=clock)
+        for context in arguments.contexts
+    ]
+    table = Table(
+        "context", "nodes", "ms", "of node 0 alone", "95%", "model's own, ms", "of node 0",
+        "own / mmspec",
+    )  # fmt: skip
+    for row in rows:
+        for count in nodes:
+            ratios = row.ratios(("mmspec", count), ("mmspec", 1))
+            low, high = interval(ratios)
+            table.add_row(
+                f"{row.context}",
+                f"{count}",
+                f"{row.median_ms('mmspec', count):.2f}",
+                f"[bold]{statistics.median(ratios):.2f}[/]",
+                f"{low:.2f}-{high:.2f}",
+                f"{row.median_ms('model', count):.2f}",
+                f"{statistics.median(row.ratios(('model', count), ('model', 1))):.2f}",
+                f"{statistics.median(row.ratios(('model', count), ('mmspec', count))):.2f}",
+            )
+    report = {
+        "model": Path(arguments.model).name if arguments.model else "random llama, 8 x 512, GQA 4",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "threads": arguments.threads,
+        "clock": "thread" if arguments.cpu_time else "wall",
+        "load_before": load,
+        "rows": [asdict(row) for row in rows],
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{arguments.rounds} rounds, {arguments.threads} threads, load before {load:.2f}; "
+        f"written to {arguments.out}"
+    )
+
+
+if __name__ == "__main__":
+    main()
