@@ -36,11 +36,8 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: of a model that accelerate spread over several devices, or keeps
-        elsewhere between forwards, the place that its embedding is computed at."""
-        embedding = self.model.get_input_embeddings()
-        place = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-        return self.model.device if place is None else torch.device(place)
+        """Where token ids go."""
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,6 +141,14 @@ class Target:
     def _forward(self) -> Iterator[None]:
         with self._lock, torch.no_grad():
             yield
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model's embedding is computed: with accelerate, which spreads models over devices
+    and keeps weights elsewhere between forwards, this is not where its parameters lie."""
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    place = getattr(hook, "execution_device", None)
+    return model.device if place is None else torch.device(place)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
