@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+import torch
 from transformers import PreTrainedModel
 
 from mmspec.config import Config, DecodeConfig, DrafterConfig, DraftModelConfig, load_config
@@ -21,7 +22,14 @@ from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.target import Target
 from mmspec.target.attached import Attention
 from mmspec.target.linears import quick_linears
-from mmspec.target.load import Processor, load_model, load_processor, resolve_path
+from mmspec.target.load import (
+    Processor,
+    adapter_base,
+    load_model,
+    load_processor,
+    resolve_path,
+    transformers_model,
+)
 from mmspec.target.probe import Shape, probe
 from mmspec.tree import TokenTree
 
@@ -76,7 +84,7 @@ _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
 
 
 def load(
-    model: str | Path | PreTrainedModel | None = None,
+    model: str | Path | torch.nn.Module | None = None,
     processor: Processor | None = None,
     *,
     config: str | Path | Config | None = None,
@@ -87,7 +95,8 @@ def load(
     drafter: str | AnyDrafter | Sequence[AnyDrafter] | None = None,
 ) -> Engine:
     """An Engine for a folder, a hub name, a bundled model's name ("tiny-vlm"), or a model and
-    processor that are loaded already.
+    processor that are loaded already: a transformers model (quantised or spread over devices, as
+    transformers loads it), or a peft model round one, whose active adapters hold.
 
     `drafter` is a name, several joined by "+" whose trees are verified together, "none", or
     drafter objects.
@@ -98,17 +107,18 @@ def load(
     settings.model.dtype = dtype or settings.model.dtype
     settings.model.device = device or settings.model.device
     settings.model.device_map = device_map or settings.model.device_map
-    if isinstance(model, PreTrainedModel):
-        loaded = model
+    if isinstance(model, torch.nn.Module):
+        loaded = transformers_model(model)
     else:
         where = asdict(settings.model)
         path = where["path"] = resolve_path(str(model) if model else settings.model.path)
         loaded = load_model(**where)
-        processor = processor or load_processor(
-            path,
-            trust_remote_code=settings.model.trust_remote_code,
-            revision=settings.model.revision,
-        )
+        for place in filter(None, (path, adapter_base(path))):
+            processor = processor or load_processor(
+                place,
+                trust_remote_code=settings.model.trust_remote_code,
+                revision=settings.model.revision,
+            )
     drafters = chosen_drafters(drafter, settings.drafter)
     return build_engine(settings, loaded, processor, drafters)
 

@@ -49,10 +49,11 @@ class Attachments:
         plan: WritePlan,
         *,
         written: Sequence[int],
+        device: torch.device,
     ) -> Iterator[ForwardInputs]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields the keywords that it needs for it."""
-        dtype, device = self._model.dtype, self._model.device
+        dtype = self._model.dtype
         with nullcontext() if self.linears is None else self.linears.attached():
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]

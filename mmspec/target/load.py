@@ -20,8 +20,9 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.utils import is_peft_available
 
-from mmspec.errors import ConfigError, ModelError
+from mmspec.errors import ConfigError, MissingExtraError, ModelError
 
 Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
@@ -56,10 +57,26 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """Loads safetensors weights, never pickles; remote code only if asked for.
+    """Loads safetensors weights, never pickles; remote code only if asked for. Of a folder that
+    holds an adapter, the base model that it names, with the adapter in it (peft).
 
-    `device="auto"` is the GPU where there is one. Raises ModelError or ConfigError.
+    `device="auto"` is the GPU where there is one. Raises ModelError, ConfigError, or
+    MissingExtraError for an adapter without peft.
     """
+    base = adapter_base(path)
+    if base is not None:
+        model = load_model(
+            base,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+        with _explained(path):
+            model.load_adapter(path)
+        return model.eval()
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype={dtype!r}: expected one of {', '.join(_DTYPES)}")
     place = _device(device)
@@ -83,9 +100,61 @@ def load_model(
             revision=revision,
             use_safetensors=True,
         )
-    if device_map is None:
+    # Quantised weights may be where they belong already, and some cannot be moved.
+    is_there = getattr(model, "is_quantized", False) and model.device.type == place.type
+    if device_map is None and not is_there:
         model.to(place)
     return model.eval()
+
+
+def adapter_base(path: str) -> str | None:
+    """The base model's path that a folder with an adapter, and no model of its own, names."""
+    folder = Path(path)
+    if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
+        return None
+    if not is_peft_available():
+        raise MissingExtraError(
+            f"{path}: an adapter needs peft, which is not installed: pip install 'mmspec[lora]'"
+        )
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            f"{path}: expected adapter_model.safetensors beside adapter_config.json; save it with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    with _explained(path):
+        written = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = written.get("base_model_name_or_path")
+    if not base:
+        raise ModelError(
+            f"{path}: adapter_config.json names no base model; load that one yourself, put the "
+            "adapter on it with peft, and give mmspec.load the model"
+        )
+    return resolve_path(base)
+
+
+def transformers_model(model: object) -> PreTrainedModel:
+    """A loaded transformers model as it is; of a peft model the one within, whose layers hold the
+    adapters: what peft activates or disables, also later, holds for it.
+
+    Raises ModelError for anything else, and for prompt-learning adapters (prefix and prompt
+    tuning), which live outside of those layers.
+    """
+    if isinstance(model, PreTrainedModel):
+        return model
+    base = getattr(model, "get_base_model", lambda: None)()
+    if not isinstance(base, PreTrainedModel):
+        raise ModelError(
+            f"got a {type(model).__name__}; expected a path, a hub name, a transformers "
+            "PreTrainedModel or a peft model round one"
+        )
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise ModelError(
+            f"the active adapter is of type {getattr(adapter, 'peft_type', 'prompt learning')}, "
+            "whose virtual tokens only peft's own generate puts in; expected LoRA or another "
+            "adapter of the model's layers"
+        )
+    return base
 
 
 def load_processor(

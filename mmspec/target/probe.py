@@ -18,7 +18,7 @@ from mmspec.state import Prompt
 from mmspec.target.attached import Attention
 from mmspec.target.families import mask_rules
 from mmspec.target.linears import Linears
-from mmspec.target.target import Target
+from mmspec.target.target import Target, input_device
 from mmspec.tree import TokenTree
 
 Shape = Literal["tree", "chain", "plain"]
@@ -139,15 +139,16 @@ def _native_logits(
     """Logits (vocab,) after each path's tokens, decoded by the model alone, a token at a time."""
     expected: dict[tuple[int, ...], Tensor] = {}
     leaves = set(range(tree.num_nodes)) - set(tree.parents)
+    device = input_device(model)
     with torch.no_grad(), _left_as_found(model):
         for leaf in leaves:
             cache = DynamicCache(config=model.config)
-            ids = prompt.token_ids.unsqueeze(0).to(model.device)
+            ids = prompt.token_ids.unsqueeze(0).to(device)
             model(input_ids=ids, past_key_values=cache, use_cache=True)
             path: tuple[int, ...] = ()
             for node in tree.path_to(leaf):
                 path += (tree.tokens[node],)
-                ids = torch.tensor([[tree.tokens[node]]], device=model.device)
+                ids = torch.tensor([[tree.tokens[node]]], device=device)
                 output = model(input_ids=ids, past_key_values=cache, use_cache=True)
                 expected[path] = output.logits[0, -1]
     return expected

@@ -50,11 +50,8 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: of a model that accelerate spread over several devices, or keeps
-        elsewhere between forwards, the place that its embedding is computed at."""
-        embedding = self.model.get_input_embeddings()
-        place = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-        return self.model.device if place is None else torch.device(place)
+        """Where token ids go."""
+        return input_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -144,7 +141,9 @@ class Target:
         with (
             self._forward(),
             cache.writing([p.row for p in placements], counts, after=done) as plan,
-            self.attachments.scoring(trees, cache, plan, written=done) as inputs,
+            self.attachments.scoring(
+                trees, cache, plan, written=done, device=self.device
+            ) as inputs,
         ):
             output = self.model(
                 input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
@@ -172,6 +171,14 @@ class Target:
     def _forward(self) -> Iterator[None]:
         with self._lock, torch.no_grad():
             yield
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model's embedding is computed: with accelerate, which spreads models over devices
+    and keeps weights elsewhere between forwards, this is not where its parameters lie."""
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    place = getattr(hook, "execution_device", None)
+    return model.device if place is None else torch.device(place)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
