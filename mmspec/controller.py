@@ -3,7 +3,8 @@
 The automatic one maximises expected tokens a second: what a step costs is measured (`costs`), what
 a node is worth is calibrated on what became of nodes like it. The empty tree is a choice like any
 other, and so is not to ask. None of this can change a text: coupled verification never looks at
-the tree.
+the tree. Under a rule that divides by q whether to ask is all there is to choose: from what became
+of earlier steps, before anything is drawn.
 """
 
 from bisect import bisect_left
@@ -36,6 +37,7 @@ class Pace:
     """One request's part of what a controller knows, and what it did."""
 
     speculate: Speculate = "auto"
+    keeps_trees: bool = False  # a tree is scored whole, whatever was drawn for its nodes
     calibration: Calibration = field(default_factory=lambda: Calibration(1.0, 0.95))
     worth: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds, of asking
     credit_s: float | None = None  # what may be spent on proposals that are not believed to pay
@@ -142,7 +144,7 @@ class AutoStep(FixedStep):
         cost = self._controller.costs.draft_s(drafter)
         if worth is None or cost is None or worth > 0.0:
             return True
-        return self._spend(pace, cost)
+        return self._spend(pace, max(cost, -worth))  # a tree that is kept whole costs more
 
     def learn(
         self, row: int, drafter: str, before: TokenTree, after: TokenTree, seconds: float
@@ -185,10 +187,10 @@ class AutoStep(FixedStep):
                     controller.calibration.observe(bucket, accepted)
 
     def _is_free(self, row: int, tree: TokenTree) -> bool:
-        """Whether the row's tree may be cut. One whose tokens were drawn for a rule that divides
-        by q may not: the cut would look at what was drawn."""
-        pinned = self.paces[row].speculate is True or tree.log_q is not None
-        return tree.num_nodes > 1 and not pinned
+        """Whether the row's tree may be cut. Not where the rule divides by q: the cut would look at
+        the tokens that were drawn. There all that may be chosen is whether to draw."""
+        pace = self.paces[row]
+        return tree.num_nodes > 1 and not (pace.speculate is True or pace.keeps_trees)
 
     def _budget(self, outlooks: "Sequence[_Outlook]", free: Sequence[int]) -> int:
         """The number of nodes a row that promises most tokens a second of the whole batch."""
@@ -232,6 +234,9 @@ class AutoStep(FixedStep):
         if tree.num_nodes == 1 or self._step_s is None:
             return 0.0
         outlook, rows, best = self._outlook(row, tree), len(self.paces), 0.0
+        if self.paces[row].keeps_trees:  # scored whole, also where that is a loss
+            seconds = self._seconds(0, tree.num_nodes)
+            return (outlook.tokens(tree.num_nodes - 1) * self._plain_s - seconds) / rows
         for budget, seconds in zip(_BUDGETS, self._step_s, strict=True):
             saved_s = (outlook.tokens(budget) * self._plain_s - seconds) / rows
             best = max(best, saved_s)
@@ -273,8 +278,6 @@ class _Outlook:
             return _Outlook(drafted, drafted, ())
         pairs = zip(drafted.drafters[1:], drafted.confidence[1:], strict=True)
         buckets = tuple((drafter, int(believed * (_LEVELS - 0.01))) for drafter, believed in pairs)
-        if drafted.log_q is not None:
-            return _Outlook(drafted, drafted, buckets)
         rates = [
             own.rate(bucket, shared.rate(bucket, believed))
             for bucket, believed in zip(buckets, drafted.confidence[1:], strict=True)

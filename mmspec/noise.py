@@ -1,4 +1,5 @@
-"""Counter-based Gumbel noise: (seed, sample, position) -> (vocab,), the same bits on every device.
+"""Counter-based noise: (seed, sample, position, stream) -> Gumbel noise over the vocabulary, or
+uniform numbers; the same bits on every device.
 
 The bits are Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3"),
 in int64 tensor operations that wrap around. One block of four words serves four neighbouring
@@ -14,6 +15,11 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 WORDS_PER_BLOCK = 4
 
+# The counter's fourth word tells apart what must be independent at one place of one text.
+TARGET_STREAM = 0  # chooses the target's tokens
+ACCEPT_STREAM = 1  # accepts and rejects drafted ones
+DRAFT_STREAM = 2  # and on: draws drafted ones, a stream for each node of a tree
+
 
 def gumbel(
     seed: int,
@@ -21,10 +27,11 @@ def gumbel(
     vocab_size: int,
     *,
     sample: int = 0,
+    stream: int = TARGET_STREAM,
     token_ids: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Standard Gumbel noise g(seed, sample, position), float32.
+    """Standard Gumbel noise g(seed, sample, position, stream), float32.
 
     `position` is the index of the token in the generated text, from 0. Without `token_ids` the
     result is (vocab_size,); with `token_ids` (tokens,) int64 it holds just their entries, which
@@ -32,15 +39,26 @@ def gumbel(
     """
     if token_ids is None:
         blocks = torch.arange(-(-vocab_size // WORDS_PER_BLOCK), device=device)
-        words = philox((blocks, position, sample, 0), (seed & _MASK, (seed >> 32) & _MASK))
+        words = philox((blocks, position, sample, stream), _key(seed))
         bits = torch.stack(words, dim=-1).view(-1)[:vocab_size]
     else:
         blocks = token_ids // WORDS_PER_BLOCK
-        words = philox((blocks, position, sample, 0), (seed & _MASK, (seed >> 32) & _MASK))
+        words = philox((blocks, position, sample, stream), _key(seed))
         columns = (token_ids % WORDS_PER_BLOCK).unsqueeze(-1)
         bits = torch.stack(words, dim=-1).gather(-1, columns).squeeze(-1)
     uniform = (bits.to(torch.float64) + 0.5) * 2.0**-32  # in (0, 1), both ends excluded
     return uniform.log_().neg_().log_().neg_().to(torch.float32)
+
+
+def uniforms(seed: int, position: int, count: int, *, sample: int = 0) -> list[float]:
+    """`count` independent numbers, uniform in (0, 1), 52 bits each, of the stream that accepts."""
+    words = philox((torch.arange(count), position, sample, ACCEPT_STREAM), _key(seed))
+    bits = (words[0] << 20) | (words[1] >> 12)
+    return ((bits.to(torch.float64) + 0.5) * 2.0**-52).tolist()
+
+
+def _key(seed: int) -> tuple[int, int]:
+    return seed & _MASK, (seed >> 32) & _MASK
 
 
 def philox(

@@ -1,6 +1,6 @@
 """Row: one request on its way through the decode loop, and all of its state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 from torch import Tensor
@@ -34,7 +34,9 @@ class Row:
         eos_token_ids: frozenset[int],
         max_new_tokens: int,
         index: int = 0,
+        is_lossless: bool = True,
     ) -> None:
+        """`is_lossless` says of the verifier that its texts have the target's distribution."""
         self.prompt = prompt
         self.sampler = sampler
         self.index = index  # which of the call's requests it is
@@ -43,7 +45,9 @@ class Row:
         self.finish_reason: FinishReason | None = None
         self.error: MmspecError | None = None
         self.drafting = drafting
-        self.stats = StatsRecorder(prompt_tokens=prompt.num_tokens)
+        self.stats = StatsRecorder(
+            prompt_tokens=prompt.num_tokens, is_lossless=is_lossless or sampler.is_greedy
+        )
         self._placement: Placement | None = None
         self._text = text
         self._eos_token_ids = eos_token_ids
@@ -110,6 +114,27 @@ class Row:
     def choose(self, logits: Tensor) -> int:
         """The target's next token, given its raw logits (vocab,); may end the text."""
         token = self.sampler.choose(logits)
+        self._append(token)
+        return token
+
+    def probabilities(self, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
+        """(vocab,) float64: what `choose` would sample from, after the tokens `ahead` if given."""
+        return self.sampler.probabilities(logits, ahead)
+
+    def uniforms(self, count: int) -> list[float]:
+        """Numbers in (0, 1) of the next token's place."""
+        return self.sampler.uniforms(count)
+
+    def draw(self, probabilities: Tensor) -> int:
+        """The token that the next place's noise draws from (vocab,)."""
+        return self.sampler.pick(probabilities.log())
+
+    def take(self, token: int) -> None:
+        """A rule chose the token; may end the text."""
+        self.sampler.record(token)
+        self._append(token)
+
+    def _append(self, token: int) -> None:
         self.tokens.append(token)
         self._text.push(token)
         if token in self._eos_token_ids:
@@ -118,7 +143,6 @@ class Row:
             self._finish("stop")
         elif self.num_chosen == self.max_new_tokens:
             self._finish("length")
-        return token
 
     # Ending
 

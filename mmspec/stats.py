@@ -49,6 +49,7 @@ class Stats:
     accepted_lengths: Mapping[int, int]  # drafted tokens accepted in a step -> number of steps
     by_drafter: Mapping[str, DrafterCount]
     times: Times
+    is_lossless: bool = True  # False: the verifier does not keep the target's distribution
 
     @property
     def tokens_per_step(self) -> float:
@@ -86,6 +87,7 @@ class StatsRecorder:
     """Gathers a row's stats while it is decoded."""
 
     prompt_tokens: int = 0
+    is_lossless: bool = True
     steps: int = 0
     accepted_lengths: Counter[int] = field(default_factory=Counter)
     proposed: Counter[str] = field(default_factory=Counter)
@@ -111,4 +113,5 @@ class StatsRecorder:
             accepted_lengths=dict(sorted(self.accepted_lengths.items())),
             by_drafter=by_drafter,
             times=Times(**{f"{stage}_s": s for stage, s in self.seconds.items()}),
+            is_lossless=self.is_lossless,
         )

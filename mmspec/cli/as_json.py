@@ -43,6 +43,7 @@ def stats_values(stats: Stats) -> JsonObject:
         "accepted_lengths": {str(length): n for length, n in stats.accepted_lengths.items()},
         "by_drafter": {name: {**asdict(n), "acceptance": n.acceptance} for name, n in drafters},
         "times": asdict(stats.times),
+        "is_lossless": stats.is_lossless,
     }
 
 
