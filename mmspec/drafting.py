@@ -62,10 +62,11 @@ class Drafting:
     def leave_out(self, name: str, error: Exception) -> None:
         """The drafter failed: this request goes on without it."""
         logger.warning(
-            "drafter %s failed (%s: %s); this request goes on without it, its text is the same",
+            "drafter %s failed (%s: %s); this request goes on without it, its %s is the same",
             name,
             type(error).__name__,
             error,
+            "distribution" if self.pace.keeps_trees else "text",
             exc_info=error,
         )
         failed = self._sessions.pop(name, None)
