@@ -213,7 +213,8 @@ def test_a_drawn_chain_leaves_the_texts_the_targets(
     ("world", "widths"),
     [
         *product(WORLDS, [(2,), (3,), (2, 1), (1, 2)]),
-        *product([World(3, 4, seed=2), World(3, 4, seed=3, eos=0)], [(2, 2), (3, 1)]),
+        (World(3, 4, seed=2), (3, 1)),
+        (World(3, 4, seed=3, eos=0), (2, 2)),
     ],
     ids=str,
 )
