@@ -85,7 +85,7 @@ class DrafterConfig:
 class DecodeConfig:
     """How drafts are checked."""
 
-    verifier: str = "coupled"
+    verifier: str = "coupled"  # greedy, speculative, recursive, block, typical_lossy
     controller: str = "auto"  # "fixed": always drafts and scores all it can
     max_nodes: int = 24  # drafted nodes a step, node 0 not among them
     max_rows: int = 8  # requests decoded together

@@ -3,8 +3,9 @@
 The automatic one maximises expected tokens a second: what a step costs is measured (`costs`), what
 a node is worth is calibrated on what became of nodes like it. The empty tree is a choice like any
 other, and so is not to ask. Each request keeps accounts: a drafter that has lost the time of 1.5
-plain steps and 1% of the rest pauses. None of this can change a text: coupled verification
-never looks at the tree.
+plain steps and 1% of the rest pauses. None of this can change a text: coupled verification never
+looks at the tree. Under a rule that divides by q whether to ask is all there is to choose: from
+what became of earlier steps, before anything is drawn.
 """
 
 from bisect import bisect_left
@@ -53,6 +54,7 @@ class Pace:
     """One request's part of what a controller knows, and what it did."""
 
     speculate: Speculate = "auto"
+    keeps_trees: bool = False  # a tree is scored whole, whatever was drawn for its nodes
     calibration: Calibration = field(default_factory=lambda: Calibration(1.0, 0.95))
     worth: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds, of asking
     accounts: dict[str, Account] = field(default_factory=dict)  # drafter -> account
@@ -178,6 +180,8 @@ class AutoStep(FixedStep):
             return account.balance_s >= cost_s
         # Not believed to pay: asked now and then, and then one node is scored, to learn by it.
         probe_s = cost_s + self._probe_s
+        if pace.keeps_trees:  # scored whole
+            probe_s = max(probe_s, -worth)
         if min(account.balance_s, account.probe_s) < probe_s:
             return False
         account.probe_s -= probe_s
@@ -224,10 +228,10 @@ class AutoStep(FixedStep):
                     controller.calibration.observe(bucket, accepted)
 
     def _is_free(self, row: int, tree: TokenTree) -> bool:
-        """Whether the row's tree may be cut. One whose tokens were drawn for a rule that divides
-        by q may not: the cut would look at what was drawn."""
-        pinned = self.paces[row].speculate is True or tree.log_q is not None
-        return tree.num_nodes > 1 and not pinned
+        """Whether the row's tree may be cut. Not where the rule divides by q: the cut would look at
+        the tokens that were drawn. There all that may be chosen is whether to draw."""
+        pace = self.paces[row]
+        return tree.num_nodes > 1 and not (pace.speculate is True or pace.keeps_trees)
 
     def _budget(self, outlooks: "Sequence[_Outlook]", free: Sequence[int]) -> int:
         """The number of nodes a row that promises most tokens a second of the whole batch."""
@@ -279,10 +283,13 @@ class AutoStep(FixedStep):
         """What the row's share of a step saves by this tree, best cut, against plain steps."""
         if tree.num_nodes == 1 or self._step_s is None:
             return 0.0
-        tokens = self._outlook(row, tree).tokens
-        choices = zip(tokens, self._step_s, strict=False)
+        outlook, rows = self._outlook(row, tree), len(self.paces)
+        if self.paces[row].keeps_trees:  # scored whole, also where that is a loss
+            seconds = self._seconds(0, tree.num_nodes)
+            return (outlook.tokens[-1] * self._plain_s - seconds) / rows
+        choices = zip(outlook.tokens, self._step_s, strict=False)
         best = max(expected * self._plain_s - seconds for expected, seconds in choices)
-        return max(best, 0.0) / len(self.paces)
+        return max(best, 0.0) / rows
 
     def _outlook(self, row: int, tree: TokenTree) -> "_Outlook":
         known = self._outlooks.get(row)
@@ -325,8 +332,6 @@ class _Outlook:
             return _Outlook(drafted, drafted, ())
         pairs = zip(drafted.drafters[1:], drafted.confidence[1:], strict=True)
         buckets = tuple((drafter, int(believed * (_LEVELS - 0.01))) for drafter, believed in pairs)
-        if drafted.log_q is not None:
-            return _Outlook(drafted, drafted, buckets)
         rates = [
             own.rate(bucket, shared.rate(bucket, believed))
             for bucket, believed in zip(buckets, drafted.confidence[1:], strict=True)

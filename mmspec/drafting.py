@@ -20,8 +20,16 @@ class Drafting:
     """One row's draft sessions. A drafter must never cost a text: one that fails is left out from
     then on."""
 
-    def __init__(self, drafters: Sequence[Drafter], speculate: Speculate = "auto") -> None:
-        self.pace = Pace(speculate)
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        speculate: Speculate = "auto",
+        *,
+        needs_q: bool = False,
+    ) -> None:
+        """With `needs_q` nobody leaves out a node of a tree for what was drawn there: the drafter
+        is told the budget before it draws, and keeps to it."""
+        self.pace = Pace(speculate, keeps_trees=needs_q)
         self._drafters = drafters if speculate else ()
         self._sessions: dict[str, DraftSession] = {}
 
@@ -54,10 +62,11 @@ class Drafting:
     def leave_out(self, name: str, error: Exception) -> None:
         """The drafter failed: this request goes on without it."""
         logger.warning(
-            "drafter %s failed (%s: %s); this request goes on without it, its text is the same",
+            "drafter %s failed (%s: %s); this request goes on without it, its %s is the same",
             name,
             type(error).__name__,
             error,
+            "distribution" if self.pace.keeps_trees else "text",
             exc_info=error,
         )
         failed = self._sessions.pop(name, None)
@@ -95,7 +104,8 @@ def propose(
     vocab_size: int,
 ) -> list[TokenTree]:
     """One tree a row, of at most `max_nodes` drafted nodes: what the row's drafters proposed,
-    merged, made `fit` for the target and cut to what `step` says."""
+    merged, made `fit` for the target and cut to what `step` says. Where a row's trees must be kept
+    whole all this leaves them alone, but for a cut at the depth that the text has room for."""
     trees = [TokenTree.root(row.tokens[-1]) for row in rows]
     drafters = {drafter.name: drafter for row in rows for drafter in row.drafting.drafters}
     for name, drafter in drafters.items():
@@ -152,18 +162,23 @@ def _ask(
             for session, text in zip(sessions, texts, strict=True)
         ]
     return [
-        _checked(row, drafter.name, make, vocab_size)
+        _checked(row, drafter.name, make, budget, vocab_size)
         for row, make in zip(rows, makers, strict=True)
     ]
 
 
 def _checked(
-    row: Drafted, drafter: str, make: Callable[[], TokenTree], vocab_size: int
+    row: Drafted, drafter: str, make: Callable[[], TokenTree], budget: int, vocab_size: int
 ) -> TokenTree | None:
     with row.drafting.guarded(drafter):
         tree = make()
         tree.check_integrity(vocab_size)
         if tree.tokens[0] != row.tokens[-1]:
             raise ValueError(f"node 0 is {tree.tokens[0]}, the last token {row.tokens[-1]}")
+        if row.drafting.pace.keeps_trees and tree.num_nodes - 1 > budget:
+            raise ValueError(
+                f"{tree.num_nodes - 1} drafted nodes, expected at most {budget}: what was drawn "
+                "cannot be pruned under this verifier"
+            )
         return tree
     return None

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
-from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter
 from mmspec.drafting import Drafting
 from mmspec.errors import ConfigError, InputError, MmspecError
 from mmspec.inputs import ControlMode, InputProcessor, from_inputs
@@ -32,7 +32,7 @@ from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream, build_detokenizer
 from mmspec.target import Target
 from mmspec.tree import TokenTree
-from mmspec.verify import VERIFIERS
+from mmspec.verify import VERIFIERS, Rule
 
 AnyPrompt = str | Messages | Prompt | Mapping[str, Tensor] | Request
 
@@ -47,34 +47,38 @@ class Engine:
         inputs: InputProcessor | None,
         drafters: Sequence[Drafter | DrafterForTarget] = (),
         *,
-        verifier: str = "coupled",
+        verifier: str | Rule = "coupled",
         controller: str | Controller = "auto",
         max_nodes: int = 24,
         max_rows: int = 8,
         control_tokens: ControlMode = "neutralise",
         fit: Callable[[TokenTree], TokenTree] | None = None,
     ) -> None:
-        """`drafters` are asked in their order; without any it is plain decoding. `controller`
-        "auto" speculates where that is faster, "fixed" always; or it is one that has learned
-        already. `max_nodes` is the budget of drafted nodes a request and step; `max_rows` how many
-        requests are decoded together. `fit` turns a drafter's tree into one that the target can
-        score. Without `inputs` only processed prompts are taken."""
-        if verifier not in VERIFIERS:
+        """`drafters` are asked in their order; without any it is plain decoding. `verifier` is a
+        name or a rule of one's own making. `controller` "auto" speculates where that is faster,
+        "fixed" always; or it is one that has learned already. `max_nodes` is the budget of drafted
+        nodes a request and step; `max_rows` how many requests are decoded together. `fit` turns a
+        drafter's tree into one that the target can score. Without `inputs` only processed prompts
+        are taken."""
+        if isinstance(verifier, str) and verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
         if isinstance(controller, str) and controller not in CONTROLLERS:
             raise ConfigError(f"controller={controller!r}: expected one of {sorted(CONTROLLERS)}")
         names = [drafter.name for drafter in drafters]
         if len(set(names)) < len(names):
             raise ConfigError(f"drafters {names}: expected each name once")
+        rule = VERIFIERS[verifier] if isinstance(verifier, str) else verifier
         self.target = target
         self.inputs = inputs
         self.drafters = tuple(
             drafter.for_target(target, inputs) if isinstance(drafter, DrafterForTarget) else drafter
             for drafter in drafters
         )
+        if rule.needs_q:
+            _check_draws(self.drafters, verifier)
         made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
         self._controller = made
-        self._verifier = verifier
+        self._rule = rule
         self._max_nodes = max_nodes
         self._max_rows = max_rows
         self._control_tokens = control_tokens
@@ -138,7 +142,7 @@ class Engine:
         return decode(
             self.target,
             rows,
-            verify=VERIFIERS[self._verifier],
+            verify=self._rule,
             controller=self._controller,
             fit=self._fit,
             max_nodes=self._max_nodes,
@@ -184,15 +188,17 @@ class Engine:
             seed=secrets.randbits(64) if request.seed is None else request.seed,
             index=index,
         )
+        needs_q = self._rule.needs_q and not sampler.is_greedy  # the greedy walk takes any tree
         return Row(
             prompt,
             sampler,
             TextStream(detokenizer, stop),
-            Drafting(self.drafters, request.speculate),
+            Drafting(self.drafters, request.speculate, needs_q=needs_q),
             eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
             max_new_tokens=max_new_tokens,
             index=index,
             stopping_criteria=stopping_criteria(config, request),
+            is_lossless=self._rule.is_lossless,
         )
 
     def _prompt(self, request: Request) -> Prompt:
@@ -306,6 +312,24 @@ class Stream:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_draws(drafters: Sequence[Drafter], verifier: object) -> None:
+    """Raises ConfigError for drafters that a rule which divides by q cannot verify."""
+    names = "+".join(drafter.name for drafter in drafters)
+    got = f"verifier={verifier} with drafter={names}"
+    instead = "or take verifier=coupled, which is exact for any drafter"
+    if len(drafters) > 1:
+        raise ConfigError(
+            f"{got}: expected one drafter, as joined trees have no probabilities that they were "
+            f"drawn with; leave all but one out, {instead}"
+        )
+    for drafter in drafters:
+        if not (isinstance(drafter, DrawingDrafter) and drafter.draws):
+            raise ConfigError(
+                f"{got}: expected a drafter that draws its tokens, as this rule divides by their "
+                f"probabilities; {drafter.name} does not: set it to draw if it can, {instead}"
+            )
 
 
 def _is_batch(prompt: object) -> bool:

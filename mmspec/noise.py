@@ -1,4 +1,5 @@
-"""Counter-based Gumbel noise: (seed, sample, position) -> (vocab,), the same bits on every device.
+"""Counter-based noise: (seed, sample, position, stream) -> Gumbel noise over the vocabulary, or
+uniform numbers; the same bits on every device.
 
 The bits are Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3"),
 in int64 tensor operations that wrap around. One block of four words serves four neighbouring
@@ -16,6 +17,7 @@ WORDS_PER_BLOCK = 4
 
 # The counter's fourth word tells apart what must be independent at one place of one text.
 TARGET_STREAM = 0  # chooses the target's tokens
+ACCEPT_STREAM = 1  # accepts and rejects drafted ones
 DRAFT_STREAM = 2  # and on: draws drafted ones, a stream for each node of a tree
 
 
@@ -37,15 +39,26 @@ def gumbel(
     """
     if token_ids is None:
         blocks = torch.arange(-(-vocab_size // WORDS_PER_BLOCK), device=device)
-        words = philox((blocks, position, sample, stream), (seed & _MASK, (seed >> 32) & _MASK))
+        words = philox((blocks, position, sample, stream), _key(seed))
         bits = torch.stack(words, dim=-1).view(-1)[:vocab_size]
     else:
         blocks = token_ids // WORDS_PER_BLOCK
-        words = philox((blocks, position, sample, stream), (seed & _MASK, (seed >> 32) & _MASK))
+        words = philox((blocks, position, sample, stream), _key(seed))
         columns = (token_ids % WORDS_PER_BLOCK).unsqueeze(-1)
         bits = torch.stack(words, dim=-1).gather(-1, columns).squeeze(-1)
     uniform = (bits.to(torch.float64) + 0.5) * 2.0**-32  # in (0, 1), both ends excluded
     return uniform.log_().neg_().log_().neg_().to(torch.float32)
+
+
+def uniforms(seed: int, position: int, count: int, *, sample: int = 0) -> list[float]:
+    """`count` independent numbers, uniform in (0, 1), 52 bits each, of the stream that accepts."""
+    words = philox((torch.arange(count), position, sample, ACCEPT_STREAM), _key(seed))
+    bits = (words[0] << 20) | (words[1] >> 12)
+    return ((bits.to(torch.float64) + 0.5) * 2.0**-52).tolist()
+
+
+def _key(seed: int) -> tuple[int, int]:
+    return seed & _MASK, (seed >> 32) & _MASK
 
 
 def philox(

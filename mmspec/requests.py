@@ -53,7 +53,8 @@ class Request(SamplingParams):
     documents: Sequence[Mapping[str, object]] | None = None
     template_arguments: Mapping[str, object] | None = None
     control_tokens: ControlMode | None = None  # None: as configured
-    speculate: Speculate = "auto"  # False: plain decoding; True: always draft; the same text
+    speculate: Speculate = "auto"  # False: plain decoding; True: always draft; the same text,
+    # unless the engine's verifier is one that keeps no more than its distribution
 
     def __post_init__(self) -> None:
         super().__post_init__()

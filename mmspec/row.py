@@ -36,7 +36,9 @@ class Row:
         max_new_tokens: int,
         index: int = 0,
         stopping_criteria: Sequence[StoppingCriteria] = (),
+        is_lossless: bool = True,
     ) -> None:
+        """`is_lossless` says of the verifier that its texts have the target's distribution."""
         self.prompt = prompt
         self.sampler = sampler
         self.index = index  # which of the call's requests it is
@@ -45,7 +47,9 @@ class Row:
         self.finish_reason: FinishReason | None = None
         self.error: MmspecError | None = None
         self.drafting = drafting
-        self.stats = StatsRecorder(prompt_tokens=prompt.num_tokens)
+        self.stats = StatsRecorder(
+            prompt_tokens=prompt.num_tokens, is_lossless=is_lossless or sampler.is_greedy
+        )
         self._placement: Placement | None = None
         self._text = text
         self._eos_token_ids = eos_token_ids
@@ -121,6 +125,27 @@ class Row:
     def choose(self, logits: Tensor) -> int:
         """The target's next token, given its raw logits (vocab,); may end the text."""
         token = self.sampler.choose(logits)
+        self._append(token)
+        return token
+
+    def probabilities(self, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
+        """(vocab,) float64: what `choose` would sample from, after the tokens `ahead` if given."""
+        return self.sampler.probabilities(logits, ahead)
+
+    def uniforms(self, count: int) -> list[float]:
+        """Numbers in (0, 1) of the next token's place."""
+        return self.sampler.uniforms(count)
+
+    def draw(self, probabilities: Tensor) -> int:
+        """The token that the next place's noise draws from (vocab,)."""
+        return self.sampler.pick(probabilities.log())
+
+    def take(self, token: int) -> None:
+        """A rule chose the token; may end the text."""
+        self.sampler.record(token)
+        self._append(token)
+
+    def _append(self, token: int) -> None:
         self.tokens.append(token)
         self._text.push(token)
         is_stopped = self._meets_criteria() or self._text.is_stopped
@@ -130,7 +155,6 @@ class Row:
             self._finish("stop")
         elif self.num_chosen == self.max_new_tokens:
             self._finish("length")
-        return token
 
     def _meets_criteria(self) -> bool:
         """Asks every one of transformers' stopping criteria: they may keep state."""

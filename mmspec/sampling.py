@@ -1,5 +1,6 @@
 """Sampler: the target's logits at one place -> the one token that the seed chooses there."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,18 +9,20 @@ from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
+    SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
 
-from mmspec.errors import DecodeError
+from mmspec.errors import ConfigError, DecodeError
 from mmspec.logprobs import ScoreRecorder
-from mmspec.noise import DRAFT_STREAM, gumbel
+from mmspec.noise import gumbel, uniforms
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
 
@@ -65,7 +68,7 @@ class Sampler:
         self._ids[0, : self._prompt_length] = prompt_ids
         self.num_chosen = 0
         self.recorder = recorder or ScoreRecorder()
-        self._open: tuple[Tensor, Tensor] | None = None  # logits and scores of this place
+        self._open: dict[int, tuple[Tensor, Tensor]] = {}  # place -> its logits and scores
 
     @property
     def ids(self) -> Tensor:
@@ -81,35 +84,72 @@ class Sampler:
         self.record(token)
         return token
 
-    def process(self, logits: Tensor) -> Tensor:
+    def process(self, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
         """The raw `logits` (vocab,) after the processors: the log of the distribution that is
-        sampled from, but for a constant. Once a token: a processor may keep state."""
+        sampled from, but for a constant. Once a token: a processor may keep state.
+
+        `ahead` are tokens that may or may not come after the chosen ones; `logits` follow them.
+        Raises ConfigError where such a look might change a processor's state.
+        """
         scores = logits
         if self.processors or not self.is_greedy:
             # A copy in float32, as transformers makes it: processors may write into it.
             scores = logits.to(dtype=torch.float32, copy=True)
         if self.processors:
-            scores = self.processors(self.ids, scores.unsqueeze(0)).squeeze(0)
+            ids = self.ids
+            if ahead:
+                self._refuse_state()
+                length = ids.shape[1]
+                self._ids[0, length : length + len(ahead)] = self._ids.new_tensor(ahead)
+                ids = self._ids[:, : length + len(ahead)]
+            scores = self.processors(ids, scores.unsqueeze(0)).squeeze(0)
         if self.recorder.is_needed:
-            self._open = logits, scores
+            self._open[self.num_chosen + len(ahead)] = logits, scores
         return scores
 
     def pick(self, scores: Tensor) -> int:
         """The token that the noise of this place chooses from processed `scores` (vocab,)."""
         token, value = self._best(scores)
+        self._check(value)
+        return token
+
+    def probabilities(self, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
+        """(vocab,) float64: what the next token is sampled from; one-hot if greedy. As `process`,
+        which is called once. Raises DecodeError as `choose` does."""
+        scores = self.process(logits, ahead)
+        self._check(float(scores.max()))
+        if self.is_greedy:
+            one_hot = torch.zeros(scores.shape, dtype=torch.float64, device=scores.device)
+            one_hot[_argmax(scores)] = 1.0
+            return one_hot
+        return torch.softmax(scores.double(), dim=-1)
+
+    def uniforms(self, count: int) -> list[float]:
+        """Numbers in (0, 1) of the next token's place, independent of the noise that chooses."""
+        return uniforms(self.seed, self.num_chosen, count, sample=self.sample)
+
+    def _check(self, value: float) -> None:
+        """`value` is the largest processed logit."""
         if not -torch.inf < value < torch.inf:
             what = {-torch.inf: "every token forbidden", torch.inf: "infinity"}.get(value, "NaN")
             raise DecodeError(
                 f"logits at generated token {self.num_chosen}: got {what}, expected a finite "
                 "maximum; look at the model's dtype (float16 overflows) and the logits processors"
             )
-        return token
+
+    def _refuse_state(self) -> None:
+        names = [type(p).__name__ for p in self.processors if _may_keep_state(p)]
+        if names:
+            raise ConfigError(
+                f"this verifier looks ahead, past tokens that may be rejected, and the logits "
+                f"processors {', '.join(names)} may keep state; leave them out, or take a verifier "
+                "that calls them once a token, such as coupled or speculative"
+            )
 
     def record(self, token: int) -> None:
         """The token stands; the next one comes after it."""
-        if self._open is not None:
-            self.recorder.record(*self._open, token)
-            self._open = None
+        if self.recorder.is_needed:
+            self.recorder.record(*self._open.pop(self.num_chosen), token)
         self._ids[0, self._prompt_length + self.num_chosen] = token
         self.num_chosen += 1
 
@@ -189,19 +229,13 @@ class DraftGuide:
             device=device,
         )
 
-    def own_noise(
-        self, index: int, vocab_size: int, *, draw: int, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """(vocab_size,) Gumbel noise of a drafter's own, independent of what chooses or accepts
-        the target's tokens; another for each `draw` that a request's drafter makes, from 0."""
-        return gumbel(
-            self.seed,
-            index - self.prompt_length,
-            vocab_size,
-            sample=self.sample,
-            stream=DRAFT_STREAM + draw,
-            device=device,
-        )
+
+def _may_keep_state(processor: LogitsProcessor) -> bool:
+    """False for those known to depend on the tokens alone: transformers' own, and ours."""
+    if isinstance(processor, SynthIDTextWatermarkLogitsProcessor):  # remembers its contexts
+        return True
+    package = type(processor).__module__
+    return package != "transformers.generation.logits_process" and not package.startswith("mmspec.")
 
 
 def _argmax(scores: Tensor) -> int:

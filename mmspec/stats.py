@@ -60,6 +60,7 @@ class Stats:
     by_drafter: Mapping[str, DrafterCount]
     times: Times
     choices: Choices = field(default_factory=Choices)
+    is_lossless: bool = True  # False: the verifier does not keep the target's distribution
 
     @property
     def tokens_per_step(self) -> float:
@@ -117,6 +118,7 @@ class StatsRecorder:
     """Gathers a row's stats while it is decoded."""
 
     prompt_tokens: int = 0
+    is_lossless: bool = True
     steps: int = 0
     accepted_lengths: Counter[int] = field(default_factory=Counter)
     proposed: Counter[str] = field(default_factory=Counter)
@@ -143,4 +145,5 @@ class StatsRecorder:
             by_drafter=by_drafter,
             times=Times(**{f"{stage}_s": s for stage, s in self.seconds.items()}),
             choices=choices or Choices(),
+            is_lossless=self.is_lossless,
         )

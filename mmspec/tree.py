@@ -22,17 +22,17 @@ class TokenTree:
     """A tree of candidate tokens, parents before children; node 0 is the last chosen token.
 
     `confidence` of a node estimates the probability that the target chooses it, given that its
-    parent was chosen. `log_q` is there only where every node was sampled by its drafter from a
-    tree shape fixed before (the rules that divide by q refuse a tree without it), and so is `q`:
-    row i is what the children of node i were drawn from, as probabilities over the target's
-    vocabulary, after the drafter's warping; they stand in the order they were drawn in.
+    parent was chosen. `q` is there only where every node was drawn from a distribution, and whether
+    it is in the tree was settled before: row i is what the children of node i were drawn from, as
+    probabilities over the target's vocabulary, after the drafter's warping; the children of a node
+    stand in the order they were drawn in, without replacement. The rules that divide by q refuse a
+    tree without it (docs/verification.md).
     """
 
     tokens: tuple[int, ...]  # (nodes,)
     parents: tuple[int, ...]  # (nodes,); -1 for node 0, else smaller than the node's own index
     confidence: tuple[float, ...]  # (nodes,) in [0, 1]; 1 for node 0
     drafters: tuple[str, ...]  # (nodes,) who proposed it; "" for node 0
-    log_q: tuple[float, ...] | None = None  # (nodes,)
     q: Tensor | None = field(default=None, compare=False, repr=False)  # (nodes, vocab) floating
 
     @staticmethod
@@ -57,6 +57,11 @@ class TokenTree:
     def num_nodes(self) -> int:
         return len(self.tokens)
 
+    @property
+    def is_chain(self) -> bool:
+        """True for one path: no node has two children."""
+        return self.parents == tuple(range(-1, self.num_nodes - 1))
+
     @cached_property
     def depths(self) -> tuple[int, ...]:
         """(nodes,) distance from node 0."""
@@ -77,6 +82,10 @@ class TokenTree:
     def _child_of(self) -> dict[tuple[int, int], int]:
         pairs = zip(self.parents, self.tokens, strict=True)
         return {pair: node for node, pair in enumerate(pairs) if node}
+
+    def children(self, node: int) -> list[int]:
+        """The children of `node`, in their order."""
+        return [child for child, parent in enumerate(self.parents) if parent == node]
 
     def child(self, node: int, token: int) -> int | None:
         """The child of `node` that holds `token`, or None."""
@@ -101,7 +110,7 @@ class TokenTree:
         """The connected subtree of the `budget` drafted nodes of highest cumulative confidence
         (EAGLE-2's re-ranking, arXiv 2406.16858 section 4.2, made general).
 
-        It looks at the tokens that were drawn, so what is left has no `log_q` any more.
+        It looks at the tokens that were drawn, so what is left has no `q` any more.
         """
         return self if self.num_nodes - 1 <= budget else self.keep(self.best(budget))
 
@@ -114,22 +123,21 @@ class TokenTree:
 
     def cut(self, max_depth: int) -> "TokenTree":
         """The nodes down to `max_depth`. The cut doesn't look at the tokens that were drawn, so
-        `log_q` stays."""
+        `q` stays."""
         if max(self.depths) <= max_depth:
             return self
         kept = [n for n, depth in enumerate(self.depths) if depth <= max_depth]
-        log_q = None if self.log_q is None else tuple(self.log_q[n] for n in kept)
-        return replace(self.keep(kept), log_q=log_q, q=None if self.q is None else self.q[kept])
+        return replace(self.keep(kept), q=None if self.q is None else self.q[kept])
 
     def best_chain(self) -> "TokenTree":
         """The one path that goes to the most confident child at each node."""
         path = [0]
-        while children := [n for n, parent in enumerate(self.parents) if parent == path[-1]]:
+        while children := self.children(path[-1]):
             path.append(max(children, key=lambda n: self.confidence[n]))
         return self if len(path) == self.num_nodes else self.keep(path)
 
     def keep(self, kept: Sequence[int]) -> "TokenTree":
-        """The nodes `kept`: node 0 first, increasing, each with its parent. `log_q` is dropped."""
+        """The nodes `kept`: node 0 first, increasing, each with its parent. `q` is dropped."""
         new_index = {old: new for new, old in enumerate(kept)}
         return TokenTree(
             tokens=tuple(self.tokens[n] for n in kept),
@@ -140,7 +148,7 @@ class TokenTree:
 
     def merge(self, other: "TokenTree") -> "TokenTree":
         """Both trees as one trie. A node that both hold keeps the higher confidence and its
-        drafter. `log_q` is dropped. Raises ValueError if the two start at different tokens."""
+        drafter. `q` is dropped. Raises ValueError if the two start at different tokens."""
         if self.tokens[0] != other.tokens[0]:
             raise ValueError(
                 f"trees start at different tokens: {self.tokens[0]}, {other.tokens[0]}"
@@ -168,8 +176,15 @@ class TokenTree:
         lengths = {len(self.parents), len(self.confidence), len(self.drafters), self.num_nodes}
         if len(lengths) != 1 or self.num_nodes == 0:
             raise ValueError(f"fields of different or zero length: {sorted(lengths)}")
-        if self.log_q is not None and len(self.log_q) != self.num_nodes:
-            raise ValueError(f"log_q has {len(self.log_q)} entries for {self.num_nodes} nodes")
+        if self.q is not None and (
+            self.q.ndim != 2
+            or self.q.shape[0] != self.num_nodes
+            or vocab_size not in (None, self.q.shape[1])
+        ):
+            raise ValueError(
+                f"q has the shape {tuple(self.q.shape)}, expected a row of the vocabulary's size"
+                f" ({vocab_size or 'vocab'}) for each of {self.num_nodes} nodes"
+            )
         if not all(0.0 <= confidence <= 1.0 for confidence in self.confidence):
             raise ValueError(f"confidence must lie in [0, 1], got {self.confidence}")
         if self.parents[0] != -1:

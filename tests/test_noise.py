@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mmspec import noise
-from mmspec.noise import gumbel, philox
+from mmspec.noise import ACCEPT_STREAM, DRAFT_STREAM, gumbel, philox, uniforms
 
 ALL_ONES = 0xFFFFFFFF
 words = st.integers(0, ALL_ONES)
@@ -176,6 +176,32 @@ def test_noise_is_minus_log_minus_log_of_the_words(
     np.testing.assert_allclose(
         gumbel(seed, position, vocab_size, sample=sample).numpy(), expected, rtol=2e-7, atol=1e-12
     )
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, ALL_ONES), st.integers(0, ALL_ONES))
+def test_uniforms_are_52_bits_of_the_stream_that_accepts(
+    seed: int, position: int, sample: int
+) -> None:
+    counter = np.array([[n, position, sample, ACCEPT_STREAM] for n in range(3)], dtype=np.uint64)
+    words = numpy_philox(counter, (seed & ALL_ONES, seed >> 32))
+    expected = [((int(w[0]) << 20 | int(w[1]) >> 12) + 0.5) / 2**52 for w in words]
+    assert uniforms(seed, position, 3, sample=sample) == expected
+    assert uniforms(seed, position, 1, sample=sample) == expected[:1]
+
+
+def test_uniforms_are_uniform_and_never_0_or_1() -> None:
+    numbers = np.sort([u for position in range(500) for u in uniforms(3, position, 4)])
+    grid = (np.arange(len(numbers)) + 0.5) / len(numbers)
+    assert np.abs(numbers - grid).max() * len(numbers) ** 0.5 < KOLMOGOROV
+    assert 0.0 < numbers[0] and numbers[-1] < 1.0
+
+
+def test_streams_share_nothing() -> None:
+    streams = [
+        gumbel(1, 2, 64, stream=s) for s in (0, ACCEPT_STREAM, DRAFT_STREAM, DRAFT_STREAM + 1)
+    ]
+    assert len(set(torch.stack(streams).flatten().tolist())) == 4 * 64
+    assert torch.equal(gumbel(1, 2, 64), streams[0])
 
 
 @pytest.mark.gpu

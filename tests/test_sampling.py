@@ -262,6 +262,44 @@ def test_an_overflow_is_an_error_and_no_token(greedy: bool) -> None:
         bare(greedy=greedy).choose(logits)
 
 
+def test_probabilities_are_what_is_chosen_from() -> None:
+    """argmax(log p + g) is the token that `choose` takes, place by place."""
+    options = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.3}
+    chooser, sampler = sampler_of(**options), sampler_of(**options)
+    for position in range(NEW_TOKENS):
+        logits = logits_of(position)
+        p = sampler.probabilities(logits)
+        assert p.dtype == torch.float64 and float(p.sum()) == pytest.approx(1.0)
+        assert int((p > 0).sum()) == 9
+        assert sampler.pick(p.log()) == chooser.choose(logits)
+        sampler.record(chooser._ids[0, len(PROMPT) + position].item())
+
+
+def test_probabilities_ahead_are_those_after_the_tokens() -> None:
+    options = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.3}
+    looking, walking = sampler_of(**options), sampler_of(**options)
+    ahead = logits_of(2).topk(2).indices.tolist()
+    for token in ahead:
+        walking.record(token)
+    expected = walking.probabilities(logits_of(2))
+    assert torch.equal(looking.probabilities(logits_of(2), ahead), expected)
+    assert looking.num_chosen == 0
+    assert not torch.equal(looking.probabilities(logits_of(2)), expected), "no penalty seen"
+
+
+def test_greedy_probabilities_are_one_hot() -> None:
+    p = bare(greedy=True).probabilities(logits_of(0))
+    assert p.tolist() == [float(n == int(logits_of(0).argmax())) for n in range(VOCAB_SIZE)]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_probabilities_of_nothing_are_an_error(value: float) -> None:
+    logits = logits_of(0)
+    logits[3] = value
+    with pytest.raises(DecodeError, match="generated token 0"):
+        bare().probabilities(logits)
+
+
 def test_penalties_by_hand() -> None:
     penalty = GeneratedTokenPenalty(presence=0.5, frequency=0.25, prompt_length=2)
     prompt, generated = [3, 4], [4, 5, 5, 5]

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,8 @@ FIVE = TokenTree(
     confidence=(1.0, 0.9, 0.6, 0.8, 0.5),
     drafters=("", "a", "a", "b", "b"),
 )
+
+DRAWN = replace(FIVE, q=torch.softmax(torch.arange(100.0).view(5, 20), dim=-1))
 
 
 @st.composite
@@ -86,9 +89,26 @@ def test_prune_keeps_a_deep_likely_node_before_a_shallow_unlikely_one() -> None:
 
 
 def test_prune_within_the_budget_changes_nothing() -> None:
-    sampled = replace(FIVE, log_q=(0.0, -0.1, -0.5, -0.2, -0.7))
-    assert sampled.prune(4) is sampled
-    assert sampled.prune(3).log_q is None, "pruning looked at the drawn tokens: q is not q any more"
+    assert DRAWN.prune(4) is DRAWN
+
+
+def test_what_looks_at_the_drawn_tokens_drops_q() -> None:
+    assert DRAWN.prune(3).q is None
+    assert DRAWN.best_chain().q is None
+    assert DRAWN.keep([0, 1, 2]).q is None
+    assert DRAWN.merge(FIVE).q is None and FIVE.merge(DRAWN).q is None
+
+
+def test_a_cut_at_a_depth_keeps_each_nodes_own_q() -> None:
+    assert DRAWN.q is not None
+    assert DRAWN.cut(2) is DRAWN
+    cut = DRAWN.cut(1)
+    assert cut.q is not None and torch.equal(cut.q, DRAWN.q[[0, 1, 2]])
+    cut.check_integrity(vocab_size=20)
+
+
+def test_q_is_no_part_of_what_a_tree_says() -> None:
+    assert DRAWN == FIVE and hash(DRAWN) == hash(FIVE)
 
 
 def test_prune_to_nothing_is_plain_decoding() -> None:
@@ -178,7 +198,9 @@ def test_every_drawn_tree_is_sound(tree: TokenTree) -> None:
         ({"confidence": (1.0,)}, "different or zero length"),
         ({"drafters": ("",)}, "different or zero length"),
         ({"tokens": (), "parents": (), "confidence": (), "drafters": ()}, "zero length"),
-        ({"log_q": (0.0, -0.1)}, "log_q has 2 entries for 5 nodes"),
+        ({"q": torch.ones(4, 20)}, r"q has the shape \(4, 20\), .* each of 5 nodes"),
+        ({"q": torch.ones(5, 19)}, r"q has the shape \(5, 19\), .* size \(20\)"),
+        ({"q": torch.ones(5)}, r"q has the shape \(5,\)"),
         ({"parents": (0, 0, 0, 1, 1)}, "node 0 must have parent -1"),
         ({"parents": (-1, 0, 0, 3, 1)}, "node 3 has parent 3"),
         ({"parents": (-1, 0, 0, 4, 1)}, "node 3 has parent 4"),
@@ -188,7 +210,7 @@ def test_every_drawn_tree_is_sound(tree: TokenTree) -> None:
         ({"tokens": (7, -1, 8, 6, 9)}, r"tokens \[-1\] lie outside"),
     ],
 )
-def test_check_integrity_refuses(change: dict[str, tuple[int, ...]], complaint: str) -> None:
+def test_check_integrity_refuses(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         replace(FIVE, **change).check_integrity(vocab_size=20)
 

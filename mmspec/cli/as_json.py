@@ -44,6 +44,7 @@ def stats_values(stats: Stats) -> JsonObject:
         "by_drafter": {name: {**asdict(n), "acceptance": n.acceptance} for name, n in drafters},
         "times": asdict(stats.times),
         "controller": {**asdict(stats.choices), "explanation": stats.explanation},
+        "is_lossless": stats.is_lossless,
     }
 
 

@@ -43,6 +43,17 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class DrawingDrafter(Drafter, Protocol):
+    """A drafter that can draw its tokens, as the rules that divide by q need it (`drawing`).
+
+    Its trees then carry `q`, hold no more nodes than the budget says, and a node is in them
+    whatever token was drawn for it: it may be left out for the path above it alone.
+    """
+
+    draws: bool  # whether it does, the way it is set up
+
+
+@runtime_checkable
 class BatchDrafter(Drafter, Protocol):
     """A drafter that proposes for several requests in one go, as a model does."""
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.growth import Child, Growth
+from mmspec.drafters.draw import draw_children
 from mmspec.sampling import DraftGuide
 
 _SPREAD = 0.7  # believed difference between the two models' logits, in nats
@@ -112,23 +113,23 @@ class DrawnBranching:
         self._warp = warp
         self._profile = profile
         self.num_draws = first_draw
-        self.q: list[Tensor] = []  # (nodes, vocab) a level, of the nodes that got children
+        self.q: list[Tensor] = []  # (1, vocab) of each node that got children
 
     def children(self, logits: Tensor, depth: int) -> list[list[Child]]:
-        log_q = torch.log_softmax(self._warp(logits).float(), dim=-1)
-        q, born = log_q.exp(), list[list[Child]]()
-        self.q.append(q)
-        for node in range(log_q.shape[0]):
-            noise = self._guide.own_noise(
-                self._index + depth, log_q.shape[-1], draw=self.num_draws, device=log_q.device
+        guide, born = self._guide, list[list[Child]]()
+        for node_logits in self._warp(logits).float():
+            drawn = draw_children(
+                node_logits,
+                self._profile[depth - 1],
+                seed=guide.seed,
+                sample=guide.sample,
+                position=self._index + depth - guide.prompt_length,
+                draw=self.num_draws,
             )
             self.num_draws += 1
-            # The k largest of log q + g, in order, are k draws without replacement (Gumbel top-k,
-            # arXiv 1903.06059).
-            count = min(self._profile[depth - 1], int((q[node] > 0).sum()))
-            drawn = (log_q[node] + noise).topk(count).indices
-            rates = q[node][drawn].tolist()
-            pairs = zip(drawn.tolist(), rates, strict=True)
+            self.q.append(drawn.q.unsqueeze(0))
+            rates = drawn.q[drawn.tokens].tolist()
+            pairs = zip(drawn.tokens, rates, strict=True)
             born.append([Child(token, min(rate, 1.0)) for token, rate in pairs])
         return born
 

@@ -140,6 +140,7 @@ class BoundDraftModel:
         self.settings = settings
         self.model = settings.model
         self.num_readable = settings.num_readable
+        self.draws = settings.draw == "sample"
         self.cache = self.model.new_cache()
         self.lock = threading.RLock()
         tokenizer = target_inputs and target_inputs.tokenizer
