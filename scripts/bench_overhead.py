@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import mmspec
 from mmspec.engine import Engine
 from mmspec.requests import Request
+from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -48,7 +49,7 @@ class Known:
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
 
-    def start(self, prompt: Prompt, prefill: Prefill) -> "Known":
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> "Known":
         self._prompt_length = prompt.num_tokens
         return self
 
@@ -130,7 +131,7 @@ def main() -> None:
     for name, sampling in SAMPLINGS.items():
         request = Request({"input_ids": prompt}, max_new_tokens=NEW_TOKENS, seed=3, **sampling)
         truth = plain.generate(request, ignore_eos=True).tokens
-        drafting = Engine(plain.target, None, Known(truth), max_nodes=14)
+        drafting = Engine(plain.target, None, [Known(truth)], controller="fixed", max_nodes=14)
         samples: dict[str, list[float]] = {"plain": [], "speculative": []}
         for _ in range(PAIRS):
             for kind, engine in (("plain", plain), ("speculative", drafting)):
