@@ -14,8 +14,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from mmspec.state import Prompt
 
-_ROWS = 8
-_SAFETY = 3.0  # a tree is another shape than _ROWS rows, its places other ones than those measured
+_ROWS, _LONG_ROWS = 8, 2  # the second where every row of a long prompt costs memory
+_LONG_PROMPT = 1024  # tokens
+_SAFETY = 3.0  # a tree is another shape than several rows, its places are other ones
 _LEAST_ULPS = 4.0  # of the largest logit: where both forwards happen to round alike
 _LONGEST = 48  # tokens that are decoded again
 
@@ -27,7 +28,8 @@ def rounding_bound(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]
     that was measured, and at least 4 units in the last place of the largest logit.
     """
     kept = tuple(tokens[:_LONGEST])
-    alone, among = (_native_logits(model, prompt, kept, rows) for rows in (1, _ROWS))
+    several = _ROWS if prompt.num_tokens <= _LONG_PROMPT else _LONG_ROWS
+    alone, among = (_native_logits(model, prompt, kept, rows) for rows in (1, several))
     differences = (alone - among).abs()
     largest = float(differences[differences.isfinite()].max())
     magnitude = float(alone[alone.isfinite()].abs().max())
