@@ -1,7 +1,6 @@
 """transformers' own generate, timed. The model is a load that mmspec never touches."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -10,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 from mmspec.bench.methods import Method
 from mmspec.bench.timeline import Run, Timeline
 from mmspec.state import Prompt
+from mmspec.target.native import native_inputs
 
 
 class Peer:
@@ -24,20 +24,12 @@ class Peer:
 
     def run(self, prompt: Prompt, max_new_tokens: int) -> Run:
         """Greedy, at most `max_new_tokens`."""
-        model = self._model
         watch = _Watch()
-        ids = prompt.token_ids.unsqueeze(0).to(model.device)
-        inputs: dict[str, Any] = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in prompt.model_inputs.items()
-        }
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+        output = self._model.generate(
+            **native_inputs(self._model, prompt),
             do_sample=False,
             max_new_tokens=max_new_tokens,
             streamer=watch,
-            **inputs,
             **self._options,
         )
         tokens = tuple(output[0, prompt.num_tokens :].tolist())

@@ -18,8 +18,8 @@ NOTES = (
     "to the end of the call, ours turning tokens into text and transformers' not.",
     "A text ends where our plain decoding's begins to loop (a 20-gram seen three times), for all "
     "methods at the same token.",
-    "Of transformers' prompt lookup the number of tokens that is fastest on the task counts, found "
-    "afterwards; all other settings were the same for all tasks.",
+    "Of transformers' prompt lookup the number of tokens that is fastest on the task counts (★), "
+    "found afterwards; all other settings were the same for all tasks.",
     "Acceptance length is 1 + accepted / verifications.",
 )
 

@@ -6,16 +6,17 @@ up in another order, as a score of several nodes does.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from mmspec.state import Prompt
+from mmspec.target.native import native_inputs
 
-_ROWS = 8
-_SAFETY = 3.0  # a tree is another shape than _ROWS rows, its places other ones than those measured
+_ROWS, _LONG_ROWS = 8, 2  # the second where every row of a long prompt costs memory
+_LONG_PROMPT = 1024  # tokens
+_SAFETY = 3.0  # a tree is another shape than several rows, its places are other ones
 _LEAST_ULPS = 4.0  # of the largest logit: where both forwards happen to round alike
 _LONGEST = 48  # tokens that are decoded again
 
@@ -27,7 +28,8 @@ def rounding_bound(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]
     that was measured, and at least 4 units in the last place of the largest logit.
     """
     kept = tuple(tokens[:_LONGEST])
-    alone, among = (_native_logits(model, prompt, kept, rows) for rows in (1, _ROWS))
+    several = _ROWS if prompt.num_tokens <= _LONG_PROMPT else _LONG_ROWS
+    alone, among = (_native_logits(model, prompt, kept, rows) for rows in (1, several))
     differences = (alone - among).abs()
     largest = float(differences[differences.isfinite()].max())
     magnitude = float(alone[alone.isfinite()].abs().max())
@@ -38,14 +40,8 @@ def _native_logits(
     model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int], rows: int
 ) -> Tensor:
     """(generated, vocab) float64: the raw logits of the first of `rows` equal rows."""
-    ids = prompt.token_ids.unsqueeze(0).to(model.device)
-    inputs: dict[str, Any] = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in prompt.model_inputs.items()
-    }
     output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
+        **native_inputs(model, prompt),
         do_sample=True,  # of the one token that is left: only sampling takes several rows a prompt
         top_k=0,
         top_p=1.0,
@@ -54,7 +50,6 @@ def _native_logits(
         logits_processor=LogitsProcessorList([_Forced(prompt.num_tokens, tokens)]),
         output_logits=True,
         return_dict_in_generate=True,
-        **inputs,
     )
     return torch.stack([step[0] for step in output.logits]).double()
 

@@ -14,6 +14,7 @@ from mmspec.errors import MmspecError
 from mmspec.requests import Request, Result, build_request
 from mmspec.state import Prompt
 from mmspec.stats import StatsRecorder
+from mmspec.target.native import native_inputs
 
 TRANSFORMERS, PLAIN_BATCH = "transformers' generate", "plain, batched"
 
@@ -161,18 +162,11 @@ def _natively(engine: Engine, requests: Sequence[Request]) -> list[Result]:
     for request in requests:
         prompt = request.prompt
         assert isinstance(prompt, Prompt)
-        ids = prompt.token_ids.unsqueeze(0).to(model.device)
-        inputs = {
-            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for name, value in prompt.model_inputs.items()
-        }
         output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            **native_inputs(model, prompt),
             do_sample=False,
             max_new_tokens=request.max_new_tokens,
             logits_processor=list(request.logits_processors),
-            **inputs,
         )
         tokens = tuple(output[0, prompt.num_tokens :].tolist())
         results.append(Result("", tokens, "length", 0, StatsRecorder().finished(len(tokens))))

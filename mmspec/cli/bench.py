@@ -1,6 +1,7 @@
 """`mmspec bench`: how fast, against transformers' own ways, on one machine in one run."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,6 +33,7 @@ from mmspec.target.load import BUNDLED, resolve_path
 _SUITES = ("bundled", "data", "file")
 _QUESTIONS = 4
 _DATA_TOKENS = 2048  # a meeting of 10,000 would take a CPU most of the time to read
+_REFRESH_HZ = 0.2  # beside when there is something new to say
 _PAIRS = 7  # the fewest that make a bar
 
 
@@ -111,7 +113,8 @@ def bench(
             tasks = [Task(t.name, t.questions, max_new_tokens) for t in tasks]
         quiet_transformers()
         torch.set_num_threads(threads)
-        with stderr.status("Loading the model") as status:
+        # A spinner that turns would be measured too.
+        with stderr.status("Loading the model", refresh_per_second=_REFRESH_HZ) as status:
             lineup = build_lineup(
                 model,
                 methods,
@@ -207,11 +210,23 @@ def report_values(
     """Everything that was measured and where, as plain values for json.dumps."""
     return {
         **asdict(machine),
-        "command": " ".join(["mmspec", *sys.argv[1:]]),
+        "command": " ".join(["mmspec", *map(_without_folders, sys.argv[1:])]),
         "model": Path(model).name,
         "dtype": lineup.dtype,
         "max_prompt_tokens": room,
         "notes": NOTES,
-        "methods": [asdict(method) for method in methods],
+        "methods": [
+            {
+                **asdict(method),
+                "overrides": [_without_folders(override) for override in method.overrides],
+                "draft_model": method.draft_model and Path(method.draft_model).name,
+            }
+            for method in methods
+        ],
         **asdict(report),
     }
+
+
+def _without_folders(text: str) -> str:
+    """A file that is passed on says which model and data it was, not where they lay."""
+    return re.sub(r"(?<![\w:.])\.{0,2}/\S+", lambda found: Path(found[0]).name, text)

@@ -10,6 +10,7 @@ from mmspec.bench.machine import Machine
 from mmspec.bench.methods import PLAIN, TRANSFORMERS
 from mmspec.bench.report import BEST_LOOKUP, NOTES, MethodRow, Ratios, Report, TaskReport
 from mmspec.cli.console import printable
+from mmspec.cli.render import counted
 
 _BASELINES = {
     TRANSFORMERS: "x\ntransformers",
@@ -23,9 +24,10 @@ _NAME_COLUMNS = 25  # so that the tables of all tasks stand in line
 def heading(model: str, dtype: str, machine: Machine, *, pairs: int) -> Text:
     """Model and machine, in two lines."""
     load = "" if machine.load_before is None else f", load before {machine.load_before:.2f}"
+    runs = counted(pairs, "interleaved pair")
     where = (
         f"{machine.gpu or machine.cpu} · {machine.threads} of {machine.cores} cores{load} · "
-        f"torch {machine.torch}, transformers {machine.transformers} · {pairs} interleaved pairs"
+        f"torch {machine.torch}, transformers {machine.transformers} · {runs}"
     )
     return Text.assemble((f"{model}", "bold"), f" in {dtype}, greedy\n", (where, "dim"))
 
@@ -70,12 +72,12 @@ def task_table(report: TaskReport, *, width: int) -> Table:
 
 def _title(report: TaskReport) -> Text:
     facts = [
-        f"{report.prompts} prompts of {report.prompt_tokens:,.0f} tokens",
+        f"{counted(report.prompts, 'prompt')} of {report.prompt_tokens:,.0f} tokens",
         f"{report.new_tokens:,} new tokens",
     ]
-    facts += [f"{report.cut} prompts cut"] if report.cut else []
+    facts += [f"{counted(report.cut, 'prompt')} cut"] if report.cut else []
     facts += [f"{report.left_out} too long, left out"] if report.left_out else []
-    facts += [f"{report.looped} texts cut where they loop"] if report.looped else []
+    facts += [f"{counted(report.looped, 'text')} cut at a loop"] if report.looped else []
     return Text.assemble((report.task, "bold"), (f"   {' · '.join(facts)}", "dim"))
 
 
@@ -151,4 +153,4 @@ def _interval_note(report: Report) -> str:
     if not spreads:
         return "No ratio could be measured."
     coverage = min(spread.coverage for spread in spreads)
-    return f"Intervals hold the median with {coverage:.1%} ({report.pairs} pairs)."
+    return f"Intervals hold the median with {coverage:.1%} ({counted(report.pairs, 'pair')})."

@@ -9,6 +9,7 @@ from rich.text import Text
 from mmspec.check import CheckReport, Comparison, Difference
 from mmspec.check.stress import Stress
 from mmspec.cli.console import printable
+from mmspec.cli.render import counted
 from mmspec.requests import Request
 
 _GOOD, _BAD, _UNSURE, _ASIDE = "green", "bold red", "yellow", "dim"
@@ -20,8 +21,8 @@ def heading(
     """What was checked, in two lines."""
     pictures = sum(bool(request.images) for request in requests)
     seeds = len({one.sampling for one in report.comparisons}) - 1
-    facts = [f"{len(requests)} prompts" + (f", {pictures} with pictures" if pictures else "")]
-    facts += [f"greedy and {seeds} seeds" if seeds else "greedy"]
+    facts = [counted(len(requests), "prompt") + (f", {pictures} with pictures" if pictures else "")]
+    facts += [f"greedy and {counted(seeds, 'seed')}" if seeds else "greedy"]
     facts += [f"{max_new_tokens} tokens a text at most"]
     return Text.assemble((model, "bold"), f" in {report.dtype}\n", (" · ".join(facts), _ASIDE))
 

@@ -78,6 +78,11 @@ def closing_line(result: Result) -> Text:
     return Text(" · ".join([*parts, f"ended by {result.finish_reason}"]), style=_ASIDE)
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 prompt", "2 prompts", "1,024 prompts"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def speed_bars(speeds: Mapping[str, float], *, columns: int = 40, colour: str = _GOOD) -> Text:
     """A bar a line, as long as its tokens a second; the first one is the coloured one."""
     fastest, widest = max(speeds.values()), max(map(len, speeds))

@@ -124,7 +124,7 @@ def test_the_table_has_a_row_a_method_and_names_who_was_refused() -> None:
     text = shown(measurements(), 140)
     assert text.startswith(GOLDEN)
     lines = text.splitlines()
-    assert "quoting   2 prompts of 30 tokens · 18 new tokens · 2 texts cut where they loop" in lines
+    assert "quoting   2 prompts of 30 tokens · 18 new tokens · 2 texts cut at a loop" in lines
     row = next(line for line in lines if "mmspec prompt_lookup" in line).split()
     #            tokens/s  x transformers     x its lookup       x our plain        cpu  end  a step
     ratios = "6.00 4.00–8.00 2.00 2.00–2.00 4.00 4.00–4.00"

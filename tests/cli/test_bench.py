@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from mmspec.cli import app
+from mmspec.cli.bench import _without_folders
 
 QUICK = ("--pairs", 2, "--max-new-tokens", 12, "--num-prompts", 2, "--force")
 
@@ -38,6 +39,8 @@ def test_a_run_from_prompts_to_table_and_file(vlm: Path, prompts: Path, tmp_path
     values = json.loads(out.read_text())
     assert {"commit", "command", "cpu", "cores", "threads", "load_before", "torch", "transformers",
             "model", "dtype", "pairs", "notes", "methods"} <= set(values)  # fmt: skip
+    assert str(vlm.parent) not in out.read_text()  # names, not where they lie
+    assert next(m for m in values["methods"] if m["draft_model"])["draft_model"] == vlm.name
     (task,) = values["tasks"]
     rows = {row["method"]: row for row in task["rows"]}
     assert list(rows) == [
@@ -102,6 +105,15 @@ def test_a_draft_model_with_another_tokenizer_gets_both(
     rows = {row["method"]: row for row in json.loads(out.read_text())["tasks"][0]["rows"]}
     assert rows["transformers assisted"]["refused"] is None
     assert rows["transformers assisted"]["identical"] == 1
+
+
+def test_a_command_is_written_down_without_folders() -> None:
+    shown = [
+        _without_folders(word)
+        for word in ("/a/smol", "../data/x", "--out=/tmp/a.json", "data", "x: a.path=/m/nano b.c=2")
+    ]
+    assert shown == ["smol", "x", "--out=a.json", "data", "x: a.path=nano b.c=2"]
+    assert _without_folders("HuggingFaceTB/SmolLM2") == "HuggingFaceTB/SmolLM2"
 
 
 def test_without_peers_the_reference_is_our_plain_decoding(vlm: Path, prompts: Path) -> None:

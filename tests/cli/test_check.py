@@ -36,7 +36,7 @@ def test_a_right_engine_passes_with_prompts_and_pictures_of_its_own(vlm: Path) -
 def test_the_report_says_what_was_the_same(vlm: Path) -> None:
     run = check(vlm, *QUICK, *TEXTS)
     assert run.exit_code == 0, run.stderr
-    for told in ("2 prompts · greedy and 1 seeds", "stress, alone", "2/2", "100%", "✓ identical"):
+    for told in ("2 prompts · greedy and 1 seed ", "stress, alone", "2/2", "100%", "✓ identical"):
         assert told in run.stdout
 
 
