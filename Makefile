@@ -36,6 +36,7 @@ matrix: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_overhead.py --out build/overhead.json
 	$(BIN)/python scripts/bench_copying.py --out build/copying.json
+	$(BIN)/python scripts/bench_score.py --out build/score.json
 
 # torch goes first and alone; the rest is resolved round the one that is there.
 $(INSTALLED): pyproject.toml constraints.txt

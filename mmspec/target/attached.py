@@ -36,26 +36,25 @@ class Attachments:
         """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask."""
         self.attention = attention
         self.linears = linears
-        self._model = model
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
 
     @contextmanager
     def scoring(
-        self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan
+        self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan, *, like: Tensor
     ) -> Iterator[ForwardInputs]:
-        """Within it, one forward scores the trees; yields the keywords that it needs for it."""
-        dtype, device = self._model.dtype, self._model.device
+        """Within it, one forward scores the trees; yields the keywords that it needs for it.
+        `like` has the model's dtype and place."""
         with nullcontext() if self.linears is None else self.linears.attached():
             if self.attention == "model":
-                mask = self._mask_rule.build(trees, plan.lengths, dtype)
-                yield {"attention_mask": _on_device(mask, device)}
+                mask = self._mask_rule.build(trees, plan.lengths, like.dtype)
+                yield {"attention_mask": _on_device(mask, like.device)}
                 return
             plan.is_viewed = False
             with attached(self._text_config):
                 # A mask of the right form, so that the model makes none of its own.
-                mask = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
+                mask = like.new_zeros(1, 1, 1, 1)
                 kinds = self._mask_rule.kinds
                 yield {
                     "attention_mask": dict.fromkeys(kinds, mask)

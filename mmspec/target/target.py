@@ -43,17 +43,19 @@ class Target:
         self.attachments = Attachments(
             model, mask_rule=self.mask_rule, attention=attention, linears=linears
         )
+        # Asked of the model, both cost a walk through its modules, in every call.
+        self._first = next(p for p in model.parameters() if p.is_floating_point())
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
         self._lock = threading.Lock()  # forwards of several threads, one after the other
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self._first.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return self._first.dtype
 
     @property
     def vocab_size(self) -> int:
@@ -116,7 +118,7 @@ class Target:
         with (
             self._forward(),
             cache.writing([p.row for p in placements], counts) as plan,
-            self.attachments.scoring(trees, cache, plan) as inputs,
+            self.attachments.scoring(trees, cache, plan, like=self._first) as inputs,
         ):
             output = self.model(
                 input_ids=_padded([tree.tokens for tree in trees]).to(self.device),
