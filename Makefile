@@ -37,6 +37,7 @@ matrix: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/mmspec bench tiny-vlm --out build/bench.json $(ARGS)
 	$(BIN)/python scripts/bench_overhead.py --out build/overhead.json
+	$(BIN)/python scripts/bench_score.py --out build/score.json
 
 # torch goes first and alone; the rest is resolved round the one that is there.
 $(INSTALLED): pyproject.toml constraints.txt

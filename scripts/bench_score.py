@@ -6,7 +6,7 @@
 Without `--model` a random Llama (8 layers, hidden 512, 8 heads over 2 KV heads) is scored. Two
 ways are compared: mmspec's (tree attention, quick linear layers) and the model's own attention
 with a mask. In each round every call is made once, one after the other, in an order that turns;
-ratios are within a round, intervals a 95% bootstrap of their median. Time is the wall clock, or
+ratios are within a round, intervals the 95% of order statistics for their median. Time is the wall clock, or
 with `--cpu-time` (one thread) this thread's, which another process does not count in.
 """
 
@@ -22,12 +22,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from bench_copying import interval
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import mmspec
+from mmspec.bench.interval import spread
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target
@@ -140,7 +140,8 @@ def main() -> None:
     for row in rows:
         for count in nodes:
             ratios = row.ratios(("mmspec", count), ("mmspec", 1))
-            low, high = interval(ratios)
+            found = spread(ratios)
+            low, high = found.low, found.high
             table.add_row(
                 f"{row.context}",
                 f"{count}",

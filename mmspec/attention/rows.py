@@ -47,7 +47,7 @@ def attend_rows(
         for part in parts[1:]:
             attended = merge(attended, _attend(folded, keys, values, part, attend_part))
         out = _with_sinks(attended, rule.sinks, row.num_nodes)
-        rows.append(out.view(heads, row.num_nodes, -1).transpose(0, 1).to(query.dtype))
+        rows.append(out.reshape(heads, row.num_nodes, -1).transpose(0, 1).to(query.dtype))
     if batch == 1:
         return rows[0].unsqueeze(0)
     padded = query.new_zeros(batch, width, heads, values.shape[2])

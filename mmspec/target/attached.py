@@ -36,7 +36,6 @@ class Attachments:
         """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask."""
         self.attention = attention
         self.linears = linears
-        self._model = model
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
@@ -49,21 +48,22 @@ class Attachments:
         plan: WritePlan,
         *,
         written: Sequence[int],
+        like: Tensor,
         device: torch.device,
     ) -> Iterator[ForwardInputs]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
-        keys are there already; yields the keywords that it needs for it."""
-        dtype = self._model.dtype
+        keys are there already; yields the keywords that it needs for it. `like` has the model's
+        dtype, `device` is where its inputs go."""
         with nullcontext() if self.linears is None else self.linears.attached():
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
-                mask = self._mask_rule.build(trees, lengths, dtype, written=written)
+                mask = self._mask_rule.build(trees, lengths, like.dtype, written=written)
                 yield {"attention_mask": _on_device(mask, device)}
                 return
             plan.is_viewed = False
             with attached(self._text_config):
                 # A mask of the right form, so that the model makes none of its own.
-                mask = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
+                mask = like.new_zeros(1, 1, 1, 1, device=device)
                 kinds = self._mask_rule.kinds
                 yield {
                     "attention_mask": dict.fromkeys(kinds, mask)

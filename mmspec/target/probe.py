@@ -139,7 +139,8 @@ def _native_logits(
     """Logits (vocab,) after each path's tokens, decoded by the model alone, a token at a time."""
     expected: dict[tuple[int, ...], Tensor] = {}
     leaves = set(range(tree.num_nodes)) - set(tree.parents)
-    device = input_device(model)
+    embedding = model.get_input_embeddings()
+    device = input_device(embedding, embedding.weight)
     with torch.no_grad(), _left_as_found(model):
         for leaf in leaves:
             cache = DynamicCache(config=model.config)

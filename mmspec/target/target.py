@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmspec.kv import KVCache
@@ -44,6 +44,9 @@ class Target:
         self.attachments = Attachments(
             model, mask_rule=self.mask_rule, attention=attention, linears=linears
         )
+        # Asked of the model, both cost a walk through its modules, in every call.
+        self._first = next(p for p in model.parameters() if p.is_floating_point())
+        self._embedding = model.get_input_embeddings()
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
         self._lock = threading.Lock()  # forwards of several threads, one after the other
@@ -51,11 +54,11 @@ class Target:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return input_device(self.model)
+        return input_device(self._embedding, self._first)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return self._first.dtype
 
     @property
     def vocab_size(self) -> int:
@@ -64,7 +67,7 @@ class Target:
     @property
     def num_embeddings(self) -> int:
         """Token ids that the model can read; more than vocab_size where a family pads."""
-        return self.model.get_input_embeddings().num_embeddings
+        return self._embedding.num_embeddings
 
     @property
     def max_positions(self) -> int | None:
@@ -142,7 +145,7 @@ class Target:
             self._forward(),
             cache.writing([p.row for p in placements], counts, after=done) as plan,
             self.attachments.scoring(
-                trees, cache, plan, written=done, device=self.device
+                trees, cache, plan, written=done, like=self._first, device=self.device
             ) as inputs,
         ):
             output = self.model(
@@ -173,12 +176,12 @@ class Target:
             yield
 
 
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where the model's embedding is computed: with accelerate, which spreads models over devices
-    and keeps weights elsewhere between forwards, this is not where its parameters lie."""
-    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+def input_device(embedding: nn.Module, weight: Tensor) -> torch.device:
+    """Where a model's `embedding` is computed. With accelerate, which spreads models over devices
+    and keeps weights elsewhere between forwards, that is not where its `weight` lies."""
+    hook = getattr(embedding, "_hf_hook", None)
     place = getattr(hook, "execution_device", None)
-    return model.device if place is None else torch.device(place)
+    return weight.device if place is None else torch.device(place)
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -165,6 +165,12 @@ def test_prefixes_of_every_length(rung: str, committed: int) -> None:
     assert largest(tree.attend(RUNGS[rung], FULL) - reference(tree, FULL)) < 1e-12
 
 
+@pytest.mark.parametrize("group", [1, 2, 3, 7, 8])
+def test_node_0_alone_over_a_long_prefix(group: int) -> None:
+    tree = case([(1500, [-1]), (1023, [-1])], group=group)
+    assert largest(tree.attend(None, FULL) - reference(tree, FULL)) < 1e-12
+
+
 @pytest.mark.parametrize("rung", RUNGS)
 @pytest.mark.parametrize("group", [1, 4, 7, 8])
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
