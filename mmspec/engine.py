@@ -112,7 +112,7 @@ class Engine:
         request = build_request(prompt, options)
         if request.n > 1:
             raise InputError(f"stream got n={request.n}, expected 1: samples come from generate")
-        (row,) = self._rows(request, 0)
+        row = self._row(request, 0)
         return Stream(row, self._decode([row]), self.tokenizer)
 
     def _run(self, prompts: Iterable[object], options: Mapping[str, Any]) -> list[Result]:
@@ -120,17 +120,17 @@ class Engine:
 
         def rows() -> Iterator[Row]:
             for index, prompt in enumerate(prompts):
-                samples[index] = {}
+                samples[index], number = {}, 0
                 try:
-                    opened = self._rows(build_request(prompt, options), index)
+                    for request in self._samples(build_request(prompt, options)):
+                        number = request.sample
+                        yield self._row(request, index)
                 except MmspecError as error:
-                    samples[index][0] = _failed(error)
+                    samples[index][number] = _failed(error)
                 except Exception as error:  # raised again by `generate`, or shown in the Result
                     failure = InputError(f"{type(error).__name__}: {error}")
                     failure.__cause__ = error
-                    samples[index][0] = _failed(failure)
-                else:
-                    yield from opened
+                    samples[index][number] = _failed(failure)
 
         for row in self._decode(rows()):
             if row.is_done:
@@ -149,17 +149,16 @@ class Engine:
             max_rows=self._max_rows,
         )
 
-    def _rows(self, request: Request, index: int) -> list[Row]:
-        """The request's samples, ready for the loop. They share the prompt; of what keeps state
+    def _samples(self, request: Request) -> list[Request]:
+        """One request a sample. They share the prompt, processed once; of what keeps state
         (processors, criteria) each has its own."""
         prompt = self._prompt(request)
         seed = secrets.randbits(64) if request.seed is None else request.seed
-        samples = [
+        first, *others = (
             replace(request, prompt=prompt, seed=seed, sample=request.sample + i, n=1)
             for i in range(request.n)
-        ]
-        own = [with_own_state(replace(sample, prompt_logprobs=None)) for sample in samples[1:]]
-        return [self._row(sample, index) for sample in (samples[0], *own)]
+        )
+        return [first, *(with_own_state(replace(o, prompt_logprobs=None)) for o in others)]
 
     def _row(self, request: Request, index: int) -> Row:
         """One sample of the request, processed and ready for the loop."""

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -64,7 +64,7 @@ class Request(SamplingParams):
             raise InputError(f"speculate={self.speculate!r}: expected True, False or 'auto'")
 
 
-FIELD_NAMES = tuple(field.name for field in fields(Request) if field.name != "_")
+FIELD_NAMES = tuple(one.name for one in fields(Request) if one.name != "_")
 
 
 def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
@@ -99,8 +99,10 @@ class Result:
     logprobs: tuple[TokenLogprobs, ...] | None = None  # (tokens,); None if not asked for
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # (prompt,); None inside: the
     # first token and media placeholders
-    scores: Tensor | None = None  # (tokens, vocab) float32, processed; None if not kept
-    logits: Tensor | None = None  # (tokens, vocab) float32, the target's own; None if not kept
+    scores: Tensor | None = field(default=None, compare=False, repr=False)  # (tokens, vocab)
+    # float32, processed; None if not kept
+    logits: Tensor | None = field(default=None, compare=False, repr=False)  # (tokens, vocab)
+    # float32, the target's own; None if not kept
 
     @property
     def samples(self) -> tuple["Result", ...]:

@@ -6,8 +6,8 @@
 Without `--model` a random Llama (8 layers, hidden 512, 8 heads over 2 KV heads) is scored. Two
 ways are compared: mmspec's (tree attention, quick linear layers) and the model's own attention
 with a mask. In each round every call is made once, one after the other, in an order that turns;
-ratios are within a round, intervals the 95% of order statistics for their median. Time is the wall clock, or
-with `--cpu-time` (one thread) this thread's, which another process does not count in.
+ratios are within a round, intervals of 95% by order statistics for their median. Time is the wall
+clock, or with `--cpu-time` (one thread) this thread's, which another process does not count in.
 """
 
 import argparse

@@ -16,8 +16,10 @@ from mmspec import Request, Result
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.logprobs import TokenLogprobs
+from mmspec.row import Row
 from mmspec.training.tiny.build import build_model, build_processor
 
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 40, "max_new_tokens": 16, "seed": 5}
@@ -317,3 +319,19 @@ def test_a_stream_is_of_one_sample() -> None:
     assert not list(stream)  # no tokenizer, no text
     assert stream.result.logprobs is not None
     assert stream.result.tokens == engine().generate(prompt(), n=2, **SAMPLED).others[0].tokens
+
+
+def test_the_time_of_a_sample_begins_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more samples than places, the later ones wait for the earlier to end."""
+    begun: list[int] = []
+    opened = Engine._row
+
+    def row(self: Engine, request: Request, index: int) -> Row:
+        begun.append(sum(done.is_done for done in rows))
+        rows.append(opened(self, request, index))
+        return rows[-1]
+
+    rows: list[Row] = []
+    monkeypatch.setattr(Engine, "_row", row)
+    engine().generate(prompt(), n=6, **SAMPLED)  # in four places
+    assert begun[:4] == [0, 0, 0, 0] and min(begun[4:]) > 0

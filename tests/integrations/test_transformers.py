@@ -5,16 +5,19 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from families import EOS_TOKEN, FAMILIES, Layout, prompt_inputs
 from matrix import model_of
+from PIL import Image
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
     PreTrainedModel,
     StaticCache,
     StoppingCriteria,
+    StopStringCriteria,
     TextIteratorStreamer,
 )
 from transformers.generation.streamers import BaseStreamer
@@ -443,25 +446,58 @@ def test_a_model_is_probed_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPat
     assert alive() is None
 
 
-def test_a_prefix_in_a_static_cache_changes_nothing() -> None:
+@pytest.mark.parametrize("filled", [0, 20], ids=["empty", "filled"])
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_a_given_static_cache_changes_nothing(family: str, filled: int) -> None:
     """transformers' assisted generation refuses a static cache."""
-    model, prompt = model_of("llava", "float64"), inputs("llava", "image_first")
+    model = model_of(family, "float64")
+    prompt = inputs(family, "text" if family == "llama" else "image_last")
     expected = model.generate(**prompt, **GREEDY)
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
-    assert torch.equal(model.generate(**prompt, **GREEDY, **OURS, past_key_values=cache), expected)
-    assert torch.equal(
-        model.generate(**prompt, **GREEDY, **OURS, cache_implementation="static"), expected
-    )
+    if filled:
+        with torch.no_grad():
+            model(input_ids=prompt["input_ids"][:, :filled], past_key_values=cache)
+    ours = model.generate(**prompt, **GREEDY, **OURS, past_key_values=cache)
+    assert torch.equal(ours, expected)
+    assert int(cache.get_seq_length()) == filled
+    ours = model.generate(**prompt, **GREEDY, **OURS, cache_implementation="static")
+    assert torch.equal(ours, expected)
 
 
 def test_a_processors_output_goes_straight_in() -> None:
     processor, model = build_processor(), build_model("tiny").double().eval()
-    prompt = processor(text=["red square, blue circle", "green"], padding=True, return_tensors="pt")
-    expected = model.generate(**prompt, **GREEDY)
-    ours = model.generate(**prompt, **GREEDY, **OURS)
-    if bool((prompt["attention_mask"][:, 0] == 1).all()):  # padded on the right
-        expected, ours = expected[:1], ours[:1]
-    assert torch.equal(ours, expected)
+    processor.tokenizer.padding_side = "left"
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 96, 128, 3), dtype=np.uint8)
+    first, second, third = (Image.fromarray(one) for one in pixels)
+    mark = processor.image_token
+    prompt = processor(
+        text=[f"{mark} red square, blue circle", f"compare {mark} with {mark}", "green"],
+        images=[[first], [second, third], []],
+        padding=True,
+        return_tensors="pt",
+    )
+    prompt["pixel_values"] = prompt["pixel_values"].double()
+    ours = model.generate(**prompt, **GREEDY, **OURS, drafter=eager())
+    assert torch.equal(ours, model.generate(**prompt, **GREEDY))
+
+
+def test_stop_strings_go_in_as_a_criterion() -> None:
+    processor, model = build_processor(), build_model("tiny").double().eval()
+    prompt = processor(text="red square, blue circle", return_tensors="pt")
+    letters = [processor.tokenizer(one).input_ids[0] for one in "abcdefgh"]
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": 30,
+        "no_repeat_ngram_size": 2,
+        "prefix_allowed_tokens_fn": lambda row, ids: letters,
+    }
+    free = model.generate(**prompt, **options)
+    text = processor.tokenizer.decode(free[0, prompt["input_ids"].shape[1] :])
+    criterion = StopStringCriteria(processor.tokenizer, [text[10:13]])
+    options["stopping_criteria"] = [criterion]
+    expected = model.generate(**prompt, **options)
+    assert expected.shape[1] < free.shape[1]
+    assert torch.equal(model.generate(**prompt, **options, **OURS), expected)
 
 
 # What is refused

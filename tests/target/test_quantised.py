@@ -1,12 +1,14 @@
 """Quantised models go through the same code: weights that are no plain tensors, or cannot move."""
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, prompt_inputs
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import mmspec
 import mmspec.target.load as load_module
@@ -83,4 +85,38 @@ def test_torchao_int8_weights_decode() -> None:
     quantize_(model, Int8WeightOnlyConfig())
     weight = model.model.layers[0].self_attn.q_proj.weight
     assert type(weight) is not nn.Parameter or not torch.equal(weight, before)
+    check(model, "llama")
+
+
+def write_gguf(model: Any, path: Path) -> None:
+    """The tiny llama in GGUF, its projections in Q8_0."""
+    gguf = pytest.importorskip("gguf", reason="needs gguf")
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(config.vocab_size)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        own, values = names.get_name(name, try_suffixes=(".weight",)), tensor.numpy()
+        if "proj" in name:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(own, gguf.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(own, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_decodes_as_transformers_loads_it(tmp_path: Path) -> None:
+    write_gguf(FAMILIES["llama"].build(torch.float32), tmp_path / "tiny.gguf")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    model.generation_config.update(eos_token_id=2, pad_token_id=0)
     check(model, "llama")
