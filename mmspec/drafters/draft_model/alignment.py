@@ -57,14 +57,23 @@ class Codec:
                 return tail, text
         return [], ""
 
+    def tail(self, ids: Sequence[int]) -> str:
+        """The text of the last few ids, from a whole character on."""
+        for length in range(min(_SEAM, len(ids)), 0, -1):
+            text = self.decode(ids[-length:])
+            if _HALF not in text:
+                return text
+        return ""
+
     def encode_behind(self, before: str, text: str) -> list[int]:
         """The ids of `text` where it comes behind `before`, whose own ids stand already."""
         for start in (before, *_ANCHORS):
             if not start:
                 continue
-            own, both = self.encode(start), self.encode(start + text)
-            if own and both[: len(own)] == own:
-                return both[len(own) :]
+            likely, both = len(self.encode(start)), self.encode(start + text)
+            for count in (likely, *range(likely + 2)):
+                if self.decode(both[:count]) == start:
+                    return both[count:]
         return self.encode(text)
 
     def decode_behind(self, before: Sequence[int], ids: Sequence[int]) -> str:
@@ -135,10 +144,10 @@ class TextWording:
 
     def propose(self, growth: Growth, tokens: Sequence[int], calibration: Calibration) -> Proposal:
         """Each path's text in the target's ids; a path of several tokens may be one of the
-        target's, and the reverse. Only the last id of a path can change with what would follow it,
-        so its confidence is learnt apart."""
+        target's, and the reverse. The last word of a path can change with what would follow it, so
+        its confidence is learnt apart."""
         trie = PathTrie(tokens[-1], growth.tree.drafters[-1])
-        _, before = self._alignment.target.seam(tokens)
+        before = self._alignment.target.tail(tokens)
         grown = growth.tree
         for leaf in set(range(1, grown.num_nodes)) - set(grown.parents):
             self._add(trie, before, grown, grown.path_to(leaf)[1:])
@@ -176,15 +185,17 @@ class TextWording:
             ends.append((len(whole), likely[node]))
         text = text.rstrip(_HALF)
         encoded = target.encode_behind(before, text) if text else []
-        chances: list[float] = []
+        last_word = len(text.rstrip()) - len(text.split()[-1]) if text.split() else 0
+        chances, num_certain = list[float](), 0
         for count in range(1, len(encoded) + 1):
-            length = len(
-                target.decode_behind(_context(target, before), encoded[:count]).rstrip(_HALF)
-            )
+            told = target.decode_behind(_context(target, before), encoded[:count])
+            length = len(told.rstrip(_HALF))
             chances.append(next((c for end, c in ends if end >= length), ends[-1][1]))
+            num_certain = count if length <= last_word else num_certain
         if eos is not None and self._alignment.eos is not None:
             encoded, chances = [*encoded, self._alignment.eos], [*chances, eos]
-        trie.add(encoded, chances, is_open=eos is None)
+            num_certain = len(encoded)
+        trie.add(encoded, chances, num_certain=num_certain)
 
 
 def _context(codec: Codec, before: str) -> list[int]:
