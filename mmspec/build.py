@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from mmspec.config import Config, DrafterConfig, DraftModelConfig, load_config
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
-from mmspec.drafters.draft_model.drafter import Draw, Images
+from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError

@@ -131,6 +131,6 @@ def padded(model: PreTrainedModel, size: int) -> PreTrainedModel:
 
 @cache
 def stranger(size: int = 112) -> PreTrainedModel:
-    """A text-only model that knows nothing of the target; `size` ids."""
-    model = FAMILIES["qwen2"].build(torch.float64)
+    """A text-only model that knows nothing of the target, in float64; `size` ids."""
+    model = FAMILIES["qwen3"].build(torch.float64)
     return model if size == 112 else padded(model, size)

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mmspec.calibration import Calibration
-from mmspec.drafters.draft_model.alignment import _SEAM, TextAlignment, TextWording, aligned
+from mmspec.drafters.draft_model.alignment import TextAlignment, TextWording, aligned
+from mmspec.drafters.draft_model.codec import SEAM
 from mmspec.drafters.draft_model.growth import Child, Growth
 from mmspec.errors import ConfigError
 from mmspec.state import Placement, Prompt
@@ -62,7 +63,7 @@ def read_in_steps(wording: TextWording, tokens: list[int], seed: int = 0) -> Non
         before = list(wording.ids)
         unchanged = wording.read(tokens[:end])
         assert wording.ids[:unchanged] == before[:unchanged]
-        assert len(before) - unchanged <= _SEAM, "more than the seam was encoded again"
+        assert len(before) - unchanged <= SEAM, "more than the seam was encoded again"
 
 
 def grown(wording: TextWording, *paths: list[int]) -> Growth:
