@@ -14,7 +14,7 @@ from mmspec.config import Config, DecodeConfig, DrafterConfig, DraftModelConfig,
 from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
-from mmspec.drafters.draft_model.drafter import Draw, Images
+from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError

@@ -12,16 +12,27 @@ from typing import Any, Literal
 
 import torch
 from adversary import Adversary
+from draft_models import letters, shuffled, stranger
 from families import FAMILIES, prompt_inputs
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
-from mmspec.drafters.base import Drafter
+from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
 
-DRAFTERS = ("prompt_lookup", "adversary", "prompt_lookup+adversary")
+# draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
+# draft_other: one with another tokenizer.
+DRAFTERS = (
+    "prompt_lookup",
+    "adversary",
+    "draft_same",
+    "draft_padded",
+    "draft_other",
+    "adversary+draft_same",
+)
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -75,10 +86,16 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 
 def covering_cells() -> list[Cell]:
-    """Cells of each family until every pair of its options was met, greedily the most new pairs."""
+    """Cells of each family until every pair of its options was met, greedily the most new pairs;
+    of draft models, which take longer, two a family, with its other options in turn."""
     chosen: list[Cell] = []
-    for name in FAMILIES:
-        cells = [cell for cell in all_cells() if cell.family == name]
+    for number, name in enumerate(FAMILIES):
+        own = [cell for cell in all_cells() if cell.family == name]
+        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2]):
+            drafted = [cell for cell in own if cell.drafter == drafter]
+            fixed = [cell for cell in drafted if cell.controller == "fixed"]
+            chosen.append(fixed[number * 5 % len(fixed)])
+        cells = [cell for cell in own if not cell.drafter.startswith("draft_")]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -130,15 +147,21 @@ def model_of(family: str, dtype: str) -> Any:
 
 
 def _engine(
-    family: str, dtype: str, max_nodes: int, drafters: list[Drafter], controller: str = "fixed"
+    family: str,
+    dtype: str,
+    max_nodes: int,
+    drafters: list[Drafter | DrafterForTarget],
+    controller: str = "fixed",
 ) -> Engine:
     config = Config(decode=DecodeConfig(max_nodes=max_nodes, max_rows=3, controller=controller))
-    return mmspec.load(model_of(family, dtype), config=config, drafter=drafters)
+    return mmspec.load(model_of(family, dtype), letters(), config=config, drafter=drafters)
 
 
 def _drafter(
     name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result]
-) -> Drafter:
+) -> Drafter | DrafterForTarget:
+    if name.startswith("draft_"):
+        return draft_model(name, cell.family, cell.dtype)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
     truths = {
@@ -146,6 +169,16 @@ def _drafter(
         for request, result in zip(requests, plain, strict=True)
     }
     return Adversary(truths, model_of(cell.family, cell.dtype).config.get_text_config().vocab_size)
+
+
+@cache
+def draft_model(name: str, family: str, dtype: str) -> DraftModel:
+    """One draft model for all cells of a family: it holds no request's state."""
+    if name == "draft_same":
+        return DraftModel(model_of(family, dtype), letters(), min_confidence=0.0)
+    if name == "draft_padded":
+        return DraftModel(stranger(119), letters(), min_confidence=0.0)
+    return DraftModel(*shuffled(stranger(), letters()), min_confidence=0.0)
 
 
 def _places(cell: Cell) -> list[tuple[str, int]]:

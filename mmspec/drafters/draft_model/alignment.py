@@ -1,11 +1,11 @@
 """Two tokenizers, aligned by text: tokens are re-encoded only at the seam where text is added."""
 
-import threading
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from mmspec.calibration import Calibration
+from mmspec.drafters.draft_model.codec import ANCHORS, HALF, SEAM, Codec
 from mmspec.drafters.draft_model.growth import Growth
 from mmspec.drafters.draft_model.trie import PathTrie
 from mmspec.drafters.draft_model.wording import Proposal
@@ -14,64 +14,7 @@ from mmspec.state import Prompt
 from mmspec.stream import build_detokenizer
 from mmspec.tree import TokenTree
 
-_SEAM = 8  # last tokens that may change when text comes behind them
-_HALF = "\ufffd"  # what a decoder puts in place of half a character
 _PROBE = "Hello, world! It's 42:\n  x = [1, 2] Élan über"
-_ANCHORS = ("\n", "a", ".")  # texts to encode behind: none may merge with what follows
-
-
-class Codec:
-    """Text <-> ids of one tokenizer, nothing added and nothing left out."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.specials = set(tokenizer.all_special_ids) | {
-            token for token, added in tokenizer.added_tokens_decoder.items() if added.special
-        }
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._lock = threading.Lock()  # slow tokenizers are not thread safe
-
-    def encode(self, text: str) -> list[int]:
-        if self._backend is not None:
-            return list(self._backend.encode(text, add_special_tokens=False).ids)
-        with self._lock:
-            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        if self._backend is not None:
-            return str(self._backend.decode(list(ids), skip_special_tokens=False))
-        with self._lock:
-            return str(
-                self.tokenizer.decode(
-                    list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-                )
-            )
-
-    def seam(self, ids: Sequence[int]) -> tuple[list[int], str]:
-        """The longest end of `ids`, of a few tokens at most, that its text encodes to again, and
-        that text."""
-        for length in range(min(_SEAM, len(ids)), 0, -1):
-            tail = list(ids[-length:])
-            text = self.decode(tail)
-            if _HALF not in text and self.encode(text) == tail:
-                return tail, text
-        return [], ""
-
-    def encode_behind(self, before: str, text: str) -> list[int]:
-        """The ids of `text` where it comes behind `before`, whose own ids stand already."""
-        for start in (before, *_ANCHORS):
-            if not start:
-                continue
-            own, both = self.encode(start), self.encode(start + text)
-            if own and both[: len(own)] == own:
-                return both[len(own) :]
-        return self.encode(text)
-
-    def decode_behind(self, before: Sequence[int], ids: Sequence[int]) -> str:
-        """The text of `ids` where they come behind `before`: some tokenizers drop a first space."""
-        start = self.decode(before)
-        text = self.decode([*before, *ids])
-        return text[len(start) :] if text.startswith(start) else self.decode(ids)
 
 
 class TextAlignment:
@@ -135,10 +78,10 @@ class TextWording:
 
     def propose(self, growth: Growth, tokens: Sequence[int], calibration: Calibration) -> Proposal:
         """Each path's text in the target's ids; a path of several tokens may be one of the
-        target's, and the reverse. Only the last id of a path can change with what would follow it,
-        so its confidence is learnt apart."""
+        target's, and the reverse. The last word of a path can change with what would follow it, so
+        its confidence is learnt apart."""
         trie = PathTrie(tokens[-1], growth.tree.drafters[-1])
-        _, before = self._alignment.target.seam(tokens)
+        before = self._alignment.target.tail(tokens)
         grown = growth.tree
         for leaf in set(range(1, grown.num_nodes)) - set(grown.parents):
             self._add(trie, before, grown, grown.path_to(leaf)[1:])
@@ -161,7 +104,7 @@ class TextWording:
     def _add(self, trie: PathTrie, before: str, grown: TokenTree, path: Sequence[int]) -> None:
         """One path of the draft model's tree, as far as its text is whole characters."""
         draft, target = self._alignment.draft, self._alignment.target
-        behind, likely = self.ids[-_SEAM:], grown.cumulative_confidence
+        behind, likely = self.ids[-SEAM:], grown.cumulative_confidence
         ends: list[tuple[int, float]] = []  # (characters, how likely so far), of each node
         ids: list[int] = []
         text, eos = "", None
@@ -172,23 +115,25 @@ class TextWording:
                 break
             ids.append(token)
             text = draft.decode_behind(behind, ids)
-            whole = text.rstrip(_HALF)
+            whole = text.rstrip(HALF)
             ends.append((len(whole), likely[node]))
-        text = text.rstrip(_HALF)
+        text = text.rstrip(HALF)
         encoded = target.encode_behind(before, text) if text else []
-        chances: list[float] = []
+        last_word = len(text.rstrip()) - len(text.split()[-1]) if text.split() else 0
+        chances, num_certain = list[float](), 0
         for count in range(1, len(encoded) + 1):
-            length = len(
-                target.decode_behind(_context(target, before), encoded[:count]).rstrip(_HALF)
-            )
+            told = target.decode_behind(_context(target, before), encoded[:count])
+            length = len(told.rstrip(HALF))
             chances.append(next((c for end, c in ends if end >= length), ends[-1][1]))
+            num_certain = count if length <= last_word else num_certain
         if eos is not None and self._alignment.eos is not None:
             encoded, chances = [*encoded, self._alignment.eos], [*chances, eos]
-        trie.add(encoded, chances, is_open=eos is None)
+            num_certain = len(encoded)
+        trie.add(encoded, chances, num_certain=num_certain)
 
 
 def _context(codec: Codec, before: str) -> list[int]:
-    return codec.encode(before or _ANCHORS[0])
+    return codec.encode(before or ANCHORS[0])
 
 
 def aligned(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> TextAlignment:

@@ -34,16 +34,20 @@ class Captions:
         return isinstance(self._caption, str) or bool(prompt.images or prompt.videos)
 
     def of(self, prompt: Prompt) -> list[str]:
-        """The captions of its images and videos, in the order of their first spans; a video is
-        told by its middle frame."""
+        """A text for each span of placeholders; a video is told by its middle frame. Where images
+        lie side by side in one span, or one has several, the first span tells of all."""
         if isinstance(self._caption, str):
             return [self._caption] * len(prompt.media)
-        media = {
-            "image": iter(prompt.images),
-            "video": iter(frames[len(frames) // 2] for frames in prompt.videos),
-        }
-        found = [next(media[span.kind], None) for span in prompt.media]
-        return [self._of(image) for image in found if image is not None]
+        told = [""] * len(prompt.media)
+        middles = [frames[len(frames) // 2] for frames in prompt.videos]
+        for kind, images in (("image", list(prompt.images)), ("video", middles)):
+            spans = [index for index, span in enumerate(prompt.media) if span.kind == kind]
+            texts = [self._of(image) for image in images]
+            if len(spans) != len(texts):
+                texts, spans = [" ".join(texts)], spans[:1]
+            for index, text in zip(spans, texts, strict=False):
+                told[index] = text
+        return told
 
     def _of(self, image: "Image") -> str:
         assert not isinstance(self._caption, str)

@@ -121,17 +121,14 @@ class PromptReader:
         yield tokens[begin:]
 
     def _stand_ins(self, prompt: Prompt) -> list[str]:
-        """A text for each span of placeholders; an image of several tiles tells it at the first."""
+        """A text for each span of placeholders."""
         nothing = [""] * len(prompt.media)
         if self._images != "caption" or self._captions is None or not prompt.media:
             return nothing
         if not self._captions.can_tell(prompt):
             self._warn("the prompt came processed, without its images, so none can be described")
             return nothing
-        told = self._captions.of(prompt)
-        if len(told) == len(prompt.media):
-            return told
-        return [" ".join(told), *nothing[1:]]
+        return self._captions.of(prompt)
 
     def _warn(self, why: str) -> None:
         if not self._has_warned:

@@ -21,7 +21,7 @@ _EXPECTED_TOKENS = 256  # a row opens with room for so many beyond its prompt
 
 class DraftModelSession:
     """The cache holds a prompt and the first `num_cached` of the text's ids, and behind them, not
-    committed, what the last proposal wrote. All calls but `start`'s hold the drafter's lock."""
+    committed, what the last proposal wrote. What touches the cache holds the drafter's lock."""
 
     def __init__(
         self, drafter: "BoundDraftModel", prompt: Prompt, wording: Wording, guide: DraftGuide
@@ -44,8 +44,11 @@ class DraftModelSession:
 
     def prepare(self, tokens: Sequence[int]) -> None:
         """Reads the prompt, once: not a part of what a proposal costs."""
+        if self._prompt is None:
+            return
+        read = self._drafter.prompts.read(self._prompt)  # may describe images: without the lock
         with self._drafter.lock:
-            self._read_prompt()
+            self._prefill(read)
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]
@@ -87,7 +90,8 @@ class DraftModelSession:
 
     def catch_up(self, tokens: Sequence[int]) -> None:
         """Keeps what the target took of the last proposal, drops the rest."""
-        self._read_prompt()
+        if self._prompt is not None:
+            self._prefill(self._drafter.prompts.read(self._prompt))
         unchanged = self.wording.read(tokens)
         written, self._written = self._written, None
         if not self.wording.ids:
@@ -118,11 +122,9 @@ class DraftModelSession:
     def _model(self) -> Target:
         return self._drafter.model
 
-    def _read_prompt(self) -> None:
-        if self._prompt is None:
-            return
+    def _prefill(self, read: ReadPrompt) -> None:
         assert not self.is_closed, "the session is closed"
-        read, self._prompt = self._drafter.prompts.read(self._prompt), None
+        self._prompt = None
         self._prompt_ids = read.text_ids
         if read.prompt.num_tokens > self._drafter.num_readable:
             newest = read.text_ids[-(self._drafter.num_readable // 2) :]

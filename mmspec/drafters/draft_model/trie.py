@@ -14,25 +14,25 @@ class PathTrie:
 
     def __init__(self, root: int, drafter: str) -> None:
         self._tokens, self._parents, self._chances = [root], [-1], [1.0]
-        self._is_open = [False]  # the last of a path, which what follows might change
+        self._is_open = [False]  # in the last word of a path, which what follows might change
         self._child: dict[tuple[int, int], int] = {}
         self._drafter = drafter
 
-    def add(self, tokens: Sequence[int], chances: Sequence[float], *, is_open: bool) -> None:
+    def add(self, tokens: Sequence[int], chances: Sequence[float], *, num_certain: int) -> None:
         """One path; `chances` estimate that it is accepted down to each token, and never grow.
-        With `is_open` the text may go on within its last token."""
+        What follows may change those behind the first `num_certain`."""
         node = 0
         for place, (token, chance) in enumerate(zip(tokens, chances, strict=True)):
-            ends_open = is_open and place == len(tokens) - 1
+            is_open = place >= num_certain
             child = self._child.get((node, token))
             if child is None:
                 child = self._child[node, token] = len(self._tokens)
                 self._tokens.append(token)
                 self._parents.append(node)
                 self._chances.append(chance)
-                self._is_open.append(ends_open)
+                self._is_open.append(is_open)
             self._chances[child] = max(self._chances[child], chance)
-            self._is_open[child] = self._is_open[child] and ends_open
+            self._is_open[child] = self._is_open[child] and is_open
             node = child
 
     def proposal(self, calibration: Calibration) -> Proposal:

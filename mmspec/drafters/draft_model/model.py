@@ -1,0 +1,107 @@
+"""DraftModel: any decoder as a drafter, and how its trees are to grow."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from transformers import PreTrainedModel
+
+from mmspec.drafters.draft_model.captions import Describe
+from mmspec.drafters.draft_model.drafter import BoundDraftModel
+from mmspec.drafters.draft_model.prompts import ImagePolicy, can_see
+from mmspec.errors import ConfigError, ModelError
+from mmspec.inputs import InputProcessor
+from mmspec.target import Target
+from mmspec.target.load import Processor
+from mmspec.target.probe import probe
+
+Images = Literal["auto", "give", "thin", "caption", "omit"]
+Draw = Literal["coupled", "sample"]
+
+_LEAST_CONTEXT = 32  # tokens that the draft model must be able to read
+
+
+class DraftModel:
+    """A model that drafts: text-only or vision-language, with the target's tokenizer or another.
+
+    Its proposals are the tree of the best tokens under the target's own noise (`draw` "coupled"),
+    or, for verification rules that divide by q, tokens drawn from q in a fixed shape ("sample").
+    """
+
+    name = "draft_model"
+
+    def __init__(
+        self,
+        model: PreTrainedModel | Target,
+        processor: Processor | None = None,
+        *,
+        max_depth: int = 6,
+        top_k: int = 4,
+        min_confidence: float = 0.1,
+        draw: Draw = "coupled",
+        profile: Sequence[int] = (),
+        images: Images = "auto",
+        thin_keep: float = 0.25,
+        caption: str | Describe | None = None,
+    ) -> None:
+        """`processor`: the draft model's own, or its tokenizer; None: its ids are the target's.
+
+        `top_k` children a node and nodes a level, down to `max_depth`, as long as a path is
+        believed to be accepted with `min_confidence`. With draw="sample" `profile[d]` children for
+        each node of depth d; empty: a chain of `max_depth`.
+        `images`: "give" the draft model sees them too; "thin" of each only an even share
+        `thin_keep` of its tokens stays; "caption" a sentence in their place, `caption` itself, or
+        what it makes of an image, or (None) the model's own words; "omit" leaves them out;
+        "auto" gives them to a model that can see.
+        Raises ConfigError for values that make no sense, ModelError for a model that cannot draft.
+        """
+        _check("max_depth", max_depth >= 1, max_depth, "at least 1")
+        _check("top_k", top_k >= 1, top_k, "at least 1")
+        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
+        _check("thin_keep", 0 < thin_keep <= 1, thin_keep, "in (0, 1]")
+        _check("draw", draw in get_args(Draw), draw, f"one of {get_args(Draw)}")
+        _check("images", images in get_args(Images), images, f"one of {get_args(Images)}")
+        _check("profile", all(n >= 1 for n in profile), list(profile), "children a node, >= 1")
+        if isinstance(model, Target):
+            self.model, self.takes_trees = model, True
+        else:
+            self.model, report = probe(model)
+            self.takes_trees = report.shape == "tree"
+            if report.shape == "plain":
+                raise ModelError(
+                    f"{type(model).__name__} cannot draft: it does not score several tokens as it "
+                    "decodes one; take another draft model"
+                )
+        sees = can_see(self.model.model.config)
+        if images in ("give", "thin") and not sees:
+            raise ConfigError(
+                f"drafter.draft_model.images={images!r}: {type(self.model.model).__name__} is a "
+                "text-only model; expected auto, caption or omit"
+            )
+        self.images: ImagePolicy = images if images != "auto" else "give" if sees else "omit"
+        self.inputs = processor and InputProcessor(processor, self.model.model.config)
+        self.max_depth = max_depth
+        self.top_k = top_k
+        self.min_confidence = min_confidence
+        self.draw = draw
+        self.profile = tuple(profile) or (1,) * max_depth
+        self.thin_keep = thin_keep
+        self.caption = caption
+        depth = max(max_depth, len(self.profile))
+        context = self.model.max_positions
+        self.num_readable = 2**62 if context is None else context - depth - 1
+        if self.num_readable < _LEAST_CONTEXT:
+            raise ConfigError(
+                f"drafter.draft_model.max_depth={depth}: the draft model's context holds {context} "
+                f"tokens; expected at least {_LEAST_CONTEXT} beside the tree"
+            )
+        if draw == "sample" and not self.takes_trees and max(self.profile) > 1:
+            raise ConfigError("drafter.draft_model.profile: this draft model takes chains only")
+
+    def for_target(self, target: Target, inputs: InputProcessor | None) -> "BoundDraftModel":
+        """The drafter of one target. Raises ConfigError where texts cannot be aligned."""
+        return BoundDraftModel(self, target, inputs)
+
+
+def _check(name: str, is_right: bool, got: object, expected: str) -> None:
+    if not is_right:
+        raise ConfigError(f"drafter.draft_model.{name}={got!r}: expected {expected}")

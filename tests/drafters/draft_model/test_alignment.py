@@ -1,0 +1,197 @@
+"""Alignment by text: what the draft model reads is the text, what it proposes continues it."""
+
+import random
+from collections.abc import Callable
+from itertools import product, takewhile
+
+import pytest
+import torch
+from draft_models import byte_level, letters, metaspace
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.draft_model.alignment import TextAlignment, TextWording, aligned
+from mmspec.drafters.draft_model.codec import SEAM
+from mmspec.drafters.draft_model.growth import Child, Growth
+from mmspec.errors import ConfigError
+from mmspec.state import Placement, Prompt
+
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
+    "byte_level": byte_level,
+    "few_merges": lambda: byte_level(5),
+    "metaspace": metaspace,
+}
+PAIRS = pytest.mark.parametrize(
+    ("target", "draft"), [pair for pair in product(TOKENIZERS, repeat=2) if pair[0] != pair[1]]
+)
+TEXT = "the quick brown fox, naïve café: 猫 and 😀!\n\n  jumps over  the other one; isn't it 42?"
+
+
+class Script:
+    """Grows a tree whose paths are the given ones."""
+
+    def __init__(self, *paths: list[int]) -> None:
+        self.paths = paths
+
+    def children(self, logits: torch.Tensor, depth: int) -> list[list[Child]]:
+        frontier = dict.fromkeys(tuple(path[: depth - 1]) for path in self.paths)
+        longer = [path for path in self.paths if len(path) >= depth]
+        return [
+            [
+                Child(token, 0.9)
+                for token in dict.fromkeys(
+                    path[depth - 1] for path in longer if tuple(path[: depth - 1]) == above
+                )
+            ]
+            for above in frontier
+        ]
+
+    def goes_on(self, growth: Growth, level: list[int]) -> list[int]:
+        return list(level)
+
+
+def alignment(target: str, draft: str) -> TextAlignment:
+    return aligned(TOKENIZERS[target](), TOKENIZERS[draft]())
+
+
+def read_in_steps(wording: TextWording, tokens: list[int], seed: int = 0) -> None:
+    """Hands over a few tokens more each time, and checks what is said to stay."""
+    draw, end = random.Random(seed), 0
+    while end < len(tokens):
+        end = min(end + draw.randint(1, 4), len(tokens))
+        before = list(wording.ids)
+        unchanged = wording.read(tokens[:end])
+        assert wording.ids[:unchanged] == before[:unchanged]
+        assert len(before) - unchanged <= SEAM, "more than the seam was encoded again"
+
+
+def grown(wording: TextWording, *paths: list[int]) -> Growth:
+    """A growth that went down `paths` (of one length)."""
+    growth = Growth(Placement(0, (0,)), [wording.ids[-1]], Script(*paths), "draft_model")
+    for depth in range(len(paths[0])):
+        growth.branch(torch.zeros(len({tuple(path[:depth]) for path in paths}), 1))
+    return growth
+
+
+# LAW
+
+
+@PAIRS
+@pytest.mark.parametrize("seed", range(3))
+def test_the_draft_model_reads_the_text_and_encodes_again_only_at_the_seam(
+    target: str, draft: str, seed: int
+) -> None:
+    both = alignment(target, draft)
+    tokens = both.target.encode(TEXT)
+    wording = both.wording(Prompt(torch.tensor([1])))
+    read_in_steps(wording, [1, *tokens], seed)
+    assert wording.can_continue
+    read = both.draft.decode_behind(both.draft.encode("\n"), wording.ids)
+    assert read.strip() == TEXT
+
+
+@PAIRS
+def test_a_drafted_text_is_proposed_as_the_target_would_write_it(target: str, draft: str) -> None:
+    """Wherever the text is cut between two of the target's tokens, a drafted rest continues it."""
+    both = alignment(target, draft)
+    tokens, num_tokens = both.target.encode(TEXT), 0
+    for cut in range(4, len(tokens) - 6):
+        wording = both.wording(Prompt(torch.tensor([1])))
+        wording.read([1, *tokens[:cut]])
+        if not wording.can_continue:
+            continue
+        done = both.target.decode_behind(both.target.encode("\n"), tokens[:cut])
+        rest = both.draft.encode_behind(done[-8:], TEXT.removeprefix(done.lstrip()))[:8]
+        proposal = wording.propose(grown(wording, rest), [1, *tokens[:cut]], Calibration())
+        proposal.tree.check_integrity(len(both.target.tokenizer))
+        proposed = list(proposal.tree.tokens[1:])
+        # The last word's could be changed by more text; all others are the target's own.
+        pairs = zip(proposed, tokens[cut:], strict=False)
+        own = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        left = both.target.decode_behind(tokens[:cut], proposed).removeprefix(
+            both.target.decode_behind(tokens[:cut], own).rstrip("\ufffd")
+        )
+        assert len(left.split()) <= 1, f"after {done!r}: {left!r} is not what the target writes"
+        num_tokens += len(own)
+    assert num_tokens > len(tokens)
+
+
+def test_half_a_character_is_neither_read_nor_proposed() -> None:
+    both = alignment("byte_level", "metaspace")
+    tokens = both.target.encode("the 猫 猫")
+    wording = both.wording(Prompt(torch.tensor([1])))
+    whole = []
+    for end in range(1, len(tokens) + 1):
+        wording.read([1, *tokens[:end]])
+        whole.append(wording.can_continue)
+        assert "\ufffd" not in both.draft.decode(wording.ids)
+    assert not all(whole) and whole[-1]
+    other = alignment("metaspace", "byte_level")
+    wording = other.wording(Prompt(torch.tensor([1])))
+    start = other.target.encode("the fox")
+    wording.read([1, *start])
+    half = other.draft.encode(" x猫")[:3]
+    assert other.draft.decode(half).endswith("\ufffd")
+    tree = wording.propose(grown(wording, half), [1, *start], Calibration()).tree
+    assert other.target.decode_behind(start, tree.tokens[1:]) == " x"
+
+
+def test_several_paths_are_one_tree_of_the_targets_tokens() -> None:
+    both = alignment("byte_level", "few_merges")
+    start = both.target.encode("hello")
+    wording = both.wording(Prompt(torch.tensor([1])))
+    wording.read([1, *start])
+    paths = [both.draft.encode(text)[:4] for text in (" the other", " then two", " xyz")]
+    tree = wording.propose(grown(wording, *paths), [1, *start], Calibration()).tree
+    tree.check_integrity(len(both.target.tokenizer))
+    assert tree.tokens[0] == start[-1]
+    below = {
+        both.target.decode_behind(start, [tree.tokens[n] for n in tree.path_to(leaf)[1:]])
+        for leaf in set(range(1, tree.num_nodes)) - set(tree.parents)
+    }
+    assert below == {both.draft.decode(path) for path in paths}
+    assert set(tree.drafters[1:]) == {"draft_model"}
+
+
+def test_the_end_of_text_is_told_in_the_targets_id_and_other_specials_end_a_path() -> None:
+    both = alignment("metaspace", "byte_level")
+    start = both.target.encode("the fox")
+    eos, pad = both.draft.tokenizer.eos_token_id, both.draft.tokenizer.pad_token_id
+    for special, expected in ((eos, [both.target.tokenizer.eos_token_id]), (pad, [])):
+        wording = both.wording(Prompt(torch.tensor([1])))
+        wording.read([1, *start])
+        path = [*both.draft.encode(" too"), special, *both.draft.encode("x")]
+        tree = wording.propose(grown(wording, path), [1, *start], Calibration()).tree
+        assert list(tree.tokens[1:]) == [*both.target.encode_behind("fox", " too"), *expected]
+
+
+def test_special_tokens_that_the_draft_model_lacks_are_no_text() -> None:
+    target = byte_level(7)
+    target.add_special_tokens({"additional_special_tokens": ["<|turn|>"]})
+    both = aligned(target, metaspace())
+    turn = target.convert_tokens_to_ids("<|turn|>")
+    wording = both.wording(Prompt(torch.tensor([1])))
+    wording.read([1, *both.target.encode("the fox"), turn, *both.target.encode(" too")])
+    assert both.draft.decode(wording.ids) == "the fox too"
+    prompt = both.read_prompt([[turn, *both.target.encode("the fox")], " [a cat] ", [turn]])
+    assert both.draft.decode(prompt) == "the fox [a cat] "
+
+
+def test_tokenizers_that_do_not_keep_a_text_are_refused() -> None:
+    spoilt = Tokenizer(models.WordLevel({"hello": 3, "<unk>": 4}, unk_token="<unk>"))
+    spoilt.normalizer = normalizers.Lowercase()
+    spoilt.pre_tokenizer = pre_tokenizers.Whitespace()
+    other = PreTrainedTokenizerFast(tokenizer_object=spoilt, unk_token="<unk>")
+    with pytest.raises(ConfigError, match=r"the draft model's tokenizer reads .* back as"):
+        aligned(byte_level(), other)
+    with pytest.raises(ConfigError, match=r"the target's tokenizer"):
+        aligned(other, byte_level())
+
+
+def test_letters_are_aligned_too() -> None:
+    both = aligned(letters(), byte_level())
+    tokens = both.target.encode("hello there")
+    wording = both.wording(Prompt(torch.tensor([1])))
+    read_in_steps(wording, [1, *tokens])
+    assert both.draft.decode(wording.ids) == "hello there"

@@ -1,0 +1,486 @@
+"""draft_model in the engine: what it drafts, what it keeps, what it never does."""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache, wraps
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import pytest
+import torch
+from draft_models import padded, stranger
+from families import FAMILIES, prompt_inputs
+from matrix import SAMPLINGS, model_of
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import mmspec
+from mmspec.config import Config, DecodeConfig
+from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.draft_model import session as session_module
+from mmspec.drafters.draft_model.branching import DrawnBranching, affordable
+from mmspec.drafters.draft_model.drafter import BoundDraftModel
+from mmspec.engine import Engine
+from mmspec.errors import ConfigError, ModelError
+from mmspec.kv import KVCache
+from mmspec.requests import Request, Result
+from mmspec.sampling import DraftGuide
+from mmspec.target import Target
+
+SAMPLED = {"temperature": 1.0, "top_k": 0}
+
+
+def engine_of(
+    family: str,
+    draft: Any = None,
+    *,
+    max_nodes: int = 16,
+    controller: str = "fixed",
+    **options: Any,
+) -> Engine:
+    """The family's model with `draft` (itself, if None) as its drafter."""
+    model = model_of(family, "float64")
+    decode = DecodeConfig(max_nodes=max_nodes, max_rows=3, controller=controller)
+    drafter = DraftModel(model if draft is None else draft, **{"min_confidence": 0.0, **options})
+    return mmspec.load(model, config=Config(decode=decode), drafter=drafter)
+
+
+def requests_of(family: str, sampling: Mapping[str, Any], layouts: Sequence[str]) -> list[Request]:
+    """A ragged batch."""
+    return [
+        Request(
+            prompt_inputs(FAMILIES[family], layout, num_text_tokens=length, seed=row),  # type: ignore[arg-type]
+            max_new_tokens=24 - 4 * row,
+            seed=row,
+            **sampling,
+        )
+        for row, (layout, length) in enumerate(zip(layouts, (40, 17, 29), strict=True))
+    ]
+
+
+def bound(engine: Engine) -> BoundDraftModel:
+    drafter = engine.drafters[0]
+    assert isinstance(drafter, BoundDraftModel)
+    return drafter
+
+
+def acceptance(results: Sequence[Result]) -> float:
+    counts = [result.stats.by_drafter["draft_model"] for result in results]
+    return sum(c.accepted for c in counts) / sum(c.proposed for c in counts)
+
+
+def assert_plain(engine: Engine, requests: Sequence[Request], results: Sequence[Result]) -> None:
+    for request, result in zip(requests, results, strict=True):
+        assert result.tokens == engine.generate(request, speculate=False).tokens
+    assert not bound(engine).cache.rows, "a session's row was not freed"
+
+
+@cache
+def small_context() -> LlamaForCausalLM:
+    """The llama of the families, but made for 48 tokens: the same weights."""
+    model = model_of("llama", "float64")
+    config = LlamaConfig(**{**model.config.to_dict(), "max_position_embeddings": 48})
+    other = LlamaForCausalLM._from_config(config, dtype=torch.float64)
+    other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+# LAW
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_target_as_its_own_drafter_is_always_right(family: str) -> None:
+    """Without side branches every drafted token is accepted: under noise too, with images, in a
+    ragged batch, and after every commit."""
+    is_text = FAMILIES[family].kind == "text"
+    layouts = ["text"] * 3 if is_text else ["image_middle", "text", "image_last"]
+    engine = engine_of(family, top_k=1)
+    for sampling in (SAMPLINGS["greedy"], SAMPLED):
+        requests = requests_of(family, sampling, layouts)
+        results = engine.generate(requests)
+        assert acceptance(results) == 1.0
+        assert all(result.stats.tokens_per_step > 4 for result in results)
+    assert_plain(engine, requests, results)
+
+
+def test_with_side_branches_the_best_path_is_among_them() -> None:
+    engine = engine_of("llama", top_k=3, max_depth=4, max_nodes=64)
+    for sampling in (SAMPLINGS["greedy"], SAMPLED):
+        results = engine.generate(requests_of("llama", sampling, ["text"] * 3))
+        for result in results:  # a full depth at each step, but for the end of the text
+            assert sum(n for length, n in result.stats.accepted_lengths.items() if length < 4) <= 1
+
+
+def stale_keys_stay(patch: pytest.MonkeyPatch) -> None:
+    """As many nodes as were accepted are kept, but the first ones written."""
+    right = session_module._accepted
+    patch.setattr(session_module, "_accepted", lambda *args: list(range(len(right(*args)))))
+
+
+def nothing_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """The written nodes are taken for what the target chose, whatever it chose."""
+
+    def wrong(written: Any, ids: Sequence[int]) -> list[int]:
+        path, node = [0], 0
+        while len(path) < len(ids) - 1:
+            below = [n for n, parent in enumerate(written.parents) if parent == node]
+            if not below:
+                break
+            node = below[-1]
+            path.append(node)
+        return path[: max(len(ids) - 1, 0)]
+
+    patch.setattr(session_module, "_accepted", wrong)
+
+
+def positions_are_one_off(patch: pytest.MonkeyPatch) -> None:
+    """The draft model's text stands one place too late after its prompt."""
+    right = Target.prefill
+
+    def wrong(self: Target, *args: Any, **options: Any) -> Any:
+        prefill = right(self, *args, **options)
+        if not getattr(args[1], "is_drafts", False):
+            return prefill
+        place = prefill.placement
+        later = tuple(offset + 1 for offset in place.position_offsets)
+        return type(prefill)(prefill.logits, type(place)(place.row, later))
+
+    patch.setattr(Target, "prefill", wrong)
+
+
+@pytest.mark.parametrize("fault", [stale_keys_stay, nothing_is_forgotten, positions_are_one_off])
+def test_a_fault_in_its_cache_costs_acceptance_and_no_token(
+    fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text cannot tell that the draft model's keys are wrong; acceptance does."""
+    requests = requests_of("llama", SAMPLED, ["text"] * 3)
+
+    def depth(engine: Engine) -> float:
+        results = engine.generate(requests)
+        assert_plain(engine, requests, results)
+        return sum(result.stats.tokens_per_step for result in results) / 3
+
+    monkeypatch.setattr(KVCache, "is_drafts", False, raising=False)
+    # Two children a node, so that accepted paths do not lie in the order they were written in.
+    engines = [engine_of("llama", top_k=2, max_depth=4, max_nodes=64) for _ in range(2)]
+    for engine in engines:
+        bound(engine).cache.is_drafts = True  # type: ignore[attr-defined]
+    right = depth(engines[0])
+    assert right > 4.4
+    fault(monkeypatch)
+    assert depth(engines[1]) < right - 0.5
+
+
+def test_what_was_accepted_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each chosen token's keys are computed once, on the way; only what no level reached is not."""
+    engine, counted = engine_of("llama", top_k=1, max_depth=4), list[int]()
+    right = Target.score
+
+    def counting(self: Target, trees: Any, cache: KVCache, *args: Any, **options: Any) -> Any:
+        if cache is bound(engine).cache:
+            done = options["written"]
+            counted.extend(t.num_nodes - old for t, old in zip(trees, done, strict=True))
+        return right(self, trees, cache, *args, **options)
+
+    monkeypatch.setattr(Target, "score", counting)
+    result = engine.generate(requests_of("llama", SAMPLED, ["text"] * 3)[0])
+    # A step of depth 4 computes node 0 and three nodes; the fourth node and the target's own token
+    # come next: the first of them is caught up with, in the same forward as node 0.
+    assert acceptance([result]) == 1.0
+    assert max(counted) == 2 and sum(counted) <= len(result.tokens) + result.stats.steps * 2
+
+
+def test_it_catches_up_after_many_steps_without_being_asked() -> None:
+    engine = engine_of("llama", top_k=1, max_nodes=4)
+    drafter = bound(engine)
+    request = requests_of("llama", SAMPLED, ["text"] * 3)[0]
+    tokens = [
+        *request.prompt["input_ids"][0].tolist(),  # type: ignore[index,call-overload]
+        *engine.generate(request, max_new_tokens=200, speculate=False).tokens,
+    ]
+    row = engine._row(request, 0)
+    sessions = [drafter.start(row.prompt, None, row.sampler.guide) for _ in range(2)]  # type: ignore[arg-type]
+    for ends in ((41, 42), (43, 200), (120, 203), (204, 235)):
+        texts = [tokens[:end] for end in ends]
+        trees = drafter.propose_together(sessions, texts, 4)
+        for tree, end in zip(trees, ends, strict=True):
+            assert list(tree.tokens) == tokens[end - 1 : end + 4]
+    for session in sessions:
+        session.close()
+    assert not drafter.cache.rows
+
+
+@pytest.mark.parametrize("sampling", ["greedy", "t1"])
+def test_past_its_context_the_oldest_tokens_leave(
+    sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text three times as long as the draft model's context: no position beyond it is ever read,
+    and what it drafts stays what the model would say of the newest text alone."""
+    highest, right = [0], LlamaForCausalLM.forward
+
+    @wraps(right)
+    def watching(self: LlamaForCausalLM, *args: Any, **options: Any) -> Any:
+        if self is small_context():
+            highest[0] = max(highest[0], int(options["position_ids"].max()))
+            columns = options["past_key_values"].flat_layers[0].plan.num_columns
+            assert columns <= 48 + 8, "more keys than the context holds"
+        return right(self, *args, **options)
+
+    drafter = DraftModel(small_context(), top_k=1, max_depth=4, min_confidence=0.0)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watching)
+    model = model_of("llama", "float64")
+    engine = mmspec.load(
+        model, config=Config(decode=DecodeConfig(controller="fixed")), drafter=drafter
+    )
+    requests = [
+        Request(
+            prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=length),
+            max_new_tokens=120,
+            seed=1,
+            **SAMPLINGS[sampling],
+        )
+        for length in (20, 90)
+    ]
+    results = engine.generate(requests)
+    assert_plain(engine, requests, results)
+    assert 40 <= highest[0] < 48
+    assert results[0].stats.by_drafter["draft_model"].accepted > 0
+
+
+def test_after_the_cut_it_says_what_a_fresh_reading_says() -> None:
+    engine = engine_of("llama", small_context(), top_k=1, max_depth=3)
+    drafter, model = bound(engine), small_context()
+    tokens = prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=120)["input_ids"][0].tolist()
+    row = engine._row(Request({"input_ids": torch.tensor([tokens[:20]])}, temperature=0), 0)
+    session = drafter.start(row.prompt, None, row.sampler.guide)  # type: ignore[arg-type]
+    sizes = []
+    for end in range(21, 119):
+        tree = session.propose(tokens[:end], 3)
+        size = drafter.cache.length(session.placement.row) + len(session.missing)
+        assert size <= 48 - 3
+        sizes.append(size)
+        with torch.no_grad():
+            fresh = model(torch.tensor([tokens[end - size : end]])).logits[0, -1]
+        assert tree.tokens[1] == int(fresh.argmax()), f"after {end} tokens, {size} read"
+    assert sum(b < a for a, b in pairwise(sizes)) >= 2, "nothing ever left"
+    session.close()
+
+
+def test_a_drafter_that_fails_midway_frees_its_rows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_of("llama")
+    requests = requests_of("llama", SAMPLED, ["text"] * 3)
+    right, calls = Target.score, [0]
+
+    def failing(self: Target, trees: Any, cache: KVCache, *args: Any, **options: Any) -> Any:
+        if cache is bound(engine).cache:
+            calls[0] += 1
+            if calls[0] == 6:
+                raise RuntimeError("out of memory")
+        return right(self, trees, cache, *args, **options)
+
+    monkeypatch.setattr(Target, "score", failing)
+    with caplog.at_level(logging.WARNING):
+        results = engine.generate(requests)
+    assert calls[0] == 6, "it was asked again"
+    assert "drafter draft_model failed (RuntimeError: out of memory)" in caplog.text
+    assert not bound(engine).cache.rows and bound(engine).cache.num_bytes == 0
+    assert_plain(engine, requests, results)
+
+
+def test_a_prompt_that_it_cannot_read_costs_one_row_its_drafts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of("llama")
+    requests = requests_of("llama", SAMPLED, ["text"] * 3)
+    right = Target.prefill
+
+    def failing(self: Target, prompt: Any, cache: KVCache, *args: Any, **options: Any) -> Any:
+        if cache is bound(engine).cache and prompt.num_tokens == 17:
+            raise RuntimeError("out of memory")
+        return right(self, prompt, cache, *args, **options)
+
+    monkeypatch.setattr(Target, "prefill", failing)
+    results = engine.generate(requests)
+    assert ["draft_model" in result.stats.by_drafter for result in results] == [True, False, True]
+    assert_plain(engine, requests, results)
+
+
+def test_several_threads_draft_over_one_cache() -> None:
+    engine = engine_of("llama", top_k=1)
+    requests = requests_of("llama", SAMPLED, ["text"] * 3)
+    expected = [engine.generate(request, speculate=False).tokens for request in requests]
+    results: dict[int, Result] = {}
+
+    def work(index: int) -> None:
+        results[index] = engine.generate(requests[index % 3])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(6):
+        assert results[index].tokens == expected[index % 3]
+        assert acceptance([results[index]]) == 1.0
+    assert not bound(engine).cache.rows
+
+
+def test_an_engine_is_left_by_the_way_without_a_row() -> None:
+    engine = engine_of("llama")
+    with engine.stream(requests_of("llama", SAMPLED, ["text"] * 3)[0]) as stream:
+        for _, _row in zip(range(2), stream._steps, strict=False):
+            pass
+    assert not bound(engine).cache.rows
+
+
+@pytest.mark.parametrize("size", [100, 120])
+def test_padded_vocabularies_draft_what_both_have(size: int) -> None:
+    """A draft model with more ids, or fewer, than the target: the same tokens else."""
+    model = model_of("llama", "float64")
+    drafter = padded(model, size)
+    engine = engine_of("llama", drafter, top_k=1)
+    requests = requests_of("llama", SAMPLED, ["text"] * 3)
+    results = engine.generate(requests)
+    assert_plain(engine, requests, results)
+    if size > 112:
+        assert acceptance(results) == 1.0
+    else:  # ids from 100 on are never proposed, but chosen now and then
+        assert 0.3 < acceptance(results) < 1.0
+
+
+def test_confidence_is_learnt_from_what_becomes_of_the_drafts() -> None:
+    """A stranger's drafts are believed less and less, a twin's more and more."""
+    believed: dict[str, list[float]] = {}
+    for name, draft in (("twin", None), ("stranger", stranger())):
+        engine = engine_of("llama", draft, top_k=2, max_depth=3, max_nodes=14)
+        seen = believed[name] = []
+        right = BoundDraftModel.propose_together
+
+        def watching(self: Any, *args: Any, seen: list[float] = seen, right: Any = right) -> Any:
+            trees = right(self, *args)
+            seen += [max(tree.cumulative_confidence[1:]) for tree in trees if tree.num_nodes > 1]
+            return trees
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(BoundDraftModel, "propose_together", watching)
+            engine.generate(
+                requests_of("llama", SAMPLED, ["text"] * 3)[0], max_new_tokens=80, temperature=1.0
+            )
+    early, late = believed["twin"][:5], believed["twin"][-5:]
+    assert sum(late) > sum(early) and min(late) > 0.8
+    assert sum(believed["stranger"][-20:]) < 0.5 * sum(believed["stranger"][:5]) * 4
+
+
+def test_an_unlikely_path_is_not_followed() -> None:
+    """A level that is not worth it costs no forward."""
+    counted = []
+    for least in (0.0, 0.9):
+        engine, calls = engine_of("llama", stranger(), min_confidence=least), [0]
+        right = Target.score
+
+        def counting(self: Any, trees: Any, cache: Any, *args: Any, **options: Any) -> Any:
+            calls[0] += cache is bound(engine).cache  # noqa: B023
+            return right(self, trees, cache, *args, **options)  # noqa: B023
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Target, "score", counting)
+            engine.generate(requests_of("llama", SAMPLED, ["text"] * 3)[0])
+        counted.append(calls[0])
+    assert counted[1] < counted[0] / 3
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    model = model_of("llama", "float64")
+    for options, told in (
+        ({"max_depth": 0}, "max_depth=0: expected at least 1"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"min_confidence": 2.0}, r"min_confidence=2.0: expected in \[0, 1\]"),
+        ({"images": "give"}, "images='give': LlamaForCausalLM is a text-only model"),
+        ({"images": "maybe"}, "images='maybe': expected one of"),
+        ({"draw": "x"}, "draw='x'"),
+        ({"profile": [2, 0]}, r"profile=\[2, 0\]"),
+        ({"thin_keep": 0.0}, "thin_keep=0.0"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            DraftModel(model, **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="holds 48 tokens; expected at least 32 beside the tree"):
+        DraftModel(small_context(), max_depth=20)
+    with pytest.raises(ConfigError, match="images='caption': neither model can see"):
+        engine_of("llama", images="caption")
+    with pytest.raises(ModelError):
+        from families import REFUSED
+
+        DraftModel(REFUSED["bloom"].build(torch.float64))
+
+
+# The sampled draws
+
+
+def test_drawn_trees_have_a_fixed_shape_and_carry_q() -> None:
+    engine = engine_of(
+        "llama", padded(model_of("llama", "float64"), 120), draw="sample", profile=[3, 2, 1]
+    )
+    drafter = bound(engine)
+    for budget, shape in ((64, [3, 6, 6]), (9, [3, 6]), (8, [3, 3]), (2, [2])):
+        request = requests_of("llama", SAMPLINGS["t1"], ["text"] * 3)[0]
+        row = engine._row(request, 0)
+        tokens = [*row.tokens, 7]
+        session = drafter.start(row.prompt, None, row.sampler.guide)  # type: ignore[arg-type]
+        first, second = (session.propose(tokens, budget) for _ in range(2))
+        assert first.tokens != second.tokens, "the noise of one draw was used again"
+        for tree in (first, second):
+            tree.check_integrity(112)
+            depths = list(tree.depths)
+            assert [depths.count(d + 1) for d in range(max(depths))] == shape
+            q = tree.q
+            assert q is not None and q.shape == (tree.num_nodes, 112)
+            inner = sorted(set(tree.parents[1:]))
+            torch.testing.assert_close(q[inner].sum(-1), torch.ones(len(inner)), atol=1e-5, rtol=0)
+            for node in inner:
+                assert_q(
+                    engine, q[node], [*tokens[:-1], *(tree.tokens[n] for n in tree.path_to(node))]
+                )
+        session.close()
+
+
+def assert_q(engine: Engine, q: Tensor, text: list[int]) -> None:
+    """q is the model's own distribution after `text`."""
+    with torch.no_grad():
+        logits = engine.target.model(torch.tensor([text])).logits[0, -1]
+    torch.testing.assert_close(q, torch.softmax(logits.float(), -1), atol=1e-6, rtol=0)
+
+
+def test_children_are_drawn_from_q_without_replacement() -> None:
+    """Over many draws the first child is distributed as q, the second as q given the first."""
+    q, num_draws = torch.tensor([0.5, 0.25, 0.15, 0.1, 0.0]), 2000
+    guide = DraftGuide(is_greedy=False, seed=1, sample=0, prompt_length=3)
+    branching = DrawnBranching(guide, 4, warp=lambda x: x, profile=[2], first_draw=0)
+    first, second = torch.zeros(5), torch.zeros(5)
+    for _ in range(num_draws):
+        (children,) = branching.children(q.log().unsqueeze(0), depth=1)
+        first[children[0].token] += 1
+        second[children[1].token] += 1
+    expected = torch.stack(
+        [q[x] * q.masked_fill(torch.arange(5) == x, 0.0) / (1 - q[x]) for x in range(5)]
+    ).sum(0)
+    for seen, wanted in ((first, q), (second, expected)):
+        error = float((seen / num_draws - wanted).abs().max())
+        assert error < 0.035, f"off by {error:.3f}, more than three standard deviations"
+
+
+@pytest.mark.parametrize("budget", range(1, 30))
+def test_a_shape_is_cut_to_the_budget_without_a_look_at_its_tokens(budget: int) -> None:
+    shape = affordable([3, 2, 4], budget)
+    levels = [prod(shape[: depth + 1]) for depth in range(len(shape))]
+    assert shape and sum(levels) <= budget
+    assert all(a <= b for a, b in zip(shape, [3, 2, 4], strict=False))
+
+
+def test_a_greedy_request_is_drafted_for_as_ever() -> None:
+    engine = engine_of("llama", draw="sample", top_k=1)
+    results = engine.generate(requests_of("llama", SAMPLINGS["greedy"], ["text"] * 3))
+    assert acceptance(results) == 1.0

@@ -1,0 +1,266 @@
+"""Images for the draft model: given, thinned, told, left out; on whatever family."""
+
+import copy
+import logging
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from draft_models import byte_level, letters, shuffled, stranger, text_only
+from families import FAMILIES, prompt_inputs
+from matrix import model_of
+from PIL import Image
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+
+import mmspec
+from mmspec.config import Config, DecodeConfig
+from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.draft_model.captions import Captions
+from mmspec.drafters.draft_model.drafter import BoundDraftModel
+from mmspec.drafters.draft_model.prompts import takes_same_inputs, thinned
+from mmspec.engine import Engine
+from mmspec.requests import Result
+from mmspec.state import MediaSpan, Prompt
+from mmspec.target.load import load_model, load_processor, resolve_path
+
+VISION = [family.name for family in FAMILIES.values() if family.kind == "vision"]
+FIXED = Config(decode=DecodeConfig(controller="fixed", max_nodes=16))
+ASK = {
+    "prompt": "What is written there? 😀",
+    "max_new_tokens": 24,
+    "temperature": 0.0,
+    "ignore_eos": True,
+}
+
+
+@cache
+def tiny() -> tuple[PreTrainedModel, Any]:
+    """The bundled model in float64, and its processor."""
+    path = resolve_path("tiny-vlm")
+    return load_model(path, dtype="float64"), load_processor(path)
+
+
+def engine_of(drafter: DraftModel) -> Engine:
+    return mmspec.load(*tiny(), config=FIXED, drafter=drafter)
+
+
+def picture(seed: int = 0) -> Image.Image:
+    pixels = torch.randint(0, 255, (48, 64, 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.to(torch.uint8).numpy())
+
+
+def checked(engine: Engine, **request: Any) -> Result:
+    """The result, equal to plain decoding and with drafts in it."""
+    result = engine.generate(**request)
+    assert result.tokens == engine.generate(**request, speculate=False).tokens
+    assert "draft_model" in result.stats.by_drafter
+    assert not bound(engine).cache.rows
+    return result
+
+
+def bound(engine: Engine) -> BoundDraftModel:
+    drafter = engine.drafters[0]
+    assert isinstance(drafter, BoundDraftModel)
+    return drafter
+
+
+def read(engine: Engine, **request: Any) -> tuple[list[int], int]:
+    """The draft model's own tokens of the prompt, and how many of them stay in its cache."""
+    assert engine.inputs is not None
+    options = {name: value for name, value in request.items() if name in ("images", "videos")}
+    prompt = engine.inputs.encode(request["prompt"], **options)
+    got = bound(engine).prompts.read(prompt)
+    return got.prompt.token_ids.tolist(), got.prompt.num_tokens if got.keep is None else len(
+        got.keep
+    )
+
+
+# LAW
+
+
+@pytest.mark.parametrize("images", ["give", "thin", "caption", "omit"])
+def test_every_policy_drafts_for_a_model_that_sees(images: Any) -> None:
+    engine = engine_of(DraftModel(*tiny(), images=images, top_k=1, min_confidence=0.0))
+    result = checked(engine, **ASK, images=picture())
+    tokens, kept = read(engine, **ASK, images=picture())
+    assert tokens.count(3) == (256 if images in ("give", "thin") else 0)
+    assert len(tokens) - kept == (192 if images == "thin" else 0)
+    if images == "give":
+        assert result.stats.by_drafter["draft_model"].acceptance == 1.0
+
+
+def test_a_text_only_drafter_of_the_same_words_drafts_for_a_model_that_sees() -> None:
+    model, processor = tiny()
+    draft = text_only(model)
+    engine = engine_of(DraftModel(draft, processor.tokenizer, top_k=1, min_confidence=0.0))
+    assert checked(engine, **ASK).stats.by_drafter["draft_model"].acceptance == 1.0
+    result = checked(engine, **ASK, images=[picture(), picture(1)])
+    assert 0.0 < result.stats.by_drafter["draft_model"].acceptance
+    assert 3 not in read(engine, **ASK, images=[picture(), picture(1)])[0]
+
+
+def test_another_tokenizer_of_the_same_model_drafts_all_of_a_greedy_text() -> None:
+    """Other ids for the same bytes: aligned by text, nearly all is accepted."""
+    model, processor = tiny()
+    draft = shuffled(text_only(model), processor.tokenizer)
+    engine = engine_of(DraftModel(*draft, top_k=1, min_confidence=0.0))
+    result = checked(engine, **ASK)
+    assert result.stats.by_drafter["draft_model"].acceptance == 1.0
+    assert result.stats.tokens_per_step > 5
+    checked(engine, **{**ASK, "temperature": 1.0}, seed=3, images=picture())
+
+
+def test_a_caption_stands_where_the_image_stood() -> None:
+    model, processor = tiny()
+    asked: list[Image.Image] = []
+
+    def describe(image: Image.Image) -> str:
+        asked.append(image)
+        return f"[{image.size[0]} wide, no. {len(asked)}]"
+
+    draft = DraftModel(text_only(model), processor.tokenizer, images="caption", caption=describe)
+    engine = engine_of(draft)
+    images = [picture(), picture(1), picture()]
+    for _ in range(2):
+        tokens, _ = read(engine, **ASK, images=images)
+        text = processor.tokenizer.decode(tokens)
+        assert "[64 wide, no. 1] [64 wide, no. 2] [64 wide, no. 1]What" in text
+    assert len(asked) == 2, "an image was described twice"
+    checked(engine, **ASK, images=images)
+    told = DraftModel(text_only(model), processor.tokenizer, images="caption", caption="a page")
+    assert "a page" in processor.tokenizer.decode(read(engine_of(told), **ASK, images=picture())[0])
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_the_models_own_words_are_a_caption(sees: bool) -> None:
+    model, processor = tiny()
+    draft: tuple[Any, Any] = tiny() if sees else (text_only(model), processor.tokenizer)
+    engine = engine_of(DraftModel(*draft, images="caption", top_k=1))
+    plain = engine.generate(
+        "Describe the image in one sentence.",
+        images=picture(),
+        max_new_tokens=48,
+        temperature=0,
+        speculate=False,
+    )
+    text = processor.tokenizer.decode(read(engine, **ASK, images=picture())[0])
+    assert plain.text.strip() and plain.text.strip() in text
+
+
+def test_an_other_processors_model_looks_for_itself() -> None:
+    """Another number of tokens an image: the draft model's own processor makes them."""
+    model, processor = tiny()
+    config = LlavaConfig(**copy.deepcopy(model.config.to_dict()))
+    config.vision_config.image_size = 96
+    config.image_seq_length = 64
+    draft = LlavaForConditionalGeneration._from_config(config, dtype=torch.float64).eval()
+    own = copy.deepcopy(processor)
+    own.image_processor.size = {"height": 96, "width": 96}
+    own.image_processor.crop_size = {"height": 96, "width": 96}
+    assert not takes_same_inputs(config, model.config)
+    engine = engine_of(DraftModel(draft, own, min_confidence=0.0))
+    assert read(engine, **ASK, images=picture())[0].count(3) == 64
+    checked(engine, **ASK, images=picture())
+
+
+def test_images_that_cannot_be_given_are_left_out_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = mmspec.load(
+        model_of("llava", "float64"),
+        config=FIXED,
+        drafter=DraftModel(model_of("smolvlm", "float64")),
+    )
+    inputs = prompt_inputs(FAMILIES["llava"], "image_middle")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            checked(engine, prompt=inputs, max_new_tokens=8)
+    assert caplog.text.count("images are left out for the draft model") == 1
+
+
+@pytest.mark.parametrize("family", VISION)
+@pytest.mark.parametrize("images", ["thin", "omit"])
+def test_no_policy_changes_a_token_on_any_family(family: str, images: Any) -> None:
+    model = model_of(family, "float64")
+    engine = mmspec.load(model, config=FIXED, drafter=DraftModel(model, images=images))
+    inputs = prompt_inputs(FAMILIES[family], "two_images", num_text_tokens=20)
+    checked(engine, prompt=inputs, max_new_tokens=16, temperature=1.0, top_k=0, seed=2)
+
+
+@pytest.mark.parametrize("family", [f for f in VISION if FAMILIES[f].takes_video])
+def test_a_video_is_given_too(family: str) -> None:
+    model = model_of(family, "float64")
+    drafter = DraftModel(model, top_k=1, min_confidence=0.0)
+    engine = mmspec.load(model, config=FIXED, drafter=drafter)
+    inputs = prompt_inputs(FAMILIES[family], "video", num_text_tokens=20)
+    result = checked(engine, prompt=inputs, max_new_tokens=16, temperature=0.0)
+    assert result.stats.by_drafter["draft_model"].acceptance == 1.0
+
+
+def test_thinned_images_keep_all_text_and_an_even_share() -> None:
+    media = (MediaSpan("image", 2, 10), MediaSpan("image", 11, 12))
+    assert thinned(media, 14, share=0.25) == [0, 1, 4, 8, 10, 11, 12, 13]
+    assert thinned(media, 14, share=1.0) == list(range(14))
+    assert thinned((), 3, share=0.1) == [0, 1, 2]
+
+
+def test_more_spans_than_images_are_told_at_the_first() -> None:
+    spans = tuple(MediaSpan("image", n, n + 1) for n in range(3))
+    prompt = Prompt(torch.arange(4), media=spans, images=(picture(),))
+    assert Captions(lambda image: "a page").of(prompt) == ["a page", "", ""]
+    assert not Captions(lambda image: "").can_tell(Prompt(torch.arange(4), media=spans))
+
+
+# What transformers' assisted generation refuses or crashes on
+
+
+def refused_by_transformers(
+    model: PreTrainedModel, draft: Any, inputs: Any, **options: Any
+) -> None:
+    native = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    with pytest.raises(Exception):  # noqa: B017 - of many kinds, a crash among them
+        model.generate(
+            **native, assistant_model=draft, max_new_tokens=8, do_sample=False, **options
+        )
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+def test_a_text_only_drafter_for_a_family_that_transformers_refuses_it_for(family: str) -> None:
+    model, draft = model_of(family, "float64"), stranger()
+    inputs = prompt_inputs(FAMILIES[family], "image_middle", num_text_tokens=20)
+    refused_by_transformers(model, draft, inputs)
+    engine = mmspec.load(model, config=FIXED, drafter=DraftModel(draft, min_confidence=0.0))
+    for temperature in (0.0, 1.0):
+        checked(engine, prompt=inputs, max_new_tokens=12, temperature=temperature, seed=1)
+
+
+@pytest.mark.parametrize("family", ["llama", "llava", "qwen2_5_vl", "gemma3"])
+def test_a_batch_is_drafted_for_together(family: str) -> None:
+    model, draft = model_of(family, "float64"), stranger()
+    layout: Any = "text" if FAMILIES[family].kind == "text" else "image_middle"
+    rows = [prompt_inputs(FAMILIES[family], layout, num_text_tokens=n) for n in (20, 20, 14)]
+    both = {name: torch.cat([value, rows[1][name]]) for name, value in rows[0].items()}
+    refused_by_transformers(model, draft, both)
+    engine = mmspec.load(model, config=FIXED, drafter=DraftModel(draft, min_confidence=0.0))
+    requests = [mmspec.Request(row, max_new_tokens=12, temperature=0.0) for row in rows]
+    for request, result in zip(requests, engine.generate(requests), strict=True):
+        assert result.tokens == engine.generate(request, speculate=False).tokens
+        assert "draft_model" in result.stats.by_drafter
+
+
+def test_a_cache_of_fixed_buffers_takes_drafts() -> None:
+    """transformers rolls back by cropping, which a static cache cannot; ours does not commit."""
+    model, draft = model_of("llava", "float64"), stranger()
+    inputs = prompt_inputs(FAMILIES["llava"], "image_middle", num_text_tokens=20)
+    refused_by_transformers(model, draft, inputs, cache_implementation="static")
+    engine = mmspec.load(model, config=FIXED, drafter=DraftModel(draft, min_confidence=0.0))
+    checked(engine, prompt=inputs, max_new_tokens=12, temperature=0.0)
+
+
+def test_another_tokenizer_with_images() -> None:
+    model = model_of("qwen2_5_vl", "float64")
+    draft = DraftModel(stranger(319), byte_level(), min_confidence=0.0)
+    engine = mmspec.load(model, letters(), config=FIXED, drafter=draft)
+    inputs = prompt_inputs(FAMILIES["qwen2_5_vl"], "image_middle", num_text_tokens=20)
+    checked(engine, prompt=inputs, max_new_tokens=16, temperature=1.0, top_k=0, seed=2)
