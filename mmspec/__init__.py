@@ -13,6 +13,7 @@ The pipeline, in reading order:
 """
 
 from mmspec.build import load
+from mmspec.chat import Chat
 from mmspec.config import Config, load_config
 from mmspec.engine import Engine, Stream
 from mmspec.errors import MmspecError
@@ -22,6 +23,7 @@ from mmspec.stream import Piece
 
 __version__ = "0.1.0"
 __all__ = [
+    "Chat",
     "Config",
     "Engine",
     "MmspecError",

@@ -1,7 +1,7 @@
 """Request: what a user asks for, prompt and sampling in one; Result: what comes back."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
@@ -52,6 +52,9 @@ class Request(SamplingParams):
     template_arguments: Mapping[str, object] | None = None
     control_tokens: ControlMode | None = None  # None: as configured
     speculate: bool = True  # False: plain decoding, the same text
+    reuse: bool = True  # False: takes nothing from earlier requests and leaves nothing to later
+    namespace: str = ""  # what one namespace's requests leave is never found from another
+    on_prefill: Callable[[int, int], None] | None = None  # told of prompt tokens done, and of all
 
 
 FIELD_NAMES = tuple(field.name for field in fields(Request) if field.name != "_")

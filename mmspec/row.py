@@ -39,11 +39,15 @@ class Row:
         eos_token_ids: frozenset[int],
         max_new_tokens: int,
         index: int = 0,
+        namespace: str | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
     ) -> None:
         self.prompt = prompt
         self.sampler = sampler
         self.index = index  # which of the call's requests it is
         self.max_new_tokens = max_new_tokens
+        self.namespace = namespace  # what of the stores it may use; None: nothing
+        self.on_prefill = on_prefill  # told of prompt tokens done, and of how many there are
         self.tokens: list[int] = prompt.token_ids.tolist()  # the prompt's and the chosen ones
         self.finish_reason: FinishReason | None = None
         self.error: MmspecError | None = None

@@ -49,6 +49,9 @@ class Stats:
     accepted_lengths: Mapping[int, int]  # drafted tokens accepted in a step -> number of steps
     by_drafter: Mapping[str, DrafterCount]
     times: Times
+    reused_tokens: int = 0  # of the prompt, whose keys and values were there already
+    encoded_media: int = 0  # images, tiles or videos that the encoders ran for
+    reused_media: int = 0  # those that they need not run for
 
     @property
     def tokens_per_step(self) -> float:
@@ -87,6 +90,9 @@ class StatsRecorder:
     proposed: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
+    reused_tokens: int = 0
+    encoded_media: int = 0
+    reused_media: int = 0
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
         for stage, spent in seconds.items():
@@ -107,4 +113,7 @@ class StatsRecorder:
             accepted_lengths=dict(sorted(self.accepted_lengths.items())),
             by_drafter=by_drafter,
             times=Times(**{f"{stage}_s": s for stage, s in self.seconds.items()}),
+            reused_tokens=self.reused_tokens,
+            encoded_media=self.encoded_media,
+            reused_media=self.reused_media,
         )

@@ -79,7 +79,9 @@ def meeting_requests(data: Path, pairs: int) -> Iterator[tuple[str, Request]]:
 
 def measure(engine: Engine, task: str, request: Request, *, plain_first: bool) -> Pair:
     order = (False, True) if plain_first else (True, False)
-    runs = {speculate: engine.generate(request, speculate=speculate) for speculate in order}
+    runs = {
+        speculate: engine.generate(request, speculate=speculate, reuse=False) for speculate in order
+    }
     speculative, plain = runs[True], runs[False]
     return Pair(
         task=task,

@@ -5,7 +5,7 @@ which every family meets every drafter and every pair of options.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
 from typing import Any, Literal
@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
+from families.vision import FIRST_MEDIA_TOKEN
 
 import mmspec
-from mmspec.config import Config, DecodeConfig
+from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
@@ -32,6 +33,12 @@ LAYOUTS = {
     "text": ("text",),
     "vision": ("text", "image_first", "image_middle", "image_last"),
 }
+# What is left of earlier requests, and how a prompt is cut: (chunk, whether stores are on).
+REUSES: dict[str, tuple[int | None, bool]] = {
+    "none": (None, False),
+    "chunks": (7, False),
+    "chunks_and_prefixes": (11, True),
+}
 NEW_TOKENS = 24
 
 
@@ -44,14 +51,15 @@ class Cell:
     sampling: str
     batch: int
     layout: str
+    reuse: str = "none"
     dtype: Literal["float64", "float32"] = "float64"
 
     def __str__(self) -> str:
         return "-".join(map(str, (self.family, *self.options, self.dtype)))
 
     @property
-    def options(self) -> tuple[str, str, int, str]:
-        return self.drafter, self.sampling, self.batch, self.layout
+    def options(self) -> tuple[str, str, int, str, str]:
+        return self.drafter, self.sampling, self.batch, self.layout, self.reuse
 
 
 @dataclass(frozen=True)
@@ -62,13 +70,14 @@ class Outcome:
     mismatches: tuple[str, ...]
     tokens: int
     accepted: int  # drafted tokens that were accepted: a cell without any proves little
+    reused: int  # prompt tokens taken from the store
 
 
 def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
     return [
         Cell(family.name, *options, dtype=dtype)
         for family in FAMILIES.values()
-        for options in product(DRAFTERS, SAMPLINGS, BATCHES, LAYOUTS[family.kind])
+        for options in product(DRAFTERS, SAMPLINGS, BATCHES, LAYOUTS[family.kind], REUSES)
     ]
 
 
@@ -93,7 +102,11 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
     """Decodes the cell's requests with its drafter, together, and each alone without one."""
     requests = _requests(cell)
     plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
-    engine = _engine(cell.family, cell.dtype, max_nodes, _drafter(cell, requests, plain))
+    drafter = _drafter(cell, requests, plain)
+    engine = _engine(cell.family, cell.dtype, max_nodes, drafter, cell.reuse)
+    if REUSES[cell.reuse][1]:
+        for request in requests:
+            engine.generate(_relatives(request), max_new_tokens=3)
     results = engine.generate(requests)
     mismatches = [
         difference
@@ -102,7 +115,21 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
     ]
     histograms = [result.stats.accepted_lengths for result in results]
     accepted = sum(length * count for h in histograms for length, count in h.items())
-    return Outcome(cell, tuple(mismatches), sum(len(r.tokens) for r in results), accepted)
+    tokens = sum(len(result.tokens) for result in results)
+    reused = sum(result.stats.reused_tokens for result in results)
+    return Outcome(cell, tuple(mismatches), tokens, accepted, reused)
+
+
+def _relatives(request: Request) -> list[Request]:
+    """Requests whose KV may be mistaken for this one's: other text from the middle on; the same
+    tokens over other pixels."""
+    inputs = dict(request.prompt)  # type: ignore[arg-type]
+    ids = inputs["input_ids"]
+    late = torch.arange(ids.shape[1]) >= ids.shape[1] * 2 // 3
+    other_text = torch.where(late & (ids < FIRST_MEDIA_TOKEN), (ids + 8) % 90 + 3, ids)
+    pixels = {name: -value for name, value in inputs.items() if value.is_floating_point()}
+    related = [{**inputs, "input_ids": other_text}, *([{**inputs, **pixels}] if pixels else [])]
+    return [replace(request, prompt=prompt) for prompt in related]
 
 
 def _difference(row: int, expected: Result, result: Result) -> str | None:
@@ -126,8 +153,14 @@ def model_of(family: str, dtype: str) -> Any:
     return FAMILIES[family].build(getattr(torch, dtype))
 
 
-def _engine(family: str, dtype: str, max_nodes: int, drafter: Drafter | None) -> Engine:
-    config = Config(decode=DecodeConfig(max_nodes=max_nodes, max_rows=3))
+def _engine(
+    family: str, dtype: str, max_nodes: int, drafter: Drafter | None, reuse: str = "none"
+) -> Engine:
+    chunk, has_stores = REUSES[reuse]
+    config = Config(
+        decode=DecodeConfig(max_nodes=max_nodes, max_rows=3, prefill_chunk=chunk),
+        cache=CacheConfig() if has_stores else CacheConfig(prefix_bytes=0, feature_bytes=0),
+    )
     return mmspec.load(model_of(family, dtype), config=config, drafter=drafter)
 
 

@@ -18,8 +18,9 @@ FLOORS = (
     },
     {"controller", "drafters", "target"},
     {"row"},
+    {"prefiller"},
     {"decoder", "requests"},
-    {"engine"},
+    {"chat", "engine"},
     {"build"},
     {"batch", "bench", "cli", "integrations", "serving", "training"},
 )  # fmt: skip

@@ -43,6 +43,9 @@ def stats_values(stats: Stats) -> JsonObject:
         "accepted_lengths": {str(length): n for length, n in stats.accepted_lengths.items()},
         "by_drafter": {name: {**asdict(n), "acceptance": n.acceptance} for name, n in drafters},
         "times": asdict(stats.times),
+        "reused_tokens": stats.reused_tokens,
+        "encoded_media": stats.encoded_media,
+        "reused_media": stats.reused_media,
     }
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmspec.encoders.features import FeatureSource
+from mmspec.encoders.media import join, token_inputs
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Scores
-from mmspec.target.families import mask_rules, refuse_unsupported
+from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.masks import MaskRule
 from mmspec.target.positions import prompt_positions
 from mmspec.tree import TokenTree
@@ -31,6 +33,7 @@ class Target:
         self.mask_rule = mask_rule or mask_rules(model.config)[0]
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
+        self.cuts = prompt_cuts(model.config)  # narrowed where the encoders turn out unusual
         self._lock = threading.Lock()  # forwards of several threads, one after the other
 
     @property
@@ -55,37 +58,92 @@ class Target:
         """The context that the model was made for, in tokens; None where it does not say."""
         return getattr(self._text_config, "max_position_embeddings", None)
 
+    @property
+    def fingerprint(self) -> int:
+        """Differs once a weight is written to or replaced, or another adapter is switched on, so
+        that nothing computed before is taken for this model's. Writes past autograd's version
+        counter (`.data`) are not seen."""
+        state: list[object] = []
+        for module in self.model.modules():
+            for name in _ADAPTER_STATE:
+                if name in vars(module):
+                    state.append(str(vars(module)[name]))
+            for weight in module.parameters(recurse=False):
+                version = 0 if weight.is_inference() else weight._version
+                state.append((id(weight), version, weight.dtype, weight.device))
+        return hash(tuple(state))
+
     def new_cache(self) -> KVCache:
         return KVCache(self._text_config.num_hidden_layers)
 
     def prefill(
-        self, prompt: Prompt, cache: KVCache, row: int, *, taps: Sequence[int] = ()
+        self,
+        prompt: Prompt,
+        cache: KVCache,
+        row: int,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        taps: Sequence[int] = (),
+        features: FeatureSource | None = None,
     ) -> Prefill:
-        """Runs the whole prompt, its images included, through the model's own forward and commits
-        it to `row` of the cache, which must be empty.
+        """Runs the prompt's tokens [start, stop), their images included, through the model's own
+        forward and commits them to `row` of the cache, which must hold the `start` before them.
 
         Native on purpose: some families attend in both directions within an image or the prompt.
+        Only what comes behind committed tokens gets our own mask. Where a prompt may be cut is
+        told by `cuts`. `logits` are those of the last token run, `hidden` of all that ran.
+        A part of a prompt with media needs `features`; the whole can have them encoded natively.
         """
-        assert cache.length(row) == 0, f"row {row} already holds {cache.length(row)} tokens"
+        stop = prompt.num_tokens if stop is None else stop
+        held = cache.length(row)
+        assert held == start, f"row {row} already holds {held} tokens, expected {start}"
         positions, offsets = prompt_positions(self.model, prompt)
         inputs: dict[str, Tensor | int] = {
-            name: self._placed(value) for name, value in prompt.model_inputs.items()
+            name: self._placed(value)
+            for name, value in self._part_of_inputs(prompt, start, stop, features).items()
         }
         if "logits_to_keep" in self._parameters:
             inputs["logits_to_keep"] = 1
-        with self._forward(), cache.writing([row], [prompt.num_tokens]):
+        with (
+            self._forward(),
+            cache.writing([row], [stop - start]),
+            _fed(self.model, start, stop, features),
+        ):
             output = self.model(
-                input_ids=prompt.token_ids.unsqueeze(0).to(self.device),
-                attention_mask=torch.ones(1, prompt.num_tokens, dtype=torch.long).to(self.device),
-                position_ids=positions.to(self.device),
+                input_ids=prompt.token_ids[start:stop].unsqueeze(0).to(self.device),
+                attention_mask=_on_device(self._prompt_mask(prompt, start, stop), self.device),
+                position_ids=positions[..., start:stop].to(self.device),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=bool(taps),
                 **inputs,
             )
-        cache.commit({row: range(prompt.num_tokens)})
+        cache.commit({row: range(stop - start)})
         hidden = {tap: output.hidden_states[tap][0] for tap in taps}
         return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
+
+    def _prompt_mask(self, prompt: Prompt, start: int, stop: int) -> Tensor | Mapping[str, Tensor]:
+        if start == 0:
+            return torch.ones(1, stop, dtype=torch.long)
+        blocks = prompt.media if self.cuts.has_blocks else ()
+        within = [(s.start - start, s.stop - start) for s in blocks if start <= s.start < stop]
+        return self.mask_rule.build_chunk(start, stop - start, within, self.dtype)
+
+    def _part_of_inputs(
+        self, prompt: Prompt, start: int, stop: int, features: FeatureSource | None
+    ) -> dict[str, Tensor]:
+        """The model's inputs beside the token ids, for the tokens [start, stop)."""
+        if stop - start == prompt.num_tokens:
+            return dict(prompt.model_inputs)
+        inputs: dict[str, Tensor] = {}
+        if start == 0:  # with our own mask and positions there is nothing left for them to say
+            inputs = {name: value[:, :stop] for name, value in token_inputs(prompt).items()}
+        if prompt.media:
+            assert features is not None, "a part of a prompt with media needs features"
+            for kind, place in features.media.placeholders(start, stop).items():
+                inputs |= join(features.media.needed(kind, *place))
+        return inputs
 
     def score(
         self,
@@ -125,6 +183,23 @@ class Target:
     def _forward(self) -> Iterator[None]:
         with self._lock, torch.no_grad():
             yield
+
+
+_ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters")  # of peft's layers
+
+
+@contextmanager
+def _fed(
+    model: PreTrainedModel, start: int, stop: int, features: FeatureSource | None
+) -> Iterator[None]:
+    """The model with the features of the placeholders within [start, stop), where it is given
+    any."""
+    placeholders = features.media.placeholders(start, stop) if features is not None else {}
+    if features is None or not placeholders:
+        yield
+        return
+    with features.attached(model, placeholders):
+        yield
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
