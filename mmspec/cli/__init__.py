@@ -4,10 +4,12 @@ from importlib.metadata import version as installed_version
 
 import typer
 
+from mmspec.cli.chat import chat
 from mmspec.cli.generate import generate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(generate)
+app.command()(chat)
 
 
 @app.callback()
