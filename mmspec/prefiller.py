@@ -9,8 +9,9 @@ from itertools import repeat
 
 import torch
 
-from mmspec.encoders.features import FeatureCache, FeatureError, FeatureInfo, FeatureSource
+from mmspec.encoders.features import FeatureCache, FeatureInfo, FeatureSource
 from mmspec.encoders.media import split_media
+from mmspec.encoders.outputs import FeatureError
 from mmspec.kv import KVCache, Lease, PrefixStore, StoreInfo
 from mmspec.row import Row
 from mmspec.state import Placement, Prefill

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
-from mmspec.encoders.features import FeatureCache, Features, FeatureSource
+from mmspec.encoders.features import FeatureCache, FeatureSource
 from mmspec.encoders.media import split_media
+from mmspec.encoders.outputs import Features
 from mmspec.inputs import from_inputs
 from mmspec.requests import Request
 from mmspec.target import Target
