@@ -15,6 +15,7 @@ The pipeline, in reading order:
 from typing import TYPE_CHECKING
 
 from mmspec.build import load
+from mmspec.chat import Chat
 from mmspec.config import Config, load_config
 from mmspec.engine import Engine, Stream
 from mmspec.errors import MmspecError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Chat",
     "Config",
     "Engine",
     "MmspecError",

@@ -153,6 +153,10 @@ def build_engine(
         max_rows=config.decode.max_rows,
         control_tokens=cast(ControlMode, config.inputs.control_tokens),
         fit=_FIT[shape],
+        # A chunk is scored as a path is.
+        prefill_chunk=config.decode.prefill_chunk if shape != "plain" else None,
+        prefix_bytes=config.cache.prefix_bytes if shape != "plain" else 0,
+        feature_bytes=config.cache.feature_bytes,
     )
 
 

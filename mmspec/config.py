@@ -89,9 +89,18 @@ class DecodeConfig:
     controller: str = "auto"  # "fixed": always drafts and scores all it can
     max_nodes: int = 24  # drafted nodes a step, node 0 not among them
     max_rows: int = 8  # requests decoded together
+    prefill_chunk: int | None = 4096  # prompt tokens a step; None or 0: a prompt in one go
     probe: bool = True  # compare a small tree with plain decoding once, at load
     attention: str = "auto"  # "auto": mmspec's own where the probe agrees; "model": the model's
     packed_weights: str = "auto"  # copies for quick score calls on a CPU: auto, always, never
+
+
+@dataclass
+class CacheConfig:
+    """What an engine keeps from one request to the next; 0 is nothing."""
+
+    prefix_bytes: int = 2**30  # keys and values of prompts and answers, on the model's device
+    feature_bytes: int = 256 * 2**20  # what the encoders said of images and videos
 
 
 @dataclass
@@ -102,6 +111,7 @@ class Config:
     inputs: InputConfig = field(default_factory=InputConfig)
     drafter: DrafterConfig = field(default_factory=DrafterConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 def load_config(

@@ -4,19 +4,18 @@ Plain decoding is the same loop with trees of node 0 alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import islice
 
 from mmspec.controller import Controller
 from mmspec.drafting import propose
-from mmspec.kv import KVCache
+from mmspec.prefiller import Prefiller, PrefillSettings
 from mmspec.row import Row
 from mmspec.stats import Stopwatch
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 from mmspec.verify import Verifier
 
-_EXPECTED_TOKENS = 512  # a row opens with room for so many; a longer text makes it grow
+_IN_ONE_GO = PrefillSettings()
 
 
 def decode(
@@ -28,26 +27,28 @@ def decode(
     fit: Callable[[TokenTree], TokenTree],
     max_nodes: int,
     max_rows: int,
+    prefill: PrefillSettings = _IN_ONE_GO,
 ) -> Iterator[Row]:
     """Yields a row whenever it has chosen more tokens, or ended.
 
     `rows` is taken from as places become free: at most `max_rows` are decoded together, each with
-    its own length, tree, seed and end. `controller` decides whom to ask and what to
-    score; `fit` makes any tree one that the target can score;
-    `max_nodes` is the budget of drafted nodes a row and step. Closing the iterator frees all KV.
+    its own length, tree, seed and end. `controller` decides whom to ask and what to score; `fit`
+    makes any tree one that the target can score; `max_nodes` is the budget of drafted nodes a row
+    and step. Closing the iterator frees all KV; what the stores in `prefill` got of it stays.
     """
     waiting, active, cache = iter(rows), list[Row](), target.new_cache()
+    prefiller = Prefiller(target, cache, prefill, room_tokens=max_nodes + 1)
     vocab_size = target.vocab_size
     try:
         while True:
-            # 1. Prefill: a new row's whole prompt; its last logits choose the first token.
-            for row in islice(waiting, max_rows - len(active)):
+            # 1. Prefill: new rows' prompts, by chunks; the last logits choose the first token.
+            prefiller.admit(islice(waiting, max_rows - len(active) - len(prefiller.rows)))
+            for row in prefiller.step():
                 active.append(row)
-                row.attempt(partial(_prefill, target, cache, row, max_nodes))
                 yield row
-            if not active:
+            if not active and not prefiller.rows:
                 return
-            active = _keep_unfinished(active, cache)
+            active = _keep_unfinished(active, prefiller)
             if not active:
                 continue
             watch = Stopwatch()
@@ -74,25 +75,12 @@ def decode(
             for row in active:
                 row.stats.add_seconds(watch.seconds)
                 yield row
-            active = _keep_unfinished(active, cache)
+            active = _keep_unfinished(active, prefiller)
     finally:
-        for row in active:
+        for row in (*active, *prefiller.rows):
             row.close()
+        prefiller.close()
         cache.release()
-
-
-def _prefill(target: Target, cache: KVCache, row: Row, max_nodes: int) -> None:
-    watch = Stopwatch()
-    expected = min(row.max_new_tokens, _EXPECTED_TOKENS)
-    slot = cache.open(row.prompt.num_tokens + expected + max_nodes + 1)
-    try:
-        with watch.stage("prefill"):
-            prefill = target.prefill(row.prompt, cache, slot, on_logits=row.on_prompt_logits)
-    except Exception:
-        cache.close(slot)
-        raise
-    row.begin(prefill)
-    row.stats.add_seconds(watch.seconds)
 
 
 def _context(rows: list[Row]) -> int:
@@ -100,11 +88,10 @@ def _context(rows: list[Row]) -> int:
     return max(len(row.tokens) for row in rows)
 
 
-def _keep_unfinished(rows: list[Row], cache: KVCache) -> list[Row]:
+def _keep_unfinished(rows: list[Row], prefiller: Prefiller) -> list[Row]:
     """The rows that go on; the others' slots are free again."""
     for row in rows:
         if row.is_done:
             row.close()
-            if row.is_prefilled:
-                cache.close(row.placement.row)
+            prefiller.finish(row)
     return [row for row in rows if not row.is_done]

@@ -1,10 +1,11 @@
 """Engine: images and a question in, the target's own answer out."""
 
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
 from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter
 from mmspec.drafting import Drafting
+from mmspec.encoders.features import FeatureCache
 from mmspec.errors import ConfigError, InputError, MmspecError
-from mmspec.inputs import ControlMode, InputProcessor, from_inputs
+from mmspec.inputs import ControlMode, ImageSource, InputProcessor, from_inputs
+from mmspec.kv import PrefixStore
 from mmspec.params import (
     DEFAULT_MAX_NEW_TOKENS,
     merged_generation_config,
@@ -24,6 +27,7 @@ from mmspec.params import (
     stopping_criteria,
     with_own_state,
 )
+from mmspec.prefiller import CacheInfo, PrefillSettings
 from mmspec.requests import Messages, Request, Result, build_request
 from mmspec.row import Row
 from mmspec.sampling import build_sampler
@@ -33,6 +37,11 @@ from mmspec.stream import Piece, TextStream, build_detokenizer
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 from mmspec.verify import VERIFIERS, Rule
+
+if TYPE_CHECKING:
+    from mmspec.chat import Chat
+
+logger = logging.getLogger(__name__)
 
 AnyPrompt = str | Messages | Prompt | Mapping[str, Tensor] | Request
 
@@ -53,13 +62,17 @@ class Engine:
         max_rows: int = 8,
         control_tokens: ControlMode = "neutralise",
         fit: Callable[[TokenTree], TokenTree] | None = None,
+        prefill_chunk: int | None = None,
+        prefix_bytes: int = 0,
+        feature_bytes: int = 0,
     ) -> None:
         """`drafters` are asked in their order; without any it is plain decoding. `verifier` is a
         name or a rule of one's own making. `controller` "auto" speculates where that is faster,
         "fixed" always; or it is one that has learned already. `max_nodes` is the budget of drafted
         nodes a request and step; `max_rows` how many requests are decoded together. `fit` turns a
-        drafter's tree into one that the target can score. Without `inputs` only processed prompts
-        are taken."""
+        drafter's tree into one that the target can score. A step prefills `prefill_chunk` prompt
+        tokens. `prefix_bytes` and `feature_bytes` bound what is kept from request to request: KV,
+        and what the encoders said. Without `inputs` only processed prompts are taken."""
         if isinstance(verifier, str) and verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
         if isinstance(controller, str) and controller not in CONTROLLERS:
@@ -83,6 +96,21 @@ class Engine:
         self._max_rows = max_rows
         self._control_tokens = control_tokens
         self._fit = fit or (lambda tree: tree)
+        sizes = {"prefill_chunk": prefill_chunk or 0, "prefix_bytes": prefix_bytes}
+        for name, size in {**sizes, "feature_bytes": feature_bytes}.items():
+            if size < 0:
+                raise ConfigError(f"{name}={size}: expected 0 (off) or more")
+        self._prefill = PrefillSettings(
+            PrefixStore(prefix_bytes) if prefix_bytes else None,
+            FeatureCache(feature_bytes) if feature_bytes else None,
+            prefill_chunk or None,
+        )
+        if target.cuts.whole_because and (prefix_bytes or prefill_chunk):
+            logger.warning(
+                "%s: %s; prefix reuse and chunked prefill are off",
+                type(target.model).__name__,
+                target.cuts.whole_because,
+            )
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -114,6 +142,30 @@ class Engine:
             raise InputError(f"stream got n={request.n}, expected 1: samples come from generate")
         row = self._row(request, 0)
         return Stream(row, self._decode([row]), self.tokenizer)
+
+    def chat(
+        self,
+        *,
+        system: str | None = None,
+        images: ImageSource | Sequence[ImageSource] = (),
+        **options: Any,
+    ) -> "Chat":
+        """A conversation: each question is asked with all that was said before, of which only the
+        new part is computed. `images` go with the first question; `options` are fields of
+        `Request` for every turn."""
+        from mmspec.chat import Chat  # it holds an engine, as an engine makes it
+
+        return Chat(self, system=system, images=images, options=options)
+
+    def cache_info(self) -> CacheInfo:
+        """What is kept from request to request."""
+        return self._prefill.info(off_because=self.target.cuts.whole_because)
+
+    def clear_cache(self, namespace: str | None = None) -> None:
+        """Forgets what is kept from earlier requests, of all namespaces or of one."""
+        for store in (self._prefill.prefixes, self._prefill.features):
+            if store is not None:
+                store.clear(namespace)
 
     def _run(self, prompts: Iterable[object], options: Mapping[str, Any]) -> list[Result]:
         samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers
@@ -147,6 +199,7 @@ class Engine:
             fit=self._fit,
             max_nodes=self._max_nodes,
             max_rows=self._max_rows,
+            prefill=self._prefill,
         )
 
     def _samples(self, request: Request) -> list[Request]:
@@ -198,6 +251,8 @@ class Engine:
             index=index,
             stopping_criteria=stopping_criteria(config, request),
             is_lossless=self._rule.is_lossless,
+            namespace=request.namespace if request.reuse else None,
+            on_prefill=request.on_prefill,
         )
 
     def _prompt(self, request: Request) -> Prompt:
@@ -267,6 +322,7 @@ class Stream:
         self._pieces: list[Piece] = []
         self._num_yielded = 0
         self._generator = self._generate()
+        self.on_end: Callable[[Result], None] | None = None  # told the answer, whole or closed
 
     def __iter__(self) -> Iterator[Piece]:
         return self._generator
@@ -281,6 +337,7 @@ class Stream:
             yield row.num_chosen
         if self._row.error is not None:
             raise self._row.error
+        self._tell_end()
 
     def _generate(self) -> Iterator[Piece]:
         for _ in self.steps():
@@ -300,6 +357,12 @@ class Stream:
         self._steps.close()  # type: ignore[attr-defined]
         self._row.close()
         self._pieces += self._row.take_pieces()
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(self.result)
 
     def __enter__(self) -> "Stream":
         return self

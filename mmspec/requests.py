@@ -1,7 +1,7 @@
 """Request: what a user asks for, prompt and sampling in one; Result: what comes back."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
@@ -55,6 +55,9 @@ class Request(SamplingParams):
     control_tokens: ControlMode | None = None  # None: as configured
     speculate: Speculate = "auto"  # False: plain decoding; True: always draft; the same text,
     # unless the engine's verifier is one that keeps no more than its distribution
+    reuse: bool = True  # False: takes nothing from earlier requests and leaves nothing to later
+    namespace: str = ""  # what one namespace's requests leave is never found from another
+    on_prefill: Callable[[int, int], None] | None = None  # told of prompt tokens done, and of all
 
     def __post_init__(self) -> None:
         super().__post_init__()

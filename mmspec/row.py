@@ -37,12 +37,16 @@ class Row:
         index: int = 0,
         stopping_criteria: Sequence[StoppingCriteria] = (),
         is_lossless: bool = True,
+        namespace: str | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
     ) -> None:
         """`is_lossless` says of the verifier that its texts have the target's distribution."""
         self.prompt = prompt
         self.sampler = sampler
         self.index = index  # which of the call's requests it is
         self.max_new_tokens = max_new_tokens
+        self.namespace = namespace  # what of the stores it may use; None: nothing
+        self.on_prefill = on_prefill  # told of prompt tokens done, and of how many there are
         self.tokens: list[int] = prompt.token_ids.tolist()  # the prompt's and the chosen ones
         self.finish_reason: FinishReason | None = None
         self.error: MmspecError | None = None

@@ -61,6 +61,9 @@ class Stats:
     times: Times
     choices: Choices = field(default_factory=Choices)
     is_lossless: bool = True  # False: the verifier does not keep the target's distribution
+    reused_tokens: int = 0  # of the prompt, whose keys and values were there already
+    encoded_media: int = 0  # images, tiles or videos that the encoders ran for
+    reused_media: int = 0  # those that they need not run for
 
     @property
     def tokens_per_step(self) -> float:
@@ -124,6 +127,9 @@ class StatsRecorder:
     proposed: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
+    reused_tokens: int = 0
+    encoded_media: int = 0
+    reused_media: int = 0
 
     def add_seconds(self, seconds: Mapping[str, float]) -> None:
         for stage, spent in seconds.items():
@@ -146,4 +152,7 @@ class StatsRecorder:
             times=Times(**{f"{stage}_s": s for stage, s in self.seconds.items()}),
             choices=choices or Choices(),
             is_lossless=self.is_lossless,
+            reused_tokens=self.reused_tokens,
+            encoded_media=self.encoded_media,
+            reused_media=self.reused_media,
         )

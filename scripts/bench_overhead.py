@@ -106,7 +106,7 @@ def build_model() -> LlamaForCausalLM:
 
 def measure(engine: Engine, forward: Forward, request: Request) -> tuple[float, mmspec.Result]:
     """(thread seconds of decoding outside of the model's forwards, the result)."""
-    stream = engine.stream(request)
+    stream = engine.stream(request, reuse=False)
     before = forward.seconds
     start = time.thread_time()
     for _ in stream:

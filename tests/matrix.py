@@ -5,7 +5,7 @@ which every family meets every drafter and every pair of options.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
 from typing import Any, Literal
@@ -14,9 +14,10 @@ import torch
 from adversary import Adversary
 from draft_models import letters, shuffled, stranger
 from families import FAMILIES, prompt_inputs
+from families.vision import FIRST_MEDIA_TOKEN
 
 import mmspec
-from mmspec.config import Config, DecodeConfig
+from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -44,6 +45,12 @@ LAYOUTS = {
     "text": ("text",),
     "vision": ("text", "image_first", "image_middle", "image_last"),
 }
+# What is left of earlier requests, and how a prompt is cut: (chunk, whether stores are on).
+REUSES: dict[str, tuple[int | None, bool]] = {
+    "none": (None, False),
+    "chunks": (7, False),
+    "chunks_and_prefixes": (11, True),
+}
 NEW_TOKENS = 24
 
 
@@ -57,6 +64,7 @@ class Cell:
     batch: int
     layout: str
     controller: str = "fixed"
+    reuse: str = "none"
     dtype: Literal["float64", "float32"] = "float64"
 
     def __str__(self) -> str:
@@ -64,7 +72,14 @@ class Cell:
 
     @property
     def options(self) -> tuple[str, str, int, str, str]:
-        return self.drafter, self.sampling, self.batch, self.layout, self.controller
+        return (
+            self.drafter,
+            self.sampling,
+            self.batch,
+            self.layout,
+            self.controller,
+            self.reuse,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,16 @@ class Outcome:
     mismatches: tuple[str, ...]
     tokens: int
     accepted: int  # drafted tokens that were accepted: a cell without any proves little
+    reused: int  # prompt tokens taken from the store
 
 
 def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
     return [
         Cell(family.name, *options, dtype=dtype)
         for family in FAMILIES.values()
-        for options in product(DRAFTERS, SAMPLINGS, BATCHES, LAYOUTS[family.kind], CONTROLLERS)
+        for options in product(
+            DRAFTERS, SAMPLINGS, BATCHES, LAYOUTS[family.kind], CONTROLLERS, REUSES
+        )
     ]
 
 
@@ -113,7 +131,10 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
     requests = _requests(cell)
     plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
     drafters = [_drafter(name, cell, requests, plain) for name in cell.drafter.split("+")]
-    engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller)
+    engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller, cell.reuse)
+    if REUSES[cell.reuse][1]:
+        for request in requests:
+            engine.generate(_relatives(request), max_new_tokens=3)
     results = engine.generate(requests)
     mismatches = [
         difference
@@ -122,7 +143,21 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
     ]
     histograms = [result.stats.accepted_lengths for result in results]
     accepted = sum(length * count for h in histograms for length, count in h.items())
-    return Outcome(cell, tuple(mismatches), sum(len(r.tokens) for r in results), accepted)
+    tokens = sum(len(result.tokens) for result in results)
+    reused = sum(result.stats.reused_tokens for result in results)
+    return Outcome(cell, tuple(mismatches), tokens, accepted, reused)
+
+
+def _relatives(request: Request) -> list[Request]:
+    """Requests whose KV may be mistaken for this one's: other text from the middle on; the same
+    tokens over other pixels."""
+    inputs = dict(request.prompt)  # type: ignore[arg-type]
+    ids = inputs["input_ids"]
+    late = torch.arange(ids.shape[1]) >= ids.shape[1] * 2 // 3
+    other_text = torch.where(late & (ids < FIRST_MEDIA_TOKEN), (ids + 8) % 90 + 3, ids)
+    pixels = {name: -value for name, value in inputs.items() if value.is_floating_point()}
+    related = [{**inputs, "input_ids": other_text}, *([{**inputs, **pixels}] if pixels else [])]
+    return [replace(request, prompt=prompt) for prompt in related]
 
 
 def _difference(row: int, expected: Result, result: Result) -> str | None:
@@ -152,8 +187,15 @@ def _engine(
     max_nodes: int,
     drafters: list[Drafter | DrafterForTarget],
     controller: str = "fixed",
+    reuse: str = "none",
 ) -> Engine:
-    config = Config(decode=DecodeConfig(max_nodes=max_nodes, max_rows=3, controller=controller))
+    chunk, has_stores = REUSES[reuse]
+    config = Config(
+        decode=DecodeConfig(
+            max_nodes=max_nodes, max_rows=3, controller=controller, prefill_chunk=chunk
+        ),
+        cache=CacheConfig() if has_stores else CacheConfig(prefix_bytes=0, feature_bytes=0),
+    )
     return mmspec.load(model_of(family, dtype), letters(), config=config, drafter=drafters)
 
 

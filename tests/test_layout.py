@@ -20,8 +20,9 @@ FLOORS = (
     {"controller", "drafters", "target"},
     {"drafting"},
     {"row"},
+    {"prefiller"},
     {"decoder", "requests"},
-    {"engine"},
+    {"chat", "engine"},
     {"build"},
     {"batch", "bench", "check", "cli", "integrations", "serving", "training"},
 )  # fmt: skip

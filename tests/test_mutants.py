@@ -13,6 +13,7 @@ import mmspec.sampling
 import mmspec.target.target
 from mmspec.attention import Reach, RowNodes, TreeCall
 from mmspec.attention.call import Part
+from mmspec.encoders.media import MediaItem
 from mmspec.engine import Engine
 from mmspec.errors import ModelError
 from mmspec.kv import KVCache
@@ -157,6 +158,54 @@ TREE_ATTENTION_FAULTS: tuple[Patch, ...] = (
     rows_read_the_first_rows_slots,
     groups_are_shuffled,
 )
+
+
+def an_image_is_known_by_its_tokens(patch: pytest.MonkeyPatch) -> None:
+    """Wrong reuse: the KV of another image behind the same placeholders."""
+    patch.setattr(MediaItem, "digest", b"")
+
+
+def a_block_is_cut(patch: pytest.MonkeyPatch) -> None:
+    """Wrong border: the first part of an image whose tokens see each other is computed alone."""
+    patch.setattr("mmspec.target.families._MEDIA_BLOCKS", ())
+
+
+def a_chunk_misses_the_token_before_it(patch: pytest.MonkeyPatch) -> None:
+    """Wrong mask of a chunk: the last committed token is not seen."""
+    rule = mmspec.target.target.MaskRule
+    build = rule.build_chunk
+
+    def blind(
+        self: object, length: int, count: int, blocks: object, dtype: torch.dtype
+    ) -> Tensor | dict[str, Tensor]:
+        masks = build(self, length, count, blocks, dtype)  # type: ignore[arg-type]
+        for mask in masks.values() if isinstance(masks, dict) else (masks,):
+            mask[..., length - 1] = torch.finfo(dtype).min
+        return masks
+
+    patch.setattr(rule, "build_chunk", blind)
+
+
+REUSE_FAULTS = (
+    (an_image_is_known_by_its_tokens, "llava", "image_first"),
+    (an_image_is_known_by_its_tokens, "qwen2_vl", "image_middle"),
+    (an_image_is_known_by_its_tokens, "gemma3", "image_first"),
+    (a_block_is_cut, "gemma3", "image_middle"),
+    (a_chunk_misses_the_token_before_it, "llama", "text"),
+    (a_chunk_misses_the_token_before_it, "gemma3_text", "text"),
+)
+
+
+@pytest.mark.parametrize(("fault", "family", "layout"), REUSE_FAULTS)
+def test_the_fault_of_reuse_is_caught(
+    fault: Patch, family: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = Cell(family, "adversary", "t1", 3, layout, "chunks_and_prefixes")
+    assert not run_cell(cell).mismatches
+    fault(monkeypatch)
+    assert run_cell(cell).mismatches
+
+
 FAULTS: tuple[Patch, ...] = (
     siblings_see_each_other,
     prefix_is_cut,

@@ -5,11 +5,13 @@ from importlib.metadata import version as installed_version
 import typer
 
 from mmspec.cli.bench import bench
+from mmspec.cli.chat import chat
 from mmspec.cli.check import CheckCommand, check
 from mmspec.cli.generate import generate
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(generate)
+app.command()(chat)
 app.command(cls=CheckCommand)(check)
 app.command()(bench)
 

@@ -45,6 +45,9 @@ def stats_values(stats: Stats) -> JsonObject:
         "times": asdict(stats.times),
         "controller": {**asdict(stats.choices), "explanation": stats.explanation},
         "is_lossless": stats.is_lossless,
+        "reused_tokens": stats.reused_tokens,
+        "encoded_media": stats.encoded_media,
+        "reused_media": stats.reused_media,
     }
 
 

@@ -69,9 +69,12 @@ def mistakes_told(console: Console, *, exit_code: int = EXIT_MISTAKE) -> Iterato
     try:
         yield
     except MmspecError as error:
-        message = printable(" ".join(str(error).split()))
-        console.print(Text(message, style="red"), soft_wrap=True)
+        console.print(mistake_text(error), soft_wrap=True)
         raise SystemExit(exit_code) from error
+
+
+def mistake_text(error: MmspecError) -> Text:
+    return Text(printable(" ".join(str(error).split())), style="red")
 
 
 def quiet_transformers() -> None:

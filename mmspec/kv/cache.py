@@ -12,10 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from mmspec.kv.layer import FlatLayer, WritePlan
 from mmspec.kv.regions import Regions
+
+Segment = tuple[tuple[Tensor, Tensor] | None, ...]
+"""Keys and values of some tokens, a pair of (tokens, kv_heads, head_dim) a layer; None for a layer
+that keeps none."""
 
 _GROWTH = 1.5  # a row that outgrows its region takes one this much larger
 
@@ -123,6 +128,25 @@ class KVCache(Cache):
         assert 0 <= length <= region.length, f"row {row}: {length} of {region.length} tokens"
         region.length = length
         self._written.pop(row, None)
+
+    # Copies
+
+    def read(self, row: int, start: int, stop: int) -> Segment:
+        """A copy of the row's committed tokens [start, stop), a layer at a time."""
+        region = self._regions.rows[row]
+        assert 0 <= start <= stop <= region.length, f"[{start}, {stop}) of {region.length} tokens"
+        first = region.start
+        return tuple(layer.read(first + start, first + stop) for layer in self.flat_layers)
+
+    def append(self, row: int, segment: Segment, *, count: int) -> None:
+        """Commits the first `count` tokens of a copy behind the row's committed ones."""
+        self._reserve(row, count)
+        region = self._regions.rows[row]
+        for layer, states in zip(self.flat_layers, segment, strict=True):
+            if states is not None:
+                layer.put(region.start + region.length, *(tensor[:count] for tensor in states))
+        self._written.pop(row, None)
+        region.length += count
 
     def check_integrity(self) -> None:
         """Raises AssertionError if regions overlap or overflow, or a buffer has another size."""

@@ -129,6 +129,21 @@ class FlatLayer(CacheLayerMixin):
                 to, of = destination.to(buffer.device), source.to(buffer.device)
                 buffer.index_copy_(0, to, buffer.index_select(0, of))
 
+    def read(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """A copy of the slots [start, stop): keys and values, each (tokens, kv_heads, head_dim);
+        None before the first `update`."""
+        if not self.is_initialized:
+            return None
+        return self.keys[start:stop].clone(), self.values[start:stop].clone()
+
+    def put(self, start: int, keys: Tensor, values: Tensor) -> None:
+        """Writes keys and values, each (tokens, kv_heads, head_dim), from slot `start` on."""
+        if not self.is_initialized:
+            first = (states[:1].transpose(0, 1).unsqueeze(0) for states in (keys, values))
+            self.lazy_initialization(*first)
+        self.keys[start : start + keys.shape[0]] = keys
+        self.values[start : start + values.shape[0]] = values
+
     def get_seq_length(self) -> int:
         return max(self.plan.lengths) if self.plan else 0
 

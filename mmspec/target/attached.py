@@ -14,7 +14,7 @@ from mmspec.attention.interface import KEYWORD, attached
 from mmspec.kv import KVCache, WritePlan
 from mmspec.target.families import layer_reaches
 from mmspec.target.linears import Linears
-from mmspec.target.masks import MaskRule
+from mmspec.target.masks import MaskRule, on_device
 from mmspec.tree import TokenTree
 
 Attention = Literal["tree", "model"]
@@ -58,7 +58,7 @@ class Attachments:
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
                 mask = self._mask_rule.build(trees, lengths, like.dtype, written=written)
-                yield {"attention_mask": _on_device(mask, device)}
+                yield {"attention_mask": on_device(mask, device)}
                 return
             plan.is_viewed = False
             with attached(self._text_config):
@@ -81,11 +81,3 @@ class Attachments:
             for tree, start, end, old in placed
         ]
         return TreeCall(rows, cache.flat_layers, self._reaches)
-
-
-def _on_device(
-    mask: Tensor | dict[str, Tensor], device: torch.device
-) -> Tensor | dict[str, Tensor]:
-    if isinstance(mask, Tensor):
-        return mask.to(device)
-    return {kind: tensor.to(device) for kind, tensor in mask.items()}

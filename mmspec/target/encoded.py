@@ -9,6 +9,11 @@ _KINDS = ("image", "video")
 NAMES = frozenset(f"{kind}_{part}" for kind in _KINDS for part in ("features", "deepstack"))
 
 
+def is_prepared(model_inputs: Mapping[str, Tensor]) -> bool:
+    """Whether features or positions came with the prompt: then it goes through in one piece."""
+    return bool(model_inputs.keys() & (NAMES | {"position_ids"}))
+
+
 def encoder_outputs(model_inputs: Mapping[str, Tensor]) -> dict[str, BaseModelOutputWithPooling]:
     """transformers' `mm_encoder_outputs` (from 5.2x on) of a prompt's `image_features`: (tokens,
     hidden), or (images, tokens, hidden) for families that want them stacked; and

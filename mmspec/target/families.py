@@ -8,10 +8,31 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmspec.attention import Reach
 from mmspec.errors import ModelError
+from mmspec.target.cuts import Cuts
 from mmspec.target.masks import LayerKind, MaskRule
 
 _KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 _FIRST_POSITION = {"paligemma": 1}  # position of the first token, 0 elsewhere
+
+# Whose tokens see later ones: those of the same image, or the whole prompt.
+_MEDIA_BLOCKS = ("gemma3",)
+_SEES_WHOLE_PROMPT = (
+    "paligemma", "pi0", "git", "hrm_text", "molmo2", "gemma4", "gemma4_unified", "diffusion_gemma",
+    "step3p7", "unlimited_ocr", "deepseek_ocr2",
+)  # fmt: skip
+_ROPE_BY_LENGTH = ("dynamic", "longrope")  # a longer prompt rotates all of its keys anew
+
+
+def prompt_cuts(config: PreTrainedConfig) -> Cuts:
+    """Where the family's prompts may be cut; whoever is not known here is taken for causal."""
+    text = config.get_text_config(decoder=True)
+    if {config.model_type, text.model_type} & set(_SEES_WHOLE_PROMPT):
+        return Cuts(f"in {config.model_type} the prompt's tokens see later ones")
+    rope = getattr(text, "rope_parameters", None) or {}
+    for one in (rope, *rope.values()):
+        if isinstance(one, dict) and str(one.get("rope_type", "")).startswith(_ROPE_BY_LENGTH):
+            return Cuts(f"{one['rope_type']} positions depend on the prompt's length")
+    return Cuts(has_blocks=config.model_type in _MEDIA_BLOCKS)
 
 
 def first_position(config: PreTrainedConfig) -> int:

@@ -42,6 +42,30 @@ class MaskRule:
         }
         return masks if self.as_dict else masks[self.kinds[0]]
 
+    def build_chunk(
+        self, length: int, count: int, blocks: Sequence[tuple[int, int]], dtype: torch.dtype
+    ) -> Tensor | dict[str, Tensor]:
+        """Additive masks, (1, 1, count, length + count), of `count` prompt tokens behind `length`
+        committed ones. The tokens of a block, [start, stop) within the chunk, see each other."""
+        masks: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            mask = torch.zeros(count, length + count, dtype=dtype)
+            own = mask[:, length:]
+            own.fill_(torch.finfo(dtype).min).triu_(1)
+            for start, stop in blocks:
+                own[start:stop, start:stop] = 0.0
+            if kind != "full_attention":  # a long prefix is filled, not computed
+                query = torch.arange(length, length + count).unsqueeze(1)
+                key = torch.arange(length + count).unsqueeze(0)
+                is_near = (
+                    query - key < self._window
+                    if kind == "sliding_attention"
+                    else query // self._chunk == key // self._chunk
+                )
+                mask.masked_fill_(~is_near, torch.finfo(dtype).min)
+            masks[kind] = mask[None, None]
+        return masks if self.as_dict else masks[self.kinds[0]]
+
     def _build_kind(
         self,
         kind: LayerKind,
@@ -75,7 +99,21 @@ class MaskRule:
         query = (length + depths).unsqueeze(1)
         key = torch.cat([torch.arange(length), length + depths]).unsqueeze(0)
         if kind == "sliding_attention":
-            assert self.window is not None, "a sliding layer without a window"
-            return visible & (query - key < self.window)
+            return visible & (query - key < self._window)
+        return visible & (query // self._chunk == key // self._chunk)
+
+    @property
+    def _window(self) -> int:
+        assert self.window is not None, "a sliding layer without a window"
+        return self.window
+
+    @property
+    def _chunk(self) -> int:
         assert self.chunk is not None, "a chunked layer without a chunk length"
-        return visible & (query // self.chunk == key // self.chunk)
+        return self.chunk
+
+
+def on_device(mask: Tensor | dict[str, Tensor], device: torch.device) -> Tensor | dict[str, Tensor]:
+    if isinstance(mask, Tensor):
+        return mask.to(device)
+    return {kind: tensor.to(device) for kind, tensor in mask.items()}

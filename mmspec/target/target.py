@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mmspec.encoders.features import FeatureSource
+from mmspec.encoders.media import join, token_inputs
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import encoded
 from mmspec.target.attached import Attachments, Attention
-from mmspec.target.families import mask_rules, refuse_unsupported
+from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.linears import Linears
-from mmspec.target.masks import MaskRule
+from mmspec.target.masks import MaskRule, on_device
 from mmspec.target.positions import prompt_positions
 from mmspec.tree import TokenTree
 
@@ -49,6 +51,7 @@ class Target:
         self._embedding = model.get_input_embeddings()
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
+        self.cuts = prompt_cuts(model.config)  # narrowed where the encoders turn out unusual
         self._lock = threading.Lock()  # forwards of several threads, one after the other
 
     @property
@@ -74,6 +77,21 @@ class Target:
         """The context that the model was made for, in tokens; None where it does not say."""
         return getattr(self._text_config, "max_position_embeddings", None)
 
+    @property
+    def fingerprint(self) -> int:
+        """Differs once a weight is written to or replaced, or another adapter is switched on, so
+        that nothing computed before is taken for this model's. Writes past autograd's version
+        counter (`.data`) are not seen."""
+        state: list[object] = []
+        for module in self.model.modules():
+            for name in _ADAPTER_STATE:
+                if name in vars(module):
+                    state.append(str(vars(module)[name]))
+            for weight in module.parameters(recurse=False):
+                version = 0 if weight.is_inference() else weight._version
+                state.append((id(weight), version, weight.dtype, weight.device))
+        return hash(tuple(state))
+
     def new_cache(self) -> KVCache:
         return KVCache(self._text_config.num_hidden_layers)
 
@@ -83,46 +101,80 @@ class Target:
         cache: KVCache,
         row: int,
         *,
+        start: int = 0,
+        stop: int | None = None,
         taps: Sequence[int] = (),
+        features: FeatureSource | None = None,
         on_logits: Callable[[int, Tensor], None] | None = None,
         keep: Sequence[int] | None = None,
     ) -> Prefill:
-        """Runs the whole prompt, its images included, through the model's own forward and commits
-        it to `row` of the cache, which must be empty. With `keep`, increasing indices into the
-        prompt, the other tokens' keys are dropped again; positions stay what they were.
+        """Runs the prompt's tokens [start, stop), their images included, through the model's own
+        forward and commits them to `row` of the cache, which must hold the `start` before them.
 
         Native on purpose: some families attend in both directions within an image or the prompt.
-        `on_logits(start, logits (tokens, vocab))` is told what the target says after each token of
-        the prompt, from index `start` on; without it only the last one's logits are made.
+        Only what comes behind committed tokens gets our own mask. Where a prompt may be cut is
+        told by `cuts`. `logits` are those of the last token run, `hidden` of all that ran.
+        A part of a prompt with media needs `features`; the whole can have them encoded natively.
+        `on_logits(start, logits (tokens, vocab))` is told what the target says after each token
+        run; without it only the last one's logits are made. With `keep`, increasing indices into
+        the tokens run, the other tokens' keys are dropped again; positions stay what they were.
         """
-        assert cache.length(row) == 0, f"row {row} already holds {cache.length(row)} tokens"
+        stop = prompt.num_tokens if stop is None else stop
+        held = cache.length(row)
+        assert held == start, f"row {row} already holds {held} tokens, expected {start}"
         positions, offsets = prompt_positions(self.model, prompt)
         inputs: dict[str, object] = {
             name: self._placed(value)
-            for name, value in prompt.model_inputs.items()
+            for name, value in self._part_of_inputs(prompt, start, stop, features).items()
             if name != "position_ids" and name not in encoded.NAMES
         }
         if outputs := encoded.encoder_outputs(prompt.model_inputs):
             inputs["mm_encoder_outputs"] = outputs
         if "logits_to_keep" in self._parameters:
             inputs["logits_to_keep"] = 1 if on_logits is None else 0
-        with self._forward(), cache.writing([row], [prompt.num_tokens]):
+        with (
+            self._forward(),
+            cache.writing([row], [stop - start]),
+            _fed(self.model, start, stop, features),
+        ):
             output = self.model(
-                input_ids=prompt.token_ids.unsqueeze(0).to(self.device),
-                attention_mask=torch.ones(1, prompt.num_tokens, dtype=torch.long).to(self.device),
-                position_ids=positions.to(self.device),
+                input_ids=prompt.token_ids[start:stop].unsqueeze(0).to(self.device),
+                attention_mask=on_device(self._prompt_mask(prompt, start, stop), self.device),
+                position_ids=positions[..., start:stop].to(self.device),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=bool(taps),
                 **inputs,
             )
         if on_logits is not None:
-            on_logits(0, output.logits[0])
-        kept = range(prompt.num_tokens) if keep is None else keep
+            on_logits(start, output.logits[0])
+        kept = range(stop - start) if keep is None else keep
         cache.commit({row: kept})
-        offsets = tuple(offset + prompt.num_tokens - len(kept) for offset in offsets)
+        offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
         hidden = {tap: output.hidden_states[tap][0] for tap in taps}
         return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
+
+    def _prompt_mask(self, prompt: Prompt, start: int, stop: int) -> Tensor | dict[str, Tensor]:
+        if start == 0:
+            return torch.ones(1, stop, dtype=torch.long)
+        blocks = prompt.media if self.cuts.has_blocks else ()
+        within = [(s.start - start, s.stop - start) for s in blocks if start <= s.start < stop]
+        return self.mask_rule.build_chunk(start, stop - start, within, self.dtype)
+
+    def _part_of_inputs(
+        self, prompt: Prompt, start: int, stop: int, features: FeatureSource | None
+    ) -> dict[str, Tensor]:
+        """The model's inputs beside the token ids, for the tokens [start, stop)."""
+        if stop - start == prompt.num_tokens:
+            return dict(prompt.model_inputs)
+        inputs: dict[str, Tensor] = {}
+        if start == 0:  # with our own mask and positions there is nothing left for them to say
+            inputs = {name: value[:, :stop] for name, value in token_inputs(prompt).items()}
+        if prompt.media:
+            assert features is not None, "a part of a prompt with media needs features"
+            for kind, place in features.media.placeholders(start, stop).items():
+                inputs |= join(features.media.needed(kind, *place))
+        return inputs
 
     def score(
         self,
@@ -182,6 +234,23 @@ def input_device(embedding: nn.Module, weight: Tensor) -> torch.device:
     hook = getattr(embedding, "_hf_hook", None)
     place = getattr(hook, "execution_device", None)
     return weight.device if place is None else torch.device(place)
+
+
+_ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters")  # of peft's layers
+
+
+@contextmanager
+def _fed(
+    model: PreTrainedModel, start: int, stop: int, features: FeatureSource | None
+) -> Iterator[None]:
+    """The model with the features of the placeholders within [start, stop), where it is given
+    any."""
+    placeholders = features.media.placeholders(start, stop) if features is not None else {}
+    if features is None or not placeholders:
+        yield
+        return
+    with features.attached(model, placeholders):
+        yield
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -1,0 +1,86 @@
+"""Chat: a conversation whose earlier turns are not computed again."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from mmspec.engine import Engine, Stream
+from mmspec.inputs import ImageSource, VideoSource
+from mmspec.inputs.images import image_list
+from mmspec.inputs.videos import video_list
+from mmspec.requests import Result
+
+
+class Chat:
+    """Questions and answers, each asked with all that was said before.
+
+    Its messages are rendered anew at each turn, as the model's template has it; whatever of them
+    is in the engine's prefix store, token by token, is taken from there. So it is exact also where
+    a template changes what it showed before, and where the store has dropped a part.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        system: str | None = None,
+        images: ImageSource | Sequence[ImageSource] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`images` go with the first question; `options` are fields of `Request`, which a turn's
+        own options override."""
+        self.messages: list[dict[str, Any]] = []
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+        self._engine = engine
+        self._images = image_list(images)
+        self._options = dict(options or {})
+
+    def send(
+        self,
+        question: str,
+        *,
+        images: ImageSource | Sequence[ImageSource] = (),
+        videos: VideoSource | Sequence[VideoSource] = (),
+        **options: Any,
+    ) -> Result:
+        """Asks, and returns the answer; both join `messages`. Where it fails, they stay as they
+        were. `options` are fields of `Request`, for this turn."""
+        messages = self._asked(question, images, videos)
+        result = self._engine.generate(messages, **{**self._options, **options})
+        self._answered(messages, result)
+        return result
+
+    def stream(
+        self,
+        question: str,
+        *,
+        images: ImageSource | Sequence[ImageSource] = (),
+        videos: VideoSource | Sequence[VideoSource] = (),
+        **options: Any,
+    ) -> Stream:
+        """As `send`, a piece of text at a time. The turn joins `messages` when the stream ends, or
+        with what there is of the answer when it is closed."""
+        messages = self._asked(question, images, videos)
+        stream = self._engine.stream(messages, **{**self._options, **options})
+        stream.on_end = partial(self._answered, messages)
+        return stream
+
+    def _asked(
+        self,
+        question: str,
+        images: ImageSource | Sequence[ImageSource],
+        videos: VideoSource | Sequence[VideoSource],
+    ) -> list[dict[str, Any]]:
+        """The messages with the question, its media first."""
+        is_first = not any(message["role"] == "user" for message in self.messages)
+        pictures = [*(self._images if is_first else ()), *image_list(images)]
+        parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in pictures]
+        parts += [{"type": "video", "video": video} for video in video_list(videos)]
+        content = [*parts, {"type": "text", "text": question}]
+        return [*self.messages, {"role": "user", "content": content}]
+
+    def _answered(self, messages: list[dict[str, Any]], result: Result) -> None:
+        if result.error is None and result.tokens:
+            answer = [{"type": "text", "text": result.text}]
+            self.messages = [*messages, {"role": "assistant", "content": answer}]

@@ -1,0 +1,169 @@
+"""`mmspec chat`: a conversation in the terminal; what was said before is not computed again."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import mmspec
+from mmspec.chat import Chat
+from mmspec.cli.console import consoles, mistake_text, mistakes_told, quiet_transformers, write
+from mmspec.cli.render import Palette
+from mmspec.errors import InputError, MmspecError
+from mmspec.requests import Result
+
+_HELP = """\
+/image PATH   show an image with the next question
+/new          begin a new conversation
+/help         this list
+/quit         end (or Ctrl-D)
+Ctrl-C ends an answer early; what there is of it stays in the conversation."""
+
+
+def chat(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
+    ],
+    image: Annotated[
+        list[str] | None, typer.Option(help="An image for the first question; may be repeated.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="At most so many an answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None,
+    drafter: Annotated[str | None, typer.Option(help="In place of the configured one.")] = None,
+    config: Annotated[
+        str | None, typer.Option(help="A YAML file, or the name of one of mmspec's own.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="cache.prefix_bytes=0 and such; may be repeated."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+) -> None:
+    """Talk with a model. Questions are read from stdin, a line each; answers go to stdout."""
+    stdout, stderr = consoles()
+    with mistakes_told(stderr):
+        quiet_transformers()
+        with stderr.status("Loading the model"):
+            engine = mmspec.load(
+                model,
+                config=config,
+                overrides=overrides or (),
+                dtype=dtype,
+                device=device,
+                drafter=drafter,
+            )
+        given = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+        }
+        options = {name: value for name, value in given.items() if value is not None}
+        conversation = _Conversation(engine, system, options, stdout, stderr)
+        conversation.images = list(image or ())
+        conversation.seed = secrets.randbits(32) if seed is None else seed
+        if stderr.is_terminal:
+            stderr.print(Text(f"{model} · /help lists what else can be typed", style="dim"))
+        for line in _lines(stderr):
+            if not conversation.take(line.strip()):
+                break
+
+
+class _Conversation:
+    """Reads lines: questions, and commands that begin with a slash."""
+
+    def __init__(
+        self,
+        engine: mmspec.Engine,
+        system: str | None,
+        options: dict[str, Any],
+        stdout: Console,
+        stderr: Console,
+    ) -> None:
+        self.images: list[str] = []  # shown with the next question
+        self.seed = 0
+        self._engine = engine
+        self._system = system
+        self._options = options
+        self._stdout, self._stderr = stdout, stderr
+        self._palette = Palette()
+        self._chat = self._begin()
+
+    def take(self, line: str) -> bool:
+        """Answers, or does what the command says; False at the end of the conversation."""
+        command, _, argument = line.partition(" ")
+        if command == "/quit":
+            return False
+        try:
+            if command == "/image":
+                if not argument:
+                    raise InputError("/image: no file; expected /image PATH")
+                self.images.append(argument.strip())
+            elif command == "/new":
+                self._chat, self.images = self._begin(), []
+            elif command == "/help":
+                self._stderr.print(Text(_HELP, style="dim"))
+            elif command.startswith("/") and "/" not in command[1:]:
+                raise InputError(f"no command {command!r}; expected /image, /new, /help or /quit")
+            elif line:
+                self._answer(line)
+        except MmspecError as error:
+            self._stderr.print(mistake_text(error), soft_wrap=True)
+            self.images = []
+        return True
+
+    def _begin(self) -> Chat:
+        return self._engine.chat(system=self._system, **self._options)
+
+    def _answer(self, question: str) -> None:
+        status = self._stderr.status("Reading")
+        stream = self._chat.stream(
+            question,
+            images=self.images,
+            seed=self.seed + len(self._chat.messages),
+            on_prefill=lambda done, of: status.update(f"Reading: {done} of {of} tokens"),
+        )
+        shown = ""
+        try:
+            with status, stream:
+                for piece in stream:
+                    status.stop()
+                    shown += piece.text
+                    write(self._stdout, piece.text, self._palette.colour(piece.drafter))
+        except KeyboardInterrupt:
+            self._stderr.print(Text("interrupted", style="dim"))
+        finally:
+            if shown and not shown.endswith("\n"):
+                write(self._stdout, "\n")
+        self.images = []
+        self._stderr.print(turn_line(stream.result))
+
+
+def turn_line(result: Result) -> Text:
+    """An answer in figures: its speed, and how much of its prompt was there already."""
+    stats = result.stats
+    parts = [
+        f"{stats.new_tokens} tokens",
+        f"{stats.tokens_per_step:.2f} a step",
+        f"{stats.tokens_per_second:,.0f} tokens/s",
+        f"{stats.reused_tokens:,} of {stats.prompt_tokens:,} prompt tokens reused",
+    ]
+    return Text(" · ".join(parts), style="dim")
+
+
+def _lines(console: Console) -> Iterator[str]:
+    """What is typed, until the input ends."""
+    prompt = Text("› ", style="bold") if console.is_terminal else ""
+    while True:
+        try:
+            yield console.input(prompt)
+        except (EOFError, KeyboardInterrupt):
+            return

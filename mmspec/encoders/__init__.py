@@ -1,0 +1,1 @@
+"""What the modality encoders are given and what they gave before."""

@@ -1,0 +1,154 @@
+"""Which tensors and which placeholder tokens of a prompt are whose: an image or video at a time."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmspec.state import MediaSpan, Prompt
+
+MediaKind = Literal["image", "video"]
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+_VIDEO_INPUTS = ("second_per_grid_ts",)  # beside those with "video" in their name
+
+
+@dataclass(frozen=True)
+class MediaItem:
+    """What an encoder can read by itself: an image, a tile of one, a video, or where they cannot
+    be told apart, all of a kind together."""
+
+    kind: MediaKind
+    start: int  # index of its first token among the prompt's placeholders of its kind
+    stop: int
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    axis: int = 0  # along which the tensors of several items are joined
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stop - self.start
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 over names, dtypes, shapes and bytes of its tensors."""
+        digest = hashlib.sha256(self.kind.encode())
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            raw = tensor.detach().cpu().contiguous().flatten()  # views as bytes need one axis
+            digest.update(raw.view(torch.uint8).numpy().data)
+        return digest.digest()
+
+
+@dataclass(frozen=True)
+class Media:
+    """The items of a prompt by kind, in order."""
+
+    items: Mapping[MediaKind, tuple[MediaItem, ...]]
+    spans: tuple[MediaSpan, ...]
+
+    @property
+    def num_items(self) -> int:
+        return sum(map(len, self.items.values()))
+
+    def placeholders(self, start: int, stop: int) -> dict[MediaKind, tuple[int, int]]:
+        """Which placeholders of each kind, counted from the kind's first, the tokens [start, stop)
+        hold; kinds without any are left out."""
+        ranges: dict[MediaKind, tuple[int, int]] = {}
+        for kind in self.items:
+            before = sum(_overlap(span, 0, start) for span in self.spans if span.kind == kind)
+            within = sum(_overlap(span, start, stop) for span in self.spans if span.kind == kind)
+            if within:
+                ranges[kind] = (before, before + within)
+        return ranges
+
+    def needed(self, kind: MediaKind, start: int, stop: int) -> tuple[MediaItem, ...]:
+        """The items that have a part in the kind's placeholders [start, stop)."""
+        return tuple(item for item in self.items[kind] if item.start < stop and start < item.stop)
+
+
+def token_inputs(prompt: Prompt) -> dict[str, Tensor]:
+    """The model's inputs that say something of each token, (1, seq), such as token_type_ids."""
+    return {
+        name: value
+        for name, value in prompt.model_inputs.items()
+        if value.shape == (1, prompt.num_tokens) and not value.is_floating_point()
+    }
+
+
+def split_media(prompt: Prompt) -> Media | None:
+    """Items without media are none. None: the prompt has inputs whose tokens cannot be found."""
+    inputs = {n: v for n, v in prompt.model_inputs.items() if n not in token_inputs(prompt)}
+    by_kind: dict[MediaKind, dict[str, Tensor]] = {}
+    for name, value in inputs.items():
+        is_video = "video" in name or name in _VIDEO_INPUTS
+        by_kind.setdefault("video" if is_video else "image", {})[name] = value
+    if set(by_kind) != {span.kind for span in prompt.media}:
+        return None
+    items: dict[MediaKind, tuple[MediaItem, ...]] = {}
+    for kind, tensors in by_kind.items():
+        spans = [span.stop - span.start for span in prompt.media if span.kind == kind]
+        items[kind] = _split(kind, tensors, spans)
+    return Media(items, prompt.media)
+
+
+def join(items: Sequence[MediaItem]) -> dict[str, Tensor]:
+    """The model's inputs for these items of one kind together."""
+    first = items[0]
+    if len(items) == 1:
+        return dict(first.tensors)
+    return {
+        name: torch.cat([item.tensors[name] for item in items], dim=first.axis)
+        for name in first.tensors
+    }
+
+
+def _split(
+    kind: MediaKind, tensors: Mapping[str, Tensor], spans: Sequence[int]
+) -> tuple[MediaItem, ...]:
+    """`spans`: the lengths of the kind's runs of placeholders."""
+    total = sum(spans)
+    whole = (MediaItem(kind, 0, total, tensors),)
+    pixels = tensors.get(_PIXELS[kind])
+    if pixels is None:
+        return whole
+    grid = next((tensor for name, tensor in tensors.items() if name.endswith("grid_thw")), None)
+    # Tiles of one row are many along axis 1 (Idefics3, SmolVLM), unless a size an image says that
+    # they belong to one image.
+    axis = int(kind == "image" and pixels.ndim == 5 and "image_sizes" not in tensors)
+    if grid is not None:
+        patches = grid.prod(dim=1).tolist()
+        if len(pixels) != sum(patches) or any(total * count % sum(patches) for count in patches):
+            return whole
+        counts = [total * count // sum(patches) for count in patches]
+    else:
+        patches = [1] * pixels.shape[axis]
+        counts = _tokens_of_each(len(patches), spans)
+    if not counts or sum(counts) != total or pixels.shape[:axis].numel() != 1:
+        return whole
+    parts: list[dict[str, Tensor]] = [{} for _ in counts]
+    for name, tensor in tensors.items():
+        sizes = patches if tensor is pixels else [1] * len(counts)
+        if tensor.ndim <= axis or tensor.shape[axis] != sum(sizes):
+            return whole  # it says something of all of them at once
+        for part, piece in zip(parts, tensor.split(sizes, dim=axis), strict=True):
+            part[name] = piece
+    items, start = [], 0
+    for count, part in zip(counts, parts, strict=True):
+        items.append(MediaItem(kind, start, start + count, part, axis))
+        start += count
+    return tuple(items)
+
+
+def _tokens_of_each(num_items: int, spans: Sequence[int]) -> list[int]:
+    """An item a span, or several items of one length a span; empty where neither can be."""
+    if num_items == len(spans):
+        return list(spans)
+    each, rest = divmod(sum(spans), num_items)
+    return [] if rest or any(span % each for span in spans) else [each] * num_items
+
+
+def _overlap(span: MediaSpan, start: int, stop: int) -> int:
+    return max(0, min(span.stop, stop) - max(span.start, start))

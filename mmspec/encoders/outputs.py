@@ -1,0 +1,80 @@
+"""What an encoder's output says of each placeholder, and outputs of the same form made of parts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from mmspec.encoders.media import MediaItem
+from mmspec.errors import MmspecError
+
+
+class FeatureError(MmspecError):
+    """The encoder's output has a form in which no single token's features can be found."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder said of one item: a row a placeholder token."""
+
+    rows: tuple[Tensor, ...]  # (tokens, hidden): the embeddings, then those of deeper layers
+    form: "Form"
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.rows)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model's method packs the rows: as one tensor or one an item, in which output class."""
+
+    output_class: type[ModelOutput]
+    ndim: int  # of the tensor, or of each item's
+    is_list: tuple[bool, bool]  # the rows, each deeper layer's rows
+    has_deeper: bool
+
+    def build(self, rows: Sequence[Tensor]) -> object:
+        """An output like the model's own, with these rows: (tokens, hidden) each."""
+        output = self.output_class()  # some set fields that their class does not have
+        output.pooler_output = self._pack(rows[0], self.is_list[0])
+        if self.has_deeper:
+            output.deepstack_features = [self._pack(layer, self.is_list[1]) for layer in rows[1:]]
+        return output
+
+    def _pack(self, rows: Tensor, is_list: bool) -> object:
+        rows = rows.view(*[1] * (self.ndim - 2), *rows.shape)
+        return [rows] if is_list else rows
+
+
+def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Features]:
+    """The items' features. Raises FeatureError if the output's rows are not the items' tokens."""
+    packed, deeper = (getattr(output, n, None) for n in ("pooler_output", "deepstack_features"))
+    if not isinstance(output, ModelOutput) or packed is None:
+        raise FeatureError(f"the encoder gave {type(output).__name__} without pooler_output")
+    layers = [packed, *(deeper or ())]
+    rows = [_rows(layer) for layer in layers]
+    counts = [item.num_tokens for item in items]
+    if any(len(layer) != sum(counts) for layer in rows):
+        raise FeatureError(f"got {len(rows[0])} rows of features for {sum(counts)} placeholders")
+    is_list = tuple(isinstance(layer, list | tuple) for layer in (packed, layers[-1]))
+    form = Form(
+        type(output),
+        (packed[0] if is_list[0] else packed).ndim,
+        (is_list[0], is_list[1]),
+        deeper is not None,
+    )
+    split = [layer.split(counts) for layer in rows]
+    # Cloned: a part would keep the memory of the whole.
+    return (Features(tuple(t.clone() for t in parts), form) for parts in zip(*split, strict=True))
+
+
+def _rows(packed: object) -> Tensor:
+    """(tokens, hidden) of a tensor or a list of them."""
+    given = packed if isinstance(packed, list | tuple) else [packed]
+    tensors = [tensor for tensor in given if isinstance(tensor, Tensor) and tensor.ndim >= 2]
+    if not tensors or len(tensors) < len(given):
+        raise FeatureError(f"the encoder's features are {type(packed).__name__}")
+    return torch.cat([tensor.flatten(0, -2) for tensor in tensors])

@@ -1,0 +1,229 @@
+"""Prefiller: prompts into the KV cache, a chunk at a time, from what is known of them already."""
+
+import logging
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
+
+import torch
+
+from mmspec.encoders.features import FeatureCache, FeatureInfo, FeatureSource
+from mmspec.encoders.media import split_media
+from mmspec.encoders.outputs import FeatureError
+from mmspec.kv import KVCache, Lease, PrefixStore, StoreInfo
+from mmspec.row import Row
+from mmspec.state import Placement, Prefill
+from mmspec.stats import Stopwatch
+from mmspec.target import Target
+from mmspec.target.encoded import is_prepared
+from mmspec.target.keys import prompt_keys, text_keys
+from mmspec.target.positions import prompt_positions
+
+logger = logging.getLogger(__name__)
+
+_EXPECTED_TOKENS = 512  # a row opens with room for so many; a longer text makes it grow
+
+
+@dataclass(frozen=True)
+class PrefillSettings:
+    """What an engine keeps over its requests, and how much of a prompt it takes at once."""
+
+    prefixes: PrefixStore | None = None  # None: no text's KV is kept
+    features: FeatureCache | None = None  # None: no encoder's output is kept
+    chunk_tokens: int | None = None  # None: a prompt in one go
+
+    def info(self, *, off_because: str | None = None) -> "CacheInfo":
+        return CacheInfo(
+            self.prefixes.info if self.prefixes else StoreInfo(0, 0, 0, 0),
+            self.features.info if self.features else FeatureInfo(0, 0, 0),
+            off_because,
+        )
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What an engine keeps from request to request."""
+
+    prefixes: StoreInfo
+    features: FeatureInfo
+    off_because: str | None  # why no part of this model's prompts can be used again
+
+
+class Prefiller:
+    """The rows whose prompts are on their way into the cache, first come, first served.
+
+    With `chunk_tokens` a step prefills about so many prompt tokens and no more, so that rows that
+    decode already go on in between.
+    """
+
+    def __init__(
+        self, target: Target, cache: KVCache, settings: PrefillSettings, *, room_tokens: int
+    ) -> None:
+        """`room_tokens`: what a row's region has beside its prompt and the expected text."""
+        self._target = target
+        self._cache = cache
+        self._prefixes, self._features = settings.prefixes, settings.features
+        self._chunk_tokens = settings.chunk_tokens
+        self._room_tokens = room_tokens
+        self._waiting: deque[_Pending] = deque()
+        self._texts: dict[Row, _Text] = {}  # rows that decode, whose text the store will get
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those whose prefill has not ended."""
+        return [pending.row for pending in self._waiting]
+
+    def admit(self, rows: Iterable[Row]) -> None:
+        self._waiting.extend(map(_Pending, rows))
+
+    def step(self) -> Iterator[Row]:
+        """Prefills the next chunks; yields each row whose prompt is done, or has failed."""
+        spent = 0
+        while self._waiting and (self._chunk_tokens is None or spent < self._chunk_tokens):
+            pending = self._waiting[0]
+            spent += pending.row.attempt(partial(self._advance, pending)) or 0
+            if pending.row.is_prefilled or pending.row.is_done:
+                self._waiting.popleft()
+                yield pending.row
+
+    def finish(self, row: Row) -> None:
+        """The row has ended: its text joins the store, its slots are free again."""
+        text = self._texts.pop(row, None)
+        if text is not None:
+            self._keep(text, row, row.placement)
+            text.lease.release()
+        if row.is_prefilled:
+            self._cache.close(row.placement.row)
+
+    def close(self) -> None:
+        """Nobody waits for any row any more."""
+        for text in (*self._texts.values(), *(p.text for p in self._waiting if p.text)):
+            text.lease.release()
+        self._texts.clear()
+        self._waiting.clear()
+
+    def _advance(self, pending: "_Pending") -> int:
+        """Prefills one chunk; returns its tokens. After the last one the row begins."""
+        row, watch = pending.row, Stopwatch()
+        try:
+            with watch.stage("prefill"):
+                start, prefill = self._run_chunk(pending)
+            row.stats.add_seconds(watch.seconds)
+            held = self._cache.length(prefill.placement.row)
+            if row.on_prefill is not None:
+                row.on_prefill(held, row.prompt.num_tokens)
+            if held == row.prompt.num_tokens and pending.text is not None:
+                self._keep(pending.text, row, prefill.placement)
+        except BaseException:
+            self._abandon(pending)
+            raise
+        if held == row.prompt.num_tokens:
+            if pending.text is not None:
+                self._texts[row] = pending.text
+            if pending.features is not None:
+                encoded = row.stats.encoded_media = pending.features.num_encoded
+                row.stats.reused_media = pending.features.media.num_items - encoded
+            row.begin(prefill)
+        return held - start
+
+    def _run_chunk(self, pending: "_Pending") -> tuple[int, Prefill]:
+        """(first token of the chunk, what the target says of it)."""
+        if pending.slot is None:
+            self._open(pending)
+        assert pending.slot is not None
+        prompt, start = pending.row.prompt, self._cache.length(pending.slot)
+        stop = prompt.num_tokens
+        if pending.can_cut and self._chunk_tokens is not None:
+            stop = self._target.cuts.next_stop(prompt, start, self._chunk_tokens)
+        try:
+            prefill = self._target.prefill(
+                prompt,
+                self._cache,
+                pending.slot,
+                start=start,
+                stop=stop,
+                features=pending.features,
+                on_logits=pending.row.on_prompt_logits,
+            )
+        except FeatureError as error:
+            logger.warning(
+                "%s: %s; its prompts with media are prefilled in one go from now on",
+                type(self._target.model).__name__,
+                error,
+            )
+            self._target.cuts = replace(self._target.cuts, media_because=str(error))
+            self._abandon(pending)
+            return self._run_chunk(pending)
+        return start, prefill
+
+    def _open(self, pending: "_Pending") -> None:
+        """A slot for the row, with what is stored of its prompt's beginning already in it."""
+        row, prompt = pending.row, pending.row.prompt
+        media = None if is_prepared(prompt.model_inputs) else split_media(prompt)
+        pending.can_cut = media is not None and self._target.cuts.allows(prompt)
+        namespace = row.namespace if self._prefixes or self._features else None
+        weights = self._target.fingerprint if namespace is not None else 0
+        if media is not None and media.num_items:
+            known = self._features if namespace is not None else None
+            pending.features = FeatureSource(media, known, namespace or "", weights)
+        expected = min(row.max_new_tokens, _EXPECTED_TOKENS)
+        pending.slot = self._cache.open(prompt.num_tokens + expected + self._room_tokens)
+        store = self._prefixes
+        if store is None or namespace is None or media is None or not pending.can_cut:
+            return
+        positions, _ = prompt_positions(self._target.model, prompt)
+        keys = prompt_keys(prompt, media, positions)
+        if keys is None:
+            return
+        lease = store.match(namespace, weights, keys)
+        pending.text = _Text(namespace, weights, keys, lease)
+        if row.on_prompt_logits is not None:  # what is known already would have none
+            return
+        # The last token is always computed: its logits choose the first new one.
+        count = self._target.cuts.last_border(prompt, min(lease.length, prompt.num_tokens - 1))
+        lease.copy_to(self._cache, pending.slot, count=count)
+        row.stats.reused_tokens = count
+
+    def _keep(self, text: "_Text", row: Row, placement: Placement) -> None:
+        """What the row has committed joins the store."""
+        assert self._prefixes is not None
+        held = self._cache.length(placement.row)
+        generated = row.tokens[row.prompt.num_tokens : held]
+        keys = [*text.keys, *text_keys(generated, repeat(placement.position_offsets))]
+        try:
+            self._prefixes.insert(text.namespace, text.weights, keys, self._cache, placement.row)
+        except torch.OutOfMemoryError:  # what is kept must never cost a text
+            logger.warning("no memory to keep a text's KV: the prefix store is cleared")
+            self._prefixes.clear()
+
+    def _abandon(self, pending: "_Pending") -> None:
+        """As before the row's first chunk."""
+        if pending.text is not None:
+            pending.text.lease.release()
+        if pending.slot is not None:
+            self._cache.close(pending.slot)
+        pending.slot = pending.text = pending.features = None
+        pending.row.stats.reused_tokens = 0
+
+
+@dataclass
+class _Text:
+    """A row's prompt as the store knows it."""
+
+    namespace: str
+    weights: Hashable
+    keys: list[Hashable]
+    lease: Lease
+
+
+@dataclass
+class _Pending:
+    """A row whose prompt is not all in the cache yet."""
+
+    row: Row
+    slot: int | None = None  # the cache's number of the row, from its first chunk on
+    can_cut: bool = False
+    features: FeatureSource | None = None
+    text: _Text | None = None

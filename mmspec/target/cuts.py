@@ -1,0 +1,33 @@
+"""Where a prompt may be cut without changing a key before the cut: chunks and reused prefixes."""
+
+from dataclasses import dataclass
+
+from mmspec.state import Prompt
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """A model's rule. As it stands here: between any two tokens."""
+
+    whole_because: str | None = None  # why no prompt may be cut
+    media_because: str | None = None  # why no prompt with images or videos may be
+    has_blocks: bool = False  # not within an image or video: its tokens see each other
+
+    def allows(self, prompt: Prompt) -> bool:
+        return self.whole_because is None and not (prompt.media and self.media_because)
+
+    def next_stop(self, prompt: Prompt, start: int, chunk_tokens: int) -> int:
+        """Where a chunk that begins at `start` ends: at the next multiple of `chunk_tokens`,
+        whatever the batch; behind a block that lies across it; at the prompt's end, if sooner."""
+        stop = min((start // chunk_tokens + 1) * chunk_tokens, prompt.num_tokens)
+        for span in prompt.media if self.has_blocks else ():
+            if span.start < stop < span.stop:
+                stop = span.stop
+        return stop
+
+    def last_border(self, prompt: Prompt, limit: int) -> int:
+        """The last place at or before `limit` tokens where the prompt may be cut."""
+        for span in prompt.media if self.has_blocks else ():
+            if span.start < limit < span.stop:
+                return span.start
+        return limit

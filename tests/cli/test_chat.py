@@ -1,0 +1,61 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from mmspec.cli import app
+
+TEMPLATE = (
+    "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+)
+
+
+def chat(*words: object, text: str) -> Result:
+    arguments = ["chat", *map(str, words)]
+    return CliRunner().invoke(app, arguments, input=text, env={"NO_COLOR": "1"})
+
+
+def test_answers_go_to_stdout_and_figures_to_stderr(scripted: Callable[[str], Path]) -> None:
+    folder = scripted("QUICK fox")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    run = chat(folder, text="what?\nand what?\n")
+    assert run.exit_code == 0, run.stderr
+    assert run.stdout == "QUICK fox\nQUICK fox\n"
+    first, second = [line for line in run.stderr.splitlines() if "tokens/s" in line]
+    assert "10 tokens" in first and " 0 of " in first
+    assert " 0 of " not in second, "the second turn finds the first"
+    assert "prompt tokens reused" in second
+
+
+def test_an_image_is_shown_and_mistakes_do_not_end_the_conversation(
+    vlm: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    lines = [
+        "/image no-such.png", "what?", "/nonsense", "/image", f"/image {tmp_path / 'red.png'}",
+        "what?", "/new", "what?", "/help", "/quit", "never asked",
+    ]  # fmt: skip
+    run = chat(vlm, "--max-new-tokens", 3, "--seed", 1, text="\n".join(lines))
+    assert run.exit_code == 0, run.stderr
+    for told in ("no such file", "no command '/nonsense'", "expected /image PATH", "Ctrl-C ends"):
+        assert told in run.stderr
+    figures = [line for line in run.stderr.splitlines() if "tokens/s" in line]
+    assert len(figures) == 2
+    prompts = [int(line.split(" of ")[1].split()[0].replace(",", "")) for line in figures]
+    assert prompts[0] - prompts[1] >= 256, "only the first question had the image"
+
+
+def test_the_same_seed_gives_the_same_conversation(vlm: Path) -> None:
+    options = ("--temperature", 1, "--seed", 5, "--max-new-tokens", 8)
+    first, second, other = (
+        chat(vlm, *options, *more, text="abc\nabd\n")
+        for more in ((), ("--set", "cache.prefix_bytes=0"), ("--seed", 6))
+    )
+    assert first.stdout == second.stdout != other.stdout
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    run = chat(tmp_path / "nothing", text="")
+    assert run.exit_code == 2
+    assert "no such folder" in run.stderr

@@ -1,0 +1,197 @@
+"""Vision features: run once for what was seen before, and the model is left as it was found."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from families import FAMILIES, Layout, prompt_inputs
+from matrix import model_of
+from torch import Tensor
+
+import mmspec
+from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.encoders.features import FeatureCache, FeatureSource
+from mmspec.encoders.media import split_media
+from mmspec.encoders.outputs import Features
+from mmspec.inputs import from_inputs
+from mmspec.requests import Request
+from mmspec.target import Target
+
+VISION = [f.name for f in FAMILIES.values() if f.kind == "vision"]
+GREEDY = {"temperature": 0.0, "max_new_tokens": 6}
+
+
+def inputs_of(family: str, layout: Layout, seed: int = 0) -> dict[str, Tensor]:
+    return prompt_inputs(FAMILIES[family], layout, num_text_tokens=24, seed=seed)
+
+
+def engine_of(family: str, *, chunk: int | None = None, prefix_bytes: int = 0) -> mmspec.Engine:
+    config = Config(
+        decode=DecodeConfig(prefill_chunk=chunk, probe=False),
+        cache=CacheConfig(prefix_bytes=prefix_bytes),
+    )
+    return mmspec.load(model_of(family, "float64"), config=config)
+
+
+@contextmanager
+def encoder_runs(engine: mmspec.Engine) -> Iterator[list[int]]:
+    """The sizes of all that goes through the vision tower within."""
+    model = engine.target.model
+    names = ("vision_tower", "vision_model", "visual")
+    tower = next(
+        module for name, module in model.named_modules() if name.rpartition(".")[2] in names
+    )
+    runs: list[int] = []
+    hook = tower.register_forward_pre_hook(
+        lambda _, args, kwargs: runs.append(
+            next(v.shape[0] for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+        ),
+        with_kwargs=True,
+    )
+    try:
+        yield runs
+    finally:
+        hook.remove()
+
+
+def left_as_found(engine: mmspec.Engine) -> bool:
+    names = ("get_image_features", "get_video_features")
+    return not any(name in vars(m) for m in engine.target.model.modules() for name in names)
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_a_known_image_is_not_encoded_again_and_changes_no_token(family: str) -> None:
+    engine, inputs = engine_of(family), inputs_of(family, "image_middle")
+    other = {**inputs, "input_ids": inputs_of(family, "image_middle", seed=3)["input_ids"]}
+    expected = [engine.generate(i, reuse=False, **GREEDY) for i in (inputs, other)]
+    with encoder_runs(engine) as runs:
+        first, second = (engine.generate(i, **GREEDY) for i in (inputs, other))
+        assert len(runs) == 1
+        assert (first.stats.encoded_media > 0, first.stats.reused_media) == (True, 0)
+        assert (second.stats.encoded_media, second.stats.reused_media > 0) == (0, True)
+        engine.generate(inputs, reuse=False, **GREEDY)
+        assert len(runs) == 2, "reuse=False takes nothing from the cache"
+        engine.generate(inputs, namespace="another", **GREEDY)
+        assert len(runs) == 3, "one namespace finds nothing of another's"
+        changed = {n: -v if v.is_floating_point() else v for n, v in inputs.items()}
+        engine.generate(changed, **GREEDY)
+        assert len(runs) == 4, "other pixels are another image"
+    assert [first.tokens, second.tokens] == [result.tokens for result in expected]
+    assert left_as_found(engine)
+
+
+@pytest.mark.parametrize("family", [f for f in VISION if f != "llava_onevision"])
+def test_of_two_images_only_the_new_one_is_encoded(family: str) -> None:
+    engine, both = engine_of(family), inputs_of(family, "two_images")
+    media = split_media(from_inputs(both, engine.target.model.config))
+    assert media is not None
+    second = media.items["image"][1]
+    expected = engine.generate(both, reuse=False, **GREEDY)
+    cache = engine._prefill.features
+    assert cache is not None
+    engine.generate(both, **GREEDY)
+    known = {key: features for key, features in cache._entries.items() if key[2] != second.digest}
+    cache.clear()
+    for key, features in known.items():
+        cache.put(*key, features)
+    with encoder_runs(engine) as runs:
+        result = engine.generate(both, **GREEDY)
+    assert len(runs) == 1
+    assert (result.stats.encoded_media, result.stats.reused_media) == (1, 1)
+    assert result.tokens == expected.tokens
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_an_image_cut_by_chunks_is_encoded_once(family: str) -> None:
+    engine, inputs = engine_of(family, chunk=3), inputs_of(family, "two_images")
+    expected = engine_of(family).generate(inputs, reuse=False, **GREEDY)
+    for reuse in (True, False):
+        with encoder_runs(engine) as runs:
+            result = engine.generate(inputs, reuse=reuse, **GREEDY)
+        assert len(runs) <= 2, "each image once at most"
+        assert result.tokens == expected.tokens
+        assert result.stats.encoded_media == 2 - (family == "llava_onevision")
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_next"])
+def test_the_model_is_left_as_it_was_found_after_an_error(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, inputs = engine_of(family, chunk=8), inputs_of(family, "image_middle")
+    expected = engine.generate(inputs, reuse=False, **GREEDY).tokens
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        tower = engine.target.model.model
+        tower = tower.visual if family == "qwen3_vl" else tower.vision_tower
+        patch.setattr(tower, "forward", broken)
+        with pytest.raises(mmspec.MmspecError, match="out of memory"):
+            engine.generate(inputs, **GREEDY)
+    assert left_as_found(engine)
+    assert engine.generate(inputs, **GREEDY).tokens == expected
+
+
+def test_an_encoder_of_another_form_is_run_whole_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Features whose rows are not the placeholders' cannot be cut: the prompt goes in one go."""
+    engine, inputs = engine_of("llava", chunk=8), inputs_of("llava", "image_middle")
+    expected = engine.generate(inputs, reuse=False, **GREEDY).tokens
+    inner = engine.target.model.model
+    own = type(inner).get_image_features
+
+    def twofold(self: object, *args: object, **kwargs: object) -> object:
+        output = own(self, *args, **kwargs)
+        rows = torch.cat(list(output.pooler_output))
+        output.pooler_output = [rows.repeat(1, 2).view(2 * len(rows), -1)]
+        return output
+
+    def halved(self: object, ids: object, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
+        return (ids == self.config.image_token_id).unsqueeze(-1)  # type: ignore[attr-defined]
+
+    def scatter(self: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        return masked_scatter(self, mask, rows.view(-1, 2, rows.shape[-1])[:, 0])
+
+    masked_scatter = Tensor.masked_scatter
+    monkeypatch.setattr(type(inner), "get_image_features", twofold)
+    monkeypatch.setattr(type(inner), "get_placeholder_mask", halved)
+    monkeypatch.setattr(Tensor, "masked_scatter", scatter)
+    results = [engine.generate(inputs, **GREEDY) for _ in range(2)]
+    assert [result.tokens for result in results] == [expected] * 2
+    assert sum("in one go from now on" in record.message for record in caplog.records) == 1
+
+
+def test_the_cache_is_bounded_and_the_longest_unused_go_first() -> None:
+    rows = torch.zeros(4, 8)
+    features = Features((rows,), None)  # type: ignore[arg-type]
+    cache = FeatureCache(3 * rows.nbytes)
+    for name in (b"a", b"b", b"c"):
+        cache.put("", 0, name, features)
+    assert cache.get("", 0, b"a") is features
+    cache.put("", 0, b"d", features)
+    kept = [name for name in (b"a", b"b", b"c", b"d") if cache.get("", 0, name)]
+    assert kept == [b"a", b"c", b"d"]
+    assert (cache.info.num_entries, cache.info.num_bytes) == (3, 3 * rows.nbytes)
+    cache.put("", 0, b"huge", replace(features, rows=(torch.zeros(400, 8),)))
+    cache.put("", 0, b"a", features)
+    assert cache.info.num_bytes == 3 * rows.nbytes
+    cache.put("other", 0, b"a", features)
+    cache.clear("other")
+    assert cache.info.num_entries == 2
+
+
+def test_a_source_keeps_what_it_saw_without_a_cache() -> None:
+    prompt = from_inputs(inputs_of("llava", "image_first"), model_of("llava", "float64").config)
+    media = split_media(prompt)
+    assert media is not None
+    source, target = FeatureSource(media), Target(model_of("llava", "float64"))
+    cache = target.new_cache()
+    row = cache.open(64)
+    for start, stop in ((0, 5), (5, 9), (9, prompt.num_tokens)):
+        target.prefill(prompt, cache, row, start=start, stop=stop, features=source)
+    assert source.num_encoded == 1
+    assert Request(prompt).reuse

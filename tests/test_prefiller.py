@@ -1,0 +1,307 @@
+"""A prompt in parts, or from what is stored, leaves the KV of a prompt in one go: every family."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from families import FAMILIES, Layout, prompt_inputs
+from families.vision import FIRST_MEDIA_TOKEN
+from matrix import model_of
+from transformers import LlamaConfig
+
+import mmspec
+from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.encoders.features import FeatureCache
+from mmspec.engine import Engine
+from mmspec.errors import ConfigError
+from mmspec.inputs import from_inputs
+from mmspec.kv import KVCache, PrefixStore
+from mmspec.kv.cache import Segment
+from mmspec.prefiller import Prefiller, PrefillSettings
+from mmspec.requests import Request
+from mmspec.row import Row
+from mmspec.state import MediaSpan, Prompt
+from mmspec.target import Target
+from mmspec.target.cuts import Cuts
+from mmspec.target.families import prompt_cuts
+
+TOLERANCE = 1e-10  # float64, of the largest key or value
+FLOAT32_INSIDE = {"gemma2": 1e-6}  # eager attention: transformers' softmax is in float32 there
+IN_ONE_GO = PrefillSettings()
+STORES = Config()
+CHUNKS = Config(decode=DecodeConfig(prefill_chunk=8), cache=CacheConfig(prefix_bytes=0))
+NO_MEDIA = {token: -100.0 for token in range(FIRST_MEDIA_TOKEN, FIRST_MEDIA_TOKEN + 5)}
+LAYOUTS: tuple[Layout, ...] = (
+    "text", "image_first", "image_middle", "image_last", "two_images", "video",
+)  # fmt: skip
+
+
+def cases() -> Iterator[tuple[str, Layout]]:
+    for family in FAMILIES.values():
+        for layout in LAYOUTS:
+            is_taken = layout != "video" or family.takes_video
+            if layout == "text" or (family.kind == "vision" and is_taken):
+                yield family.name, layout
+
+
+EVERY_FAMILY = pytest.mark.parametrize(("family", "layout"), list(cases()))
+
+
+def prompt_of(family: str, layout: Layout, *, tokens: int = 30, seed: int = 0) -> Prompt:
+    inputs = prompt_inputs(FAMILIES[family], layout, num_text_tokens=tokens, seed=seed)
+    return from_inputs(inputs, model_of(family, "float64").config)
+
+
+def row_of(family: str, prompt: Prompt, namespace: str | None = "") -> Row:
+    engine = Engine(Target(model_of(family, "float64")), None)
+    options = {"reuse": namespace is not None, "namespace": namespace or ""}
+    return engine._row(Request(prompt, temperature=0.0, max_new_tokens=4, **options), 0)
+
+
+def prefilled(
+    target: Target, row: Row, settings: PrefillSettings = IN_ONE_GO
+) -> tuple[KVCache, Segment, Prefiller]:
+    """The row's committed prompt KV after its whole prefill."""
+    cache = target.new_cache()
+    prefiller = Prefiller(target, cache, settings, room_tokens=8)
+    prefiller.admit([row])
+    for _ in range(1000):
+        if list(prefiller.step()):
+            break
+    if row.error is not None:
+        raise row.error
+    assert cache.length(row.placement.row) == row.prompt.num_tokens
+    cache.check_integrity()
+    return cache, cache.read(row.placement.row, 0, row.prompt.num_tokens), prefiller
+
+
+def assert_same(family: str, got: Segment, expected: Segment) -> None:
+    tolerance = FLOAT32_INSIDE.get(family, TOLERANCE)
+    for layer, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert (a is None) == (b is None)
+        for name, x, y in zip(("keys", "values"), a or (), b or (), strict=False):
+            error = float((x - y).abs().max() / y.abs().max())
+            at = int((x - y).abs().flatten(1).amax(1).argmax())
+            assert error <= tolerance, f"{name} of layer {layer}: off by {error:.1g} at token {at}"
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("chunk_tokens", [7])
+def test_chunks_leave_the_kv_and_the_token_of_one_go(
+    family: str, layout: Layout, chunk_tokens: int
+) -> None:
+    target = Target(model_of(family, "float64"))
+    prompt = prompt_of(family, layout)
+    whole, parts = row_of(family, prompt), row_of(family, prompt)
+    _, expected, _ = prefilled(target, whole)
+    _, got, _ = prefilled(target, parts, PrefillSettings(chunk_tokens=chunk_tokens))
+    assert_same(family, got, expected)
+    assert parts.tokens == whole.tokens
+    assert target.cuts.media_because is None, "all of these families' features can be cut"
+
+
+@EVERY_FAMILY
+def test_a_stored_beginning_leaves_the_kv_and_the_token_of_one_go(
+    family: str, layout: Layout
+) -> None:
+    target = Target(model_of(family, "float64"))
+    prompt = prompt_of(family, layout)
+    whole = row_of(family, prompt)
+    _, expected, _ = prefilled(target, whole)
+    reused = set()
+    for cut in range(3, prompt.num_tokens, 13):
+        other = Prompt(
+            torch.where(torch.arange(prompt.num_tokens) < cut, prompt.token_ids, other_ids(prompt)),
+            prompt.model_inputs,
+            prompt.media,
+        )
+        settings = PrefillSettings(PrefixStore(2**30), FeatureCache(2**20))
+        prefilled(target, row_of(family, other), settings)
+        row = row_of(family, prompt)
+        _, got, _ = prefilled(target, row, settings)
+        assert_same(family, got, expected)
+        assert row.tokens == whole.tokens
+        reused.add(row.stats.reused_tokens)
+    if target.cuts.whole_because is None:
+        assert len(reused) > 1
+    else:
+        assert reused == {0}
+
+
+def other_ids(prompt: Prompt) -> torch.Tensor:
+    """Other text tokens at the same places; media stay."""
+    ids = (prompt.token_ids - 3 + 11) % 90 + 3
+    for span in prompt.media:
+        ids[span.start : span.stop] = prompt.token_ids[span.start : span.stop]
+    return ids
+
+
+@EVERY_FAMILY
+def test_the_next_turn_finds_prompt_and_answer(family: str, layout: Layout) -> None:
+    """What was drafted, scored as a tree and committed is as good a prefix as a prompt."""
+    inputs = prompt_inputs(FAMILIES[family], layout, num_text_tokens=30)
+    engine = mmspec.load(model_of(family, "float64"), config=STORES)
+    options = {"temperature": 1.0, "top_k": 0, "max_new_tokens": 12, "logit_bias": NO_MEDIA}
+    first = engine.generate(inputs, seed=1, **options)
+    says = torch.tensor([[*first.tokens, 20, 21, 22]])
+    longer = {
+        name: torch.cat([value, torch.zeros_like(says)], dim=1)
+        if name.endswith("token_type_ids")
+        else value
+        for name, value in inputs.items()
+    }
+    longer["input_ids"] = torch.cat([inputs["input_ids"], says], dim=1)
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    again, anew = (engine.generate(longer, seed=2, reuse=r, **options) for r in (True, False))
+    assert again.tokens == anew.tokens
+    assert anew.stats.reused_tokens == 0
+    # The positions after an image at the very end depend on whether text follows in the prompt.
+    held = inputs["input_ids"].shape[1] + len(first.tokens) - 1
+    known = {"paligemma": 0}.get(family, held)
+    if layout == "image_last" and again.stats.reused_tokens < known:
+        assert (
+            family.startswith("qwen") and again.stats.reused_tokens <= inputs["input_ids"].shape[1]
+        )
+    else:
+        assert again.stats.reused_tokens == known
+
+
+# The loop
+
+
+def test_rows_that_decode_go_on_between_the_chunks_of_a_long_prompt() -> None:
+    engine = mmspec.load(model_of("llama", "float64"), config=CHUNKS)
+    short, long = (
+        Request(prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=n), max_new_tokens=40)
+        for n in (8, 80)
+    )
+    rows = [engine._row(request, index) for index, request in enumerate((short, long))]
+    at_chunk: list[int] = []
+    rows[1].on_prefill = lambda done, of: at_chunk.append(rows[0].num_chosen)
+    for row in engine._decode(rows):
+        if rows[1].is_prefilled:
+            assert row.error is None
+            break
+    assert len(at_chunk) == 10 and len(set(at_chunk)) >= 9, f"the short row stood at {at_chunk}"
+
+
+def note(seen: list[int], done: int, of: int) -> None:
+    seen.append(done)
+
+
+def test_a_chunk_ends_at_the_same_place_whatever_the_batch() -> None:
+    ends: list[list[int]] = []
+    for size in (1, 3):
+        engine = mmspec.load(model_of("llama", "float64"), config=CHUNKS)
+        seen: list[int] = []
+        requests = [
+            Request(
+                prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=21 + n, seed=n),
+                max_new_tokens=2,
+                on_prefill=partial(note, seen) if n == 0 else None,
+            )
+            for n in range(size)
+        ]
+        engine.generate(requests)
+        ends.append(seen)
+    assert ends == [[8, 16, 21]] * 2
+
+
+def test_a_failing_hook_ends_its_request_alone_and_leaves_no_lease() -> None:
+    engine = mmspec.load(model_of("llama", "float64"), config=STORES)
+    good = Request(prompt_inputs(FAMILIES["llama"], "text"), max_new_tokens=3)
+
+    def broken(done: int, of: int) -> None:
+        raise ValueError("the bar is closed")
+
+    results = engine.generate([replace(good, on_prefill=broken), good])
+    assert "the bar is closed" in str(results[0].error)
+    assert results[1].error is None
+    store = engine._prefill.prefixes
+    assert store is not None
+    assert all(not node.num_users for root in store._roots.values() for node in root.below())
+
+
+def test_no_lease_is_left_behind_by_a_stream_that_is_closed_early() -> None:
+    engine = mmspec.load(model_of("llama", "float64"), config=STORES)
+    inputs = prompt_inputs(FAMILIES["llama"], "text")
+    engine.generate(inputs, max_new_tokens=3)
+    with engine.stream(inputs, max_new_tokens=30) as stream:
+        for _ in zip(range(2), stream._steps, strict=False):
+            pass
+    store = engine._prefill.prefixes
+    assert store is not None and store.info.num_tokens > 0
+    assert all(not node.num_users for root in store._roots.values() for node in root.below())
+
+
+def test_taps_of_parts_are_those_of_one_go() -> None:
+    target, prompt = Target(model_of("llama", "float64")), prompt_of("llama", "text")
+    cache = target.new_cache()
+    whole = target.prefill(prompt, cache, cache.open(40), taps=(0, 2))
+    row = cache.open(40)
+    parts = [
+        target.prefill(prompt, cache, row, start=start, stop=stop, taps=(0, 2))
+        for start, stop in ((0, 11), (11, 12), (12, 30))
+    ]
+    for tap in (0, 2):
+        joined = torch.cat([part.hidden[tap] for part in parts])
+        assert torch.allclose(joined, whole.hidden[tap], rtol=0, atol=1e-10)
+
+
+# What must not be reused
+
+
+def test_written_weights_make_what_was_kept_another_models() -> None:
+    engine = mmspec.load(FAMILIES["llama"].build(torch.float64), config=STORES)
+    inputs = prompt_inputs(FAMILIES["llama"], "text")
+    options = {"temperature": 0.0, "max_new_tokens": 8}
+    before = engine.generate(inputs, **options)
+    assert engine.generate(inputs, **options).stats.reused_tokens > 0
+    with torch.no_grad():
+        engine.target.model.model.layers[0].self_attn.v_proj.weight.mul_(-1.0)
+    after = engine.generate(inputs, **options)
+    assert after.stats.reused_tokens == 0
+    assert after.tokens != before.tokens
+
+
+def test_a_familys_refusal_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    engine = mmspec.load(model_of("paligemma", "float64"))
+    assert "prefix reuse and chunked prefill are off" in caplog.text
+    assert engine.cache_info().off_because
+    assert mmspec.load(model_of("llama", "float64")).cache_info().off_because is None
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_length_forbid_cuts(rope_type: str) -> None:
+    rope = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0}
+    if rope_type == "longrope":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=rope)
+    assert prompt_cuts(config).whole_because
+    assert prompt_cuts(LlamaConfig(hidden_size=64, num_attention_heads=4)).whole_because is None
+
+
+def test_nothing_is_cut_within_a_block() -> None:
+    prompt = Prompt(torch.zeros(30, dtype=torch.long), {}, (MediaSpan("image", 5, 12),))
+    blocks, causal = Cuts(has_blocks=True), Cuts()
+    assert [blocks.last_border(prompt, n) for n in (4, 5, 6, 11, 12, 13)] == [4, 5, 5, 5, 12, 13]
+    assert [causal.last_border(prompt, n) for n in (5, 6, 12)] == [5, 6, 12]
+    assert [blocks.next_stop(prompt, n, 8) for n in (0, 12, 16, 24)] == [12, 16, 24, 30]
+    assert [causal.next_stop(prompt, n, 8) for n in (0, 8, 13)] == [8, 16, 16]
+
+
+def test_text_marked_by_an_input_of_its_own_is_not_reused() -> None:
+    engine = mmspec.load(model_of("gemma3", "float64"), config=STORES)
+    inputs = prompt_inputs(FAMILIES["gemma3"], "text")
+    marked = {**inputs, "token_type_ids": torch.ones_like(inputs["input_ids"])}
+    for _ in range(2):
+        assert engine.generate(marked, max_new_tokens=2).stats.reused_tokens == 0
+    assert engine.cache_info().prefixes.num_tokens == 0
+
+
+def test_sizes_below_zero_are_refused() -> None:
+    for key in ("decode.prefill_chunk", "cache.prefix_bytes", "cache.feature_bytes"):
+        with pytest.raises(ConfigError, match=f"{key.partition('.')[2]}=-1"):
+            mmspec.load(model_of("llama", "float64"), overrides=[f"{key}=-1"])
