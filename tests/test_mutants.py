@@ -119,7 +119,7 @@ def test_the_fault_is_caught(fault: Patch, family: str, monkeypatch: pytest.Monk
         fault(monkeypatch)
         assert _differs_from_transformers(family)
         return
-    monkeypatch.setattr("mmspec.build._probed", lambda model: (_unprobed(model), "tree"))
+    monkeypatch.setattr("mmspec.build.probed_target", lambda model: (_unprobed(model), "tree"))
     fault(monkeypatch)
     assert run_cell(cell).mismatches
 
