@@ -3,16 +3,14 @@
 Plain decoding is the same loop with trees of node 0 alone.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from mmspec.controller import Controller
-from mmspec.drafting import propose
+from mmspec.drafting import DraftSettings, propose
 from mmspec.prefiller import Prefiller, PrefillSettings
 from mmspec.row import Row
 from mmspec.stats import Stopwatch
 from mmspec.target import Target
-from mmspec.tree import TokenTree
 from mmspec.verify import Verifier
 
 _IN_ONE_GO = PrefillSettings()
@@ -23,22 +21,18 @@ def decode(
     rows: Iterable[Row],
     *,
     verify: Verifier,
-    controller: Controller,
-    fit: Callable[[TokenTree], TokenTree],
-    max_nodes: int,
+    drafts: DraftSettings,
     max_rows: int,
     prefill: PrefillSettings = _IN_ONE_GO,
 ) -> Iterator[Row]:
     """Yields a row whenever it has chosen more tokens, or ended.
 
     `rows` is taken from as places become free: at most `max_rows` are decoded together, each with
-    its own length, tree, seed and end. `controller` decides whom to ask and what to score; `fit`
-    makes any tree one that the target can score; `max_nodes` is the budget of drafted nodes a row
-    and step. Closing the iterator frees all KV; what the stores in `prefill` got of it stays.
+    its own length, tree, seed and end. Closing the iterator frees all KV; what the stores in
+    `prefill` got of it stays.
     """
     waiting, active, cache = iter(rows), list[Row](), target.new_cache()
-    prefiller = Prefiller(target, cache, prefill, room_tokens=max_nodes + 1)
-    vocab_size = target.vocab_size
+    prefiller = Prefiller(target, cache, prefill, room_tokens=drafts.max_nodes + 1)
     try:
         while True:
             # 1. Prefill: new rows' prompts, by chunks; the last logits choose the first token.
@@ -54,8 +48,7 @@ def decode(
             watch = Stopwatch()
             # 2. Propose: the drafters continue each row's own text with a tree.
             with watch.stage("propose"):
-                step = controller.step([row.drafting.pace for row in active], _context(active))
-                trees = propose(active, step, fit=fit, max_nodes=max_nodes, vocab_size=vocab_size)
+                step, trees = propose(active, drafts, target.vocab_size)
             # 3. Score: all trees in one forward.
             with watch.stage("score"):
                 scores = target.score(trees, cache, [row.placement for row in active])
@@ -81,11 +74,6 @@ def decode(
             row.close()
         prefiller.close()
         cache.release()
-
-
-def _context(rows: list[Row]) -> int:
-    """Tokens of the longest row."""
-    return max(len(row.tokens) for row in rows)
 
 
 def _keep_unfinished(rows: list[Row], prefiller: Prefiller) -> list[Row]:

@@ -4,10 +4,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from mmspec.controller import Pace, Speculate, Step
+from mmspec.controller import Controller, Pace, Speculate, Step
 from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession, PreparedSession
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
@@ -95,17 +96,24 @@ class Drafted(Protocol):
         """Tokens that the text still has room for."""
 
 
+@dataclass(frozen=True)
+class DraftSettings:
+    """How an engine's rows are drafted for."""
+
+    controller: Controller  # whom to ask, and what to score of it
+    fit: Callable[[TokenTree], TokenTree]  # makes any tree one that the target can score
+    max_nodes: int  # drafted nodes a row and step
+
+
 def propose(
-    rows: Sequence[Drafted],
-    step: Step,
-    *,
-    max_nodes: int,
-    fit: Callable[[TokenTree], TokenTree],
-    vocab_size: int,
-) -> list[TokenTree]:
-    """One tree a row, of at most `max_nodes` drafted nodes: what the row's drafters proposed,
-    merged, made `fit` for the target and cut to what `step` says. Where a row's trees must be kept
-    whole all this leaves them alone, but for a cut at the depth that the text has room for."""
+    rows: Sequence[Drafted], settings: DraftSettings, vocab_size: int
+) -> tuple[Step, list[TokenTree]]:
+    """The step's decisions, and one tree a row: what the row's drafters proposed, merged, made fit
+    for the target and cut to what the controller says. Where a row's trees must be kept whole all
+    this leaves them alone, but for a cut at the depth that the text has room for."""
+    fit, max_nodes = settings.fit, settings.max_nodes
+    context = max(len(row.tokens) for row in rows)
+    step = settings.controller.step([row.drafting.pace for row in rows], context)
     trees = [TokenTree.root(row.tokens[-1]) for row in rows]
     drafters = {drafter.name: drafter for row in rows for drafter in row.drafting.drafters}
     for name, drafter in drafters.items():
@@ -129,7 +137,7 @@ def propose(
                 cut = fit(tree.cut(rows[index].room - 1))
                 trees[index] = cut if before.num_nodes == 1 else fit(before.merge(cut))
             step.learn(index, name, before, trees[index], seconds)
-    return step.cut([tree.prune(max_nodes) for tree in trees])
+    return step, step.cut([tree.prune(max_nodes) for tree in trees])
 
 
 def _is_prepared(row: Drafted, drafter: Drafter) -> bool:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
 from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter
-from mmspec.drafting import Drafting
+from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
 from mmspec.errors import ConfigError, InputError, MmspecError
 from mmspec.inputs import ControlMode, ImageSource, InputProcessor, from_inputs
@@ -90,12 +90,10 @@ class Engine:
         if rule.needs_q:
             _check_draws(self.drafters, verifier)
         made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
-        self._controller = made
+        self._drafts = DraftSettings(made, fit or (lambda tree: tree), max_nodes)
         self._rule = rule
-        self._max_nodes = max_nodes
         self._max_rows = max_rows
         self._control_tokens = control_tokens
-        self._fit = fit or (lambda tree: tree)
         sizes = {"prefill_chunk": prefill_chunk or 0, "prefix_bytes": prefix_bytes}
         for name, size in {**sizes, "feature_bytes": feature_bytes}.items():
             if size < 0:
@@ -195,9 +193,7 @@ class Engine:
             self.target,
             rows,
             verify=self._rule,
-            controller=self._controller,
-            fit=self._fit,
-            max_nodes=self._max_nodes,
+            drafts=self._drafts,
             max_rows=self._max_rows,
             prefill=self._prefill,
         )

@@ -14,6 +14,7 @@ import mmspec
 from mmspec import decoder
 from mmspec.config import Config, DecodeConfig
 from mmspec.controller import FixedController
+from mmspec.drafting import DraftSettings
 from mmspec.engine import Engine
 from mmspec.kv import KVCache
 from mmspec.requests import Request, build_request
@@ -78,9 +79,7 @@ def test_a_row_has_committed_all_but_its_last_token_after_every_step(
         engine.target,
         rows,
         verify=coupled,
-        controller=FixedController(),
-        fit=lambda t: t,
-        max_nodes=12,
+        drafts=DraftSettings(FixedController(), lambda t: t, 12),
         max_rows=2,
     )
     for row in steps:
@@ -100,9 +99,7 @@ def test_rows_begin_as_places_become_free_in_order(engine: Engine) -> None:
         engine.target,
         rows,
         verify=coupled,
-        controller=FixedController(),
-        fit=lambda t: t,
-        max_nodes=4,
+        drafts=DraftSettings(FixedController(), lambda t: t, 4),
         max_rows=2,
     ):
         if row.index not in begun:

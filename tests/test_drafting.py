@@ -7,7 +7,7 @@ import torch
 
 from mmspec.controller import AutoController, FixedController
 from mmspec.drafters.base import BatchDrafter
-from mmspec.drafting import Drafting, propose
+from mmspec.drafting import Drafting, DraftSettings, propose
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
@@ -68,8 +68,7 @@ class Row:
 
 
 def trees(*rows: Row, max_nodes: int = 8) -> list[TokenTree]:
-    step = FixedController().step([row.drafting.pace for row in rows], 10)
-    return propose(rows, step, max_nodes=max_nodes, fit=lambda t: t, vocab_size=100)
+    return propose(rows, DraftSettings(FixedController(), lambda t: t, max_nodes), 100)[1]
 
 
 def test_the_trees_of_several_drafters_are_one_trie_that_knows_who_drafted_what() -> None:
@@ -125,8 +124,8 @@ def test_a_batch_drafter_is_asked_once_for_all_rows_that_want_it() -> None:
 def test_every_session_observes_every_step_also_where_it_was_not_asked() -> None:
     drafter = Says("a", [7])
     row = Row(drafter)
-    step = AutoController().step([row.drafting.pace], 10)  # nothing is measured: nobody is asked
-    (tree,) = propose([row], step, max_nodes=8, fit=lambda t: t, vocab_size=100)
+    settings = DraftSettings(AutoController(), lambda t: t, 8)  # has measured nothing: asks nobody
+    _, (tree,) = propose([row], settings, 100)
     assert tree == TokenTree.root(5)
     row.drafting.observe(tree, Verdict((0,), (7,)), Scores(torch.zeros(1, 9)))
     row.drafting.close()
