@@ -28,6 +28,7 @@ from mmspec.kv import KVCache
 from mmspec.requests import Request, Result
 from mmspec.sampling import DraftGuide
 from mmspec.target import Target
+from mmspec.target.probe import probe
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
 
@@ -41,10 +42,14 @@ def engine_of(
     **options: Any,
 ) -> Engine:
     """The family's model with `draft` (itself, if None) as its drafter."""
-    model = model_of(family, "float64")
-    decode = DecodeConfig(max_nodes=max_nodes, max_rows=3, controller=controller)
-    drafter = DraftModel(model if draft is None else draft, **{"min_confidence": 0.0, **options})
-    return mmspec.load(model, config=Config(decode=decode), drafter=drafter)
+    target = target_of(family)
+    drafter = DraftModel(target if draft is None else draft, **{"min_confidence": 0.0, **options})
+    return Engine(target, None, [drafter], controller=controller, max_nodes=max_nodes, max_rows=3)
+
+
+@cache
+def target_of(family: str) -> Target:
+    return probe(model_of(family, "float64"))[0]
 
 
 def requests_of(family: str, sampling: Mapping[str, Any], layouts: Sequence[str]) -> list[Request]:

@@ -22,10 +22,13 @@ from mmspec.drafters.draft_model.prompts import takes_same_inputs, thinned
 from mmspec.engine import Engine
 from mmspec.requests import Result
 from mmspec.state import MediaSpan, Prompt
+from mmspec.target import Target
 from mmspec.target.load import load_model, load_processor, resolve_path
+from mmspec.target.probe import probe
 
 VISION = [family.name for family in FAMILIES.values() if family.kind == "vision"]
 FIXED = Config(decode=DecodeConfig(controller="fixed", max_nodes=16))
+UNPROBED = Config(decode=DecodeConfig(controller="fixed", max_nodes=16, probe=False))
 ASK = {
     "prompt": "What is written there? 😀",
     "max_new_tokens": 24,
@@ -41,8 +44,13 @@ def tiny() -> tuple[PreTrainedModel, Any]:
     return load_model(path, dtype="float64"), load_processor(path)
 
 
+@cache
+def target_of(family: str) -> Target:
+    return probe(model_of(family, "float64"))[0]
+
+
 def engine_of(drafter: DraftModel) -> Engine:
-    return mmspec.load(*tiny(), config=FIXED, drafter=drafter)
+    return mmspec.load(*tiny(), config=UNPROBED, drafter=drafter)
 
 
 def picture(seed: int = 0) -> Image.Image:
@@ -182,17 +190,17 @@ def test_images_that_cannot_be_given_are_left_out_and_that_is_said_once(
 @pytest.mark.parametrize("family", VISION)
 @pytest.mark.parametrize("images", ["thin", "omit"])
 def test_no_policy_changes_a_token_on_any_family(family: str, images: Any) -> None:
-    model = model_of(family, "float64")
-    engine = mmspec.load(model, config=FIXED, drafter=DraftModel(model, images=images))
+    target = target_of(family)
+    engine = Engine(target, None, [DraftModel(target, images=images)], controller="fixed")
     inputs = prompt_inputs(FAMILIES[family], "two_images", num_text_tokens=20)
     checked(engine, prompt=inputs, max_new_tokens=16, temperature=1.0, top_k=0, seed=2)
 
 
 @pytest.mark.parametrize("family", [f for f in VISION if FAMILIES[f].takes_video])
 def test_a_video_is_given_too(family: str) -> None:
-    model = model_of(family, "float64")
-    drafter = DraftModel(model, top_k=1, min_confidence=0.0)
-    engine = mmspec.load(model, config=FIXED, drafter=drafter)
+    target = target_of(family)
+    drafter = DraftModel(target, top_k=1, min_confidence=0.0)
+    engine = Engine(target, None, [drafter], controller="fixed")
     inputs = prompt_inputs(FAMILIES[family], "video", num_text_tokens=20)
     result = checked(engine, prompt=inputs, max_new_tokens=16, temperature=0.0)
     assert result.stats.by_drafter["draft_model"].acceptance == 1.0
@@ -227,10 +235,11 @@ def refused_by_transformers(
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"])
 def test_a_text_only_drafter_for_a_family_that_transformers_refuses_it_for(family: str) -> None:
-    model, draft = model_of(family, "float64"), stranger()
+    target, draft = target_of(family), stranger()
+    model = target.model
     inputs = prompt_inputs(FAMILIES[family], "image_middle", num_text_tokens=20)
     refused_by_transformers(model, draft, inputs)
-    engine = mmspec.load(model, config=FIXED, drafter=DraftModel(draft, min_confidence=0.0))
+    engine = Engine(target, None, [DraftModel(draft, min_confidence=0.0)], controller="fixed")
     for temperature in (0.0, 1.0):
         checked(engine, prompt=inputs, max_new_tokens=12, temperature=temperature, seed=1)
 
