@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -344,7 +345,7 @@ def test_a_drafter_of_trees_is_refused_by_a_rule_of_chains(verifier: str) -> Non
 
 def test_a_model_that_scores_chains_only_refuses_drawn_trees() -> None:
     engine = engine_of("recursive")
-    engine._fit = TokenTree.best_chain
+    engine._drafts = replace(engine._drafts, fit=TokenTree.best_chain)
     with pytest.raises(ConfigError, match="a model that scores chains only takes no trees here"):
         engine.generate(inputs(), seed=1, temperature=1.0)
 
