@@ -58,5 +58,5 @@ def test_a_mistake_names_what_was_expected(parse: object, text: str, told: str) 
 
 
 def test_an_unknown_drafter_is_told() -> None:
-    with pytest.raises(ConfigError, match="'nobody': expected one of none, "):
+    with pytest.raises(ConfigError, match="'nobody': expected one of "):
         standard_methods(("nobody",))
