@@ -200,7 +200,7 @@ REUSE_FAULTS = (
 def test_the_fault_of_reuse_is_caught(
     fault: Patch, family: str, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = Cell(family, "adversary", "t1", 3, layout, "chunks_and_prefixes")
+    cell = Cell(family, "adversary", "t1", 3, layout, reuse="chunks_and_prefixes")
     assert not run_cell(cell).mismatches
     fault(monkeypatch)
     assert run_cell(cell).mismatches

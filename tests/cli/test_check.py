@@ -86,7 +86,7 @@ def test_prompts_come_from_a_file(vlm: Path, tmp_path: Path) -> None:
         (("/no/such/model",), "/no/such/model"),
         (("MODEL", "--image", "red.png"), "--image without --prompt"),
         (("MODEL", "--prompts", "/no/such.jsonl"), "cannot be read"),
-        (("MODEL", "--drafter", "nobody"), "expected one of none, prompt_lookup"),
+        (("MODEL", "--drafter", "nobody"), "expected none, or one or several"),
         (("MODEL", "--prompt", "hello", "--max-new-tokens", 999_999), "shorten the prompt"),
         (("MODEL", "--nonsense"), "No such option"),
     ],
