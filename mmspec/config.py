@@ -46,7 +46,7 @@ class InputConfig:
 class PromptLookupConfig:
     """Parameters of the drafter that copies from prompt and output."""
 
-    max_depth: int = 16
+    max_depth: int = 48
     max_matches: int = 16
     min_match: int = 2
     max_match: int = 32
@@ -87,7 +87,7 @@ class DecodeConfig:
 
     verifier: str = "coupled"  # greedy, speculative, recursive, block, typical_lossy
     controller: str = "auto"  # "fixed": always drafts and scores all it can
-    max_nodes: int = 24  # drafted nodes a step, node 0 not among them
+    max_nodes: int = 64  # drafted nodes a step, node 0 not among them
     max_rows: int = 8  # requests decoded together
     prefill_chunk: int | None = 4096  # prompt tokens a step; None or 0: a prompt in one go
     probe: bool = True  # compare a small tree with plain decoding once, at load

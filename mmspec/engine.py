@@ -58,7 +58,7 @@ class Engine:
         *,
         verifier: str | Rule = "coupled",
         controller: str | Controller = "auto",
-        max_nodes: int = 24,
+        max_nodes: int = 64,
         max_rows: int = 8,
         control_tokens: ControlMode = "neutralise",
         fit: Callable[[TokenTree], TokenTree] | None = None,

@@ -8,6 +8,7 @@ from mmspec.attention.rows import Attended, attend_rows
 from mmspec.attention.rung import LayerRule
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _LONG = 1024  # slots from where 4 rows are quicker than 2 or 3 (by 15 to 25%), 8 than 5 to 7
 
 
@@ -35,9 +36,9 @@ class FlashCpu:
             extra = -count % 4
             if mask is None and count > 1 and extra and keys.shape[2] >= _LONG:
                 query = torch.nn.functional.pad(query, (0, 0, 0, extra))
-            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, keys, values, attn_mask=mask, scale=rule.scaling
-            )
-            return Attended(out[:, :, :count], lse[:, :, :count])
+            out, lse = _FLASH(query, keys, values, attn_mask=mask, scale=rule.scaling)
+            if query.shape[2] > count:
+                out, lse = out[:, :, :count], lse[:, :, :count]
+            return Attended(out, lse)
 
         return attend_rows(query, keys, values, attend_part, call=call, rule=rule)

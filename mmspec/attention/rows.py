@@ -59,8 +59,11 @@ def attend_rows(
 def _attend(
     query: Tensor, keys: Tensor, values: Tensor, part: Part, attend_part: AttendPart
 ) -> Attended:
-    own = slice(part.first, part.stop)
-    keys, values = keys[None, own].transpose(1, 2), values[None, own].transpose(1, 2)
+    count = part.stop - part.first
+    keys, values = (
+        buffer.narrow(0, part.first, count).transpose(0, 1).unsqueeze(0)
+        for buffer in (keys, values)
+    )
     return attend_part(query, keys, values, part.mask)
 
 

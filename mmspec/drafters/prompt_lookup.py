@@ -25,7 +25,7 @@ class PromptLookup:
     def __init__(
         self,
         *,
-        max_depth: int = 16,
+        max_depth: int = 48,
         max_matches: int = 16,
         min_match: int = 2,
         max_match: int = 32,

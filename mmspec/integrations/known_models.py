@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-import torch
 from transformers import PreTrainedModel
 
 from mmspec.build import build_engine, chosen_drafters, probed_target
@@ -15,18 +14,27 @@ from mmspec.drafters.base import Drafter
 from mmspec.engine import Engine
 from mmspec.target import Target
 from mmspec.target.attached import Attention
+from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
 from mmspec.target.probe import Shape
 
 
+@dataclass(frozen=True)
+class Probed:
+    """What the probe saw, and the linear layers that it was seen with."""
+
+    mask_rule: MaskRule
+    attention: Attention
+    linears: Linears | None  # holds layers, never the model that they are in
+    shape: Shape
+
+
 @dataclass
 class Known:
-    """One model: what the probe saw, by the attention and dtype that it then had, and controllers
+    """One model: what the probe saw, by what the model and the settings then were, and controllers
     that have learned its costs. Nothing here keeps the model alive."""
 
-    probed: dict[tuple[str | None, torch.dtype, str], tuple[MaskRule, Attention, Shape]] = field(
-        default_factory=dict
-    )
+    probed: dict[tuple[object, ...], Probed] = field(default_factory=dict)
     controllers: dict[str, Controller] = field(default_factory=dict)
 
 
@@ -58,9 +66,14 @@ class KnownModels:
         self, model: PreTrainedModel, known: Known, config: DecodeConfig
     ) -> tuple[Target, Shape]:
         text = model.config.get_text_config(decoder=True)
-        key = (getattr(text, "_attn_implementation", None), model.dtype, config.attention)
+        attention = getattr(text, "_attn_implementation", None)
+        key = (attention, model.dtype, config.attention, config.packed_weights)
         if key not in known.probed:
             target, shape = probed_target(model, config)
-            known.probed[key] = target.mask_rule, target.attachments.attention, shape
-        rule, attention, shape = known.probed[key]
-        return Target(model, mask_rule=rule, attention=attention), shape
+            attached = target.attachments
+            seen = Probed(target.mask_rule, attached.attention, attached.linears, shape)
+            known.probed[key] = seen
+        seen = known.probed[key]
+        rule, linears = seen.mask_rule, seen.linears
+        made = Target(model, mask_rule=rule, attention=seen.attention, linears=linears)
+        return made, seen.shape
