@@ -12,6 +12,7 @@ from transformers.utils import is_peft_available
 
 import mmspec
 import mmspec.target.load as load_module
+from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.errors import MissingExtraError, ModelError
 
@@ -64,6 +65,18 @@ def test_a_peft_models_generate_takes_our_loop() -> None:
     model = adapted()
     ours = model.generate(**prompt(), **GREEDY, custom_generate=mmspec.custom_generate)
     assert ours[0, 20:].tolist() == native(model)
+
+
+@needs_peft
+def test_a_peft_model_drafts_with_its_adapters() -> None:
+    model = adapted()
+    engine = mmspec.load(
+        model, drafter=DraftModel(adapted()), overrides=["decode.controller=fixed"]
+    )
+    result = engine.generate(prompt(), temperature=0, max_new_tokens=12)
+    assert list(result.tokens) == native(model)
+    count = result.stats.by_drafter["draft_model"]
+    assert count.accepted >= 9, f"the same adapters draft what the target says: {count}"
 
 
 @needs_peft

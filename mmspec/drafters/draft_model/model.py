@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from mmspec.drafters.draft_model.captions import Describe
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
@@ -11,7 +11,8 @@ from mmspec.drafters.draft_model.prompts import ImagePolicy, can_see
 from mmspec.errors import ConfigError, ModelError
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
-from mmspec.target.load import Processor
+from mmspec.target.linears import quick_linears
+from mmspec.target.load import Processor, transformers_model
 from mmspec.target.probe import probe
 
 Images = Literal["auto", "give", "thin", "caption", "omit"]
@@ -31,7 +32,7 @@ class DraftModel:
 
     def __init__(
         self,
-        model: PreTrainedModel | Target,
+        model: nn.Module | Target,
         processor: Processor | None = None,
         *,
         max_depth: int = 6,
@@ -43,7 +44,9 @@ class DraftModel:
         thin_keep: float = 0.25,
         caption: str | Describe | None = None,
     ) -> None:
-        """`processor`: the draft model's own, or its tokenizer; None: its ids are the target's.
+        """`model`: of transformers, a peft model round one, or a Target.
+
+        `processor`: the draft model's own, or its tokenizer; None: its ids are the target's.
 
         `top_k` children a node and nodes a level, down to `max_depth`, as long as a path is
         believed to be accepted with `min_confidence`. With draw="sample" `profile[d]` children for
@@ -64,7 +67,8 @@ class DraftModel:
         if isinstance(model, Target):
             self.model, self.takes_trees = model, True
         else:
-            self.model, report = probe(model)
+            loaded = transformers_model(model)
+            self.model, report = probe(loaded, linears=quick_linears(loaded))
             self.takes_trees = report.shape == "tree"
             if report.shape == "plain":
                 raise ModelError(
