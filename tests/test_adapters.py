@@ -76,7 +76,7 @@ def test_a_peft_model_drafts_with_its_adapters() -> None:
     result = engine.generate(prompt(), temperature=0, max_new_tokens=12)
     assert list(result.tokens) == native(model)
     count = result.stats.by_drafter["draft_model"]
-    assert count.accepted >= 9, f"the same adapters draft what the target says: {count}"
+    assert count.accepted >= 8, f"the same adapters draft what the target says: {count}"
 
 
 @needs_peft
