@@ -1,8 +1,21 @@
 """Continuations found in several places -> one trie, the best supported path first."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import nlargest
+from math import exp
 from typing import NamedTuple
+
+MAX_PLACES = 32  # gathering more costs more than they add
+# What a place of each source is worth beside one of the request's own text, for equal matches.
+SOURCE_WEIGHTS: Mapping[str, float] = {
+    "online": 1.0,  # this request's prompt, passages and output
+    "generated": 0.7,  # what was generated for others
+    "suffix": 0.5,  # a corpus
+    "dense": 0.5,  # a corpus, by hidden states
+}
+_DENSE_MATCH = 8  # tokens: a neighbour at distance 0 is worth a match of so many
+_DENSE_SCALE = 0.25  # distance at which that has fallen to 1/e
 
 
 class Continuation(NamedTuple):
@@ -10,6 +23,18 @@ class Continuation(NamedTuple):
 
     tokens: list[int]
     match_length: int
+    source: str = "online"
+    distance: float | None = None  # of hidden states, squared, 0 .. 4; None: matched by tokens
+
+    def weight(self, sources: Mapping[str, float] = SOURCE_WEIGHTS) -> float:
+        """(match length)^2: a longer match knows more of the context, and several shorter ones
+        that agree still count. Neighbours weigh exp(-distance / scale) (kNN-LM, arXiv 1911.00172,
+        eq. 2), or their matching tokens, whichever is more."""
+        weight = float(self.match_length**2)
+        if self.distance is not None:
+            near = exp(-max(self.distance, 0.0) / _DENSE_SCALE)
+            weight = max(weight, _DENSE_MATCH**2 * near)
+        return sources[self.source] * weight
 
 
 @dataclass
@@ -17,6 +42,9 @@ class _Node:
     weight: float = 0.0
     match_length: int = 0
     count: int = 0
+    source: str = ""
+    heaviest: float = 0.0
+    distance: float | None = None
     children: dict[int, "_Node"] = field(default_factory=dict)
 
 
@@ -28,29 +56,55 @@ class TrieNode(NamedTuple):
     share: float  # of the siblings' weight, in (0, 1]
     match_length: int  # longest match that supports the node
     num_places: int  # that support the node
+    source: str = "online"  # of the heaviest place that supports it
+    distance: float | None = None  # the least of the places that support it by hidden states
 
 
-def build_trie(continuations: Iterable[Continuation]) -> tuple[TrieNode, ...]:
+def build_trie(
+    continuations: Iterable[Continuation],
+    *,
+    limit: int = MAX_PLACES,
+    sources: Mapping[str, float] = SOURCE_WEIGHTS,
+) -> tuple[TrieNode, ...]:
     """Merges continuations into nodes in depth-first order, the heaviest child first.
 
-    A place weighs (match length)^2: a longer match knows more of the
-    context, and several shorter ones that agree still count.
+    Of more than `limit` continuations the heaviest count, among equals the first. `sources` are
+    the weights of places by source. Raises KeyError for a source that is not among them.
     """
+    weighted = [(one.weight(sources), one) for one in continuations]
+    if len(weighted) > limit:
+        weighted = nlargest(limit, weighted, key=lambda pair: pair[0])
     root = _Node()
-    for tokens, match_length in continuations:
-        node = root
-        for token in tokens:
-            node = node.children.setdefault(token, _Node())
-            node.weight += match_length**2
-            node.match_length = max(node.match_length, match_length)
-            node.count += 1
+    for weight, continuation in weighted:
+        _add(root, continuation, weight)
     nodes = [TrieNode(token=-1, parent=-1, share=1.0, match_length=0, num_places=0)]
     pending = _children(0, root)
     while pending:
         parent, token, share, node = pending.pop()
-        nodes.append(TrieNode(token, parent, share, node.match_length, node.count))
+        nodes.append(
+            TrieNode(
+                token, parent, share, node.match_length, node.count, node.source, node.distance
+            )
+        )
         pending.extend(_children(len(nodes) - 1, node))
     return tuple(nodes)
+
+
+def _add(node: _Node, continuation: Continuation, weight: float) -> None:
+    tokens, match_length, source, distance = continuation
+    for token in tokens:
+        child = node.children.get(token)
+        if child is None:
+            child = node.children[token] = _Node()
+        node = child
+        node.weight += weight
+        node.count += 1
+        if match_length > node.match_length:
+            node.match_length = match_length
+        if weight > node.heaviest:
+            node.heaviest, node.source = weight, source
+        if distance is not None:
+            node.distance = distance if node.distance is None else min(node.distance, distance)
 
 
 def _children(index: int, node: _Node) -> list[tuple[int, int, float, _Node]]:
