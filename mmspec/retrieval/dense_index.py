@@ -94,15 +94,24 @@ class DenseBuilder:
             )
 
     @classmethod
-    def load(cls, path: Path, *, dim: int) -> "DenseBuilder":
-        """An index that is there, to be changed. `path` must have been checked by its checksum."""
-        builder = cls(dim)
+    def load(
+        cls,
+        path: Path,
+        *,
+        dim: int,
+        components: int = COMPONENTS,
+        exact_below: int = EXACT_BELOW,
+    ) -> "DenseBuilder":
+        """An index that is there, to be changed. `path` must have been checked by its checksum;
+        once it is projected, it keeps its own number of components."""
+        builder = cls(dim, components=components, exact_below=exact_below)
         if path.suffix == ".vectors":
             builder._vectors = _ExactVectors.read(path)
         else:
             faiss = _faiss()
             builder._index = faiss.read_index(str(path))
-            builder._components = faiss.extract_index_ivf(builder._index).d
+            if builder._index.chain.size() > 1:
+                builder._components = faiss.extract_index_ivf(builder._index).d
         return builder
 
     def __len__(self) -> int:
