@@ -45,7 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH)
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	$(BIN)/python -m pip install -c .venv/constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c .venv/constraints.txt -e '.[dev,cpu,docs]'
 	touch $@
 
 clean:

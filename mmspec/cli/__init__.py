@@ -5,9 +5,11 @@ from importlib.metadata import version as installed_version
 import typer
 
 from mmspec.cli.generate import generate
+from mmspec.cli.index import index
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(generate)
+app.add_typer(index, name="index")
 
 
 @app.callback()

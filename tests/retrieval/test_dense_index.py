@@ -1,7 +1,7 @@
 """DenseIndex: exact while small, near enough when large; adds, deletes, damage, no faiss."""
 
-import builtins
 import logging
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,14 +35,7 @@ def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def hide_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def importing(name: str, *rest: object, **more: object) -> object:
-        if name == "faiss":
-            raise ImportError("hidden")
-        return real(name, *rest, **more)
-
-    monkeypatch.setattr(builtins, "__import__", importing)
+    monkeypatch.setitem(sys.modules, "faiss", None)
 
 
 def states(count: int, seed: int = 0) -> np.ndarray:
