@@ -16,7 +16,7 @@ help:
 	@echo "make test    the default tests: CPU, no network"
 	@echo "make check   formatting, lint and types"
 	@echo "make matrix  every cell of the exactness matrix, to build/matrix.json"
-	@echo "make bench   what mmspec itself costs, and copying tasks against plain decoding"
+	@echo "make bench   what mmspec itself and its datastore cost, and copying tasks"
 	@echo "make clean   remove build outputs and caches (.venv stays)"
 
 demo: $(INSTALLED)
@@ -36,6 +36,7 @@ matrix: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_overhead.py --out build/overhead.json
 	$(BIN)/python scripts/bench_copying.py --out build/copying.json
+	$(BIN)/python scripts/bench_retrieval.py --out build/retrieval.json
 
 # torch goes first and alone; the rest is resolved round the one that is there.
 $(INSTALLED): pyproject.toml constraints.txt

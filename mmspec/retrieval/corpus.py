@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,10 +159,9 @@ class Shard:
         width = self.format.width
         data = self.data[start * width : stop * width]
         tokens = struct.unpack(f"<{len(data) // width}{self.format.code}", data)
-        for index, token in enumerate(tokens):
-            if token >= self.vocab_size:
-                return list(tokens[:index])
-        return list(tokens)
+        if max(tokens, default=0) < self.vocab_size:
+            return list(tokens)
+        return list(takewhile(lambda token: token < self.vocab_size, tokens))
 
     def document_of(self, offset: int) -> int:
         """The document that holds the token at `offset`."""

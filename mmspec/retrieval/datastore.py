@@ -5,7 +5,7 @@ was when it was opened: a writer that adds or deletes meanwhile is not seen unti
 the folder is deleted, the mapped files live on as long as the datastore object does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,14 @@ class Place(NamedTuple):
 
     segment: int  # number in `Datastore.segments`
     offset: int  # of the token in the segment's shard
+
+
+class StoredDocument(NamedTuple):
+    """A document as it is read back."""
+
+    name: DocumentName
+    position: int  # of its first token; the next token's is one more
+    tokens: list[int]  # -1 for separators
 
 
 class Longest(NamedTuple):
@@ -255,6 +263,23 @@ class Datastore:
         return self.segments[place.segment].shard.position_of(place.offset)
 
     # The whole.
+
+    def documents_from(self, position: int = 0) -> Iterator[StoredDocument]:
+        """The documents with a token at `position` or after it, in the order of positions: what a
+        target reads to make the dense index's keys."""
+        order = [
+            (int(first), number, document)
+            for number, segment in enumerate(self.segments)
+            for document, first in enumerate(segment.shard.documents["position"])
+            if document not in segment.deleted
+        ]
+        for first, number, document in sorted(order):
+            shard = self.segments[number].shard
+            start, length, _ = shard.documents[document].tolist()
+            if first + length > position:
+                tokens = shard.tokens[start : start + length].astype(np.int64)
+                tokens[tokens >= shard.vocab_size] = -1
+                yield StoredDocument(shard.names[document], first, tokens.tolist())
 
     def check_integrity(self) -> None:
         """Checksums, tables, counts and the suffix arrays' order (sampled). Raises DatastoreError,

@@ -27,6 +27,8 @@ COMPONENTS = 64
 EXACT_BELOW = 16_384  # keys: scanning more takes longer than 0.3 ms
 _PCA_FROM = 16  # keys a component; fewer say little of the directions
 _STAGED_BYTES = 2**28
+_LEARNT_FROM = 128  # vectors a list, at most
+_MOVED_AT_ONCE = 2**16
 _NO_FAISS = "install mmspec[cpu] (faiss-cpu) or mmspec[gpu]"
 _MAGIC = b"mmspec-vectors-1\n"
 
@@ -124,8 +126,9 @@ class DenseBuilder:
         return ".vectors" if self._faiss is None else ".faiss"
 
     def add(self, positions: Positions, keys: Keys, *, expected: int = 0) -> None:
-        """Keys (rows, dim) of positions (rows,). `expected` keys in the end: the index is laid out
-        for so many. Memory beyond the index itself: some 256 MB at most, and these keys.
+        """Keys (rows, dim) of positions (rows,), each position once. `expected` keys in the end:
+        the index is laid out for so many, and anew when it has outgrown that. Memory beyond the
+        index itself: some 256 MB at most, and these keys.
 
         Raises ValueError for other shapes and for values that are not finite.
         """
@@ -164,8 +167,11 @@ class DenseBuilder:
         wants_pca = len(self) >= _PCA_FROM * self._components
         if self._index is not None and wants_pca and self._index.chain.size() == 1:
             # Few keys so far, of length 1 but not projected: all of them begin anew.
-            positions, keys = _listed(faiss, self._index)
-            staged, self._index = staged.joined(positions, keys), None
+            held = faiss.extract_index_ivf(self._index)
+            positions = _positions(faiss, held)
+            held.set_direct_map_type(faiss.DirectMap.Hashtable)
+            staged = staged.joined(positions, held.reconstruct_batch(positions))
+            self._index = None
         if self._index is None:
             pca = f"PCAW{self._components},L2norm," if wants_pca else ""
             self._index = faiss.index_factory(self.dim, f"L2norm,{pca}IVF1,Flat")
@@ -174,24 +180,33 @@ class DenseBuilder:
         if len(staged.keys):
             self._index.add_with_ids(staged.keys, staged.positions)
         self._vectors = _ExactVectors.empty(self.dim)
-        if total > self._exact_below and self._index.chain.size() > 1:
-            self._compress(total)
-
-    def _compress(self, total: int) -> None:
-        """From one list of exact vectors to many lists of 8-bit codes, in the projected space."""
-        faiss, exact = self._faiss, self._index
-        if faiss.extract_index_ivf(exact).nlist > 1:
-            return
-        positions, vectors = _listed(faiss, exact)
         num_lists = 2 ** round(np.log2(4 * np.sqrt(total)))
-        num_lists = max(min(num_lists, 2 ** int(np.log2(len(vectors) / 39))), 2)  # to learn from
+        held = faiss.extract_index_ivf(self._index)
+        has_few = held.nlist == 1 or 4 * held.nlist <= num_lists
+        if total > self._exact_below and has_few and self._index.chain.size() > 1:
+            self._relay(num_lists)
+
+    def _relay(self, num_lists: int) -> None:
+        """Sorts the vectors, which are projected already, into `num_lists` lists of 8-bit codes;
+        fewer where there are not enough vectors to learn so many from."""
+        faiss, old = self._faiss, self._index
+        held = faiss.extract_index_ivf(old)
+        positions = _positions(faiss, held)
+        held.set_direct_map_type(faiss.DirectMap.Hashtable)
+        num_lists = min(num_lists, 2 ** int(np.log2(len(positions) / 39)))
+        if num_lists <= held.nlist:
+            return
         codes = faiss.index_factory(self._components, f"IVF{num_lists},SQ8")
-        codes.train(vectors)
-        codes.add_with_ids(vectors, positions)
+        codes.cp.min_points_per_centroid = 1
+        size = min(len(positions), _LEARNT_FROM * num_lists)
+        sample = np.random.default_rng(0).choice(positions, size, replace=False)
+        codes.train(held.reconstruct_batch(sample))
+        for part in np.array_split(positions, -(-len(positions) // _MOVED_AT_ONCE)):
+            codes.add_with_ids(held.reconstruct_batch(part), part)
         both = faiss.IndexPreTransform(codes)
-        for place in reversed(range(exact.chain.size())):
-            both.prepend_transform(exact.chain.at(place))
-        # A copy, for the transforms belong to `exact` and go with it.
+        for place in reversed(range(old.chain.size())):
+            both.prepend_transform(old.chain.at(place))
+        # A copy, for the transforms belong to `old` and go with it.
         self._index = faiss.deserialize_index(faiss.serialize_index(both))
 
 
@@ -214,7 +229,7 @@ class _FaissIndex:
                 f"{path}: this faiss ({faiss.__version__}) cannot read it: {error}; build it again"
             ) from error
         lists = faiss.extract_index_ivf(self._index)
-        lists.nprobe = max(lists.nlist // 64, 1)
+        lists.nprobe = max(lists.nlist // 16, 1)  # fewer lose recall where clusters are few
         if is_on_gpu:
             self._resources = faiss.StandardGpuResources()
             self._index = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
@@ -274,15 +289,14 @@ def _unit(vectors: Keys) -> Keys:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def _listed(faiss: ModuleType, index: object) -> tuple[Positions, Keys]:
-    """Everything in an index of one list of exact vectors, as they lie there."""
-    lists = faiss.extract_index_ivf(index)
-    size = lists.invlists.list_size(0)
-    if size == 0:
-        return np.empty(0, np.int64), np.empty((0, lists.d), np.float32)
-    codes = faiss.rev_swig_ptr(lists.invlists.get_codes(0), size * lists.d * 4)
-    positions = faiss.rev_swig_ptr(lists.invlists.get_ids(0), size)
-    return positions.copy(), codes.copy().view(np.float32).reshape(size, lists.d)
+def _positions(faiss: ModuleType, lists: Any) -> Positions:
+    """Of everything in an inverted file."""
+    parts = [np.empty(0, np.int64)]
+    for number in range(lists.nlist):
+        size = lists.invlists.list_size(number)
+        if size:
+            parts.append(faiss.rev_swig_ptr(lists.invlists.get_ids(number), size).copy())
+    return np.concatenate(parts)
 
 
 def _faiss() -> ModuleType:

@@ -34,6 +34,7 @@ class DenseRecord:
     dim: int
     fingerprint: str  # of the target's weights, as the caller made it
     probe: tuple[float, ...]  # a hidden state of the target, or ()
+    next_position: int  # one more than the last position that has a key
     file: FileRecord
 
 

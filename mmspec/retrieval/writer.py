@@ -19,7 +19,7 @@ from mmspec.errors import DatastoreError
 from mmspec.retrieval.appender import Appender
 from mmspec.retrieval.corpus import SUFFIXES, Checkpoint, Document, Shard, TokenFormat
 from mmspec.retrieval.dense_index import DenseBuilder, Keys, Positions
-from mmspec.retrieval.files import check_file, full_disk_told, write_atomically
+from mmspec.retrieval.files import FileRecord, check_file, full_disk_told, write_atomically
 from mmspec.retrieval.journal import JOURNAL, Journal, read_journal, write_journal
 from mmspec.retrieval.manifest import (
     MANIFEST,
@@ -256,7 +256,8 @@ class DatastoreWriter:
 
         `fingerprint` names the weights that made them and `probe` is a hidden state (dim,) of some
         text that the caller can make again: `Datastore.check_target` compares both. `expected`
-        keys in all lay the index out for so many.
+        keys in all lay the index out for so many. Adding in the order of positions, one can go on
+        after a stop from the manifest's `dense.next_position`.
 
         Raises DatastoreError where the keys that are there came from other weights.
         """
@@ -268,12 +269,18 @@ class DatastoreWriter:
                 f"{fingerprint} with {dim} values, expected {record.fingerprint} with {record.dim}"
             )
         builder = self._dense_builder(record) if record else DenseBuilder(dim)
+        last = record.next_position if record else 0
         for positions, keys in batches:
             builder.add(positions, keys, expected=expected)
+            last = max(last, int(positions.max(initial=-1)) + 1)
+        if len(builder) == 0:
+            return self.manifest
         probe = tuple(float(value) for value in probe) or (record.probe if record else ())
         with self._full_disk_told():
-            manifest = self._with_keys(self.manifest, builder, fingerprint, probe, expected)
-            self._commit(manifest)
+            number = self.manifest.next_number
+            file = self._write_keys(builder, number, expected=expected)
+            dense = DenseRecord(len(builder), dim, fingerprint, probe, last, file)
+            self._commit(replace(self.manifest, dense=dense, next_number=number + 1))
         return self.manifest
 
     def _without_keys(self, manifest: Manifest, positions: Iterable[range]) -> Manifest:
@@ -282,27 +289,19 @@ class DatastoreWriter:
             return manifest
         builder = self._dense_builder(record)
         builder.remove(position for span in positions for position in span)
-        return self._with_keys(manifest, builder, record.fingerprint, record.probe, 0)
+        if len(builder) == 0:
+            return replace(manifest, dense=None)
+        file = self._write_keys(builder, manifest.next_number)
+        dense = replace(record, num_keys=len(builder), file=file)
+        return replace(manifest, dense=dense, next_number=manifest.next_number + 1)
 
     def _dense_builder(self, record: DenseRecord) -> DenseBuilder:
         check_file(self.folder, record.file, contents=True)
         return DenseBuilder.load(self.folder / record.file.name, dim=record.dim)
 
-    def _with_keys(
-        self,
-        manifest: Manifest,
-        builder: DenseBuilder,
-        fingerprint: str,
-        probe: Sequence[float],
-        expected: int,
-    ) -> Manifest:
-        number, num_keys = manifest.next_number, len(builder)
-        if num_keys == 0:
-            return replace(manifest, dense=None)
+    def _write_keys(self, builder: DenseBuilder, number: int, *, expected: int = 0) -> FileRecord:
         path = stem_of(self.folder, number).with_suffix(builder.suffix)
-        file = write_atomically(path, lambda file: builder.write(file, expected=expected))
-        dense = DenseRecord(num_keys, builder.dim, fingerprint, tuple(probe), file)
-        return replace(manifest, dense=dense, next_number=number + 1)
+        return write_atomically(path, lambda file: builder.write(file, expected=expected))
 
     def _new_journal(self, inputs: str, segment_tokens: int) -> Journal:
         manifest = self.manifest

@@ -115,6 +115,22 @@ def test_it_grows_from_a_handful_to_compressed_and_keeps_every_key(tmp_path: Pat
     assert len(builder) == 900
 
 
+@pytest.mark.usefixtures("with_faiss")
+def test_an_index_that_has_outgrown_its_lists_is_laid_out_anew(tmp_path: Path) -> None:
+    import faiss
+
+    keys = states(12_000)
+    builder = DenseBuilder(DIM, components=8, exact_below=500)
+    lists = []
+    for stop in (600, 12_000):
+        builder.add(np.arange(len(builder), stop), keys[len(builder) : stop])
+        index = built(builder, tmp_path / str(stop))
+        lists.append(faiss.extract_index_ivf(index._index._index).nlist)
+    assert lists[0] < 40 and lists[1] >= 8 * lists[0]
+    found = index.search(keys[::50], limit=3).positions
+    assert np.mean([50 * n in row for n, row in enumerate(found)]) >= 0.98
+
+
 def test_removed_keys_are_not_found(either: str, tmp_path: Path) -> None:
     keys = states(50)
     builder = DenseBuilder(DIM)
@@ -207,6 +223,31 @@ def test_a_hidden_state_finds_what_followed_it(either: str, tmp_path: Path) -> N
     one = Continuation(store.tokens_from(place, 9), 1, "dense", float(found.distances[0, 0]))
     assert one.weight() > 30
     store.check_integrity()
+
+
+def test_keys_are_added_in_parts_from_where_the_last_part_ended(
+    either: str, tmp_path: Path
+) -> None:
+    folder, keys = tmp_path / "s", states(40)
+    add(folder, documents([[n, n + 1, -1, n + 3] for n in range(4)]))
+    for _ in range(3):
+        store = Datastore.open(folder)
+        done = store.manifest.dense.next_position if store.manifest.dense else 0
+        batches = [
+            KeyBatch(np.arange(d.position, d.position + 4), keys[d.position : d.position + 4])
+            for d in store.documents_from(done)
+        ]
+        with DatastoreWriter.open(folder) as writer:
+            writer.add_keys(batches[:2], dim=DIM, fingerprint=WEIGHTS)
+    store = Datastore.open(folder)
+    assert (store.manifest.dense.num_keys, store.manifest.dense.next_position) == (16, 19)
+    assert [d.position for d in store.documents_from(0)] == [0, 5, 10, 15]
+    assert [d.tokens for d in store.documents_from(8)] == [
+        [1, 2, -1, 4],
+        [2, 3, -1, 5],
+        [3, 4, -1, 6],
+    ]
+    assert store.nearest(keys[16:17], limit=1).positions.tolist() == [[16]]
 
 
 def test_deleted_documents_leave_the_dense_index_too(either: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,36 @@ def test_a_reader_keeps_what_it_opened_while_a_writer_adds_and_deletes(folder: P
     assert now.longest([41, 42]).length == 2
     assert now.latest() is now
     now.check_integrity()
+
+
+def test_a_reader_that_opens_while_a_writer_commits_sees_one_commit(folder: Path) -> None:
+    is_done = threading.Event()
+
+    def write() -> None:
+        try:
+            for n in range(12):
+                with DatastoreWriter.open(folder) as writer:
+                    writer.begin()
+                    writer.append(Document(f"new{n}", "", [42, 43, n]))
+                    writer.commit()
+                    writer.delete([f"d{n}"])
+                    writer.purge()
+        finally:
+            is_done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    generations = []
+    while not is_done.is_set() or not generations:
+        store = Datastore.open(folder, verify=False)
+        generations.append(store.manifest.generation)
+        present = ids(store)
+        assert len(present) == store.manifest.num_documents
+        added = [name for name in present if name.startswith("new")]
+        assert store.longest([42, 43]).num_places == len(added)
+    thread.join()
+    assert generations == sorted(generations) and len(set(generations)) > 1
+    Datastore.open(folder).check_integrity()
 
 
 def test_a_reader_goes_on_when_the_folder_is_deleted(folder: Path) -> None:
