@@ -22,7 +22,6 @@ from mmspec.retrieval.suffix_index import Choice, Found
 
 VERIFY_BYTES = 64 * 2**20  # datastores up to this size are checked in full when they are opened
 _PROBE_COSINE = 0.999  # the same weights in another precision reach it
-_TRIES = 3
 
 
 class Place(NamedTuple):
@@ -80,8 +79,8 @@ class Datastore:
         vocabulary too small.
         """
         path = Path(folder)
-        for attempt in range(_TRIES):
-            manifest = read_manifest(path)
+        manifest = read_manifest(path)
+        while True:
             manifest.check_fit(path, tokenizer=tokenizer, vocab_size=vocab_size)
             in_full = manifest.num_bytes <= VERIFY_BYTES if verify is None else verify
             try:
@@ -94,19 +93,19 @@ class Datastore:
                 return cls(path, manifest, segments)
             except FileNotFoundError as error:
                 # A writer may have replaced the file after the manifest was read.
-                if attempt == _TRIES - 1:
+                manifest, before = read_manifest(path), manifest
+                if manifest == before:
                     raise DatastoreError(
                         f"{error.filename}: this file of the datastore is gone; restore the folder "
                         "from a copy, or build it again"
                     ) from error
-        raise AssertionError("unreachable")
 
     def latest(self) -> "Datastore":
         """This datastore as it is on the disk now: itself where nothing was committed since.
 
         Raises DatastoreError where the folder is gone; this one goes on working.
         """
-        if read_manifest(self.folder).generation == self.manifest.generation:
+        if read_manifest(self.folder) == self.manifest:
             return self
         return Datastore.open(
             self.folder, tokenizer=self.manifest.tokenizer, vocab_size=self.manifest.vocab_size

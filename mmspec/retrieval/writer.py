@@ -104,7 +104,9 @@ class DatastoreWriter:
                 "(reading goes on meanwhile)"
             ) from error
         try:
-            return cls(folder, manifest(), lock)
+            writer = cls(folder, manifest(), lock)
+            writer._tidy(writer._unfinished())
+            return writer
         except BaseException:
             lock.release()
             raise
@@ -141,7 +143,6 @@ class DatastoreWriter:
         with self._full_disk_told():
             journal = None if fresh else self._unfinished()
             if not fresh and journal is None and inputs and inputs == self.manifest.inputs:
-                self._tidy(None)
                 return self.manifest.num_documents
             new = self._new_journal(inputs, segment_tokens)
             if journal is None or not journal.inputs or not inputs:

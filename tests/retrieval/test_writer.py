@@ -328,13 +328,22 @@ from mmspec.retrieval import appender
 appender._CHECKPOINT_TOKENS = 97
 assert "torch" not in sys.modules and "transformers" not in sys.modules
 
-def build(folder, calls=0):
+def build(folder):
+    # Ten adds, whose small segments are merged on the way, a deletion and a purge.
     with DatastoreWriter.create(folder, tokenizer="t", vocab_size=50) as writer:
-        done = writer.begin(inputs="these", segment_tokens=60)
-        for n in range(done, 130):
-            tokens = [(n * k) % 47 for k in range(n % 9)] if n != 77 else list(range(50)) * 3
-            writer.append(Document(f"d{{n}}", f"source {{n}}", tokens))
-        writer.commit()
+        for part in range(writer.manifest.generation, 10):
+            size = 400 if part else 60
+            done = writer.begin(inputs=f"part {{part}}", segment_tokens=size)
+            for n in range(done, 14):
+                tokens = [(n * k + part) % 47 for k in range(n % 9)]
+                if n == 7:
+                    tokens = list(range(50)) * 2
+                writer.append(Document(f"d{{part}}-{{n}}", f"source {{n}}", tokens))
+            writer.commit()
+        if writer.manifest.generation == 10:
+            writer.delete(["d0-3", "d5-7", "d9-1"])
+        if writer.manifest.generation == 11:
+            writer.purge()
 
 """
 KILLED = """
@@ -365,7 +374,9 @@ def test_killed_at_random_points_it_ends_as_if_it_had_run_in_one_go(
 ) -> None:
     calls = int(run(KILLED.format(calls=10**9, folder=str(tmp_path / "whole"))).stdout)
     whole = everything(tmp_path / "whole")
-    assert len(Datastore.open(tmp_path / "whole").segments) > 1
+    whole_store = Datastore.open(tmp_path / "whole")
+    assert 1 < len(whole_store.segments) < 9, "merged on the way"
+    assert whole_store.manifest.num_documents == 138, "140, one of them in two pieces, 3 deleted"
     chance = random.Random(kills)
     killed = 0
     for _ in range(kills):
