@@ -163,7 +163,7 @@ def main() -> None:
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True
         ).stdout.strip(),
         "command": f"scripts/bench_retrieval.py --tokens {arguments.tokens}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "numpy": np.__version__,
         "faiss": version("faiss-cpu"),

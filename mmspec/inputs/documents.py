@@ -152,7 +152,9 @@ def _read_pdf(path: Path) -> tuple[Page, ...]:
 def _page_text(page: Any) -> str:
     text_page = page.get_textpage()
     try:
-        return text_page.get_text_bounded().replace("\r\n", "\n").replace("\ufffe", "-\n")
+        text = text_page.get_text_bounded().replace("\r\n", "\n")
+        # Pdfium's marks for a hyphen that splits a word between two lines.
+        return text.replace("\x02", "").replace("\ufffe", "")
     finally:
         text_page.close()
         page.close()

@@ -36,14 +36,14 @@ class TextTokens:
         """The same for tokenizers that make the same tokens of a text; padding, truncation and
         chat templates don't count."""
         if self._tokenizer.is_fast:
-            parts = json.loads(self._tokenizer.backend_tokenizer.to_str())
-            for name in ("padding", "truncation"):  # a call sets them
-                parts.pop(name, None)
+            text = self._tokenizer.backend_tokenizer.to_str()
+            # Truncation and padding come before this key, and any call may set them.
+            text = text[text.index('"added_tokens":') :]
         else:
             parts = {
                 "class": type(self._tokenizer).__name__,
                 "vocab": self._tokenizer.get_vocab(),
                 "special": self._tokenizer.all_special_tokens,
             }
-        text = json.dumps(parts, sort_keys=True)
+            text = json.dumps(parts, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

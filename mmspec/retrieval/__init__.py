@@ -11,6 +11,7 @@ continuations           what all of them found -> one weighted trie
 from mmspec.retrieval.continuations import Continuation, TrieNode, build_trie
 from mmspec.retrieval.corpus import Document
 from mmspec.retrieval.datastore import Datastore, Place
+from mmspec.retrieval.generated import GeneratedMatch, GeneratedStore
 from mmspec.retrieval.online_index import Match, OnlineIndex
 from mmspec.retrieval.writer import DatastoreWriter, KeyBatch
 
@@ -19,6 +20,8 @@ __all__ = [
     "Datastore",
     "DatastoreWriter",
     "Document",
+    "GeneratedMatch",
+    "GeneratedStore",
     "KeyBatch",
     "Match",
     "OnlineIndex",

@@ -64,6 +64,8 @@ def test_pdf_is_read_page_by_page(tmp_path: Path) -> None:
         (2, "Second page"),
     ]
     assert document.text == "First page\nSecond page"
+    path.write_bytes(pdf("one hyphen-) Tj 0 -14 Td (ated word) Tj 0 -14 Td (and more"))
+    assert texts(path) == ["one hyphenated word\nand more"]
     path.write_bytes(b"%PDF-1.4\nnothing more")
     with pytest.raises(InputError, match="cannot be read as PDF"):
         texts(path)
