@@ -1,6 +1,6 @@
 """What the datastore costs: building, opening, look-ups by tokens and by hidden states.
 
-    python scripts/bench_retrieval.py --out build/retrieval.json
+    OMP_NUM_THREADS=1 python scripts/bench_retrieval.py --out build/retrieval.json
     python scripts/bench_retrieval.py --tokens 1000000       # quicker
 
 The corpus is drawn: tokens by a power law over a vocabulary of 49,152, with passages of 300 tokens

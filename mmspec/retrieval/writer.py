@@ -103,6 +103,8 @@ class DatastoreWriter:
                 f"{folder}: another writer is at work on this datastore; wait until it is done "
                 "(reading goes on meanwhile)"
             ) from error
+        except OSError as error:
+            raise _unwritable(folder, error) from error
         try:
             writer = cls(folder, manifest(), lock)
             writer._tidy(writer._unfinished())
@@ -140,6 +142,8 @@ class DatastoreWriter:
 
         Raises DatastoreError where the unfinished add was given other inputs.
         """
+        if not 2 <= segment_tokens < 2**32 - 1:
+            raise DatastoreError(f"segment_tokens={segment_tokens}: expected 2 .. 2^32 - 2")
         with self._full_disk_told():
             journal = None if fresh else self._unfinished()
             if not fresh and journal is None and inputs and inputs == self.manifest.inputs:
@@ -362,6 +366,8 @@ def _check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise DatastoreError(f"{folder}: a datastore is a folder, this is a file") from error
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     known = re.compile(rf"LOCK|{_OURS}|({MANIFEST}|{JOURNAL})(\.partial)?")
     strange = sorted(entry.name for entry in folder.iterdir() if not known.fullmatch(entry.name))
     if strange:
@@ -369,3 +375,9 @@ def _check_folder(folder: Path) -> None:
             f"{folder}: holds other files ({', '.join(strange[:3])}); expected an empty folder, a "
             "new one or a datastore"
         )
+
+
+def _unwritable(folder: Path, error: OSError) -> DatastoreError:
+    return DatastoreError(
+        f"{folder}: cannot be written: {error.strerror}; name a folder that you may write to"
+    )

@@ -313,6 +313,25 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, entry: s
     assert [path.name for path in tmp_path.iterdir()] == [entry]
 
 
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DatastoreError, match="cannot be written: Not a directory"):
+        DatastoreWriter.create(tmp_path / "file" / "s", tokenizer=TOKENIZER, vocab_size=VOCAB)
+    with pytest.raises(DatastoreError, match="this is a file"):
+        DatastoreWriter.create(tmp_path / "file", tokenizer=TOKENIZER, vocab_size=VOCAB)
+    (folder / "LOCK").unlink(missing_ok=True)
+    (folder / "LOCK").mkdir()  # no file can be opened there
+    with pytest.raises(DatastoreError, match="cannot be written"):
+        DatastoreWriter.open(folder)
+
+
+@pytest.mark.parametrize("segment_tokens", [-1, 0, 1, 2**32])
+def test_segments_of_no_tokens_or_too_many_are_refused(folder: Path, segment_tokens: int) -> None:
+    with DatastoreWriter.open(folder) as writer:
+        with pytest.raises(DatastoreError, match=f"segment_tokens={segment_tokens}"):
+            writer.begin(segment_tokens=segment_tokens)
+
+
 # LAW: going on where it was. The programs run without the rest of mmspec, so they start quickly.
 
 PROGRAM = """
