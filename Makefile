@@ -17,7 +17,7 @@ help:
 	@echo "make test    the default tests: CPU, no network"
 	@echo "make check   formatting, lint and types"
 	@echo "make matrix  every cell of the exactness matrix, to build/matrix.json"
-	@echo "make bench   what mmspec itself costs; the bundled model against transformers' own ways"
+	@echo "make bench   what mmspec and its datastore cost; the bundled model against transformers"
 	@echo "make clean   remove build outputs and caches (.venv stays)"
 
 demo: $(INSTALLED)
@@ -38,6 +38,7 @@ bench: $(INSTALLED)
 	$(BIN)/mmspec bench tiny-vlm --out build/bench.json $(ARGS)
 	$(BIN)/python scripts/bench_overhead.py --out build/overhead.json
 	$(BIN)/python scripts/bench_score.py --out build/score.json
+	$(BIN)/python scripts/bench_retrieval.py --out build/retrieval.json
 
 # torch goes first and alone; the rest is resolved round the one that is there.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -47,7 +48,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH)
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	$(BIN)/python -m pip install -c .venv/constraints.txt -e '.[dev,lora]'
+	$(BIN)/python -m pip install -c .venv/constraints.txt -e '.[dev,lora,cpu,docs]'
 	touch $@
 
 clean:

@@ -22,5 +22,9 @@ class DecodeError(MmspecError):
     """A request failed while it was being decoded; other requests of its batch go on."""
 
 
+class DatastoreError(MmspecError):
+    """A datastore cannot be opened or written, or does not fit the target."""
+
+
 class MissingExtraError(MmspecError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""

@@ -8,12 +8,14 @@ from mmspec.cli.bench import bench
 from mmspec.cli.chat import chat
 from mmspec.cli.check import CheckCommand, check
 from mmspec.cli.generate import generate
+from mmspec.cli.index import index
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(generate)
 app.command()(chat)
 app.command(cls=CheckCommand)(check)
 app.command()(bench)
+app.add_typer(index, name="index")
 
 
 @app.callback()

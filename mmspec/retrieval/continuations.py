@@ -1,8 +1,19 @@
-"""Continuations found in several places -> one trie, the best supported path first."""
+"""Continuation: what followed at one place, and how much that says about this one."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from math import exp
 from typing import NamedTuple
+
+MAX_PLACES = 32  # gathering more costs more than they add
+# What a place of each source is worth beside one of the request's own text, for equal matches.
+SOURCE_WEIGHTS: Mapping[str, float] = {
+    "online": 1.0,  # this request's prompt, passages and output
+    "generated": 0.7,  # what was generated for others
+    "suffix": 0.5,  # a corpus
+    "dense": 0.5,  # a corpus, by hidden states
+}
+_DENSE_MATCH = 8  # tokens: a neighbour at distance 0 is worth a match of so many
+_DENSE_SCALE = 0.25  # distance at which that has fallen to 1/e
 
 
 class Continuation(NamedTuple):
@@ -10,52 +21,15 @@ class Continuation(NamedTuple):
 
     tokens: list[int]
     match_length: int
+    source: str = "online"
+    distance: float | None = None  # of hidden states, squared, 0 .. 4; None: matched by tokens
 
-
-@dataclass
-class _Node:
-    weight: float = 0.0
-    match_length: int = 0
-    count: int = 0
-    children: dict[int, "_Node"] = field(default_factory=dict)
-
-
-class TrieNode(NamedTuple):
-    """A token that followed, after the path to its parent."""
-
-    token: int  # -1 in node 0, the place that all continuations follow
-    parent: int  # index of the parent; -1 for node 0
-    share: float  # of the siblings' weight, in (0, 1]
-    match_length: int  # longest match that supports the node
-    num_places: int  # that support the node
-
-
-def build_trie(continuations: Iterable[Continuation]) -> tuple[TrieNode, ...]:
-    """Merges continuations into nodes in depth-first order, the heaviest child first.
-
-    A place weighs (match length)^2: a longer match knows more of the
-    context, and several shorter ones that agree still count.
-    """
-    root = _Node()
-    for tokens, match_length in continuations:
-        node = root
-        for token in tokens:
-            node = node.children.setdefault(token, _Node())
-            node.weight += match_length**2
-            node.match_length = max(node.match_length, match_length)
-            node.count += 1
-    nodes = [TrieNode(token=-1, parent=-1, share=1.0, match_length=0, num_places=0)]
-    pending = _children(0, root)
-    while pending:
-        parent, token, share, node = pending.pop()
-        nodes.append(TrieNode(token, parent, share, node.match_length, node.count))
-        pending.extend(_children(len(nodes) - 1, node))
-    return tuple(nodes)
-
-
-def _children(index: int, node: _Node) -> list[tuple[int, int, float, _Node]]:
-    """(parent, token, share, child), the heaviest last, for it is taken off the stack first;
-    among equals the one that was added first."""
-    total = sum(child.weight for child in node.children.values())
-    ranked = sorted(reversed(node.children.items()), key=lambda item: item[1].weight)
-    return [(index, token, child.weight / total, child) for token, child in ranked]
+    def weight(self, sources: Mapping[str, float] = SOURCE_WEIGHTS) -> float:
+        """(match length)^2: a longer match knows more of the context, and several shorter ones
+        that agree still count. Neighbours weigh exp(-distance / scale) (kNN-LM, arXiv 1911.00172,
+        eq. 2), or their matching tokens, whichever is more."""
+        weight = float(self.match_length**2)
+        if self.distance is not None:
+            near = exp(-max(self.distance, 0.0) / _DENSE_SCALE)
+            weight = max(weight, _DENSE_MATCH**2 * near)
+        return sources[self.source] * weight

@@ -3,10 +3,11 @@
 Best-first drafting looks at a few dozen nodes of the hundreds that a dozen places span.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from heapq import nlargest
 from typing import NamedTuple
 
-from mmspec.retrieval.continuations import Continuation
+from mmspec.retrieval.continuations import MAX_PLACES, SOURCE_WEIGHTS, Continuation
 
 
 class Branch(NamedTuple):
@@ -20,13 +21,22 @@ class Branch(NamedTuple):
 
 
 class Trie:
-    """A place weighs (match length)^2: a longer match knows more of the context, and several
-    shorter ones that agree still count."""
+    """Of more than `limit` continuations the heaviest count, among equals the first."""
 
-    def __init__(self, continuations: Sequence[Continuation]) -> None:
-        self._tokens = [tokens for tokens, _ in continuations]
-        self._lengths = [length for _, length in continuations]
-        self._weights = [length**2 for length in self._lengths]
+    def __init__(
+        self,
+        continuations: Sequence[Continuation],
+        *,
+        limit: int = MAX_PLACES,
+        sources: Mapping[str, float] = SOURCE_WEIGHTS,
+    ) -> None:
+        """`sources`: the weights of places by source. Raises KeyError for one that lacks there."""
+        weighted = [(one.weight(sources), one) for one in continuations]
+        if len(weighted) > limit:
+            weighted = nlargest(limit, weighted, key=lambda pair: pair[0])
+        self._weights = [weight for weight, _ in weighted]
+        self._tokens = [one.tokens for _, one in weighted]
+        self._lengths = [one.match_length for _, one in weighted]
         longest = max(self._lengths, default=0)
         self.root = Branch(-1, 0, 1.0, longest, tuple(range(len(self._tokens))))
 

@@ -1,14 +1,19 @@
-"""build_trie: continuations of several places as one trie."""
+"""Continuations of several places, weighted, as one trie."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tries import TrieNode, build_trie
 
-from mmspec.retrieval.continuations import Continuation, TrieNode, build_trie
+from mmspec.retrieval.continuations import SOURCE_WEIGHTS, Continuation
 
 continuations = st.lists(
     st.builds(
-        Continuation, st.lists(st.integers(0, 3), max_size=4), match_length=st.integers(1, 5)
+        Continuation,
+        st.lists(st.integers(0, 3), max_size=4),
+        match_length=st.integers(1, 5),
+        source=st.sampled_from([*SOURCE_WEIGHTS]),
+        distance=st.none() | st.floats(0.0, 4.0),
     ),
     max_size=8,
 )
@@ -70,6 +75,24 @@ def test_nodes_are_in_depth_first_order(found: list[Continuation]) -> None:
         stack.append(index)
 
 
+def test_an_equal_match_of_the_request_itself_outweighs_a_corpus() -> None:
+    found = [Continuation([7], 4, "suffix"), Continuation([8], 4, "online")]
+    assert [node.token for node in build_trie(found)] == [-1, 8, 7]
+    assert [node.source for node in build_trie(found)[1:]] == ["online", "suffix"]
+
+
+def test_a_nearer_neighbour_weighs_more_and_a_long_match_never_less_for_being_near() -> None:
+    near, far = (Continuation([7], 0, "dense", distance) for distance in (0.1, 0.9))
+    assert near.weight() > far.weight() > 0
+    assert Continuation([7], 32, "dense", 4.0).weight() == Continuation([7], 32, "suffix").weight()
+
+
+def test_the_heaviest_places_count_where_there_are_too_many() -> None:
+    found = [*(Continuation([token], 1) for token in range(40)), Continuation([99], 5)]
+    tokens = {node.token for node in build_trie(found)[1:]}
+    assert tokens == {99, *range(31)}
+
+
 # ORACLE
 
 
@@ -81,12 +104,17 @@ def test_every_node_is_supported_as_the_places_say(found: list[Continuation]) ->
     prefixes = {tuple(c.tokens[:end]) for c in found for end in range(len(c.tokens) + 1)} | {()}
     assert nodes.keys() == prefixes
 
-    def weight(path: tuple[int, ...]) -> int:
-        return sum(length**2 for tokens, length in found if tuple(tokens[: len(path)]) == path)
+    def weight(path: tuple[int, ...]) -> float:
+        return sum(one.weight() for one in found if tuple(one.tokens[: len(path)]) == path)
 
     for path in prefixes - {()}:
-        lengths = [length for tokens, length in found if tuple(tokens[: len(path)]) == path]
+        support = [one for one in found if tuple(one.tokens[: len(path)]) == path]
         siblings = [other for other in prefixes if other and other[:-1] == path[:-1]]
         node = nodes[path]
-        assert (node.num_places, node.match_length) == (len(lengths), max(lengths)), path
+        longest = max(one.match_length for one in support)
+        assert (node.num_places, node.match_length) == (len(support), longest), path
         assert node.share == pytest.approx(weight(path) / sum(map(weight, siblings))), path
+        heaviest = max(one.weight() for one in support)
+        assert node.source in {one.source for one in support if one.weight() == heaviest}
+        distances = [one.distance for one in support if one.distance is not None]
+        assert node.distance == (min(distances) if distances else None)

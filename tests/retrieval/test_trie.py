@@ -4,12 +4,17 @@ from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tries import build_trie
 
-from mmspec.retrieval import Branch, Continuation, Trie, build_trie
+from mmspec.retrieval import Branch, Continuation, Trie
 
 continuations = st.lists(
     st.builds(
-        Continuation, st.lists(st.integers(0, 3), max_size=4), match_length=st.integers(1, 5)
+        Continuation,
+        st.lists(st.integers(0, 3), max_size=4),
+        match_length=st.integers(1, 5),
+        source=st.just("online"),
+        distance=st.none(),
     ),
     max_size=8,
 )

@@ -1,0 +1,283 @@
+"""`mmspec index`: a datastore of documents to draft from: build | add | delete | info | query."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from mmspec.cli.console import (
+    EXIT_INTERRUPTED,
+    consoles,
+    mistakes_told,
+    printable,
+    quiet_transformers,
+    write,
+)
+from mmspec.errors import DatastoreError, ModelError
+from mmspec.inputs.documents import TextDocument, find_documents, read_documents
+from mmspec.inputs.text_tokens import TextTokens
+from mmspec.retrieval import Datastore, DatastoreWriter, Document
+from mmspec.retrieval.journal import read_journal
+from mmspec.retrieval.manifest import Manifest
+from mmspec.retrieval.writer import SEGMENT_TOKENS
+from mmspec.target.load import load_processor, resolve_path
+
+index = typer.Typer(no_args_is_help=True, help="A datastore of documents to draft from.")
+
+_Store = Annotated[Path, typer.Argument(metavar="STORE", help="The datastore's folder.")]
+_Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUTS...", help="Files, folders, globs: text, JSONL, HTML, PDF."),
+]
+_Field = Annotated[str, typer.Option(help="The field of a JSONL line that holds its text.")]
+_Model = Annotated[
+    str | None, typer.Option(help="Whose tokenizer; by default the datastore's target.")
+]
+_Segment = Annotated[int, typer.Option(help="Tokens that are sorted in one piece.")]
+_Fresh = Annotated[bool, typer.Option("--fresh", help="Drop what an interrupted run has begun.")]
+_Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+@index.command()
+def build(
+    store: _Store,
+    inputs: _Inputs,
+    model: Annotated[str, typer.Option(help="The target: a folder or a name.")],
+    field: _Field = "text",
+    segment_tokens: _Segment = SEGMENT_TOKENS,
+    fresh: _Fresh = False,
+) -> None:
+    """Index documents in a new folder. Interrupted, the same command goes on where it was."""
+    stdout, stderr = consoles()
+    with mistakes_told(stderr):
+        tokens = _tokens_of(model)
+        writer = DatastoreWriter.create(
+            store, tokenizer=tokens.hash(), vocab_size=tokens.vocab_size, target=model
+        )
+        with writer:
+            files = find_documents(inputs)
+            described = _described(files, field)
+            if writer.manifest.generation and writer.manifest.inputs != described:
+                raise DatastoreError(
+                    f"{store}: holds a finished datastore of other documents; expected a new "
+                    "folder, or use `mmspec index add`"
+                )
+            _fill(writer, tokens, files, described, field, segment_tokens, fresh, stderr)
+            stdout.print(_summary(store, writer.manifest))
+
+
+@index.command()
+def add(
+    store: _Store,
+    inputs: _Inputs,
+    model: _Model = None,
+    field: _Field = "text",
+    segment_tokens: _Segment = SEGMENT_TOKENS,
+    fresh: _Fresh = False,
+) -> None:
+    """Add documents. What reads the datastore meanwhile goes on with what it has."""
+    stdout, stderr = consoles()
+    with mistakes_told(stderr), DatastoreWriter.open(store) as writer:
+        tokens = _tokens_of(model or writer.manifest.target)
+        writer.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=tokens.vocab_size)
+        files = find_documents(inputs)
+        described = _described(files, field)
+        _fill(writer, tokens, files, described, field, segment_tokens, fresh, stderr)
+        stdout.print(_summary(store, writer.manifest))
+
+
+@index.command()
+def delete(
+    store: _Store,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As `info --documents` says.")],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Also take their tokens off the disk at once.")
+    ] = False,
+) -> None:
+    """Delete documents: nothing finds them any more."""
+    stdout, stderr = consoles()
+    with mistakes_told(stderr), DatastoreWriter.open(store) as writer:
+        writer.delete(ids)
+        if purge:
+            writer.purge()
+        stdout.print(_summary(store, writer.manifest))
+
+
+@index.command()
+def info(
+    store: _Store,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check all files, counts and the order.")
+    ] = False,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="List the documents' ids and sources.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """What a datastore holds, and whether it is sound. Exit code 2: it is not."""
+    stdout, stderr = consoles()
+    with mistakes_told(stderr):
+        if read_journal(store) is not None:
+            stderr.print("An unfinished build or add is waiting: run it again to finish it.")
+        opened = Datastore.open(store, verify=False)
+        if verify:
+            with stderr.status("Checking"):
+                opened.check_integrity()
+        names = [
+            name
+            for segment in opened.manifest.segments
+            for name in (opened.documents(segment) if documents else ())
+        ]
+        if as_json:
+            values = {**asdict(opened.manifest), **_counts(opened.manifest)}
+            if documents:
+                values["documents"] = [name._asdict() for name in names]
+            typer.echo(json.dumps(values))
+            return
+        stdout.print(_summary(store, opened.manifest))
+        if verify:
+            stdout.print(Text("✓ checksums, counts and order are right", style="green"))
+        for name in names:
+            write(stdout, f"{name.id}\t{name.source}\n")
+
+
+@index.command()
+def query(
+    store: _Store,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What was said so far.")],
+    model: _Model = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many places.")] = 8,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of each continuation.")] = 24,
+    min_match: Annotated[int, typer.Option(min=1, help="Tokens that have to agree.")] = 1,
+    as_json: _Json = False,
+) -> None:
+    """Show what followed the longest end of TEXT that the documents hold."""
+    stdout, stderr = consoles()
+    with mistakes_told(stderr):
+        opened = Datastore.open(store)
+        tokens = _tokens_of(model or opened.manifest.target)
+        opened.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=None)
+        longest = opened.longest(tokens.encode(text), max_match=64)
+        found = []
+        if longest.length >= min_match:
+            for place in opened.places(longest, limit=limit):
+                found.append(
+                    {
+                        "document": opened.document_of(place).id,
+                        "match": tokens.decode(opened.tokens_before(place, longest.length)),
+                        "continuation": tokens.decode(opened.tokens_from(place, length)),
+                    }
+                )
+        if as_json:
+            head = {"match_length": longest.length, "num_places": longest.num_places}
+            typer.echo(json.dumps({**head, "places": found}))
+            return
+        if not found:
+            stdout.print("No place agrees with the end of this text.")
+            return
+        head_text = f"{longest.length} tokens agree in {longest.num_places} places"
+        stdout.print(Text(head_text, style="dim"))
+        for one in found:
+            stdout.print(
+                Text.assemble(
+                    (_one_line(one["match"]), "dim"),
+                    (_one_line(one["continuation"]), "green"),
+                    (f"  [{printable(one['document'])}]", "dim"),
+                ),
+                soft_wrap=True,
+            )
+
+
+def _fill(
+    writer: DatastoreWriter,
+    tokens: TextTokens,
+    files: Sequence[Path],
+    described: str,
+    field: str,
+    segment_tokens: int,
+    fresh: bool,
+    stderr: Console,
+) -> None:
+    """Adds what is not in yet, file by file, and commits."""
+    done = writer.begin(inputs=described, segment_tokens=segment_tokens, fresh=fresh)
+    if done:
+        stderr.print(f"Going on after {done} documents")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
+            task = progress.add_task("Reading files", total=len(files))
+            for number, document in enumerate(_each(files, field, progress, task)):
+                if number >= done:
+                    encoded = tokens.encode(document.text)
+                    writer.append(Document(document.id, document.source, encoded))
+            progress.update(task, description="Sorting")
+            writer.commit()
+    except KeyboardInterrupt as error:
+        stderr.print("Interrupted: run the same command again to go on.")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _each(
+    files: Sequence[Path], field: str, progress: Progress, task: TaskID
+) -> Iterator[TextDocument]:
+    for path in files:
+        yield from read_documents(path, field=field)
+        progress.advance(task)
+
+
+def _tokens_of(model: str) -> TextTokens:
+    quiet_transformers()
+    path = resolve_path(model)
+    processor = load_processor(path)
+    if processor is None:
+        raise ModelError(f"{path}: this folder has no tokenizer; name the target's folder: --model")
+    return TextTokens(getattr(processor, "tokenizer", processor))
+
+
+def _one_line(text: str) -> str:
+    return printable(text.replace("\n", "⏎"))
+
+
+def _described(files: Sequence[Path], field: str) -> str:
+    """The same for the same files, as long as nobody has written to them."""
+    digest = hashlib.sha256(field.encode())
+    for path in files:
+        stat = path.stat()
+        digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _counts(manifest: Manifest) -> dict[str, int]:
+    return {
+        "num_documents": manifest.num_documents,
+        "num_tokens": manifest.num_tokens,
+        "num_bytes": manifest.num_bytes,
+        "num_keys": manifest.dense.num_keys if manifest.dense else 0,
+    }
+
+
+def _summary(store: Path, manifest: Manifest) -> Text:
+    counts = _counts(manifest)
+    parts = [
+        f"{store}: {counts['num_documents']:,} documents",
+        f"{counts['num_tokens']:,} tokens",
+        f"{counts['num_keys']:,} hidden states",
+        f"{len(manifest.segments)} segments",
+        f"{counts['num_bytes'] / 1e6:,.1f} MB",
+        f"for {manifest.target or 'an unnamed target'}",
+    ]
+    return Text(printable(" · ".join(parts)))

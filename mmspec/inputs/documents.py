@@ -1,0 +1,171 @@
+"""Documents: text, Markdown, HTML, PDF and JSONL files -> their text, page by page."""
+
+import glob
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmspec.errors import InputError, MissingExtraError
+
+_TEXT = (".txt", ".text", ".md", ".markdown", ".rst")
+_HTML = (".html", ".htm", ".xhtml")
+_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (*_TEXT, *_HTML, *_LINES, ".pdf")  # that are taken from a folder
+_EXTRA = "install mmspec[docs]"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page's text layer; a file without pages is one page."""
+
+    number: int  # from 1
+    text: str
+
+
+@dataclass(frozen=True)
+class TextDocument:
+    """A document as text."""
+
+    id: str  # the file's path; of a JSONL line its "id", or the path and the line's number
+    source: str  # the file's path
+    pages: tuple[Page, ...]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(page.text for page in self.pages)
+
+
+def find_documents(inputs: Sequence[str]) -> list[Path]:
+    """The files that `inputs` mean, each once: files as they are, globs ("notes/**/*.md"), and
+    folders with all files of known kinds below them; each folder and glob in sorted order.
+
+    Raises InputError where one means nothing.
+    """
+    found: dict[Path, None] = {}
+    for given in inputs:
+        if os.path.isdir(given):
+            below = sorted(path for path in Path(given).rglob("*") if path.is_file())
+            files = [path for path in below if path.suffix.lower() in SUFFIXES]
+        elif os.path.isfile(given):
+            files = [Path(given)]
+        else:
+            below = sorted(map(Path, glob.glob(given, recursive=True)))
+            files = [path for path in below if path.is_file()]
+        if not files:
+            raise InputError(
+                f"{given!r}: no such file, folder or glob, or a folder without documents; expected "
+                f"files of {', '.join(SUFFIXES)}"
+            )
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def read_documents(path: Path, *, field: str = "text") -> Iterator[TextDocument]:
+    """The documents of one file: one, or of JSONL one a line, whose text is in `field`. A file of
+    another kind is read as plain text.
+
+    Raises InputError: cannot be read, not UTF-8, not JSON, no such field, a broken PDF; and
+    MissingExtraError where HTML or PDF needs a package that is not there.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _LINES:
+        yield from _read_lines(path, field)
+        return
+    read: Callable[[Path], tuple[Page, ...]] = _read_text
+    if suffix in _HTML:
+        read = _read_html
+    elif suffix == ".pdf":
+        read = _read_pdf
+    yield TextDocument(str(path), str(path), read(path))
+
+
+def _read_text(path: Path) -> tuple[Page, ...]:
+    try:
+        return (Page(1, _bytes(path).decode("utf-8-sig")),)
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
+
+
+def _read_lines(path: Path, field: str) -> Iterator[TextDocument]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _line_document(path, number, line, field)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from error
+
+
+def _line_document(path: Path, number: int, line: str, field: str) -> TextDocument:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number}: is not JSON: {error}") from error
+    text = values.get(field) if isinstance(values, dict) else None
+    if not isinstance(text, str):
+        names = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        raise InputError(
+            f"{path}, line {number}: no text in the field {field!r}: got {names or 'nothing'}; "
+            "name the field that holds it: --field"
+        )
+    own = values.get("id")
+    name = str(own) if isinstance(own, str | int) and own != "" else f"{path}#{number}"
+    return TextDocument(name, str(path), (Page(1, text),))
+
+
+def _read_html(path: Path) -> tuple[Page, ...]:
+    try:
+        import html_text
+        import lxml.html
+    except ImportError as error:
+        raise MissingExtraError(f"{path}: reading HTML needs html-text: {_EXTRA}") from error
+    data = _bytes(path)
+    try:
+        tree = lxml.html.document_fromstring(data) if data.strip() else None
+    except (ValueError, lxml.etree.LxmlError) as error:
+        raise InputError(f"{path}: cannot be read as HTML: {error}") from error
+    return (Page(1, html_text.extract_text(tree) if tree is not None else ""),)
+
+
+def _read_pdf(path: Path) -> tuple[Page, ...]:
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise MissingExtraError(f"{path}: reading PDF needs pypdfium2: {_EXTRA}") from error
+    data = _bytes(path)
+    try:
+        with pypdfium2.PdfDocument(data) as document:
+            return tuple(
+                Page(number, _page_text(page)) for number, page in enumerate(document, start=1)
+            )
+    except pypdfium2.PdfiumError as error:
+        raise InputError(
+            f"{path}: cannot be read as PDF: {error}; is it complete, and without a password?"
+        ) from error
+
+
+def _page_text(page: Any) -> str:
+    text_page = page.get_textpage()
+    try:
+        text = text_page.get_text_bounded().replace("\r\n", "\n")
+        # Pdfium's marks for a hyphen that splits a word between two lines.
+        return text.replace("\x02", "").replace("\ufffe", "")
+    finally:
+        text_page.close()
+        page.close()
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
+    return InputError(f"{path}: is not UTF-8 text: {error.reason}; convert it to UTF-8 first")

@@ -1,0 +1,110 @@
+"""Files of a datastore: written in full or not at all, never changed, known by their checksum."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from mmspec.errors import DatastoreError
+
+_CHUNK_BYTES = 2**20
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What the manifest says of a file."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+def record_of(path: Path) -> FileRecord:
+    """The record of a finished file."""
+    return FileRecord(path.name, path.stat().st_size, sha256_of(path))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(folder: Path, record: FileRecord, *, contents: bool) -> None:
+    """Compares a file with its record: its length, and with `contents` its checksum.
+
+    Raises DatastoreError where they differ, FileNotFoundError where it is gone.
+    """
+    path = folder / record.name
+    num_bytes = path.stat().st_size
+    if num_bytes != record.num_bytes:
+        raise DatastoreError(
+            f"{path}: this file is damaged: got {num_bytes} bytes, the manifest says "
+            f"{record.num_bytes}; restore the folder from a copy, or build it again"
+        )
+    if contents and sha256_of(path) != record.sha256:
+        raise DatastoreError(
+            f"{path}: this file is damaged: its SHA-256 is not the manifest's; restore the folder "
+            "from a copy, or build it again"
+        )
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> FileRecord:
+    """`write` fills a file beside `path`, which then takes its place, on the disk for good.
+
+    Raises OSError: nothing at `path` has changed then.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+            flush(file)
+        record = FileRecord(path.name, partial.stat().st_size, sha256_of(partial))
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return record
+
+
+def flush(file: BinaryIO) -> None:
+    """What was written is on the disk when this returns."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """New and replaced names in `folder` outlive a power failure."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def chunks(data: memoryview) -> Iterator[memoryview]:
+    """`data` in pieces, so that a full disk is noticed early."""
+    flat = data.cast("B")
+    for start in range(0, len(flat), _CHUNK_BYTES):
+        yield flat[start : start + _CHUNK_BYTES]
+
+
+@contextmanager
+def full_disk_told(folder: Path, advice: str) -> Iterator[None]:
+    """A full disk, or a file larger than this process may write, becomes a DatastoreError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DatastoreError(
+            f"{folder}: no room left to write ({error.strerror}); the datastore is as it was "
+            f"before, nothing of it is lost. Make room, then {advice}"
+        ) from error

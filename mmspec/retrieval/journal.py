@@ -1,0 +1,62 @@
+"""The journal of an unfinished build or add: what is safe on the disk, and where to go on."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mmspec.errors import DatastoreError
+from mmspec.retrieval.corpus import Checkpoint
+from mmspec.retrieval.files import write_atomically
+from mmspec.retrieval.manifest import FORMAT, SegmentRecord, parse_segment
+
+JOURNAL = "building.json"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """How far an add has come."""
+
+    inputs: str  # what is being added, as the caller described it
+    generation: int  # of the manifest that it adds to
+    tokenizer: str
+    vocab_size: int
+    segment_tokens: int
+    num_documents: int  # of the inputs, that are in
+    next_number: int
+    next_position: int
+    finished: tuple[SegmentRecord, ...]
+    current: int  # the number of the shard that is being written; 0: none
+    checkpoint: Checkpoint
+
+    def continues(self, new: "Journal") -> bool:
+        """Whether going on from here gives what starting with `new` would."""
+
+        def settings(journal: Journal) -> tuple[object, ...]:
+            return journal.inputs, journal.tokenizer, journal.vocab_size, journal.segment_tokens
+
+        return settings(self) == settings(new)
+
+
+def write_journal(folder: Path, journal: Journal) -> None:
+    """Raises OSError: the one before stays."""
+    text = json.dumps({"format": FORMAT, **asdict(journal)}) + "\n"
+    write_atomically(folder / JOURNAL, lambda file: file.write(text.encode()))
+
+
+def read_journal(folder: Path) -> Journal | None:
+    """The unfinished add's journal; None where nothing is unfinished."""
+    path = folder / JOURNAL
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("format") != FORMAT:
+            raise ValueError("another format")
+        values["finished"] = tuple(map(parse_segment, values["finished"]))
+        values["checkpoint"] = Checkpoint(*values["checkpoint"])
+        return Journal(**values)
+    except FileNotFoundError:
+        return None
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatastoreError(
+            f"{path}: is not a journal of this version ({error!r}); delete it to start the "
+            "unfinished build again"
+        ) from error

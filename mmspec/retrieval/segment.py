@@ -1,0 +1,109 @@
+"""Segment: a shard and its suffix index, opened from a datastore's folder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmspec.errors import DatastoreError
+from mmspec.retrieval.corpus import SUFFIXES, Shard, ShardWriter, map_file
+from mmspec.retrieval.files import FileRecord, record_of, write_atomically
+from mmspec.retrieval.manifest import SegmentRecord
+from mmspec.retrieval.suffix_index import SuffixIndex, places_without, sorted_places
+
+PLACES = ".suffixes"
+
+
+class Segment:
+    """Some of the datastore's documents, and look-ups in them."""
+
+    def __init__(self, folder: Path, record: SegmentRecord, *, vocab_size: int) -> None:
+        """Raises FileNotFoundError where a writer has replaced it meanwhile."""
+        self.record = record
+        self.shard = Shard(stem_of(folder, record.number), vocab_size=vocab_size)
+        places = memoryview(map_file(folder / record.files[-1].name))
+        self.suffixes = SuffixIndex(self.shard, places)
+        self.deleted = frozenset(record.deleted)
+
+    def check_integrity(self) -> None:
+        """Counts, tables and the suffix array's order. Raises DatastoreError."""
+        self.shard.check_integrity()
+        self.suffixes.check_order()
+        lengths = self.shard.documents["length"]
+        record = self.record
+        counts = (int(lengths.sum()), len(lengths) - len(self.deleted), len(self.suffixes))
+        expected = (record.num_tokens, record.num_documents, record.num_places)
+        if counts != expected:
+            raise DatastoreError(
+                f"segment {record.number}: got (tokens, documents, places) = {counts}, the "
+                f"manifest says {expected}: it is damaged; build the datastore again"
+            )
+
+
+def stem_of(folder: Path, number: int) -> Path:
+    """The path of a segment's files, but for their suffixes."""
+    return folder / f"{number:06d}"
+
+
+def finish_segment(folder: Path, number: int, *, vocab_size: int) -> SegmentRecord:
+    """Sorts a complete shard. Raises OSError."""
+    stem = stem_of(folder, number)
+    shard = Shard(stem, vocab_size=vocab_size)
+    files = tuple(record_of(stem.with_suffix(suffix)) for suffix in SUFFIXES)
+    places = sorted_places(shard)
+    written = _write_places(stem.with_suffix(PLACES), places)
+    return SegmentRecord(
+        number=number,
+        num_tokens=int(shard.documents["length"].sum()),
+        deleted=(),
+        num_documents=len(shard.documents),
+        num_places=len(places),
+        files=(*files, written),
+    )
+
+
+def mark_deleted(
+    folder: Path, record: SegmentRecord, documents: frozenset[int], *, number: int, vocab_size: int
+) -> SegmentRecord:
+    """The segment with a new suffix array, numbered `number`, that has nothing of `documents`.
+
+    Their tokens stay in the shard until it is merged, but nothing finds them. Raises OSError.
+    """
+    segment = Segment(folder, record, vocab_size=vocab_size)
+    before = np.frombuffer(segment.suffixes.places, np.uint32)
+    places = places_without(segment.shard, before, documents)
+    deleted = segment.deleted | documents
+    written = _write_places(stem_of(folder, number).with_suffix(PLACES), places)
+    return replace(
+        record,
+        deleted=tuple(sorted(deleted)),
+        num_documents=len(segment.shard.documents) - len(deleted),
+        num_places=len(places),
+        files=(*record.files[:-1], written),
+    )
+
+
+def merge_segments(
+    folder: Path, records: Sequence[SegmentRecord], *, number: int, vocab_size: int
+) -> SegmentRecord:
+    """One new segment of the documents of several, the deleted ones left out. Raises OSError."""
+    writer = ShardWriter(stem_of(folder, number), vocab_size=vocab_size)
+    try:
+        for record in records:
+            shard = Shard(stem_of(folder, record.number), vocab_size=vocab_size)
+            deleted = frozenset(record.deleted)
+            for document, name in enumerate(shard.names):
+                if document not in deleted:
+                    start, length, position = shard.documents[document].tolist()
+                    tokens = shard.tokens[start : start + length].astype(np.int64)
+                    writer.append(name, tokens, position=position)
+        writer.checkpoint()
+    finally:
+        writer.close()
+    return finish_segment(folder, number, vocab_size=vocab_size)
+
+
+def _write_places(path: Path, places: NDArray[np.uint32]) -> FileRecord:
+    return write_atomically(path, lambda file: file.write(places.data))

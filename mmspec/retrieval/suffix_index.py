@@ -1,0 +1,163 @@
+"""SuffixIndex: the longest end of a text that a shard holds, and the places that hold it."""
+
+import struct
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmspec.errors import DatastoreError
+from mmspec.retrieval.corpus import Shard
+from mmspec.retrieval.suffix_sort import DEPTH, sort_ends
+
+Choice: TypeAlias = Literal["spread", "latest"]
+_FEW = 4096  # places among which "latest" finds the exact ones
+
+
+class Found(NamedTuple):
+    """The places whose preceding `length` tokens equal the end of a text."""
+
+    length: int  # 0: nothing was found
+    low: int  # slots low .. high - 1 of the suffix array
+    high: int
+
+    @property
+    def num_places(self) -> int:
+        return self.high - self.low
+
+
+NOTHING = Found(0, 0, 0)
+
+
+def sorted_places(shard: Shard) -> NDArray[np.uint32]:
+    """The shard's suffix array: its places with a token before and a token behind them, in the
+    order of `sort_ends`."""
+    is_token = shard.tokens < shard.vocab_size
+    is_place = np.zeros(len(is_token), bool)
+    is_place[1:] = is_token[1:] & is_token[:-1]
+    ends = sort_ends(shard.tokens, vocab_size=shard.vocab_size)
+    return ends[is_place[ends]]
+
+
+def places_without(
+    shard: Shard, places: NDArray[np.uint32], documents: Iterable[int]
+) -> NDArray[np.uint32]:
+    """A suffix array less its places in `documents`."""
+    is_kept = np.ones(shard.num_tokens, bool)
+    for document in documents:
+        record = shard.documents[document]
+        is_kept[record["start"] : int(record["start"]) + int(record["length"])] = False
+    return places[is_kept[places]]
+
+
+class SuffixIndex:
+    """Look-ups in a shard by its suffix array, both memory-mapped; nothing is read beforehand.
+
+    A token that is not in the vocabulary is a separator, in the shard as in a query: no match
+    crosses it.
+    """
+
+    def __init__(self, shard: Shard, places: memoryview) -> None:
+        """`places` are the bytes of a suffix array: uint32, as `sorted_places` gives them."""
+        self.shard = shard
+        self.places = places.cast("I") if len(places) else memoryview(b"").cast("B")
+
+    def __len__(self) -> int:
+        """Places that can be found."""
+        return len(self.places)
+
+    def longest(self, query: Sequence[int], *, max_match: int = 32) -> Found:
+        """The longest end of `query`, of up to `max_match` <= 64 tokens, that stands anywhere
+        before a token."""
+        if not 0 < max_match <= DEPTH:
+            raise ValueError(f"max_match={max_match}: expected 1 .. {DEPTH}")
+        pattern = self._pattern(query[-max_match:])
+        if not pattern:
+            return NOTHING
+        width, places = self.shard.format.width, self.places
+        key = self._key(len(pattern))
+        slot = bisect_left(places, pattern, key=key)
+        length = 0
+        for neighbour in (slot - 1, slot):
+            if 0 <= neighbour < len(places):
+                common = _common_bytes(key(places[neighbour]), pattern) // width
+                length = max(length, common)
+        if length == 0:
+            return NOTHING
+        prefix = pattern[: length * width]
+        key = self._key(len(prefix))
+        return Found(length, self._edge(prefix, key, slot, -1), self._edge(prefix, key, slot, 1))
+
+    def choose(self, found: Found, *, limit: int, choice: Choice = "spread") -> list[int]:
+        """Up to `limit` of the places found, as offsets of the token that follows.
+
+        "spread": evenly over what stood before the match. "latest": those that were added last,
+        the latest first; among more than 4,096 places, of an even sample of them.
+        """
+        if choice == "spread":
+            step = max(found.num_places / limit, 1.0)
+            slots = range(min(found.num_places, limit))
+            return [self.places[found.low + int(slot * step)] for slot in slots]
+        step = max(found.num_places // _FEW, 1)
+        sample = np.frombuffer(self.places[found.low : found.high], np.uint32)[::step]
+        if len(sample) > limit:
+            sample = np.partition(sample, len(sample) - limit)[-limit:]
+        return np.sort(sample)[::-1].tolist()
+
+    def check_order(self, *, samples: int = 4096) -> None:
+        """Compares `samples` neighbours, evenly spaced. Raises DatastoreError for a wrong order."""
+        key = self._key(DEPTH * self.shard.format.width)
+        pairs = max(len(self) - 1, 0)
+        for slot in np.linspace(0, pairs - 1, min(samples, pairs)).astype(int).tolist():
+            first, second = self.places[slot], self.places[slot + 1]
+            if max(first, second) >= self.shard.num_tokens or not (
+                (key(first), first) < (key(second), second)
+            ):
+                raise DatastoreError(
+                    f"the suffix array is out of order at slot {slot}: it does not belong to its "
+                    "shard; build the datastore again"
+                )
+
+    def _pattern(self, tail: Sequence[int]) -> bytes:
+        """The tokens behind the last separator, the last first, big-endian: as bytes they then
+        compare as the tokens do."""
+        if tail and (min(tail) < 0 or max(tail) >= self.shard.vocab_size):
+            outside = [not 0 <= token < self.shard.vocab_size for token in tail]
+            tail = tail[len(tail) - outside[::-1].index(True) :]
+        return struct.pack(f"<{len(tail)}{self.shard.format.code}", *tail)[::-1]
+
+    def _key(self, num_bytes: int) -> Callable[[int], bytes]:
+        """From a place to the `num_bytes` before it, reversed."""
+        data, width = self.shard.data, self.shard.format.width
+
+        def key(place: int) -> bytes:
+            stop = place * width
+            return data[stop - num_bytes if stop > num_bytes else 0 : stop][::-1]
+
+        return key
+
+    def _edge(self, prefix: bytes, key: Callable[[int], bytes], slot: int, way: int) -> int:
+        """Where the places with `prefix` round `slot` end: the first of them going down, the one
+        past the last going up. Doubling steps, then bisection: few places cost few steps."""
+        places, limit = self.places, len(self.places)
+        inside, step = slot if way < 0 else slot - 1, 1
+        while 0 <= inside + way * step < limit and key(places[inside + way * step]) == prefix:
+            inside += way * step
+            step *= 2
+        outside = min(max(inside + way * step, -1), limit)
+        while abs(outside - inside) > 1:
+            middle = (inside + outside) // 2
+            if key(places[middle]) == prefix:
+                inside = middle
+            else:
+                outside = middle
+        return inside if way < 0 else inside + 1
+
+
+def _common_bytes(one: bytes, other: bytes) -> int:
+    """How many leading bytes agree."""
+    size = min(len(one), len(other))
+    difference = int.from_bytes(one[:size]) ^ int.from_bytes(other[:size])
+    return size - (difference.bit_length() + 7) // 8

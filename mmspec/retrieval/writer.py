@@ -1,0 +1,383 @@
+"""DatastoreWriter: adds and deletes documents; one writer at a time, readers never wait.
+
+Files are written under new names and never changed; the manifest is replaced last. So a reader sees
+the state before or the state after, and whatever a killed writer leaves behind is either gone on
+with or swept away by the next one.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from mmspec.errors import DatastoreError
+from mmspec.retrieval.appender import Appender
+from mmspec.retrieval.corpus import SUFFIXES, Checkpoint, Document, Shard, TokenFormat
+from mmspec.retrieval.dense_index import DenseBuilder, Keys, Positions
+from mmspec.retrieval.files import FileRecord, check_file, full_disk_told, write_atomically
+from mmspec.retrieval.journal import JOURNAL, Journal, read_journal, write_journal
+from mmspec.retrieval.manifest import (
+    MANIFEST,
+    DenseRecord,
+    Manifest,
+    commit_manifest,
+    read_manifest,
+)
+from mmspec.retrieval.merging import with_segments, without_deleted
+from mmspec.retrieval.segment import mark_deleted, stem_of
+
+SEGMENT_TOKENS = 2**24  # sorted in one piece: some 0.8 GB of memory
+_OURS = r"\d{6}\.(tokens|documents|names|suffixes|faiss|vectors)(\.partial)?"
+
+
+class KeyBatch(NamedTuple):
+    """Hidden states of a target, and the positions of the tokens that follow them."""
+
+    positions: Positions  # (rows,)
+    keys: Keys  # (rows, dim)
+
+
+class DatastoreWriter:
+    """Writes one datastore; holds its lock until it is closed.
+
+        with DatastoreWriter.create(folder, tokenizer=..., vocab_size=...) as writer:
+            done = writer.begin(inputs="what the documents are")
+            for document in documents[done:]:
+                writer.append(document)
+            writer.commit()
+
+    Killed and run again with the same inputs it goes on where it was, and the folder it finishes
+    is the same, byte for byte, but for the times in the manifest.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, lock: FileLock) -> None:
+        """Use `create` or `open`."""
+        self.folder = folder
+        self.manifest = manifest
+        self._lock = lock
+        self._appender: Appender | None = None
+
+    @classmethod
+    def create(
+        cls, folder: str | Path, *, tokenizer: str, vocab_size: int, target: str = ""
+    ) -> "DatastoreWriter":
+        """A new datastore, or the unfinished or finished one that was begun there for the same
+        tokenizer. The folder gets its manifest with the first commit.
+
+        Raises DatastoreError: another writer is at work, the folder holds something else.
+        """
+        TokenFormat.of(vocab_size)
+        path = Path(folder)
+        _check_folder(path)
+
+        def manifest() -> Manifest:
+            if not (path / MANIFEST).exists():
+                return Manifest(tokenizer=tokenizer, vocab_size=vocab_size, target=target)
+            found = read_manifest(path)
+            found.check_fit(path, tokenizer=tokenizer, vocab_size=vocab_size)
+            return found
+
+        return cls._locked(path, manifest)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "DatastoreWriter":
+        """A datastore that is there. Raises DatastoreError: there is none, or another writer is at
+        work on it."""
+        path = Path(folder)
+        read_manifest(path)  # before a lock is made in a folder that is none of ours
+        return cls._locked(path, lambda: read_manifest(path))
+
+    @classmethod
+    def _locked(cls, folder: Path, manifest: Callable[[], Manifest]) -> "DatastoreWriter":
+        """The system frees the lock when its holder dies, however that comes about."""
+        lock = FileLock(folder / "LOCK")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise DatastoreError(
+                f"{folder}: another writer is at work on this datastore; wait until it is done "
+                "(reading goes on meanwhile)"
+            ) from error
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        try:
+            writer = cls(folder, manifest(), lock)
+            writer._tidy(writer._unfinished())
+            return writer
+        except BaseException:
+            lock.release()
+            raise
+
+    def __enter__(self) -> "DatastoreWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the lock back. What was appended and not committed waits for the same inputs."""
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
+        self._lock.release()
+
+    def begin(
+        self, *, inputs: str = "", segment_tokens: int = SEGMENT_TOKENS, fresh: bool = False
+    ) -> int:
+        """Begins to add documents, or goes on; returns how many of them are in already.
+
+        `inputs` describes the documents (a hash of their sources, say); the same text means the
+        same documents in the same order. "" never goes on. Also where the last commit added these
+        very inputs: then all of them are in. `fresh` drops what is unfinished.
+
+        Raises DatastoreError where the unfinished add was given other inputs.
+        """
+        if not 2 <= segment_tokens < 2**32 - 1:
+            raise DatastoreError(f"segment_tokens={segment_tokens}: expected 2 .. 2^32 - 2")
+        with self._full_disk_told():
+            journal = None if fresh else self._unfinished()
+            if not fresh and journal is None and inputs and inputs == self.manifest.inputs:
+                return self.manifest.num_documents
+            new = self._new_journal(inputs, segment_tokens)
+            if journal is None or not journal.inputs or not inputs:
+                journal = new
+                write_journal(self.folder, new)
+            elif not journal.continues(new):
+                raise DatastoreError(
+                    f"{self.folder}: an unfinished build is waiting here, of other documents or "
+                    "settings than these; run it with what it began with, or drop it: fresh=True, "
+                    "--fresh"
+                )
+            self._tidy(journal)
+            self._appender = Appender(self.folder, journal, before=self.manifest.segments)
+        return journal.num_documents
+
+    def append(self, document: Document) -> None:
+        """Adds one document. It counts when `commit` has returned.
+
+        Raises DatastoreError: an id that is there already, a token outside of the vocabulary, no
+        room on the disk.
+        """
+        if self._appender is None:
+            raise RuntimeError("append() before begin(), or when all of the inputs are in")
+        with self._full_disk_told():
+            self._appender.append(document)
+
+    def commit(self) -> Manifest:
+        """Makes what was appended part of the datastore, all of it at once."""
+        if self._appender is None:
+            return self.manifest
+        with self._full_disk_told():
+            journal = self._appender.finish()
+            manifest = replace(
+                self.manifest,
+                next_number=journal.next_number,
+                next_position=journal.next_position,
+                inputs=journal.inputs,
+            )
+            segments = (*self.manifest.segments, *journal.finished)
+            self._commit(
+                with_segments(self.folder, manifest, segments, limit=journal.segment_tokens)
+            )
+        self._appender = None
+        return self.manifest
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Deletes the documents with these ids, and returns how many. Nothing finds them any more;
+        their tokens stay in the shards' files until these are merged or purged.
+
+        Raises DatastoreError where an id is not there (nothing is deleted then), or an add is
+        unfinished.
+        """
+        self._refuse_unfinished()
+        wanted, found = frozenset(ids), set[str]()
+        manifest, positions = self.manifest, list[range]()
+        segments = list(manifest.segments)
+        for at, record in enumerate(manifest.segments):
+            shard = Shard(stem_of(self.folder, record.number), vocab_size=manifest.vocab_size)
+            deleted = frozenset(record.deleted)
+            gone = [
+                document
+                for document, name in enumerate(shard.names)
+                if name.id in wanted and document not in deleted
+            ]
+            if not gone:
+                continue
+            found |= {shard.names[document].id for document in gone}
+            for _, length, position in shard.documents[gone].tolist():
+                positions.append(range(position, position + length))
+            number = manifest.next_number
+            with self._full_disk_told():
+                segments[at] = mark_deleted(
+                    self.folder,
+                    record,
+                    frozenset(gone),
+                    number=number,
+                    vocab_size=manifest.vocab_size,
+                )
+            manifest = replace(manifest, next_number=number + 1)
+        if wanted - found:
+            missing = ", ".join(repr(name) for name in sorted(wanted - found)[:3])
+            self._tidy(None)
+            raise DatastoreError(
+                f"{self.folder}: no document with id {missing}; `mmspec index info --documents` "
+                "lists them. Nothing was deleted"
+            )
+        kept = tuple(segment for segment in segments if segment.num_documents)
+        # Deleted and added again is not "the inputs are in already".
+        manifest = replace(manifest, segments=kept, inputs="")
+        if found:
+            with self._full_disk_told():
+                self._commit(self._without_keys(manifest, positions))
+        return len(found)
+
+    def purge(self) -> None:
+        """Takes the deleted documents' tokens off the disk. Raises DatastoreError."""
+        self._refuse_unfinished()
+        if any(segment.deleted for segment in self.manifest.segments):
+            with self._full_disk_told():
+                self._commit(without_deleted(self.folder, self.manifest))
+
+    def add_keys(
+        self,
+        batches: Iterable[KeyBatch],
+        *,
+        dim: int,
+        fingerprint: str,
+        probe: Sequence[float] = (),
+        expected: int = 0,
+    ) -> Manifest:
+        """Adds hidden states to the dense index, or begins it, in one commit.
+
+        `fingerprint` names the weights that made them and `probe` is a hidden state (dim,) of some
+        text that the caller can make again: `Datastore.check_target` compares both. `expected`
+        keys in all lay the index out for so many. Adding in the order of positions, one can go on
+        after a stop from the manifest's `dense.next_position`.
+
+        Raises DatastoreError where the keys that are there came from other weights.
+        """
+        self._refuse_unfinished()
+        record = self.manifest.dense
+        if record is not None and (record.fingerprint, record.dim) != (fingerprint, dim):
+            raise DatastoreError(
+                f"{self.folder}: its dense index holds hidden states of other weights: got "
+                f"{fingerprint} with {dim} values, expected {record.fingerprint} with {record.dim}"
+            )
+        builder = self._dense_builder(record) if record else DenseBuilder(dim)
+        last = record.next_position if record else 0
+        for positions, keys in batches:
+            builder.add(positions, keys, expected=expected)
+            last = max(last, int(positions.max(initial=-1)) + 1)
+        if len(builder) == 0:
+            return self.manifest
+        probe = tuple(float(value) for value in probe) or (record.probe if record else ())
+        with self._full_disk_told():
+            number = self.manifest.next_number
+            file = self._write_keys(builder, number, expected=expected)
+            dense = DenseRecord(len(builder), dim, fingerprint, probe, last, file)
+            self._commit(replace(self.manifest, dense=dense, next_number=number + 1))
+        return self.manifest
+
+    def _without_keys(self, manifest: Manifest, positions: Iterable[range]) -> Manifest:
+        record = manifest.dense
+        if record is None:
+            return manifest
+        builder = self._dense_builder(record)
+        builder.remove(position for span in positions for position in span)
+        if len(builder) == 0:
+            return replace(manifest, dense=None)
+        file = self._write_keys(builder, manifest.next_number)
+        dense = replace(record, num_keys=len(builder), file=file)
+        return replace(manifest, dense=dense, next_number=manifest.next_number + 1)
+
+    def _dense_builder(self, record: DenseRecord) -> DenseBuilder:
+        check_file(self.folder, record.file, contents=True)
+        return DenseBuilder.load(self.folder / record.file.name, dim=record.dim)
+
+    def _write_keys(self, builder: DenseBuilder, number: int, *, expected: int = 0) -> FileRecord:
+        path = stem_of(self.folder, number).with_suffix(builder.suffix)
+        return write_atomically(path, lambda file: builder.write(file, expected=expected))
+
+    def _new_journal(self, inputs: str, segment_tokens: int) -> Journal:
+        manifest = self.manifest
+        return Journal(
+            inputs=inputs,
+            generation=manifest.generation,
+            tokenizer=manifest.tokenizer,
+            vocab_size=manifest.vocab_size,
+            segment_tokens=segment_tokens,
+            num_documents=0,
+            next_number=manifest.next_number,
+            next_position=manifest.next_position,
+            finished=(),
+            current=0,
+            checkpoint=Checkpoint(0, 0, 0),
+        )
+
+    def _unfinished(self) -> Journal | None:
+        journal = read_journal(self.folder)
+        if journal is not None and journal.generation != self.manifest.generation:
+            (self.folder / JOURNAL).unlink()  # it was committed, and killed before it tidied up
+            return None
+        return journal
+
+    def _refuse_unfinished(self) -> None:
+        if self._appender is not None or self._unfinished() is not None:
+            raise DatastoreError(
+                f"{self.folder}: an unfinished add is waiting here; run it again to finish it, or "
+                "begin another with --fresh"
+            )
+
+    def _commit(self, manifest: Manifest) -> None:
+        self.manifest = commit_manifest(self.folder, manifest)
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        self._tidy(None)
+
+    def _tidy(self, journal: Journal | None) -> None:
+        """Deletes files of ours that neither the manifest nor the journal knows."""
+        kept = {file.name for file in self.manifest.files}
+        if journal is not None:
+            kept |= {file.name for record in journal.finished for file in record.files}
+            if journal.current:
+                kept |= {stem_of(self.folder, journal.current).name + s for s in SUFFIXES}
+        for entry in self.folder.iterdir():
+            is_partial = entry.name in (f"{MANIFEST}.partial", f"{JOURNAL}.partial")
+            if is_partial or (re.fullmatch(_OURS, entry.name) and entry.name not in kept):
+                with contextlib.suppress(PermissionError):  # Windows: a reader has it open
+                    entry.unlink()
+
+    def _full_disk_told(self) -> contextlib.AbstractContextManager[None]:
+        return full_disk_told(self.folder, "run the same again: it goes on where it was")
+
+
+def _check_folder(folder: Path) -> None:
+    """Makes it, or raises DatastoreError where it holds anything that is not a datastore's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DatastoreError(f"{folder}: a datastore is a folder, this is a file") from error
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    known = re.compile(rf"LOCK|{_OURS}|({MANIFEST}|{JOURNAL})(\.partial)?")
+    strange = sorted(entry.name for entry in folder.iterdir() if not known.fullmatch(entry.name))
+    if strange:
+        raise DatastoreError(
+            f"{folder}: holds other files ({', '.join(strange[:3])}); expected an empty folder, a "
+            "new one or a datastore"
+        )
+
+
+def _unwritable(folder: Path, error: OSError) -> DatastoreError:
+    return DatastoreError(
+        f"{folder}: cannot be written: {error.strerror}; name a folder that you may write to"
+    )

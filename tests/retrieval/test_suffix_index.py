@@ -1,0 +1,212 @@
+"""The suffix array and its look-ups, against sorting and searching place by place."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import VOCAB, add, documents, searched
+
+from mmspec.errors import DatastoreError
+from mmspec.retrieval import suffix_sort
+from mmspec.retrieval.datastore import Datastore, Longest
+from mmspec.retrieval.suffix_sort import DEPTH, sort_ends
+from mmspec.retrieval.writer import DatastoreWriter
+
+SEPARATOR = -1
+
+tokens = st.lists(st.sampled_from([1, 1, 2, 2, 3]), max_size=30)
+separated = st.lists(st.sampled_from([SEPARATOR, 1, 1, 2, 2, 3]), max_size=30)
+
+
+def sorted_by_python(text: np.ndarray, vocab_size: int) -> list[int]:
+    def key(end: int) -> tuple[list[int], int]:
+        before = text[max(end - DEPTH, 0) : end][::-1]
+        return np.minimum(before, vocab_size).tolist(), end
+
+    return sorted(range(len(text)), key=key)
+
+
+# ORACLE
+
+
+@pytest.mark.parametrize("vocab_size", [3, 50, 40_000, 150_000, 2**31 - 1])
+@pytest.mark.parametrize("kind", ["random", "one token", "periods", "copies"])
+def test_the_order_is_that_of_the_reversed_contexts(vocab_size: int, kind: str) -> None:
+    rng = np.random.default_rng(5)
+    count = 400
+    text = {
+        "random": rng.integers(0, min(vocab_size + 1, 5), count),
+        "one token": np.full(count, 2),
+        "periods": np.arange(count) % 3,
+        "copies": np.tile(rng.integers(0, vocab_size, 100), 4),
+    }[kind].astype(np.uint32)
+    assert sort_ends(text, vocab_size=vocab_size).tolist() == sorted_by_python(text, vocab_size)
+
+
+@given(st.lists(st.integers(0, 3), max_size=80))
+def test_any_text_is_ordered_as_python_orders_it(text: list[int]) -> None:
+    array = np.array(text, np.uint16)
+    assert sort_ends(array, vocab_size=3).tolist() == sorted_by_python(array, 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stores")
+
+
+@settings(max_examples=40)  # each is a folder written
+@given(
+    texts=st.lists(separated, min_size=1, max_size=6),
+    query=st.lists(st.sampled_from([SEPARATOR, 1, 2, 3, 4, VOCAB]), max_size=12),
+    max_match=st.integers(1, 10),
+    deleted=st.sets(st.integers(0, 5)),
+    segment_tokens=st.sampled_from([40, 1000]),
+)
+def test_a_look_up_finds_what_a_search_of_every_place_finds(
+    folder: Path,
+    texts: list[list[int]],
+    query: list[int],
+    max_match: int,
+    deleted: set[int],
+    segment_tokens: int,
+) -> None:
+    path = folder / str(len(list(folder.iterdir())))
+    add(path, documents(texts), segment_tokens=segment_tokens)
+    gone = {number for number in deleted if number < len(texts)}
+    with DatastoreWriter.open(path) as writer:
+        assert writer.delete(f"d{number}" for number in gone) == len(gone)
+    store = Datastore.open(path)
+    kept = [[] if number in gone else text for number, text in enumerate(texts)]
+    expected = searched(kept, query, max_match)
+    longest = store.longest(query, max_match=max_match)
+    assert (longest.length, longest.num_places) == (
+        expected[0][0] if expected else 0,
+        len(expected),
+    )
+    for choice in ("spread", "latest"):
+        places = store.places(longest, limit=1000, choice=choice)
+        found = [(longest.length, int(store.document_of(place).id[1:]), place) for place in places]
+        assert len(set(found)) == len(found) == len(expected)
+        starts = [text_start(store, place) for _, _, place in found]
+        assert {
+            (length, number, place.offset - start)
+            for (length, number, place), start in zip(found, starts, strict=True)
+        } == set(expected)
+        for (_, number, place), start in zip(found, starts, strict=True):
+            follows = [*kept[number][place.offset - start :], SEPARATOR]
+            assert store.tokens_from(place, 99) == follows[: follows.index(SEPARATOR)]
+            assert store.tokens_before(place, longest.length) == query[-longest.length :]
+
+
+def text_start(store: Datastore, place) -> int:
+    shard = store.segments[place.segment].shard
+    return int(shard.documents["start"][shard.document_of(place.offset)])
+
+
+# LAW
+
+
+def test_the_longest_end_wins_over_more_places(tmp_path: Path) -> None:
+    store = add(tmp_path / "s", documents([[1, 2, 3, 4], [9, 2, 3, 5], [9, 3, 6]]))
+    assert follows(store, [1, 2, 3]) == (3, [[4]])
+    assert follows(store, [7, 2, 3]) == (2, [[4], [5]])
+    assert follows(store, [7, 3]) == (1, [[4], [5], [6]])
+    assert follows(store, [7]) == (0, [])
+
+
+def follows(store: Datastore, query: list[int]) -> tuple[int, list[list[int]]]:
+    longest = store.longest(query)
+    return longest.length, sorted(
+        store.tokens_from(place, 9) for place in store.places(longest, limit=9)
+    )
+
+
+def test_no_match_crosses_from_one_document_into_the_next(tmp_path: Path) -> None:
+    store = add(tmp_path / "s", documents([[1, 2], [3, 4], [2, 9, 3, 5]]))
+    assert store.longest([1, 2, 3]).length == 1
+    assert follows(store, [2]) == (1, [[9, 3, 5]]), "nothing follows the 2 that ends a document"
+
+
+def test_nothing_is_found_in_an_empty_datastore(tmp_path: Path) -> None:
+    store = add(tmp_path / "s", [])
+    assert store.longest([1, 2]) == Longest(0, 0, ())
+    assert store.continuations([1, 2]) == []
+    store = add(tmp_path / "t", documents([[], [5]]))
+    assert store.longest([5]).is_nothing
+    store.check_integrity()
+
+
+def test_latest_places_come_first(tmp_path: Path) -> None:
+    texts = [[1, 2, 10 + n] for n in range(30)]
+    store = add(tmp_path / "s", documents(texts), segment_tokens=41)
+    assert len(store.segments) > 1
+    longest = store.longest([1, 2])
+    latest = store.places(longest, limit=3, choice="latest")
+    assert [store.tokens_from(place, 1) for place in latest] == [[39], [38], [37]]
+
+
+def test_an_even_sample_takes_from_every_segment(tmp_path: Path) -> None:
+    texts = [[1, 2, 10 + n] for n in range(30)]
+    store = add(tmp_path / "s", documents(texts), segment_tokens=41)
+    longest = store.longest([1, 2])
+    assert longest.num_places == 30
+    places = store.places(longest, limit=6)
+    assert {place.segment for place in places} == set(range(len(store.segments)))
+    assert len(set(places)) == 6
+
+
+def test_one_document_does_not_take_all_places(tmp_path: Path) -> None:
+    store = add(tmp_path / "s", documents([[1, 2] * 10, [1, 2, 7], [1, 2, 8]]))
+    places = store.places(store.longest([1, 2]), limit=32, per_document=1)
+    assert sorted(store.document_of(place).id for place in places) == ["d0", "d1", "d2"]
+
+
+def test_shorter_ends_fill_up_what_the_longest_leaves(tmp_path: Path) -> None:
+    texts = [[1, 2, 3, 4, 30], [9, 3, 4, 31], [8, 8, 4, 32]]
+    store = add(tmp_path / "s", documents(texts))
+    found = store.continuations([1, 2, 3, 4], min_match=1)
+    assert [(one.tokens, one.match_length) for one in found] == [([30], 4), ([31], 2), ([32], 1)]
+    assert {one.source for one in found} == {"suffix"}
+    found = store.continuations([1, 2, 3, 4], min_match=2)
+    assert [one.match_length for one in found] == [4, 2]
+    assert len(store.continuations([1, 2, 3, 4], min_match=1, limit=2)) == 2
+
+
+def test_a_match_is_counted_up_to_the_cap_and_no_further_than_the_order(tmp_path: Path) -> None:
+    store = add(tmp_path / "s", documents([[n % 7 for n in range(200)]]))
+    query = [n % 7 for n in range(100)]
+    assert store.longest(query, max_match=5).length == 5
+    assert store.longest(query, max_match=DEPTH).length == DEPTH
+    with pytest.raises(ValueError, match="max_match=65"):
+        store.longest(query, max_match=DEPTH + 1)
+
+
+@pytest.mark.parametrize("vocab_size", [2**16 - 1, 2**16, 2**31 - 1])
+def test_a_vocabulary_s_last_token_is_no_separator(tmp_path: Path, vocab_size: int) -> None:
+    last = vocab_size - 1
+    store = add(tmp_path / "s", documents([[last, last, 1]]), vocab_size=vocab_size)
+    assert follows(store, [last]) == (1, [[1], [last, 1]])
+    assert follows(store, [last, last]) == (2, [[1]])
+    store.check_integrity()
+
+
+def test_a_swapped_suffix_array_is_noticed(tmp_path: Path) -> None:
+    add(tmp_path / "s", documents([[1, 2, 3, 1, 2, 4]]))
+    (path,) = (tmp_path / "s").glob("*.suffixes")
+    places = np.fromfile(path, np.uint32)
+    places[:2] = places[1::-1]
+    places.tofile(path)
+    store = Datastore.open(tmp_path / "s", verify=False)
+    with pytest.raises(DatastoreError, match="out of order"):
+        store.segments[0].check_integrity()
+
+
+def test_a_text_too_long_for_one_array_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Long:
+        def __len__(self) -> int:
+            return 2**32
+
+    with pytest.raises(ValueError, match="2\\^32"):
+        suffix_sort.sort_ends(Long(), vocab_size=3)  # type: ignore[arg-type]
