@@ -70,6 +70,7 @@ def test_a_report_keeps_what_it_does_not_measure(tmp_path: Path) -> None:
     read = report.read_report(tmp_path)
     assert read["tokens"] == 7 and list(read["scores"]) == ["extract_500", "story"]
     assert read["scores"]["extract_500"]["samples"] == 1
+    assert read["loops"] == (0.5 + read["scores"]["extract_500"]["loops"]) / 2
     assert read["target"] == tmp_path.name
     assert read["acceptance"]["extract_500"]["top_1"] == 1
 
@@ -108,8 +109,10 @@ def test_bundled_model_is_right_on_held_out_samples(task: str) -> None:
     assert result.character_error < 0.1, wrong
 
 
-@pytest.mark.parametrize("task", ["receipt", "caption", "quote_500", "story"])
-def test_bundled_sibling_says_what_the_model_says(task: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "floor"), [("receipt", 0.9), ("caption", 0.9), ("quote_500", 0.8), ("story", 0.6)]
+)
+def test_bundled_sibling_says_what_the_model_says(task: str, floor: float) -> None:
     """A floor well below its measured acceptance."""
     ((_, row),) = accept(bundled("tiny-vlm"), bundled("nano-vlm"), num_samples=2, tasks=[task])
-    assert row.top_1 > 0.7 and row.top_4 > 0.85
+    assert row.top_1 > floor and row.top_4 > 0.8

@@ -71,11 +71,13 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def save_report(folder: Path, report: dict[str, Any]) -> None:
-    """Writes evaluation.json, its rows in the suite's order."""
+    """Writes evaluation.json, its rows in the suite's order, with the share of looping answers."""
     ordered = dict(report)
     for part in ("scores", "acceptance"):
         if part in report:
             ordered[part] = {task: report[part][task] for task in SUITE if task in report[part]}
+    if ordered.get("scores"):
+        ordered["loops"] = loop_share(ordered)
     (folder / FILE).write_text(json.dumps(ordered, indent=2) + "\n")
 
 
