@@ -4,7 +4,12 @@
     python scripts/train_tiny_vlm.py --minutes 75 --out mmspec/bundled/tiny-vlm --resume
 
 The closing evaluation (held-out samples, freely generated) is written as evaluation.json beside
-the weights. Resuming a run whose time is used up only exports and evaluates.
+the weights. Resuming a run whose time is used up only exports and evaluates; so does
+
+    python scripts/train_tiny_vlm.py --evaluate --out mmspec/bundled/nano-vlm \\
+        --target mmspec/bundled/tiny-vlm
+
+for a finished model without its checkpoint, here with its acceptance as the other's drafter.
 """
 
 import argparse
@@ -17,7 +22,8 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mmspec.training.tiny.build import SIZES
-from mmspec.training.tiny.evaluate import SUITE, evaluate
+from mmspec.training.tiny.evaluate import SUITE
+from mmspec.training.tiny.report import save_report, write_report
 from mmspec.training.tiny.train import Settings, State, export, train
 
 
@@ -38,22 +44,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--samples", type=int, default=20, help="evaluated at the end, a task")
     parser.add_argument("--tasks", nargs="*", choices=SUITE, default=list(SUITE))
+    parser.add_argument(
+        "--target", type=Path, help="folder of the model that this one is to draft for"
+    )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="only evaluate the finished model in OUT"
+    )
     parser.add_argument("--log", type=Path, help="JSON lines, one a step")
     return parser.parse_args()
 
 
-def main() -> None:
-    options = parse()
-    torch.set_num_threads(options.threads)
-    checkpoint = options.checkpoint or options.out.with_name(options.out.name + ".checkpoint.pt")
-    settings = Settings(
-        checkpoint,
-        minutes=options.minutes,
-        size=options.size,
-        seed=options.seed,
-        device=options.device,
-        resume=options.resume,
-    )
+def learn(options: argparse.Namespace, settings: Settings) -> bool:
+    """Trains with a progress bar; False if it was told to stop before the time was used up."""
     stop_asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stop_asked.append(number))
     errors: dict[str, float] = {}  # smoothed
@@ -72,27 +74,51 @@ def main() -> None:
                     log.write(json.dumps(asdict(report)) + "\n")
             if stop_asked:
                 reports.close()  # writes the checkpoint
-                return
+                return False
+    return True
+
+
+def finish(options: argparse.Namespace, settings: Settings) -> None:
+    """Exports the averaged weights of the checkpoint and says what they were trained with."""
     state = State.fresh(settings)
     state.load(settings.checkpoint)
-    model = state.average.eval()
-    export(model, options.out)
-    scores = {}
-    for task, score, _ in evaluate(model, num_samples=options.samples, tasks=options.tasks):
-        scores[task] = asdict(score)
-        print(
-            f"{task:12} " + "  ".join(f"{name} {value:.4g}" for name, value in scores[task].items())
+    export(state.average.eval(), options.out)
+    facts = {
+        "tokens": state.tokens,
+        "steps": state.step,
+        "trained_s": round(state.trained_s),
+        "seed": options.seed,
+        "size": options.size,
+        "parameters": sum(parameter.numel() for parameter in state.average.parameters()),
+    }
+    save_report(options.out, facts)
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    if not options.evaluate:
+        settings = Settings(
+            options.checkpoint or options.out.with_name(options.out.name + ".checkpoint.pt"),
+            minutes=options.minutes,
+            size=options.size,
+            seed=options.seed,
+            device=options.device,
+            resume=options.resume,
         )
-        summary = {
-            "tokens": state.tokens,
-            "steps": state.step,
-            "trained_s": round(state.trained_s),
-            "seed": options.seed,
-            "size": options.size,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "scores": scores,
-        }
-        (options.out / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n")
+        if not learn(options, settings):
+            return
+        finish(options, settings)
+    rows = write_report(
+        options.out,
+        num_samples=options.samples,
+        tasks=options.tasks,
+        target=options.target,
+        device=options.device,
+    )
+    for task, row in rows:
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in asdict(row).items())
+        print(f"{task:12} {figures}", flush=True)
 
 
 if __name__ == "__main__":

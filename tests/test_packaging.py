@@ -71,6 +71,9 @@ def test_the_wheel_holds_what_is_read_at_run_time(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for wanted in ("py.typed", "kv/__init__.py", "retrieval/__init__.py", "configs/default.yaml"):
         assert f"mmspec/{wanted}" in names
+    for model in ("tiny-vlm", "nano-vlm"):
+        for wanted in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
+            assert f"mmspec/bundled/{model}/{wanted}" in names
 
 
 PROBE = """

@@ -6,6 +6,7 @@ from random import Random
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmspec.training.tiny.build import (
@@ -19,11 +20,12 @@ from mmspec.training.tiny.build import (
     PAD,
     USER,
 )
-from mmspec.training.tiny.data import NOWHERE, Sample
+from mmspec.training.tiny.sample import NOWHERE, FollowUp, Sample, nowhere
 
 IGNORED = -100
 ROUND_TO = 32  # few different shapes: matrix libraries keep a compiled kernel for each
 JUMP_WEIGHT, END_WEIGHT = 3.0, 2.0
+IMAGE_START = TEXT_START = 2  # after BOS and USER; a text without a picture begins there
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,11 @@ class Batch:
 def prompt_ids(sample: Sample) -> list[int]:
     """The token ids that the processor gives for the sample's messages."""
     image = [IMAGE] * NUM_IMAGE_TOKENS if sample.pixels is not None else []
-    text = [NUM_SPECIALS + byte for byte in sample.prompt_text.encode()]
-    return [BOS, USER, *image, *text, ASSISTANT]
+    return [BOS, USER, *image, *_byte_ids(sample.prompt_text), ASSISTANT]
+
+
+def _byte_ids(text: str) -> list[int]:
+    return [NUM_SPECIALS + byte for byte in text.encode()]
 
 
 def pixel_tensor(samples: Sequence[Sample]) -> Tensor:
@@ -74,53 +79,92 @@ def collate(
     known from short ones.
     """
     has_image = samples[0].pixels is not None
-    prompts = [prompt_ids(sample) for sample in samples]
-    start = min(map(len, prompts)) - 1  # the assistant token predicts the first character
+    rows = [_lay_out(sample, rng, corrupted) for sample in samples]
+    start = min(row.first for row in rows)
     start -= start % ROUND_TO
-    seq = max(len(p) + len(s.answer) for p, s in zip(prompts, samples, strict=True))
+    seq = max(len(row.token_ids) for row in rows)
     seq += -seq % ROUND_TO
-    size = (len(samples), seq)
-    token_ids = np.full(size, PAD)
-    positions = np.tile(np.arange(seq), (len(samples), 1))
-    targets, weights = np.full(size, IGNORED), np.zeros(size, np.float32)
-    next_text, next_patch, this_patch = (np.full(size, NOWHERE) for _ in range(3))
-    text_offset = 2 + NUM_IMAGE_TOKENS * has_image
-    for row, (prompt, sample) in enumerate(zip(prompts, samples, strict=True)):
-        answer = np.frombuffer(sample.answer.encode(), np.uint8).astype(int) + NUM_SPECIALS
-        first, stop = len(prompt) - 1, len(prompt) + len(answer)
-        seen = answer.copy()
-        if rng.random() < corrupted:
-            for _ in range(rng.randint(1, 1 + len(answer) // 25)):
-                seen[rng.randrange(len(answer))] = NUM_SPECIALS + rng.randint(32, 126)
-        token_ids[row, :stop] = [*prompt, *seen]
-        targets[row, first:stop] = [*answer, EOS]
-        weights[row, first:stop] = 1
-        weights[row, stop - 1] = END_WEIGHT
-        text, patch = np.array(sample.text_source), np.array(sample.patch_source)
-        next_text[row, first:stop] = np.where(text == NOWHERE, NOWHERE, text + text_offset)
-        next_patch[row, first:stop] = np.where(patch == NOWHERE, NOWHERE, patch + 2)
-        this_patch[row, first + 1 : stop] = next_patch[row, first : stop - 1]
-        for index in range(len(answer) + 1):
-            jumps = _is_jump(sample.text_source, index, (1,)) or (
-                max(sample.text_source) == NOWHERE and _is_jump(sample.patch_source, index, (0, 1))
-            )
-            if jumps:
-                weights[row, first + index] = JUMP_WEIGHT
+    positions = np.tile(np.arange(seq), (len(rows), 1))
+    for row, its_positions in zip(rows, positions, strict=True):
         if not has_image and rng.random() < gaps:
             for _ in range(rng.randint(1, 3)):
-                widest = MAX_POSITIONS - 2 - positions[row, -1]
+                widest = MAX_POSITIONS - 2 - its_positions[-1]
                 gap = int(np.exp(rng.uniform(0, np.log(max(2, widest)))))
-                positions[row, rng.randrange(text_offset, len(prompt)) :] += gap
+                its_positions[rng.randrange(TEXT_START, row.first + 1) :] += gap
     labels = [sample.labels for sample in samples if sample.labels is not None]
-    tail = [torch.from_numpy(x[:, start:]) for x in (next_text, next_patch, this_patch)]
+
+    def column(name: str, padding: float) -> Tensor:
+        values = [getattr(row, name) for row in rows]
+        padded = [np.pad(x, (0, seq - len(x)), constant_values=padding) for x in values]
+        return torch.from_numpy(np.stack(padded))
+
     return Batch(
-        torch.from_numpy(token_ids),
+        column("token_ids", PAD),
         torch.from_numpy(positions),
         pixel_tensor(samples) if has_image else None,
         torch.from_numpy(np.stack([x.characters for x in labels])).long() if labels else None,
         torch.from_numpy(np.stack([x.shapes for x in labels])).long() if labels else None,
         start,
-        torch.from_numpy(targets[:, start:]),
-        torch.from_numpy(weights[:, start:]),
-        *tail,
+        column("targets", IGNORED)[:, start:],
+        column("weights", 0)[:, start:],
+        column("next_text", NOWHERE)[:, start:],
+        column("next_patch", NOWHERE)[:, start:],
+        column("this_patch", NOWHERE)[:, start:],
     )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sample as tokens; all arrays but `first` are (seq,), as in Batch."""
+
+    first: int  # the assistant token before the first answer
+    token_ids: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    next_text: NDArray[np.int64]
+    next_patch: NDArray[np.int64]
+    this_patch: NDArray[np.int64]
+
+
+def _lay_out(sample: Sample, rng: Random, corrupted: float) -> _Row:
+    """The sample's questions and answers in one row."""
+    prompt = prompt_ids(sample)
+    later = sum(3 + len(turn.question) + len(turn.answer) for turn in sample.follow_ups)
+    seq = len(prompt) + len(sample.answer) + later
+    token_ids, targets = np.full(seq, PAD), np.full(seq, IGNORED)
+    weights = np.zeros(seq, np.float32)
+    next_text, next_patch, this_patch = (np.full(seq, NOWHERE) for _ in range(3))
+    text_start = len(prompt) - 1 - len(sample.prompt_text)
+    is_corrupted = rng.random() < corrupted
+    end = 0  # of what is written so far
+    turns: list[Sample | FollowUp] = [sample, *sample.follow_ups]
+    for turn in turns:
+        if isinstance(turn, Sample):
+            asked, question_start = prompt, text_start
+            patch_source = turn.patch_source
+        else:
+            asked = [EOS, USER, *_byte_ids(turn.question), ASSISTANT]
+            question_start = end + 2 - len(sample.prompt_text)
+            patch_source = nowhere(turn.answer)
+        answer = np.array(_byte_ids(turn.answer))
+        first = end + len(asked) - 1
+        stop = first + 1 + len(answer)
+        seen = answer.copy()
+        if is_corrupted:
+            for _ in range(rng.randint(1, 1 + len(answer) // 25)):
+                seen[rng.randrange(len(answer))] = NUM_SPECIALS + rng.randint(32, 126)
+        token_ids[end:stop] = [*asked, *seen]
+        targets[first:stop] = [*answer, EOS]
+        weights[first:stop] = 1
+        weights[stop - 1] = END_WEIGHT
+        text, patch = np.array(turn.text_source), np.array(patch_source)
+        place = text + np.where(text < len(sample.prompt_text), text_start, question_start)
+        next_text[first:stop] = np.where(text == NOWHERE, NOWHERE, place)
+        next_patch[first:stop] = np.where(patch == NOWHERE, NOWHERE, patch + IMAGE_START)
+        this_patch[first + 1 : stop] = next_patch[first : stop - 1]
+        has_text = max(turn.text_source) != NOWHERE
+        source, steps = (turn.text_source, (1,)) if has_text else (patch_source, (0, 1))
+        jumps = [index for index in range(len(source)) if _is_jump(source, index, steps)]
+        weights[first:stop][jumps] = JUMP_WEIGHT
+        end = stop
+    return _Row(len(prompt) - 1, token_ids, targets, weights, next_text, next_patch, this_patch)

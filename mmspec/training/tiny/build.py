@@ -61,7 +61,7 @@ class Shape:
 
 
 SIZES = {
-    "nano": Shape(96, 2, 128, 3, 4, 2, 192, head_dim=32),
+    "nano": Shape(48, 2, 144, 2, 6, 2, 112),  # two layers: half of tiny's time for a token
     "tiny": Shape(128, 3, 192, 4, 4, 2, 384),
     "25m": Shape(256, 6, 512, 8, 8, 4, 1408),
     "100m": Shape(512, 8, 768, 14, 12, 4, 2048),
@@ -166,12 +166,16 @@ def _warm_start_text(model: LlavaForConditionalGeneration, shape: Shape) -> None
     A key bias k on the fastest rotary pairs and a query bias equal to k turned by -offset make
     the attention logit largest where the distance is the offset. Layer 0 looks 1 to 4 back and
     layer 1 looks 4, 8 and 12 back, so that together a position knows its last 16 tokens: the key
-    by which later layers find the place to copy from.
+    by which later layers find the place to copy from. A model of two layers has only layer 0 for
+    this, one head for each token.
     """
     scale, pairs, half = 8.0, 6, shape.head_dim // 2
     frequencies = 1e7 ** (-torch.arange(half) / half)[:pairs]
     groups = shape.heads // shape.kv_heads
-    for layer, offsets in ((0, (1, 2, 3, 4)), (1, (4, 8, 12))):
+    looks: tuple[tuple[int, ...], ...] = ((1, 2, 3, 4), (4, 8, 12))
+    if shape.layers == 2:
+        looks = (tuple(range(1, shape.heads + 1)),)
+    for layer, offsets in enumerate(looks):
         attention = model.model.language_model.layers[layer].self_attn
         query = attention.q_proj.bias.view(shape.heads, 2, half)
         key = attention.k_proj.bias.view(shape.kv_heads, 2, half)

@@ -8,23 +8,29 @@ from collections.abc import Mapping
 from random import Random
 from typing import Literal
 
-from mmspec.training.tiny.data import TASKS, Sample, passage, quote
+from mmspec.training.tiny.data import TASKS, Sample, extract, passage, quote, span
 
 Stage = Literal["see", "copy", "mix"]
 
 SEE_UNTIL, COPY_UNTIL = 0.04, 0.07
 PEAK_RATE = 0.02  # Muon's: right while the circuits form, far too noisy afterwards
 BATCH_TOKENS = 3000
+QUOTES = {"quote": quote, "passage": passage, "span": span}
+LONG_FROM, LONG_SHARE = 0.5, 0.25  # long documents are dear: late, few, and asked about repeatedly
+LONG_CHARS = (2500, 3000, 3500, 4000, 4000, 4500, 5000, 8000)
 
 MIX: Mapping[str, float] = {  # shares of batches
-    "receipt": 0.08,
-    "scan": 0.18,
-    "caption": 0.06,
-    "chart": 0.07,
-    "quote": 0.35,
-    "passage": 0.13,
+    "receipt": 0.05,
+    "scan": 0.10,
+    "caption": 0.03,
+    "count": 0.06,
+    "chart": 0.05,
+    "quote": 0.27,
+    "passage": 0.09,
+    "span": 0.09,
+    "extract": 0.09,
     "repeat": 0.01,
-    "story": 0.12,
+    "story": 0.16,
 }
 
 
@@ -69,6 +75,11 @@ def longest_chars(progress: float) -> int:
     return 2000
 
 
+def _batch_size(num_tokens: int) -> int:
+    """How many samples of so many tokens a batch has."""
+    return max(1, min(16, BATCH_TOKENS // num_tokens))
+
+
 def draw(progress: float, rng: Random) -> list[Sample]:
     """One batch of about BATCH_TOKENS tokens, all of one task."""
     now = stage(progress)
@@ -78,14 +89,18 @@ def draw(progress: float, rng: Random) -> list[Sample]:
         task = rng.choice(("receipt", "scan", "scan", "caption", "chart"))
     else:
         task = rng.choices(list(MIX), list(MIX.values()))[0]
-    if task in ("quote", "passage"):
+    if task == "extract":
         num_chars = rng.randint(150, longest_chars(progress))
-        if progress > 0.8 and rng.random() < 0.1:
-            num_chars = 4000
-        count = max(1, min(16, BATCH_TOKENS // (num_chars + 120)))
-        make = quote if task == "quote" else passage
-        return [make(rng, num_chars=num_chars) for _ in range(count)]
-    sizes = {"receipt": 4, "scan": 6, "caption": 6, "chart": 8, "repeat": 16, "story": 16}
+        return [extract(rng, num_chars=num_chars) for _ in range(_batch_size(num_chars + 40))]
+    if task in QUOTES:
+        num_chars = rng.randint(150, longest_chars(progress))
+        if progress > LONG_FROM and rng.random() < LONG_SHARE:
+            num_chars = rng.choice(LONG_CHARS)
+        num_questions = rng.randint(1, 1 + num_chars // 400)
+        count = _batch_size(num_chars + 120 * num_questions)
+        make = QUOTES[task]
+        return [make(rng, num_chars=num_chars, num_questions=num_questions) for _ in range(count)]
+    sizes = {"receipt": 4, "scan": 6, "repeat": 16, "story": 12}
     if now == "see":
         return [TASKS[task](rng) for _ in range(16)]
-    return [TASKS[task](rng) for _ in range(sizes[task])]
+    return [TASKS[task](rng) for _ in range(sizes.get(task, 7))]

@@ -8,9 +8,11 @@ at one place of the source) with a determined end, and says for each of its char
 comes from. Training uses those places to guide attention; nothing else needs them.
 """
 
-from mmspec.training.tiny.documents import passage, quote, repeat, story
-from mmspec.training.tiny.pictures import caption, chart, receipt, scan
+from mmspec.training.tiny.documents import passage, quote, repeat, span
+from mmspec.training.tiny.form import extract
+from mmspec.training.tiny.pictures import caption, chart, count, receipt, scan
 from mmspec.training.tiny.sample import NOWHERE, Sample
+from mmspec.training.tiny.story import story
 
 __all__ = [
     "NOWHERE",
@@ -18,11 +20,14 @@ __all__ = [
     "Sample",
     "caption",
     "chart",
+    "count",
+    "extract",
     "passage",
     "quote",
     "receipt",
     "repeat",
     "scan",
+    "span",
     "story",
 ]
 
@@ -31,8 +36,11 @@ TASKS = {
     "scan": scan,
     "chart": chart,
     "caption": caption,
+    "count": count,
     "quote": quote,
     "passage": passage,
+    "span": span,
+    "extract": extract,
     "repeat": repeat,
     "story": story,
 }

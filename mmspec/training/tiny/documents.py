@@ -1,13 +1,15 @@
-"""Tasks without a picture: quote from a ledger or a real text, repeat, tell a story."""
+"""Tasks that copy from a text: quote from a ledger or a real text, continue a span, repeat."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from random import Random
 
-from mmspec.training.tiny.sample import Sample, nowhere
-from mmspec.training.tiny.words import GOODS, PLACES, VERBS, Words, is_held_out
+from mmspec.training.tiny.sample import FollowUp, Sample, nowhere
+from mmspec.training.tiny.words import GOODS, VERBS, Words, is_held_out
 
 
-def _entries(words: Words, num_chars: int) -> dict[str, str]:
+def ledger_entries(words: Words, num_chars: int) -> dict[str, str]:
     """Ledger entries by number; some numbers differ from an earlier one in one digit only."""
     rng = words.rng
     entries: dict[str, str] = {}
@@ -36,16 +38,48 @@ def _entries(words: Words, num_chars: int) -> dict[str, str]:
     return entries
 
 
-def quote(rng: Random, held_out: bool = False, num_chars: int = 400) -> Sample:
+@dataclass(frozen=True)
+class _Question:
+    """Asks for `answer`, whose first `key` characters end the question."""
+
+    lead: str
+    answer: str
+    key: int
+
+    @property
+    def text(self) -> str:
+        return self.lead + self.answer[: self.key]
+
+    def source(self, end: int, start: int) -> tuple[int, ...]:
+        """Where the answer's characters stand if the question ends at `end` and the answer stands
+        in the document from `start` on."""
+        rest = range(start + self.key, start + len(self.answer) + 1)
+        return (*range(end - self.key, end), *rest)
+
+
+def _ask(task: str, lines: Iterable[str], questions: Sequence[_Question]) -> Sample:
+    """A sample with one or more questions about a document of `lines`."""
+    document = "".join(line + "\n" for line in lines)
+    first, *others = questions
+    prompt = document + first.text
+    starts = [document.index(question.answer) for question in questions]
+    follow_ups = tuple(
+        FollowUp(x.text, x.answer, x.source(len(prompt) + len(x.text), start))
+        for x, start in zip(others, starts[1:], strict=True)
+    )
+    source = first.source(len(prompt), starts[0])
+    answer = first.answer
+    return Sample(task, prompt, answer, source, nowhere(answer), follow_ups=follow_ups)
+
+
+def quote(
+    rng: Random, held_out: bool = False, num_chars: int = 400, num_questions: int = 1
+) -> Sample:
     """Quote one entry of a ledger of about `num_chars` characters."""
-    entries = _entries(Words(rng, held_out), num_chars)
-    document = "".join(entry + "\n" for entry in entries.values())
-    number, answer = rng.choice(list(entries.items()))
-    prompt = f"{document}Quote Entry {number}"
+    entries = list(ledger_entries(Words(rng, held_out), num_chars).values())
+    asked = [rng.choice(entries) for _ in range(num_questions)]
     key = len("Entry 12345")
-    asked, start = len(prompt) - key, document.index(answer)
-    source = (*range(asked, asked + key), *range(start + key, start + len(answer) + 1))
-    return Sample("quote", prompt, answer, source, nowhere(answer))
+    return _ask("quote", entries, [_Question("Quote ", entry, key) for entry in asked])
 
 
 @cache
@@ -63,21 +97,48 @@ def _real_lines() -> tuple[list[str], list[str]]:
     return [x for x in lines if not is_held_out(x)], [x for x in lines if is_held_out(x)]
 
 
-def passage(rng: Random, held_out: bool = False, num_chars: int = 400) -> Sample:
-    """Quote the line of a real text that begins with the given words."""
+def _real_document(rng: Random, held_out: bool, num_chars: int) -> list[str]:
+    """Neighbouring lines of real text, of about `num_chars` characters."""
     pool = _real_lines()[held_out]
     first = rng.randrange(len(pool))
     lines: list[str] = []
     while sum(len(line) for line in lines) < num_chars:
-        line = pool[(first + len(lines)) % len(pool)]
-        lines.append(line)
-    document = "".join(line + "\n" for line in lines)
-    answer = rng.choice([line for line in lines if document.count(line[:14]) == 1] or lines[:1])
-    key = min(len(answer) - 1, rng.randint(14, 20))
-    prompt = f"{document}Quote the line: {answer[:key]}"
-    asked, start = len(prompt) - key, document.index(answer)
-    source = (*range(asked, asked + key), *range(start + key, start + len(answer) + 1))
-    return Sample("passage", prompt, answer, source, nowhere(answer))
+        lines.append(pool[(first + len(lines)) % len(pool)])
+    return lines
+
+
+def passage(
+    rng: Random, held_out: bool = False, num_chars: int = 400, num_questions: int = 1
+) -> Sample:
+    """Quote the line of a real text that begins with the given words."""
+    lines = _real_document(rng, held_out, num_chars)
+    document = "\n".join(lines)
+    pool = [line for line in lines if document.count(line[:14]) == 1] or lines[:1]
+    questions = []
+    for _ in range(num_questions):
+        answer = rng.choice(pool)
+        key = min(len(answer) - 1, rng.randint(14, 20))
+        questions.append(_Question("Quote the line: ", answer, key))
+    return _ask("passage", lines, questions)
+
+
+def span(
+    rng: Random, held_out: bool = False, num_chars: int = 400, num_questions: int = 1
+) -> Sample:
+    """Take up some words from within a line and go on to the line's end."""
+    if rng.random() < 0.5:
+        lines = list(ledger_entries(Words(rng, held_out), num_chars).values())
+    else:
+        lines = _real_document(rng, held_out, num_chars)
+    document = "\n".join(lines)
+    questions: list[_Question] = []
+    while len(questions) < num_questions:
+        line = rng.choice(lines)
+        key = min(len(line) - 2, rng.randint(14, 20))
+        answer = line[rng.randint(1, len(line) - key - 1) :]
+        if document.count(answer[:key]) == 1 and answer[0] != " ":
+            questions.append(_Question("Continue: ", answer, key))
+    return _ask("span", lines, questions)
 
 
 def repeat(rng: Random, held_out: bool = False, num_chars: int = 96) -> Sample:
@@ -88,21 +149,3 @@ def repeat(rng: Random, held_out: bool = False, num_chars: int = 96) -> Sample:
     prompt = lead + answer
     source = tuple(range(len(lead), len(prompt) + 1))
     return Sample("repeat", prompt, answer, source, nowhere(answer))
-
-
-def story(rng: Random, held_out: bool = False) -> Sample:
-    """A short story in a narrow style, for which there is no one right answer."""
-    words = Words(rng, held_out)
-    hero, friend = words.name(), words.name()
-    opening = f"{hero} lived near the old {rng.choice(PLACES)}."
-    rest = [
-        f"One {rng.choice(('morning', 'evening', 'winter', 'summer'))} {hero} met {friend}.",
-        f"They {rng.choice(VERBS)} {words.thing(GOODS, 0.1)} and {words.thing(GOODS, 0.1)} at the "
-        f"{rng.choice(PLACES)}.",
-        f'"{rng.choice(("I like", "I need", "We lost", "Where is"))} the '
-        f'{words.thing(GOODS, 0.1)}," said {rng.choice((hero, friend))}.',
-        f"{friend} {rng.choice(('laughed', 'wondered', 'waited', 'ran home'))}.",
-    ]
-    answer = " ".join([opening, *rng.sample(rest, rng.randint(2, 4))])
-    prompt = f"Tell a story about {hero} and {friend}."
-    return Sample("story", prompt, answer, nowhere(answer), nowhere(answer))

@@ -80,7 +80,9 @@ def pointer_loss(logits: Tensor, truth: Tensor, weights: Tensor) -> tuple[Tensor
 
 
 def guided_heads(num_layers: int) -> dict[str, tuple[tuple[int, int], ...]]:
-    """Which (layer, head) must look where: the last two layers, for any depth."""
+    """Which (layer, head) must look where: the last two layers, but never the first."""
+    if num_layers == 2:
+        return {"next_text": ((1, 0),), "this_patch": (), "next_patch": ((1, 2),)}
     return {
         "next_text": ((num_layers - 2, 0), (num_layers - 1, 0)),
         "this_patch": ((num_layers - 2, 2),),

@@ -129,26 +129,53 @@ _ROWS = {"top": (1, 2), "middle": (6, 7, 8), "bottom": (12, 13)}  # first patch 
 _COLUMNS = {"left": (1, 2), "centre": (6, 7, 8), "right": (12, 13)}
 
 
+_REGIONS = [(row, column) for row in _ROWS for column in _COLUMNS]
+
+
+def _place(rng: Random) -> dict[int, tuple[int, int, str, str]]:
+    """Shapes for three to seven of the nine regions, by region in reading order, as (patch row,
+    patch column, colour, shape)."""
+    placed = {}
+    filled = set(rng.sample(range(9), rng.randint(3, 7)))
+    for index, (row, column) in enumerate(_REGIONS):
+        top, left = rng.choice(_ROWS[row]), rng.choice(_COLUMNS[column])
+        if index in filled:
+            placed[index] = (top, left, rng.choice(list(COLOURS)), rng.choice(SHAPES))
+    return placed
+
+
 def caption(rng: Random, held_out: bool = False) -> Sample:
     """Say what stands in each of the nine regions of a picture of coloured shapes.
 
     Held-out pictures differ by their seed: the colours and shapes are a closed set.
     """
-    placed: list[tuple[int, int, str, str]] = []
+    placed = _place(rng)
     answer, source = "", []
-    filled = set(rng.sample(range(9), rng.randint(3, 7)))
-    regions = [(row, column) for row in _ROWS for column in _COLUMNS]
-    for index, (row, column) in enumerate(regions):
-        top, left = rng.choice(_ROWS[row]), rng.choice(_COLUMNS[column])
+    for index, (row, column) in enumerate(_REGIONS):
         what, patch = "nothing", _ROWS[row][1] * GRID + _COLUMNS[column][1]
-        if index in filled:
-            colour, shape = rng.choice(list(COLOURS)), rng.choice(SHAPES)
-            placed.append((top, left, colour, shape))
+        if index in placed:
+            top, left, colour, shape = placed[index]
             what, patch = f"{colour} {shape}", top * GRID + left
         lead = f"{row} {column}: "
         answer += f"{lead}{what}\n"
         source += [NOWHERE] * len(lead) + [patch] * len(what) + [NOWHERE]
-    pixels, labels = draw_shapes(placed, rng)
+    pixels, labels = draw_shapes(list(placed.values()), rng)
     source.append(NOWHERE)
     prompt = "Describe the picture."
     return Sample("caption", prompt, answer, nowhere(answer), tuple(source), pixels, labels)
+
+
+def count(rng: Random, held_out: bool = False) -> Sample:
+    """Number the shapes of a picture in reading order and give their total."""
+    placed = _place(rng)
+    answer, source = "", []
+    for number, (index, (top, left, colour, shape)) in enumerate(placed.items(), 1):
+        line = f"{number} {' '.join(_REGIONS[index])}: {colour} {shape}"
+        answer += f"{line}\n"
+        source += [top * GRID + left] * len(line) + [NOWHERE]
+    total = f"total: {len(placed)}\n"
+    answer += total
+    source += [NOWHERE] * (len(total) + 1)
+    pixels, labels = draw_shapes(list(placed.values()), rng)
+    prompt = "Count the shapes."
+    return Sample("count", prompt, answer, nowhere(answer), tuple(source), pixels, labels)

@@ -13,6 +13,22 @@ NOWHERE = -1
 
 
 @dataclass(frozen=True)
+class FollowUp:
+    """One more question about the same document, asked after the answer to the one before.
+
+    `text_source` has one entry for each character of the answer and one for the end token: the
+    index in the sample's prompt text followed by this question, or NOWHERE.
+    """
+
+    question: str
+    answer: str
+    text_source: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.text_source) == len(self.answer) + 1
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question with its right answer.
 
@@ -27,6 +43,7 @@ class Sample:
     patch_source: tuple[int, ...]
     pixels: NDArray[np.uint8] | None = None  # (SIDE, SIDE, 3)
     labels: PatchLabels | None = None
+    follow_ups: tuple[FollowUp, ...] = ()  # in training only: many answers for one long document
 
     def __post_init__(self) -> None:
         assert len(self.text_source) == len(self.patch_source) == len(self.answer) + 1
