@@ -89,7 +89,7 @@ def main() -> None:
         refuse_if_busy(machine)
     plain = mmspec.load(arguments.model, drafter="none")
     sampling: dict[str, Any] = {"temperature": 1.0, "seed": 5, "max_new_tokens": NEW_TOKENS}
-    requests = [Request(text, ignore_eos=True, **sampling) for text in QUESTIONS]
+    requests = [Request(text, ignore_eos=True, reuse=False, **sampling) for text in QUESTIONS]
     truths: dict[tuple[int, ...], Sequence[int]] = {}
     step_s = 1.0
     for request in requests:

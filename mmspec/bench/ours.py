@@ -17,8 +17,10 @@ class Ours:
     def run(self, prompt: Prompt, max_new_tokens: int) -> Run:
         """Greedy, at most `max_new_tokens`."""
         timeline = Timeline()
+        # Without reuse: the same prompt again is prefilled again, as transformers does it.
+        options = {"reuse": False, **self._options}
         stream = self._engine.stream(
-            prompt, temperature=0.0, max_new_tokens=max_new_tokens, seed=0, **self._options
+            prompt, temperature=0.0, max_new_tokens=max_new_tokens, seed=0, **options
         )
         with stream:
             for num_tokens in stream.steps():
