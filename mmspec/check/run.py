@@ -102,7 +102,8 @@ def run_check(
             for request in encoded
         ]
         progress(f"{name}: plain decoding")
-        plain = [engine.generate(request, speculate=False) for request in asked]
+        # The others may find a prompt's KV in the store: reuse is checked too.
+        plain = [engine.generate(request, speculate=False, reuse=False) for request in asked]
         for way in _ways(engine, stressed, asked, plain, is_greedy=name == "greedy"):
             progress(f"{name}: {way.name}")
             comparisons.append(_compare(engine, way, name, asked, plain, rounding))
