@@ -2,8 +2,8 @@
 
 The automatic one maximises expected tokens a second: what a step costs is measured (`costs`), what
 a node is worth is calibrated on what became of nodes like it. The empty tree is a choice like any
-other, and so is not to ask. Each request keeps accounts: a drafter that has lost the time of 1.5
-plain steps and 1% of the rest pauses. None of this can change a text: coupled verification never
+other, and so is not to ask. Each request keeps accounts: a drafter that has lost the time of one
+plain step and 1% of the rest pauses. None of this can change a text: coupled verification never
 looks at the tree. Under a rule that divides by q whether to ask is all there is to choose: from
 what became of earlier steps, before anything is drawn.
 """
@@ -25,9 +25,9 @@ from mmspec.tree import TokenTree
 Speculate = Literal["auto"] | bool
 
 _MARGIN = 1.02  # a tree must promise so much more tokens a second than none
-_OPENING_STEPS = 1.5  # plain steps' time that a drafter may lose a request at once
+_OPENING_STEPS = 1.0  # plain steps' time that a drafter may lose a request at once
 _LOSS_SHARE = 0.01  # of the time, that it may lose on top
-_PROBE_SHARE = 0.01  # of the time, for asking whom it does not believe to pay
+_PROBE_SHARE = 0.005  # of the time, for asking whom it does not believe to pay
 _MOST_STEPS = 20.0  # plain steps' time, of what it saved, that it may lose again
 _WORTH_SHARE = 0.15  # of the newest proposal in what asking is believed to be worth
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
@@ -88,6 +88,9 @@ class Step(Protocol):
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """What is to be scored of each row's tree."""
 
+    def spent(self, seconds: float) -> None:
+        """What asking and deciding took, all told."""
+
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
         """What became of the trees that `cut` gave, and the seconds from score to commit."""
 
@@ -124,6 +127,9 @@ class FixedStep:
         for pace, tree in zip(self.paces, trees, strict=True):
             pace.budgets[tree.num_nodes - 1] += 1
         return list(trees)
+
+    def spent(self, seconds: float) -> None:
+        pass
 
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
         pass
@@ -192,11 +198,11 @@ class AutoStep(FixedStep):
         self, row: int, drafter: str, before: TokenTree, after: TokenTree, seconds: float
     ) -> None:
         super().learn(row, drafter, before, after, seconds)
-        self._controller.costs.observe_draft(drafter, seconds)
         self._draft_s[row, drafter] = seconds
         if self._is_plain:
             return
-        saved_s = self._saved_s(row, after) - self._saved_s(row, before) - seconds
+        cost_s = max(seconds, self._controller.costs.draft_s(drafter) or 0.0)
+        saved_s = self._saved_s(row, after) - self._saved_s(row, before) - cost_s
         key = (drafter, _standing(before))
         for worth in (self.paces[row].worth, self._controller.worth):
             known = worth.get(key, saved_s)
@@ -210,6 +216,14 @@ class AutoStep(FixedStep):
         for row in free:
             self._scored[row] = outlooks[row].best(max(budget, int(row in self._probing)))
         return super().cut([outlook.tree for outlook in self._scored])
+
+    def spent(self, seconds: float) -> None:
+        """Books the drafters' own time, and with it what it took to weigh their trees."""
+        if self._draft_s:
+            rest_s = max(seconds - sum(self._draft_s.values()), 0.0) / len(self._draft_s)
+            for (row, drafter), own_s in self._draft_s.items():
+                self._draft_s[row, drafter] = own_s + rest_s
+                self._controller.costs.observe_draft(drafter, own_s + rest_s)
 
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
         controller, rows = self._controller, len(self.paces)

@@ -111,6 +111,7 @@ def propose(
     """The step's decisions, and one tree a row: what the row's drafters proposed, merged, made fit
     for the target and cut to what the controller says. Where a row's trees must be kept whole all
     this leaves them alone, but for a cut at the depth that the text has room for."""
+    begun, prepared_s = time.perf_counter(), 0.0
     fit, max_nodes = settings.fit, settings.max_nodes
     context = max(len(row.tokens) for row in rows)
     step = settings.controller.step([row.drafting.pace for row in rows], context)
@@ -124,20 +125,24 @@ def propose(
             and max_nodes > 0
             and drafter in row.drafting.drafters
             and step.asks(index, name, trees[index])
-            and _is_prepared(row, drafter)
         ]
         if not asked:
             continue
-        begun = time.perf_counter()
+        preparing = time.perf_counter()
+        asked = [index for index in asked if _is_prepared(rows[index], drafter)]
+        asking = time.perf_counter()
+        prepared_s += asking - preparing
         proposed = _ask(drafter, [rows[index] for index in asked], max_nodes, vocab_size)
-        seconds = (time.perf_counter() - begun) / len(asked)
+        seconds = (time.perf_counter() - asking) / max(len(asked), 1)
         for index, tree in zip(asked, proposed, strict=True):
             before = trees[index]
             if tree is not None:
                 cut = fit(tree.cut(rows[index].room - 1))
                 trees[index] = cut if before.num_nodes == 1 else fit(before.merge(cut))
             step.learn(index, name, before, trees[index], seconds)
-    return step, step.cut([tree.prune(max_nodes) for tree in trees])
+    cut_trees = step.cut([tree.prune(max_nodes) for tree in trees])
+    step.spent(time.perf_counter() - begun - prepared_s)
+    return step, cut_trees
 
 
 def _is_prepared(row: Drafted, drafter: Drafter) -> bool:

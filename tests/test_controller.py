@@ -34,7 +34,7 @@ class World:
         pace, tokens, clock = Pace(), 0, 0.0
         while tokens < num_tokens:
             step = self.controller.step([pace], 100 + tokens)
-            tree, right = TokenTree.root(1), {0: True}
+            tree, right, asked_s = TokenTree.root(1), {0: True}, list[float]()
             for name, (draft, draft_s) in drafters.items():
                 if not step.asks(0, name, tree):
                     continue
@@ -42,6 +42,7 @@ class World:
                 chain = TokenTree.chain(1, range(2, 2 + len(hits)), confidence, name)
                 merged = tree.merge(chain)
                 clock += draft_s
+                asked_s.append(draft_s)
                 step.learn(0, name, tree, merged, draft_s)
                 right |= {merged.path_to(node)[-1]: hit for node, hit in enumerate(hits, start=1)}
                 tree = merged
@@ -51,7 +52,9 @@ class World:
                 path.append(child)
             seconds = step_s(scored.num_nodes)
             clock += seconds
-            step.observe([Verdict(tuple(path), tuple(range(len(path))))], seconds)
+            verdict = Verdict(tuple(path), tuple(range(len(path))))
+            step.spent(sum(asked_s))
+            step.observe([verdict], seconds)
             tokens += len(path)
         return num_tokens * PLAIN_S / clock, pace
 
