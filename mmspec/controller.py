@@ -31,6 +31,7 @@ _PROBE_SHARE = 0.005  # of the time, for asking whom it does not believe to pay
 _MOST_STEPS = 20.0  # plain steps' time, of what it saved, that it may lose again
 _WORTH_SHARE = 0.15  # of the newest proposal in what asking is believed to be worth
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
+_FIRST_NODES = 6  # scored at most before any tree was measured; then twice what was
 _LEVELS = 8  # of confidence, told apart by the calibration
 _BUDGETS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)
 
@@ -164,6 +165,7 @@ class AutoStep(FixedStep):
         self._plain_s = self._step_s[0] if self._step_s else 0.0
         self._probe_s = max(self._step_s[1] - self._plain_s, 0.0) if self._step_s else 0.0
         self._probing: set[int] = set()
+        self._paused: set[int] = set()
         self._draft_s: dict[tuple[int, str], float] = {}
         self._outlooks: dict[int, _Outlook] = {}
         self._scored: list[_Outlook] = []
@@ -182,16 +184,18 @@ class AutoStep(FixedStep):
         worth = _nearest(pace.worth, drafter, standing)
         if worth is None:
             worth = _nearest(self._controller.worth, drafter, standing)
-        if worth is None or worth > 0.0:
-            return account.balance_s >= cost_s
-        # Not believed to pay: asked now and then, and then one node is scored, to learn by it.
+        if (worth is None or worth > 0.0) and account.balance_s >= cost_s:
+            return True
+        # Paused, or not believed to pay: asked now and then, and then one node is scored.
         probe_s = cost_s + self._probe_s
         if pace.keeps_trees:  # scored whole
-            probe_s = max(probe_s, -worth)
-        if min(account.balance_s, account.probe_s) < probe_s:
+            probe_s = max(probe_s, -(worth or 0.0))
+        if account.probe_s < probe_s:
             return False
         account.probe_s -= probe_s
         self._probing.add(row)
+        if account.balance_s < cost_s:
+            self._paused.add(row)
         return True
 
     def learn(
@@ -214,7 +218,8 @@ class AutoStep(FixedStep):
         budget = self._budget(outlooks, free)
         self._scored = list(outlooks)
         for row in free:
-            self._scored[row] = outlooks[row].best(max(budget, int(row in self._probing)))
+            affordable = 1 if row in self._paused else max(budget, int(row in self._probing))
+            self._scored[row] = outlooks[row].best(affordable)
         return super().cut([outlook.tree for outlook in self._scored])
 
     def spent(self, seconds: float) -> None:
@@ -253,6 +258,9 @@ class AutoStep(FixedStep):
             return 0
         pinned = max((o.tree.num_nodes for r, o in enumerate(outlooks) if r not in free), default=1)
         most = max(outlooks[row].tree.num_nodes for row in free) - 1
+        # A size that was never measured may cost far more than believed: they are tried in turn.
+        known = self._controller.costs.largest(len(outlooks), self._context)
+        most = min(most, max(_FIRST_NODES, 2 * known))
         rest = float(len(outlooks) - len(free))
         best, best_rate = 0, _MARGIN * len(outlooks) / self._seconds(0, pinned)
         tokens = [outlooks[row].tokens for row in free]

@@ -35,12 +35,14 @@ class CostModel:
     def step_s(self, rows: int, context: int) -> list[float] | None:
         """Expected seconds of a step for each number of nodes, as measured at this size or at the
         nearest one; None before anything was."""
-        key = (rows, context.bit_length())
-        if key not in self._curves:
-            if not self._curves:
-                return None
-            key = min(self._curves, key=lambda k: (abs(k[0] - key[0]), abs(k[1] - key[1])))
-        return self._curves[key].expected_s
+        curve = self._curve(rows, context)
+        return None if curve is None else curve.expected_s
+
+    def largest(self, rows: int, context: int) -> int:
+        """The most nodes that were measured, where `step_s` takes its costs from; beyond them they
+        are guesses."""
+        curve = self._curve(rows, context)
+        return 1 if curve is None else curve.largest
 
     def observe_draft(self, drafter: str, seconds: float) -> None:
         """The drafter took `seconds` a row to propose."""
@@ -50,6 +52,14 @@ class CostModel:
         """Expected seconds of a proposal for one row; None before one was measured."""
         recent = self._drafts.get(drafter)
         return median(recent) if recent else None
+
+    def _curve(self, rows: int, context: int) -> "_Curve | None":
+        key = (rows, context.bit_length())
+        if key not in self._curves:
+            if not self._curves:
+                return None
+            key = min(self._curves, key=lambda k: (abs(k[0] - key[0]), abs(k[1] - key[1])))
+        return self._curves[key]
 
 
 class _Curve:
@@ -64,6 +74,10 @@ class _Curve:
     @property
     def knows_plain(self) -> bool:
         return 1 in self._known
+
+    @property
+    def largest(self) -> int:
+        return max(self._known, default=1)
 
     def observe(self, nodes: int, seconds: float) -> None:
         size = self._nodes[min(bisect_left(self._nodes, nodes), len(self._nodes) - 1)]
