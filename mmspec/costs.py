@@ -54,12 +54,14 @@ class CostModel:
         return median(recent) if recent else None
 
     def _curve(self, rows: int, context: int) -> "_Curve | None":
-        key = (rows, context.bit_length())
-        if key not in self._curves:
-            if not self._curves:
-                return None
-            key = min(self._curves, key=lambda k: (abs(k[0] - key[0]), abs(k[1] - key[1])))
-        return self._curves[key]
+        size = context.bit_length()
+        own = self._curves.get((rows, size))
+        if own is not None and own.is_measured:
+            return own
+        measured = [key for key, curve in self._curves.items() if curve.is_measured]
+        if not measured:
+            return None
+        return self._curves[min(measured, key=lambda k: (abs(k[0] - rows), abs(k[1] - size)))]
 
 
 class _Curve:
@@ -76,12 +78,19 @@ class _Curve:
         return 1 in self._known
 
     @property
+    def is_measured(self) -> bool:
+        return bool(self._known)
+
+    @property
     def largest(self) -> int:
-        return max(self._known, default=1)
+        return max(self._known)
 
     def observe(self, nodes: int, seconds: float) -> None:
         size = self._nodes[min(bisect_left(self._nodes, nodes), len(self._nodes) - 1)]
-        recent = self._recent.setdefault(size, deque(maxlen=_RECENT))
+        if size not in self._recent:  # the first step of a size pays for what is done only once
+            self._recent[size] = deque(maxlen=_RECENT)
+            return
+        recent = self._recent[size]
         recent.append(seconds)
         value = median(recent)
         if value != self._known.get(size):

@@ -11,6 +11,8 @@ NODES = (1, 2, 4, 8, 16)
 
 def measured(*steps: tuple[int, float], rows: int = 1, context: int = 100) -> CostModel:
     costs = CostModel(NODES)
+    for nodes in dict(steps):  # the first step of a size does not count
+        costs.observe_step(rows, nodes, context, 1e9)
     for nodes, seconds in steps:
         costs.observe_step(rows, nodes, context, seconds)
     return costs
@@ -50,7 +52,8 @@ def test_a_noisy_curve_never_promises_that_more_nodes_cost_less_than_measured() 
 
 def test_another_size_borrows_the_nearest_ones_costs_until_it_has_its_own() -> None:
     costs = measured((1, 1.0))
-    costs.observe_step(4, 1, 100, 3.0)
+    for _ in range(2):
+        costs.observe_step(4, 1, 100, 3.0)
     assert costs.step_s(3, 100)[0] == 3.0  # type: ignore[index]
     assert not costs.knows(3, 100)
     assert costs.knows(4, 127) and not costs.knows(4, 128)  # contexts by powers of two
