@@ -135,7 +135,8 @@ def test_a_wrong_text_of_ours_is_exit_code_1(
     from test_mutants import commit_keeps_one_too_many
 
     commit_keeps_one_too_many(monkeypatch)
-    eager = "eager: drafter.prompt_lookup.min_match=1 drafter.prompt_lookup.min_confidence=0"
+    lookup = "drafter.prompt_lookup.min_match=1 drafter.prompt_lookup.min_confidence=0"
+    eager = f"eager: {lookup} speculate=true"
     unprobed = ("--set", "decode.probe=false")
     run = bench(vlm, "--prompts", prompts, *QUICK, "--method", eager, *unprobed)
     assert run.exit_code == 1, run.stdout + run.stderr

@@ -49,7 +49,8 @@ def test_an_image_goes_in_with_its_prompt(vlm: Path, tmp_path: Path) -> None:
 
 
 def test_json_is_one_object_and_nothing_else(scripted: Scripted) -> None:
-    run = generate(scripted("QUICK fox"), PROMPT, "--json", "--compare", "--seed", 7)
+    words = ("--json", "--compare", "--speculate", "--seed", 7)
+    run = generate(scripted("QUICK fox"), PROMPT, *words)
     assert run.exit_code == 0, run.stderr
     values = json.loads(run.stdout)
     assert values["text"] == "QUICK fox"
