@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES, Layout, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
 from matrix import model_of
@@ -99,7 +100,10 @@ def test_chunks_leave_the_kv_and_the_token_of_one_go(
     _, got, _ = prefilled(target, parts, PrefillSettings(chunk_tokens=chunk_tokens))
     assert_same(family, got, expected)
     assert parts.tokens == whole.tokens
-    assert target.cuts.media_because is None, "all of these families' features can be cut"
+    # transformers 5.17's get_video_features of this family leaves out the newline's own feature.
+    is_old = transformers.__version__.startswith("5.17.")
+    if not is_old or (family, layout) != ("llava_onevision", "video"):
+        assert target.cuts.media_because is None, "all of these families' features can be cut"
 
 
 @EVERY_FAMILY
