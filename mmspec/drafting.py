@@ -150,7 +150,7 @@ def _is_prepared(row: Drafted, drafter: Drafter) -> bool:
     session = row.drafting.session(drafter)
     if isinstance(session, PreparedSession):
         with row.drafting.guarded(drafter.name):
-            session.prepare(row.tokens.copy())
+            session.prepare()
     return drafter in row.drafting.drafters
 
 

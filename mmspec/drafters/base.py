@@ -30,7 +30,7 @@ class DraftSession(Protocol):
 class PreparedSession(DraftSession, Protocol):
     """One that has something to do before its first proposal, such as reading the prompt."""
 
-    def prepare(self, tokens: Sequence[int]) -> None:
+    def prepare(self) -> None:
         """Called before each proposal; its time is not counted as what a proposal costs."""
 
 

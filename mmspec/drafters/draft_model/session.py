@@ -42,7 +42,7 @@ class DraftModelSession:
 
     # The drafter's calls
 
-    def prepare(self, tokens: Sequence[int]) -> None:
+    def prepare(self) -> None:
         """Reads the prompt, once: not a part of what a proposal costs."""
         if self._prompt is None:
             return
