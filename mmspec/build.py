@@ -21,6 +21,7 @@ from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.target import Target
 from mmspec.target.attached import Attention
+from mmspec.target.blocks import quick_blocks
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import (
     Processor,
@@ -195,7 +196,9 @@ def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target,
     linears = quick_linears(model, packed=_PACKED[config.packed_weights])
     if not config.probe:  # nothing was measured: the model's own attention
         return Target(model, linears=linears), "tree"
-    target, report = probe(model, attention=_ATTENTIONS[config.attention], linears=linears)
+    blocks = quick_blocks(model, copied=_PACKED[config.packed_weights] is not False)
+    attention = _ATTENTIONS[config.attention]
+    target, report = probe(model, attention=attention, linears=linears, blocks=blocks)
     if report.shape != "tree":
         logger.warning(
             "%s does not score token trees as it decodes; drafts are cut to %s",

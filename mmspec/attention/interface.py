@@ -82,12 +82,18 @@ def _attend(
         if not dropout and _is_understood(reach, query, key, kwargs):
             factor = query.shape[-1] ** -0.5 if scaling is None else scaling
             rule = LayerRule(reach, factor, kwargs.get("softcap"), kwargs.get("s_aux"))
-            return tree_attention(query, layer.keys, layer.values, call=call, rule=rule), None
+            return attend_layer(query, call, index, rule), None
         key, value = layer.view(layer.keys), layer.view(layer.values)
         attention_mask = call.dense_mask(reach, query)
     own_attention = _own_attention(own, module)
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
     return own_attention(module, query, key, value, attention_mask, **options)
+
+
+def attend_layer(query: Tensor, call: TreeCall, index: int, rule: LayerRule) -> Tensor:
+    """`tree_attention` over what the cache holds of layer `index`."""
+    layer = call.layers[index]
+    return tree_attention(query, layer.keys, layer.values, call=call, rule=rule)
 
 
 def _is_understood(reach: Reach, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import encoded
 from mmspec.target.attached import Attachments, Attention
+from mmspec.target.blocks import Blocks
 from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
@@ -26,7 +27,8 @@ class Target:
     """The model whose distribution is kept.
 
     Holds no request's state and changes nothing on the model but within a score call, which runs
-    by `attention` and `linears` (see `attached`); prefill is the model's own forward throughout.
+    by `attention`, `linears` and `blocks` (see `attached`); prefill is the model's own forward
+    throughout.
     `taps` are indices into transformers' `hidden_states` (0 is the embedding, i the output of
     layer i).
     """
@@ -38,13 +40,18 @@ class Target:
         mask_rule: MaskRule | None = None,
         attention: Attention = "model",
         linears: Linears | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         """Raises ModelError for a model that cannot be decoded (see `families`)."""
         refuse_unsupported(model)
         self.model = model
         self.mask_rule = mask_rule or mask_rules(model.config)[0]
         self.attachments = Attachments(
-            model, mask_rule=self.mask_rule, attention=attention, linears=linears
+            model,
+            mask_rule=self.mask_rule,
+            attention=attention,
+            linears=linears,
+            blocks=blocks,
         )
         # Asked of the model, both cost a walk through its modules, in every call.
         self._first = next(p for p in model.parameters() if p.is_floating_point())
