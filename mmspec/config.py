@@ -46,7 +46,7 @@ class InputConfig:
 class PromptLookupConfig:
     """Parameters of the drafter that copies from prompt and output."""
 
-    max_depth: int = 48
+    max_depth: int = 64
     max_matches: int = 16
     min_match: int = 2
     max_match: int = 32
