@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,6 +19,7 @@ from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
 from mmspec.target.positions import prompt_positions
+from mmspec.target.taps import asked_for, taken
 from mmspec.tree import TokenTree
 
 
@@ -27,8 +28,10 @@ class Target:
 
     Holds no request's state and changes nothing on the model but within a score call, which runs
     by `attention` and `linears` (see `attached`); prefill is the model's own forward throughout.
-    `taps` are indices into transformers' `hidden_states` (0 is the embedding, i the output of
-    layer i).
+    `taps` are indices into transformers' `hidden_states`: 0 is the embedding, i the output of
+    layer i, and the last one, `last_tap`, is what comes after the final norm. What a family adds
+    between two layers (Qwen3-VL's deepstack features) is not in the one before it. Without taps no
+    hidden state is kept.
     """
 
     def __init__(
@@ -73,6 +76,11 @@ class Target:
         return self._embedding.num_embeddings
 
     @property
+    def last_tap(self) -> int:
+        """The tap after the final norm: what the head reads."""
+        return self._text_config.num_hidden_layers
+
+    @property
     def max_positions(self) -> int | None:
         """The context that the model was made for, in tokens; None where it does not say."""
         return getattr(self._text_config, "max_position_embeddings", None)
@@ -103,7 +111,7 @@ class Target:
         *,
         start: int = 0,
         stop: int | None = None,
-        taps: Sequence[int] = (),
+        taps: Collection[int] = (),
         features: FeatureSource | None = None,
         on_logits: Callable[[int, Tensor], None] | None = None,
         keep: Sequence[int] | None = None,
@@ -143,7 +151,7 @@ class Target:
                 position_ids=positions[..., start:stop].to(self.device),
                 past_key_values=cache,
                 use_cache=True,
-                output_hidden_states=bool(taps),
+                output_hidden_states=asked_for(taps),
                 **inputs,
             )
         if on_logits is not None:
@@ -151,7 +159,7 @@ class Target:
         kept = range(stop - start) if keep is None else keep
         cache.commit({row: kept})
         offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
-        hidden = {tap: output.hidden_states[tap][0] for tap in taps}
+        hidden = {tap: states[0] for tap, states in taken(output, taps).items()}
         return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
 
     def _prompt_mask(self, prompt: Prompt, start: int, stop: int) -> Tensor | dict[str, Tensor]:
@@ -182,7 +190,7 @@ class Target:
         cache: KVCache,
         placements: Sequence[Placement],
         *,
-        taps: Sequence[int] = (),
+        taps: Collection[int] = (),
         written: Sequence[int] = (),
     ) -> list[Scores]:
         """Scores one tree a row, all in one forward. The nodes' keys are written behind each row's
@@ -207,13 +215,14 @@ class Target:
                 position_ids=_node_positions(trees, lengths, placements, done).to(self.device),
                 past_key_values=cache,
                 use_cache=True,
-                output_hidden_states=bool(taps),
+                output_hidden_states=asked_for(taps),
                 **inputs,
             )
+        hidden = taken(output, taps)
         return [
             Scores(
                 output.logits[index, :count],
-                {tap: output.hidden_states[tap][index, :count] for tap in taps},
+                {tap: states[index, :count] for tap, states in hidden.items()},
             )
             for index, count in enumerate(counts)
         ]
