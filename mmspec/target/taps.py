@@ -1,12 +1,14 @@
 """Taps: the hidden states of some layers, taken from a forward that runs anyway."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from transformers.utils import output_capturing
 
 from mmspec.errors import ConfigError
+
+Hidden: TypeAlias = Mapping[int, Tensor]  # by layer
 
 # Older versions of transformers take a list of layers too, but drop the one after the final norm.
 _TAKES_LAYERS = hasattr(output_capturing, "selected_hidden_states")
@@ -29,6 +31,6 @@ def asked_for(taps: Collection[int]) -> bool | list[int]:
     return sorted(taps) if _TAKES_LAYERS else True
 
 
-def taken(output: Any, taps: Collection[int]) -> Mapping[int, Tensor]:
+def taken(output: Any, taps: Collection[int]) -> Hidden:
     """Layer -> (batch, seq, hidden) of a forward's output."""
     return {tap: output.hidden_states[tap] for tap in taps}

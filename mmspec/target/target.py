@@ -19,7 +19,7 @@ from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
 from mmspec.target.positions import prompt_positions
-from mmspec.target.taps import asked_for, taken
+from mmspec.target.taps import Hidden, asked_for, taken
 from mmspec.tree import TokenTree
 
 
@@ -161,6 +161,34 @@ class Target:
         offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
         hidden = {tap: states[0] for tap, states in taken(output, taps).items()}
         return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
+
+    def read(self, texts: Sequence[Sequence[int]], *, taps: Collection[int]) -> list[Hidden]:
+        """The hidden states of texts without media, all in one forward that keeps nothing: of each
+        text layer -> (seq, hidden)."""
+        ids = _padded(texts)
+        lengths = torch.tensor([[len(text)] for text in texts])
+        mask = (torch.arange(ids.shape[1]) < lengths).long()  # padding stands behind the text
+        last = {"logits_to_keep": 1} if "logits_to_keep" in self._parameters else {}
+        with self._forward():
+            output = self.model(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                position_ids=self._text_positions(*ids.shape).to(self.device),
+                use_cache=False,
+                output_hidden_states=asked_for(taps),
+                **last,
+            )
+        hidden = taken(output, taps)
+        return [
+            {tap: states[row, : len(text)] for tap, states in hidden.items()}
+            for row, text in enumerate(texts)
+        ]
+
+    def _text_positions(self, batch: int, seq: int) -> Tensor:
+        positions, _ = prompt_positions(self.model, Prompt(torch.zeros(seq, dtype=torch.long)))
+        if positions.ndim == 2:
+            return positions.expand(batch, -1)
+        return positions.expand(-1, batch, -1)
 
     def _prompt_mask(self, prompt: Prompt, start: int, stop: int) -> Tensor | dict[str, Tensor]:
         if start == 0:

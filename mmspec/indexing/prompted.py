@@ -1,0 +1,76 @@
+"""PromptedReader: documents that are answers to prompts of their own, images among them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import batched
+
+import numpy as np
+
+from mmspec.indexing.windows import as_keys
+from mmspec.retrieval import KeyBatch
+from mmspec.retrieval.corpus import DocumentName
+from mmspec.retrieval.datastore import StoredDocument
+from mmspec.state import Prompt
+from mmspec.target import Target
+from mmspec.tree import TokenTree
+
+_CHUNK = 128  # tokens of each document in one forward
+
+
+class PromptedReader:
+    """Reads each document behind its own prompt: the states are those that the target has while it
+    gives that answer, having seen the prompt's images.
+
+    The prompt is prefilled as for a request, the document scored behind it as an accepted draft is.
+    Other than a text without a prompt, a document has a key for its first token too: that of the
+    prompt's end.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        prompt_of: Callable[[DocumentName], Prompt],
+        *,
+        tap: int,
+        max_rows: int = 8,
+    ) -> None:
+        """`prompt_of` makes a document's prompt; it is asked when the document is read."""
+        self._target = target
+        self._prompt_of = prompt_of
+        self._tap = tap
+        self._max_rows = max_rows
+
+    def read(self, documents: Iterable[StoredDocument], start: int) -> Iterator[KeyBatch]:
+        """The keys of positions from `start` on, in their order."""
+        for some in _batched(documents, self._max_rows):
+            yield self._keys(some, start)
+
+    def _keys(self, documents: Sequence[StoredDocument], start: int) -> KeyBatch:
+        target, tap, cache = self._target, self._tap, self._target.new_cache()
+        texts = [[token for token in document.tokens if token >= 0] for document in documents]
+        states, placements = [], []
+        for document, text in zip(documents, texts, strict=True):
+            prompt = self._prompt_of(document.name)
+            row = cache.open(prompt.num_tokens + len(text))
+            prefill = target.prefill(prompt, cache, row, taps=(tap,))
+            placements.append(prefill.placement)
+            states.append([as_keys(prefill.hidden[tap][-1:])])
+        done = 0
+        while rows := [n for n, text in enumerate(texts) if len(text) > done + 1]:
+            # The last token is not read: nothing follows it.
+            parts = [texts[n][done : min(done + _CHUNK, len(texts[n]) - 1)] for n in rows]
+            trees = [TokenTree.chain(p[0], p[1:], (1.0,) * (len(p) - 1), "") for p in parts]
+            scores = target.score(trees, cache, [placements[n] for n in rows], taps=(tap,))
+            cache.commit(
+                {placements[n].row: range(len(p)) for n, p in zip(rows, parts, strict=True)}
+            )
+            for n, score in zip(rows, scores, strict=True):
+                states[n].append(as_keys(score.hidden[tap]))
+            done += _CHUNK
+        cache.release()
+        positions, keys = [], []
+        for document, own in zip(documents, states, strict=True):
+            places = [document.position + n for n, token in enumerate(document.tokens) if token >= 0]
+            kept = [n for n, position in enumerate(places) if position >= start]
+            positions += [places[n] for n in kept]
+            keys.append(np.concatenate(own)[kept])
+        return KeyBatch(np.array(positions, np.int64), np.concatenate(keys))
