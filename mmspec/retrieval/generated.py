@@ -115,12 +115,12 @@ class GeneratedStore:
             if token < 0:
                 tokens = tokens[:index]
                 break
-        return Continuation(list(tokens), match.length, "generated")
+        return Continuation(list(tokens), match.length, "generated", origin=match.entry)
 
-    def was_useful(self, match: GeneratedMatch) -> None:
-        """Tokens copied from this place were accepted: its entry leaves last."""
-        if match.entry in self._order:
-            self._order.move_to_end(match.entry)
+    def was_useful(self, entry: int) -> None:
+        """Tokens copied from this entry were accepted: it leaves last."""
+        if entry in self._order:
+            self._order.move_to_end(entry)
 
     def forget(self, namespace: str) -> None:
         """Drops everything of a namespace."""
