@@ -4,16 +4,17 @@ Interrupted, the same call goes on behind the last commit.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Protocol
 
 from mmspec.errors import DatastoreError
 from mmspec.retrieval import Datastore, DatastoreWriter, KeyBatch
+from mmspec.retrieval.corpus import DocumentName
 from mmspec.retrieval.datastore import StoredDocument
 from mmspec.retrieval.manifest import Manifest
 from mmspec.target import Target
-from mmspec.target.fingerprint import probe_state, weights_fingerprint
+from mmspec.target.fingerprint import probe_state, states_fingerprint
 
 COMMIT_KEYS = 2**16
 
@@ -25,6 +26,21 @@ class Reader(Protocol):
 
     def read(self, documents: Iterable[StoredDocument], start: int) -> Iterator[KeyBatch]:
         """The keys of positions from `start` on, in their order."""
+
+
+class MixedReader:
+    """Documents with a prompt of their own by one reader, those without by another."""
+
+    def __init__(
+        self, prompted: Reader, others: Reader, *, has_prompt: Callable[[DocumentName], bool]
+    ) -> None:
+        self._readers = {True: prompted, False: others}
+        self._has_prompt = has_prompt
+
+    def read(self, documents: Iterable[StoredDocument], start: int) -> Iterator[KeyBatch]:
+        """The keys of positions from `start` on, in their order."""
+        for kind, group in groupby(documents, lambda one: self._has_prompt(one.name)):
+            yield from self._readers[kind].read(group, start)
 
 
 def collect_keys(
@@ -48,7 +64,7 @@ def collect_keys(
     """
     layer = target.last_tap if tap is None else tap
     probe = probe_state(target, tap=layer)
-    fingerprint = dense_fingerprint(target, tap=layer)
+    fingerprint = states_fingerprint(target, tap=layer)
     with DatastoreWriter.open(folder) as writer:
         if writer.manifest.dense is not None:
             Datastore.open(folder, verify=False).check_target(fingerprint=fingerprint, probe=probe)
@@ -69,11 +85,6 @@ def collect_keys(
                 expected=writer.manifest.num_tokens,
             )
         return writer.manifest
-
-
-def dense_fingerprint(target: Target, *, tap: int) -> str:
-    """What the manifest of a dense index says of the weights and the layer that made its keys."""
-    return f"{weights_fingerprint(target.model)}/{tap}"
 
 
 def _some(

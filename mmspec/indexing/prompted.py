@@ -1,7 +1,7 @@
 """PromptedReader: documents that are answers to prompts of their own, images among them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import batched
+from itertools import islice
 
 import numpy as np
 
@@ -41,7 +41,8 @@ class PromptedReader:
 
     def read(self, documents: Iterable[StoredDocument], start: int) -> Iterator[KeyBatch]:
         """The keys of positions from `start` on, in their order."""
-        for some in _batched(documents, self._max_rows):
+        waiting = iter(documents)
+        while some := list(islice(waiting, self._max_rows)):
             yield self._keys(some, start)
 
     def _keys(self, documents: Sequence[StoredDocument], start: int) -> KeyBatch:
@@ -69,7 +70,9 @@ class PromptedReader:
         cache.release()
         positions, keys = [], []
         for document, own in zip(documents, states, strict=True):
-            places = [document.position + n for n, token in enumerate(document.tokens) if token >= 0]
+            places = [
+                document.position + n for n, token in enumerate(document.tokens) if token >= 0
+            ]
             kept = [n for n, position in enumerate(places) if position >= start]
             positions += [places[n] for n in kept]
             keys.append(np.concatenate(own)[kept])

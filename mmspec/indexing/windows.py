@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from mmspec.errors import ConfigError
+from mmspec.inputs import InputProcessor
 from mmspec.retrieval import KeyBatch
 from mmspec.retrieval.datastore import StoredDocument
 from mmspec.retrieval.dense_index import Keys
@@ -53,8 +54,8 @@ class TextReader:
         overlap = size // 4 if overlap_tokens is None else overlap_tokens
         if not 2 <= size <= room or not 1 <= overlap < size:
             raise ConfigError(
-                f"window_tokens={size}, overlap_tokens={overlap}: expected 2 to {room} tokens (what "
-                "the context holds beside the lead), and an overlap of 1 or more that is smaller"
+                f"window_tokens={size}, overlap_tokens={overlap}: expected 2 to {room} tokens (all "
+                "that the context holds beside the lead), and a smaller overlap of 1 or more"
             )
         self._target = target
         self._tap = tap
@@ -97,6 +98,12 @@ class TextReader:
             positions += [window.positions[n] for n in kept]
             keys.append(as_keys(states[self._tap][[len(self._lead) + n - 1 for n in kept]]))
         return KeyBatch(np.array(positions, np.int64), np.concatenate(keys))
+
+
+def answer_lead(inputs: InputProcessor, question: str = "Quote the document.") -> list[int]:
+    """A `lead` that makes documents answers: the question in the model's chat template, or without
+    one the question as it is."""
+    return inputs.encode(question).token_ids.tolist()
 
 
 def as_keys(states: Tensor) -> Keys:

@@ -28,6 +28,16 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def states_fingerprint(target: Target, *, tap: int) -> str:
+    """Of the weights and the layer that hidden states come from."""
+    return f"{weights_fingerprint(target.model)}/{tap}"
+
+
+def tap_of(fingerprint: str) -> int:
+    """The layer in a `states_fingerprint`. Raises ValueError for any other text."""
+    return int(fingerprint.rpartition("/")[2])
+
+
 def probe_state(target: Target, *, tap: int) -> list[float]:
     """The hidden state (hidden,) behind the last of some ordinary tokens, to 6 digits."""
     vocab_size = target.vocab_size
