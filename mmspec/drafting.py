@@ -14,6 +14,7 @@ from mmspec.drafters.base import (
     BatchDrafter,
     Drafter,
     DraftSession,
+    LearningSession,
     PreparedSession,
     TappingDrafter,
 )
@@ -67,10 +68,12 @@ class Drafting:
             with self.guarded(name):
                 session.observe(tree, verdict, scores)
 
-    def close(self) -> None:
-        """The request ended, or nobody waits for it any more."""
-        for name in list(self._sessions):
+    def close(self, chosen: Sequence[int] = ()) -> None:
+        """The request ended with the tokens `chosen`, or nobody waits for it any more."""
+        for name, session in list(self._sessions.items()):
             with self.guarded(name):
+                if isinstance(session, LearningSession):
+                    session.learn(chosen)
                 self._sessions.pop(name).close()
 
     def leave_out(self, name: str, error: Exception) -> None:

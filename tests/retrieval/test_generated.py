@@ -33,7 +33,7 @@ def copies(store: GeneratedStore, query: list[int], **where: str) -> list[list[i
 
 def searched(entries: list[list[int]], query: list[int], max_match: int) -> list[GeneratedMatch]:
     found = []
-    kept = [entry for entry in entries if len(entry) > MIN_MATCH]
+    kept = dict.fromkeys(tuple(entry) for entry in entries if len(entry) > MIN_MATCH)
     for serial, entry in enumerate(kept, start=1):
         for end in range(1, len(entry)):
             length = 0
