@@ -4,10 +4,13 @@
 which every family meets every drafter and every pair of options.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -15,25 +18,36 @@ from adversary import Adversary
 from draft_models import letters, shuffled, stranger
 from families import FAMILIES, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
+from stores import documents
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
+from mmspec.indexing import PromptedReader, collect_keys
+from mmspec.inputs import from_inputs
+from mmspec.inputs.text_tokens import TextTokens
 from mmspec.requests import Request, Result
+from mmspec.retrieval import DatastoreWriter
+from mmspec.state import Prompt
+from mmspec.target import Target
 
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
-# draft_other: one with another tokenizer.
+# draft_other: one with another tokenizer. retrieval_dense: a datastore of the plain texts, each
+# with a spoilt copy beside it, found by hidden states alone.
 DRAFTERS = (
     "prompt_lookup",
+    "retrieval_dense",
     "adversary",
     "draft_same",
     "draft_padded",
     "draft_other",
     "adversary+draft_same",
 )
+SLOW = ("retrieval_dense",)  # has a datastore to write first
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -105,15 +119,16 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of draft models, which take longer, two a family, with its other options in turn."""
+    of draft models, which take longer, two a family and of `SLOW` one, with other options in turn.
+    """
     chosen: list[Cell] = []
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
-        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2]):
+        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2], *SLOW):
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
             chosen.append(fixed[number * 5 % len(fixed)])
-        cells = [cell for cell in own if not cell.drafter.startswith("draft_")]
+        cells = [cell for cell in own if not cell.drafter.startswith(("draft_", *SLOW))]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -206,6 +221,8 @@ def _drafter(
         return draft_model(name, cell.family, cell.dtype)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+    if name == "retrieval_dense":
+        return dense_retrieval(cell, requests, plain)
     truths = {
         tuple(request.prompt["input_ids"][0].tolist()): result.tokens  # type: ignore[index,call-overload]
         for request, result in zip(requests, plain, strict=True)
@@ -221,6 +238,35 @@ def draft_model(name: str, family: str, dtype: str) -> DraftModel:
     if name == "draft_padded":
         return DraftModel(stranger(119), letters(), min_confidence=0.0)
     return DraftModel(*shuffled(stranger(), letters()), min_confidence=0.0)
+
+
+def dense_retrieval(cell: Cell, requests: Sequence[Request], plain: Sequence[Result]) -> Retrieval:
+    """A datastore of what plain decoding said, with the states in which it said that."""
+    folder = Path(_folder().name) / f"{cell}-{len(list(Path(_folder().name).iterdir()))}"
+    target, draw = Target(model_of(cell.family, cell.dtype)), random.Random(0)
+    prompts: dict[str, Prompt] = {}
+    texts: list[list[int]] = []
+    for request, result in zip(requests, plain, strict=True):
+        spoilt = [t if draw.random() < 0.7 else draw.randrange(3, 90) for t in result.tokens]
+        for text in (list(result.tokens), spoilt):
+            assert isinstance(request.prompt, Mapping)
+            prompts[f"d{len(texts)}"] = from_inputs(request.prompt, target.model.config)
+            texts.append(text)
+    with DatastoreWriter.create(
+        folder, tokenizer=TextTokens(letters()).hash(), vocab_size=target.vocab_size
+    ) as writer:
+        writer.begin()
+        for document in documents(texts):
+            writer.append(document)
+        writer.commit()
+    reader = PromptedReader(target, lambda name: prompts[name.id], tap=target.last_tap)
+    collect_keys(folder, target, reader)
+    return Retrieval([folder], sources=["dense"], min_confidence=0.0, max_depth=6)
+
+
+@cache
+def _folder() -> "TemporaryDirectory[str]":
+    return TemporaryDirectory()  # until the process ends: what draws from it stats it
 
 
 def _places(cell: Cell) -> list[tuple[str, int]]:
