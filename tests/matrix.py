@@ -18,7 +18,7 @@ from adversary import Adversary
 from draft_models import letters, shuffled, stranger
 from families import FAMILIES, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
-from stores import documents
+from stores import write_store
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
@@ -29,25 +29,24 @@ from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
 from mmspec.indexing import PromptedReader, collect_keys
 from mmspec.inputs import from_inputs
-from mmspec.inputs.text_tokens import TextTokens
 from mmspec.requests import Request, Result
-from mmspec.retrieval import DatastoreWriter
 from mmspec.state import Prompt
 from mmspec.target import Target
 
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
-# draft_other: one with another tokenizer. retrieval_dense: a datastore of the plain texts, each
-# with a spoilt copy beside it, found by hidden states alone.
+# draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
+# and look-alikes of it.
+RETRIEVALS = ("retrieval_suffix", "retrieval_dense", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
-    "retrieval_dense",
     "adversary",
     "draft_same",
     "draft_padded",
     "draft_other",
     "adversary+draft_same",
+    *RETRIEVALS,
 )
-SLOW = ("retrieval_dense",)  # has a datastore to write first
+KNOWING = ("adversary", "draft_same", "retrieval")  # parts of the names of those that draft truths
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -119,16 +118,19 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of draft models, which take longer, two a family and of `SLOW` one, with other options in turn.
-    """
+    of draft models, which take longer, two a family, with its other options in turn; of retrieval's
+    sources, which draft alike, each once."""
     chosen: list[Cell] = []
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
-        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2], *SLOW):
+        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2]):
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
             chosen.append(fixed[number * 5 % len(fixed)])
-        cells = [cell for cell in own if not cell.drafter.startswith(("draft_", *SLOW))]
+        for place, drafter in enumerate(RETRIEVALS):
+            fixed = [c for c in own if c.drafter == drafter and c.controller == "fixed"]
+            chosen.append(fixed[(number * 5 + place * 7) % len(fixed)])
+        cells = [cell for cell in own if not cell.drafter.startswith(("draft_", "retrieval_"))]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -145,12 +147,22 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
     """Decodes the cell's requests with its drafter, together, and each alone without one."""
     requests = _requests(cell)
     plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
-    drafters = [_drafter(name, cell, requests, plain) for name in cell.drafter.split("+")]
-    engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller, cell.reuse)
-    if REUSES[cell.reuse][1]:
-        for request in requests:
-            engine.generate(_relatives(request), max_new_tokens=3)
-    results = engine.generate(requests)
+    with TemporaryDirectory() as folder:
+        drafters = [
+            _drafter(name, cell, requests, plain, Path(folder)) for name in cell.drafter.split("+")
+        ]
+        engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller, cell.reuse)
+        if REUSES[cell.reuse][1]:
+            for request in requests:
+                engine.generate(_relatives(request), max_new_tokens=3)
+        if cell.drafter == "retrieval_generated":
+            engine.generate(requests)
+        if cell.drafter == "retrieval_online":
+            requests = [
+                _with_texts(request, cell, result)
+                for request, result in zip(requests, plain, strict=True)
+            ]
+        results = engine.generate(requests)
     mismatches = [
         difference
         for row, (expected, result) in enumerate(zip(plain, results, strict=True))
@@ -215,19 +227,43 @@ def _engine(
 
 
 def _drafter(
-    name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result]
+    name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result], folder: Path
 ) -> Drafter | DrafterForTarget:
+    if name == "retrieval_dense":
+        return dense_retrieval(cell, requests, plain, folder / "store")
+    if name == "retrieval_suffix":
+        texts = [text for pair in zip(requests, plain, strict=True) for text in known_texts(*pair)]
+        write_store(folder / "store", texts, tokenizer=letters())
+        return Retrieval(folder / "store", sources=["suffix"], min_confidence=0.0)
+    if name.startswith("retrieval_"):
+        source = name.removeprefix("retrieval_")
+        return Retrieval(sources=[source], min_confidence=0.0, min_match=3, max_depth=8)
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
-    if name == "retrieval_dense":
-        return dense_retrieval(cell, requests, plain)
     truths = {
         tuple(request.prompt["input_ids"][0].tolist()): result.tokens  # type: ignore[index,call-overload]
         for request, result in zip(requests, plain, strict=True)
     }
     return Adversary(truths, model_of(cell.family, cell.dtype).config.get_text_config().vocab_size)
+
+
+def known_texts(request: Request, plain: Result) -> list[tuple[int, ...]]:
+    """What plain decoding said, after the prompt's last tokens, and the same with every fourth
+    token replaced: copies part ways there."""
+    ids = request.prompt["input_ids"][0].tolist()  # type: ignore[index,call-overload]
+    lead = tuple(token if token < FIRST_MEDIA_TOKEN else -1 for token in ids[-4:])
+    wrong = (3 + token % 80 if n % 4 == 3 else token for n, token in enumerate(plain.tokens))
+    return [(*lead, *plain.tokens), (*lead, *wrong)]
+
+
+def _with_texts(request: Request, cell: Cell, plain: Result) -> Request:
+    """The same request with `known_texts` beside its prompt."""
+    config = model_of(cell.family, cell.dtype).config
+    prompt = from_inputs(request.prompt, config)  # type: ignore[arg-type]
+    texts = tuple(known_texts(request, plain))
+    return replace(request, prompt=replace(prompt, draft_texts=texts))
 
 
 @cache
@@ -240,9 +276,10 @@ def draft_model(name: str, family: str, dtype: str) -> DraftModel:
     return DraftModel(*shuffled(stranger(), letters()), min_confidence=0.0)
 
 
-def dense_retrieval(cell: Cell, requests: Sequence[Request], plain: Sequence[Result]) -> Retrieval:
+def dense_retrieval(
+    cell: Cell, requests: Sequence[Request], plain: Sequence[Result], folder: Path
+) -> Retrieval:
     """A datastore of what plain decoding said, with the states in which it said that."""
-    folder = Path(_folder().name) / f"{cell}-{len(list(Path(_folder().name).iterdir()))}"
     target, draw = Target(model_of(cell.family, cell.dtype)), random.Random(0)
     prompts: dict[str, Prompt] = {}
     texts: list[list[int]] = []
@@ -250,23 +287,12 @@ def dense_retrieval(cell: Cell, requests: Sequence[Request], plain: Sequence[Res
         spoilt = [t if draw.random() < 0.7 else draw.randrange(3, 90) for t in result.tokens]
         for text in (list(result.tokens), spoilt):
             assert isinstance(request.prompt, Mapping)
-            prompts[f"d{len(texts)}"] = from_inputs(request.prompt, target.model.config)
+            prompts[f"d0-{len(texts)}"] = from_inputs(request.prompt, target.model.config)
             texts.append(text)
-    with DatastoreWriter.create(
-        folder, tokenizer=TextTokens(letters()).hash(), vocab_size=target.vocab_size
-    ) as writer:
-        writer.begin()
-        for document in documents(texts):
-            writer.append(document)
-        writer.commit()
+    write_store(folder, texts, tokenizer=letters(), vocab_size=target.vocab_size)
     reader = PromptedReader(target, lambda name: prompts[name.id], tap=target.last_tap)
     collect_keys(folder, target, reader)
     return Retrieval([folder], sources=["dense"], min_confidence=0.0, max_depth=6)
-
-
-@cache
-def _folder() -> "TemporaryDirectory[str]":
-    return TemporaryDirectory()  # until the process ends: what draws from it stats it
 
 
 def _places(cell: Cell) -> list[tuple[str, int]]:
