@@ -1,10 +1,12 @@
 """PromptedReader: documents that are answers to prompts of their own, images among them."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
+from mmspec.errors import InputError
 from mmspec.indexing.windows import as_keys
 from mmspec.retrieval import KeyBatch
 from mmspec.retrieval.corpus import DocumentName
@@ -12,6 +14,8 @@ from mmspec.retrieval.datastore import StoredDocument
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 128  # tokens of each document in one forward
 
@@ -22,7 +26,7 @@ class PromptedReader:
 
     The prompt is prefilled as for a request, the document scored behind it as an accepted draft is.
     Other than a text without a prompt, a document has a key for its first token too: that of the
-    prompt's end.
+    prompt's end. What lies beyond the model's context is left out, with a warning.
     """
 
     def __init__(
@@ -47,11 +51,11 @@ class PromptedReader:
 
     def _keys(self, documents: Sequence[StoredDocument], start: int) -> KeyBatch:
         target, tap, cache = self._target, self._tap, self._target.new_cache()
-        texts = [[token for token in document.tokens if token >= 0] for document in documents]
-        states, placements = [], []
-        for document, text in zip(documents, texts, strict=True):
+        texts, states, placements = [], [], []
+        for document in documents:
             prompt = self._prompt_of(document.name)
-            row = cache.open(prompt.num_tokens + len(text))
+            texts.append(self._fitting(document, prompt.num_tokens))
+            row = cache.open(prompt.num_tokens + len(texts[-1]))
             prefill = target.prefill(prompt, cache, row, taps=(tap,))
             placements.append(prefill.placement)
             states.append([as_keys(prefill.hidden[tap][-1:])])
@@ -69,11 +73,31 @@ class PromptedReader:
             done += _CHUNK
         cache.release()
         positions, keys = [], []
-        for document, own in zip(documents, states, strict=True):
+        for document, text, own in zip(documents, texts, states, strict=True):
             places = [
                 document.position + n for n, token in enumerate(document.tokens) if token >= 0
             ]
-            kept = [n for n, position in enumerate(places) if position >= start]
+            kept = [n for n, position in enumerate(places[: len(text)]) if position >= start]
             positions += [places[n] for n in kept]
             keys.append(np.concatenate(own)[kept])
         return KeyBatch(np.array(positions, np.int64), np.concatenate(keys))
+
+    def _fitting(self, document: StoredDocument, num_before: int) -> list[int]:
+        """The document's tokens, as many as the context holds behind its prompt."""
+        tokens = [token for token in document.tokens if token >= 0]
+        context = self._target.max_positions
+        if context is None or num_before + len(tokens) <= context:
+            return tokens
+        if num_before >= context:
+            raise InputError(
+                f"{document.name.source}: the prompt of {document.name.id!r} has {num_before} "
+                f"tokens: the model's context holds {context}; shorten it, or delete the document"
+            )
+        logger.warning(
+            "%s: only %d of its %d tokens fit the context behind its prompt; the others get no "
+            "hidden states",
+            document.name.id,
+            context - num_before,
+            len(tokens),
+        )
+        return tokens[: context - num_before]

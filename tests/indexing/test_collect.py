@@ -15,7 +15,7 @@ from stores import add, documents
 from transformers import PreTrainedModel
 
 import mmspec
-from mmspec.errors import ConfigError, DatastoreError
+from mmspec.errors import ConfigError, DatastoreError, InputError
 from mmspec.indexing import MixedReader, PromptedReader, Reader, TextReader, collect_keys
 from mmspec.inputs import from_inputs
 from mmspec.retrieval import Datastore
@@ -274,3 +274,17 @@ def test_a_document_s_prompt_is_asked_for_by_its_name(tmp_path: Path) -> None:
 
     keys_of(PromptedReader(target, prompt_of, tap=TAP, max_rows=1), store)  # type: ignore[arg-type]
     assert asked == [DocumentName("d0", "d0.txt"), DocumentName("d1", "d1.txt")]
+
+
+def test_what_the_context_does_not_hold_is_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, target = store_of(tmp_path / "s", texts_of(20, 5)), target_of()
+    monkeypatch.setattr(target.model.config, "max_position_embeddings", 12)
+    prompt = from_inputs({"input_ids": torch.tensor([[5, 6, 7]])}, target.model.config)
+    keys = keys_of(PromptedReader(target, lambda name: prompt, tap=TAP), store)
+    assert list(keys) == [*range(9), *range(21, 26)]
+    assert "only 9 of its 20 tokens fit" in caplog.text
+    monkeypatch.setattr(target.model.config, "max_position_embeddings", 3)
+    with pytest.raises(InputError, match="the prompt of 'd0' has 3 tokens"):
+        keys_of(PromptedReader(target, lambda name: prompt, tap=TAP), store)
