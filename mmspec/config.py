@@ -58,7 +58,7 @@ class RetrievalConfig:
     """Parameters of the drafter that copies from datastores, the request and earlier outputs."""
 
     datastores: list[str] = field(default_factory=list)  # folders, as `mmspec index build` makes
-    sources: list[str] = field(default_factory=lambda: ["suffix", "online", "generated"])
+    sources: list[str] = field(default_factory=lambda: ["suffix", "dense", "online", "generated"])
     max_depth: int = 48
     max_places: int = 16  # of each source
     min_match: int = 2

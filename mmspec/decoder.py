@@ -51,7 +51,9 @@ def decode(
                 step, trees = propose(active, drafts, target.vocab_size)
             # 3. Score: all trees in one forward.
             with watch.stage("score"):
-                scores = target.score(trees, cache, [row.placement for row in active])
+                taps = frozenset[int]().union(*(row.drafting.taps.layers for row in active))
+                places = [row.placement for row in active]
+                scores = target.score(trees, cache, places, taps=taps)
             # 4. Verify: each row chooses its tokens along its tree.
             steps = list(zip(active, trees, scores, strict=True))
             with watch.stage("verify"):

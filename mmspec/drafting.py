@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from typing import Protocol
 
 from mmspec.controller import Controller, Pace, Speculate, Step
@@ -15,9 +16,10 @@ from mmspec.drafters.base import (
     DraftSession,
     LearningSession,
     PreparedSession,
+    TappingDrafter,
 )
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.tree import TokenTree
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Drafting:
         self.pace = Pace(speculate, keeps_trees=needs_q)
         self._drafters = drafters if speculate else ()
         self._sessions: dict[str, DraftSession] = {}
+        self._taps = {d.name: d.taps for d in self._drafters if isinstance(d, TappingDrafter)}
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
         """Opens a session of every drafter."""
@@ -50,6 +53,11 @@ class Drafting:
     def drafters(self) -> list[Drafter]:
         """Those that still take part, in the order they are asked in."""
         return [drafter for drafter in self._drafters if drafter.name in self._sessions]
+
+    @property
+    def taps(self) -> Taps:
+        """The hidden states that those who still take part read."""
+        return reduce(or_, self._taps.values(), Taps())
 
     def session(self, drafter: Drafter) -> DraftSession:
         return self._sessions[drafter.name]
@@ -78,6 +86,7 @@ class Drafting:
             "distribution" if self.pace.keeps_trees else "text",
             exc_info=error,
         )
+        self._taps.pop(name, None)
         failed = self._sessions.pop(name, None)
         if failed is not None:
             try:

@@ -13,7 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
-from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter, LearningDrafter
+from mmspec.drafters.base import (
+    Drafter,
+    DrafterForTarget,
+    DrawingDrafter,
+    LearningDrafter,
+    TappingDrafter,
+)
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
 from mmspec.errors import ConfigError, InputError, MmspecError
@@ -35,6 +41,7 @@ from mmspec.state import Prompt
 from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream, build_detokenizer
 from mmspec.target import Target
+from mmspec.target.taps import check_taps
 from mmspec.tree import TokenTree
 from mmspec.verify import VERIFIERS, Rule
 
@@ -87,6 +94,9 @@ class Engine:
             drafter.for_target(target, inputs) if isinstance(drafter, DrafterForTarget) else drafter
             for drafter in drafters
         )
+        for drafter in self.drafters:
+            if isinstance(drafter, TappingDrafter):
+                check_taps(drafter.taps.layers, num_layers=target.last_tap, who=drafter.name)
         if rule.needs_q:
             _check_draws(self.drafters, verifier)
         made = CONTROLLERS[controller]() if isinstance(controller, str) else controller

@@ -2,19 +2,20 @@
 
 import logging
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import repeat
 
 import torch
+from torch import Tensor
 
 from mmspec.encoders.features import FeatureCache, FeatureInfo, FeatureSource
 from mmspec.encoders.media import split_media
 from mmspec.encoders.outputs import FeatureError
 from mmspec.kv import KVCache, Lease, PrefixStore, StoreInfo
 from mmspec.row import Row
-from mmspec.state import Placement, Prefill
+from mmspec.state import Placement, Prefill, Taps
 from mmspec.stats import Stopwatch
 from mmspec.target import Target
 from mmspec.target.encoded import is_prepared
@@ -137,6 +138,8 @@ class Prefiller:
         stop = prompt.num_tokens
         if pending.can_cut and self._chunk_tokens is not None:
             stop = self._target.cuts.next_stop(prompt, start, self._chunk_tokens)
+        taps = pending.row.drafting.taps
+        is_tapped = stop == prompt.num_tokens or taps.whole_prompt
         try:
             prefill = self._target.prefill(
                 prompt,
@@ -144,6 +147,7 @@ class Prefiller:
                 pending.slot,
                 start=start,
                 stop=stop,
+                taps=taps.layers if is_tapped else (),
                 features=pending.features,
                 on_logits=pending.row.on_prompt_logits,
             )
@@ -156,7 +160,10 @@ class Prefiller:
             self._target.cuts = replace(self._target.cuts, media_because=str(error))
             self._abandon(pending)
             return self._run_chunk(pending)
-        return start, prefill
+        pending.tapped.append(prefill.hidden)
+        if stop < prompt.num_tokens:
+            return start, prefill
+        return start, replace(prefill, hidden=_joined(pending.tapped, taps))
 
     def _open(self, pending: "_Pending") -> None:
         """A slot for the row, with what is stored of its prompt's beginning already in it."""
@@ -205,6 +212,7 @@ class Prefiller:
         if pending.slot is not None:
             self._cache.close(pending.slot)
         pending.slot = pending.text = pending.features = None
+        pending.tapped.clear()
         pending.row.stats.reused_tokens = 0
 
 
@@ -227,3 +235,12 @@ class _Pending:
     can_cut: bool = False
     features: FeatureSource | None = None
     text: _Text | None = None
+    tapped: list[Mapping[int, Tensor]] = field(default_factory=list)  # hidden states of each chunk
+
+
+def _joined(chunks: Sequence[Mapping[int, Tensor]], taps: Taps) -> dict[int, Tensor]:
+    """What the row's drafters read of the prompt, layer -> (seq, hidden): all that was computed, or
+    a copy of the last token's, so that the rest can go."""
+    if not taps.whole_prompt:
+        return {layer: states[-1:].clone() for layer, states in chunks[-1].items()}
+    return {layer: torch.cat([chunk[layer] for chunk in chunks]) for layer in taps.layers}

@@ -48,12 +48,26 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Taps:
+    """Hidden states of the target that somebody reads. `layers` are indices into transformers'
+    `hidden_states`: 0 the embedding, i the output of layer i, the last one after the final norm.
+    """
+
+    layers: frozenset[int] = frozenset()
+    whole_prompt: bool = False  # False: of the prompt its last token's alone
+
+    def __or__(self, other: "Taps") -> "Taps":
+        return Taps(self.layers | other.layers, self.whole_prompt or other.whole_prompt)
+
+
+@dataclass(frozen=True)
 class Prefill:
     """What the target says of a whole prompt: the logits that choose the first token."""
 
     logits: Tensor  # (vocab,) of the prompt's last token
     placement: Placement
-    hidden: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (seq, hidden)
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)  # tapped layer -> (seq, hidden) of
+    # the prompt's last `seq` tokens; what was reused from an earlier request has none
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class Scores:
     """What the target says of one row's tree, a node at a time."""
 
     logits: Tensor  # (nodes, vocab): of the token that follows each node
-    hidden: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (nodes, hidden)
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)  # tapped layer -> (nodes, hidden)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 which every family meets every drafter and every pair of options.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
@@ -26,13 +27,16 @@ from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
+from mmspec.indexing import PromptedReader, collect_keys
 from mmspec.inputs import from_inputs
 from mmspec.requests import Request, Result
+from mmspec.state import Prompt
+from mmspec.target import Target
 
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
 # draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
 # and look-alikes of it.
-RETRIEVALS = ("retrieval_suffix", "retrieval_online", "retrieval_generated")
+RETRIEVALS = ("retrieval_suffix", "retrieval_dense", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
     "adversary",
@@ -225,6 +229,8 @@ def _engine(
 def _drafter(
     name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result], folder: Path
 ) -> Drafter | DrafterForTarget:
+    if name == "retrieval_dense":
+        return dense_retrieval(cell, requests, plain, folder / "store")
     if name == "retrieval_suffix":
         texts = [text for pair in zip(requests, plain, strict=True) for text in known_texts(*pair)]
         write_store(folder / "store", texts, tokenizer=letters())
@@ -268,6 +274,25 @@ def draft_model(name: str, family: str, dtype: str) -> DraftModel:
     if name == "draft_padded":
         return DraftModel(stranger(119), letters(), min_confidence=0.0)
     return DraftModel(*shuffled(stranger(), letters()), min_confidence=0.0)
+
+
+def dense_retrieval(
+    cell: Cell, requests: Sequence[Request], plain: Sequence[Result], folder: Path
+) -> Retrieval:
+    """A datastore of what plain decoding said, with the states in which it said that."""
+    target, draw = Target(model_of(cell.family, cell.dtype)), random.Random(0)
+    prompts: dict[str, Prompt] = {}
+    texts: list[list[int]] = []
+    for request, result in zip(requests, plain, strict=True):
+        spoilt = [t if draw.random() < 0.7 else draw.randrange(3, 90) for t in result.tokens]
+        for text in (list(result.tokens), spoilt):
+            assert isinstance(request.prompt, Mapping)
+            prompts[f"d0-{len(texts)}"] = from_inputs(request.prompt, target.model.config)
+            texts.append(text)
+    write_store(folder, texts, tokenizer=letters(), vocab_size=target.vocab_size)
+    reader = PromptedReader(target, lambda name: prompts[name.id], tap=target.last_tap)
+    collect_keys(folder, target, reader)
+    return Retrieval([folder], sources=["dense"], min_confidence=0.0, max_depth=6)
 
 
 def _places(cell: Cell) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ FLOORS = (
         "params", "penalties", "sampling",
         "state", "stats", "stream", "tree", "verify",
     },
-    {"controller", "drafters", "target"},
+    {"controller", "drafters", "indexing", "target"},
     {"drafting"},
     {"row"},
     {"prefiller"},

@@ -32,7 +32,7 @@ from mmspec.inputs.documents import TextDocument, find_documents, read_documents
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval import Datastore, DatastoreWriter, Document
 from mmspec.retrieval.journal import read_journal
-from mmspec.retrieval.manifest import Manifest
+from mmspec.retrieval.manifest import Manifest, read_manifest
 from mmspec.retrieval.writer import SEGMENT_TOKENS
 from mmspec.target.load import load_processor, resolve_path
 
@@ -49,6 +49,10 @@ _Model = Annotated[
 ]
 _Segment = Annotated[int, typer.Option(help="Tokens that are sorted in one piece.")]
 _Fresh = Annotated[bool, typer.Option("--fresh", help="Drop what an interrupted run has begun.")]
+_Dense = Annotated[
+    bool,
+    typer.Option("--dense", help="The target reads them, to be found by its hidden states too."),
+]
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -60,6 +64,7 @@ def build(
     field: _Field = "text",
     segment_tokens: _Segment = SEGMENT_TOKENS,
     fresh: _Fresh = False,
+    dense: _Dense = False,
 ) -> None:
     """Index documents in a new folder. Interrupted, the same command goes on where it was."""
     stdout, stderr = consoles()
@@ -77,7 +82,9 @@ def build(
                     "folder, or use `mmspec index add`"
                 )
             _fill(writer, tokens, files, described, field, segment_tokens, fresh, stderr)
-            stdout.print(_summary(store, writer.manifest))
+        if dense:
+            _collect(store, model, stderr)
+        stdout.print(_summary(store, read_manifest(store)))
 
 
 @index.command()
@@ -88,16 +95,21 @@ def add(
     field: _Field = "text",
     segment_tokens: _Segment = SEGMENT_TOKENS,
     fresh: _Fresh = False,
+    dense: _Dense = False,
 ) -> None:
     """Add documents. What reads the datastore meanwhile goes on with what it has."""
     stdout, stderr = consoles()
-    with mistakes_told(stderr), DatastoreWriter.open(store) as writer:
-        tokens = _tokens_of(model or writer.manifest.target)
-        writer.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=tokens.vocab_size)
-        files = find_documents(inputs)
-        described = _described(files, field)
-        _fill(writer, tokens, files, described, field, segment_tokens, fresh, stderr)
-        stdout.print(_summary(store, writer.manifest))
+    with mistakes_told(stderr):
+        with DatastoreWriter.open(store) as writer:
+            target = model or writer.manifest.target
+            tokens = _tokens_of(target)
+            writer.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=tokens.vocab_size)
+            files = find_documents(inputs)
+            described = _described(files, field)
+            _fill(writer, tokens, files, described, field, segment_tokens, fresh, stderr)
+        if dense or writer.manifest.dense is not None:
+            _collect(store, target, stderr)
+        stdout.print(_summary(store, read_manifest(store)))
 
 
 @index.command()
@@ -226,6 +238,41 @@ def _fill(
                     writer.append(Document(document.id, document.source, encoded))
             progress.update(task, description="Sorting")
             writer.commit()
+    except KeyboardInterrupt as error:
+        stderr.print("Interrupted: run the same command again to go on.")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _collect(store: Path, model: str, stderr: Console) -> None:
+    """The target reads what it has not read yet."""
+    import mmspec
+    from mmspec.indexing import (
+        MixedReader,
+        PromptedReader,
+        RecordPrompts,
+        TextReader,
+        answer_lead,
+        collect_keys,
+    )
+
+    engine = mmspec.load(model, drafter="none")
+    target, inputs = engine.target, engine.inputs
+    assert inputs is not None  # its tokenizer made the tokens
+    prompts, tap = RecordPrompts(inputs), target.last_tap
+    reader = MixedReader(
+        PromptedReader(target, prompts.prompt_of, tap=tap),
+        TextReader(target, tap=tap, lead=answer_lead(inputs)),
+        has_prompt=prompts.has_prompt,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
+            task = progress.add_task("Reading tokens", total=None)
+
+            def tell(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            collect_keys(store, target, reader, on_progress=tell)
     except KeyboardInterrupt as error:
         stderr.print("Interrupted: run the same command again to go on.")
         raise typer.Exit(EXIT_INTERRUPTED) from error

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -60,6 +60,20 @@ class DrawingDrafter(Drafter, Protocol):
     """
 
     draws: bool  # whether it does, the way it is set up
+
+
+@runtime_checkable
+class TappingDrafter(Drafter, Protocol):
+    """A drafter that reads the target's hidden states. `start` finds them in `Prefill.hidden`,
+    `observe` in `Scores.hidden`, those of other drafters' taps beside them; what is not asked for
+    is not kept.
+
+    Of a prompt the last token's are always there. With `whole_prompt` the others' are too, but for
+    a beginning that was reused from an earlier request: its keys are known, its states are not.
+    They may be views of the batch's: copy what is kept for longer than the call.
+    """
+
+    taps: Taps
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from mmspec.inputs.pdf import opened_pdf, page_text
 
 _TEXT = (".txt", ".text", ".md", ".markdown", ".rst")
 _HTML = (".html", ".htm", ".xhtml")
-_LINES = (".jsonl", ".ndjson")
-SUFFIXES = (*_TEXT, *_HTML, *_LINES, ".pdf")  # that are taken from a folder
+SUFFIXES_OF_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (*_TEXT, *_HTML, *SUFFIXES_OF_LINES, ".pdf")  # that are taken from a folder
 _EXTRA = "install mmspec[docs]"
 
 
@@ -71,7 +71,7 @@ def read_documents(path: Path, *, field: str = "text") -> Iterator[TextDocument]
     MissingExtraError where HTML or PDF needs a package that is not there.
     """
     suffix = path.suffix.lower()
-    if suffix in _LINES:
+    if suffix in SUFFIXES_OF_LINES:
         yield from _read_lines(path, field)
         return
     read: Callable[[Path], tuple[Page, ...]] = _read_text
@@ -113,9 +113,13 @@ def _line_document(path: Path, number: int, line: str, field: str) -> TextDocume
             f"{path}, line {number}: no text in the field {field!r}: got {names or 'nothing'}; "
             "name the field that holds it: --field"
         )
+    return TextDocument(line_id(values, path, number), str(path), (Page(1, text),))
+
+
+def line_id(values: Mapping[str, object], path: Path | str, number: int) -> str:
+    """The id of the document that a line of JSONL holds."""
     own = values.get("id")
-    name = str(own) if isinstance(own, str | int) and own != "" else f"{path}#{number}"
-    return TextDocument(name, str(path), (Page(1, text),))
+    return str(own) if isinstance(own, str | int) and own != "" else f"{path}#{number}"
 
 
 def _read_html(path: Path) -> tuple[Page, ...]:

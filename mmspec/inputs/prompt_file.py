@@ -9,6 +9,8 @@ from typing import cast
 from mmspec.errors import InputError
 from mmspec.inputs.messages import Message
 
+PROMPT_FIELDS = ("prompt", "messages", "turns")
+
 
 @dataclass(frozen=True)
 class FilePrompt:
@@ -39,10 +41,11 @@ def read_prompts(path: str | Path) -> list[FilePrompt]:
         raise InputError(f"{path}: holds no prompt; expected one a line")
     if path.suffix not in (".jsonl", ".json", ".ndjson"):
         return [FilePrompt(line) for _, line in numbered]
-    return [_read_line(path, number, line) for number, line in numbered]
+    return [read_prompt_line(path, number, line) for number, line in numbered]
 
 
-def _read_line(path: Path, number: int, line: str) -> FilePrompt:
+def read_prompt_line(path: Path, number: int, line: str) -> FilePrompt:
+    """The prompt of one line of JSONL. Raises InputError that names the line."""
     where = f"{path}, line {number}"
     try:
         values = json.loads(line)

@@ -175,6 +175,14 @@ class Shard:
         start, length, first = self.documents[document].tolist()
         return start + position - first if position < first + length else None
 
+    def offsets_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`offset_of` for many (rows,), -1 for those that are not here."""
+        document = np.searchsorted(self._positions, positions, side="right") - 1
+        own = self.documents[np.maximum(document, 0)]
+        within = positions - own["position"].astype(np.int64)
+        is_here = (document >= 0) & (within < own["length"])
+        return np.where(is_here, own["start"].astype(np.int64) + within, -1)
+
     @cached_property
     def _starts(self) -> NDArray[np.uint32]:
         return np.ascontiguousarray(self.documents["start"])  # searching a field would copy it

@@ -14,7 +14,7 @@ import numpy as np
 from mmspec.errors import DatastoreError
 from mmspec.retrieval.continuations import Continuation
 from mmspec.retrieval.corpus import DocumentName
-from mmspec.retrieval.dense_index import DenseIndex, Keys, Neighbours
+from mmspec.retrieval.dense_index import DenseIndex, Keys, Neighbours, Positions
 from mmspec.retrieval.files import check_file
 from mmspec.retrieval.manifest import Manifest, SegmentRecord, read_manifest
 from mmspec.retrieval.segment import Segment
@@ -247,6 +247,16 @@ class Datastore:
         if dense is None:
             raise DatastoreError(f"{self.folder}: this datastore has no dense index")
         return dense.search(queries, limit=limit)
+
+    def tokens_at(self, positions: Positions) -> Positions:
+        """The tokens at positions (rows,); -1 for separators, for the end of a document, and where
+        there is none."""
+        tokens = np.full(len(positions), -1, np.int64)
+        for segment in self.segments:
+            offsets = segment.shard.offsets_of(positions)
+            found = segment.shard.tokens[offsets[offsets >= 0]].astype(np.int64)
+            tokens[offsets >= 0] = np.where(found < self.manifest.vocab_size, found, -1)
+        return tokens
 
     def place_of(self, position: int) -> Place | None:
         """Where a position lies; None where its document was deleted."""

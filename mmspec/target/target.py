@@ -2,7 +2,7 @@
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,6 +20,7 @@ from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
 from mmspec.target.positions import prompt_positions
+from mmspec.target.taps import Hidden, asked_for, taken
 from mmspec.tree import TokenTree
 
 
@@ -29,8 +30,10 @@ class Target:
     Holds no request's state and changes nothing on the model but within a score call, which runs
     by `attention`, `linears` and `blocks` (see `attached`); prefill is the model's own forward
     throughout.
-    `taps` are indices into transformers' `hidden_states` (0 is the embedding, i the output of
-    layer i).
+    `taps` are indices into transformers' `hidden_states`: 0 is the embedding, i the output of
+    layer i, and the last one, `last_tap`, is what comes after the final norm. What a family adds
+    between two layers (Qwen3-VL's deepstack features) is not in the one before it. Without taps no
+    hidden state is kept.
     """
 
     def __init__(
@@ -80,6 +83,11 @@ class Target:
         return self._embedding.num_embeddings
 
     @property
+    def last_tap(self) -> int:
+        """The tap after the final norm: what the head reads."""
+        return self._text_config.num_hidden_layers
+
+    @property
     def max_positions(self) -> int | None:
         """The context that the model was made for, in tokens; None where it does not say."""
         return getattr(self._text_config, "max_position_embeddings", None)
@@ -110,7 +118,7 @@ class Target:
         *,
         start: int = 0,
         stop: int | None = None,
-        taps: Sequence[int] = (),
+        taps: Collection[int] = (),
         features: FeatureSource | None = None,
         on_logits: Callable[[int, Tensor], None] | None = None,
         keep: Sequence[int] | None = None,
@@ -150,7 +158,7 @@ class Target:
                 position_ids=positions[..., start:stop].to(self.device),
                 past_key_values=cache,
                 use_cache=True,
-                output_hidden_states=bool(taps),
+                output_hidden_states=asked_for(taps),
                 **inputs,
             )
         if on_logits is not None:
@@ -158,8 +166,36 @@ class Target:
         kept = range(stop - start) if keep is None else keep
         cache.commit({row: kept})
         offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
-        hidden = {tap: output.hidden_states[tap][0] for tap in taps}
+        hidden = {tap: states[0] for tap, states in taken(output, taps).items()}
         return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
+
+    def read(self, texts: Sequence[Sequence[int]], *, taps: Collection[int]) -> list[Hidden]:
+        """The hidden states of texts without media, all in one forward that keeps nothing: of each
+        text layer -> (seq, hidden)."""
+        ids = _padded(texts)
+        lengths = torch.tensor([[len(text)] for text in texts])
+        mask = (torch.arange(ids.shape[1]) < lengths).long()  # padding stands behind the text
+        last = {"logits_to_keep": 1} if "logits_to_keep" in self._parameters else {}
+        with self._forward():
+            output = self.model(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                position_ids=self._text_positions(*ids.shape).to(self.device),
+                use_cache=False,
+                output_hidden_states=asked_for(taps),
+                **last,
+            )
+        hidden = taken(output, taps)
+        return [
+            {tap: states[row, : len(text)] for tap, states in hidden.items()}
+            for row, text in enumerate(texts)
+        ]
+
+    def _text_positions(self, batch: int, seq: int) -> Tensor:
+        positions, _ = prompt_positions(self.model, Prompt(torch.zeros(seq, dtype=torch.long)))
+        if positions.ndim == 2:
+            return positions.expand(batch, -1)
+        return positions.expand(-1, batch, -1)
 
     def _prompt_mask(self, prompt: Prompt, start: int, stop: int) -> Tensor | dict[str, Tensor]:
         if start == 0:
@@ -189,7 +225,7 @@ class Target:
         cache: KVCache,
         placements: Sequence[Placement],
         *,
-        taps: Sequence[int] = (),
+        taps: Collection[int] = (),
         written: Sequence[int] = (),
     ) -> list[Scores]:
         """Scores one tree a row, all in one forward. The nodes' keys are written behind each row's
@@ -214,13 +250,14 @@ class Target:
                 position_ids=_node_positions(trees, lengths, placements, done).to(self.device),
                 past_key_values=cache,
                 use_cache=True,
-                output_hidden_states=bool(taps),
+                output_hidden_states=asked_for(taps),
                 **inputs,
             )
+        hidden = taken(output, taps)
         return [
             Scores(
                 output.logits[index, :count],
-                {tap: output.hidden_states[tap][index, :count] for tap in taps},
+                {tap: states[index, :count] for tap, states in hidden.items()},
             )
             for index, count in enumerate(counts)
         ]

@@ -2,10 +2,11 @@
 
 1. `source`     what a source is asked, and what it answers
 2. `suffix`     datastores, by their tokens: the longest end of the text that they hold
-3. `online`     this request's prompt, passages and output
-4. `generated`  what was generated before, in the request's namespace
-5. `session`    one request: its query of each step
-6. `drafter`    all rows' queries to all sources; what they found -> one trie -> one tree a row
+3. `dense`      datastores, by the target's hidden states
+4. `online`     this request's prompt, passages and output
+5. `generated`  what was generated before, in the request's namespace
+6. `session`    one request: its query of each step
+7. `drafter`    all rows' queries to all sources; what they found -> one trie -> one tree a row
 """
 
 from mmspec.drafters.retrieval.drafter import Retrieval

@@ -7,6 +7,7 @@ from typing import cast
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.base import DraftSession
+from mmspec.drafters.retrieval.dense import DenseSource
 from mmspec.drafters.retrieval.generated import GeneratedSource
 from mmspec.drafters.retrieval.limits import Limits
 from mmspec.drafters.retrieval.online import OnlineSource
@@ -19,11 +20,11 @@ from mmspec.inputs import InputProcessor
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval import Continuation, Datastore
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt
+from mmspec.state import Prefill, Prompt, Taps
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
-SOURCES = ("suffix", "online", "generated")
+SOURCES = ("suffix", "dense", "online", "generated")
 
 
 class Retrieval:
@@ -45,10 +46,11 @@ class Retrieval:
         generated_path: str | Path | None = None,
     ) -> None:
         """`datastores`: folders that `mmspec index build` or DatastoreWriter made, read by the
-        source "suffix". `max_places` are looked at in each source; `min_match` and `max_match`
-        count matching tokens before a copied place; a node is proposed if its whole path is
-        accepted with at least `min_confidence`. Earlier outputs take up to `generated_bytes` of
-        memory (0: none are kept), and are on disk only where `generated_path` names a file.
+        source "suffix", and by "dense" where they have a dense index. `max_places` are looked at in
+        each source; `min_match` and `max_match` count matching tokens before a copied place; a node
+        is proposed if its whole path is accepted with at least `min_confidence`. Earlier outputs
+        take up to `generated_bytes` of memory (0: none are kept), and are on disk only where
+        `generated_path` names a file.
 
         Raises ConfigError.
         """
@@ -89,8 +91,10 @@ class Retrieval:
             OpenStore(Datastore.open(folder, tokenizer=tokenizer, vocab_size=target.vocab_size))
             for folder in self.datastores
         ]
+        with_dense = [store for store in stores if store.current.manifest.dense is not None]
         made: dict[str, Callable[[], Source]] = {
             "suffix": lambda: SuffixSource(stores, self.limits),
+            "dense": lambda: DenseSource(with_dense, target, self.limits),
             "online": lambda: OnlineSource(self.limits),
             "generated": lambda: GeneratedSource(
                 self.limits,
@@ -99,7 +103,11 @@ class Retrieval:
                 tokenizer=tokenizer,
             ),
         }
-        is_on = {"suffix": bool(stores), "generated": self.generated_bytes > 0}
+        is_on = {
+            "suffix": bool(stores),
+            "dense": bool(with_dense),
+            "generated": self.generated_bytes > 0,
+        }
         return BoundRetrieval(
             self, [made[name]() for name in self.sources if is_on.get(name, True)]
         )
@@ -117,9 +125,9 @@ class BoundRetrieval:
         self.lock = threading.Lock()
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def taps(self) -> Taps:
         """Layers whose hidden states the sources ask by."""
-        return tuple(sorted({tap for source in self.sources.values() for tap in source.taps}))
+        return Taps(frozenset(tap for source in self.sources.values() for tap in source.taps))
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> RetrievalSession:
         with self.lock:

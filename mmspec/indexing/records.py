@@ -1,0 +1,66 @@
+"""RecordPrompts: JSONL records with a prompt of their own, whose text is the answer to it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mmspec.errors import InputError
+from mmspec.inputs import InputProcessor
+from mmspec.inputs.documents import SUFFIXES_OF_LINES, line_id
+from mmspec.inputs.prompt_file import PROMPT_FIELDS, read_prompt_line
+from mmspec.retrieval.corpus import DocumentName
+from mmspec.state import Prompt
+
+
+class _Line(NamedTuple):
+    number: int  # from 1
+    offset: int  # bytes before it
+
+
+class RecordPrompts:
+    """The prompts of documents that came from JSONL lines with `prompt`, `messages` or `turns`, and
+    `image` or `images` (paths, from the file's folder on), as `read_prompts` reads them.
+
+    Of a file only its lines' places are kept; a prompt is read when it is asked for.
+    """
+
+    def __init__(self, inputs: InputProcessor) -> None:
+        self._inputs = inputs
+        self._files: dict[str, dict[str, _Line]] = {}  # by document id; those with a prompt
+
+    def has_prompt(self, name: DocumentName) -> bool:
+        """Raises InputError where the document's file is gone."""
+        return name.id in self._lines(name.source)
+
+    def prompt_of(self, name: DocumentName) -> Prompt:
+        """Raises InputError for a prompt that cannot be read, and KeyError where there is none."""
+        number, offset = self._lines(name.source)[name.id]
+        with Path(name.source).open("rb") as file:
+            file.seek(offset)
+            line = file.readline().decode("utf-8-sig")
+        found = read_prompt_line(Path(name.source), number, line)
+        return self._inputs.encode(found.prompt, images=found.images)
+
+    def _lines(self, source: str) -> dict[str, _Line]:
+        if Path(source).suffix.lower() not in SUFFIXES_OF_LINES:
+            return {}
+        if source not in self._files:
+            try:
+                self._files[source] = dict(_prompted_lines(source))
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"{source}: cannot be read again for its prompts: {error}; was it changed "
+                    "since its documents were indexed? Index it again, under another name"
+                ) from error
+        return self._files[source]
+
+
+def _prompted_lines(source: str) -> Iterator[tuple[str, _Line]]:
+    with Path(source).open("rb") as file:
+        offset = 0
+        for number, line in enumerate(file, start=1):
+            values = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
+            if any(values.get(field) for field in PROMPT_FIELDS):
+                yield line_id(values, source, number), _Line(number, offset)
+            offset += len(line)
