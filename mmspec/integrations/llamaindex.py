@@ -1,0 +1,303 @@
+"""LlamaIndex: an LLM, and a synthesizer that hands the retrieved nodes to it as passages.
+
+llm = MmspecLLM(model="path-or-hub-id", temperature=0)
+engine = index.as_query_engine(llm=llm, response_synthesizer=PassageSynthesizer(llm=llm))
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from typing import Any
+
+from mmspec.engine import Engine
+from mmspec.errors import InputError, MissingExtraError
+from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.chosen_engine import chosen_engine
+from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.options import request_options
+from mmspec.integrations.passages import Placement, with_passages
+from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
+from mmspec.params import DEFAULT_MAX_NEW_TOKENS
+from mmspec.requests import Messages, Request, Result, build_request
+
+try:
+    from llama_index.core.base.llms.types import (
+        ChatMessage,
+        ChatResponse,
+        CompletionResponse,
+        ImageBlock,
+        LLMMetadata,
+        MessageRole,
+        TextBlock,
+        ToolCallBlock,
+    )
+    from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+    from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+    from llama_index.core.llms.custom import CustomLLM
+    from llama_index.core.response_synthesizers import BaseSynthesizer
+except ImportError as error:
+    raise MissingExtraError(
+        f"mmspec.integrations.llamaindex needs llama-index-core ({error}): "
+        "pip install 'mmspec[llamaindex]'"
+    ) from error
+
+_ROLES = {"chatbot": "assistant", "model": "assistant"}
+
+
+class MmspecLLM(CustomLLM):
+    """A Hugging Face model, decoded by mmspec, as a LlamaIndex LLM: text and images, streaming.
+
+    `model` is loaded as `mmspec.load` does; an `engine` that is there already is shared. Calls may
+    come from several threads; the async methods decode in a thread of their own.
+
+    A call's keywords are fields of `mmspec.Request`, `max_tokens` among them, and override the
+    settings here. `passages=[...]` are the texts that were retrieved: see
+    `mmspec.integrations.passages`. `response.raw` holds model, finish_reason, usage and, under
+    "mmspec", what was drafted and accepted. Tool calls are read in the form
+    <tool_call>{...}</tool_call>.
+
+    Raises InputError, a ValueError, for what cannot be asked; ModelError and ConfigError when it
+    is made.
+    """
+
+    model: str | None = None  # a folder, a hub name, "tiny-vlm"; a mere name beside `engine`
+    drafter: str | None = None  # a drafter's name; None: as configured
+    overrides: dict[str, Any] = Field(default_factory=dict)  # {"decode.max_rows": 16}
+    temperature: float | None = None  # 0: greedy; None: as the model's generation_config says
+    max_tokens: int | None = None
+    seed: int | None = None
+    placement: Placement = "auto"  # of `passages`
+    options: dict[str, Any] = Field(default_factory=dict)  # further fields of Request
+
+    model_config = ConfigDict(extra="forbid")
+    _engine: Engine = PrivateAttr()
+
+    def __init__(self, *, engine: Engine | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._engine = chosen_engine(
+            engine, model=self.model, drafter=self.drafter, overrides=self.overrides
+        )
+        self.model = self.model or model_name(self._engine)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "MmspecLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        context = self._engine.target.max_positions
+        return LLMMetadata(
+            **({} if context is None else {"context_window": context}),
+            num_output=self.max_tokens or DEFAULT_MAX_NEW_TOKENS,
+            is_chat_model=True,
+            model_name=self.model,
+        )
+
+    # Messages.
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return self._chat(messages, kwargs)
+
+    @llm_chat_callback()
+    def stream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> Generator[ChatResponse, None, None]:
+        return self._streamed([_message(message) for message in messages], kwargs)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await asyncio.to_thread(self._chat, messages, kwargs)
+
+    @llm_chat_callback()
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> AsyncIterator[ChatResponse]:
+        return in_thread(self._streamed([_message(message) for message in messages], kwargs))
+
+    # One text. A formatted one has been through a template already.
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return self._complete(prompt, kwargs, raw=formatted)
+
+    @llm_completion_callback()
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> Generator[CompletionResponse, None, None]:
+        stream = self._streamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
+        return (_completion(response) for response in stream)
+
+    @llm_completion_callback()
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        return await asyncio.to_thread(self._complete, prompt, kwargs, raw=formatted)
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> AsyncIterator[CompletionResponse]:
+        stream = self._streamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
+        return in_thread(_completion(response) for response in stream)
+
+    def _chat(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> ChatResponse:
+        request = self._request([_message(message) for message in messages], call)
+        result = self._engine.generate(request)
+        text, calls = read_answer(result.text) if request.tools else (result.text, [])
+        return self._response(result, text, calls)
+
+    def _complete(self, prompt: str, call: Mapping[str, Any], *, raw: bool) -> CompletionResponse:
+        request = self._request(_asked(prompt, raw=raw), call, raw=raw)
+        result = self._engine.generate(request)
+        return _completion(self._response(result, result.text))
+
+    def _request(
+        self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
+    ) -> Request:
+        settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        settings |= {"seed": self.seed, "raw": raw or None}
+        options = request_options(self.options, settings, call)
+        return build_request(prompt, with_passages(options, prompt, placement=self.placement))
+
+    def _streamed(
+        self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
+    ) -> Generator[ChatResponse, None, None]:
+        """The answer so far, and what is new of it; the last one has the figures."""
+        request = self._request(prompt, call, raw=raw)
+        reader = ToolCallReader() if request.tools else None
+        told = ""
+        with self._engine.stream(request) as stream:
+            for piece in stream:
+                fresh = reader.push(piece.text) if reader else piece.text
+                if fresh:
+                    told += fresh
+                    yield ChatResponse(message=_answer(told), delta=fresh)
+            result = stream.result
+        held = reader.finish() if reader else ""
+        yield self._response(result, told + held, reader.calls if reader else [], delta=held)
+
+    def _response(
+        self,
+        result: Result,
+        text: str,
+        calls: Sequence[ToolCall] = (),
+        delta: str | None = None,
+    ) -> ChatResponse:
+        raw = {
+            "model": self.model,
+            "finish_reason": finish_word(result, calls_tools=bool(calls)),
+            "usage": usage(result),
+            "mmspec": speculation(result),
+        }
+        told = _answer(text, calls)
+        return ChatResponse(message=told, delta=delta, raw=raw, additional_kwargs=usage(result))
+
+
+class PassageSynthesizer(BaseSynthesizer):
+    """Asks the query with the retrieved nodes' texts as passages: mmspec's own template writes them
+    into the prompt, control tokens made harmless, and the drafter copies from them. Images of
+    nodes go with the question where it is made with `multimodal=True`."""
+
+    def get_response(self, query_str: str, text_chunks: Sequence[str], **kwargs: Any) -> Any:
+        return self._asked(ChatMessage(query_str), passages=list(text_chunks), **kwargs)
+
+    async def aget_response(self, query_str: str, text_chunks: Sequence[str], **kwargs: Any) -> Any:
+        return await self._aasked(ChatMessage(query_str), passages=list(text_chunks), **kwargs)
+
+    def get_response_from_messages(
+        self, query_str: str, message_chunks: Sequence[ChatMessage], **kwargs: Any
+    ) -> Any:
+        question, passages = _question(query_str, message_chunks)
+        return self._asked(question, passages=passages, **kwargs)
+
+    async def aget_response_from_messages(
+        self, query_str: str, message_chunks: Sequence[ChatMessage], **kwargs: Any
+    ) -> Any:
+        question, passages = _question(query_str, message_chunks)
+        return await self._aasked(question, passages=passages, **kwargs)
+
+    def _asked(self, question: ChatMessage, **kwargs: Any) -> Any:
+        if self._streaming:
+            return (piece.delta or "" for piece in self._llm.stream_chat([question], **kwargs))
+        return self._llm.chat([question], **kwargs).message.content or self._empty_response
+
+    async def _aasked(self, question: ChatMessage, **kwargs: Any) -> Any:
+        if self._streaming:
+            stream = await self._llm.astream_chat([question], **kwargs)
+            return (piece.delta or "" async for piece in stream)
+        response = await self._llm.achat([question], **kwargs)
+        return response.message.content or self._empty_response
+
+    def _get_prompts(self) -> dict[str, Any]:
+        return {}
+
+    def _update_prompts(self, prompts: Mapping[str, Any]) -> None:
+        if prompts:
+            raise InputError(
+                f"got the prompts {sorted(prompts)}; PassageSynthesizer has none: mmspec's "
+                "template of passages is set in its configuration"
+            )
+
+
+def _asked(prompt: str, *, raw: bool) -> str | Messages:
+    return prompt if raw else [{"role": "user", "content": prompt}]
+
+
+def _question(query: str, chunks: Sequence[ChatMessage]) -> tuple[ChatMessage, list[str]]:
+    """The query with all images of the chunks, and the chunks' texts."""
+    blocks = [block for chunk in chunks for block in chunk.blocks]
+    images = [block for block in blocks if isinstance(block, ImageBlock)]
+    passages = [block.text for block in blocks if isinstance(block, TextBlock)]
+    return ChatMessage(blocks=[*images, TextBlock(text=query)]), passages
+
+
+def _message(message: ChatMessage) -> dict[str, Any]:
+    """A message as mmspec takes it. Raises InputError for what no model here reads."""
+    role = message.role.value
+    parts, calls = list[dict[str, Any]](), list[dict[str, Any]]()
+    for block in message.blocks:
+        if isinstance(block, TextBlock):
+            parts.append({"type": "text", "text": block.text})
+        elif isinstance(block, ImageBlock):
+            parts.append(_picture(block))
+        elif isinstance(block, ToolCallBlock):
+            function = {"name": block.tool_name, "arguments": block.tool_kwargs}
+            calls.append({"type": "function", "id": block.tool_call_id, "function": function})
+        elif block.block_type not in ("thinking", "cache"):
+            raise InputError(
+                f"got a {type(block).__name__} in a message; expected TextBlock or ImageBlock"
+            )
+    converted: dict[str, Any] = {"role": _ROLES.get(role, role), "content": parts}
+    if calls:
+        converted["tool_calls"] = calls
+    for name in ("name", "tool_call_id"):
+        if message.additional_kwargs.get(name) is not None:
+            converted[name] = message.additional_kwargs[name]
+    return converted
+
+
+def _picture(block: ImageBlock) -> dict[str, Any]:
+    """A picture as a part. What an address says is read by mmspec, within its limits."""
+    if block.image is not None:
+        return {"type": "image", "image": block.resolve_image().read()}
+    for key in ("path", "url"):
+        if getattr(block, key) is not None:
+            return {"type": "image", key: str(getattr(block, key))}
+    raise InputError("got an ImageBlock without an image; expected image=, path= or url=")
+
+
+def _answer(text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:
+    blocks = [
+        ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=dict(c.arguments))
+        for c in calls
+    ]
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text), *blocks])
+
+
+def _completion(response: ChatResponse) -> CompletionResponse:
+    return CompletionResponse(
+        text=response.message.content or "",
+        delta=response.delta,
+        raw=response.raw,
+        additional_kwargs=response.additional_kwargs,
+    )
