@@ -16,6 +16,7 @@ from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
@@ -72,6 +73,7 @@ def load_draft_model(config: DraftModelConfig) -> DraftModel:
 
 DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
+    "retrieval": lambda config: Retrieval(**asdict(config.retrieval)),
     "draft_model": lambda config: load_draft_model(config.draft_model),
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}

@@ -54,6 +54,21 @@ class PromptLookupConfig:
 
 
 @dataclass
+class RetrievalConfig:
+    """Parameters of the drafter that copies from datastores, the request and earlier outputs."""
+
+    datastores: list[str] = field(default_factory=list)  # folders, as `mmspec index build` makes
+    sources: list[str] = field(default_factory=lambda: ["suffix", "online", "generated"])
+    max_depth: int = 48
+    max_places: int = 16  # of each source
+    min_match: int = 2
+    max_match: int = 32
+    min_confidence: float = 0.15
+    generated_bytes: int = 64 * 2**20  # of memory for earlier outputs; 0: none are kept
+    generated_path: str | None = None  # a file that they are kept in; None: nothing on disk
+
+
+@dataclass
 class DraftModelConfig:
     """Another model that drafts, and how its trees grow."""
 
@@ -78,6 +93,7 @@ class DrafterConfig:
 
     name: str = "prompt_lookup"  # several joined by "+"; "none": plain decoding
     prompt_lookup: PromptLookupConfig = field(default_factory=PromptLookupConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
 
 

@@ -9,7 +9,13 @@ from functools import partial
 from typing import Protocol
 
 from mmspec.controller import Controller, Pace, Speculate, Step
-from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession, PreparedSession
+from mmspec.drafters.base import (
+    BatchDrafter,
+    Drafter,
+    DraftSession,
+    LearningSession,
+    PreparedSession,
+)
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
@@ -54,10 +60,12 @@ class Drafting:
             with self.guarded(name):
                 session.observe(tree, verdict, scores)
 
-    def close(self) -> None:
-        """The request ended, or nobody waits for it any more."""
-        for name in list(self._sessions):
+    def close(self, chosen: Sequence[int] = ()) -> None:
+        """The request ended with the tokens `chosen`, or nobody waits for it any more."""
+        for name, session in list(self._sessions.items()):
             with self.guarded(name):
+                if isinstance(session, LearningSession):
+                    session.learn(chosen)
                 self._sessions.pop(name).close()
 
     def leave_out(self, name: str, error: Exception) -> None:

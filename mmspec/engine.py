@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
-from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter
+from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter, LearningDrafter
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
 from mmspec.errors import ConfigError, InputError, MmspecError
@@ -164,6 +164,9 @@ class Engine:
         for store in (self._prefill.prefixes, self._prefill.features):
             if store is not None:
                 store.clear(namespace)
+        for drafter in self.drafters:
+            if isinstance(drafter, LearningDrafter):
+                drafter.forget(namespace)
 
     def _run(self, prompts: Iterable[object], options: Mapping[str, Any]) -> list[Result]:
         samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers
@@ -283,7 +286,7 @@ class Engine:
                 f"token id {highest} in the prompt: the model's vocabulary has "
                 f"{self.target.num_embeddings} entries; is this the model's own tokenizer?"
             )
-        return prompt
+        return replace(prompt, namespace=request.namespace if request.reuse else None)
 
     def _room(self, request: Request, prompt: Prompt) -> int:
         """How many tokens may be generated. Raises InputError where they don't fit the context."""

@@ -192,7 +192,7 @@ class Row:
         """The request ended, or nobody waits for it any more."""
         if not self.is_done:
             self._finish("closed")
-        self.drafting.close()
+        self.drafting.close(self.chosen)
 
     def take_pieces(self) -> list[Piece]:
         """The text that has become certain since the last call, by who drafted it."""

@@ -29,6 +29,9 @@ class Prompt:
     text: str | None = None  # what was tokenised, where there was a text
     images: "tuple[Image, ...]" = ()  # as the processor got them; a drafter may look for itself
     videos: "tuple[tuple[Image, ...], ...]" = ()  # the frames of each
+    draft_texts: tuple[tuple[int, ...], ...] = ()  # beside the prompt: the target never sees them,
+    # but they may be copied from; -1 is never copied nor matched
+    namespace: str | None = None  # whose earlier texts may be drafted from; None: nobody's
 
     @property
     def num_tokens(self) -> int:

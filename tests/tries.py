@@ -62,7 +62,7 @@ def build_trie(
 
 
 def _add(node: _Node, continuation: Continuation, weight: float) -> None:
-    tokens, match_length, source, distance = continuation
+    tokens, match_length, source, distance, _ = continuation
     for token in tokens:
         child = node.children.get(token)
         if child is None:

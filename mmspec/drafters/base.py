@@ -34,6 +34,15 @@ class PreparedSession(DraftSession, Protocol):
         """Called before each proposal; its time is not counted as what a proposal costs."""
 
 
+@runtime_checkable
+class LearningSession(DraftSession, Protocol):
+    """One that keeps the finished text for later requests."""
+
+    def learn(self, chosen: Sequence[int]) -> None:
+        """The request ended with these tokens, EOS among them; called before `close`. May be kept
+        where `Prompt.namespace` is not None, and be used for that namespace alone."""
+
+
 class Drafter(Protocol):
     """Starts sessions. Shared by all requests of an engine, so it holds no request's state."""
 
@@ -61,6 +70,14 @@ class BatchDrafter(Drafter, Protocol):
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
     ) -> list[TokenTree]:
         """One tree a session, as `DraftSession.propose` would make it from its text."""
+
+
+@runtime_checkable
+class LearningDrafter(Drafter, Protocol):
+    """A drafter whose sessions leave something to later requests."""
+
+    def forget(self, namespace: str | None = None) -> None:
+        """Drops what requests of a namespace have left, or of all."""
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ class Continuation(NamedTuple):
     match_length: int
     source: str = "online"
     distance: float | None = None  # of hidden states, squared, 0 .. 4; None: matched by tokens
+    origin: int = -1  # where its source found it, as the source counts; -1: it does not say
 
     def weight(self, sources: Mapping[str, float] = SOURCE_WEIGHTS) -> float:
         """(match length)^2: a longer match knows more of the context, and several shorter ones

@@ -34,6 +34,7 @@ class GeneratedMatch(NamedTuple):
 @dataclass
 class _Namespace:
     entries: OrderedDict[int, tuple[int, ...]] = field(default_factory=OrderedDict)
+    serials: dict[tuple[int, ...], int] = field(default_factory=dict)  # the entries' own
     # n-gram's hash -> the places behind it (entry << 32 | end), the newest last; one as it is.
     places: list[dict[int, int | tuple[int, ...]]] = field(
         default_factory=lambda: [{} for _ in _LEVELS]
@@ -60,14 +61,19 @@ class GeneratedStore:
 
     def add(self, tokens: Sequence[int], *, namespace: str = "") -> None:
         """One finished text. One that is longer than fits loses its beginning; one shorter than
-        an n-gram and a token is not kept."""
+        an n-gram and a token is not kept. One that is there already counts as useful."""
         room = (self.max_bytes - _ENTRY_BYTES) // _TOKEN_BYTES
         entry = tuple(tokens[-room:]) if room > 0 else ()
         if len(entry) <= _LEVELS[0]:
             return
+        space = self._spaces.get(namespace) or _Namespace()
+        if entry in space.serials:
+            self.was_useful(space.serials[entry])
+            return
+        self._spaces[namespace] = space
         self._serial += 1
-        space = self._spaces.setdefault(namespace, _Namespace())
         space.entries[self._serial] = entry
+        space.serials[entry] = self._serial
         self._order[self._serial] = namespace
         self.num_bytes += _bytes_of(entry)
         for level, end, key in _grams(entry):
@@ -115,12 +121,12 @@ class GeneratedStore:
             if token < 0:
                 tokens = tokens[:index]
                 break
-        return Continuation(list(tokens), match.length, "generated")
+        return Continuation(list(tokens), match.length, "generated", origin=match.entry)
 
-    def was_useful(self, match: GeneratedMatch) -> None:
-        """Tokens copied from this place were accepted: its entry leaves last."""
-        if match.entry in self._order:
-            self._order.move_to_end(match.entry)
+    def was_useful(self, entry: int) -> None:
+        """Tokens copied from this entry were accepted: it leaves last."""
+        if entry in self._order:
+            self._order.move_to_end(entry)
 
     def forget(self, namespace: str) -> None:
         """Drops everything of a namespace."""
@@ -197,6 +203,7 @@ class GeneratedStore:
         namespace = self._order.pop(entry)
         space = self._spaces[namespace]
         tokens = space.entries.pop(entry)
+        del space.serials[tokens]
         self.num_bytes -= _bytes_of(tokens)
         for level, end, key in _grams(tokens):
             _take(space.places[level], key, entry << 32 | end)

@@ -34,9 +34,10 @@ class Trie:
         weighted = [(one.weight(sources), one) for one in continuations]
         if len(weighted) > limit:
             weighted = nlargest(limit, weighted, key=lambda pair: pair[0])
+        self.continuations = [one for _, one in weighted]  # that a branch's places count
         self._weights = [weight for weight, _ in weighted]
-        self._tokens = [one.tokens for _, one in weighted]
-        self._lengths = [one.match_length for _, one in weighted]
+        self._tokens = [one.tokens for one in self.continuations]
+        self._lengths = [one.match_length for one in self.continuations]
         longest = max(self._lengths, default=0)
         self.root = Branch(-1, 0, 1.0, longest, tuple(range(len(self._tokens))))
 
@@ -57,3 +58,10 @@ class Trie:
             Branch(token, depth + 1, weight / total, max(lengths[p] for p in ps), tuple(ps))
             for weight, token, ps in sorted(weighed, key=lambda item: -item[0])
         ]
+
+    def heaviest(self, branch: Branch) -> Continuation:
+        """The continuation that supports the branch most; among equals the one found first."""
+        places = branch.places
+        if len(places) == 1:
+            return self.continuations[places[0]]
+        return self.continuations[max(places, key=self._weights.__getitem__)]

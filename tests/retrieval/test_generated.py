@@ -33,7 +33,7 @@ def copies(store: GeneratedStore, query: list[int], **where: str) -> list[list[i
 
 def searched(entries: list[list[int]], query: list[int], max_match: int) -> list[GeneratedMatch]:
     found = []
-    kept = [entry for entry in entries if len(entry) > MIN_MATCH]
+    kept = dict.fromkeys(tuple(entry) for entry in entries if len(entry) > MIN_MATCH)
     for serial, entry in enumerate(kept, start=1):
         for end in range(1, len(entry)):
             length = 0
@@ -77,7 +77,7 @@ def test_the_longest_match_comes_first_then_the_latest() -> None:
 def test_the_least_recently_useful_leaves_first() -> None:
     entries = [[n, n + 1, n + 2, n + 3, n + 4] for n in (10, 20, 30)]
     store = store_of(*entries)
-    store.was_useful(store.matches([10, 11, 12])[0])
+    store.was_useful(store.matches([10, 11, 12])[0].entry)
     store.max_bytes = store.num_bytes
     store.add([40, 41, 42, 43, 44])
     assert len(store) == 3
@@ -144,7 +144,7 @@ def test_it_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     store = GeneratedStore()
     store.add([1, 2, 3, 4, SEPARATOR, 5], namespace="tenant é")
     store.add([1, 2, 3, 2**31 - 1])
-    store.was_useful(store.matches([1, 2, 3], namespace="tenant é")[0])
+    store.was_useful(store.matches([1, 2, 3], namespace="tenant é")[0].entry)
     path = tmp_path / "generated"
     store.save(path, tokenizer="t")
     store.save(path, tokenizer="t")

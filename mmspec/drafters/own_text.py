@@ -1,0 +1,47 @@
+"""OwnText: all that one request brought along and what it was answered, to be copied from."""
+
+from collections.abc import Sequence
+
+from mmspec.retrieval import Continuation, OnlineIndex
+from mmspec.state import Prompt
+
+SEPARATOR = -1  # stands for media placeholders, which are never copied, and between texts
+
+
+class OwnText:
+    """The texts beside the prompt, the prompt, and what was chosen after it: one growing index.
+
+    No match crosses a medium, nor the border of two texts.
+    """
+
+    def __init__(self, prompt: Prompt, *, min_match: int = 1) -> None:
+        self.index = OnlineIndex(min_match)
+        for text in prompt.draft_texts:
+            self.index.extend((*text, SEPARATOR))
+        self._num_beside = len(self.index)
+        self.index.extend(prompt_tokens(prompt))
+
+    def grow(self, tokens: Sequence[int]) -> None:
+        """`tokens` are the prompt's and all chosen ones; those that are new join."""
+        self.index.extend(tokens[len(self.index) - self._num_beside :])
+
+    def tail(self, count: int) -> list[int]:
+        """The text's last tokens, at most `count`."""
+        size = len(self.index) - self._num_beside
+        return self.index.tokens[-min(count, size) :] if size and count else []
+
+    def continuations(
+        self, *, limit: int, length: int, min_match: int, max_match: int
+    ) -> list[Continuation]:
+        """What followed up to `limit` earlier places like the text's end, the longest match first,
+        among equals the latest."""
+        matches = self.index.matches(limit=limit, min_match=min_match, max_match=max_match)
+        return [Continuation(self.index.continuation(m, length), m.length) for m in matches]
+
+
+def prompt_tokens(prompt: Prompt) -> list[int]:
+    """The prompt's tokens, separators in place of its media."""
+    tokens: list[int] = prompt.token_ids.tolist()
+    for span in prompt.media:
+        tokens[span.start : span.stop] = [SEPARATOR] * (span.stop - span.start)
+    return tokens

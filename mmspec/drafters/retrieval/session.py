@@ -1,0 +1,62 @@
+"""RetrievalSession: one request's text, its hidden state, and what it has shown of copies."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mmspec.drafters.copying import Copier
+from mmspec.drafters.own_text import OwnText
+from mmspec.drafters.retrieval.source import Query
+from mmspec.retrieval import Continuation
+from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.retrieval.drafter import BoundRetrieval
+
+_TAIL = 64  # tokens that a look-up may compare
+_LEAD = 8  # tokens of the prompt that a kept text begins with: its first words can be found by them
+
+
+class RetrievalSession:
+    """Asks through its drafter, so that a look-up is made for all rows together."""
+
+    def __init__(self, drafter: "BoundRetrieval", prompt: Prompt, prefill: Prefill) -> None:
+        self._drafter = drafter
+        self._namespace = prompt.namespace
+        self._text = OwnText(prompt, min_match=drafter.settings.limits.min_match)
+        self._lead = self._text.tail(_LEAD)
+        self._hidden: Mapping[int, Tensor] = {
+            layer: states[-1] for layer, states in prefill.hidden.items()
+        }
+        self._copier = Copier(
+            drafter.name,
+            min_confidence=drafter.settings.min_confidence,
+            shared=drafter.calibration,
+            was_useful=drafter.was_useful,
+        )
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        return self._drafter.propose_together([self], [tokens], budget)[0]
+
+    def query(self, tokens: Sequence[int]) -> Query:
+        """The place that `tokens`, the prompt's and the chosen ones, end at."""
+        self._text.grow(tokens)
+        return Query(self._text.tail(_TAIL), self._text, self._namespace, self._hidden)
+
+    def draft(self, token: int, found: Sequence[Continuation], budget: int) -> TokenTree:
+        """What was found, as a tree below `token`."""
+        return self._copier.draft(token, found, budget)
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        self._copier.observe(tree, verdict)
+        last = verdict.path[-1]  # the state behind it chose the newest token
+        self._hidden = {layer: states[last] for layer, states in scores.hidden.items()}
+
+    def learn(self, chosen: Sequence[int]) -> None:
+        if self._namespace is not None and chosen:
+            self._drafter.learn([*self._lead, *chosen], self._namespace)
+
+    def close(self) -> None:
+        pass
