@@ -34,7 +34,7 @@ try:
     from langchain_core.messages.tool import tool_call, tool_call_chunk
     from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
     from langchain_core.utils.function_calling import convert_to_openai_tool
-    from pydantic import ConfigDict, Field, model_validator
+    from pydantic import ConfigDict, Field
 except ImportError as error:
     raise MissingExtraError(
         f"mmspec.integrations.langchain needs langchain-core ({error}): "
@@ -75,13 +75,13 @@ class ChatMmspec(BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    @model_validator(mode="after")
-    def _loaded(self) -> "ChatMmspec":
+    def __init__(self, **settings: Any) -> None:
+        """The fields above. Loads the model, where no engine is given."""
+        super().__init__(**settings)
         made = chosen_engine(
             self.engine, model=self.model, drafter=self.drafter, overrides=self.overrides
         )
         self.engine, self.model = made, self.model or model_name(made)
-        return self
 
     @property
     def _engine(self) -> Engine:
