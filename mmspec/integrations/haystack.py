@@ -8,10 +8,11 @@ import asyncio
 import json
 import threading
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MissingExtraError
+from mmspec.inputs.passages import Passage, Passages, passage_list
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.in_thread import in_thread
@@ -196,8 +197,8 @@ class MmspecChatGenerator:
             self.generation_kwargs, generation_kwargs or {}, called if found else {}
         )
         if documents:
-            texts = [document.content for document in documents if document.content]
-            options["passages"] = [*options.get("passages", ()), *texts]  # type: ignore[misc]
+            given = passage_list(cast(Passages, options.get("passages", ())))
+            options["passages"] = [*given, *map(_passage, documents)]
         prompt = [_message(message) for message in messages]
         return build_request(prompt, with_passages(options, prompt, placement=self.placement))
 
@@ -246,6 +247,12 @@ class MmspecChatGenerator:
         yield StreamingChunk(
             "", meta=reply.meta, component_info=info, finish_reason=reply.meta["finish_reason"]
         )
+
+
+def _passage(document: Document) -> Passage:
+    """Its text; a document that has none (an image) is an empty passage, which is left out."""
+    source = str(document.meta.get("file_path", ""))
+    return Passage(document.content or "", id=document.id, source=source)
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:

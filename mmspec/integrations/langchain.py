@@ -9,10 +9,11 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MissingExtraError, MmspecError
+from mmspec.inputs.passages import Passage
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.in_thread import in_thread
@@ -22,6 +23,7 @@ from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
 from mmspec.requests import Request, Result, build_request
 
 try:
+    from langchain_core.documents import Document
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import (
         AIMessage,
@@ -53,8 +55,8 @@ class ChatMmspec(BaseChatModel):
     one ragged batch of at most `decode.max_rows` rows.
 
     A call's keywords, or those of `bind`, are fields of `mmspec.Request`, LangChain's `stop` and
-    `max_tokens` among them, and override the settings here. `passages=[...]` are the texts that
-    were retrieved: see `mmspec.integrations.passages`. An answer's `response_metadata["mmspec"]`
+    `max_tokens` among them, and override the settings here. `passages=[...]` are the texts or
+    Documents that were retrieved: see `mmspec.integrations.passages`. An answer's `response_metadata["mmspec"]`
     says what was drafted and accepted, `usage_metadata` counts its tokens. Tool calls are read in
     the form <tool_call>{...}</tool_call>.
 
@@ -250,6 +252,8 @@ class ChatMmspec(BaseChatModel):
         settings = {name: getattr(self, name) for name in names}
         own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
         options = request_options(self.options, settings, {**own, "stop": stop or own.get("stop")})
+        if isinstance(options.get("passages"), list | tuple):
+            options["passages"] = [_passage(one) for one in cast(list[object], options["passages"])]
         prompt = [_message(message) for message in messages]
         return build_request(prompt, with_passages(options, prompt, placement=self.placement))
 
@@ -359,6 +363,14 @@ def _part(block: Mapping[str, Any]) -> dict[str, Any] | None:
         f"got a content block {str(dict(block))[:80]!r}; expected text, or an image with base64 or "
         "a url"
     )
+
+
+def _passage(given: object) -> object:
+    """A retrieved Document as a passage; anything else as it is."""
+    if not isinstance(given, Document):
+        return given
+    source = str(given.metadata.get("source", ""))
+    return Passage(given.page_content, id=str(given.id or ""), source=source)
 
 
 def _usage(result: Result) -> UsageMetadata:

@@ -196,7 +196,11 @@ class MmspecLLM(CustomLLM):
 class PassageSynthesizer(BaseSynthesizer):
     """Asks the query with the retrieved nodes' texts as passages: mmspec's own template writes them
     into the prompt, control tokens made harmless, and the drafter copies from them. Images of
-    nodes go with the question where it is made with `multimodal=True`."""
+    nodes go with the question where it is made with `multimodal=True`.
+
+    The response's metadata holds, beside that of the nodes, what `MmspecLLM` says in `raw`; a
+    streamed one has no end to say it at.
+    """
 
     def get_response(self, query_str: str, text_chunks: Sequence[str], **kwargs: Any) -> Any:
         return self._asked(ChatMessage(query_str), passages=list(text_chunks), **kwargs)
@@ -219,14 +223,24 @@ class PassageSynthesizer(BaseSynthesizer):
     def _asked(self, question: ChatMessage, **kwargs: Any) -> Any:
         if self._streaming:
             return (piece.delta or "" for piece in self._llm.stream_chat([question], **kwargs))
-        return self._llm.chat([question], **kwargs).message.content or self._empty_response
+        return self._told(self._llm.chat([question], **kwargs))
 
     async def _aasked(self, question: ChatMessage, **kwargs: Any) -> Any:
         if self._streaming:
             stream = await self._llm.astream_chat([question], **kwargs)
             return (piece.delta or "" async for piece in stream)
-        response = await self._llm.achat([question], **kwargs)
-        return response.message.content or self._empty_response
+        return self._told(await self._llm.achat([question], **kwargs))
+
+    def _told(self, response: ChatResponse) -> "_Answer":
+        answer = _Answer(response.message.content or self._empty_response)
+        answer.raw = response.raw or {}
+        return answer
+
+    def _prepare_response_output(self, response_str: Any, source_nodes: list[Any]) -> Any:
+        response = super()._prepare_response_output(response_str, source_nodes)
+        if isinstance(response_str, _Answer):
+            response.metadata = {**(response.metadata or {}), **response_str.raw}
+        return response
 
     def _get_prompts(self) -> dict[str, Any]:
         return {}
@@ -237,6 +251,12 @@ class PassageSynthesizer(BaseSynthesizer):
                 f"got the prompts {sorted(prompts)}; PassageSynthesizer has none: mmspec's "
                 "template of passages is set in its configuration"
             )
+
+
+class _Answer(str):
+    """An answer on its way to the query engine's response, whose metadata is to hold `raw`."""
+
+    raw: Mapping[str, Any]
 
 
 def _asked(prompt: str, *, raw: bool) -> str | Messages:
