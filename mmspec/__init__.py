@@ -19,6 +19,7 @@ from mmspec.chat import Chat
 from mmspec.config import Config, load_config
 from mmspec.engine import Engine, Stream
 from mmspec.errors import MmspecError
+from mmspec.inputs import Passage
 from mmspec.requests import Request, Result
 from mmspec.stats import Stats
 from mmspec.stream import Piece
@@ -32,6 +33,7 @@ __all__ = [
     "Config",
     "Engine",
     "MmspecError",
+    "Passage",
     "Piece",
     "Request",
     "Result",

@@ -207,7 +207,7 @@ class Engine:
         prompt = self._prompt(request)
         seed = secrets.randbits(64) if request.seed is None else request.seed
         first, *others = (
-            replace(request, prompt=prompt, seed=seed, sample=request.sample + i, n=1)
+            replace(request, prompt=prompt, passages=(), seed=seed, sample=request.sample + i, n=1)
             for i in range(request.n)
         )
         return [first, *(with_own_state(replace(o, prompt_logprobs=None)) for o in others)]
@@ -258,7 +258,10 @@ class Engine:
         prompt = request.prompt
         if isinstance(prompt, Mapping):
             prompt = from_inputs(prompt, self.target.model.config)
-        if not isinstance(prompt, Prompt):
+        if isinstance(prompt, Prompt):
+            beside = self._beside(request)
+            prompt = replace(prompt, draft_texts=(*prompt.draft_texts, *beside))
+        else:
             if self.inputs is None:
                 raise InputError(
                     "this engine has no processor: got a text or messages, expected a processed "
@@ -272,6 +275,8 @@ class Engine:
                 system=request.system,
                 tools=request.tools,
                 documents=request.documents,
+                passages=request.passages,
+                passage_template=request.passage_template,
                 template_arguments=request.template_arguments,
                 control_tokens=request.control_tokens or self._control_tokens,
             )
@@ -287,6 +292,17 @@ class Engine:
                 f"{self.target.num_embeddings} entries; is this the model's own tokenizer?"
             )
         return replace(prompt, namespace=request.namespace if request.reuse else None)
+
+    def _beside(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        """The request's passages, for a prompt that they cannot be put into any more."""
+        if not request.passages:
+            return ()
+        if self.inputs is None:
+            raise InputError(
+                "this engine has no tokenizer: got passages, expected token lists as "
+                "Prompt.draft_texts; or load it with processor="
+            )
+        return self.inputs.draft_texts(request.passages)
 
     def _room(self, request: Request, prompt: Prompt) -> int:
         """How many tokens may be generated. Raises InputError where they don't fit the context."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmspec.controller import Speculate
 from mmspec.errors import InputError, MmspecError
-from mmspec.inputs import ControlMode, ImageSource, VideoSource
+from mmspec.inputs import ControlMode, ImageSource, Passages, VideoSource
 from mmspec.inputs.template import ToolSpec
 from mmspec.logprobs import TokenLogprobs
 from mmspec.params import SamplingParams
@@ -51,6 +51,9 @@ class Request(SamplingParams):
     system: str | None = None
     tools: Sequence[ToolSpec] | None = None
     documents: Sequence[Mapping[str, object]] | None = None
+    passages: Passages = ()  # texts, or mmspec.Passage, that the answer may quote: put into the
+    # prompt and drafted from. A processed prompt stays as it is: they are drafted from alone
+    passage_template: str | None = None  # Jinja, of `passages` and `question`; None: mmspec's own
     template_arguments: Mapping[str, object] | None = None
     control_tokens: ControlMode | None = None  # None: as configured
     speculate: Speculate = "auto"  # False: plain decoding; True: always draft; the same text,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -15,17 +17,22 @@ from adversary import Adversary
 from draft_models import letters, shuffled, stranger
 from families import FAMILIES, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
+from stores import write_store
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
+from mmspec.inputs import from_inputs
 from mmspec.requests import Request, Result
 
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
-# draft_other: one with another tokenizer.
+# draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
+# and look-alikes of it.
+RETRIEVALS = ("retrieval_suffix", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
     "adversary",
@@ -33,7 +40,9 @@ DRAFTERS = (
     "draft_padded",
     "draft_other",
     "adversary+draft_same",
+    *RETRIEVALS,
 )
+KNOWING = ("adversary", "draft_same", "retrieval")  # parts of the names of those that draft truths
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -105,7 +114,8 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of draft models, which take longer, two a family, with its other options in turn."""
+    of draft models, which take longer, two a family, with its other options in turn; of retrieval's
+    sources, which draft alike, each once."""
     chosen: list[Cell] = []
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
@@ -113,7 +123,10 @@ def covering_cells() -> list[Cell]:
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
             chosen.append(fixed[number * 5 % len(fixed)])
-        cells = [cell for cell in own if not cell.drafter.startswith("draft_")]
+        for place, drafter in enumerate(RETRIEVALS):
+            fixed = [c for c in own if c.drafter == drafter and c.controller == "fixed"]
+            chosen.append(fixed[(number * 5 + place * 7) % len(fixed)])
+        cells = [cell for cell in own if not cell.drafter.startswith(("draft_", "retrieval_"))]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -130,12 +143,22 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
     """Decodes the cell's requests with its drafter, together, and each alone without one."""
     requests = _requests(cell)
     plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
-    drafters = [_drafter(name, cell, requests, plain) for name in cell.drafter.split("+")]
-    engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller, cell.reuse)
-    if REUSES[cell.reuse][1]:
-        for request in requests:
-            engine.generate(_relatives(request), max_new_tokens=3)
-    results = engine.generate(requests)
+    with TemporaryDirectory() as folder:
+        drafters = [
+            _drafter(name, cell, requests, plain, Path(folder)) for name in cell.drafter.split("+")
+        ]
+        engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller, cell.reuse)
+        if REUSES[cell.reuse][1]:
+            for request in requests:
+                engine.generate(_relatives(request), max_new_tokens=3)
+        if cell.drafter == "retrieval_generated":
+            engine.generate(requests)
+        if cell.drafter == "retrieval_online":
+            requests = [
+                _with_texts(request, cell, result)
+                for request, result in zip(requests, plain, strict=True)
+            ]
+        results = engine.generate(requests)
     mismatches = [
         difference
         for row, (expected, result) in enumerate(zip(plain, results, strict=True))
@@ -200,8 +223,15 @@ def _engine(
 
 
 def _drafter(
-    name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result]
+    name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result], folder: Path
 ) -> Drafter | DrafterForTarget:
+    if name == "retrieval_suffix":
+        texts = [text for pair in zip(requests, plain, strict=True) for text in known_texts(*pair)]
+        write_store(folder / "store", texts, tokenizer=letters())
+        return Retrieval(folder / "store", sources=["suffix"], min_confidence=0.0)
+    if name.startswith("retrieval_"):
+        source = name.removeprefix("retrieval_")
+        return Retrieval(sources=[source], min_confidence=0.0, min_match=3, max_depth=8)
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
@@ -211,6 +241,23 @@ def _drafter(
         for request, result in zip(requests, plain, strict=True)
     }
     return Adversary(truths, model_of(cell.family, cell.dtype).config.get_text_config().vocab_size)
+
+
+def known_texts(request: Request, plain: Result) -> list[tuple[int, ...]]:
+    """What plain decoding said, after the prompt's last tokens, and the same with every fourth
+    token replaced: copies part ways there."""
+    ids = request.prompt["input_ids"][0].tolist()  # type: ignore[index,call-overload]
+    lead = tuple(token if token < FIRST_MEDIA_TOKEN else -1 for token in ids[-4:])
+    wrong = (3 + token % 80 if n % 4 == 3 else token for n, token in enumerate(plain.tokens))
+    return [(*lead, *plain.tokens), (*lead, *wrong)]
+
+
+def _with_texts(request: Request, cell: Cell, plain: Result) -> Request:
+    """The same request with `known_texts` beside its prompt."""
+    config = model_of(cell.family, cell.dtype).config
+    prompt = from_inputs(request.prompt, config)  # type: ignore[arg-type]
+    texts = tuple(known_texts(request, plain))
+    return replace(request, prompt=replace(prompt, draft_texts=texts))
 
 
 @cache

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
+from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval.corpus import Document
 from mmspec.retrieval.datastore import Datastore
 from mmspec.retrieval.writer import SEGMENT_TOKENS, DatastoreWriter
@@ -28,6 +31,25 @@ def add(
             writer.append(document)
         writer.commit()
     return Datastore.open(folder)
+
+
+def write_store(
+    folder: Path,
+    texts: Iterable[Sequence[int]],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int | None = None,
+) -> Path:
+    """A datastore of texts for a target with this tokenizer; one that is there gets them too."""
+    tokens = TextTokens(tokenizer)
+    with DatastoreWriter.create(
+        folder, tokenizer=tokens.hash(), vocab_size=vocab_size or tokens.vocab_size
+    ) as writer:
+        writer.begin()
+        for document in documents(texts, prefix=f"d{writer.manifest.generation}-"):
+            writer.append(document)
+        writer.commit()
+    return folder
 
 
 def searched(texts: Iterable[Sequence[int]], query: Sequence[int], max_match: int) -> list[tuple]:

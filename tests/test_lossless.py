@@ -7,7 +7,16 @@ runs all cells.
 import pytest
 import torch
 from families import FAMILIES, prompt_inputs
-from matrix import SAMPLINGS, Cell, all_cells, covering_cells, model_of, run_cell
+from matrix import (
+    KNOWING,
+    RETRIEVALS,
+    SAMPLINGS,
+    Cell,
+    all_cells,
+    covering_cells,
+    model_of,
+    run_cell,
+)
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
@@ -19,11 +28,21 @@ FLOAT32_FAMILIES = ("llama", "gemma3_text", "llava", "qwen2_5_vl")
 def test_speculative_tokens_are_the_plain_ones(cell: Cell) -> None:
     outcome = run_cell(cell)
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
-    knows = "adversary" in cell.drafter or "draft_same" in cell.drafter
+    knows = any(name in cell.drafter for name in KNOWING)
     if knows and cell.controller == "fixed":
         assert outcome.accepted > 0, "no drafted token was accepted: this cell proves nothing"
     if cell.reuse == "chunks_and_prefixes":
         assert (outcome.reused > 0) == (cell.family != "paligemma"), f"{outcome.reused} reused"
+
+
+@pytest.mark.parametrize("drafter", RETRIEVALS)
+def test_the_default_cells_have_each_source_of_retrieval_alone_and_batched_with_images(
+    drafter: str,
+) -> None:
+    cells = [cell for cell in covering_cells() if cell.drafter == drafter]
+    met = {(cell.batch, cell.layout == "text") for cell in cells}
+    assert met == {(1, True), (1, False), (3, True), (3, False)}
+    assert {cell.sampling for cell in cells} == set(SAMPLINGS)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from mmspec.inputs.control_tokens import ControlMode, neutralise
 from mmspec.inputs.images import ImageSource, open_image
 from mmspec.inputs.limits import InputLimits
 from mmspec.inputs.messages import Conversation, Message, build_conversation
+from mmspec.inputs.passages import Passage, Passages
 from mmspec.inputs.prepared import from_inputs
 from mmspec.inputs.processor import InputProcessor
 from mmspec.inputs.spans import find_spans
@@ -17,6 +18,8 @@ __all__ = [
     "InputLimits",
     "InputProcessor",
     "Message",
+    "Passage",
+    "Passages",
     "VideoSource",
     "build_conversation",
     "find_spans",

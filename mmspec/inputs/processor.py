@@ -14,6 +14,7 @@ from mmspec.inputs.control_tokens import ControlMode
 from mmspec.inputs.images import ImageSource, open_image
 from mmspec.inputs.limits import InputLimits
 from mmspec.inputs.messages import Conversation, Message, build_conversation
+from mmspec.inputs.passages import PassageBlock, Passages, passage_list
 from mmspec.inputs.prepared import from_inputs
 from mmspec.inputs.prompt_text import PromptText
 from mmspec.inputs.template import ToolSpec
@@ -59,6 +60,8 @@ class InputProcessor:
         system: str | None = None,
         tools: Sequence[ToolSpec] | None = None,
         documents: Sequence[Mapping[str, object]] | None = None,
+        passages: Passages = (),
+        passage_template: str | None = None,
         template_arguments: Mapping[str, object] | None = None,
         control_tokens: ControlMode = "neutralise",
     ) -> Prompt:
@@ -70,8 +73,13 @@ class InputProcessor:
         placeholders are read, other control tokens are treated by `control_tokens`).
         `template_arguments`: further variables of the template, or "chat_template", which
         replaces it; they are the caller's own and not searched for control tokens.
+        `passages` go into the last user message, or before a prompt without template, by
+        `passage_template` (Jinja, with `passages` and `question`), and all of them into
+        `Prompt.draft_texts`. `documents` are the chat template's own, where it has a place for
+        them; the two don't touch.
         `control_tokens`: what to do with control and media tokens inside messages, tools and
-        documents: `neutralise` makes them text, `refuse` raises, `parse` lets them act.
+        documents: `neutralise` makes them text, `refuse` raises, `parse` lets them act. In passages
+        they are always made text.
         Raises InputError: media that cannot be opened, placeholders and media that differ in
         number, media for a text-only model, an empty prompt, what the template refuses.
         """
@@ -79,6 +87,8 @@ class InputProcessor:
             raise InputError(
                 f"got control_tokens={control_tokens!r}; expected one of {get_args(ControlMode)}"
             )
+        given = passage_list(passages)
+        block = PassageBlock.of(given, passage_template)
         conversation = build_conversation(prompt, images=images, videos=videos, system=system)
         self._check_modalities(conversation)
         with self._lock:
@@ -98,6 +108,7 @@ class InputProcessor:
             if template is None:
                 assert isinstance(prompt, str)
                 text = prompt if raw else self._texts.defuse(prompt, mode=control_tokens)
+                text = text if block is None else self._texts.with_passages(text, block)
             else:
                 text = self._texts.render(
                     conversation,
@@ -106,14 +117,24 @@ class InputProcessor:
                     documents=documents,
                     arguments=template_arguments,
                     mode=control_tokens,
+                    block=block,
                 )
             self._check_placeholders(text, {"image": len(pictures), "video": len(frames)})
             inputs = self._process(text, pictures, frames, is_template=template is not None)
+            beside = self._texts.draft_texts(given) if given else ()
         return replace(
             from_inputs(inputs, self._config, text=text),
             images=tuple(pictures),
             videos=tuple(tuple(video) for video in frames),
+            draft_texts=beside,
         )
+
+    def draft_texts(self, passages: Passages) -> tuple[tuple[int, ...], ...]:
+        """`Prompt.draft_texts` for a prompt that is processed already: none of the passages is
+        put into it. Raises InputError for what is no passage."""
+        beside = [replace(one, in_prompt=False) for one in passage_list(passages)]
+        with self._lock:
+            return self._texts.draft_texts(beside)
 
     @property
     def placeholders(self) -> Mapping[str, str]:

@@ -8,7 +8,9 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from mmspec.errors import InputError
 from mmspec.inputs.control_strings import control_strings
 from mmspec.inputs.control_tokens import ControlMode, ControlTokens, map_text
+from mmspec.inputs.draft_texts import draft_texts
 from mmspec.inputs.messages import Conversation
+from mmspec.inputs.passages import Passage, PassageBlock
 from mmspec.inputs.template import ChatTemplate, ToolSpec
 
 
@@ -75,15 +77,19 @@ class PromptText:
         documents: Sequence[Mapping[str, object]] | None = None,
         arguments: Mapping[str, object] | None = None,
         mode: ControlMode = "neutralise",
+        block: PassageBlock | None = None,
     ) -> str:
-        """The chat template's text, control tokens in messages, tools and documents treated.
+        """The chat template's text, control tokens in messages, tools and documents treated; those
+        in passages are neutralised in every mode.
 
         Raises InputError: what the template refuses, control tokens that cannot be neutralised.
         """
         control = self._control_tokens(template.source)
 
-        def render(change: Callable[[str], str]) -> str:
+        def render(change: Callable[[str], str], change_passages: Callable[[str], str]) -> str:
             messages = tuple(map_text(message, change) for message in conversation.messages)
+            if block is not None:
+                messages = block.put_into(messages, change_passages)
             return template.render(
                 replace(conversation, messages=messages),
                 tools=map_text(tools, change),
@@ -91,18 +97,28 @@ class PromptText:
                 arguments=arguments,
             )
 
-        text = render(lambda string: control.apply(string, mode))
-        if mode == "parse":
+        text = render(lambda string: control.apply(string, mode), control.neutralise)
+        if mode == "parse" and block is None:
             return text
         # Pieces that are harmless alone may form a control token where the template joins them:
         # so count against the same conversation without any character of a control token.
-        surplus = control.count(text) - control.count(render(control.plain))
-        if surplus:
-            raise InputError(
-                f"parts of the messages join to control tokens ({sorted(map(str, surplus))}); "
-                "expected plain text in them: take these pieces out, or put the text into one part"
-            )
+        as_given = (lambda string: string) if mode == "parse" else control.plain
+        _check_joins(control, text, render(as_given, control.plain))
         return text
+
+    def with_passages(self, prompt: str, block: PassageBlock) -> str:
+        """A prompt without template, the passages round it by theirs.
+
+        Raises InputError: control tokens that cannot be neutralised.
+        """
+        control = self._control_tokens("")
+        text = block.write(prompt, control.neutralise)
+        _check_joins(control, text, block.write(prompt, control.plain))
+        return text
+
+    def draft_texts(self, passages: Sequence[Passage]) -> tuple[tuple[int, ...], ...]:
+        """The passages' tokens, to be copied from; control tokens among them never are."""
+        return draft_texts(passages, self._tokenizer, self._control_tokens("").ids)
 
     def defuse(self, prompt: str, *, mode: ControlMode) -> str:
         """A prompt without template: its media placeholders are meant, no other control token is.
@@ -117,6 +133,18 @@ class PromptText:
             is_placeholder = piece in self._placeholders.values()
             text += piece if is_placeholder else control.apply(piece, mode)
         return text
+
+
+def _check_joins(control: ControlTokens, text: str, plain: str) -> None:
+    """Raises InputError where `text` has control tokens that `plain`, the same with stand-ins for
+    the user's text, has not."""
+    surplus = control.count(text) - control.count(plain)
+    if surplus:
+        raise InputError(
+            f"parts of the messages or passages join to control tokens "
+            f"({sorted(map(str, surplus))}); expected plain text in them: take these pieces out, "
+            "or put the text into one part"
+        )
 
 
 def _split(text: str, separator: str) -> list[str]:

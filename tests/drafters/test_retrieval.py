@@ -7,16 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import stores
 import torch
 from draft_models import letters
-from stores import documents
 
 from mmspec.drafters.base import BatchDrafter, DrafterForTarget, LearningDrafter, LearningSession
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.drafters.retrieval.drafter import BoundRetrieval
 from mmspec.drafters.retrieval.session import RetrievalSession
 from mmspec.errors import ConfigError, DatastoreError
-from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval import DatastoreWriter
 from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
@@ -29,14 +28,7 @@ TARGET: Any = SimpleNamespace(vocab_size=VOCAB)
 
 
 def write_store(folder: Path, texts: Iterable[Sequence[int]], *, vocab_size: int = VOCAB) -> Path:
-    """A datastore for `TARGET`; one that is there gets the texts as well."""
-    tokenizer = TextTokens(letters()).hash()
-    with DatastoreWriter.create(folder, tokenizer=tokenizer, vocab_size=vocab_size) as writer:
-        writer.begin()
-        for document in documents(texts, prefix=f"d{writer.manifest.generation}-"):
-            writer.append(document)
-        writer.commit()
-    return folder
+    return stores.write_store(folder, texts, tokenizer=letters(), vocab_size=vocab_size)
 
 
 def bound(*datastores: Path, **options: Any) -> BoundRetrieval:
