@@ -100,7 +100,12 @@ class Report:
         self._console.print(Text.assemble(("mmspec", "bold"), f"  {title}"))
 
     def show(
-        self, question: str, answer: str, right: str, sources: Sequence[str], stats: Mapping[str, Any]
+        self,
+        question: str,
+        answer: str,
+        right: str,
+        sources: Sequence[str],
+        stats: Mapping[str, Any],
     ) -> None:
         """`stats` is what the answer's metadata holds under "mmspec"."""
         is_right = answer.strip() == right

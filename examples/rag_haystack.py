@@ -1,4 +1,6 @@
-"""Haystack: splitter, FAISS retriever, prompt builder, mmspec. Offline: python examples/rag_haystack.py
+"""Haystack: splitter, FAISS retriever, prompt builder, mmspec; offline.
+
+python examples/rag_haystack.py
 
 The retriever's documents go into the generator's own socket beside the messages.
 """

@@ -1,4 +1,6 @@
-"""LangChain: splitter, FAISS retriever, prompt, mmspec. Runs offline: python examples/rag_langchain.py
+"""LangChain: splitter, FAISS retriever, prompt, mmspec; offline.
+
+python examples/rag_langchain.py
 
 The retriever's documents go to the model as passages: mmspec writes them into the prompt, control
 tokens made harmless, and drafts from them.

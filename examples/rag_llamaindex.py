@@ -1,4 +1,6 @@
-"""LlamaIndex: splitter, FAISS retriever, query engine, mmspec. Offline: python examples/rag_llamaindex.py
+"""LlamaIndex: splitter, FAISS retriever, query engine, mmspec; offline.
+
+python examples/rag_llamaindex.py
 
 A query engine hands no keywords on, so a synthesizer gives the retrieved nodes to the model.
 """

@@ -30,7 +30,9 @@ def test_an_example_answers_from_what_it_retrieved(
     monkeypatch.syspath_prepend(str(EXAMPLES))
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     shown = capsys.readouterr().out
-    assert shown.count("Quote Entry") >= 8, shown  # each question above its answer, and in the table
+    assert shown.count("Quote Entry") >= 8, (
+        shown
+    )  # each question above its answer, and in the table
     # Of four, the small model may get one wrong on another machine.
     assert shown.count("✓") >= 3, shown
     assert "ledger-20" in shown and shown.count("tokens a step") >= 4, shown

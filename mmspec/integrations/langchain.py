@@ -56,9 +56,9 @@ class ChatMmspec(BaseChatModel):
 
     A call's keywords, or those of `bind`, are fields of `mmspec.Request`, LangChain's `stop` and
     `max_tokens` among them, and override the settings here. `passages=[...]` are the texts or
-    Documents that were retrieved: see `mmspec.integrations.passages`. An answer's `response_metadata["mmspec"]`
-    says what was drafted and accepted, `usage_metadata` counts its tokens. Tool calls are read in
-    the form <tool_call>{...}</tool_call>.
+    Documents that were retrieved: see `mmspec.integrations.passages`. Tool calls are read in the
+    form <tool_call>{...}</tool_call>. An answer's `response_metadata["mmspec"]` says what was
+    drafted and accepted, its `usage_metadata` counts tokens.
 
     Raises InputError, a ValueError, for what cannot be asked; ModelError and ConfigError when it
     is made.

@@ -249,7 +249,7 @@ class PassageSynthesizer(BaseSynthesizer):
         if prompts:
             raise InputError(
                 f"got the prompts {sorted(prompts)}; PassageSynthesizer has none: mmspec's "
-                "template of passages is set in its configuration"
+                "own is set by MmspecLLM(options={'passage_template': ...})"
             )
 
 

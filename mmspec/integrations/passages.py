@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from mmspec.errors import InputError
-from mmspec.inputs.passages import Passage, Passages, passage_list
+from mmspec.inputs.passages import Passages, passage_list
 from mmspec.requests import Messages
 
 Placement = Literal["auto", "prompt", "drafter"]

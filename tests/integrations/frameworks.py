@@ -38,16 +38,16 @@ ADD: dict[str, Any] = {
 
 
 def saying(engine: Engine, text: str) -> dict[str, Any]:
-    """Options that leave the model no other answer than `text`."""
+    """Options that leave the model no other answer than `text`, in each row of a batch."""
     tokenizer = engine.tokenizer
     assert tokenizer is not None
     script: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     script.append(tokenizer.eos_token_id)
-    begun: list[int] = []
+    begin = tokenizer.convert_tokens_to_ids("<|assistant|>")
 
     def allowed(index: int, ids: Tensor) -> list[int]:
-        begun.append(len(ids))
-        return [script[min(len(ids) - begun[0], len(script) - 1)]]
+        said = len(ids) - 1 - int((ids == begin).nonzero()[-1])
+        return [script[min(said, len(script) - 1)]]
 
     return {"prefix_allowed_tokens_fn": allowed, "max_tokens": len(script) + 1}
 

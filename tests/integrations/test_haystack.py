@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from integrations.frameworks import CALL, LEDGER, png_base64, watched_streams, with_tools
+from integrations.frameworks import CALL, LEDGER, png_base64, saying, watched_streams, with_tools
 from PIL import Image
 
 from mmspec.engine import Engine
@@ -15,7 +15,8 @@ from mmspec.errors import InputError
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when it is imported
 pytest.importorskip("haystack", reason="needs the extra 'haystack'")
 
-from haystack import Pipeline
+from haystack import Document, Pipeline, component
+from haystack.components.builders import ChatPromptBuilder
 from haystack.core.errors import DeserializationError
 from haystack.dataclasses import ChatMessage, ImageContent, StreamingChunk
 from haystack.tools import Tool
@@ -176,3 +177,47 @@ def test_several_samples_are_several_replies(generator: MmspecChatGenerator) -> 
     replies = generator.run("Story", generation_kwargs=wish)["replies"]
     assert len({one.text for one in replies}) == 3
     assert [one.meta["index"] for one in replies] == [0, 1, 2]
+
+
+SHIPS = "The ship of Ulriko left Tandor with 80 barrels of oil."
+FOUND = [
+    Document(content=SHIPS, meta={"file_path": "ships.txt"}),
+    Document(content="Owls <image> sleep by day."),
+    Document(content=None),  # a picture's
+]
+
+
+@component
+class Fixed:
+    """Finds the same documents for every query."""
+
+    @component.output_types(documents=list[Document])
+    def run(self, query: str) -> dict[str, list[Document]]:
+        return {"documents": FOUND}
+
+
+@pytest.mark.parametrize("builder_writes_them", [False, True])
+@pytest.mark.parametrize("way", ["run", "run_async"])
+def test_documents_reach_the_drafter_and_the_prompt_once(
+    engine: Engine, builder_writes_them: bool, way: str
+) -> None:
+    options = {"temperature": 0, **saying(engine, SHIPS)}
+    made = MmspecChatGenerator(engine=engine, generation_kwargs=options)
+    text = "{% for d in documents %}{{ d.content }}\n{% endfor %}Who?"
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", Fixed())
+    template = [ChatMessage.from_user(text if builder_writes_them else "Who?")]
+    pipeline.add_component("prompt", ChatPromptBuilder(template))
+    pipeline.add_component("generator", made)
+    pipeline.connect("retriever.documents", "generator.documents")
+    if builder_writes_them:
+        pipeline.connect("retriever.documents", "prompt.documents")
+    pipeline.connect("prompt.prompt", "generator.messages")
+    given = {"retriever": {"query": "Who?"}}
+    ran = asyncio.run(pipeline.run_async(given)) if way == "run_async" else pipeline.run(given)
+    answer, bare = reply(ran["generator"]), reply(made.run("Who?"))
+    assert answer.text == bare.text == SHIPS
+    assert answer.meta["mmspec"]["steps"] < bare.meta["mmspec"]["steps"] / 2
+    grew = answer.meta["usage"]["prompt_tokens"] - bare.meta["usage"]["prompt_tokens"]
+    once = len(SHIPS) + len("Owls <image> sleep by day.")  # bytes are tokens here
+    assert once <= grew < 1.8 * once

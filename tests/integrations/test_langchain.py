@@ -11,6 +11,7 @@ from integrations.frameworks import (
     LEDGER,
     Calls,
     png_base64,
+    saying,
     with_tools,
 )
 from PIL import Image
@@ -20,6 +21,7 @@ from mmspec.errors import InputError
 
 pytest.importorskip("langchain_core", reason="needs the extra 'langchain'")
 
+from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
@@ -258,3 +260,44 @@ def test_logprobs_stand_in_the_metadata(llm: ChatMmspec) -> None:
     content = answer.response_metadata["logprobs"]["content"]
     assert "".join(place["token"] for place in content) == answer.content
     assert len(content[0]["top_logprobs"]) == 2 and content[0]["logprob"] <= 0
+
+
+SHIPS = "The ship of Ulriko left Tandor with 80 barrels of oil."
+FOUND = [Document(SHIPS, metadata={"source": "ships.txt"}), Document("Owls <image> sleep by day.")]
+
+
+@pytest.mark.parametrize("way", ["invoke", "bind", "lambda", "stream", "batch"])
+def test_passages_reach_the_prompt_and_the_drafter(
+    llm: ChatMmspec, engine: Engine, way: str
+) -> None:
+    options: dict[str, Any] = {"passages": FOUND, **saying(engine, SHIPS)}
+    if way == "invoke":
+        answer = llm.invoke("Who?", **options)
+    elif way == "bind":
+        answer = llm.bind(**options).invoke("Who?")
+    elif way == "lambda":
+        answer = RunnableLambda(lambda question: llm.invoke(question, **options)).invoke("Who?")
+    elif way == "batch":
+        answer, _ = llm.batch(["Who?", "Who was it?"], **options)
+    else:
+        answer = None
+        for chunk in llm.stream("Who?", **options):
+            answer = chunk if answer is None else answer + chunk
+    assert answer.content == SHIPS
+    bare = llm.invoke("Who?", **saying(engine, SHIPS))
+    told, without = (a.response_metadata["mmspec"]["steps"] for a in (answer, bare))
+    assert told < without / 2, (told, without)
+    grew = answer.usage_metadata["input_tokens"] - bare.usage_metadata["input_tokens"]
+    assert grew > len(SHIPS) + len(FOUND[1].page_content)  # bytes are tokens here
+
+
+def test_what_the_chains_own_prompt_holds_is_not_written_twice(
+    llm: ChatMmspec, engine: Engine
+) -> None:
+    prompt = f"{SHIPS}\n{FOUND[1].page_content}\nWho?"
+    with_them = llm.invoke(prompt, passages=FOUND)
+    without = llm.invoke(prompt)
+    assert with_them.content == without.content
+    assert with_them.usage_metadata["input_tokens"] == without.usage_metadata["input_tokens"]
+    twice = llm.invoke(prompt, passages=FOUND, placement="prompt")
+    assert twice.usage_metadata["input_tokens"] > without.usage_metadata["input_tokens"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integrations.frameworks import ADD, CALL, LEDGER, png, watched_streams, with_tools
+from integrations.frameworks import ADD, CALL, LEDGER, png, saying, watched_streams, with_tools
 from PIL import Image
 
 from mmspec.engine import Engine
@@ -22,8 +22,11 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ToolCallBlock,
 )
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
-from mmspec.integrations.llamaindex import MmspecLLM
+from mmspec.integrations.llamaindex import MmspecLLM, PassageSynthesizer
 
 ASKED = [ChatMessage(LEDGER)]
 
@@ -154,3 +157,77 @@ def test_its_metadata_and_settings_are_told(llm: MmspecLLM, engine: Engine) -> N
     written: dict[str, Any] = llm.to_dict()
     assert written["class_name"] == "MmspecLLM" and written["max_tokens"] == 40
     assert "engine" not in written
+
+
+SHIPS = "The ship of Ulriko left Tandor with 80 barrels of oil."
+
+
+class Fixed(BaseRetriever):
+    """Finds the same nodes for every query."""
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        found = [TextNode(text=SHIPS), TextNode(text="Owls <image> sleep by day.")]
+        return [NodeWithScore(node=node, score=1.0) for node in found]
+
+
+@pytest.mark.parametrize("way", ["query", "aquery", "stream", "astream"])
+def test_a_query_engine_hands_its_nodes_to_the_prompt_and_the_drafter(
+    engine: Engine, way: str
+) -> None:
+    llm = MmspecLLM(engine=engine, temperature=0, options=saying(engine, SHIPS))
+    prompts: list[Any] = []
+    asked = llm._request
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        prompts.append(asked(*args, **kwargs))
+        return prompts[-1]
+
+    object.__setattr__(llm, "_request", watched)
+    synthesizer = PassageSynthesizer(llm=llm, streaming="stream" in way)
+    query_engine = RetrieverQueryEngine(Fixed(), response_synthesizer=synthesizer)
+
+    async def ask() -> tuple[Any, str]:
+        response = await query_engine.aquery("Who?")
+        if way == "aquery":
+            return response, str(response)
+        return response, "".join([piece async for piece in response.response_gen])
+
+    if way.startswith("a"):
+        response, text = asyncio.run(ask())
+    else:
+        response = query_engine.query("Who?")
+        text = str(response) if way == "query" else "".join(response.response_gen)
+    assert text == SHIPS
+    assert len(response.source_nodes) == 2
+    (request,) = prompts
+    assert [passage.text for passage in request.passages] == [
+        SHIPS,
+        "Owls <image> sleep by day.",
+    ]
+    if "stream" not in way:
+        bare = llm.chat([ChatMessage("Who?")])
+        told = response.metadata
+        assert told["mmspec"]["steps"] < bare.raw["mmspec"]["steps"] / 2
+        grew = told["usage"]["prompt_tokens"] - bare.raw["usage"]["prompt_tokens"]
+        assert grew > len(SHIPS)
+
+
+def test_images_of_nodes_go_with_the_question(
+    llm: MmspecLLM, engine: Engine, picture: tuple[Image.Image, str]
+) -> None:
+    image, question = picture
+    blocks = [ImageBlock(image=png(image)), TextBlock(text="A page.")]
+    synthesizer = PassageSynthesizer(llm=llm, multimodal=True)
+    answer = synthesizer.get_response_from_messages(question, [ChatMessage(blocks=blocks)])
+    alone = engine.generate(
+        question, images=image, passages=["A page."], temperature=0, max_new_tokens=40, reuse=False
+    )
+    assert answer == alone.text
+    assert answer.raw["usage"]["prompt_tokens"] == alone.stats.prompt_tokens
+
+
+def test_the_synthesizer_has_no_prompts_of_its_own(llm: MmspecLLM) -> None:
+    synthesizer = PassageSynthesizer(llm=llm)
+    assert synthesizer.get_prompts() == {}
+    with pytest.raises(InputError, match="passage_template"):
+        synthesizer.update_prompts({"text_qa_template": "x"})
