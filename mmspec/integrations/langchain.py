@@ -110,7 +110,7 @@ class ChatMmspec(BaseChatModel):
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
         together = _TOGETHER.get()
-        result = together.take(request) if together and together.engine is self.engine else None
+        result = together.take(request) if together and together.model is self else None
         if result is None:
             result = self._engine.generate(request)
         generations = []
@@ -208,7 +208,7 @@ class ChatMmspec(BaseChatModel):
         self, prompts: Sequence[list[BaseMessage]], call: Mapping[str, Any]
     ) -> Iterator[None]:
         """Within, the first `_generate` that asks for one of the prompts decodes them all."""
-        if len(prompts) < 2 or _TOGETHER.get() is not None:
+        if len(prompts) < 2:
             yield
             return
         own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
@@ -218,7 +218,7 @@ class ChatMmspec(BaseChatModel):
                 requests.append(self._request(messages, own.get("stop"), own))
             except MmspecError:
                 continue  # raised where it is asked for
-        token = _TOGETHER.set(_Together(self._engine, requests))
+        token = _TOGETHER.set(_Together(self, requests))
         try:
             yield
         finally:
@@ -289,8 +289,8 @@ _NO_OPTIONS = frozenset(
 class _Together:
     """Requests that are decoded together when the first of them is asked for."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        self.engine = engine
+    def __init__(self, model: ChatMmspec, requests: Sequence[Request]) -> None:
+        self.model = model
         self._waiting: list[Request] = list(requests)
         self._answers: list[tuple[Request, Result]] = []
         self._lock = threading.Lock()
@@ -300,7 +300,7 @@ class _Together:
         Raises what went wrong with it."""
         with self._lock:
             if self._waiting:
-                results = self.engine.generate(self._waiting)
+                results = self.model._engine.generate(self._waiting)
                 self._answers = list(zip(self._waiting, results, strict=True))
                 self._waiting = []
             prompts = [asked.prompt for asked, _ in self._answers]

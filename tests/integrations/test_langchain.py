@@ -21,6 +21,8 @@ from mmspec.errors import InputError
 
 pytest.importorskip("langchain_core", reason="needs the extra 'langchain'")
 
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
@@ -301,3 +303,32 @@ def test_what_the_chains_own_prompt_holds_is_not_written_twice(
     assert with_them.usage_metadata["input_tokens"] == without.usage_metadata["input_tokens"]
     twice = llm.invoke(prompt, passages=FOUND, placement="prompt")
     assert twice.usage_metadata["input_tokens"] > without.usage_metadata["input_tokens"]
+
+
+def test_a_batch_is_one_whatever_langchain_bounds_or_remembers(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = ChatMmspec(engine=engine, temperature=0, max_tokens=20, cache=InMemoryCache())
+    known = llm.invoke(PROMPTS[0])
+    calls = Calls(engine, monkeypatch.setattr)
+    answers = llm.batch(PROMPTS, config={"max_concurrency": 1})
+    assert answers[0].response_metadata["mmspec"] == known.response_metadata["mmspec"]
+    assert len({answer.content for answer in answers}) == len(PROMPTS)
+    assert calls.sizes == [len(PROMPTS)]
+    llm.batch(PROMPTS)
+    assert calls.sizes == [len(PROMPTS)]
+
+
+def test_one_model_in_a_batch_is_not_answered_for_another(engine: Engine) -> None:
+    """A second model that is asked from within the first one's batch decodes for itself."""
+    llm = ChatMmspec(engine=engine, temperature=0, max_tokens=20)
+    other = ChatMmspec(engine=engine, temperature=0, max_tokens=5)
+    asked: list[Any] = []
+
+    class Nested(BaseCallbackHandler):
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            asked.append(other.invoke(PROMPTS[0]))
+
+    answers = llm.batch(PROMPTS, config={"callbacks": [Nested()]})
+    assert {answer.usage_metadata["output_tokens"] for answer in asked} == {5}
+    assert {answer.usage_metadata["output_tokens"] for answer in answers} == {20}
