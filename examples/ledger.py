@@ -108,7 +108,8 @@ class Report:
         stats: Mapping[str, Any],
     ) -> None:
         """`stats` is what the answer's metadata holds under "mmspec"."""
-        is_right = answer.strip() == right
+        answer, right = answer.strip(), right.strip()
+        is_right = answer == right
         mark = ("✓ ", "green") if is_right else ("✗ ", "red")
         shares = [
             Text(f"■ {name} drafted {of['share']:.0%}", style=self._palette.colour(name))
