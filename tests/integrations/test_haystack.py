@@ -139,7 +139,7 @@ def test_threads_load_the_model_once(monkeypatch: pytest.MonkeyPatch, engine: En
         loads.append(settings)
         return engine
 
-    monkeypatch.setattr("mmspec.integrations.haystack.chosen_engine", load)
+    monkeypatch.setattr("mmspec.integrations.haystack.generator.chosen_engine", load)
     one = MmspecChatGenerator("somewhere", generation_kwargs=GREEDY)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: one.warm_up(), range(8)))

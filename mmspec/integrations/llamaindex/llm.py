@@ -1,46 +1,32 @@
-"""LlamaIndex: an LLM, and a synthesizer that hands the retrieved nodes to it as passages.
-
-llm = MmspecLLM(model="path-or-hub-id", temperature=0)
-engine = index.as_query_engine(llm=llm, response_synthesizer=PassageSynthesizer(llm=llm))
-"""
+"""MmspecLLM: the LLM."""
 
 import asyncio
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from typing import Any
 
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+    ToolCallBlock,
+)
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+
 from mmspec.engine import Engine
-from mmspec.errors import InputError, MissingExtraError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.llamaindex.messages import as_message
 from mmspec.integrations.options import request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
 from mmspec.params import DEFAULT_MAX_NEW_TOKENS
 from mmspec.requests import Messages, Request, Result, build_request
-
-try:
-    from llama_index.core.base.llms.types import (
-        ChatMessage,
-        ChatResponse,
-        CompletionResponse,
-        ImageBlock,
-        LLMMetadata,
-        MessageRole,
-        TextBlock,
-        ToolCallBlock,
-    )
-    from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
-    from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-    from llama_index.core.llms.custom import CustomLLM
-    from llama_index.core.response_synthesizers import BaseSynthesizer
-except ImportError as error:
-    raise MissingExtraError(
-        f"mmspec.integrations.llamaindex needs llama-index-core ({error}): "
-        "pip install 'mmspec[llamaindex]'"
-    ) from error
-
-_ROLES = {"chatbot": "assistant", "model": "assistant"}
 
 
 class MmspecLLM(CustomLLM):
@@ -102,7 +88,7 @@ class MmspecLLM(CustomLLM):
     def stream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> Generator[ChatResponse, None, None]:
-        return self._streamed([_message(message) for message in messages], kwargs)
+        return self._streamed([as_message(message) for message in messages], kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -112,7 +98,7 @@ class MmspecLLM(CustomLLM):
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> AsyncIterator[ChatResponse]:
-        return in_thread(self._streamed([_message(message) for message in messages], kwargs))
+        return in_thread(self._streamed([as_message(message) for message in messages], kwargs))
 
     # One text. A formatted one has been through a template already.
 
@@ -141,7 +127,7 @@ class MmspecLLM(CustomLLM):
         return in_thread(_completion(response) for response in stream)
 
     def _chat(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> ChatResponse:
-        request = self._request([_message(message) for message in messages], call)
+        request = self._request([as_message(message) for message in messages], call)
         result = self._engine.generate(request)
         text, calls = read_answer(result.text) if request.tools else (result.text, [])
         return self._response(result, text, calls)
@@ -193,117 +179,8 @@ class MmspecLLM(CustomLLM):
         return ChatResponse(message=told, delta=delta, raw=raw, additional_kwargs=usage(result))
 
 
-class PassageSynthesizer(BaseSynthesizer):
-    """Asks the query with the retrieved nodes' texts as passages: mmspec's own template writes them
-    into the prompt, control tokens made harmless, and the drafter copies from them. Images of
-    nodes go with the question where it is made with `multimodal=True`.
-
-    The response's metadata holds, beside that of the nodes, what `MmspecLLM` says in `raw`; a
-    streamed one has no end to say it at.
-    """
-
-    def get_response(self, query_str: str, text_chunks: Sequence[str], **kwargs: Any) -> Any:
-        return self._asked(ChatMessage(query_str), passages=list(text_chunks), **kwargs)
-
-    async def aget_response(self, query_str: str, text_chunks: Sequence[str], **kwargs: Any) -> Any:
-        return await self._aasked(ChatMessage(query_str), passages=list(text_chunks), **kwargs)
-
-    def get_response_from_messages(
-        self, query_str: str, message_chunks: Sequence[ChatMessage], **kwargs: Any
-    ) -> Any:
-        question, passages = _question(query_str, message_chunks)
-        return self._asked(question, passages=passages, **kwargs)
-
-    async def aget_response_from_messages(
-        self, query_str: str, message_chunks: Sequence[ChatMessage], **kwargs: Any
-    ) -> Any:
-        question, passages = _question(query_str, message_chunks)
-        return await self._aasked(question, passages=passages, **kwargs)
-
-    def _asked(self, question: ChatMessage, **kwargs: Any) -> Any:
-        if self._streaming:
-            return (piece.delta or "" for piece in self._llm.stream_chat([question], **kwargs))
-        return self._told(self._llm.chat([question], **kwargs))
-
-    async def _aasked(self, question: ChatMessage, **kwargs: Any) -> Any:
-        if self._streaming:
-            stream = await self._llm.astream_chat([question], **kwargs)
-            return (piece.delta or "" async for piece in stream)
-        return self._told(await self._llm.achat([question], **kwargs))
-
-    def _told(self, response: ChatResponse) -> "_Answer":
-        answer = _Answer(response.message.content or self._empty_response)
-        answer.raw = response.raw or {}
-        return answer
-
-    def _prepare_response_output(self, response_str: Any, source_nodes: list[Any]) -> Any:
-        response = super()._prepare_response_output(response_str, source_nodes)
-        if isinstance(response_str, _Answer):
-            response.metadata = {**(response.metadata or {}), **response_str.raw}
-        return response
-
-    def _get_prompts(self) -> dict[str, Any]:
-        return {}
-
-    def _update_prompts(self, prompts: Mapping[str, Any]) -> None:
-        if prompts:
-            raise InputError(
-                f"got the prompts {sorted(prompts)}; PassageSynthesizer has none: mmspec's "
-                "own is set by MmspecLLM(options={'passage_template': ...})"
-            )
-
-
-class _Answer(str):
-    """An answer on its way to the query engine's response, whose metadata is to hold `raw`."""
-
-    raw: Mapping[str, Any]
-
-
 def _asked(prompt: str, *, raw: bool) -> str | Messages:
     return prompt if raw else [{"role": "user", "content": prompt}]
-
-
-def _question(query: str, chunks: Sequence[ChatMessage]) -> tuple[ChatMessage, list[str]]:
-    """The query with all images of the chunks, and the chunks' texts."""
-    blocks = [block for chunk in chunks for block in chunk.blocks]
-    images = [block for block in blocks if isinstance(block, ImageBlock)]
-    passages = [block.text for block in blocks if isinstance(block, TextBlock)]
-    return ChatMessage(blocks=[*images, TextBlock(text=query)]), passages
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    """A message as mmspec takes it. Raises InputError for what no model here reads."""
-    role = message.role.value
-    parts, calls = list[dict[str, Any]](), list[dict[str, Any]]()
-    for block in message.blocks:
-        if isinstance(block, TextBlock):
-            parts.append({"type": "text", "text": block.text})
-        elif isinstance(block, ImageBlock):
-            parts.append(_picture(block))
-        elif isinstance(block, ToolCallBlock):
-            function = {"name": block.tool_name, "arguments": block.tool_kwargs}
-            calls.append({"type": "function", "id": block.tool_call_id, "function": function})
-        elif block.block_type not in ("thinking", "cache"):
-            raise InputError(
-                f"got a {type(block).__name__} in a message; expected TextBlock or ImageBlock"
-            )
-    converted: dict[str, Any] = {"role": _ROLES.get(role, role), "content": parts}
-    if calls:
-        converted["tool_calls"] = calls
-    for name in ("name", "tool_call_id"):
-        if message.additional_kwargs.get(name) is not None:
-            converted[name] = message.additional_kwargs[name]
-    return converted
-
-
-def _picture(block: ImageBlock) -> dict[str, Any]:
-    """A picture as a part. What an address says is read by mmspec, within its limits."""
-    if block.image is not None:
-        return {"type": "image", "image": block.resolve_image().read()}
-    for key in ("path", "url"):
-        if getattr(block, key) is not None:
-            return {"type": "image", key: str(getattr(block, key))}
-    raise InputError("got an ImageBlock without an image; expected image=, path= or url=")
 
 
 def _answer(text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:

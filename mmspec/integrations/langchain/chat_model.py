@@ -1,49 +1,35 @@
-"""LangChain: a chat model, for chains, retrievers and agents.
-
-llm = ChatMmspec(model="path-or-hub-id", temperature=0)
-llm.invoke(messages, passages=[document.page_content for document in retrieved])
-"""
+"""ChatMmspec: the chat model."""
 
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, cast
 
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import tool_call, tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ConfigDict, Field
+
 from mmspec.engine import Engine
-from mmspec.errors import InputError, MissingExtraError, MmspecError
-from mmspec.inputs.passages import Passage
+from mmspec.errors import MmspecError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.langchain.messages import as_message, as_passage
+from mmspec.integrations.langchain.together import Together, current, decoded_together
 from mmspec.integrations.options import request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
 from mmspec.requests import Request, Result, build_request
 
-try:
-    from langchain_core.documents import Document
-    from langchain_core.language_models import BaseChatModel
-    from langchain_core.messages import (
-        AIMessage,
-        AIMessageChunk,
-        BaseMessage,
-        ChatMessage,
-        ToolMessage,
-    )
-    from langchain_core.messages.ai import UsageMetadata
-    from langchain_core.messages.tool import tool_call, tool_call_chunk
-    from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-    from langchain_core.utils.function_calling import convert_to_openai_tool
-    from pydantic import ConfigDict, Field
-except ImportError as error:
-    raise MissingExtraError(
-        f"mmspec.integrations.langchain needs langchain-core ({error}): "
-        "pip install 'mmspec[langchain]'"
-    ) from error
-
-_ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
+# Of a call's keywords, those that LangChain itself reads.
+_NO_OPTIONS = frozenset(
+    "stream callbacks tags metadata run_name run_id return_exceptions "
+    "ls_structured_output_format structured_output_format".split()
+)
 
 
 class ChatMmspec(BaseChatModel):
@@ -109,8 +95,8 @@ class ChatMmspec(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        together = _TOGETHER.get()
-        result = together.take(request) if together and together.model is self else None
+        together = current(self)
+        result = together.take(request) if together else None
         if result is None:
             result = self._engine.generate(request)
         generations = []
@@ -218,11 +204,8 @@ class ChatMmspec(BaseChatModel):
                 requests.append(self._request(messages, own.get("stop"), own))
             except MmspecError:
                 continue  # raised where it is asked for
-        token = _TOGETHER.set(_Together(self, requests))
-        try:
+        with decoded_together(Together(self, self._engine, requests)):
             yield
-        finally:
-            _TOGETHER.reset(token)
 
     def _combine_llm_outputs(self, llm_outputs: list[Any]) -> dict[str, Any]:
         counts = [output["token_usage"] for output in llm_outputs if output]
@@ -253,8 +236,10 @@ class ChatMmspec(BaseChatModel):
         own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
         options = request_options(self.options, settings, {**own, "stop": stop or own.get("stop")})
         if isinstance(options.get("passages"), list | tuple):
-            options["passages"] = [_passage(one) for one in cast(list[object], options["passages"])]
-        prompt = [_message(message) for message in messages]
+            options["passages"] = [
+                as_passage(one) for one in cast(list[object], options["passages"])
+            ]
+        prompt = [as_message(message) for message in messages]
         return build_request(prompt, with_passages(options, prompt, placement=self.placement))
 
     def _metadata(self, result: Result, calls: Sequence[ToolCall]) -> dict[str, Any]:
@@ -277,100 +262,6 @@ class ChatMmspec(BaseChatModel):
                 ]
             }
         return metadata
-
-
-# Of a call's keywords, those that LangChain itself reads.
-_NO_OPTIONS = frozenset(
-    "stream callbacks tags metadata run_name run_id return_exceptions "
-    "ls_structured_output_format structured_output_format".split()
-)
-
-
-class _Together:
-    """Requests that are decoded together when the first of them is asked for."""
-
-    def __init__(self, model: ChatMmspec, requests: Sequence[Request]) -> None:
-        self.model = model
-        self._waiting: list[Request] = list(requests)
-        self._answers: list[tuple[Request, Result]] = []
-        self._lock = threading.Lock()
-
-    def take(self, request: Request) -> Result | None:
-        """The answer to a request that has the same prompt, each once. None where there is none.
-        Raises what went wrong with it."""
-        with self._lock:
-            if self._waiting:
-                results = self.model._engine.generate(self._waiting)
-                self._answers = list(zip(self._waiting, results, strict=True))
-                self._waiting = []
-            prompts = [asked.prompt for asked, _ in self._answers]
-            if request.prompt not in prompts:
-                return None
-            _, result = self._answers.pop(prompts.index(request.prompt))
-        for sample in result.samples:
-            if sample.error is not None:
-                raise sample.error
-        return result
-
-
-# Belongs to one call of `batch` or `generate`, whose threads and tasks copy its context.
-_TOGETHER: ContextVar[_Together | None] = ContextVar("mmspec_together", default=None)
-
-
-def _message(message: BaseMessage) -> dict[str, Any]:
-    """A message as mmspec takes it. Raises InputError for what no model here reads."""
-    role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type)
-    if role is None:
-        raise InputError(
-            f"got a {type(message).__name__}; expected system, human, AI, tool or chat messages"
-        )
-    parts = [part for block in message.content_blocks if (part := _part(block)) is not None]
-    converted: dict[str, Any] = {"role": role, "content": parts}
-    if message.name:
-        converted["name"] = message.name
-    if isinstance(message, ToolMessage):
-        converted["tool_call_id"] = message.tool_call_id
-    if isinstance(message, AIMessage) and message.tool_calls:
-        converted["tool_calls"] = [
-            {
-                "type": "function",
-                "id": call["id"],
-                "function": {"name": call["name"], "arguments": call["args"]},
-            }
-            for call in message.tool_calls
-        ]
-    return converted
-
-
-def _part(block: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A content block as a part of a message; None for what is told otherwise, or not at all."""
-    kind = block["type"]
-    if kind in ("text", "text-plain"):
-        return {"type": "text", "text": block.get("text", "")}
-    if kind in ("tool_call", "reasoning", "invalid_tool_call"):
-        return None
-    if kind in ("image", "video"):
-        data = block.get("base64")
-        if data is not None:
-            return {
-                "type": kind,
-                "url": f"data:{block.get('mime_type', f'{kind}/*')};base64,{data}",
-            }
-        for key in ("url", "path", kind):
-            if block.get(key) is not None:
-                return {"type": kind, key: block[key]}
-    raise InputError(
-        f"got a content block {str(dict(block))[:80]!r}; expected text, or an image with base64 or "
-        "a url"
-    )
-
-
-def _passage(given: object) -> object:
-    """A retrieved Document as a passage; anything else as it is."""
-    if not isinstance(given, Document):
-        return given
-    source = str(given.metadata.get("source", ""))
-    return Passage(given.page_content, id=str(given.id or ""), source=source)
 
 
 def _usage(result: Result) -> UsageMetadata:

@@ -1,8 +1,4 @@
-"""Haystack: a chat generator whose socket `documents` takes what a retriever found.
-
-pipeline.add_component("generator", MmspecChatGenerator("path-or-hub-id"))
-pipeline.connect("retriever.documents", "generator.documents")
-"""
+"""MmspecChatGenerator: the component."""
 
 import asyncio
 import json
@@ -10,43 +6,35 @@ import threading
 from collections.abc import Generator, Mapping
 from typing import Any, cast
 
+from haystack import Document, component, default_from_dict, default_to_dict
+from haystack.dataclasses import (
+    ChatMessage,
+    ComponentInfo,
+    StreamingCallbackT,
+    StreamingChunk,
+    ToolCall,
+    select_streaming_callback,
+)
+from haystack.dataclasses.streaming_chunk import ToolCallDelta
+from haystack.tools import (
+    ToolsType,
+    deserialize_tools_or_toolset_inplace,
+    flatten_tools_or_toolsets,
+    serialize_tools_or_toolset,
+)
+from haystack.utils import deserialize_callable, serialize_callable
+
 from mmspec.engine import Engine
-from mmspec.errors import InputError, MissingExtraError
-from mmspec.inputs.passages import Passage, Passages, passage_list
+from mmspec.errors import InputError
+from mmspec.inputs.passages import Passages, passage_list
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
+from mmspec.integrations.haystack.messages import as_message, as_passage
 from mmspec.integrations.in_thread import in_thread
 from mmspec.integrations.options import request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCallReader, read_answer
 from mmspec.requests import Request, Result, build_request
-
-try:
-    from haystack import Document, component, default_from_dict, default_to_dict
-    from haystack.dataclasses import (
-        ChatMessage,
-        ComponentInfo,
-        ImageContent,
-        ReasoningContent,
-        StreamingCallbackT,
-        StreamingChunk,
-        TextContent,
-        ToolCall,
-        ToolCallResult,
-        select_streaming_callback,
-    )
-    from haystack.dataclasses.streaming_chunk import ToolCallDelta
-    from haystack.tools import (
-        ToolsType,
-        deserialize_tools_or_toolset_inplace,
-        flatten_tools_or_toolsets,
-        serialize_tools_or_toolset,
-    )
-    from haystack.utils import deserialize_callable, serialize_callable
-except ImportError as error:
-    raise MissingExtraError(
-        f"mmspec.integrations.haystack needs haystack-ai ({error}): pip install 'mmspec[haystack]'"
-    ) from error
 
 
 @component
@@ -198,8 +186,8 @@ class MmspecChatGenerator:
         )
         if documents:
             given = passage_list(cast(Passages, options.get("passages", ())))
-            options["passages"] = [*given, *map(_passage, documents)]
-        prompt = [_message(message) for message in messages]
+            options["passages"] = [*given, *map(as_passage, documents)]
+        prompt = [as_message(message) for message in messages]
         return build_request(prompt, with_passages(options, prompt, placement=self.placement))
 
     def _replies(self, request: Request) -> list[ChatMessage]:
@@ -247,36 +235,3 @@ class MmspecChatGenerator:
         yield StreamingChunk(
             "", meta=reply.meta, component_info=info, finish_reason=reply.meta["finish_reason"]
         )
-
-
-def _passage(document: Document) -> Passage:
-    """Its text; a document that has none (an image) is an empty passage, which is left out."""
-    source = str(document.meta.get("file_path", ""))
-    return Passage(document.content or "", id=document.id, source=source)
-
-
-def _message(message: ChatMessage) -> dict[str, Any]:
-    """A message as mmspec takes it. Raises InputError for what no model here reads."""
-    parts, calls = list[dict[str, Any]](), list[dict[str, Any]]()
-    converted: dict[str, Any] = {"role": message.role.value, "content": parts}
-    for content in message._content:
-        if isinstance(content, TextContent):
-            parts.append({"type": "text", "text": content.text})
-        elif isinstance(content, ImageContent):
-            parts.append({"type": "image", "base64": content.base64_image})
-        elif isinstance(content, ToolCall):
-            function = {"name": content.tool_name, "arguments": content.arguments}
-            calls.append({"type": "function", "id": content.id, "function": function})
-        elif isinstance(content, ToolCallResult) and isinstance(content.result, str):
-            parts.append({"type": "text", "text": content.result})
-            converted |= {"tool_call_id": content.origin.id, "name": content.origin.tool_name}
-        elif not isinstance(content, ReasoningContent):
-            raise InputError(
-                f"got {type(content).__name__} in a message; expected text, images, tool calls "
-                "and their results as text"
-            )
-    if calls:
-        converted["tool_calls"] = calls
-    if message.name:
-        converted["name"] = message.name
-    return converted
