@@ -24,11 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from mmspec.drafters.retrieval import Retrieval
+from mmspec.drafters.retrieval.drafter import BoundRetrieval
+from mmspec.drafters.retrieval.store import OpenStore
+from mmspec.drafters.retrieval.suffix import SuffixSource
 from mmspec.retrieval import Datastore, DatastoreWriter, Document, KeyBatch
 from mmspec.retrieval.dense_index import DenseBuilder, DenseIndex
+from mmspec.sampling import DraftGuide
+from mmspec.state import Placement, Prefill, Prompt
 
 VOCAB, DOCUMENT_TOKENS, LOOK_UPS, ROUNDS = 49_152, 2_000, 2_000, 7
 DIM, DIRECTIONS, CLUSTERS, QUERIES, NEAREST = 256, 64, 2_000, 500, 10
@@ -105,6 +112,22 @@ def look_ups(store: Datastore, tokens: np.ndarray) -> dict[str, list[float]]:
     return {
         "longest_us": per_call([lambda t=t: store.longest(t) for t in texts]),
         "continuations_us": per_call([lambda t=t: store.continuations(t) for t in texts[:500]]),
+        **proposals(store, texts[:500]),
+    }
+
+
+def proposals(store: Datastore, texts: Sequence[list[int]]) -> dict[str, list[float]]:
+    """What the drafter takes for one row and step: the look-up, the trie, a tree of up to 64
+    nodes; and what it takes to see at a request's start that the folder has not changed."""
+    opened, settings = OpenStore(store), Retrieval(sources=["suffix"])
+    drafter = BoundRetrieval(settings, [SuffixSource([opened], settings.limits)])
+    guide = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=64)
+    prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
+    sessions = [drafter.start(Prompt(torch.tensor(text)), prefill, guide) for text in texts]
+    pairs = list(zip(sessions, texts, strict=True))
+    return {
+        "propose_us": per_call([lambda s=s, t=t: s.propose(t, 64) for s, t in pairs]),
+        "refresh_us": per_call([opened.refresh] * 500),
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import secrets
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,8 @@ from mmspec.cli.console import (
 from mmspec.cli.render import Comparison, Palette, closing_line, comparison_text
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, InputError
+from mmspec.inputs import Passage, pdf_pages
+from mmspec.inputs.documents import find_documents, read_documents
 from mmspec.requests import Request, Result
 from mmspec.stream import Piece
 
@@ -40,6 +43,20 @@ def generate(
     ],
     image: Annotated[list[str] | None, typer.Option(help="An image; may be repeated.")] = None,
     video: Annotated[list[str] | None, typer.Option(help="A video; may be repeated.")] = None,
+    passage: Annotated[
+        list[str] | None,
+        typer.Option(help="A file to put before the prompt and draft from; may be repeated."),
+    ] = None,
+    draft_text: Annotated[
+        list[str] | None,
+        typer.Option(help="A file to draft from alone, as an OCR tool's output; may be repeated."),
+    ] = None,
+    pdf: Annotated[
+        str | None, typer.Option(help="A PDF: its page as an image, drafted from its text layer.")
+    ] = None,
+    page: Annotated[
+        list[int] | None, typer.Option(help="Of the PDF, 1 unless given; may be repeated.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="At most so many.")] = None,
@@ -86,10 +103,18 @@ def generate(
     with mistakes_told(stderr):
         if compare and speculate is False:
             raise ConfigError("--compare with --no-speculate: nothing to compare; leave one out")
+        if page and pdf is None:
+            raise ConfigError("--page without --pdf: name the PDF that it is a page of")
+        pages = [] if pdf is None else list(pdf_pages(pdf, page or [1]))
         request = Request(
             prompt=read_prompt(prompt),
-            images=image or (),
+            images=[*(image or ()), *(one.image for one in pages)],
             videos=video or (),
+            passages=[
+                *read_passages(passage or (), in_prompt=True),
+                *read_passages(draft_text or (), in_prompt=False),
+                *(one.passage for one in pages),
+            ],
             raw=raw,
             system=system,
             max_new_tokens=max_new_tokens,
@@ -151,6 +176,15 @@ def read_prompt(prompt: str) -> str:
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"prompt {prompt!r}: {name} is not UTF-8 text: {error.reason}") from error
+
+
+def read_passages(files: Sequence[str], *, in_prompt: bool) -> list[Passage]:
+    """A passage a document of each file. Raises InputError and MissingExtraError."""
+    return [
+        Passage(document.text, document.id, document.source, in_prompt)
+        for path in find_documents(files)
+        for document in read_documents(path)
+    ]
 
 
 def warm_up(engine: Engine, request: Request) -> None:

@@ -6,6 +6,7 @@ from mmspec.inputs.images import ImageSource, open_image
 from mmspec.inputs.limits import InputLimits
 from mmspec.inputs.messages import Conversation, Message, build_conversation
 from mmspec.inputs.passages import Passage, Passages
+from mmspec.inputs.pdf import PdfPage, pdf_pages
 from mmspec.inputs.prepared import from_inputs
 from mmspec.inputs.processor import InputProcessor
 from mmspec.inputs.spans import find_spans
@@ -20,6 +21,7 @@ __all__ = [
     "Message",
     "Passage",
     "Passages",
+    "PdfPage",
     "VideoSource",
     "build_conversation",
     "find_spans",
@@ -27,4 +29,5 @@ __all__ = [
     "neutralise",
     "open_image",
     "open_video",
+    "pdf_pages",
 ]

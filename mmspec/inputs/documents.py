@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmspec.errors import InputError, MissingExtraError
+from mmspec.inputs.pdf import opened_pdf, page_text
 
 _TEXT = (".txt", ".text", ".md", ".markdown", ".rst")
 _HTML = (".html", ".htm", ".xhtml")
@@ -133,31 +133,8 @@ def _read_html(path: Path) -> tuple[Page, ...]:
 
 
 def _read_pdf(path: Path) -> tuple[Page, ...]:
-    try:
-        import pypdfium2
-    except ImportError as error:
-        raise MissingExtraError(f"{path}: reading PDF needs pypdfium2: {_EXTRA}") from error
-    data = _bytes(path)
-    try:
-        with pypdfium2.PdfDocument(data) as document:
-            return tuple(
-                Page(number, _page_text(page)) for number, page in enumerate(document, start=1)
-            )
-    except pypdfium2.PdfiumError as error:
-        raise InputError(
-            f"{path}: cannot be read as PDF: {error}; is it complete, and without a password?"
-        ) from error
-
-
-def _page_text(page: Any) -> str:
-    text_page = page.get_textpage()
-    try:
-        text = text_page.get_text_bounded().replace("\r\n", "\n")
-        # Pdfium's marks for a hyphen that splits a word between two lines.
-        return text.replace("\x02", "").replace("\ufffe", "")
-    finally:
-        text_page.close()
-        page.close()
+    with opened_pdf(path) as document:
+        return tuple(Page(number, page_text(page)) for number, page in enumerate(document, start=1))
 
 
 def _bytes(path: Path) -> bytes:

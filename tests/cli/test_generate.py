@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pdfs import pdf
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -159,3 +160,52 @@ def test_an_interrupt_leaves_what_there_is(
     run = generate(folder, PROMPT, "--no-speculate", "--seed", 7, "--json")
     values = json.loads(run.stdout)
     assert (run.exit_code, values["text"], values["finish_reason"]) == (130, "QUI", "interrupted")
+
+
+def drafted(run: Result, drafter: str = "prompt_lookup") -> tuple[int, int]:
+    """(drafted tokens that were accepted, prompt tokens)"""
+    assert run.exit_code == 0, run.stderr
+    stats = json.loads(run.stdout)["stats"]
+    return stats["by_drafter"].get(drafter, {"accepted": 0})["accepted"], stats["prompt_tokens"]
+
+
+def test_a_passage_goes_into_the_prompt_and_a_draft_text_beside_it(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    folder, notes = scripted("QUICK fox"), tmp_path / "notes.txt"
+    notes.write_text("A QUICK fox.")
+    words = ("what?", "--json", "--speculate", "--compare")
+    alone = drafted(generate(folder, *words))
+    inside = drafted(generate(folder, *words, "--passage", notes))
+    beside = drafted(generate(folder, *words, "--draft-text", notes))
+    assert alone[0] == 0 < min(inside[0], beside[0])
+    assert inside[1] > alone[1] == beside[1]
+    missing = generate(folder, "what?", "--passage", tmp_path / "none.txt")
+    assert missing.exit_code == 2 and "no such file" in missing.stderr
+
+
+def test_a_page_of_a_pdf_is_an_image_drafted_from_its_text_layer(vlm: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2", reason="needs pypdfium2: install mmspec[docs]")
+    path = tmp_path / "two.pdf"
+    path.write_bytes(pdf("First page", "Second one"))
+    options = ("--max-new-tokens", 4, "--json", "--compare")
+    alone = drafted(generate(vlm, "What?", *options))
+    one = drafted(generate(vlm, "What?", "--pdf", path, *options))
+    both = drafted(generate(vlm, "What?", "--pdf", path, "--page", 2, "--page", 1, *options))
+    assert one[1] - alone[1] == both[1] - one[1] == 256, "the tower's patches, no text"
+    assert "expected 1 .. 2" in generate(vlm, "What?", "--pdf", path, "--page", 3).stderr
+    assert "--page without --pdf" in generate(vlm, "What?", "--page", 3).stderr
+
+
+def test_a_datastore_drafts_what_its_documents_say(scripted: Scripted, tmp_path: Path) -> None:
+    folder, notes, store = scripted("QUICK fox"), tmp_path / "notes.txt", tmp_path / "notes.store"
+    notes.write_text("See what? QUICK fox; what?QUICK fox")
+    built = CliRunner().invoke(
+        app, ["index", "build", str(store), str(notes), "--model", str(folder)]
+    )
+    assert built.exit_code == 0, built.stderr
+    words = ("--drafter", "retrieval", "--set", f"drafter.retrieval.datastores=[{store}]")
+    run = generate(folder, "what?", *words, "--json", "--speculate", "--compare")
+    assert drafted(run, "retrieval")[0] > 4 and json.loads(run.stdout)["compare"]["identical"]
+    refused = generate(folder, "what?", *words[:2], "--set", "drafter.retrieval.datastores=[none]")
+    assert refused.exit_code == 2 and "no datastore here" in refused.stderr

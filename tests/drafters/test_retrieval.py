@@ -1,6 +1,6 @@
 """retrieval: what each source proposes, what it never may, and that it learns what is accepted."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +11,13 @@ import stores
 import torch
 from draft_models import letters
 
+from mmspec.drafters import own_text
 from mmspec.drafters.base import BatchDrafter, DrafterForTarget, LearningDrafter, LearningSession
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.drafters.retrieval.drafter import BoundRetrieval
 from mmspec.drafters.retrieval.session import RetrievalSession
 from mmspec.errors import ConfigError, DatastoreError
-from mmspec.retrieval import DatastoreWriter
+from mmspec.retrieval import DatastoreWriter, GeneratedStore
 from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
@@ -390,3 +391,50 @@ def test_the_state_that_chose_the_newest_token_is_the_querys() -> None:
     query = session.query([1, 2, 5, 6, 8])
     assert query.tail == [1, 2, 5, 6, 8]
     assert query.hidden[3].tolist() == [0, 0, 1, 0], "node 1's: after 6 the target chose 8"
+
+
+# The laws can fail: each of these faults is caught by one of them.
+
+
+def namespaces_are_one(patch: pytest.MonkeyPatch) -> None:
+    matches = GeneratedStore.matches
+
+    def of_all(self: GeneratedStore, query: Sequence[int], *, namespace: str, **how: int) -> Any:
+        return [
+            m for name in self.namespaces() for m in matches(self, query, namespace=name, **how)
+        ]
+
+    patch.setattr(GeneratedStore, "matches", of_all)
+
+
+def images_are_words(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(own_text, "prompt_tokens", lambda prompt: prompt.token_ids.tolist())
+
+
+def texts_run_into_each_other(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(own_text, "SEPARATOR", 9)
+
+
+def what_is_accepted_is_not_told(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BoundRetrieval, "was_useful", lambda self, continuation: None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "law"),
+    [
+        (namespaces_are_one, test_no_text_of_one_namespace_drafts_for_another),
+        (images_are_words, lambda: test_an_image_is_never_proposed("online")),
+        (images_are_words, lambda: test_an_image_is_never_proposed("generated")),
+        (texts_run_into_each_other, test_no_match_crosses_two_texts_beside_the_prompt),
+        (what_is_accepted_is_not_told, test_what_is_useful_leaves_last),
+    ],
+)
+def test_the_fault_is_caught(
+    fault: Callable[[pytest.MonkeyPatch], None],
+    law: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    law()
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        law()

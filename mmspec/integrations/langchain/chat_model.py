@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
@@ -235,10 +235,9 @@ class ChatMmspec(BaseChatModel):
         settings = {name: getattr(self, name) for name in names}
         own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
         options = request_options(self.options, settings, {**own, "stop": stop or own.get("stop")})
-        if isinstance(options.get("passages"), list | tuple):
-            options["passages"] = [
-                as_passage(one) for one in cast(list[object], options["passages"])
-            ]
+        passages = options.get("passages")
+        if isinstance(passages, list | tuple):
+            options["passages"] = [as_passage(one) for one in passages]
         prompt = [as_message(message) for message in messages]
         return build_request(prompt, with_passages(options, prompt, placement=self.placement))
 
