@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from mmspec.config import Config, DecodeConfig, DrafterConfig, DraftModelConfig, load_config
 from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -73,6 +74,7 @@ def load_draft_model(config: DraftModelConfig) -> DraftModel:
 DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
     "draft_model": lambda config: load_draft_model(config.draft_model),
+    "compressed_kv": lambda config: CompressedKV(**asdict(config.compressed_kv)),
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}
