@@ -23,13 +23,24 @@ class _Piece:
 
     count: int
     first: int = 0  # the first token whose queries were kept
-    kept: list[int] | None = None  # which of `states` were committed; None: all
     states: dict[int, Tensor] = field(default_factory=dict)  # layer -> (tokens, heads, head_dim)
     scalings: dict[int, float] = field(default_factory=dict)
 
-    def read(self, layer: int) -> Tensor:
-        states = self.states[layer]
-        return states if self.kept is None else states[self.kept]
+    def keep(self, path: Sequence[int]) -> None:
+        """Forgets all but the tokens at `path` of those that the forward wrote."""
+        kept = [index - self.first for index in path if index >= self.first]
+        if len(kept) < self.count - self.first:
+            self.states = {layer: states[kept] for layer, states in self.states.items()}
+        self.count, self.first = len(kept), 0
+
+    def drop(self, count: int) -> None:
+        """Forgets the first `count` tokens."""
+        self.states = {layer: states[count:].clone() for layer, states in self.states.items()}
+        self.count -= count
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(states.nbytes for states in self.states.values())
 
 
 class QueryTap:
@@ -45,7 +56,8 @@ class QueryTap:
             piece.first = max(piece.count - self._num_tokens, 0)
             states = query[row, :, piece.first : piece.count].transpose(0, 1)
             # A copy where the forward had more: a slice would keep all of it in memory.
-            piece.states[layer] = states.clone() if piece.first else states
+            is_all = piece.first == 0 and len(self._pieces) == 1
+            piece.states[layer] = states if is_all else states.clone()
             piece.scalings[layer] = scaling
 
 
@@ -71,22 +83,23 @@ class QueryLog:
             if piece is None or not piece.states:
                 self._committed.pop(row, None)  # what was not seen leaves a gap
                 continue
-            kept = [index - piece.first for index in path if index >= piece.first]
-            if not kept:
+            piece.keep(path)
+            if not piece.count:
                 continue
-            piece.kept = None if len(kept) == piece.count - piece.first else kept
-            piece.count = len(kept)
             pieces = self._committed.setdefault(row, deque())
             pieces.append(piece)
-            while sum(p.count for p in pieces) - pieces[0].count >= self.num_tokens:
-                pieces.popleft()
+            excess = sum(piece.count for piece in pieces) - self.num_tokens
+            while excess >= pieces[0].count:
+                excess -= pieces.popleft().count
+            if excess > self.num_tokens // 2:  # not each time: it costs a copy
+                pieces[0].drop(excess)
 
     def read(self, row: int, layer: int) -> NewestQueries | None:
         """None where nothing is known of the row's newest token in this layer."""
         pieces = self._committed.get(row)
         if not pieces or any(layer not in piece.states for piece in pieces):
             return None
-        states = torch.cat([piece.read(layer) for piece in pieces])[-self.num_tokens :]
+        states = torch.cat([piece.states[layer] for piece in pieces])[-self.num_tokens :]
         return NewestQueries(states, pieces[-1].scalings[layer])
 
     def forget(self, row: int) -> None:
@@ -102,4 +115,11 @@ class QueryLog:
     def num_bytes(self) -> int:
         """Bytes of all queries that are kept."""
         pieces = [*self._written.values(), *(p for row in self._committed.values() for p in row)]
-        return sum(states.nbytes for piece in pieces for states in piece.states.values())
+        return sum(piece.num_bytes for piece in pieces)
+
+    def most_bytes(self, row: int) -> int:
+        """Bytes that the row's queries will take, those of half as many older ones included."""
+        pieces = self._committed.get(row)
+        if not pieces:
+            return 0
+        return (self.num_tokens + self.num_tokens // 2) * pieces[-1].num_bytes // pieces[-1].count

@@ -32,15 +32,16 @@ class ViewSize:
     budget: int  # that the policy chooses
     recent: int  # committed since, before it has to choose anew
     room: int  # for nodes of a draft
-    max_share: float = 1.0  # of the source row's tokens, all of the above together
+    max_share: float = 1.0  # of the source row's bytes, all of the above together
 
-    def chosen(self, length: int) -> int:
-        """Tokens chosen of a row of `length`; 0 where that is not worth while."""
-        affordable = int(length * self.max_share) - self.recent - self.room
+    def chosen(self, length: int, *, logged: int = 0) -> int:
+        """Tokens chosen of a row of `length`, whose queries take as much as `logged` tokens; 0
+        where that is not worth while."""
+        affordable = int(length * self.max_share) - self.recent - self.room - logged
         if self.max_share >= 1.0:
             affordable = length
         chosen = min(self.budget, affordable, length)
-        return chosen if chosen >= min(_LEAST_CHOSEN, length) else 0
+        return chosen if chosen >= min(_LEAST_CHOSEN, self.budget, length) else 0
 
 
 @dataclass
@@ -136,12 +137,26 @@ class KVView(KVCache):
         old = self._shown.pop(source_row, None)
         if old is not None:
             self.close(old.row)
-        chosen = self.size.chosen(length)
+        chosen = self.size.chosen(length, logged=self._logged_tokens(source_row))
         if not chosen:
+            if self.source.queries is not None:  # nor shall they take memory
+                self.source.queries.forget(source_row)
             return None
         row = self.open(chosen + self.size.recent + self.size.room)
         self._shown[source_row] = shown = _Shown(row, media, chosen, length)
         return shown
+
+    def _logged_tokens(self, source_row: int) -> int:
+        """Tokens whose keys and values take as much as the row's queries in the source's log."""
+        log = self.source.queries
+        if log is None:
+            return 0
+        token_bytes = sum(
+            buffer[:1].nbytes
+            for layer, _ in self._layers()
+            for buffer in (layer.keys, layer.values)
+        )
+        return -(-log.most_bytes(source_row) // max(token_bytes, 1))
 
     def _has_outgrown(self, shown: _Shown, length: int) -> bool:
         """A view that had to be small while its text was short, or is larger than its text now."""
