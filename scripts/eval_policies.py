@@ -29,7 +29,6 @@ import mmspec
 from mmspec.build import resolve_path
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
-from mmspec.kv import KVCache
 from mmspec.params import SamplingParams, merged_generation_config
 from mmspec.sampling import Sampler, build_sampler
 from mmspec.state import Prompt

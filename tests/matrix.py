@@ -19,13 +19,15 @@ from families.vision import FIRST_MEDIA_TOKEN
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
 
+COMPRESSED = ("window", "snapkv", "topk_chunks", "visual", "composed")
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
-# draft_other: one with another tokenizer.
+# draft_other: one with another tokenizer. compressed_*: the target over a view by that policy.
 DRAFTERS = (
     "prompt_lookup",
     "adversary",
@@ -33,6 +35,7 @@ DRAFTERS = (
     "draft_padded",
     "draft_other",
     "adversary+draft_same",
+    *(f"compressed_{policy}" for policy in COMPRESSED),
 )
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -105,15 +108,17 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of draft models, which take longer, two a family, with its other options in turn."""
+    of those that draft by a model, which take longer, three a family, with its other options in
+    turn."""
     chosen: list[Cell] = []
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
-        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2]):
+        compressed = f"compressed_{COMPRESSED[number % len(COMPRESSED)]}"
+        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2], compressed):
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
             chosen.append(fixed[number * 5 % len(fixed)])
-        cells = [cell for cell in own if not cell.drafter.startswith("draft_")]
+        cells = [cell for cell in own if not cell.drafter.startswith(("draft_", "compressed_"))]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -202,6 +207,18 @@ def _engine(
 def _drafter(
     name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result]
 ) -> Drafter | DrafterForTarget:
+    if name.startswith("compressed_"):
+        policy = name.removeprefix("compressed_")
+        return CompressedKV(
+            policy="window+snapkv" if policy == "composed" else policy,
+            budget=12,
+            recent=5,
+            max_share=1.0,
+            max_depth=4,
+            top_k=2,
+            width=2,
+            min_confidence=0.0,
+        )
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
