@@ -89,6 +89,16 @@ class CompressedKVConfig:
 
 
 @dataclass
+class CascadeConfig:
+    """A cheap drafter below compressed_kv, whose parameters hold for the middle level."""
+
+    lower: str = "prompt_lookup"
+    max_depth: int = 24  # tokens handed on to the target
+    max_forwards: int = 4  # over the view, each verifies a tree of the lower drafter's
+    lower_nodes: int = 16  # of that tree
+
+
+@dataclass
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
@@ -96,6 +106,7 @@ class DrafterConfig:
     prompt_lookup: PromptLookupConfig = field(default_factory=PromptLookupConfig)
     draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
     compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
 
 @dataclass

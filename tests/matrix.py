@@ -19,6 +19,7 @@ from families.vision import FIRST_MEDIA_TOKEN
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -36,6 +37,7 @@ DRAFTERS = (
     "draft_other",
     "adversary+draft_same",
     *(f"compressed_{policy}" for policy in COMPRESSED),
+    "cascade",
 )
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -114,11 +116,19 @@ def covering_cells() -> list[Cell]:
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
         compressed = f"compressed_{COMPRESSED[number % len(COMPRESSED)]}"
-        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2], compressed):
+        for drafter in (
+            "draft_same",
+            ("draft_padded", "draft_other")[number % 2],
+            (compressed, "cascade")[number % 3 == 2],
+        ):
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
             chosen.append(fixed[number * 5 % len(fixed)])
-        cells = [cell for cell in own if not cell.drafter.startswith(("draft_", "compressed_"))]
+        cells = [
+            cell
+            for cell in own
+            if not cell.drafter.startswith(("draft_", "compressed_", "cascade"))
+        ]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -209,25 +219,35 @@ def _drafter(
 ) -> Drafter | DrafterForTarget:
     if name.startswith("compressed_"):
         policy = name.removeprefix("compressed_")
-        return CompressedKV(
-            policy="window+snapkv" if policy == "composed" else policy,
-            budget=12,
-            recent=5,
-            max_share=1.0,
-            max_depth=4,
-            top_k=2,
-            width=2,
-            min_confidence=0.0,
-        )
+        return _compressed("window+snapkv" if policy == "composed" else policy)
+    if name == "cascade":
+        return Cascade(_lookup(), _compressed("topk_chunks"), max_depth=6, lower_nodes=8)
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
-        return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+        return _lookup()
     truths = {
         tuple(request.prompt["input_ids"][0].tolist()): result.tokens  # type: ignore[index,call-overload]
         for request, result in zip(requests, plain, strict=True)
     }
     return Adversary(truths, model_of(cell.family, cell.dtype).config.get_text_config().vocab_size)
+
+
+def _lookup() -> PromptLookup:
+    return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+
+
+def _compressed(policy: str) -> CompressedKV:
+    return CompressedKV(
+        policy=policy,
+        budget=12,
+        recent=5,
+        max_share=1.0,
+        max_depth=4,
+        top_k=2,
+        width=2,
+        min_confidence=0.0,
+    )
 
 
 @cache

@@ -23,7 +23,9 @@ FLOAT32_FAMILIES = ("llama", "gemma3_text", "llava", "qwen2_5_vl")
 def test_speculative_tokens_are_the_plain_ones(cell: Cell) -> None:
     outcome = run_cell(cell)
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
-    knows = any(name in cell.drafter for name in ("adversary", "draft_same", "compressed_"))
+    knows = any(
+        name in cell.drafter for name in ("adversary", "draft_same", "compressed_", "cascade")
+    )
     if knows and cell.controller == "fixed":
         assert outcome.accepted > 0, "no drafted token was accepted: this cell proves nothing"
     if cell.reuse == "chunks_and_prefixes":
@@ -47,13 +49,13 @@ def test_speculative_tokens_are_the_plain_ones_in_float32(cell: Cell) -> None:
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
 
 
-@pytest.mark.parametrize("policy", COMPRESSED)
+@pytest.mark.parametrize("drafter", [*(f"compressed_{name}" for name in COMPRESSED), "cascade"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(("family", "layout"), [("llama", "text"), ("qwen2_vl", "image_middle")])
 def test_every_policy_drafts_for_one_and_for_three(
-    policy: str, batch: int, family: str, layout: str
+    drafter: str, batch: int, family: str, layout: str
 ) -> None:
-    outcome = run_cell(Cell(family, f"compressed_{policy}", "t1", batch, layout))
+    outcome = run_cell(Cell(family, drafter, "t1", batch, layout))
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
     assert outcome.accepted > 3 * batch
 
