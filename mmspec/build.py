@@ -83,7 +83,9 @@ def build_cascade(config: DrafterConfig) -> Cascade:
         )
     settings = asdict(config.cascade)
     del settings["lower"]
-    return Cascade(DRAFTERS[name](config), CompressedKV(**asdict(config.compressed_kv)), **settings)
+    middle = DRAFTERS["compressed_kv"](config)
+    assert isinstance(middle, CompressedKV)
+    return Cascade(DRAFTERS[name](config), middle, **settings)
 
 
 DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
