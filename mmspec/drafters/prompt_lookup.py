@@ -65,5 +65,9 @@ class PromptLookupSession:
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         self._copier.observe(tree, verdict)
 
+    def take_back(self, num_tokens: int) -> None:
+        self._text.take_back(num_tokens)
+        self._copier.take_back()
+
     def close(self) -> None:
         pass

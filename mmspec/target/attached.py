@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmspec.attention import RowNodes, TreeCall
-from mmspec.attention.interface import KEYWORD, attached
-from mmspec.kv import KVCache, WritePlan
+from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
+from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import layer_reaches
 from mmspec.target.linears import Linears
@@ -78,6 +78,19 @@ class Attachments:
                     else mask,
                     KEYWORD: self._tree_call(trees, cache, plan, written),
                 }
+
+    @contextmanager
+    def watching(
+        self, cache: KVCache, rows: Sequence[int], counts: Sequence[int]
+    ) -> Iterator[dict[str, QueryTap]]:
+        """Within it, one forward that writes `counts[i]` tokens behind the committed ones of
+        `rows[i]` tells the cache's log its queries, where the cache has one; yields the keyword
+        that it needs for it."""
+        if cache.queries is None:
+            yield {}
+            return
+        with attached(self._text_config):
+            yield {TAP_KEYWORD: cache.queries.tap(rows, counts)}
 
     def _tree_call(
         self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan, written: Sequence[int]

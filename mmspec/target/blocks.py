@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmspec.attention import LayerRule, TreeCall
-from mmspec.attention.interface import KEYWORD, attend_layer
+from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attend_layer
+from mmspec.kv import QueryTap
 from mmspec.target.projections import Projections
 
 _KINDS = frozenset(  # their forward is the block above; some norm queries and keys before rotating
@@ -35,6 +36,7 @@ _DTYPES = (torch.float32, torch.float64)
 _UNDERSTOOD = frozenset(
     {
         KEYWORD,
+        TAP_KEYWORD,
         "attention_mask",
         "cache_position",
         "output_hidden_states",
@@ -138,7 +140,8 @@ class _Block:
             own = type(self._layer).forward
             options = {"position_embeddings": position_embeddings, **kwargs}
             return cast(Tensor, own(self._layer, hidden_states, *args, **options))
-        states = hidden_states + self._attend(hidden_states, position_embeddings, call)
+        tap: QueryTap | None = kwargs.get(TAP_KEYWORD)
+        states = hidden_states + self._attend(hidden_states, position_embeddings, call, tap)
         gate, up = self._gate_up(states).chunk(2, dim=-1)
         return states + cast(Tensor, self._down(F.silu(gate) * up))
 
@@ -154,7 +157,13 @@ class _Block:
             )
         )
 
-    def _attend(self, states: Tensor, rotary: tuple[Tensor, Tensor], call: TreeCall) -> Tensor:
+    def _attend(
+        self,
+        states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        call: TreeCall,
+        tap: QueryTap | None,
+    ) -> Tensor:
         batch, nodes, _ = states.shape
         heads, kv_heads = self._heads, self._kv_heads
         qkv = self._qkv(states).view(batch, nodes, heads + 2 * kv_heads, self._head_dim)
@@ -164,9 +173,12 @@ class _Block:
             query, key = turning.split([heads, kv_heads], dim=2)
             turning = torch.cat([q_norm(query), k_norm(key)], dim=2)
         query, key = _rotated(turning, *rotary).split([heads, kv_heads], dim=2)
+        query = query.transpose(1, 2)
         call.layers[self._index].update(key.transpose(1, 2), value.transpose(1, 2))
+        if tap is not None:
+            tap.take(self._index, query, self._scaling)
         rule = LayerRule(call.reaches[self._index], self._scaling)
-        out = attend_layer(query.transpose(1, 2), call, self._index, rule)
+        out = attend_layer(query, call, self._index, rule)
         return cast(Tensor, self._o(out.reshape(batch, nodes, -1)))
 
 
