@@ -1,8 +1,8 @@
 """What mmspec attaches to a model for one score call: tree attention and quick linear layers."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Literal
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,12 @@ Attention = Literal["tree", "model"]
 ForwardInputs = dict[str, Tensor | dict[str, Tensor] | TreeCall]
 
 
+class Attachment(Protocol):
+    """Something that makes the model compute otherwise within a `with`, and leaves no trace."""
+
+    def attached(self) -> AbstractContextManager[None]: ...
+
+
 class Attachments:
     """Attached in one `with` for one forward, and taken off again after an error too: between two
     forwards the model is as it was found, whoever calls it."""
@@ -32,10 +38,13 @@ class Attachments:
         mask_rule: MaskRule,
         attention: Attention = "model",
         linears: Linears | None = None,
+        others: Sequence[Attachment] = (),
     ) -> None:
-        """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask."""
+        """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask. `others`
+        come first: what they take, `linears` leaves to them."""
         self.attention = attention
         self.linears = linears
+        self.others = tuple(others)
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
@@ -54,7 +63,9 @@ class Attachments:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields the keywords that it needs for it. `like` has the model's
         dtype, `device` is where its inputs go."""
-        with nullcontext() if self.linears is None else self.linears.attached():
+        with ExitStack() as stack:
+            for attachment in (*self.others, *([] if self.linears is None else [self.linears])):
+                stack.enter_context(attachment.attached())
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
                 mask = self._mask_rule.build(trees, lengths, like.dtype, written=written)
