@@ -15,6 +15,7 @@ from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
+from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
@@ -73,6 +74,7 @@ def load_draft_model(config: DraftModelConfig) -> DraftModel:
 DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
     "draft_model": lambda config: load_draft_model(config.draft_model),
+    "layer_skip": lambda config: LayerSkip(**asdict(config.layer_skip)),
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}

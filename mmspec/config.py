@@ -73,12 +73,26 @@ class DraftModelConfig:
 
 
 @dataclass
+class LayerSkipConfig:
+    """The target as its own drafter, with some of its layers left out."""
+
+    skip: float = 0.45  # share of the layers; which ones is found out while generating
+    layers: list[int] = field(default_factory=list)  # these instead, by index from 0
+    weights: str = "same"  # "int8", "int4": a low-bit copy of the linear layers drafts
+    max_depth: int = 6
+    top_k: int = 1  # children a node
+    min_confidence: float = 0.3
+    trials: int = 48  # of other layers, a forward each; 0: an even choice stays
+
+
+@dataclass
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
     name: str = "prompt_lookup"  # several joined by "+"; "none": plain decoding
     prompt_lookup: PromptLookupConfig = field(default_factory=PromptLookupConfig)
     draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
+    layer_skip: LayerSkipConfig = field(default_factory=LayerSkipConfig)
 
 
 @dataclass

@@ -9,6 +9,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mmspec.kv import KVCache
+
 
 @dataclass(frozen=True)
 class MediaSpan:
@@ -51,6 +53,7 @@ class Prefill:
     logits: Tensor  # (vocab,) of the prompt's last token
     placement: Placement
     hidden: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (seq, hidden)
+    cache: "KVCache | None" = None  # that holds the row; for who drafts from the target's own keys
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
@@ -33,6 +34,7 @@ DRAFTERS = (
     "draft_padded",
     "draft_other",
     "adversary+draft_same",
+    "layer_skip",
 )
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -204,6 +206,8 @@ def _drafter(
 ) -> Drafter | DrafterForTarget:
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
+    if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
+        return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
     truths = {

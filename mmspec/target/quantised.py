@@ -7,19 +7,22 @@ weights: a quarter of the bytes to read, or less. Embeddings, norms and KV are t
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import get_args
+from typing import Literal, cast, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmspec.errors import ConfigError, ModelError
+from mmspec.target import Target
 from mmspec.target.linears import text_linears
 from mmspec.target.lowbit import Bits, LowBit, Pack, packer
 
 logger = logging.getLogger(__name__)
 
-_MIN_WEIGHTS = 16_384  # smaller layers cost nothing, and a low-bit kernel's call more than that
+Weights = Literal["same", "int8", "int4"]
+
+_MIN_WEIGHTS = 4_096  # smaller layers cost nothing, and a low-bit kernel's call more than that
 _MAX_ROWS = 256  # above, the full weights are as quick: their product is no longer bound by memory
 
 
@@ -98,6 +101,18 @@ class QuantisedLinears:
         finally:
             for module, _ in taken:
                 module.__dict__.pop("forward", None)
+
+
+def draft_weights(target: Target, weights: Weights) -> QuantisedLinears | None:
+    """What a drafter attaches to `target.variant(...)`; None for the target's own weights."""
+    return None if weights == "same" else QuantisedLinears(target.model, weights)
+
+
+def check_weights(weights: str, key: str) -> Weights:
+    """Raises ConfigError for a value of `key` that is none of `Weights`."""
+    if weights not in get_args(Weights):
+        raise ConfigError(f"{key}={weights!r}: expected one of {', '.join(get_args(Weights))}")
+    return cast(Weights, weights)
 
 
 class _LowBitLinear:

@@ -168,7 +168,7 @@ class Target:
         cache.commit({row: kept})
         offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
         hidden = {tap: output.hidden_states[tap][0] for tap in taps}
-        return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
+        return Prefill(output.logits[0, -1], Placement(row, offsets), hidden, cache)
 
     def _prompt_mask(self, prompt: Prompt, start: int, stop: int) -> Tensor | dict[str, Tensor]:
         if start == 0:
