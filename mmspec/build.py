@@ -10,9 +10,17 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from mmspec.config import Config, DecodeConfig, DrafterConfig, DraftModelConfig, load_config
+from mmspec.config import (
+    CompressedKVConfig,
+    Config,
+    DecodeConfig,
+    DrafterConfig,
+    DraftModelConfig,
+    load_config,
+)
 from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.layer_skip import LayerSkip
@@ -32,6 +40,8 @@ from mmspec.target.load import (
     transformers_model,
 )
 from mmspec.target.probe import Shape, probe
+from mmspec.target.quantised import check_weights
+from mmspec.target.self_draft import draft_forward
 from mmspec.tree import TokenTree
 
 logger = logging.getLogger(__name__)
@@ -71,9 +81,18 @@ def load_draft_model(config: DraftModelConfig) -> DraftModel:
     )
 
 
+def build_compressed_kv(config: CompressedKVConfig) -> CompressedKV:
+    """The self-drafter that the configuration names. Raises ConfigError."""
+    settings = asdict(config)
+    weights = check_weights(settings.pop("weights"), "drafter.compressed_kv.weights")
+    forward = draft_forward(weights=weights, skipped=settings.pop("layers_skipped"))
+    return CompressedKV(**settings, forward=forward)
+
+
 DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
     "draft_model": lambda config: load_draft_model(config.draft_model),
+    "compressed_kv": lambda config: build_compressed_kv(config.compressed_kv),
     "layer_skip": lambda config: LayerSkip(**asdict(config.layer_skip)),
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}

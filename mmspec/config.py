@@ -73,6 +73,24 @@ class DraftModelConfig:
 
 
 @dataclass
+class CompressedKVConfig:
+    """The target as its own drafter, over a small view of its KV."""
+
+    policy: str = "topk_chunks"  # window, snapkv, topk_chunks, visual; several joined by "+"
+    budget: int = 1024  # tokens of the text that a view shows
+    recent: int = 64  # newer ones that join, before the policy chooses anew
+    max_share: float = 0.1  # of the text's KV that a view may take; 1: no bound
+    weights: str = "same"  # "int8", "int4": a low-bit copy of the linear layers drafts
+    layers_skipped: list[int] = field(default_factory=list)  # that a draft leaves out, from 0
+    max_depth: int = 6
+    top_k: int = 1  # children a node
+    width: int = 1  # nodes a level that get children
+    min_confidence: float = 0.3
+    draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
+    profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
+
+
+@dataclass
 class LayerSkipConfig:
     """The target as its own drafter, with some of its layers left out."""
 
@@ -92,6 +110,7 @@ class DrafterConfig:
     name: str = "prompt_lookup"  # several joined by "+"; "none": plain decoding
     prompt_lookup: PromptLookupConfig = field(default_factory=PromptLookupConfig)
     draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
+    compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
     layer_skip: LayerSkipConfig = field(default_factory=LayerSkipConfig)
 
 

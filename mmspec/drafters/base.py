@@ -64,6 +64,13 @@ class BatchDrafter(Drafter, Protocol):
 
 
 @runtime_checkable
+class WatchingDrafter(Drafter, Protocol):
+    """A drafter that looks at the queries of the target's own forwards, in `Prefill.cache`."""
+
+    watched_queries: int  # of so many newest tokens of a row
+
+
+@runtime_checkable
 class DrafterForTarget(Protocol):
     """A drafter that has to know its target, its tokenizer for one, before it can start."""
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmspec.attention import RowNodes, TreeCall
-from mmspec.attention.interface import KEYWORD, attached
-from mmspec.kv import KVCache, WritePlan
+from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
+from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.families import layer_reaches
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
@@ -23,6 +23,10 @@ ForwardInputs = dict[str, Tensor | dict[str, Tensor] | TreeCall]
 
 class Attachment(Protocol):
     """Something that makes the model compute otherwise within a `with`, and leaves no trace."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes beside the model."""
 
     def attached(self) -> AbstractContextManager[None]: ...
 
@@ -48,6 +52,11 @@ class Attachments:
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is attached beyond the quick linear layers: a draft's copy of weights."""
+        return sum(attachment.num_bytes for attachment in self.others)
 
     @contextmanager
     def scoring(
@@ -82,6 +91,19 @@ class Attachments:
                     else mask,
                     KEYWORD: self._tree_call(trees, cache, plan, written),
                 }
+
+    @contextmanager
+    def watching(
+        self, cache: KVCache, rows: Sequence[int], counts: Sequence[int]
+    ) -> Iterator[dict[str, QueryTap]]:
+        """Within it, one forward that writes `counts[i]` tokens behind the committed ones of
+        `rows[i]` tells the cache's log its queries, where the cache has one; yields the keyword
+        that it needs for it."""
+        if cache.queries is None:
+            yield {}
+            return
+        with attached(self._text_config):
+            yield {TAP_KEYWORD: cache.queries.tap(rows, counts)}
 
     def _tree_call(
         self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan, written: Sequence[int]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmspec.errors import ConfigError, ModelError
-from mmspec.target import Target
 from mmspec.target.linears import text_linears
 from mmspec.target.lowbit import Bits, LowBit, Pack, packer
 
@@ -101,11 +100,6 @@ class QuantisedLinears:
         finally:
             for module, _ in taken:
                 module.__dict__.pop("forward", None)
-
-
-def draft_weights(target: Target, weights: Weights) -> QuantisedLinears | None:
-    """What a drafter attaches to `target.variant(...)`; None for the target's own weights."""
-    return None if weights == "same" else QuantisedLinears(target.model, weights)
 
 
 def check_weights(weights: str, key: str) -> Weights:

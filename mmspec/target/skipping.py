@@ -28,6 +28,10 @@ class SkippedLayers:
     def num_layers(self) -> int:
         return len(self._layers)
 
+    @property
+    def num_bytes(self) -> int:
+        return 0
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within it, the skipped layers do nothing, in whatever thread; so it holds a target's

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mmspec.encoders.features import FeatureSource
 from mmspec.encoders.media import join, token_inputs
-from mmspec.kv import KVCache
+from mmspec.kv import KVCache, QueryLog
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import encoded
 from mmspec.target.attached import Attachment, Attachments, Attention
@@ -108,8 +108,10 @@ class Target:
                 state.append((id(weight), version, weight.dtype, weight.device))
         return hash(tuple(state))
 
-    def new_cache(self) -> KVCache:
-        return KVCache(self._text_config.num_hidden_layers)
+    def new_cache(self, *, watched_queries: int = 0) -> KVCache:
+        """An empty cache, which logs the queries of each row's so many newest tokens."""
+        log = QueryLog(watched_queries) if watched_queries else None
+        return KVCache(self._text_config.num_hidden_layers, queries=log)
 
     def prefill(
         self,
@@ -152,6 +154,7 @@ class Target:
             self._forward(),
             cache.writing([row], [stop - start]),
             _fed(self.model, start, stop, features),
+            self.attachments.watching(cache, [row], [stop - start]) as watched,
         ):
             output = self.model(
                 input_ids=prompt.token_ids[start:stop].unsqueeze(0).to(self.device),
@@ -161,6 +164,7 @@ class Target:
                 use_cache=True,
                 output_hidden_states=bool(taps),
                 **inputs,
+                **watched,
             )
         if on_logits is not None:
             on_logits(start, output.logits[0])
@@ -215,6 +219,7 @@ class Target:
             self.attachments.scoring(
                 trees, cache, plan, written=done, like=self._first, device=self.device
             ) as inputs,
+            self.attachments.watching(cache, [p.row for p in placements], counts) as watched,
         ):
             output = self.model(
                 input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
@@ -225,6 +230,7 @@ class Target:
                 use_cache=True,
                 output_hidden_states=bool(taps),
                 **inputs,
+                **watched,
             )
         return [
             Scores(

@@ -15,7 +15,7 @@ from mmspec.errors import ConfigError
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
-from mmspec.target.quantised import draft_weights
+from mmspec.target.self_draft import draft_forward
 from mmspec.target.skipping import SkippedLayers, indices
 from mmspec.tree import TokenTree
 
@@ -36,9 +36,8 @@ class BoundLayerSkip:
     def __init__(self, settings: "LayerSkip", target: Target) -> None:
         self.settings = settings
         self._skipped = SkippedLayers(target.model)
-        self.copy = draft_weights(target, settings.weights)
-        copies = [] if self.copy is None else [self.copy]
-        self.model = target.variant(self._skipped, *copies)
+        rough = draft_forward(weights=settings.weights)
+        self.model = (target if rough is None else rough(target)).variant(self._skipped)
         self._lock = threading.RLock()  # of what is skipped, over all forwards of a draft
         num_layers = self._skipped.num_layers
         self.search: SkipSearch | None = None
@@ -61,7 +60,7 @@ class BoundLayerSkip:
     @property
     def num_bytes(self) -> int:
         """Memory that it takes beside the target and its KV: the copy of the weights, if any."""
-        return 0 if self.copy is None else self.copy.num_bytes
+        return self.model.attachments.num_bytes
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> LayerSkipSession:
         assert prefill.cache is not None, "the prefill does not say where the row's keys are"
@@ -163,14 +162,3 @@ class BoundLayerSkip:
         likely = tree.cumulative_confidence
         kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
         return tree.keep(kept)
-
-
-def fixed(target: Target, layers: Sequence[int]) -> Target:
-    """The target with these layers left out of its score calls, for a drafter that runs it over
-    keys of its own, such as compressed_kv. Raises ConfigError for layers that it does not have."""
-    skipped = SkippedLayers(target.model)
-    try:
-        skipped.skipped = indices(layers, skipped.num_layers)
-    except ValueError as error:
-        raise ConfigError(f"layers to skip: {error}") from error
-    return target.variant(skipped)
