@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from mmspec.plan.roofline import BYTES, Forward
+from mmspec.plan.roofline import BYTES, Forward, Precision
 from mmspec.plan.shape import ModelShape
 
 Assumed = Literal["acceptance", "tokens a step"]
@@ -127,9 +127,8 @@ def standard_methods(
     """Those that mmspec has or will have, for one target. Draft weights in fewer bits leave the
     head as it is on a GPU; on a CPU that head is in int8 as well."""
     is_cpu = target.weights == "fp32"
-    low_bits = [replace(target, weights="int8", has_int8_head=True)] if is_cpu else [
-        replace(target, weights="fp8"), replace(target, weights="int4")
-    ]  # fmt: skip
+    precisions: tuple[Precision, ...] = ("int8", "int4") if is_cpu else ("fp8", "int4")
+    low_bits = [replace(target, weights=one, has_int8_head=is_cpu) for one in precisions]
     own = (0.9, 1.0)
     copying = Copying(nodes=6 if is_cpu else 16)  # a CPU computes each node, a GPU few for nothing
     quickest = low_bits[-1]

@@ -41,9 +41,10 @@ class QuantisedLinears:
         with_head: bool = True,
         min_weights: int = _MIN_WEIGHTS,
     ) -> None:
-        """`with_head` also takes the output embedding; where that is tied to the input's, which
-        stays as it is, the copy is the head's alone. Layers of fewer than `min_weights` weights,
-        or of a form that the kernel does not take, are left as they are.
+        """`with_head` also takes the output embedding, in int8 whatever `bits` are, if torch can;
+        where that is tied to the input's, which stays as it is, the copy is the head's alone.
+        Layers of fewer than `min_weights` weights, or of a form that the kernel does not take, are
+        left as they are.
 
         Raises ConfigError for unknown `bits`; ModelError for a model without a floating-point
         linear layer to copy (quantised already) and where torch has no kernel for it.
@@ -58,12 +59,15 @@ class QuantisedLinears:
             if _is_floating(module) and module.weight.numel() >= min_weights
             if with_head or module is not head
         ]
-        packers = {device: packer(bits, device) for device in {m.weight.device for m in modules}}
+        pack = {device: packer(bits, device) for device in {m.weight.device for m in modules}}
         self._forwards: list[tuple[nn.Linear, _LowBitLinear]] = []
         for module in modules:
+            device = module.weight.device
             try:
-                forward = _LowBitLinear(module, packers[module.weight.device])
-            except (ValueError, RuntimeError) as error:  # a shape that the kernel does not take
+                # In 4 bits a head costs most of what they lose.
+                packed = pack[device] if module is not head else packer("int8", device)
+                forward = _LowBitLinear(module, packed)
+            except (ModelError, ValueError, RuntimeError) as error:  # no kernel of this shape
                 logger.debug("%s: stays as it is: %s", module, error)
                 continue
             self._forwards.append((module, forward))
