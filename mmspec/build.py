@@ -20,6 +20,7 @@ from mmspec.config import (
 )
 from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
@@ -89,11 +90,26 @@ def build_compressed_kv(config: CompressedKVConfig) -> CompressedKV:
     return CompressedKV(**settings, forward=forward)
 
 
+def build_cascade(config: DrafterConfig) -> Cascade:
+    """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
+    name = config.cascade.lower
+    known = sorted(set(DRAFTERS) - {"cascade", "compressed_kv", "layer_skip"})
+    if name not in known:
+        raise ConfigError(
+            f"drafter.cascade.lower={name!r}: expected one of {', '.join(known)}, which is asked "
+            "before the target's own view"
+        )
+    settings = asdict(config.cascade)
+    del settings["lower"]
+    return Cascade(DRAFTERS[name](config), build_compressed_kv(config.compressed_kv), **settings)
+
+
 DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
     "draft_model": lambda config: load_draft_model(config.draft_model),
     "compressed_kv": lambda config: build_compressed_kv(config.compressed_kv),
     "layer_skip": lambda config: LayerSkip(**asdict(config.layer_skip)),
+    "cascade": build_cascade,
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}

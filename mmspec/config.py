@@ -91,6 +91,16 @@ class CompressedKVConfig:
 
 
 @dataclass
+class CascadeConfig:
+    """A cheap drafter below compressed_kv, whose parameters hold for the middle level."""
+
+    lower: str = "prompt_lookup"
+    max_depth: int = 24  # tokens handed on to the target
+    max_forwards: int = 4  # over the view, each verifies a tree of the lower drafter's
+    lower_nodes: int = 16  # of that tree
+
+
+@dataclass
 class LayerSkipConfig:
     """The target as its own drafter, with some of its layers left out."""
 
@@ -112,6 +122,7 @@ class DrafterConfig:
     draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
     compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
     layer_skip: LayerSkipConfig = field(default_factory=LayerSkipConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
 
 @dataclass

@@ -19,14 +19,17 @@ from families.vision import FIRST_MEDIA_TOKEN
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.cascade import Cascade
+from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
 
+COMPRESSED = ("window", "snapkv", "topk_chunks", "visual", "composed")
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
-# draft_other: one with another tokenizer.
+# draft_other: one with another tokenizer. compressed_*: the target over a view by that policy.
 DRAFTERS = (
     "prompt_lookup",
     "adversary",
@@ -35,6 +38,8 @@ DRAFTERS = (
     "draft_other",
     "adversary+draft_same",
     "layer_skip",
+    *(f"compressed_{policy}" for policy in COMPRESSED),
+    "cascade",
 )
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -107,15 +112,25 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of draft models, which take longer, two a family, with its other options in turn."""
+    of those that draft by a model, which take longer, three a family, with its other options in
+    turn."""
     chosen: list[Cell] = []
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
-        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2]):
+        compressed = f"compressed_{COMPRESSED[number % len(COMPRESSED)]}"
+        for drafter in (
+            "draft_same",
+            ("draft_padded", "draft_other")[number % 2],
+            (compressed, "cascade")[number % 3 == 2],
+        ):
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
             chosen.append(fixed[number * 5 % len(fixed)])
-        cells = [cell for cell in own if not cell.drafter.startswith("draft_")]
+        cells = [
+            cell
+            for cell in own
+            if not cell.drafter.startswith(("draft_", "compressed_", "cascade"))
+        ]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -204,17 +219,39 @@ def _engine(
 def _drafter(
     name: str, cell: Cell, requests: Sequence[Request], plain: Sequence[Result]
 ) -> Drafter | DrafterForTarget:
+    if name.startswith("compressed_"):
+        policy = name.removeprefix("compressed_")
+        return _compressed("window+snapkv" if policy == "composed" else policy)
+    if name == "cascade":
+        return Cascade(_lookup(), _compressed("topk_chunks"), max_depth=6, lower_nodes=8)
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
     if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
         return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
-        return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+        return _lookup()
     truths = {
         tuple(request.prompt["input_ids"][0].tolist()): result.tokens  # type: ignore[index,call-overload]
         for request, result in zip(requests, plain, strict=True)
     }
     return Adversary(truths, model_of(cell.family, cell.dtype).config.get_text_config().vocab_size)
+
+
+def _lookup() -> PromptLookup:
+    return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+
+
+def _compressed(policy: str) -> CompressedKV:
+    return CompressedKV(
+        policy=policy,
+        budget=12,
+        recent=5,
+        max_share=1.0,
+        max_depth=4,
+        top_k=2,
+        width=2,
+        min_confidence=0.0,
+    )
 
 
 @cache

@@ -34,6 +34,15 @@ class PreparedSession(DraftSession, Protocol):
         """Called before each proposal; its time is not counted as what a proposal costs."""
 
 
+@runtime_checkable
+class RevisableSession(DraftSession, Protocol):
+    """One that can be asked about a text that may not come true, as a cascade does. It is told
+    what became of such a proposal, too."""
+
+    def take_back(self, num_tokens: int) -> None:
+        """Only the first `num_tokens` of the tokens it was last asked about stand."""
+
+
 class Drafter(Protocol):
     """Starts sessions. Shared by all requests of an engine, so it holds no request's state."""
 

@@ -107,6 +107,10 @@ class PromptLookupSession:
                     self._calibration.observe(bucket, node in accepted)
         self._buckets = {}
 
+    def take_back(self, num_tokens: int) -> None:
+        self._index.truncate(num_tokens)
+        self._buckets = {}
+
     def close(self) -> None:
         pass
 

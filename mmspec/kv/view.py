@@ -22,6 +22,7 @@ from mmspec.kv.cache import KVCache
 from mmspec.kv.layer import FlatLayer
 from mmspec.kv.policies import LayerState, Policy
 
+_GROWTH = 1.25  # a view that may be this much larger is opened anew
 _LEAST_CHOSEN = 8  # tokens below which a view is not worth looking at
 
 
@@ -51,7 +52,6 @@ class _Shown:
     row: int
     media: Sequence[range]
     chosen: int  # tokens that the policy chooses
-    length: int  # of the source row when the row was opened
     seen: int = 0  # committed tokens of the source row that the view knows of
     epoch: int = -1  # of the source row at that time; -1: nothing was chosen yet
     updates: int = 0  # verifications since the last refresh
@@ -115,7 +115,7 @@ class KVView(KVCache):
         be worth a view. Must be called before each draft, after each commit."""
         length, epoch = self.source.length(source_row), self.source.epoch(source_row)
         shown = self._shown.get(source_row)
-        if shown is None or self._has_outgrown(shown, length):
+        if shown is None or self._has_outgrown(source_row, shown, length):
             shown = self._open(source_row, length)
             if shown is None:
                 return False
@@ -143,7 +143,7 @@ class KVView(KVCache):
                 self.source.queries.forget(source_row)
             return None
         row = self.open(chosen + self.size.recent + self.size.room)
-        self._shown[source_row] = shown = _Shown(row, media, chosen, length)
+        self._shown[source_row] = shown = _Shown(row, media, chosen)
         return shown
 
     def _logged_tokens(self, source_row: int) -> int:
@@ -158,10 +158,13 @@ class KVView(KVCache):
         )
         return -(-log.most_bytes(source_row) // max(token_bytes, 1))
 
-    def _has_outgrown(self, shown: _Shown, length: int) -> bool:
+    def _has_outgrown(self, source_row: int, shown: _Shown, length: int) -> bool:
         """A view that had to be small while its text was short, or is larger than its text now."""
-        is_small = shown.chosen < self.size.budget and length >= 2 * shown.length
-        return is_small or length < shown.chosen
+        if shown.chosen < self.size.budget:
+            affordable = self.size.chosen(length, logged=self._logged_tokens(source_row))
+            if affordable > shown.chosen * _GROWTH:
+                return True
+        return length < shown.chosen
 
     def _is_due(self, shown: _Shown, length: int) -> bool:
         recent = self.length(shown.row) - shown.chosen

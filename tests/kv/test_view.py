@@ -117,7 +117,7 @@ def test_a_view_takes_no_more_than_its_share_and_grows_with_its_text() -> None:
             sizes.append(region.length)
         else:
             assert length < 64, "8 tokens and room for 8 are a quarter of 64"
-    assert sizes[0] < 16 and max(sizes) >= 48
+    assert sizes[0] < 16 and max(sizes) >= 40
     view.unfollow(row)
     assert view.num_bytes == 0
 
@@ -243,7 +243,7 @@ class _Model:
     def __init__(self, size: ViewSize, every: int | None) -> None:
         self.size, self.every = size, every
         self.is_outdated = True
-        self.chosen = self.opened_at = self.refreshed_at = self.seen = self.updates = 0
+        self.chosen = self.refreshed_at = self.seen = self.updates = 0
 
     @property
     def length(self) -> int:
@@ -251,13 +251,9 @@ class _Model:
 
     def catch_up(self, text: list[int]) -> None:
         length = len(text)
-        if (
-            not self.chosen
-            or length < self.chosen
-            or (self.chosen < self.size.budget and length >= 2 * self.opened_at)
-        ):
-            self.chosen, self.opened_at = min(self.size.budget, length), length
-            self.is_outdated = True
+        affordable = min(self.size.budget, length)
+        if not self.chosen or length < self.chosen or affordable > 1.25 * self.chosen:
+            self.chosen, self.is_outdated = affordable, True
         is_full = length - self.refreshed_at > self.size.recent
         is_time = self.every is not None and length > self.seen and self.updates + 1 >= self.every
         if self.is_outdated or is_full or is_time:

@@ -73,6 +73,8 @@ class BoundLayerSkip:
         own = [cast(LayerSkipSession, session) for session in sessions]
         growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
+            held = session.cache.length(session.placement.row)
+            assert held == len(tokens) - 1, "the cache is not the text's"
             depth = self._depth(tokens, budget)
             branching = self._branching(session, len(tokens) - 1, budget, depth)
             growth = Growth(session.placement, tokens[-1:], branching, self.name)
