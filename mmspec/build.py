@@ -10,13 +10,21 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from mmspec.config import Config, DecodeConfig, DrafterConfig, DraftModelConfig, load_config
+from mmspec.config import (
+    CompressedKVConfig,
+    Config,
+    DecodeConfig,
+    DrafterConfig,
+    DraftModelConfig,
+    load_config,
+)
 from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
+from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
@@ -35,6 +43,8 @@ from mmspec.target.load import (
     transformers_model,
 )
 from mmspec.target.probe import Shape, probe
+from mmspec.target.quantised import check_weights
+from mmspec.target.self_draft import draft_forward
 from mmspec.tree import TokenTree
 
 logger = logging.getLogger(__name__)
@@ -74,10 +84,18 @@ def load_draft_model(config: DraftModelConfig) -> DraftModel:
     )
 
 
+def build_compressed_kv(config: CompressedKVConfig) -> CompressedKV:
+    """The self-drafter that the configuration names. Raises ConfigError."""
+    settings = asdict(config)
+    weights = check_weights(settings.pop("weights"), "drafter.compressed_kv.weights")
+    forward = draft_forward(weights=weights, skipped=settings.pop("layers_skipped"))
+    return CompressedKV(**settings, forward=forward)
+
+
 def build_cascade(config: DrafterConfig) -> Cascade:
     """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
     name = config.cascade.lower
-    known = sorted(set(DRAFTERS) - {"cascade", "compressed_kv"})
+    known = sorted(set(DRAFTERS) - {"cascade", "compressed_kv", "layer_skip"})
     if name not in known:
         raise ConfigError(
             f"drafter.cascade.lower={name!r}: expected one of {', '.join(known)}, which is asked "
@@ -85,16 +103,15 @@ def build_cascade(config: DrafterConfig) -> Cascade:
         )
     settings = asdict(config.cascade)
     del settings["lower"]
-    middle = DRAFTERS["compressed_kv"](config)
-    assert isinstance(middle, CompressedKV)
-    return Cascade(DRAFTERS[name](config), middle, **settings)
+    return Cascade(DRAFTERS[name](config), build_compressed_kv(config.compressed_kv), **settings)
 
 
 DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
     "retrieval": lambda config: Retrieval(**asdict(config.retrieval)),
     "draft_model": lambda config: load_draft_model(config.draft_model),
-    "compressed_kv": lambda config: CompressedKV(**asdict(config.compressed_kv)),
+    "compressed_kv": lambda config: build_compressed_kv(config.compressed_kv),
+    "layer_skip": lambda config: LayerSkip(**asdict(config.layer_skip)),
     "cascade": build_cascade,
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}

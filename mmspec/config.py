@@ -95,6 +95,8 @@ class CompressedKVConfig:
     budget: int = 1024  # tokens of the text that a view shows
     recent: int = 64  # newer ones that join, before the policy chooses anew
     max_share: float = 0.1  # of the text's KV that a view may take; 1: no bound
+    weights: str = "same"  # "int8", "int4": a low-bit copy of the linear layers drafts
+    layers_skipped: list[int] = field(default_factory=list)  # that a draft leaves out, from 0
     max_depth: int = 6
     top_k: int = 1  # children a node
     width: int = 1  # nodes a level that get children
@@ -114,6 +116,19 @@ class CascadeConfig:
 
 
 @dataclass
+class LayerSkipConfig:
+    """The target as its own drafter, with some of its layers left out."""
+
+    skip: float = 0.45  # share of the layers; which ones is found out while generating
+    layers: list[int] = field(default_factory=list)  # these instead, by index from 0
+    weights: str = "same"  # "int8", "int4": a low-bit copy of the linear layers drafts
+    max_depth: int = 6
+    top_k: int = 1  # children a node
+    min_confidence: float = 0.3
+    trials: int = 48  # of other layers, a forward each; 0: an even choice stays
+
+
+@dataclass
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
@@ -122,6 +137,7 @@ class DrafterConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
     compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
+    layer_skip: LayerSkipConfig = field(default_factory=LayerSkipConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
 

@@ -26,6 +26,7 @@ from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
@@ -48,6 +49,7 @@ DRAFTERS = (
     "draft_other",
     "adversary+draft_same",
     *RETRIEVALS,
+    "layer_skip",
     *(f"compressed_{policy}" for policy in COMPRESSED),
     "cascade",
 )
@@ -257,6 +259,8 @@ def _drafter(
         return Cascade(_lookup(), _compressed("topk_chunks"), max_depth=6, lower_nodes=8)
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
+    if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
+        return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return _lookup()
     truths = {

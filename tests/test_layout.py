@@ -14,7 +14,7 @@ FLOORS = (
     {"kv", "retrieval", "errors"},
     {
         "attention", "calibration", "config", "costs", "encoders", "inputs", "logprobs", "noise",
-        "params", "penalties", "sampling",
+        "params", "penalties", "plan", "sampling",
         "state", "stats", "stream", "tree", "verify",
     },
     {"controller", "drafters", "indexing", "target"},

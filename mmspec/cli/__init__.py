@@ -9,12 +9,14 @@ from mmspec.cli.chat import chat
 from mmspec.cli.check import CheckCommand, check
 from mmspec.cli.generate import generate
 from mmspec.cli.index import index
+from mmspec.cli.plan import plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(generate)
 app.command()(chat)
 app.command(cls=CheckCommand)(check)
 app.command()(bench)
+app.command()(plan)
 app.add_typer(index, name="index")
 
 

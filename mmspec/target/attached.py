@@ -1,8 +1,8 @@
 """What mmspec attaches to a model for one score call: tree attention and quick linear layers."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,16 @@ Attention = Literal["tree", "model"]
 ForwardInputs = dict[str, Tensor | dict[str, Tensor] | TreeCall]
 
 
+class Attachment(Protocol):
+    """Something that makes the model compute otherwise within a `with`, and leaves no trace."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes beside the model."""
+
+    def attached(self) -> AbstractContextManager[None]: ...
+
+
 class Attachments:
     """Attached in one `with` for one forward, and taken off again after an error too: between two
     forwards the model is as it was found, whoever calls it."""
@@ -34,15 +44,23 @@ class Attachments:
         attention: Attention = "model",
         linears: Linears | None = None,
         blocks: Blocks | None = None,
+        others: Sequence[Attachment] = (),
     ) -> None:
         """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask, which
-        needs the model's own blocks too."""
+        needs the model's own blocks too. `others` come first: what they take, `blocks` and
+        `linears` leave to them."""
         self.attention = attention
         self.linears = linears
         self.blocks = blocks
+        self.others = tuple(others)
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is attached beyond the quick linear layers: a draft's copy of weights."""
+        return sum(attachment.num_bytes for attachment in self.others)
 
     @contextmanager
     def scoring(
@@ -58,17 +76,17 @@ class Attachments:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields the keywords that it needs for it. `like` has the model's
         dtype, `device` is where its inputs go."""
-        with _attached(self.blocks), _attached(self.linears):
+        with ExitStack() as stack:
+            for attachment in (*self.others, self.blocks, self.linears):
+                if attachment is not None:
+                    stack.enter_context(attachment.attached())
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
                 mask = self._mask_rule.build(trees, lengths, like.dtype, written=written)
                 yield {"attention_mask": on_device(mask, device)}
                 return
             plan.is_viewed = False
-            with (
-                attached(self._text_config),
-                self.blocks.attached() if self.blocks else nullcontext(),
-            ):
+            with attached(self._text_config):
                 # A mask of the right form, so that the model makes none of its own.
                 mask = like.new_zeros(1, 1, 1, 1, device=device)
                 kinds = self._mask_rule.kinds
@@ -101,7 +119,3 @@ class Attachments:
             for tree, start, end, old in placed
         ]
         return TreeCall(rows, cache.flat_layers, self._reaches)
-
-
-def _attached(quick: Blocks | Linears | None) -> AbstractContextManager[None]:
-    return nullcontext() if quick is None else quick.attached()

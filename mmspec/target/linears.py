@@ -108,11 +108,16 @@ def _from_the_left(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return out if bias is None else out + bias
 
 
-def _eligible(model: PreTrainedModel) -> list[nn.Linear]:
-    """Plain float32 layers on the CPU, without a forward of somebody else's (accelerate)."""
+def text_linears(model: PreTrainedModel) -> list[nn.Linear]:
+    """The text tower's linear layers, adapters' among them, and the head."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     modules = [*decoder.modules(), *([] if head is None else [head])]
-    return [m for m in dict.fromkeys(modules) if type(m) is nn.Linear and _is_plain(m)]
+    return [module for module in dict.fromkeys(modules) if type(module) is nn.Linear]
+
+
+def _eligible(model: PreTrainedModel) -> list[nn.Linear]:
+    """Plain float32 layers on the CPU, without a forward of somebody else's (accelerate)."""
+    return [module for module in text_linears(model) if _is_plain(module)]
 
 
 def _is_plain(module: nn.Linear) -> bool:

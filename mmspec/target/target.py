@@ -1,5 +1,6 @@
 """Target: any transformers decoder as `prefill` and `score`."""
 
+import copy
 import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,7 +15,7 @@ from mmspec.encoders.media import join, token_inputs
 from mmspec.kv import KVCache, QueryLog
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import encoded
-from mmspec.target.attached import Attachments, Attention
+from mmspec.target.attached import Attachment, Attachments, Attention
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.linears import Linears
@@ -63,6 +64,22 @@ class Target:
         self._parameters = inspect.signature(model.forward).parameters
         self.cuts = prompt_cuts(model.config)  # narrowed where the encoders turn out unusual
         self._lock = threading.Lock()  # forwards of several threads, one after the other
+
+    def variant(self, *attachments: Attachment) -> "Target":
+        """The same model, whose score calls run with more attached: quantised weights, layers left
+        out. It drafts with the target's KV and waits for the same lock, so that no forward of the
+        target's own ever meets what is attached."""
+        own = self.attachments
+        variant = copy.copy(self)
+        variant.attachments = Attachments(
+            self.model,
+            mask_rule=self.mask_rule,
+            attention=own.attention,
+            linears=own.linears,
+            blocks=own.blocks,
+            others=(*own.others, *attachments),
+        )
+        return variant
 
     @property
     def device(self) -> torch.device:

@@ -164,7 +164,7 @@ def test_the_lower_level_sees_the_requests_own_text_again_after_each_proposal() 
         made = right(self, own, texts, budget)
         for session, text in zip(own, texts, strict=True):
             assert isinstance(session.lower, RevisableSession)
-            assert session.lower._index.tokens == list(text)
+            assert session.lower._text.index.tokens == list(text)
             sessions[id(session)] = session.lower
         return made
 
@@ -172,7 +172,7 @@ def test_the_lower_level_sees_the_requests_own_text_again_after_each_proposal() 
         patch.setattr(BoundCascade, "propose_together", watching)
         engine.generate(requests_of("llama"))
     assert len(sessions) == 3
-    assert any(session._calibration._tried for session in sessions.values())
+    assert any(session._copier._calibration._tried for session in sessions.values())
 
 
 @pytest.mark.parametrize("verifier", ["speculative", "block"])

@@ -12,6 +12,7 @@ from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
 
 import mmspec
+from mmspec.build import build_compressed_kv
 from mmspec.config import CompressedKVConfig
 from mmspec.drafters.base import DrawingDrafter, WatchingDrafter
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
@@ -434,5 +435,5 @@ def test_policies_come_by_name_or_as_objects() -> None:
 
 def test_the_defaults_are_the_configs() -> None:
     own, config = CompressedKV(), CompressedKVConfig()
-    again = CompressedKV(**vars(config))
+    again = build_compressed_kv(config)
     assert vars(own) == vars(again)

@@ -1,0 +1,132 @@
+"""The tables of `mmspec plan`."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from mmspec.plan.measured import Compared, slower
+from mmspec.plan.methods import Method
+from mmspec.plan.outlook import Outlook, Place, short
+
+
+def heading(found: Outlook) -> Text:
+    """Which model on which machine, and what is counted."""
+    target, hardware = found.target, found.target.hardware
+    shape = target.shape
+    text = Text()
+    text.append(f"{shape.name} on {hardware.name}", style="bold")
+    text.append(
+        f"  {target.weights}, {_bytes(target.weight_bytes)} of weights a step, "
+        f"{_bytes(target.kv_bytes(1024) / 1024)} of KV a token, {shape.group} query heads a KV head"
+        f"\n{hardware.bytes_per_s / 1e12:.3g} TB/s, {hardware.gemm_flops / 1e12:.3g} TFLOP/s of "
+        f"matrix products, {hardware.attention_flops / 1e12:.3g} of attention"
+    )
+    if hardware.host_s:
+        text.append(f", {1000 * hardware.host_s:g} ms a forward at least")
+    text.append("\nComputed, not measured: a roofline. What is accepted is assumed.", style="dim")
+    return text
+
+
+def score_table(found: Outlook, nodes: Sequence[int]) -> Table:
+    """Milliseconds of a score call."""
+    table = Table("batch", "context", title="A score call, ms by nodes", title_justify="left")
+    for count in nodes:
+        table.add_column("1 (plain)" if count == 1 else str(count), justify="right")
+    table.add_column("plain tokens/s", justify="right")
+    table.add_column("KV", justify="right")
+    for place in found.places:
+        table.add_row(
+            *_where(place),
+            *(f"{1000 * place.score_s[count]:.3g}" for count in nodes),
+            f"{place.batch / place.plain_s:,.0f}",
+            Text(_bytes(place.kv_bytes))
+            if place.fits
+            else Text(f"{_bytes(place.kv_bytes)}, no room", style="yellow"),
+        )
+    return table
+
+
+def speed_table(found: Outlook, methods: Sequence[Method]) -> Table:
+    """Speed beside plain decoding, low and high, at the best draft length of each."""
+    places = found.places
+    table = Table(
+        "drafter", "assumed",
+        title="Speed beside plain decoding, at the best draft length", title_justify="left",
+    )  # fmt: skip
+    for place in places:
+        table.add_column(f"{place.batch} x {short(place.context)}", justify="right")
+    for index, method in enumerate(methods):
+        low, high = method.range
+        table.add_row(
+            method.name,
+            f"{low:g} / {high:g}" + ("" if method.assumed == "acceptance" else " tokens"),
+            *(_speed(place, index) for place in places),
+        )
+    return table
+
+
+def pays_table(found: Outlook) -> Table:
+    """From which context on each drafter is faster than plain decoding, at the low assumption."""
+    batches = list(dict.fromkeys(one.batch for one in found.pays))
+    table = Table(
+        "drafter", title="Contexts where it pays, at the low assumption", title_justify="left"
+    )
+    for batch in batches:
+        table.add_column(f"batch {batch}")
+    for name, group in groupby(found.pays, lambda one: one.method):
+        table.add_row(name, *(_coloured(one.text) for one in group))
+    return table
+
+
+def compared_table(compared: Sequence[Compared]) -> Group:
+    """Predictions beside measurements."""
+    table = Table(
+        "file", "model", "context", "nodes", "predicted, ms", "measured, ms", "ratio",
+        title="Predictions beside measurements", title_justify="left",
+    )  # fmt: skip
+    for one in compared:
+        table.add_row(
+            one.source,
+            one.model,
+            short(one.context),
+            str(one.nodes),
+            f"{1000 * one.predicted_s:.3g}",
+            f"{1000 * one.measured_s:.3g}",
+            f"{one.ratio:.2f}",
+        )
+    factor = slower(compared)
+    spread = max(max(one.ratio / factor, factor / one.ratio) for one in compared)
+    return Group(
+        table,
+        Text(
+            f"Measured takes {factor:.2f} times the predicted, as the median; a call is off from "
+            f"that by a factor of up to {spread:.2f}.",
+            style="dim",
+        ),
+    )
+
+
+def _speed(place: Place, index: int) -> Text:
+    prospect = place.prospects[index]
+    low, high = prospect.low.ratio, prospect.high.ratio
+    style = "green" if low >= 1.0 else "yellow" if high >= 1.0 else "red"
+    return Text(f"{low:.2f}/{high:.2f}", style=style)
+
+
+def _coloured(text: str) -> Text:
+    styles = {"never": "red", "everywhere": "green"}
+    return Text(text, style=styles.get(text, ""))
+
+
+def _where(place: Place) -> tuple[str, str]:
+    return str(place.batch), short(place.context)
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"

@@ -1,0 +1,166 @@
+"""BoundLayerSkip: a target that drafts for itself with layers left out."""
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from mmspec.drafters.base import DraftSession
+from mmspec.drafters.draft_model.branching import BestBranching
+from mmspec.drafters.draft_model.growth import Growth, grow
+from mmspec.drafters.layer_skip.search import SkipSearch
+from mmspec.drafters.layer_skip.session import LayerSkipSession
+from mmspec.errors import ConfigError
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prefill, Prompt
+from mmspec.target import Target
+from mmspec.target.self_draft import draft_forward
+from mmspec.target.skipping import SkippedLayers, indices
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.layer_skip.settings import LayerSkip
+
+
+class BoundLayerSkip:
+    """Drafts for one target, on its own KV.
+
+    A draft's keys are written behind the row's committed ones, in the layers left in. Nobody has
+    to take them back: the score of the drafted tree writes the same tokens in all layers.
+    """
+
+    name = "layer_skip"
+    draws = False
+
+    def __init__(self, settings: "LayerSkip", target: Target) -> None:
+        self.settings = settings
+        self._skipped = SkippedLayers(target.model)
+        rough = draft_forward(weights=settings.weights)
+        self.model = (target if rough is None else rough(target)).variant(self._skipped)
+        self._lock = threading.RLock()  # of what is skipped, over all forwards of a draft
+        num_layers = self._skipped.num_layers
+        self.search: SkipSearch | None = None
+        try:
+            self._fixed = indices(settings.layers, num_layers)
+        except ValueError as error:
+            raise ConfigError(f"drafter.layer_skip.layers: {error}") from error
+        if not settings.layers:
+            if num_layers < 2:
+                raise ConfigError("drafter.layer_skip: the target has one layer and none to spare")
+            self.search = SkipSearch(
+                num_layers, settings.skip, trials=settings.trials, seed=settings.seed
+            )
+
+    @property
+    def skipped(self) -> frozenset[int]:
+        """The layers that drafts leave out at present."""
+        return self._fixed if self.search is None else self.search.best
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes beside the target and its KV: the copy of the weights, if any."""
+        return self.model.attachments.num_bytes
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> LayerSkipSession:
+        assert prefill.cache is not None, "the prefill does not say where the row's keys are"
+        return LayerSkipSession(self, prompt, prefill.placement, prefill.cache, guide)
+
+    def propose_together(
+        self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        """One tree a session; a level is one forward over the new nodes of all of them."""
+        own = [cast(LayerSkipSession, session) for session in sessions]
+        growths: list[Growth | None] = []
+        for session, tokens in zip(own, texts, strict=True):
+            held = session.cache.length(session.placement.row)
+            assert held == len(tokens) - 1, "the cache is not the text's"
+            depth = self._depth(tokens, budget)
+            branching = self._branching(session, len(tokens) - 1, budget, depth)
+            growth = Growth(session.placement, tokens[-1:], branching, self.name)
+            growths.append(growth if depth > 0 else None)
+        with self._lock:
+            self._skipped.skipped = self.skipped
+            for cache in dict.fromkeys(session.cache for session in own):
+                pairs = zip(own, growths, strict=True)
+                grow(self.model, cache, [g for s, g in pairs if g is not None and s.cache is cache])
+        return [
+            TokenTree.root(tokens[-1])
+            if growth is None
+            else self._proposed(session, growth, budget)
+            for session, growth, tokens in zip(own, growths, texts, strict=True)
+        ]
+
+    def observed(self, skipped: frozenset[int], matched: int, tested: int) -> None:
+        """What became of a draft that left out `skipped`."""
+        with self._lock:
+            if self.search is not None and not self.search.is_over:
+                self.search.learn(skipped, matched, tested)
+
+    def try_out(self, session: LayerSkipSession) -> None:
+        """One trial of the search on what the session's target chose last, if one is due: what
+        would another set of layers have said of each of these tokens?"""
+        with self._lock:
+            if self.search is None or self.search.is_over:
+                return
+            session.num_asked += 1
+            count = self.settings.trial_tokens
+            if session.num_asked % self.settings.trial_every or session.num_told < count:
+                return
+            skipped = self.search.propose()
+            self.search.learn(skipped, self._matched(session, skipped), count, is_trial=True)
+
+    def _matched(self, session: LayerSkipSession, skipped: frozenset[int]) -> int:
+        """How many of the newest chosen tokens the layers left in would have chosen as well. The
+        row's keys of these tokens are put aside for the time of it."""
+        cache, row, count = session.cache, session.placement.row, self.settings.trial_tokens
+        length, asked = cache.length(row), session.text[-count - 1 : -1]
+        kept = cache.read(row, length - count, length)
+        cache.truncate(row, length - count)
+        try:
+            self._skipped.skipped = skipped
+            tree = TokenTree.chain(asked[0], asked[1:], (1.0,) * (count - 1), self.name)
+            logits = self.model.score([tree], cache, [session.placement])[0].logits
+        finally:
+            cache.truncate(row, length - count)
+            cache.append(row, kept, count=count)
+        guide, first = session.guide, len(session.text) - count
+        scores = guide.warp(logits)
+        if not guide.is_greedy:
+            scores = scores + torch.stack(
+                [
+                    guide.noise(first + place, scores.shape[-1], device=scores.device)
+                    for place in range(count)
+                ]
+            )
+        said = scores.argmax(dim=-1).tolist()
+        return sum(a == b for a, b in zip(said, session.text[-count:], strict=True))
+
+    def _depth(self, tokens: Sequence[int], budget: int) -> int:
+        """Levels of a tree within the target's context."""
+        context = self.model.max_positions
+        room = budget if context is None else context - len(tokens)
+        return min(self.settings.max_depth, budget, room)
+
+    def _branching(
+        self, session: LayerSkipSession, index: int, budget: int, depth: int
+    ) -> BestBranching:
+        return BestBranching(
+            session.guide,
+            index,
+            calibration=session.calibration,
+            warp=session.guide.warp,
+            is_coupled=True,
+            top_k=self.settings.top_k,
+            max_depth=depth,
+            min_confidence=self.settings.min_confidence,
+            budget=budget,
+            width=1,
+        )
+
+    def _proposed(self, session: LayerSkipSession, growth: Growth, budget: int) -> TokenTree:
+        tree = growth.tree
+        session.remember(tree, growth.buckets, self.skipped)
+        likely = tree.cumulative_confidence
+        kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
+        return tree.keep(kept)

@@ -1,0 +1,73 @@
+"""Forward: the seconds of one forward, by a roofline (Williams et al., 2009) over its two halves.
+
+    weights      max(bytes of the matrices / bandwidth,  2 x weights x batch x nodes / product rate)
+  + attention    max(bytes of the KV       / bandwidth,  4 x heads x head_dim x keys x nodes / rate)
+
+A node reads no KV of its own: the keys are read once for all nodes of a row and all query heads
+that share them, and multiplied for each; so attention turns from one regime to the other where
+nodes x group passes the machine's ratio of attention rate to bandwidth, about 100 on a H200.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mmspec.plan.hardware import Hardware
+from mmspec.plan.shape import ModelShape
+
+Precision = Literal["fp32", "bf16", "fp8", "int8", "int4"]
+BYTES: dict[str, float] = {
+    "fp32": 4.0,
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "int4": 4.5 / 8,  # with a scale and a zero point a group of 64
+}
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A model on a machine. The head and the KV stay in `state`, whatever the layers are in."""
+
+    shape: ModelShape
+    hardware: Hardware
+    weights: Precision = "bf16"
+    state: Precision = "bf16"
+    layer_share: float = 1.0  # of the layers that run
+    has_int8_head: bool = False
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of the matrices that a forward reads."""
+        shape, layers = self.shape, self.shape.layers * self.layer_share
+        head = BYTES["int8" if self.has_int8_head else self.state]
+        return shape.layer_weights * layers * BYTES[self.weights] + shape.head_weights * head
+
+    def kv_bytes(self, tokens: int) -> float:
+        """Of one row."""
+        return self._layers(tokens) * self.shape.kv_values * tokens * BYTES[self.state]
+
+    def seconds(self, nodes: int, *, context: int, batch: int) -> float:
+        """One forward over `nodes` tokens of each of `batch` rows of `context` committed ones."""
+        shape, hardware = self.shape, self.hardware
+        rows, keys = batch * nodes, context + nodes
+        multiplied = shape.layer_weights * shape.layers * self.layer_share + shape.head_weights
+        matrices = max(
+            self.weight_bytes / hardware.bytes_per_s, 2 * multiplied * rows / hardware.gemm_flops
+        )
+        scores = 4 * self._layers(keys) * shape.heads * shape.head_dim * keys * rows
+        attention = max(
+            self.kv_bytes(keys) * batch / hardware.bytes_per_s, scores / hardware.attention_flops
+        )
+        return max(matrices + attention, hardware.host_s)
+
+    def fits(self, *, context: int, batch: int) -> bool:
+        """Whether weights and KV have room in the machine's memory, with a tenth to spare."""
+        stored = self.weight_bytes + self.shape.head_weights * BYTES[self.state]  # the embedding
+        return stored + batch * self.kv_bytes(context) <= 0.9 * self.hardware.memory_bytes
+
+    def of(self, shape: ModelShape) -> "Forward":
+        """Another model on the same machine."""
+        return replace(self, shape=shape)
+
+    def _layers(self, tokens: int) -> float:
+        return self.shape.seen_layers(tokens) * self.layer_share

@@ -1,0 +1,140 @@
+"""ModelShape: what a decoder's cost depends on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmspec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A dense decoder; of a vision-language model its text tower."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    sliding_layers: int = 0  # that see `window` tokens; the others see all
+    window: int = 0
+    counted_weights: int | None = None  # linear layers and head, where they were counted otherwise
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def head_weights(self) -> int:
+        return self.vocab * self.hidden
+
+    @property
+    def layer_weights(self) -> float:
+        """Weights of one layer's matrices."""
+        if self.counted_weights is not None:
+            return (self.counted_weights - self.head_weights) / self.layers
+        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+    @property
+    def kv_values(self) -> int:
+        """Numbers that one token keeps in one layer."""
+        return 2 * self.kv_heads * self.head_dim
+
+    def seen_layers(self, context: int) -> float:
+        """Layers, each by the share of `context` tokens that it sees."""
+        share = min(self.window / context, 1.0) if self.sliding_layers else 1.0
+        return self.layers - self.sliding_layers * (1.0 - share)
+
+
+def _llama(name: str, *sizes: int) -> ModelShape:
+    layers, hidden, heads, kv_heads, intermediate, vocab = sizes
+    return ModelShape(name, layers, hidden, heads, kv_heads, hidden // heads, intermediate, vocab)
+
+
+_KNOWN = (
+    _llama("llama-2-7b", 32, 4096, 32, 32, 11_008, 32_000),
+    _llama("llama-3-8b", 32, 4096, 32, 8, 14_336, 128_256),
+    _llama("llama-3-70b", 80, 8192, 64, 8, 28_672, 128_256),
+    _llama("llama-3.2-1b", 16, 2048, 32, 8, 8192, 128_256),
+    _llama("llama-3.2-3b", 28, 3072, 24, 8, 8192, 128_256),
+    _llama("mistral-7b", 32, 4096, 32, 8, 14_336, 32_000),
+    _llama("qwen2.5-0.5b", 24, 896, 14, 2, 4864, 151_936),
+    _llama("qwen2.5-1.5b", 28, 1536, 12, 2, 8960, 151_936),
+    _llama("qwen2.5-7b", 28, 3584, 28, 4, 18_944, 152_064),
+    _llama("qwen2.5-32b", 64, 5120, 40, 8, 27_648, 152_064),
+    replace(_llama("qwen3-8b", 36, 4096, 32, 8, 12_288, 151_936), head_dim=128),
+    _llama("smollm2-135m", 30, 576, 9, 3, 1536, 49_152),
+    _llama("random-llama", 8, 512, 8, 2, 1376, 4096),  # of scripts/bench_score.py
+)
+SHAPES: dict[str, ModelShape] = {shape.name: shape for shape in _KNOWN}
+
+
+def find_shape(name_or_path: str | Path) -> ModelShape:
+    """A known shape by name, or that of a `config.json`, by its path or its folder's.
+
+    Raises ConfigError for a name that is not known, a file that is no config, and a model whose
+    cost this cannot tell (mixtures of experts, layers with a running state).
+    """
+    known = SHAPES.get(str(name_or_path).lower())
+    if known is not None:
+        return known
+    path = Path(name_or_path)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ConfigError(
+            f"model {str(name_or_path)!r}: expected a folder with a config.json, such a file, or "
+            f"one of {', '.join(SHAPES)}"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is no JSON file: {error}") from error
+    name = path.parent.name if path.name == "config.json" else path.stem
+    return shape_of(config, name or "model")
+
+
+def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
+    """The shape that a config.json's values tell. Raises ConfigError as `find_shape` does."""
+    inner = config.get("text_config")
+    text = {**config, **inner} if isinstance(inner, Mapping) else config
+    experts = [key for key in text if "experts" in key and text[key]]
+    if experts:
+        raise ConfigError(
+            f"{name}: has {', '.join(sorted(experts))}; expected a dense model, as how many "
+            "experts a step reads depends on its text"
+        )
+    kinds = text.get("layer_types")
+    kinds = list(kinds) if isinstance(kinds, list) else []
+    strange = {str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}
+    if strange:
+        raise ConfigError(f"{name}: has layers of {', '.join(sorted(strange))}; expected attention")
+    layers, heads = _size(text, "num_hidden_layers", name), _size(text, "num_attention_heads", name)
+    hidden = _size(text, "hidden_size", name)
+    window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
+    window = window if isinstance(window, int) else 0
+    sliding = kinds.count("sliding_attention") if kinds else (layers if window else 0)
+    return ModelShape(
+        name,
+        layers,
+        hidden,
+        heads,
+        _size(text, "num_key_value_heads", name, heads),
+        _size(text, "head_dim", name, hidden // heads),
+        _size(text, "intermediate_size", name),
+        _size(text, "vocab_size", name),
+        sliding_layers=sliding if window else 0,
+        window=window,
+    )
+
+
+def _size(text: Mapping[str, object], key: str, name: str, default: int = 0) -> int:
+    value = text.get(key) or default
+    if not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}: its config says {key}={text.get(key)!r}, expected a number")
+    return value

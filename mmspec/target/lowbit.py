@@ -1,0 +1,123 @@
+"""One linear layer in 8 or 4 bits: a copy of its weight, packed for the kernel that multiplies it.
+
+What torch itself has, found out by trying it: kernels differ by torch version, device and dtype.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mmspec.errors import ModelError
+
+Bits = Literal["int8", "int4"]
+_GROUP = 32  # inputs that share a scale in int4: at 64 a small model agrees with itself far less
+_ONE_SCALE = 1e-8  # of a row of zeros: any will do, but 0
+
+
+class LowBit(Protocol):
+    """A packed weight (out_features, in_features), without the layer's bias."""
+
+    num_bytes: int
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(rows, in_features) in any floating dtype -> (rows, out_features) in the same."""
+
+
+class DynamicInt8:
+    """Eight bits on both sides: weights with a scale a row, activations with one a call, found on
+    the fly. What CPUs multiply fastest (FBGEMM, oneDNN, QNNPACK, as torch was built)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        scale = _row_scale(weight)
+        with warnings.catch_warnings():  # quantised tensors are deprecated, the kernel is not
+            warnings.simplefilter("ignore", UserWarning)
+            quantised = torch.quantize_per_channel(
+                weight.float(), scale.double(), torch.zeros_like(scale, dtype=torch.long), 0,
+                torch.qint8,
+            )  # fmt: skip
+            self._packed = torch.ops.quantized.linear_prepack(quantised, None)
+        # Without VNNI two products of 8 x 8 bits are added in 16: a bit less of range, no overflow.
+        self._reduce_range = not torch.cpu._is_vnni_supported()
+        self.num_bytes = weight.numel() + 12 * weight.shape[0]  # scales, zero points, row sums
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        out = torch.ops.quantized.linear_dynamic(rows.float(), self._packed, self._reduce_range)
+        return out.to(rows.dtype)
+
+
+class WeightInt8:
+    """Eight bits of weight alone, a scale a row; activations in bfloat16."""
+
+    def __init__(self, weight: Tensor) -> None:
+        scale = _row_scale(weight)
+        self._packed = (weight.float() / scale[:, None]).round().to(torch.int8)
+        self._scale = scale.bfloat16()
+        self.num_bytes = self._packed.nbytes + self._scale.nbytes
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return torch._weight_int8pack_mm(rows.bfloat16(), self._packed, self._scale).to(rows.dtype)
+
+
+class WeightInt4:
+    """Four bits of weight, a scale and a zero point a group of inputs; activations in bfloat16."""
+
+    def __init__(self, weight: Tensor) -> None:
+        outs, ins = weight.shape
+        if ins % _GROUP:
+            raise ValueError(f"{ins} inputs are no multiple of {_GROUP}")
+        grouped = weight.float().view(outs, ins // _GROUP, _GROUP)
+        low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
+        scale = ((high - low) / 15).clamp(min=_ONE_SCALE)
+        levels = ((grouped - low[..., None]) / scale[..., None]).round().clamp(0, 15)
+        levels = levels.to(torch.int32).view(outs, ins)
+        # The kernels count levels from the middle, 8.
+        scales = torch.stack([scale, low + 8 * scale], dim=-1).transpose(0, 1).contiguous()
+        self._scales = scales.bfloat16()
+        if weight.device.type == "cpu":
+            self._packed = torch._convert_weight_to_int4pack_for_cpu(levels, 1)
+            self._multiply = torch._weight_int4pack_mm_for_cpu
+        else:
+            bytes_ = (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8)
+            self._packed = torch._convert_weight_to_int4pack(bytes_, 8)
+            self._multiply = torch._weight_int4pack_mm
+        self.num_bytes = self._packed.nbytes + self._scales.nbytes
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        out = self._multiply(rows.bfloat16(), self._packed, _GROUP, self._scales)
+        return out.to(rows.dtype)
+
+
+Pack = Callable[[Tensor], LowBit]
+_LADDER: dict[Bits, Sequence[type]] = {
+    "int8": (DynamicInt8, WeightInt8),
+    "int4": (WeightInt4,),
+}
+
+
+def packer(bits: Bits, device: torch.device) -> Pack:
+    """The first of the ladder that this torch can run on the device, by a trial.
+
+    Raises ModelError where there is none, with what each of them said.
+    """
+    failures: list[str] = []
+    for kind in _LADDER[bits]:
+        if kind is DynamicInt8 and device.type != "cpu":
+            continue
+        try:
+            kind(torch.ones(64, 64, device=device))(torch.ones(1, 64, device=device))
+        except (RuntimeError, NotImplementedError, AttributeError) as error:
+            failures.append(f"{kind.__name__}: {str(error).splitlines()[0]}")
+        else:
+            return kind
+    raise ModelError(
+        f"{bits} weights: torch {torch.__version__} has no kernel for them on {device.type} "
+        f"({'; '.join(failures)}); take weights=same there"
+    )
+
+
+def _row_scale(weight: Tensor) -> Tensor:
+    """(out_features,) float32"""
+    return (weight.float().abs().amax(dim=1) / 127).clamp(min=_ONE_SCALE)

@@ -1,0 +1,75 @@
+"""Decoder layers that are left out while a target drafts for itself."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mmspec.errors import ModelError
+
+
+class SkippedLayers:
+    """The text tower's decoder layers, of which `skipped` hand on what they get while attached.
+
+    A skipped layer writes no keys; nothing is missing afterwards, as the target's score of the
+    same tokens writes those of all layers. With all layers above some one skipped it is an early
+    exit (LayerSkip, arXiv 2404.16710).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises ModelError for a model whose decoder layers are not found, or hand on more than
+        their hidden states."""
+        self._layers = decoder_layers(model)
+        self.skipped: frozenset[int] = frozenset()  # set between two forwards, never within one
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    @property
+    def num_bytes(self) -> int:
+        return 0
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within it, the skipped layers do nothing, in whatever thread; so it holds a target's
+        lock (`Target.variant`)."""
+        chosen = [self._layers[index] for index in sorted(self.skipped)]
+        taken = [layer for layer in chosen if "forward" not in layer.__dict__]
+        try:
+            for layer in taken:  # __dict__: nn.Module's own setattr takes a microsecond
+                layer.__dict__["forward"] = _hand_on
+            yield
+        finally:
+            for layer in taken:
+                layer.__dict__.pop("forward", None)
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The text tower's layers in order. Raises ModelError where they are not found."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    for module in model.get_decoder().modules():  # from the outside in
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise ModelError(
+        f"{type(model).__name__}: its text tower has no list of {count} decoder layers, so none "
+        "can be skipped; take another drafter than layer_skip"
+    )
+
+
+def indices(skipped: Iterable[int], num_layers: int) -> frozenset[int]:
+    """Checked: raises ValueError for a layer that is not there, or when none would be left."""
+    chosen = frozenset(skipped)
+    outside = sorted(index for index in chosen if not 0 <= index < num_layers)
+    if outside or len(chosen) >= num_layers:
+        raise ValueError(
+            f"got {sorted(chosen)}, expected some of the layers 0 to {num_layers - 1}, not all"
+        )
+    return chosen
+
+
+def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A decoder layer that does nothing."""
+    return hidden_states

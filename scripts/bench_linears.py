@@ -1,0 +1,195 @@
+"""Linear layers at few rows: the model's own, mmspec's quick ones, and low-bit copies for drafts.
+
+    python scripts/bench_linears.py --out build/linears.json
+    python scripts/bench_linears.py --model FOLDER --text FILE
+
+Every way is timed once a round, one after the other, over as many matrices of a shape as a model
+would read between two uses of one, so that weights come from memory; ratios are within a round.
+Time is this thread's (single-threaded; another process does not count in, but takes bandwidth).
+With `--model` also what the copies cost in memory and how often they choose the token that the
+model itself would choose after the same text, by greedy choice, and the milliseconds of a forward
+of one node.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import mmspec
+from mmspec.errors import ModelError
+from mmspec.kv import KVCache
+from mmspec.state import Placement, Prompt
+from mmspec.target import Target
+from mmspec.target.linears import _QuickLinear
+from mmspec.target.lowbit import packer
+from mmspec.target.quantised import QuantisedLinears
+from mmspec.tree import TokenTree
+
+SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048))  # (in, out)
+ROWS = (1, 2, 4, 8, 16)
+_BYTES = 96 * 2**20  # of float weights a round: more than a CPU's caches hold
+
+
+def ways(ins: int, outs: int) -> dict[str, list[Callable[[Tensor], Tensor]]]:
+    """What multiplies, a list of matrices for each way."""
+    count = max(2, min(24, _BYTES // (4 * ins * outs)))
+    layers = [nn.Linear(ins, outs, bias=False).requires_grad_(False) for _ in range(count)]
+    found: dict[str, list[Callable[[Tensor], Tensor]]] = {
+        "F.linear": [lambda rows, layer=layer: F.linear(rows, layer.weight) for layer in layers],
+        "quick": [_QuickLinear(layer, packed=True) for layer in layers],
+    }
+    for bits in ("int8", "int4"):
+        try:
+            pack = packer(bits, torch.device("cpu"))
+        except ModelError:
+            continue
+        found[bits] = [pack(layer.weight) for layer in layers]
+    return found
+
+
+def measure_shape(ins: int, outs: int, rows: int, *, rounds: int) -> dict[str, list[float]]:
+    """Microseconds of one product, by way, a number a round."""
+    states, candidates = torch.randn(rows, ins), ways(ins, outs)
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for turn in range(-1, rounds):  # the first one packs and is not counted
+        first = turn % len(names)
+        for name in [*names[first:], *names[:first]]:
+            start = time.thread_time()
+            for multiply in candidates[name]:
+                multiply(states)
+            spent = 1e6 * (time.thread_time() - start) / len(candidates[name])
+            if turn >= 0:
+                samples[name].append(spent)
+    return samples
+
+
+def copies(target: Target) -> dict[str, tuple[Target, int]]:
+    """The target, and what drafts in its place with the memory that takes."""
+    found = {"same": (target, 0)}
+    for bits in ("int8", "int4"):
+        for with_head in (True, False):
+            copied = QuantisedLinears(target.model, bits, with_head=with_head)
+            name = f"{bits}, {'head too' if with_head else 'head as it is'}"
+            found[name] = target.variant(copied), copied.num_bytes
+    return found
+
+
+def agreement(targets: dict[str, Target], ids: list[int], count: int) -> dict[str, float]:
+    """The share of the last `count` places in the text where each chooses the first one's token.
+    One node a forward, as a draft is made: what int8 rounds depends on the rows together."""
+    own, *_ = targets.values()
+    same = dict.fromkeys(targets, 0)
+    cache, placement = _prefilled(own, ids[:-count])
+    for token in ids[-count:]:
+        chosen = {
+            name: target.score([TokenTree.root(token)], cache, [placement])[0].logits.argmax()
+            for name, target in reversed(targets.items())  # the model's own keys are those kept
+        }
+        for name in targets:
+            same[name] += int(chosen[name] == chosen[next(iter(targets))])
+        cache.commit({placement.row: [0]})
+    return {name: total / count for name, total in same.items()}
+
+
+def node_ms(targets: dict[str, Target], ids: list[int], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of a forward of one node behind the text, a number a round."""
+    cache, placement = _prefilled(next(iter(targets.values())), ids)
+    samples: dict[str, list[float]] = {name: [] for name in targets}
+    for turn in range(-1, rounds):
+        for name, target in targets.items():
+            start = time.thread_time()
+            target.score([TokenTree.root(ids[-1])], cache, [placement])
+            if turn >= 0:
+                samples[name].append(1000 * (time.thread_time() - start))
+    return samples
+
+
+def _prefilled(target: Target, ids: list[int]) -> tuple[KVCache, Placement]:
+    cache = target.new_cache()
+    row = cache.open(len(ids) + 1024)
+    return cache, target.prefill(Prompt(torch.tensor(ids)), cache, row).placement
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--model", help="folder, hub name or bundled name")
+    parser.add_argument("--text", type=Path, help="what is read for the agreement")
+    parser.add_argument("--context", type=int, default=1024, help="tokens of it, at most")
+    parser.add_argument("--places", type=int, default=200, help="where agreement is looked at")
+    parser.add_argument("--skip-shapes", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("build/linears.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    console, report = Console(), dict[str, Any]()
+    report["torch"] = torch.__version__
+    if not arguments.skip_shapes:
+        report["shapes"] = _shapes(console, arguments.rounds)
+    if arguments.model:
+        report["model"] = _model(console, arguments)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    console.print(f"written to {arguments.out}")
+
+
+def _shapes(console: Console, rounds: int) -> list[dict[str, Any]]:
+    table, kept = Table("in, out", "rows", "F.linear us", "quick", "int8", "int4"), []
+    for ins, outs in SHAPES:
+        for rows in ROWS:
+            samples = measure_shape(ins, outs, rows, rounds=rounds)
+            kept.append({"in": ins, "out": outs, "rows": rows, "samples_us": samples})
+            base = samples["F.linear"]
+            cells = [f"{statistics.median(base):.0f}"]
+            for name in ("quick", "int8", "int4"):
+                if name in samples:
+                    pairs = zip(base, samples[name], strict=True)
+                    cells.append(f"{statistics.median(a / b for a, b in pairs):.2f} x")
+                else:
+                    cells.append("-")
+            table.add_row(f"{ins}, {outs}", str(rows), *cells)
+    console.print(table)
+    return kept
+
+
+def _model(console: Console, arguments: argparse.Namespace) -> dict[str, Any]:
+    engine = mmspec.load(arguments.model, dtype="float32", drafter="none")
+    text = arguments.text.read_text(encoding="utf-8")
+    assert engine.tokenizer is not None, "agreement is read off a text"
+    ids = engine.tokenizer(text).input_ids[: arguments.context]
+    found = copies(engine.target)
+    targets = {name: target for name, (target, _) in found.items()}
+    agree = agreement(targets, ids, count=min(arguments.places, len(ids) // 2))
+    spent = node_ms(targets, ids, arguments.rounds)
+    table = Table("weights", "MB more", "agreement", "ms a node", "times as fast")
+    for name, (_, size) in found.items():
+        pairs = zip(spent["same"], spent[name], strict=True)
+        table.add_row(
+            name,
+            f"{size / 1e6:.0f}",
+            f"{agree[name]:.3f}",
+            f"{statistics.median(spent[name]):.2f}",
+            f"{statistics.median(a / b for a, b in pairs):.2f}",
+        )
+    console.print(table)
+    return {
+        "name": Path(arguments.model).name,
+        "context": len(ids),
+        "bytes": {name: size for name, (_, size) in found.items()},
+        "agreement": agree,
+        "node_ms": spent,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""layer_skip: the target's text, drafted by fewer of its layers."""
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, prompt_inputs
+
+import mmspec
+from mmspec.drafters.layer_skip import BoundLayerSkip, LayerSkip
+from mmspec.engine import Engine
+from mmspec.errors import ConfigError, ModelError
+from mmspec.requests import Request
+from mmspec.target import Target
+
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "sampled": {"temperature": 1.0, "top_k": 0},
+}
+
+
+def deep_model(layers: int = 6, *, idle: tuple[int, ...] = ()) -> Any:
+    """A random Llama in float64; the layers `idle` add nothing, so that nothing misses them."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=112, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+        for index in idle:
+            model.model.layers[index].self_attn.o_proj.weight.zero_()
+            model.model.layers[index].mlp.down_proj.weight.zero_()
+    return model
+
+
+def engine_of(model: Any, drafter: Any, **overrides: object) -> Engine:
+    settings = {"decode.controller": "fixed", "cache.prefix_bytes": 0, **overrides}
+    return mmspec.load(model, drafter=drafter, overrides=settings)
+
+
+def prompts(count: int) -> list[Request]:
+    ids = torch.arange(3, 90)
+    return [
+        Request(
+            {"input_ids": ids[index * 7 : 20 + index * 11][None]}, max_new_tokens=40, seed=index
+        )
+        for index in range(count)
+    ]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("weights", ["same", "int8"])
+def test_the_text_is_the_plain_one(sampling: str, weights: Any) -> None:
+    model = deep_model()
+    drafter = LayerSkip(
+        weights=weights, min_confidence=0.0, max_depth=3, top_k=2, trial_tokens=6, trial_every=2
+    )
+    engine = engine_of(model, drafter)
+    drafted = engine.generate(prompts(3), **SAMPLINGS[sampling])
+    plain = engine.generate(prompts(3), speculate=False, **SAMPLINGS[sampling])
+    assert [r.tokens for r in drafted] == [r.tokens for r in plain]
+    assert all(r.stats.by_drafter["layer_skip"].proposed for r in drafted)
+
+
+def test_layers_that_add_nothing_are_not_missed() -> None:
+    model = deep_model(6, idle=(2, 4))
+    engine = engine_of(model, LayerSkip(layers=(2, 4), min_confidence=0.0, max_depth=4))
+    result = engine.generate(prompts(1)[0], temperature=1.0, top_k=0)
+    count = result.stats.by_drafter["layer_skip"]
+    assert count.accepted == count.proposed > 20
+
+
+def test_the_search_finds_the_layers_that_add_nothing() -> None:
+    model = deep_model(8, idle=(2, 5, 6))
+    drafter = LayerSkip(
+        skip=3 / 8, min_confidence=0.0, max_depth=2, trial_tokens=16, trial_every=1, trials=60
+    )
+    engine = engine_of(model, drafter)
+    bound = engine.drafters[0]
+    assert isinstance(bound, BoundLayerSkip)
+    before = bound.skipped
+    for seed in range(3):
+        engine.generate(prompts(1)[0], max_new_tokens=100, seed=seed, temperature=1.0, top_k=0)
+    assert before != frozenset({2, 5, 6})
+    assert bound.skipped == frozenset({2, 5, 6})
+
+
+def test_a_trial_leaves_every_key_as_it_was() -> None:
+    model = deep_model()
+    engine = engine_of(model, LayerSkip(trial_tokens=6, trial_every=1, min_confidence=0.0))
+    bound = engine.drafters[0]
+    assert isinstance(bound, BoundLayerSkip)
+    checked = 0
+    original = bound._matched
+
+    def compared(session: Any, skipped: frozenset[int]) -> int:
+        nonlocal checked
+        row = session.placement.row
+        before = session.cache.read(row, 0, session.cache.length(row))
+        matched = original(session, skipped)
+        after = session.cache.read(row, 0, session.cache.length(row))
+        for old, new in zip(before, after, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+        checked += 1
+        return matched
+
+    bound._matched = compared  # type: ignore[method-assign]
+    result = engine.generate(prompts(1)[0], temperature=0.0)
+    assert checked >= 3 and result.stats.by_drafter["layer_skip"].proposed
+
+
+def test_a_failed_trial_costs_the_drafter_and_not_the_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = deep_model()
+    engine = engine_of(model, LayerSkip(trial_tokens=6, trial_every=1, min_confidence=0.0))
+    bound = engine.drafters[0]
+    assert isinstance(bound, BoundLayerSkip)
+    plain = engine.generate(prompts(1)[0], temperature=0.0, speculate=False)
+    original = bound.model.score
+
+    def score(trees: Any, *args: Any, **kwargs: Any) -> Any:
+        scores = original(trees, *args, **kwargs)  # keys are written before it fails
+        if trees[0].num_nodes == 6:
+            raise RuntimeError("out of memory")
+        return scores
+
+    monkeypatch.setattr(bound.model, "score", score)
+    result = engine.generate(prompts(1)[0], temperature=0.0)
+    assert result.tokens == plain.tokens
+
+
+def test_drafts_end_at_the_context() -> None:
+    model = FAMILIES["gpt2"].build(torch.float64)  # has learned positions: none behind its context
+    context = model.config.max_position_embeddings
+    prompt = prompt_inputs(FAMILIES["gpt2"], "text", num_text_tokens=20)
+    ids = prompt["input_ids"].repeat(1, context // 20)[:, : context - 9]
+    engine = engine_of(model, LayerSkip(min_confidence=0.0))
+    result = engine.generate({"input_ids": ids}, max_new_tokens=9, temperature=0.0)
+    plain = engine.generate({"input_ids": ids}, max_new_tokens=9, temperature=0.0, speculate=False)
+    assert result.tokens == plain.tokens and len(result.tokens) == 9
+    assert result.stats.by_drafter["layer_skip"].proposed
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(ConfigError, match=r"drafter.layer_skip.skip=1.5"):
+        LayerSkip(skip=1.5)
+    with pytest.raises(ConfigError, match="int3"):
+        LayerSkip(weights="int3")  # type: ignore[arg-type]
+    target = Target(deep_model(2))
+    with pytest.raises(ConfigError, match="layers 0 to 1, not all"):
+        LayerSkip(layers=(0, 1)).for_target(target, None)
+    with pytest.raises(ConfigError, match="layers 0 to 1"):
+        LayerSkip(layers=(7,)).for_target(target, None)
+    with pytest.raises(ConfigError, match="one layer"):
+        LayerSkip().for_target(Target(deep_model(1)), None)
+    with pytest.raises(ConfigError, match="layer_skip does not"):
+        engine_of(deep_model(2), LayerSkip(), **{"decode.verifier": "speculative"})
+    model = deep_model(2)
+    model.model.layers = torch.nn.Sequential(*model.model.layers)
+    with pytest.raises(ModelError, match="take another drafter"):
+        LayerSkip().for_target(Target(model), None)

@@ -1,0 +1,94 @@
+"""Shapes: known ones, those of configs, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from torch import nn
+
+from mmspec.errors import ConfigError
+from mmspec.plan.hardware import find_hardware, this_cpu
+from mmspec.plan.roofline import Forward
+from mmspec.plan.shape import SHAPES, find_shape, shape_of
+from mmspec.target.linears import text_linears
+
+DENSE = [name for name in FAMILIES if name not in ("gpt2", "gpt_oss", "qwen3_moe")]
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_weights_are_those_of_the_model(family: str) -> None:
+    """The shape of a model's config counts what its matrices hold."""
+    model = FAMILIES[family].build(torch.float32)
+    shape = shape_of(json.loads(model.config.to_json_string(use_diff=False)), family)
+    assert shape.layers * shape.layer_weights + shape.head_weights == _weights(model)
+
+
+def _weights(model: Any) -> int:
+    return sum(m.weight.numel() for m in text_linears(model) if isinstance(m, nn.Linear))
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe"])
+def test_mixtures_of_experts_are_refused(family: str) -> None:
+    model = FAMILIES[family].build(torch.float32)
+    with pytest.raises(ConfigError, match="experts"):
+        shape_of(json.loads(model.config.to_json_string(use_diff=False)), family)
+
+
+def test_known_shapes_have_the_published_sizes() -> None:
+    """Parameters but for the norms, in billions; the input embedding counts where it is its own."""
+    published = {"llama-3-8b": 8.03, "llama-2-7b": 6.74, "qwen2.5-7b": 7.62, "llama-3-70b": 70.6}
+    for name, billions in published.items():
+        shape = SHAPES[name]
+        total = shape.layers * shape.layer_weights + 2 * shape.head_weights
+        assert abs(total / 1e9 - billions) < 0.005 * billions, name
+    tied = {"llama-3.2-1b": 1.236, "qwen2.5-0.5b": 0.494, "smollm2-135m": 0.1345}
+    for name, billions in tied.items():
+        shape = SHAPES[name]
+        total = shape.layers * shape.layer_weights + shape.head_weights
+        assert abs(total / 1e9 - billions) < 0.005 * billions, name
+
+
+def test_a_sliding_layer_reads_its_window_alone() -> None:
+    config = {
+        "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "intermediate_size": 96, "vocab_size": 112, "sliding_window": 1024,
+    }  # fmt: skip
+    kinds = ["sliding_attention"] * 3 + ["full_attention"]
+    mixed = shape_of({**config, "layer_types": kinds}, "mixed")
+    full = shape_of({**config, "sliding_window": None}, "full")
+    hardware = find_hardware("h200")
+    mixed_bytes, full_bytes = (Forward(s, hardware).kv_bytes(16_384) for s in (mixed, full))
+    assert mixed_bytes / full_bytes == pytest.approx((1 + 3 * 1024 / 16_384) / 4)
+    assert Forward(mixed, hardware).kv_bytes(512) == Forward(full, hardware).kv_bytes(512)
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="llama-3-8b"):
+        find_shape("llama-9")
+    broken = tmp_path / "config.json"
+    broken.write_text("{")
+    with pytest.raises(ConfigError, match="no JSON"):
+        find_shape(tmp_path)
+    broken.write_text('{"hidden_size": 64, "num_hidden_layers": 2}')
+    with pytest.raises(ConfigError, match="num_attention_heads=None"):
+        find_shape(broken)
+    with pytest.raises(ConfigError, match="linear_attention"):
+        shape_of({"layer_types": ["linear_attention"]}, "mamba")
+    for text in ("h300", "1,2", "1,2,-3", "a,b,c"):
+        with pytest.raises(ConfigError, match="h200"):
+            find_hardware(text)
+
+
+def test_a_machine_may_be_three_numbers() -> None:
+    machine = find_hardware("1.5,100,50")
+    assert (machine.bytes_per_s, machine.gemm_flops) == (1.5e12, 100e12)
+    assert machine.attention_flops == 50e12
+
+
+def test_this_cpu_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmspec.plan.hardware._MEASURED_S", 0.01)
+    machine = this_cpu()
+    assert 1e8 < machine.bytes_per_s < 1e13 and 1e8 < machine.gemm_flops < 1e15
