@@ -30,6 +30,13 @@ def test_what_is_quoted_is_drafted_and_the_text_is_the_models_own() -> None:
     assert len(job.answer) / job.num_steps > 4, job.num_steps
 
 
+def test_a_row_that_is_being_prefilled_gets_no_draft_though_its_end_is_known() -> None:
+    prompt = [*range(100), *range(10)]
+    job = Job(prompt, [*range(10, 60)])
+    StandIn(MmspecProposer(vllm_config()), places=1, chunk=30).serve([job])
+    assert job.drafted[:3] == [[], [], []] and job.drafted[3] == [*range(11, 19)]
+
+
 def test_a_draft_is_no_longer_than_asked_and_ends_before_the_context_does() -> None:
     job = Job([*range(50), *range(50), 3], [*range(4, 50), 900, 901])
     config = vllm_config(num_speculative_tokens=5, max_model_len=130)
@@ -69,7 +76,9 @@ def test_a_prompt_is_indexed_while_it_is_prefilled_and_a_bounded_part_a_step() -
     job = quoting(Random(4), size=400)
     proposer = MmspecProposer(vllm_config(tokens_per_step=100))
     StandIn(proposer, places=1, chunk=50).serve([job])
-    assert len(job.answer) / job.num_steps > 4  # eight chunks: read when the answer began
+    at_once = quoting(Random(4), size=400)
+    StandIn(MmspecProposer(vllm_config()), places=1, chunk=50).serve([at_once])
+    assert job.num_steps == at_once.num_steps  # eight chunks: all read when the answer began
     late = quoting(Random(4), size=400)
     proposer = MmspecProposer(vllm_config(tokens_per_step=100))
     StandIn(proposer, places=1, chunk=400).serve([late])
@@ -107,7 +116,7 @@ def test_texts_are_found_by_their_tokens_wherever_they_are() -> None:
     away = texts.of_step({0: two})  # the other one waits
     back = texts.of_step({0: longer, 1: two})
     assert back[0] is before[0] and back[1] is away[0]
-    other = one.copy()
+    other = longer.copy()  # the same length, the same end
     other[20] = 999
     assert texts.of_step({0: other})[0] not in (before[0], before[1])
 
