@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from mmspec.config import Config, DecodeConfig, DrafterConfig, DraftModelConfig, load_config
 from mmspec.controller import Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.cascade import Cascade
+from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -22,6 +24,7 @@ from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.target import Target
 from mmspec.target.attached import Attention
+from mmspec.target.blocks import quick_blocks
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import (
     Processor,
@@ -71,10 +74,28 @@ def load_draft_model(config: DraftModelConfig) -> DraftModel:
     )
 
 
+def build_cascade(config: DrafterConfig) -> Cascade:
+    """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
+    name = config.cascade.lower
+    known = sorted(set(DRAFTERS) - {"cascade", "compressed_kv"})
+    if name not in known:
+        raise ConfigError(
+            f"drafter.cascade.lower={name!r}: expected one of {', '.join(known)}, which is asked "
+            "before the target's own view"
+        )
+    settings = asdict(config.cascade)
+    del settings["lower"]
+    middle = DRAFTERS["compressed_kv"](config)
+    assert isinstance(middle, CompressedKV)
+    return Cascade(DRAFTERS[name](config), middle, **settings)
+
+
 DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "prompt_lookup": lambda config: PromptLookup(**asdict(config.prompt_lookup)),
     "retrieval": lambda config: Retrieval(**asdict(config.retrieval)),
     "draft_model": lambda config: load_draft_model(config.draft_model),
+    "compressed_kv": lambda config: CompressedKV(**asdict(config.compressed_kv)),
+    "cascade": build_cascade,
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}
@@ -197,7 +218,9 @@ def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target,
     linears = quick_linears(model, packed=_PACKED[config.packed_weights])
     if not config.probe:  # nothing was measured: the model's own attention
         return Target(model, linears=linears), "tree"
-    target, report = probe(model, attention=_ATTENTIONS[config.attention], linears=linears)
+    blocks = quick_blocks(model, copied=_PACKED[config.packed_weights] is not False)
+    attention = _ATTENTIONS[config.attention]
+    target, report = probe(model, attention=attention, linears=linears, blocks=blocks)
     if report.shape != "tree":
         logger.warning(
             "%s does not score token trees as it decodes; drafts are cut to %s",

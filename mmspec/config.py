@@ -46,7 +46,7 @@ class InputConfig:
 class PromptLookupConfig:
     """Parameters of the drafter that copies from prompt and output."""
 
-    max_depth: int = 48
+    max_depth: int = 64
     max_matches: int = 16
     min_match: int = 2
     max_match: int = 32
@@ -88,6 +88,32 @@ class DraftModelConfig:
 
 
 @dataclass
+class CompressedKVConfig:
+    """The target as its own drafter, over a small view of its KV."""
+
+    policy: str = "snapkv"  # window, snapkv, topk_chunks, visual; several joined by "+"
+    budget: int = 1024  # tokens of the text that a view shows
+    recent: int = 64  # newer ones that join, before the policy chooses anew
+    max_share: float = 0.1  # of the text's KV that a view may take; 1: no bound
+    max_depth: int = 6
+    top_k: int = 1  # children a node
+    width: int = 1  # nodes a level that get children
+    min_confidence: float = 0.3
+    draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
+    profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
+
+
+@dataclass
+class CascadeConfig:
+    """A cheap drafter below compressed_kv, whose parameters hold for the middle level."""
+
+    lower: str = "prompt_lookup"
+    max_depth: int = 24  # tokens handed on to the target
+    max_forwards: int = 4  # over the view, each verifies a tree of the lower drafter's
+    lower_nodes: int = 16  # of that tree
+
+
+@dataclass
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
@@ -95,6 +121,8 @@ class DrafterConfig:
     prompt_lookup: PromptLookupConfig = field(default_factory=PromptLookupConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
+    compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
 
 
 @dataclass

@@ -205,11 +205,11 @@ class AutoStep(FixedStep):
         self._draft_s[row, drafter] = seconds
         if self._is_plain:
             return
-        cost_s = max(seconds, self._controller.costs.draft_s(drafter) or 0.0)
-        saved_s = self._saved_s(row, after) - self._saved_s(row, before) - cost_s
+        saved_s = self._saved_s(row, after) - self._saved_s(row, before) - seconds
         key = (drafter, _standing(before))
-        for worth in (self.paces[row].worth, self._controller.worth):
-            known = worth.get(key, saved_s)
+        shared = self._controller.worth
+        for worth in (self.paces[row].worth, shared):
+            known = worth.get(key, shared.get(key, saved_s))
             worth[key] = known + _WORTH_SHARE * (saved_s - known)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:

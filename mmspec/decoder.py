@@ -31,7 +31,8 @@ def decode(
     its own length, tree, seed and end. Closing the iterator frees all KV; what the stores in
     `prefill` got of it stays.
     """
-    waiting, active, cache = iter(rows), list[Row](), target.new_cache()
+    waiting, active = iter(rows), list[Row]()
+    cache = target.new_cache(watched_queries=drafts.watched_queries)
     prefiller = Prefiller(target, cache, prefill, room_tokens=drafts.max_nodes + 1)
     try:
         while True:

@@ -120,6 +120,7 @@ class DraftSettings:
     controller: Controller  # whom to ask, and what to score of it
     fit: Callable[[TokenTree], TokenTree]  # makes any tree one that the target can score
     max_nodes: int  # drafted nodes a row and step
+    watched_queries: int = 0  # newest tokens of a row whose queries the cache keeps for a drafter
 
 
 def propose(

@@ -19,6 +19,7 @@ from mmspec.drafters.base import (
     DrawingDrafter,
     LearningDrafter,
     TappingDrafter,
+    WatchingDrafter,
 )
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
@@ -100,7 +101,10 @@ class Engine:
         if rule.needs_q:
             _check_draws(self.drafters, verifier)
         made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
-        self._drafts = DraftSettings(made, fit or (lambda tree: tree), max_nodes)
+        watched = [d.watched_queries for d in self.drafters if isinstance(d, WatchingDrafter)]
+        self._drafts = DraftSettings(
+            made, fit or (lambda tree: tree), max_nodes, max(watched, default=0)
+        )
         self._rule = rule
         self._max_rows = max_rows
         self._control_tokens = control_tokens

@@ -66,6 +66,7 @@ class Sampler:
         self._prompt_length = prompt_ids.shape[0]
         self._ids = prompt_ids.new_zeros(1, self._prompt_length + max_new_tokens)
         self._ids[0, : self._prompt_length] = prompt_ids
+        self._unwritten: list[int] = []  # the newest tokens, not yet in there
         self.num_chosen = 0
         self.recorder = recorder or ScoreRecorder()
         self._open: dict[int, tuple[Tensor, Tensor]] = {}  # place -> its logits and scores
@@ -73,7 +74,12 @@ class Sampler:
     @property
     def ids(self) -> Tensor:
         """(1, seq): the prompt and the chosen tokens."""
-        return self._ids[:, : self._prompt_length + self.num_chosen]
+        stop = self._prompt_length + self.num_chosen
+        if self._unwritten:  # one write for many tokens, where nobody asks in between
+            new = self._ids.new_tensor(self._unwritten)
+            self._ids[0, stop - len(self._unwritten) : stop] = new
+            self._unwritten.clear()
+        return self._ids[:, :stop]
 
     def choose(self, logits: Tensor) -> int:
         """The next token, given the target's raw `logits` (vocab,), and records it.
@@ -120,7 +126,7 @@ class Sampler:
         self._check(float(scores.max()))
         if self.is_greedy:
             one_hot = torch.zeros(scores.shape, dtype=torch.float64, device=scores.device)
-            one_hot[_argmax(scores)] = 1.0
+            one_hot[_largest(scores)[0]] = 1.0
             return one_hot
         return torch.softmax(scores.double(), dim=-1)
 
@@ -150,22 +156,21 @@ class Sampler:
         """The token stands; the next one comes after it."""
         if self.recorder.is_needed:
             self.recorder.record(*self._open.pop(self.num_chosen), token)
-        self._ids[0, self._prompt_length + self.num_chosen] = token
+        self._unwritten.append(token)
         self.num_chosen += 1
 
     def _best(self, scores: Tensor) -> tuple[int, float]:
         if self.is_greedy:
-            token = _argmax(scores)
-            return token, float(scores[token])
+            return _largest(scores)
         vocab_size = scores.shape[0]
         survivors = (scores > -torch.inf).nonzero().squeeze(-1)
         # NaN is no survivor, but must not be lost: it goes the dense way, where argmax finds it.
         if 0 < survivors.shape[0] <= vocab_size // _SPARSE_SHARE and not scores.isnan().any():
             scores = scores[survivors]
             perturbed = scores + self._noise(vocab_size, survivors)
-            best = _argmax(perturbed)
+            best, _ = _largest(perturbed)
             return int(survivors[best]), float(scores[best])
-        token = _argmax(scores + self._noise(vocab_size, None))
+        token, _ = _largest(scores + self._noise(vocab_size, None))
         return token, float(scores[token])
 
     def _noise(self, vocab_size: int, token_ids: Tensor | None) -> Tensor:
@@ -238,11 +243,15 @@ def _may_keep_state(processor: LogitsProcessor) -> bool:
     return package != "transformers.generation.logits_process" and not package.startswith("mmspec.")
 
 
-def _argmax(scores: Tensor) -> int:
-    """Index of the largest entry of (vocab,), the first among equals; a NaN counts as largest."""
+def _largest(scores: Tensor) -> tuple[int, float]:
+    """The largest entry of (vocab,), the first among equals, and its index before it; a NaN counts
+    as largest."""
     if scores.device.type == "cpu":
-        return int(scores.float().numpy().argmax())  # vectorised, unlike torch's
-    return int(scores.argmax())
+        values = scores.float().numpy()  # its argmax is vectorised, unlike torch's
+        place = int(values.argmax())
+        return place, float(values[place])
+    place = int(scores.argmax())
+    return place, float(scores[place])
 
 
 def build_sampler(

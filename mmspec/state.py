@@ -9,6 +9,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mmspec.kv import KVCache
+
 
 @dataclass(frozen=True)
 class MediaSpan:
@@ -68,6 +70,7 @@ class Prefill:
     placement: Placement
     hidden: Mapping[int, Tensor] = field(default_factory=dict)  # tapped layer -> (seq, hidden) of
     # the prompt's last `seq` tokens; what was reused from an earlier request has none
+    cache: "KVCache | None" = None  # that holds the row; for who drafts from the target's own keys
 
 
 @dataclass(frozen=True)

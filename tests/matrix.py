@@ -23,6 +23,8 @@ from stores import write_store
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.cascade import Cascade
+from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
@@ -33,9 +35,10 @@ from mmspec.requests import Request, Result
 from mmspec.state import Prompt
 from mmspec.target import Target
 
+COMPRESSED = ("window", "snapkv", "topk_chunks", "visual", "composed")
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
 # draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
-# and look-alikes of it.
+# and look-alikes of it. compressed_*: the target over a view by that policy.
 RETRIEVALS = ("retrieval_suffix", "retrieval_dense", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
@@ -45,8 +48,11 @@ DRAFTERS = (
     "draft_other",
     "adversary+draft_same",
     *RETRIEVALS,
+    *(f"compressed_{policy}" for policy in COMPRESSED),
+    "cascade",
 )
-KNOWING = ("adversary", "draft_same", "retrieval")  # parts of the names of those that draft truths
+# Parts of the names of those that draft truths.
+KNOWING = ("adversary", "draft_same", "retrieval", "compressed_", "cascade")
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -118,19 +124,25 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of draft models, which take longer, two a family, with its other options in turn; of retrieval's
-    sources, which draft alike, each once."""
+    of those that draft by a model, which take longer, three a family, with its other options in
+    turn; of retrieval's sources, which draft alike, each once."""
     chosen: list[Cell] = []
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
-        for drafter in ("draft_same", ("draft_padded", "draft_other")[number % 2]):
+        compressed = f"compressed_{COMPRESSED[number % len(COMPRESSED)]}"
+        for drafter in (
+            "draft_same",
+            ("draft_padded", "draft_other")[number % 2],
+            (compressed, "cascade")[number % 3 == 2],
+        ):
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
             chosen.append(fixed[number * 5 % len(fixed)])
         for place, drafter in enumerate(RETRIEVALS):
             fixed = [c for c in own if c.drafter == drafter and c.controller == "fixed"]
             chosen.append(fixed[(number * 5 + place * 7) % len(fixed)])
-        cells = [cell for cell in own if not cell.drafter.startswith(("draft_", "retrieval_"))]
+        apart = ("draft_", "retrieval_", "compressed_", "cascade")
+        cells = [cell for cell in own if not cell.drafter.startswith(apart)]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -238,10 +250,15 @@ def _drafter(
     if name.startswith("retrieval_"):
         source = name.removeprefix("retrieval_")
         return Retrieval(sources=[source], min_confidence=0.0, min_match=3, max_depth=8)
+    if name.startswith("compressed_"):
+        policy = name.removeprefix("compressed_")
+        return _compressed("window+snapkv" if policy == "composed" else policy)
+    if name == "cascade":
+        return Cascade(_lookup(), _compressed("topk_chunks"), max_depth=6, lower_nodes=8)
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
-        return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+        return _lookup()
     truths = {
         tuple(request.prompt["input_ids"][0].tolist()): result.tokens  # type: ignore[index,call-overload]
         for request, result in zip(requests, plain, strict=True)
@@ -264,6 +281,23 @@ def _with_texts(request: Request, cell: Cell, plain: Result) -> Request:
     prompt = from_inputs(request.prompt, config)  # type: ignore[arg-type]
     texts = tuple(known_texts(request, plain))
     return replace(request, prompt=replace(prompt, draft_texts=texts))
+
+
+def _lookup() -> PromptLookup:
+    return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+
+
+def _compressed(policy: str) -> CompressedKV:
+    return CompressedKV(
+        policy=policy,
+        budget=12,
+        recent=5,
+        max_share=1.0,
+        max_depth=4,
+        top_k=2,
+        width=2,
+        min_confidence=0.0,
+    )
 
 
 @cache

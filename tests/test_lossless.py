@@ -4,10 +4,13 @@ The default run covers every family with every drafter and every pair of options
 runs all cells.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from families import FAMILIES, prompt_inputs
 from matrix import (
+    COMPRESSED,
     KNOWING,
     RETRIEVALS,
     SAMPLINGS,
@@ -19,7 +22,9 @@ from matrix import (
 )
 
 import mmspec
-from mmspec.config import Config, DecodeConfig
+from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.requests import Request
 
 FLOAT32_FAMILIES = ("llama", "gemma3_text", "llava", "qwen2_5_vl")
 
@@ -60,6 +65,54 @@ def test_the_default_cells_have_each_source_of_retrieval_alone_and_batched_with_
 def test_speculative_tokens_are_the_plain_ones_in_float32(cell: Cell) -> None:
     outcome = run_cell(cell)
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
+
+
+@pytest.mark.parametrize("drafter", [*(f"compressed_{name}" for name in COMPRESSED), "cascade"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("family", "layout"), [("llama", "text"), ("qwen2_vl", "image_middle")])
+def test_every_policy_drafts_for_one_and_for_three(
+    drafter: str, batch: int, family: str, layout: str
+) -> None:
+    outcome = run_cell(Cell(family, drafter, "t1", batch, layout))
+    assert not outcome.mismatches, "; ".join(outcome.mismatches)
+    assert outcome.accepted > 3 * batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", COMPRESSED)
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [("llama", "text"), ("gemma3_text", "text"), ("qwen2_5_vl", "image_middle")],
+)
+def test_compressed_kv_changes_no_token_behind_8k(policy: str, family: str, layout: Any) -> None:
+    """A ragged batch of three long prompts by chunks, the view a sixteenth of the text."""
+    drafter = CompressedKV(
+        policy="window+snapkv" if policy == "composed" else policy,
+        budget=400,
+        recent=48,
+        max_share=0.1,
+        min_confidence=0.0,
+    )
+    config = Config(
+        decode=DecodeConfig(max_nodes=16, controller="fixed", prefill_chunk=1024),
+        cache=CacheConfig(prefix_bytes=0),
+    )
+    engine = mmspec.load(model_of(family, "float64"), config=config, drafter=drafter)
+    requests = [
+        Request(
+            prompt_inputs(
+                FAMILIES[family], layout, num_text_tokens=length, seed=length, repetitive=False
+            ),
+            max_new_tokens=80,
+            seed=length,
+            **SAMPLINGS["t1"],
+        )
+        for length in (7900, 5300, 8000)
+    ]
+    results = engine.generate(requests)
+    for request, result in zip(requests, results, strict=True):
+        assert result.tokens == engine.generate(request, speculate=False).tokens
+        assert result.stats.by_drafter["compressed_kv"].accepted > 10
 
 
 @pytest.mark.parametrize("max_nodes", [0, 1, 2, 5, 64])

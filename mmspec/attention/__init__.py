@@ -6,6 +6,7 @@
 
 from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.reach import Reach
+from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
 
-__all__ = ["Reach", "RowNodes", "TreeCall", "tree_attention"]
+__all__ = ["LayerRule", "Reach", "RowNodes", "TreeCall", "tree_attention"]

@@ -16,8 +16,11 @@ from mmspec.attention.call import TreeCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
+from mmspec.kv import QueryTap
 
 KEYWORD = "tree_call"  # of model.forward; it arrives in every layer's attention
+TAP_KEYWORD = "query_tap"  # of any forward of the model: who is told its queries
+_PREFIX = "mmspec_over_"
 # Softcap and sinks go into the LayerRule; the others are without meaning for a score call.
 _UNDERSTOOD = frozenset(
     {
@@ -39,7 +42,8 @@ Output = tuple[Tensor, Tensor | None]
 @contextmanager
 def attached(config: PreTrainedConfig) -> Iterator[None]:
     """Within it, the layers of this text config attend by `tree_attention` in every forward that
-    is given a TreeCall; any other forward attends as it did before.
+    is given a TreeCall; any other forward attends as it did before. Whatever the forward, a
+    QueryTap in it is told the queries.
 
     Sets one attribute of the config (microseconds), and puts it back after an error too.
     """
@@ -53,7 +57,9 @@ def attached(config: PreTrainedConfig) -> Iterator[None]:
 
 def _registered(own: str | None) -> str:
     """The name under which transformers finds tree attention on top of the model's `own`."""
-    name = f"mmspec_over_{own or 'eager'}"
+    if own is not None and own.startswith(_PREFIX):
+        return own  # attached already
+    name = f"{_PREFIX}{own or 'eager'}"
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, partial(_attend, own or "eager"))
         if own in ALL_MASK_ATTENTION_FUNCTIONS:  # for a forward of the user's own, meanwhile
@@ -76,18 +82,28 @@ def _attend(
     """`query` (batch, heads, nodes, head_dim); `key` and `value` (batch, kv_heads, nodes,
     head_dim) are the new tokens' alone, written to the cache already."""
     call: TreeCall | None = kwargs.pop(KEYWORD, None)
+    tap: QueryTap | None = kwargs.pop(TAP_KEYWORD, None)
+    if tap is not None:
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        tap.take(cast(int, module.layer_idx), query, factor)
     if call is not None:
         index = cast(int, module.layer_idx)
         layer, reach = call.layers[index], call.reaches[index]
         if not dropout and _is_understood(reach, query, key, kwargs):
             factor = query.shape[-1] ** -0.5 if scaling is None else scaling
             rule = LayerRule(reach, factor, kwargs.get("softcap"), kwargs.get("s_aux"))
-            return tree_attention(query, layer.keys, layer.values, call=call, rule=rule), None
+            return attend_layer(query, call, index, rule), None
         key, value = layer.view(layer.keys), layer.view(layer.values)
         attention_mask = call.dense_mask(reach, query)
     own_attention = _own_attention(own, module)
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
     return own_attention(module, query, key, value, attention_mask, **options)
+
+
+def attend_layer(query: Tensor, call: TreeCall, index: int, rule: LayerRule) -> Tensor:
+    """`tree_attention` over what the cache holds of layer `index`."""
+    layer = call.layers[index]
+    return tree_attention(query, layer.keys, layer.values, call=call, rule=rule)
 
 
 def _is_understood(reach: Reach, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> bool:

@@ -188,9 +188,10 @@ def read_passages(files: Sequence[str], *, in_prompt: bool) -> list[Passage]:
 
 
 def warm_up(engine: Engine, request: Request) -> None:
-    """The prompt and a few tokens both ways: what only a first call pays for is paid here."""
+    """The prompt and a few tokens both ways: what only a first call pays for is paid here. Nothing
+    is kept of them, for drafters may copy what was said before."""
     for speculate in (True, False):
-        with engine.stream(request, speculate=speculate) as stream:
+        with engine.stream(request, speculate=speculate, reuse=False) as stream:
             for _ in islice(stream, _WARM_UP_PIECES):
                 pass
 

@@ -43,6 +43,15 @@ class LearningSession(DraftSession, Protocol):
         where `Prompt.namespace` is not None, and be used for that namespace alone."""
 
 
+@runtime_checkable
+class RevisableSession(DraftSession, Protocol):
+    """One that can be asked about a text that may not come true, as a cascade does. It is told
+    what became of such a proposal, too."""
+
+    def take_back(self, num_tokens: int) -> None:
+        """Only the first `num_tokens` of the tokens it was last asked about stand."""
+
+
 class Drafter(Protocol):
     """Starts sessions. Shared by all requests of an engine, so it holds no request's state."""
 
@@ -92,6 +101,13 @@ class LearningDrafter(Drafter, Protocol):
 
     def forget(self, namespace: str | None = None) -> None:
         """Drops what requests of a namespace have left, or of all."""
+
+
+@runtime_checkable
+class WatchingDrafter(Drafter, Protocol):
+    """A drafter that looks at the queries of the target's own forwards, in `Prefill.cache`."""
+
+    watched_queries: int  # of so many newest tokens of a row
 
 
 @runtime_checkable

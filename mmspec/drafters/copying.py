@@ -106,6 +106,10 @@ class Copier:
                 self._was_useful(self._trie.continuations[place])
         self._drafted = {}
 
+    def take_back(self) -> None:
+        """Nothing will be told of the last draft."""
+        self._drafted = {}
+
     def _tried(self, tree: TokenTree, accepted: set[int]) -> Iterator[tuple[int, Bucket, Branch]]:
         """The drafted nodes whose parent was accepted: of them alone the target has spoken."""
         for node in range(1, tree.num_nodes):

@@ -25,6 +25,10 @@ class OwnText:
         """`tokens` are the prompt's and all chosen ones; those that are new join."""
         self.index.extend(tokens[len(self.index) - self._num_beside :])
 
+    def take_back(self, num_tokens: int) -> None:
+        """Only the first `num_tokens` of the prompt's and the chosen ones stand."""
+        self.index.truncate(self._num_beside + num_tokens)
+
     def tail(self, count: int) -> list[int]:
         """The text's last tokens, at most `count`."""
         size = len(self.index) - self._num_beside

@@ -6,6 +6,7 @@ place as a chain; here all places found become one tree (see `copying`).
 
 from collections.abc import Sequence
 
+from mmspec.calibration import Calibration
 from mmspec.drafters.copying import Copier
 from mmspec.drafters.own_text import OwnText
 from mmspec.sampling import DraftGuide
@@ -21,7 +22,7 @@ class PromptLookup:
     def __init__(
         self,
         *,
-        max_depth: int = 48,
+        max_depth: int = 64,
         max_matches: int = 16,
         min_match: int = 2,
         max_match: int = 32,
@@ -34,6 +35,7 @@ class PromptLookup:
         self.min_match = min_match
         self.max_match = max_match
         self.min_confidence = min_confidence
+        self.calibration = Calibration(decay=0.998)  # of all requests: rates, no request's text
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> "PromptLookupSession":
         return PromptLookupSession(self, OwnText(prompt, min_match=self.min_match))
@@ -45,7 +47,9 @@ class PromptLookupSession:
     def __init__(self, drafter: PromptLookup, text: OwnText) -> None:
         self._drafter = drafter
         self._text = text
-        self._copier = Copier(drafter.name, min_confidence=drafter.min_confidence)
+        self._copier = Copier(
+            drafter.name, min_confidence=drafter.min_confidence, shared=drafter.calibration
+        )
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         drafter = self._drafter
@@ -60,6 +64,10 @@ class PromptLookupSession:
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         self._copier.observe(tree, verdict)
+
+    def take_back(self, num_tokens: int) -> None:
+        self._text.take_back(num_tokens)
+        self._copier.take_back()
 
     def close(self) -> None:
         pass

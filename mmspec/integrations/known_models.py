@@ -14,6 +14,7 @@ from mmspec.drafters.base import Drafter
 from mmspec.engine import Engine
 from mmspec.target import Target
 from mmspec.target.attached import Attention
+from mmspec.target.blocks import Blocks
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
 from mmspec.target.probe import Shape
@@ -21,11 +22,12 @@ from mmspec.target.probe import Shape
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probe saw, and the linear layers that it was seen with."""
+    """What the probe saw, and the quick layers that it was seen with."""
 
     mask_rule: MaskRule
     attention: Attention
-    linears: Linears | None  # holds layers, never the model that they are in
+    linears: Linears | None  # hold layers, never the model that they are in
+    blocks: Blocks | None
     shape: Shape
 
 
@@ -71,9 +73,16 @@ class KnownModels:
         if key not in known.probed:
             target, shape = probed_target(model, config)
             attached = target.attachments
-            seen = Probed(target.mask_rule, attached.attention, attached.linears, shape)
+            seen = Probed(
+                target.mask_rule, attached.attention, attached.linears, attached.blocks, shape
+            )
             known.probed[key] = seen
         seen = known.probed[key]
-        rule, linears = seen.mask_rule, seen.linears
-        made = Target(model, mask_rule=rule, attention=seen.attention, linears=linears)
+        made = Target(
+            model,
+            mask_rule=seen.mask_rule,
+            attention=seen.attention,
+            linears=seen.linears,
+            blocks=seen.blocks,
+        )
         return made, seen.shape

@@ -1,8 +1,22 @@
-"""The KV cache: ragged rows in one flat buffer a layer; and the store of texts decoded before.
+"""The KV cache: ragged rows in one flat buffer a layer; small views of it, chosen by policies; and
+the store of texts decoded before.
 Imports nothing from the rest of mmspec."""
 
 from mmspec.kv.cache import KVCache
 from mmspec.kv.layer import FlatLayer, WritePlan
 from mmspec.kv.prefix import Lease, PrefixStore, StoreInfo
+from mmspec.kv.queries import QueryLog, QueryTap
+from mmspec.kv.view import KVView, ViewSize
 
-__all__ = ["FlatLayer", "KVCache", "Lease", "PrefixStore", "StoreInfo", "WritePlan"]
+__all__ = [
+    "FlatLayer",
+    "KVCache",
+    "KVView",
+    "Lease",
+    "PrefixStore",
+    "QueryLog",
+    "QueryTap",
+    "StoreInfo",
+    "ViewSize",
+    "WritePlan",
+]

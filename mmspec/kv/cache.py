@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from mmspec.kv.layer import FlatLayer, WritePlan
-from mmspec.kv.regions import Regions
+from mmspec.kv.queries import QueryLog
+from mmspec.kv.regions import Region, Regions
 
 Segment = tuple[tuple[Tensor, Tensor] | None, ...]
 """Keys and values of some tokens, a pair of (tokens, kv_heads, head_dim) a layer; None for a layer
@@ -32,7 +33,9 @@ class KVCache(Cache):
     attention layers that keep keys and values.
     """
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self, num_layers: int, *, queries: QueryLog | None = None) -> None:
+        """`queries`: the log of what the newest tokens asked for, where somebody reads it."""
+        self.queries = queries
         self.flat_layers = [FlatLayer() for _ in range(num_layers)]
         super().__init__(layers=list(self.flat_layers))
         self._regions = Regions()
@@ -51,17 +54,29 @@ class KVCache(Cache):
         """Frees the row's slots. Closing a closed row does nothing."""
         self._regions.close(row)
         self._written.pop(row, None)
+        if self.queries is not None:
+            self.queries.forget(row)
 
     def release(self) -> None:
         """Closes all rows and gives the buffers' memory back."""
         self._regions = Regions()
         self._written.clear()
+        if self.queries is not None:
+            self.queries.clear()
         for layer in self.flat_layers:
             layer.release()
 
     def length(self, row: int) -> int:
         """Committed tokens of the row."""
         return self._regions.rows[row].length
+
+    def region(self, row: int) -> Region:
+        """Where the row's tokens lie, as of now: a row that grows moves. To be read only."""
+        return self._regions.rows[row]
+
+    def epoch(self, row: int) -> int:
+        """Differs once committed tokens of the row were forgotten."""
+        return self._regions.rows[row].epoch
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -104,6 +119,8 @@ class KVCache(Cache):
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
         """Keeps, for each row, the tokens at `path` of those written, in that order, and forgets
         the others. A path is increasing; an empty one keeps nothing."""
+        if self.queries is not None:
+            self.queries.commit(paths)
         source: list[int] = []
         destination: list[int] = []
         for row, path in paths.items():
@@ -126,6 +143,10 @@ class KVCache(Cache):
         """Forgets the row's committed tokens from `length` on, and what was written behind them."""
         region = self._regions.rows[row]
         assert 0 <= length <= region.length, f"row {row}: {length} of {region.length} tokens"
+        if length < region.length:
+            region.epoch += 1
+            if self.queries is not None:
+                self.queries.forget(row)
         region.length = length
         self._written.pop(row, None)
 
@@ -146,6 +167,8 @@ class KVCache(Cache):
             if states is not None:
                 layer.put(region.start + region.length, *(tensor[:count] for tensor in states))
         self._written.pop(row, None)
+        if self.queries is not None:
+            self.queries.forget(row)
         region.length += count
 
     def check_integrity(self) -> None:

@@ -10,6 +10,7 @@ class Region:
     start: int
     capacity: int
     length: int = 0
+    epoch: int = 0  # how often committed tokens were forgotten
 
 
 @dataclass

@@ -47,6 +47,18 @@ class OnlineIndex:
                 previous.append(last.get(key, 0))
                 last[key] = end
 
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from `length` on: all is as if they had never been appended."""
+        for end in range(len(self.tokens), length, -1):
+            for n, last, previous in zip(self._levels, self._last, self._previous, strict=True):
+                key = hash(tuple(self.tokens[end - n : end])) if end >= n else 0
+                before = previous.pop()
+                if before:
+                    last[key] = before
+                else:
+                    del last[key]
+            self.tokens.pop()
+
     def matches(self, *, limit: int, min_match: int, max_match: int) -> list[Match]:
         """Up to `limit` earlier places like the text's end, the longest match first, among equals
         the latest. Only matches of at least `min_match` tokens."""

@@ -103,7 +103,8 @@ def _from_the_left(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     rows = states.reshape(-1, states.shape[-1])
     two = rows if rows.shape[0] == 2 else torch.cat([rows, rows])
     product = torch.mm(weight, two.T)[:, : rows.shape[0]]
-    out = product.T.reshape(*states.shape[:-1], -1)
+    # Row by row again: what comes next, and the next product most of all, reads rows.
+    out = product.T.contiguous().view(*states.shape[:-1], -1)
     return out if bias is None else out + bias
 
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from mmspec.errors import ModelError
 from mmspec.state import Prompt
 from mmspec.target.attached import Attention
+from mmspec.target.blocks import Blocks
 from mmspec.target.families import mask_rules
 from mmspec.target.linears import Linears
 from mmspec.target.target import Target, input_device
@@ -52,13 +53,17 @@ class ProbeReport:
 
 
 def probe(
-    model: PreTrainedModel, *, attention: Attention = "tree", linears: Linears | None = None
+    model: PreTrainedModel,
+    *,
+    attention: Attention = "tree",
+    linears: Linears | None = None,
+    blocks: Blocks | None = None,
 ) -> tuple[Target, ProbeReport]:
     """The model as a Target with the mask rule that fits, and what it was seen to score.
 
-    With `attention="tree"` mmspec's own attention is compared too, and taken if it agrees.
-    `linears` go to the target as they are. Raises ModelError if not even one token at a time
-    agrees with the model's own decoding.
+    With `attention="tree"` mmspec's own attention is compared too, in the `blocks`, and taken if
+    it agrees. `linears` go to the target as they are. Raises ModelError if not even one token at a
+    time agrees with the model's own decoding.
     """
     prompt, tree = _probe_prompt(model)
     # A second, shorter row: ragged batches must hold too.
@@ -71,9 +76,15 @@ def probe(
     def finished(target: Target, report: ProbeReport) -> tuple[Target, ProbeReport]:
         if attention == "tree":
             candidate = _SHAPES[report.shape](tree)
-            report = _with_tree_attention(target, report, candidate, [prompt, shorter], expected)
-        rule = target.mask_rule
-        made = Target(model, mask_rule=rule, attention=report.attention, linears=linears)
+            own = Target(model, mask_rule=target.mask_rule, attention="tree", blocks=blocks)
+            report = _with_tree_attention(own, report, candidate, [prompt, shorter], expected)
+        made = Target(
+            model,
+            mask_rule=target.mask_rule,
+            attention=report.attention,
+            linears=linears,
+            blocks=blocks,
+        )
         return made, report
 
     for rule in mask_rules(model.config):
@@ -99,14 +110,13 @@ def probe(
 
 
 def _with_tree_attention(
-    target: Target,
+    own: Target,
     report: ProbeReport,
     tree: TokenTree,
     prompts: Sequence[Prompt],
     expected: Sequence[Mapping[tuple[int, ...], Tensor]],
 ) -> ProbeReport:
     """The report of mmspec's own attention, or `report` and why not."""
-    own = Target(target.model, mask_rule=target.mask_rule, attention="tree")
     try:
         error = _distance(own, prompts, tree, expected)
     except _FAILURES as e:

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 from mmspec.encoders.features import FeatureSource
 from mmspec.encoders.media import join, token_inputs
-from mmspec.kv import KVCache
+from mmspec.kv import KVCache, QueryLog
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import encoded
 from mmspec.target.attached import Attachments, Attention
+from mmspec.target.blocks import Blocks
 from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
@@ -27,7 +28,8 @@ class Target:
     """The model whose distribution is kept.
 
     Holds no request's state and changes nothing on the model but within a score call, which runs
-    by `attention` and `linears` (see `attached`); prefill is the model's own forward throughout.
+    by `attention`, `linears` and `blocks` (see `attached`); prefill is the model's own forward
+    throughout.
     `taps` are indices into transformers' `hidden_states`: 0 is the embedding, i the output of
     layer i, and the last one, `last_tap`, is what comes after the final norm. What a family adds
     between two layers (Qwen3-VL's deepstack features) is not in the one before it. Without taps no
@@ -41,13 +43,18 @@ class Target:
         mask_rule: MaskRule | None = None,
         attention: Attention = "model",
         linears: Linears | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         """Raises ModelError for a model that cannot be decoded (see `families`)."""
         refuse_unsupported(model)
         self.model = model
         self.mask_rule = mask_rule or mask_rules(model.config)[0]
         self.attachments = Attachments(
-            model, mask_rule=self.mask_rule, attention=attention, linears=linears
+            model,
+            mask_rule=self.mask_rule,
+            attention=attention,
+            linears=linears,
+            blocks=blocks,
         )
         # Asked of the model, both cost a walk through its modules, in every call.
         self._first = next(p for p in model.parameters() if p.is_floating_point())
@@ -100,8 +107,10 @@ class Target:
                 state.append((id(weight), version, weight.dtype, weight.device))
         return hash(tuple(state))
 
-    def new_cache(self) -> KVCache:
-        return KVCache(self._text_config.num_hidden_layers)
+    def new_cache(self, *, watched_queries: int = 0) -> KVCache:
+        """An empty cache, which logs the queries of each row's so many newest tokens."""
+        log = QueryLog(watched_queries) if watched_queries else None
+        return KVCache(self._text_config.num_hidden_layers, queries=log)
 
     def prefill(
         self,
@@ -144,6 +153,7 @@ class Target:
             self._forward(),
             cache.writing([row], [stop - start]),
             _fed(self.model, start, stop, features),
+            self.attachments.watching(cache, [row], [stop - start]) as watched,
         ):
             output = self.model(
                 input_ids=prompt.token_ids[start:stop].unsqueeze(0).to(self.device),
@@ -153,6 +163,7 @@ class Target:
                 use_cache=True,
                 output_hidden_states=asked_for(taps),
                 **inputs,
+                **watched,
             )
         if on_logits is not None:
             on_logits(start, output.logits[0])
@@ -160,7 +171,7 @@ class Target:
         cache.commit({row: kept})
         offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
         hidden = {tap: states[0] for tap, states in taken(output, taps).items()}
-        return Prefill(output.logits[0, -1], Placement(row, offsets), hidden)
+        return Prefill(output.logits[0, -1], Placement(row, offsets), hidden, cache)
 
     def read(self, texts: Sequence[Sequence[int]], *, taps: Collection[int]) -> list[Hidden]:
         """The hidden states of texts without media, all in one forward that keeps nothing: of each
@@ -235,6 +246,7 @@ class Target:
             self.attachments.scoring(
                 trees, cache, plan, written=done, like=self._first, device=self.device
             ) as inputs,
+            self.attachments.watching(cache, [p.row for p in placements], counts) as watched,
         ):
             output = self.model(
                 input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
@@ -245,6 +257,7 @@ class Target:
                 use_cache=True,
                 output_hidden_states=asked_for(taps),
                 **inputs,
+                **watched,
             )
         hidden = taken(output, taps)
         return [

@@ -209,3 +209,9 @@ def test_a_datastore_drafts_what_its_documents_say(scripted: Scripted, tmp_path:
     assert drafted(run, "retrieval")[0] > 4 and json.loads(run.stdout)["compare"]["identical"]
     refused = generate(folder, "what?", *words[:2], "--set", "drafter.retrieval.datastores=[none]")
     assert refused.exit_code == 2 and "no datastore here" in refused.stderr
+
+
+def test_a_comparison_is_not_drafted_from_its_own_warm_up(scripted: Scripted) -> None:
+    words = ("--drafter", "retrieval", "--json", "--speculate", "--compare")
+    run = generate(scripted("QUICK fox"), "what?", *words)
+    assert drafted(run, "retrieval")[0] == 0, "nothing was said before"

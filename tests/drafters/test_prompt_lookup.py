@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmspec.drafters.base import DraftSession
 from mmspec.drafters.prompt_lookup import PromptLookup, PromptLookupSession
 from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
@@ -200,12 +201,17 @@ def test_what_was_cut_from_the_tree_is_observed_by_its_path() -> None:
         assert (now < before) is (depth == 1), f"depth {depth}: {before} became {now}"
 
 
-def test_sessions_of_one_drafter_share_nothing() -> None:
-    text = [1, 2, 3, 4, 1, 2]
-    drafter = PromptLookup(min_match=1)
+def test_sessions_of_one_drafter_share_rates_and_no_text() -> None:
+    drafter = PromptLookup(min_match=1, min_confidence=0.0)
     prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
-    taught, other = (drafter.start(Prompt(torch.tensor(text)), prefill, GUIDE) for _ in range(2))
-    expected = other.propose(text, 4)
-    for _ in range(3):
-        observe(taught, taught.propose(text, 4), (0,))
-    assert other.propose(text, 4) == expected
+
+    def started(text: list[int]) -> DraftSession:
+        return drafter.start(Prompt(torch.tensor(text)), prefill, GUIDE)
+
+    taught, other = started([1, 2, 3, 4, 1, 2]), started([1, 2, 7, 8, 1, 2])
+    before = other.propose([1, 2, 7, 8, 1, 2], 2)
+    for _ in range(9):
+        observe(taught, taught.propose([1, 2, 3, 4, 1, 2], 2), (0,))
+    after = other.propose([1, 2, 7, 8, 1, 2], 2)
+    assert before.tokens == after.tokens == (2, 7, 8)
+    assert after.confidence[1] < before.confidence[1] / 2, "such copies were not taken"

@@ -145,3 +145,19 @@ def test_a_match_just_long_enough_is_found(min_match: int) -> None:
     text = [*range(min_match), 50, *range(min_match)]
     found = index_of(text, min_match).matches(limit=ALL, min_match=min_match, max_match=32)
     assert found == [Match(end=min_match, length=min_match)]
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=60),
+    st.lists(st.integers(0, 3), max_size=20),
+    st.lists(st.integers(0, 3), max_size=20),
+)
+def test_what_is_truncated_leaves_no_trace(
+    kept: list[int], taken_back: list[int], later: list[int]
+) -> None:
+    index, fresh = OnlineIndex(), OnlineIndex()
+    index.extend([*kept, *taken_back])
+    index.truncate(len(kept))
+    index.extend(later)
+    fresh.extend([*kept, *later])
+    assert vars(index) == vars(fresh)

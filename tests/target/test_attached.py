@@ -19,6 +19,7 @@ from mmspec.kv import KVCache
 from mmspec.requests import Request
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target, linears
+from mmspec.target.blocks import quick_blocks
 from mmspec.target.linears import quick_linears
 from mmspec.tree import TokenTree
 
@@ -58,7 +59,7 @@ def score(target: Target, tree: TokenTree = FIVE, length: int = 12) -> Tensor:
 def attaching(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> Target:
     """A target that attaches everything, small layers too."""
     monkeypatch.setattr(linears, "_MIN_WEIGHTS", 1)
-    return Target(model, attention="tree", linears=quick_linears(model))
+    return Target(model, attention="tree", linears=quick_linears(model), blocks=quick_blocks(model))
 
 
 @pytest.fixture

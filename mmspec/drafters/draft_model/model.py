@@ -11,6 +11,7 @@ from mmspec.drafters.draft_model.prompts import ImagePolicy, can_see
 from mmspec.errors import ConfigError, ModelError
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
+from mmspec.target.blocks import quick_blocks
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import Processor, transformers_model
 from mmspec.target.probe import probe
@@ -68,7 +69,9 @@ class DraftModel:
             self.model, self.takes_trees = model, True
         else:
             loaded = transformers_model(model)
-            self.model, report = probe(loaded, linears=quick_linears(loaded))
+            self.model, report = probe(
+                loaded, linears=quick_linears(loaded), blocks=quick_blocks(loaded)
+            )
             self.takes_trees = report.shape == "tree"
             if report.shape == "plain":
                 raise ModelError(

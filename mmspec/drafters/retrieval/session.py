@@ -54,6 +54,10 @@ class RetrievalSession:
         last = verdict.path[-1]  # the state behind it chose the newest token
         self._hidden = {layer: states[last] for layer, states in scores.hidden.items()}
 
+    def take_back(self, num_tokens: int) -> None:
+        self._text.take_back(num_tokens)
+        self._copier.take_back()
+
     def learn(self, chosen: Sequence[int]) -> None:
         if self._namespace is not None and chosen:
             self._drafter.learn([*self._lead, *chosen], self._namespace)

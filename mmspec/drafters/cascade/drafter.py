@@ -1,0 +1,119 @@
+"""BoundCascade: two drafters at work for one target, the lower one's trees verified over a view."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession, WatchingDrafter
+from mmspec.drafters.cascade.run import Run
+from mmspec.drafters.cascade.session import CascadeSession
+from mmspec.drafters.compressed_kv import BoundCompressedKV
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prefill, Prompt
+from mmspec.target import Target
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.cascade.settings import Cascade
+
+
+class BoundCascade:
+    """Drafts for one target. The views are the middle level's, and as much a decode loop's own."""
+
+    name = "cascade"
+
+    def __init__(
+        self, settings: "Cascade", lower: Drafter, middle: BoundCompressedKV, target: Target
+    ) -> None:
+        self.settings = settings
+        self.lower = lower
+        self.middle = middle
+        self.draws = middle.draws
+        below = lower.watched_queries if isinstance(lower, WatchingDrafter) else 0
+        self.watched_queries = max(middle.watched_queries, below)
+        self._vocab_size = target.vocab_size
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CascadeSession:
+        lower = self.lower.start(prompt, prefill, guide)
+        return CascadeSession(self, lower, self.middle.start(prompt, prefill, guide))
+
+    def propose_together(
+        self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        """One tree a session; each forward over the views verifies the lower trees of all."""
+        own = [cast(CascadeSession, session) for session in sessions]
+        runs = [
+            session.begin(tokens, budget) if budget else None
+            for session, tokens in zip(own, texts, strict=True)
+        ]
+        begun = [run for run in runs if run is not None]
+        try:
+            while active := [run for run in begun if not run.is_done]:
+                self._advance(active)
+        finally:
+            for run in begun:
+                run.take_back()
+        return [
+            self._without_view(session, tokens, budget)
+            if run is None
+            else self._proposed(session, run)
+            for session, run, tokens in zip(own, runs, texts, strict=True)
+        ]
+
+    def _advance(self, runs: Sequence[Run]) -> None:
+        """One forward of the middle level, over the lower level's trees."""
+        trees = self._lower_trees(runs)
+        for view in dict.fromkeys(run.view for run in runs):
+            own = [(run, tree) for run, tree in zip(runs, trees, strict=True) if run.view is view]
+            scores = self.middle.model.score(
+                [tree for _, tree in own], view, [run.placement for run, _ in own]
+            )
+            for (run, tree), score in zip(own, scores, strict=True):
+                run.verify(tree, score)
+
+    def _lower_trees(self, runs: Sequence[Run]) -> list[TokenTree]:
+        trees = [TokenTree.root(run.text[-1]) for run in runs]
+        asked = [index for index, run in enumerate(runs) if run.may_ask]
+        if asked:
+            sessions = [runs[index].session.lower for index in asked]
+            texts = [runs[index].text.copy() for index in asked]
+            nodes = self.settings.lower_nodes
+            for index, tree in zip(asked, _ask(self.lower, sessions, texts, nodes), strict=True):
+                run = runs[index]
+                tree.check_integrity(self._vocab_size)
+                assert tree.tokens[0] == run.text[-1], f"node 0 of {self.lower.name} is another"
+                run.was_asked = True
+                trees[index] = tree.prune(nodes).cut(max(run.room - 1, 0))
+        return trees
+
+    def _without_view(
+        self, session: CascadeSession, tokens: Sequence[int], budget: int
+    ) -> TokenTree:
+        """Of a text too short for a view: what the lower level says, if it may be handed on."""
+        if not budget or session.must_draw:
+            return TokenTree.root(tokens[-1])
+        return _ask(self.lower, [session.lower], [tokens], budget)[0]
+
+    def _proposed(self, session: CascadeSession, run: Run) -> TokenTree:
+        children = run.children
+        chain = TokenTree.chain(
+            run.tokens[-1], [c.token for c in children], [c.rate for c in children], self.name
+        )
+        session.middle.remember(chain, [None, *(child.bucket for child in children)])
+        if session.must_draw:
+            return replace(chain, q=run.q(session.middle, self._vocab_size))
+        least = self.settings.middle.min_confidence
+        return chain.keep([n for n, c in enumerate(chain.cumulative_confidence) if c >= least])
+
+
+def _ask(
+    lower: Drafter,
+    sessions: Sequence[DraftSession],
+    texts: Sequence[Sequence[int]],
+    budget: int,
+) -> list[TokenTree]:
+    if isinstance(lower, BatchDrafter):
+        return lower.propose_together(sessions, texts, budget)
+    return [
+        session.propose(tokens, budget) for session, tokens in zip(sessions, texts, strict=True)
+    ]

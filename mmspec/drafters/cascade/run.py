@@ -1,0 +1,110 @@
+"""Run: one proposal of one request on its way: lower tree, middle verdict, lower tree, ..."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from mmspec.drafters.base import RevisableSession
+from mmspec.drafters.compressed_kv.session import CompressedKVSession
+from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching
+from mmspec.drafters.draft_model.growth import Child
+from mmspec.state import Placement, Scores
+from mmspec.tree import TokenTree
+from mmspec.verify import Chooser
+from mmspec.verify.coupled import coupled
+
+if TYPE_CHECKING:
+    from mmspec.drafters.cascade.session import CascadeSession
+
+
+class Run:
+    """It is the verifier's Chooser for the middle level: what the target over its view would say
+    under the request's noise, or a draw from its q. So the chain is the middle level's own sample
+    path, whatever the lower level proposed.
+
+    Behind the view lie the tokens accepted so far, as committed ones do; `take_back` forgets them.
+    """
+
+    def __init__(
+        self,
+        session: "CascadeSession",
+        tokens: Sequence[int],
+        placement: Placement,
+        branching: BestBranching | DrawnBranching,
+        *,
+        max_depth: int,
+        max_forwards: int | None,
+        min_confidence: float,
+    ) -> None:
+        """`tokens`: the request's text. `max_forwards` None: as many as `max_depth` takes."""
+        self.session = session
+        self.view = session.middle.view
+        self.tokens = list(tokens)
+        self.placement = placement
+        self.children: list[Child] = []  # the chain
+        self.was_asked = False
+        self._branching = branching
+        self._max_depth = max_depth
+        self._max_forwards = max_forwards
+        self._min_confidence = min_confidence
+        self._likely = 1.0
+        self._num_forwards = 0
+        self._is_out = False
+        self._base = self.view.length(placement.row)
+
+    @property
+    def text(self) -> list[int]:
+        """The request's, with the chain."""
+        return [*self.tokens, *(child.token for child in self.children)]
+
+    @property
+    def room(self) -> int:
+        """Tokens that the chain may still get."""
+        return self._max_depth - len(self.children)
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether the lower level can follow the text: one that cannot take back is asked once a
+        proposal, before anything is uncertain."""
+        return isinstance(self.session.lower, RevisableSession) or not self.children
+
+    # The verifier's Chooser
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_out or self.room <= 0 or self._likely < self._min_confidence
+
+    def choose(self, logits: Tensor) -> int:
+        """The middle level's token after the chain."""
+        child = self._branching.children(logits.unsqueeze(0), len(self.children) + 1)[0][0]
+        self.children.append(child)
+        self._likely *= child.rate
+        return child.token
+
+    def verify(self, tree: TokenTree, scores: Scores) -> None:
+        """Takes of a lower tree what the middle level says too, and one token more."""
+        verdict = coupled(tree, scores.logits, cast(Chooser, self))  # it asks for no more than this
+        self.view.commit({self.placement.row: verdict.path})
+        lower = self.session.lower
+        if isinstance(lower, RevisableSession):
+            lower.observe(tree, verdict, scores)
+        self._num_forwards += 1
+        self._is_out = self._num_forwards == self._max_forwards
+
+    def take_back(self) -> None:
+        """The view and the lower level are where they were, at the request's own text."""
+        self.view.truncate(self.placement.row, self._base)
+        lower = self.session.lower
+        if isinstance(lower, RevisableSession) and self.was_asked:
+            lower.take_back(len(self.tokens))
+
+    def q(self, middle: CompressedKVSession, vocab_size: int) -> Tensor:
+        """(nodes, vocab_size) what each node's child was drawn from; zeros for the last."""
+        assert isinstance(self._branching, DrawnBranching)
+        middle.num_draws = self._branching.num_draws
+        drawn = torch.cat(self._branching.q)
+        q = drawn.new_zeros(len(self.children) + 1, vocab_size)
+        q[:-1, : drawn.shape[1]] = drawn
+        return q

@@ -1,0 +1,92 @@
+"""One request's drafting by two levels."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mmspec.drafters.base import DraftSession, PreparedSession, RevisableSession
+from mmspec.drafters.cascade.run import Run
+from mmspec.drafters.compressed_kv.session import CompressedKVSession
+from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching
+from mmspec.state import Scores, Verdict
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.cascade.drafter import BoundCascade
+
+
+class CascadeSession:
+    """The two levels' sessions, and which of them is told what."""
+
+    def __init__(
+        self, drafter: "BoundCascade", lower: DraftSession, middle: CompressedKVSession
+    ) -> None:
+        self.lower = lower
+        self.middle = middle
+        self._drafter = drafter
+        self._has_run = False  # in this step, as against the lower level alone
+
+    def prepare(self) -> None:
+        if isinstance(self.lower, PreparedSession):
+            self.lower.prepare()
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        return self._drafter.propose_together([self], [tokens], budget)[0]
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        """The chain is the middle level's. A lower level that takes back was told of its trees by
+        the middle level's verdicts."""
+        self.middle.observe(tree, verdict, scores)
+        if not (self._has_run and isinstance(self.lower, RevisableSession)):
+            self.lower.observe(tree, verdict, scores)
+        self._has_run = False
+
+    def close(self) -> None:
+        try:
+            self.lower.close()
+        finally:
+            self.middle.close()
+
+    @property
+    def must_draw(self) -> bool:
+        """Whether its trees carry q."""
+        return self._drafter.draws and not self.middle.guide.is_greedy
+
+    def begin(self, tokens: Sequence[int], budget: int) -> Run | None:
+        """A run from the text's end; None for a text that is too short for a view."""
+        placement = self.middle.catch_up(tokens)
+        if placement is None:
+            return None
+        self._has_run = True
+        settings, guide, index = self._drafter.settings, self.middle.guide, len(tokens) - 1
+        depth = min(settings.max_depth, budget)
+        branching: BestBranching | DrawnBranching
+        if self.must_draw:  # the length looks at no token
+            branching = DrawnBranching(
+                guide,
+                index,
+                warp=guide.warp,
+                profile=(1,) * depth,
+                first_draw=self.middle.num_draws,
+            )
+        else:
+            branching = BestBranching(
+                guide,
+                index,
+                calibration=self.middle.calibration,
+                warp=guide.warp,
+                is_coupled=True,
+                top_k=1,
+                max_depth=depth,
+                min_confidence=0.0,
+                budget=depth,
+                width=1,
+            )
+        return Run(
+            self,
+            tokens,
+            placement,
+            branching,
+            max_depth=depth,
+            max_forwards=None if self.must_draw else settings.max_forwards,
+            min_confidence=0.0 if self.must_draw else settings.middle.min_confidence,
+        )

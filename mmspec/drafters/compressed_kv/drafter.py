@@ -1,0 +1,124 @@
+"""BoundCompressedKV: a target that drafts for itself; the views of all its sessions."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from mmspec.drafters.base import DraftSession
+from mmspec.drafters.compressed_kv.session import CompressedKVSession
+from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
+from mmspec.drafters.draft_model.growth import Branching, Growth, grow
+from mmspec.kv import KVCache, KVView
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prefill, Prompt
+from mmspec.target import Target
+from mmspec.target.families import layer_reaches
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.compressed_kv.settings import CompressedKV
+
+
+class BoundCompressedKV:
+    """Drafts for one target. There is one view for each cache of the target's, which is that of one
+    decode loop: its rows are never met by another thread. The forwards are the target's own, under
+    its own lock."""
+
+    name = "compressed_kv"
+
+    def __init__(self, settings: "CompressedKV", target: Target) -> None:
+        self.settings = settings
+        self.model = target if settings.forward is None else settings.forward(target)
+        self.draws = settings.draw == "sample"
+        self.watched_queries = settings.policy.watched_queries
+        self._vocab_size = target.vocab_size
+        reaches = layer_reaches(target.model.config, target.mask_rule)
+        self._newest_only = [not reach.is_full for reach in reaches]
+        self._views: dict[KVCache, KVView] = {}
+        self._lock = threading.Lock()  # of the dict; a view belongs to its decode loop
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CompressedKVSession:
+        cache = prefill.cache
+        assert cache is not None, "the prefill does not say where the row's keys are"
+        with self._lock:
+            view = self._views.get(cache)
+            if view is None:
+                settings = self.settings
+                view = self._views[cache] = KVView(
+                    cache, settings.policy, settings.size, newest_only=self._newest_only
+                )
+        view.follow(
+            prefill.placement.row, media=[range(span.start, span.stop) for span in prompt.media]
+        )
+        return CompressedKVSession(self, view, prefill.placement, guide)
+
+    def propose_together(
+        self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        """One tree a session; a level is one forward over the new nodes of all of them."""
+        own = [cast(CompressedKVSession, session) for session in sessions]
+        growths: list[Growth | None] = []
+        for session, tokens in zip(own, texts, strict=True):
+            placement = session.catch_up(tokens) if budget else None
+            branching = self._branching(session, len(tokens) - 1, budget)
+            growths.append(
+                None if placement is None else Growth(placement, tokens[-1:], branching, self.name)
+            )
+        for view in dict.fromkeys(session.view for session in own):
+            grow(
+                self.model,
+                view,
+                [g for s, g in zip(own, growths, strict=True) if g is not None and s.view is view],
+            )
+        return [
+            TokenTree.root(tokens[-1])
+            if growth is None
+            else self._proposed(session, growth, budget)
+            for session, growth, tokens in zip(own, growths, texts, strict=True)
+        ]
+
+    def free(self, view: KVView, source_row: int) -> None:
+        """The row's request ended; the last one takes the view with it."""
+        with self._lock:
+            view.unfollow(source_row)
+            if not view.followed:
+                self._views.pop(view.source, None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all views, and of the queries that are kept for them."""
+        with self._lock:
+            views = list(self._views.values())
+        logs = [view.source.queries for view in views]
+        return sum(v.num_bytes for v in views) + sum(log.num_bytes for log in logs if log)
+
+    def _branching(self, session: CompressedKVSession, index: int, budget: int) -> Branching:
+        settings, guide = self.settings, session.guide
+        if settings.draw == "sample" and not guide.is_greedy:
+            profile = affordable(settings.profile, budget)
+            return DrawnBranching(
+                guide, index, warp=guide.warp, profile=profile, first_draw=session.num_draws
+            )
+        return BestBranching(
+            guide,
+            index,
+            calibration=session.calibration,
+            warp=guide.warp,
+            is_coupled=True,
+            top_k=settings.top_k,
+            max_depth=min(settings.max_depth, budget),
+            min_confidence=settings.min_confidence,
+            budget=budget,
+            width=settings.width,
+        )
+
+    def _proposed(self, session: CompressedKVSession, growth: Growth, budget: int) -> TokenTree:
+        tree = growth.tree
+        session.remember(tree, growth.buckets)
+        if isinstance(growth.branching, DrawnBranching):
+            session.num_draws = growth.branching.num_draws
+            return replace(tree, q=growth.branching.q_of(growth, self._vocab_size))
+        likely = tree.cumulative_confidence
+        kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
+        return tree.keep(kept)

@@ -1,0 +1,70 @@
+"""One request's drafting from a view of its own KV."""
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+from mmspec.calibration import Calibration
+from mmspec.kv import KVView
+from mmspec.sampling import DraftGuide
+from mmspec.state import Placement, Scores, Verdict
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.compressed_kv.drafter import BoundCompressedKV
+
+
+class CompressedKVSession:
+    """What was learnt of the request, and where its keys are. The keys themselves are the
+    target's: nothing is read twice, nothing has to be rolled back."""
+
+    def __init__(
+        self,
+        drafter: "BoundCompressedKV",
+        view: KVView,
+        placement: Placement,
+        guide: DraftGuide,
+    ) -> None:
+        """`placement` is the row's in the target's cache."""
+        self.view = view
+        self.guide = guide
+        self.calibration = Calibration()
+        self.num_draws = 0  # from q, over all proposals
+        self._drafter = drafter
+        self._placement = placement
+        self._proposal: tuple[TokenTree, Sequence[Hashable]] | None = None
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        return self._drafter.propose_together([self], [tokens], budget)[0]
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        """The target's choices tell of every child on the way, scored or not."""
+        if self._proposal is None:
+            return
+        (own, buckets), node = self._proposal, 0
+        self._proposal = None
+        for token in verdict.tokens:
+            for child in own.children(node):
+                if buckets[child] is not None:
+                    self.calibration.observe(buckets[child], own.tokens[child] == token)
+            found = own.child(node, token)
+            if found is None:
+                return
+            node = found
+
+    def close(self) -> None:
+        self._drafter.free(self.view, self._placement.row)
+
+    def catch_up(self, tokens: Sequence[int]) -> Placement | None:
+        """Shows what is committed; where a draft is written, and how its positions count. None for
+        a text that is too short for a view."""
+        row = self._placement.row
+        assert self.view.source.length(row) == len(tokens) - 1, "the cache is not the text's"
+        if not self.view.catch_up(row):
+            return None
+        hidden = self.view.num_hidden(row)
+        offsets = tuple(offset + hidden for offset in self._placement.position_offsets)
+        return Placement(self.view.row_of(row), offsets)
+
+    def remember(self, tree: TokenTree, buckets: Sequence[Hashable]) -> None:
+        """What was proposed."""
+        self._proposal = tree, tuple(buckets)

@@ -1,0 +1,101 @@
+"""CompressedKV: what of its own KV the target sees when it drafts, and how its trees grow."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+from mmspec.drafters.compressed_kv.drafter import BoundCompressedKV
+from mmspec.errors import ConfigError
+from mmspec.inputs import InputProcessor
+from mmspec.kv import ViewSize
+from mmspec.kv.policies import POLICIES, Composed, Policy
+from mmspec.target import Target
+
+Draw = Literal["coupled", "sample"]
+Forward = Callable[[Target], Target]
+
+_NAME = "drafter.compressed_kv"
+
+
+class CompressedKV:
+    """Self-drafting from a compressed cache: no second model, no training (TriForce, arXiv
+    2404.11912; MagicDec, arXiv 2408.11049). It pays where a step's cost is its context's."""
+
+    name = "compressed_kv"
+
+    def __init__(
+        self,
+        *,
+        policy: str | Policy = "snapkv",
+        budget: int = 1024,
+        recent: int = 64,
+        max_share: float = 0.1,
+        max_depth: int = 6,
+        top_k: int = 1,
+        width: int = 1,
+        min_confidence: float = 0.3,
+        draw: Draw = "coupled",
+        profile: Sequence[int] = (),
+        forward: Forward | None = None,
+    ) -> None:
+        """`policy` is a name, several joined by "+" (each has an equal share of the budget), or an
+        object. `budget` tokens are chosen by it; up to `recent` newer ones join before it chooses
+        anew. A view takes at most `max_share` of its text's KV (1: no bound); a text too short for
+        that is not drafted for.
+        `top_k` children a node, and `width` nodes a level that get children, down to `max_depth`,
+        as long as a path is believed to be accepted with `min_confidence`. With draw="sample"
+        tokens are drawn from q, `profile[d]` children for each node of depth d; empty: a chain of
+        `max_depth`.
+        `forward` makes of the target what runs over the view in its place, with the same keys: its
+        layers with other weights, or fewer of them; None: the target itself.
+        Raises ConfigError for values that make no sense.
+        """
+        _check("budget", budget >= 8, budget, "at least 8 tokens")
+        _check("recent", recent >= 1, recent, "at least 1 token")
+        _check("max_share", 0 < max_share <= 1, max_share, "in (0, 1]")
+        _check("max_depth", max_depth >= 1, max_depth, "at least 1")
+        _check("top_k", top_k >= 1, top_k, "at least 1")
+        _check("width", 1 <= width <= top_k**max_depth, width, "1 to the nodes of a level")
+        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
+        _check("draw", draw in get_args(Draw), draw, f"one of {get_args(Draw)}")
+        _check("profile", all(n >= 1 for n in profile), list(profile), "children a node, >= 1")
+        self.policy = policy_named(policy) if isinstance(policy, str) else policy
+        self.max_depth = max_depth
+        self.top_k = top_k
+        self.width = width
+        self.min_confidence = min_confidence
+        self.draw = draw
+        self.profile = tuple(profile) or (1,) * max_depth
+        self.forward = forward
+        self.size = ViewSize(budget, recent, self._most_written(), max_share)
+
+    def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundCompressedKV:
+        """The drafter of one target."""
+        return BoundCompressedKV(self, target)
+
+    def _most_written(self) -> int:
+        """Nodes that a draft writes behind the view, node 0 among them."""
+        if self.draw == "coupled":
+            return 1 + self.width * (self.max_depth - 1)
+        nodes = level = 1
+        for children in self.profile[:-1]:
+            level *= children
+            nodes += level
+        return max(nodes, self.max_depth)  # a greedy request's tree follows the best, as coupled
+
+
+def policy_named(name: str) -> Policy:
+    """The policy of a name, or of several joined by "+". Raises ConfigError."""
+    names = name.split("+")
+    for one in names:
+        if one not in POLICIES:
+            raise ConfigError(
+                f"{_NAME}.policy={name!r}: expected one, or several (joined by +), of "
+                f"{', '.join(sorted(POLICIES))}"
+            )
+    parts = [POLICIES[one]() for one in names]
+    return parts[0] if len(parts) == 1 else Composed(parts)
+
+
+def _check(name: str, is_right: bool, got: object, expected: str) -> None:
+    if not is_right:
+        raise ConfigError(f"{_NAME}.{name}={got!r}: expected {expected}")

@@ -1,0 +1,55 @@
+"""What an answer's metadata says, the same in every framework: plain values, ready for JSON."""
+
+from typing import Literal
+
+from mmspec.engine import Engine
+from mmspec.requests import Result
+
+FinishWord = Literal["stop", "length", "tool_calls"]
+
+
+def finish_word(result: Result, *, calls_tools: bool = False) -> FinishWord:
+    """Why the answer ended, in the words of OpenAI's API."""
+    if calls_tools:
+        return "tool_calls"
+    return "length" if result.finish_reason == "length" else "stop"
+
+
+def usage(result: Result) -> dict[str, int]:
+    """Tokens of the prompt, placeholders of media included, and of the answer."""
+    prompt = result.stats.prompt_tokens
+    completion = sum(sample.stats.new_tokens for sample in result.samples)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def speculation(result: Result) -> dict[str, object]:
+    """What the drafters did for one answer. `share` is a drafter's part of the answer's tokens."""
+    stats = result.stats
+    tokens = max(stats.new_tokens, 1)
+    return {
+        "seed": result.seed,
+        "steps": stats.steps,
+        "tokens_per_step": stats.tokens_per_step,
+        "tokens_per_second": stats.tokens_per_second,
+        "accepted_tokens": sum(count.accepted for count in stats.by_drafter.values()),
+        "reused_tokens": stats.reused_tokens,
+        "drafters": {
+            name: {
+                "proposed": count.proposed,
+                "accepted": count.accepted,
+                "share": count.accepted / tokens,
+            }
+            for name, count in stats.by_drafter.items()
+        },
+        "is_lossless": stats.is_lossless,
+    }
+
+
+def model_name(engine: Engine) -> str:
+    """What the target was loaded from, or its class where that is not known."""
+    model = engine.target.model
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)

@@ -1,0 +1,237 @@
+"""MmspecChatGenerator: the component."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Generator, Mapping
+from typing import Any, cast
+
+from haystack import Document, component, default_from_dict, default_to_dict
+from haystack.dataclasses import (
+    ChatMessage,
+    ComponentInfo,
+    StreamingCallbackT,
+    StreamingChunk,
+    ToolCall,
+    select_streaming_callback,
+)
+from haystack.dataclasses.streaming_chunk import ToolCallDelta
+from haystack.tools import (
+    ToolsType,
+    deserialize_tools_or_toolset_inplace,
+    flatten_tools_or_toolsets,
+    serialize_tools_or_toolset,
+)
+from haystack.utils import deserialize_callable, serialize_callable
+
+from mmspec.engine import Engine
+from mmspec.errors import InputError
+from mmspec.inputs.passages import Passages, passage_list
+from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.chosen_engine import chosen_engine
+from mmspec.integrations.haystack.messages import as_message, as_passage
+from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.options import request_options
+from mmspec.integrations.passages import Placement, with_passages
+from mmspec.integrations.tool_calls import ToolCallReader, read_answer
+from mmspec.requests import Request, Result, build_request
+
+
+@component
+class MmspecChatGenerator:
+    """A Hugging Face model, decoded by mmspec, as a Haystack chat generator: text and images,
+    streaming, tools, in sync and async pipelines.
+
+    `replies[0].meta` holds model, finish_reason, usage and, under "mmspec", what was drafted and
+    accepted. A pipeline with it is written and read by name of the model; reading needs
+    `Pipeline.loads(text, allowed_modules=["mmspec.*"])`, since Haystack imports from other
+    packages only what it is allowed to.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        engine: Engine | None = None,
+        drafter: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        placement: Placement = "auto",
+        generation_kwargs: Mapping[str, Any] | None = None,
+        streaming_callback: StreamingCallbackT | None = None,
+        tools: ToolsType | None = None,
+    ) -> None:
+        """`model` is a folder, a hub name or "tiny-vlm", loaded as `mmspec.load` does when the
+        pipeline is warmed up; an `engine` that is there already is shared, and then the pipeline
+        cannot be written. `drafter` and `overrides` are those of `mmspec.load`. `placement` says
+        where documents go: see `mmspec.integrations.passages`. `generation_kwargs` are fields of
+        `mmspec.Request`, `max_tokens` among them."""
+        if engine is None and model is None:
+            raise InputError("got no model; expected a folder, a name, or engine=")
+        self.model = model
+        self.drafter = drafter
+        self.overrides = dict(overrides or {})
+        self.placement: Placement = placement
+        self.generation_kwargs = dict(generation_kwargs or {})
+        self.streaming_callback = streaming_callback
+        self.tools = tools
+        self._given = engine
+        self._engine: Engine | None = None
+        self._loading = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Loads the model, once. Raises ModelError and ConfigError."""
+        with self._loading:
+            if self._engine is None:
+                self._engine = chosen_engine(
+                    self._given, model=self.model, drafter=self.drafter, overrides=self.overrides
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Raises InputError for a component that was given its engine."""
+        if self._given is not None:
+            raise InputError(
+                "this MmspecChatGenerator was given an engine, which a pipeline's file cannot "
+                "hold; make it with model= to write it"
+            )
+        callback = self.streaming_callback
+        return default_to_dict(
+            self,
+            model=self.model,
+            drafter=self.drafter,
+            overrides=self.overrides,
+            placement=self.placement,
+            generation_kwargs=self.generation_kwargs,
+            streaming_callback=serialize_callable(callback) if callback else None,
+            tools=serialize_tools_or_toolset(self.tools),
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "MmspecChatGenerator":
+        settings = data.get("init_parameters", {})
+        deserialize_tools_or_toolset_inplace(settings, key="tools")
+        if settings.get("streaming_callback"):
+            settings["streaming_callback"] = deserialize_callable(settings["streaming_callback"])
+        return default_from_dict(cls, data)
+
+    @component.output_types(replies=list[ChatMessage])
+    def run(
+        self,
+        messages: list[ChatMessage] | str,
+        documents: list[Document] | None = None,
+        streaming_callback: StreamingCallbackT | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        *,
+        tools: ToolsType | None = None,
+    ) -> dict[str, list[ChatMessage]]:
+        """The answer to `messages`; with `n` samples, that many replies. The texts of `documents`
+        are passages. `generation_kwargs` and `tools` take the place of those it was made with.
+
+        Raises InputError, a ValueError, for what cannot be asked."""
+        callback = select_streaming_callback(
+            self.streaming_callback, streaming_callback, requires_async=False
+        )
+        request = self._request(messages, documents, generation_kwargs, tools)
+        if callback is None:
+            return {"replies": self._replies(request)}
+        replies: list[ChatMessage] = []
+        for chunk in self._chunks(request, replies):
+            callback(chunk)
+        return {"replies": replies}
+
+    @component.output_types(replies=list[ChatMessage])
+    async def run_async(
+        self,
+        messages: list[ChatMessage] | str,
+        documents: list[Document] | None = None,
+        streaming_callback: StreamingCallbackT | None = None,
+        generation_kwargs: dict[str, Any] | None = None,
+        *,
+        tools: ToolsType | None = None,
+    ) -> dict[str, list[ChatMessage]]:
+        """As `run`; decodes in a thread of its own, and the callback may be a coroutine."""
+        callback = select_streaming_callback(
+            self.streaming_callback, streaming_callback, requires_async=True
+        )
+        request = await asyncio.to_thread(
+            self._request, messages, documents, generation_kwargs, tools
+        )
+        if callback is None:
+            return {"replies": await asyncio.to_thread(self._replies, request)}
+        replies: list[ChatMessage] = []
+        async for chunk in in_thread(self._chunks(request, replies)):
+            told = callback(chunk)
+            if told is not None:
+                await told
+        return {"replies": replies}
+
+    @property
+    def _ready(self) -> Engine:
+        self.warm_up()
+        assert self._engine is not None
+        return self._engine
+
+    def _request(
+        self,
+        messages: list[ChatMessage] | str,
+        documents: list[Document] | None,
+        generation_kwargs: dict[str, Any] | None,
+        tools: ToolsType | None,
+    ) -> Request:
+        if isinstance(messages, str):
+            messages = [ChatMessage.from_user(messages)]
+        found = flatten_tools_or_toolsets(tools or self.tools)
+        called = {"tools": [{"type": "function", "function": tool.tool_spec} for tool in found]}
+        options = request_options(
+            self.generation_kwargs, generation_kwargs or {}, called if found else {}
+        )
+        if documents:
+            given = passage_list(cast(Passages, options.get("passages", ())))
+            options["passages"] = [*given, *map(as_passage, documents)]
+        prompt = [as_message(message) for message in messages]
+        return build_request(prompt, with_passages(options, prompt, placement=self.placement))
+
+    def _replies(self, request: Request) -> list[ChatMessage]:
+        result = self._ready.generate(request)
+        return [self._reply(sample, request, i) for i, sample in enumerate(result.samples)]
+
+    def _reply(self, result: Result, request: Request, index: int = 0) -> ChatMessage:
+        text, calls = read_answer(result.text) if request.tools else (result.text, [])
+        return ChatMessage.from_assistant(
+            text,
+            meta={
+                "model": self.model or model_name(self._ready),
+                "index": index,
+                "finish_reason": finish_word(result, calls_tools=bool(calls)),
+                "usage": usage(result),
+                "mmspec": speculation(result),
+            },
+            tool_calls=[ToolCall(call.name, dict(call.arguments), id=call.id) for call in calls],
+        )
+
+    def _chunks(
+        self, request: Request, replies: list[ChatMessage]
+    ) -> Generator[StreamingChunk, None, None]:
+        """The answer's chunks; at the end, the whole reply joins `replies`."""
+        info = ComponentInfo.from_component(self)
+        reader = ToolCallReader() if request.tools else None
+        is_first = True
+        with self._ready.stream(request) as stream:
+            for piece in stream:
+                text = reader.push(piece.text) if reader else piece.text
+                if text:
+                    yield StreamingChunk(text, component_info=info, index=0, start=is_first)
+                    is_first = False
+            result = stream.result
+        held = reader.finish() if reader else ""
+        if held:
+            yield StreamingChunk(held, component_info=info, index=0, start=is_first)
+        reply = self._reply(result, request)
+        for index, call in enumerate(reply.tool_calls, start=1):
+            delta = ToolCallDelta(index, call.tool_name, json.dumps(call.arguments), call.id)
+            yield StreamingChunk(
+                "", component_info=info, index=index, start=True, tool_calls=[delta]
+            )
+        replies.append(reply)
+        yield StreamingChunk(
+            "", meta=reply.meta, component_info=info, finish_reason=reply.meta["finish_reason"]
+        )

@@ -1,0 +1,28 @@
+"""Decoding for an event loop: in another thread, a step at a time."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def in_thread(items: Generator[T, None, None]) -> AsyncIterator[T]:
+    """The items of a generator, whose steps run in threads, one after the other. Leaving early,
+    also by cancellation, closes the generator once its step under way has ended."""
+    lock, end = threading.Lock(), object()
+
+    def step() -> object:
+        with lock:
+            return next(items, end)
+
+    def close() -> None:
+        with lock:
+            items.close()
+
+    try:
+        while (item := await asyncio.to_thread(step)) is not end:
+            yield item  # type: ignore[misc]
+    finally:
+        await asyncio.shield(asyncio.to_thread(close))

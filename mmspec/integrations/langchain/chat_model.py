@@ -1,0 +1,284 @@
+"""ChatMmspec: the chat model."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import tool_call, tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ConfigDict, Field
+
+from mmspec.engine import Engine
+from mmspec.errors import MmspecError
+from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.chosen_engine import chosen_engine
+from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.langchain.messages import as_message, as_passage
+from mmspec.integrations.langchain.together import Together, current, decoded_together
+from mmspec.integrations.options import request_options
+from mmspec.integrations.passages import Placement, with_passages
+from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
+from mmspec.requests import Request, Result, build_request
+
+# Of a call's keywords, those that LangChain itself reads.
+_NO_OPTIONS = frozenset(
+    "stream callbacks tags metadata run_name run_id return_exceptions "
+    "ls_structured_output_format structured_output_format".split()
+)
+
+
+class ChatMmspec(BaseChatModel):
+    """A Hugging Face model, decoded by mmspec, as a LangChain chat model: text and images,
+    streaming, batches, tools.
+
+    `model` is loaded as `mmspec.load` does; an `engine` that is there already is shared. Calls may
+    come from several threads. `batch`, `abatch` and `generate` decode their prompts together, as
+    one ragged batch of at most `decode.max_rows` rows.
+
+    A call's keywords, or those of `bind`, are fields of `mmspec.Request`, LangChain's `stop` and
+    `max_tokens` among them, and override the settings here. `passages=[...]` are the texts or
+    Documents that were retrieved: see `mmspec.integrations.passages`. Tool calls are read in the
+    form <tool_call>{...}</tool_call>. An answer's `response_metadata["mmspec"]` says what was
+    drafted and accepted, its `usage_metadata` counts tokens.
+
+    Raises InputError, a ValueError, for what cannot be asked; ModelError and ConfigError when it
+    is made.
+    """
+
+    model: str | None = None  # a folder, a hub name, "tiny-vlm"; a mere name beside `engine`
+    engine: Engine | None = Field(default=None, exclude=True, repr=False)
+    drafter: str | None = None  # a drafter's name; None: as configured
+    overrides: Mapping[str, Any] = Field(default_factory=dict)  # {"decode.max_rows": 16}
+    temperature: float | None = None  # 0: greedy; None: as the model's generation_config says
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    placement: Placement = "auto"  # of `passages`
+    options: Mapping[str, Any] = Field(default_factory=dict)  # further fields of Request
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    def __init__(self, **settings: Any) -> None:
+        """The fields above. Loads the model, where no engine is given."""
+        super().__init__(**settings)
+        made = chosen_engine(
+            self.engine, model=self.model, drafter=self.drafter, overrides=self.overrides
+        )
+        self.engine, self.model = made, self.model or model_name(made)
+
+    @property
+    def _engine(self) -> Engine:
+        assert self.engine is not None, "it is there from the first"
+        return self.engine
+
+    @property
+    def _llm_type(self) -> str:
+        return "mmspec"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        names = ("model", "drafter", "overrides", "temperature", "max_tokens", "seed", "stop")
+        return {name: getattr(self, name) for name in (*names, "placement", "options")}
+
+    # One prompt.
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: object = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        request = self._request(messages, stop, kwargs)
+        together = current(self)
+        result = together.take(request) if together else None
+        if result is None:
+            result = self._engine.generate(request)
+        generations = []
+        for sample in result.samples:
+            text, calls = read_answer(sample.text) if request.tools else (sample.text, [])
+            message = AIMessage(
+                content=text,
+                tool_calls=[tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in calls],
+                usage_metadata=_usage(sample),
+                response_metadata=self._metadata(sample, calls),
+            )
+            generations.append(ChatGeneration(message=message))
+        output = {"token_usage": usage(result), "model_name": self.model}
+        return ChatResult(generations=generations, llm_output=output)
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> Generator[ChatGenerationChunk, None, None]:
+        request = self._request(messages, stop, kwargs)
+        reader = ToolCallReader() if request.tools else None
+        with self._engine.stream(request) as stream:
+            for piece in stream:
+                text = reader.push(piece.text) if reader else piece.text
+                if text:
+                    yield _told(run_manager, AIMessageChunk(content=text))
+            result = stream.result
+        held = reader.finish() if reader else ""
+        calls = reader.calls if reader else []
+        yield _told(
+            run_manager,
+            AIMessageChunk(
+                content=held,
+                tool_call_chunks=[_chunk(call, index) for index, call in enumerate(calls)],
+                usage_metadata=_usage(result),
+                response_metadata=self._metadata(result, calls),
+                chunk_position="last",
+            ),
+        )
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: Any = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        manager = run_manager.get_sync() if run_manager else None
+        async for chunk in in_thread(self._stream(messages, stop, manager, **kwargs)):
+            yield chunk
+
+    # Several prompts.
+
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        *args: Any,
+        **kw: Any,
+    ) -> Any:
+        """As in LangChain; the prompts are decoded together."""
+        with self._decoded_together(messages, {**kw, "stop": stop}):
+            return super().generate(messages, stop, *args, **kw)
+
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        *args: Any,
+        **kw: Any,
+    ) -> Any:
+        """As in LangChain; the prompts are decoded together."""
+        with self._decoded_together(messages, {**kw, "stop": stop}):
+            return await super().agenerate(messages, stop, *args, **kw)
+
+    def batch(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """As in LangChain; the prompts are decoded together. One that fails raises when its turn
+        comes, or with `return_exceptions` is its own exception; the others are answered."""
+        with self._decoded_together(self._converted(inputs), kwargs):
+            return super().batch(list(inputs), config, **kwargs)
+
+    async def abatch(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+        """As `batch`."""
+        with self._decoded_together(self._converted(inputs), kwargs):
+            return await super().abatch(list(inputs), config, **kwargs)
+
+    def _converted(self, inputs: Sequence[Any]) -> list[list[BaseMessage]]:
+        return [self._convert_input(one).to_messages() for one in inputs]
+
+    @contextmanager
+    def _decoded_together(
+        self, prompts: Sequence[list[BaseMessage]], call: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Within, the first `_generate` that asks for one of the prompts decodes them all."""
+        if len(prompts) < 2:
+            yield
+            return
+        own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
+        requests = []
+        for messages in prompts:
+            try:
+                requests.append(self._request(messages, own.get("stop"), own))
+            except MmspecError:
+                continue  # raised where it is asked for
+        with decoded_together(Together(self, self._engine, requests)):
+            yield
+
+    def _combine_llm_outputs(self, llm_outputs: list[Any]) -> dict[str, Any]:
+        counts = [output["token_usage"] for output in llm_outputs if output]
+        names = counts[0] if counts else ()
+        total = {name: sum(count[name] for count in counts) for name in names}
+        return {"token_usage": total, "model_name": self.model}
+
+    # What is asked, and what is told.
+
+    def bind_tools(
+        self,
+        tools: Sequence[Mapping[str, Any] | type | Callable[..., Any]],
+        *,
+        tool_choice: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model with tools, as LangChain writes them. `tool_choice` is "auto" or "none"."""
+        if tool_choice not in (None, "auto", "none"):
+            request_options({"tool_choice": tool_choice})  # raises
+        schemas = [convert_to_openai_tool(tool) for tool in tools]
+        return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
+
+    def _request(
+        self, messages: list[BaseMessage], stop: list[str] | None, call: Mapping[str, Any]
+    ) -> Request:
+        names = ("temperature", "max_tokens", "seed", "stop")
+        settings = {name: getattr(self, name) for name in names}
+        own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
+        options = request_options(self.options, settings, {**own, "stop": stop or own.get("stop")})
+        passages = options.get("passages")
+        if isinstance(passages, list | tuple):
+            options["passages"] = [as_passage(one) for one in passages]
+        prompt = [as_message(message) for message in messages]
+        return build_request(prompt, with_passages(options, prompt, placement=self.placement))
+
+    def _metadata(self, result: Result, calls: Sequence[ToolCall]) -> dict[str, Any]:
+        metadata = {
+            "model_name": self.model,
+            "finish_reason": finish_word(result, calls_tools=bool(calls)),
+            "mmspec": speculation(result),
+        }
+        if result.logprobs is not None:
+            metadata["logprobs"] = {
+                "content": [
+                    {
+                        "token": place.chosen.text,
+                        "logprob": place.chosen.logprob,
+                        "top_logprobs": [
+                            {"token": one.text, "logprob": one.logprob} for one in place.top
+                        ],
+                    }
+                    for place in result.logprobs
+                ]
+            }
+        return metadata
+
+
+def _usage(result: Result) -> UsageMetadata:
+    prompt, new = result.stats.prompt_tokens, result.stats.new_tokens
+    return UsageMetadata(
+        input_tokens=prompt,
+        output_tokens=new,
+        total_tokens=prompt + new,
+        input_token_details={"cache_read": result.stats.reused_tokens},
+    )
+
+
+def _chunk(call: ToolCall, index: int) -> Any:
+    return tool_call_chunk(name=call.name, args=json.dumps(call.arguments), id=call.id, index=index)
+
+
+def _told(run_manager: Any, message: AIMessageChunk) -> ChatGenerationChunk:
+    chunk = ChatGenerationChunk(message=message)
+    if run_manager is not None:
+        run_manager.on_llm_new_token(message.content, chunk=chunk)
+    return chunk

@@ -1,0 +1,200 @@
+"""MmspecLLM: the LLM."""
+
+import asyncio
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+    ToolCallBlock,
+)
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.custom import CustomLLM
+
+from mmspec.engine import Engine
+from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.chosen_engine import chosen_engine
+from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.llamaindex.messages import as_message
+from mmspec.integrations.options import request_options
+from mmspec.integrations.passages import Placement, with_passages
+from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
+from mmspec.params import DEFAULT_MAX_NEW_TOKENS
+from mmspec.requests import Messages, Request, Result, build_request
+
+
+class MmspecLLM(CustomLLM):
+    """A Hugging Face model, decoded by mmspec, as a LlamaIndex LLM: text and images, streaming.
+
+    `model` is loaded as `mmspec.load` does; an `engine` that is there already is shared. Calls may
+    come from several threads; the async methods decode in a thread of their own.
+
+    A call's keywords are fields of `mmspec.Request`, `max_tokens` among them, and override the
+    settings here. `passages=[...]` are the texts that were retrieved: see
+    `mmspec.integrations.passages`. `response.raw` holds model, finish_reason, usage and, under
+    "mmspec", what was drafted and accepted. Tool calls are read in the form
+    <tool_call>{...}</tool_call>.
+
+    Raises InputError, a ValueError, for what cannot be asked; ModelError and ConfigError when it
+    is made.
+    """
+
+    model: str | None = None  # a folder, a hub name, "tiny-vlm"; a mere name beside `engine`
+    drafter: str | None = None  # a drafter's name; None: as configured
+    overrides: dict[str, Any] = Field(default_factory=dict)  # {"decode.max_rows": 16}
+    temperature: float | None = None  # 0: greedy; None: as the model's generation_config says
+    max_tokens: int | None = None
+    seed: int | None = None
+    placement: Placement = "auto"  # of `passages`
+    options: dict[str, Any] = Field(default_factory=dict)  # further fields of Request
+
+    model_config = ConfigDict(extra="forbid")
+    _engine: Engine = PrivateAttr()
+
+    def __init__(self, *, engine: Engine | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._engine = chosen_engine(
+            engine, model=self.model, drafter=self.drafter, overrides=self.overrides
+        )
+        self.model = self.model or model_name(self._engine)
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "MmspecLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        context = self._engine.target.max_positions
+        return LLMMetadata(
+            **({} if context is None else {"context_window": context}),
+            num_output=self.max_tokens or DEFAULT_MAX_NEW_TOKENS,
+            is_chat_model=True,
+            model_name=self.model,
+        )
+
+    # Messages.
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return self._chat(messages, kwargs)
+
+    @llm_chat_callback()
+    def stream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> Generator[ChatResponse, None, None]:
+        return self._streamed([as_message(message) for message in messages], kwargs)
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await asyncio.to_thread(self._chat, messages, kwargs)
+
+    @llm_chat_callback()
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> AsyncIterator[ChatResponse]:
+        return in_thread(self._streamed([as_message(message) for message in messages], kwargs))
+
+    # One text. A formatted one has been through a template already.
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return self._complete(prompt, kwargs, raw=formatted)
+
+    @llm_completion_callback()
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> Generator[CompletionResponse, None, None]:
+        stream = self._streamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
+        return (_completion(response) for response in stream)
+
+    @llm_completion_callback()
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        return await asyncio.to_thread(self._complete, prompt, kwargs, raw=formatted)
+
+    @llm_completion_callback()
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> AsyncIterator[CompletionResponse]:
+        stream = self._streamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
+        return in_thread(_completion(response) for response in stream)
+
+    def _chat(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> ChatResponse:
+        request = self._request([as_message(message) for message in messages], call)
+        result = self._engine.generate(request)
+        text, calls = read_answer(result.text) if request.tools else (result.text, [])
+        return self._response(result, text, calls)
+
+    def _complete(self, prompt: str, call: Mapping[str, Any], *, raw: bool) -> CompletionResponse:
+        request = self._request(_asked(prompt, raw=raw), call, raw=raw)
+        result = self._engine.generate(request)
+        return _completion(self._response(result, result.text))
+
+    def _request(
+        self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
+    ) -> Request:
+        settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        settings |= {"seed": self.seed, "raw": raw or None}
+        options = request_options(self.options, settings, call)
+        return build_request(prompt, with_passages(options, prompt, placement=self.placement))
+
+    def _streamed(
+        self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
+    ) -> Generator[ChatResponse, None, None]:
+        """The answer so far, and what is new of it; the last one has the figures."""
+        request = self._request(prompt, call, raw=raw)
+        reader = ToolCallReader() if request.tools else None
+        told = ""
+        with self._engine.stream(request) as stream:
+            for piece in stream:
+                fresh = reader.push(piece.text) if reader else piece.text
+                if fresh:
+                    told += fresh
+                    yield ChatResponse(message=_answer(told), delta=fresh)
+            result = stream.result
+        held = reader.finish() if reader else ""
+        yield self._response(result, told + held, reader.calls if reader else [], delta=held)
+
+    def _response(
+        self,
+        result: Result,
+        text: str,
+        calls: Sequence[ToolCall] = (),
+        delta: str | None = None,
+    ) -> ChatResponse:
+        raw = {
+            "model": self.model,
+            "finish_reason": finish_word(result, calls_tools=bool(calls)),
+            "usage": usage(result),
+            "mmspec": speculation(result),
+        }
+        told = _answer(text, calls)
+        return ChatResponse(message=told, delta=delta, raw=raw, additional_kwargs=usage(result))
+
+
+def _asked(prompt: str, *, raw: bool) -> str | Messages:
+    return prompt if raw else [{"role": "user", "content": prompt}]
+
+
+def _answer(text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:
+    blocks = [
+        ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=dict(c.arguments))
+        for c in calls
+    ]
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text), *blocks])
+
+
+def _completion(response: ChatResponse) -> CompletionResponse:
+    return CompletionResponse(
+        text=response.message.content or "",
+        delta=response.delta,
+        raw=response.raw,
+        additional_kwargs=response.additional_kwargs,
+    )

@@ -1,0 +1,125 @@
+"""QueryLog: the queries of each row's newest tokens, as attention saw them in forwards that ran
+anyway. Policies choose by them what a view shows; where none asks, there is no log."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NewestQueries:
+    """One layer's queries of one row's newest committed tokens, oldest first."""
+
+    states: Tensor  # (queries, heads, head_dim), rotated as the keys are
+    scaling: float  # of query * key, in that layer
+
+
+@dataclass
+class _Piece:
+    """Queries of tokens that one forward wrote, or the committed ones of them."""
+
+    count: int
+    first: int = 0  # the first token whose queries were kept
+    states: dict[int, Tensor] = field(default_factory=dict)  # layer -> (tokens, heads, head_dim)
+    scalings: dict[int, float] = field(default_factory=dict)
+
+    def keep(self, path: Sequence[int]) -> None:
+        """Forgets all but the tokens at `path` of those that the forward wrote."""
+        kept = [index - self.first for index in path if index >= self.first]
+        if len(kept) < self.count - self.first:
+            self.states = {layer: states[kept] for layer, states in self.states.items()}
+        self.count, self.first = len(kept), 0
+
+    def drop(self, count: int) -> None:
+        """Forgets the first `count` tokens."""
+        self.states = {layer: states[count:].clone() for layer, states in self.states.items()}
+        self.count -= count
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(states.nbytes for states in self.states.values())
+
+
+class QueryTap:
+    """Takes one forward's queries, a layer at a time."""
+
+    def __init__(self, pieces: Sequence[_Piece], num_tokens: int) -> None:
+        self._pieces = pieces  # (batch,)
+        self._num_tokens = num_tokens
+
+    def take(self, layer: int, query: Tensor, scaling: float) -> None:
+        """`query` (batch, heads, tokens, head_dim), the rows padded to the longest."""
+        for row, piece in enumerate(self._pieces):
+            piece.first = max(piece.count - self._num_tokens, 0)
+            states = query[row, :, piece.first : piece.count].transpose(0, 1)
+            # A copy where the forward had more: a slice would keep all of it in memory.
+            is_all = piece.first == 0 and len(self._pieces) == 1
+            piece.states[layer] = states if is_all else states.clone()
+            piece.scalings[layer] = scaling
+
+
+class QueryLog:
+    """Keeps the queries of the `num_tokens` newest committed tokens of each row, or of fewer where
+    the tokens before came from a store and were never computed."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self._written: dict[int, _Piece] = {}
+        self._committed: dict[int, deque[_Piece]] = {}
+
+    def tap(self, rows: Sequence[int], counts: Sequence[int]) -> QueryTap:
+        """Of a forward that writes `counts[i]` tokens behind the committed ones of `rows[i]`."""
+        pieces = [_Piece(count) for count in counts]
+        self._written.update(zip(rows, pieces, strict=True))
+        return QueryTap(pieces, self.num_tokens)
+
+    def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
+        """The rows' tokens at `path` of those written stay."""
+        for row, path in paths.items():
+            piece = self._written.pop(row, None)
+            if piece is None or not piece.states:
+                self._committed.pop(row, None)  # what was not seen leaves a gap
+                continue
+            piece.keep(path)
+            if not piece.count:
+                continue
+            pieces = self._committed.setdefault(row, deque())
+            pieces.append(piece)
+            excess = sum(piece.count for piece in pieces) - self.num_tokens
+            while excess >= pieces[0].count:
+                excess -= pieces.popleft().count
+            if excess > self.num_tokens // 2:  # not each time: it costs a copy
+                pieces[0].drop(excess)
+
+    def read(self, row: int, layer: int) -> NewestQueries | None:
+        """None where nothing is known of the row's newest token in this layer."""
+        pieces = self._committed.get(row)
+        if not pieces or any(layer not in piece.states for piece in pieces):
+            return None
+        states = torch.cat([piece.states[layer] for piece in pieces])[-self.num_tokens :]
+        return NewestQueries(states, pieces[-1].scalings[layer])
+
+    def forget(self, row: int) -> None:
+        """The row was closed, or its tokens were."""
+        self._written.pop(row, None)
+        self._committed.pop(row, None)
+
+    def clear(self) -> None:
+        self._written.clear()
+        self._committed.clear()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all queries that are kept."""
+        pieces = [*self._written.values(), *(p for row in self._committed.values() for p in row)]
+        return sum(piece.num_bytes for piece in pieces)
+
+    def most_bytes(self, row: int) -> int:
+        """Bytes that the row's queries will take, those of half as many older ones included."""
+        pieces = self._committed.get(row)
+        if not pieces:
+            return 0
+        return (self.num_tokens + self.num_tokens // 2) * pieces[-1].num_bytes // pieces[-1].count

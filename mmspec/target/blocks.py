@@ -1,0 +1,216 @@
+"""Decoder blocks in fewer operations, for score calls on a CPU.
+
+With few tokens a small model spends its time on calling operations, not in them. A block of the
+Llama kind is computed here with its projections stacked and one rotation for queries and keys;
+such a block is two residual branches:
+
+    x = x + o(attention(rotate(q(norm(x))), rotate(k(norm(x))), v(norm(x))))
+    x = x + down(silu(gate(norm(x))) * up(norm(x)))
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mmspec.attention import LayerRule, TreeCall
+from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attend_layer
+from mmspec.kv import QueryTap
+from mmspec.target.projections import Projections
+
+_KINDS = frozenset(  # their forward is the block above; some norm queries and keys before rotating
+    {
+        "LlamaDecoderLayer",
+        "MistralDecoderLayer",
+        "Qwen2DecoderLayer",
+        "Qwen3DecoderLayer",
+        "Qwen3VLTextDecoderLayer",
+    }
+)
+_DTYPES = (torch.float32, torch.float64)
+# What a block is told beside its input; with anything else it is left to its own forward.
+_UNDERSTOOD = frozenset(
+    {
+        KEYWORD,
+        TAP_KEYWORD,
+        "attention_mask",
+        "cache_position",
+        "output_hidden_states",
+        "past_key_values",
+        "position_ids",
+        "use_cache",
+    }
+)
+
+
+class Blocks:
+    """A model's decoder blocks, with another `forward` while attached. Their parameters stay what
+    they are."""
+
+    def __init__(self, layers: Sequence[nn.Module], *, copied: bool = True) -> None:
+        """`copied` allows copies of small weights."""
+        self._forwards = [(layer, _Block(layer, copied=copied)) for layer in layers]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the copies that there are."""
+        return sum(block.num_bytes for _, block in self._forwards)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within it, forwards that are given a TreeCall compute the blocks as above."""
+        taken = [item for item in self._forwards if item[1].is_untouched()]
+        if torch.is_autocast_enabled("cpu"):
+            taken = []
+        try:
+            for layer, block in taken:  # __dict__: nn.Module's own setattr takes a microsecond
+                layer.__dict__["forward"] = block
+            yield
+        finally:
+            for layer, _ in taken:
+                layer.__dict__.pop("forward", None)
+
+
+def quick_blocks(model: PreTrainedModel, *, copied: bool = True) -> Blocks | None:
+    """Blocks for a model that gains from them, or None."""
+    layers = [module for module in model.get_decoder().modules() if _is_known(module)]
+    return Blocks(layers, copied=copied) if layers else None
+
+
+class _Block:
+    """One block's forward: (batch, nodes, hidden) -> the same shape."""
+
+    def __init__(self, layer: nn.Module, *, copied: bool) -> None:
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        self._layer = layer
+        self._found = [  # every module within, where it was found
+            (parent._modules, name, module)
+            for parent in layer.modules()
+            for name, module in parent._modules.items()
+            if module is not None
+        ]
+        self._index: int = attention.layer_idx
+        self._head_dim: int = attention.head_dim
+        self._scaling: float = attention.scaling
+        self._qkv = Projections(
+            cast(nn.Module, layer.input_layernorm),
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            copied=copied,
+        )
+        self._heads, self._kv_heads, _ = (size // self._head_dim for size in self._qkv.sizes)
+        self._gate_up = Projections(
+            cast(nn.Module, layer.post_attention_layernorm),
+            [mlp.gate_proj, mlp.up_proj],
+            copied=copied,
+        )
+        self._o, self._down = attention.o_proj, mlp.down_proj
+        self._head_norms = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
+
+    @property
+    def num_bytes(self) -> int:
+        return self._qkv.num_bytes + self._gate_up.num_bytes
+
+    def is_untouched(self) -> bool:
+        """Whether nobody has a hand in the block: no hook, no other forward (offloading), no
+        module in another's place (adapters)."""
+        return "forward" not in self._layer.__dict__ and all(
+            place[name] is module and "forward" not in module.__dict__ and not _is_hooked(module)
+            for place, name, module in self._found
+        )
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        call: TreeCall | None = kwargs.get(KEYWORD)
+        if (
+            call is None
+            or args
+            or position_embeddings is None
+            or not self._computes(hidden_states, position_embeddings[0], kwargs)
+        ):
+            own = type(self._layer).forward
+            options = {"position_embeddings": position_embeddings, **kwargs}
+            return cast(Tensor, own(self._layer, hidden_states, *args, **options))
+        tap: QueryTap | None = kwargs.get(TAP_KEYWORD)
+        states = hidden_states + self._attend(hidden_states, position_embeddings, call, tap)
+        gate, up = self._gate_up(states).chunk(2, dim=-1)
+        return states + cast(Tensor, self._down(F.silu(gate) * up))
+
+    def _computes(self, states: Tensor, cos: Tensor, kwargs: dict[str, Any]) -> bool:
+        return (
+            states.dtype in _DTYPES
+            and not self._layer.training
+            and cos.ndim == 3
+            and cos.shape[-1] == self._head_dim
+            and all(
+                name in _UNDERSTOOD or value is None or value is False
+                for name, value in kwargs.items()
+            )
+        )
+
+    def _attend(
+        self,
+        states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        call: TreeCall,
+        tap: QueryTap | None,
+    ) -> Tensor:
+        batch, nodes, _ = states.shape
+        heads, kv_heads = self._heads, self._kv_heads
+        qkv = self._qkv(states).view(batch, nodes, heads + 2 * kv_heads, self._head_dim)
+        turning, value = qkv.split([heads + kv_heads, kv_heads], dim=2)
+        q_norm, k_norm = self._head_norms
+        if q_norm is not None and k_norm is not None:
+            query, key = turning.split([heads, kv_heads], dim=2)
+            turning = torch.cat([q_norm(query), k_norm(key)], dim=2)
+        query, key = _rotated(turning, *rotary).split([heads, kv_heads], dim=2)
+        query = query.transpose(1, 2)
+        call.layers[self._index].update(key.transpose(1, 2), value.transpose(1, 2))
+        if tap is not None:
+            tap.take(self._index, query, self._scaling)
+        rule = LayerRule(call.reaches[self._index], self._scaling)
+        out = attend_layer(query, call, self._index, rule)
+        return cast(Tensor, self._o(out.reshape(batch, nodes, -1)))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """By others than transformers, whose hooks hand out what a forward was asked to return beside
+    its result; a score call asks for hidden states alone, and those are seen outside of a block."""
+    return bool(module._forward_pre_hooks) or any(
+        hook.__module__ != "transformers.utils.output_capturing"
+        for hook in module._forward_hooks.values()
+    )
+
+
+def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(batch, nodes, heads, head_dim) turned by (batch, nodes, head_dim): RoPE, arXiv 2104.09864
+    section 3.4.2, a pair being a dimension and the one half a head further."""
+    first, second = states.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return torch.addcmul(states * cos.unsqueeze(2), turned, sin.unsqueeze(2))
+
+
+def _is_known(layer: nn.Module) -> bool:
+    kind = type(layer)
+    if kind.__name__ not in _KINDS or not kind.__module__.startswith("transformers.models."):
+        return False
+    attention: Any = layer.self_attn
+    mlp: Any = layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
+    return type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation") and all(
+        type(linear) is nn.Linear  # quantised and adapted ones are of other types
+        and type(linear.weight) is nn.Parameter
+        and linear.weight.device.type == "cpu"
+        and linear.weight.dtype in _DTYPES
+        and not linear.weight.is_inference()
+        for linear in linears
+    )

@@ -1,0 +1,73 @@
+"""Projections: a norm and the linear layers that read what it makes, as one product."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_MAX_WEIGHTS = 2**18  # together; larger ones take their time in the product, not in being called
+_MAX_ROWS = 64
+
+
+class Projections:
+    """RMSNorm (arXiv 1910.07467 equation 4) and linear layers. Small float32 ones are computed by
+    a copy of their weights side by side, transposed, with the norm's weight multiplied in.
+
+    The copy is made at the first call and again when a weight has changed since.
+    """
+
+    def __init__(self, norm: nn.Module, layers: Sequence[nn.Linear], *, copied: bool) -> None:
+        """`copied` allows the copy. `norm` has a weight and a `variance_epsilon`."""
+        self._norm = norm
+        self._layers = list(layers)
+        self.sizes = [layer.out_features for layer in layers]
+        self._copies = copied and sum(layer.weight.numel() for layer in layers) <= _MAX_WEIGHTS
+        self._made_from: list[tuple[int, int]] = []
+        self._weight: Tensor | None = None  # (in_features, all out_features)
+        self._bias: Tensor | None = None  # (all out_features,)
+        self._epsilon: Tensor | None = None  # of the sum of squares, not of their mean
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the copy, once there is one."""
+        return 0 if self._weight is None else self._weight.nbytes
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """(..., in_features) -> (..., all out_features), the layers' in their order."""
+        rows = states.numel() // states.shape[-1]
+        if not self._copies or rows > _MAX_ROWS or states.dtype != torch.float32:
+            normed = self._norm(states)
+            return torch.cat([layer(normed) for layer in self._layers], dim=-1)
+        self._follow()
+        assert self._weight is not None and self._epsilon is not None
+        flat = states.reshape(rows, -1)
+        length = torch.linalg.vector_norm(flat, dim=-1, keepdim=True)
+        unit = flat * torch.rsqrt(torch.addcmul(self._epsilon, length, length))
+        if self._bias is None:
+            out = torch.mm(unit, self._weight)
+        else:
+            out = torch.addmm(self._bias, unit, self._weight)
+        return out.view(*states.shape[:-1], -1)
+
+    def _follow(self) -> None:
+        """Copies the weights again if they are not those that were copied."""
+        tensors = [layer.weight for layer in self._layers]
+        tensors += [layer.bias for layer in self._layers if layer.bias is not None]
+        scale: Tensor = self._norm.weight  # type: ignore[assignment]  # modules type it loosely
+        sources = [(t.data_ptr(), t._version) for t in (scale, *tensors)]
+        if sources == self._made_from:
+            return
+        with torch.no_grad():
+            width = scale.shape[0]
+            weights = torch.cat([layer.weight for layer in self._layers])
+            self._weight = (weights * (scale * width**0.5)).T.contiguous()
+            self._epsilon = torch.tensor(float(self._norm.variance_epsilon) * width)  # type: ignore[arg-type]
+            self._bias = None
+            if len(tensors) > len(self._layers):
+                self._bias = torch.cat(
+                    [
+                        scale.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+                        for layer in self._layers
+                    ]
+                )
+        self._made_from = sources

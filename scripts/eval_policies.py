@@ -1,0 +1,265 @@
+"""How often the target agrees with itself over a small view: each policy, by budget and context.
+
+    python scripts/eval_policies.py --texts FOLDER --out build/policies.json
+    python scripts/eval_policies.py --model FOLDER --texts FOLDER --contexts 4096 16384
+
+`--texts` are folders of .txt files and of .jsonl files (of a line all its strings are taken); texts
+of a folder are joined until they are as long as the context. After the context the model goes on
+plainly, for `--tokens` tokens; every few tokens each policy at each budget drafts a chain of
+`--depth` tokens from there, and is compared with what came. So all are measured on the same places
+of the same text, whose distribution is the model's own. The clock plays no part.
+
+A context beyond what the model was made for is reached by YaRN scaling of its positions (arXiv
+2309.00071), and reported so.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import mmspec
+from mmspec.build import resolve_path
+from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
+from mmspec.drafters.compressed_kv.session import CompressedKVSession
+from mmspec.params import SamplingParams, merged_generation_config
+from mmspec.sampling import Sampler, build_sampler
+from mmspec.state import Prompt
+from mmspec.target import Target
+from mmspec.target.linears import quick_linears
+from mmspec.target.load import load_model, load_processor
+from mmspec.tree import TokenTree
+
+POLICIES = ("window", "snapkv", "topk_chunks", "window+topk_chunks", "window+snapkv")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy at one budget over one context, all texts of a folder together."""
+
+    texts: str  # the folder's name
+    context: int
+    policy: str
+    budget: int
+    drafted: int  # tokens whose path above was accepted
+    accepted: int
+    drafts: int
+    mean_length: float  # accepted of a draft, of `depth`
+
+    @property
+    def rate(self) -> float:
+        return self.accepted / self.drafted
+
+
+class Shadow:
+    """A drafter beside a text that goes on without it."""
+
+    def __init__(self, policy: str, budget: int, depth: int) -> None:
+        self.policy, self.budget = policy, budget
+        self.settings = CompressedKV(
+            policy=policy, budget=budget, max_share=1.0, max_depth=depth, min_confidence=0.0
+        )
+        self.drafter: BoundCompressedKV | None = None
+        self.session: CompressedKVSession | None = None
+        self.drafts: list[tuple[int, tuple[int, ...]]] = []  # (tokens before it, drafted)
+
+    def propose(self, tokens: Sequence[int], depth: int) -> None:
+        assert self.drafter is not None and self.session is not None
+        tree = self.drafter.propose_together([self.session], [tokens], depth)[0]
+        self.drafts.append((len(tokens), tree.tokens[1:]))
+
+    def accepted(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """(accepted, drafted) of each draft that the text reached the end of."""
+        for place, draft in self.drafts:
+            true = tokens[place : place + len(draft)]
+            if len(true) < len(draft):
+                continue
+            pairs = zip(draft, true, strict=True)
+            yield next((i for i, (a, b) in enumerate(pairs) if a != b), len(draft)), len(draft)
+
+
+def read_texts(folder: Path) -> list[str]:
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
+    for path in sorted(folder.glob("*.jsonl")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        texts += ["\n".join(strings(json.loads(line))) for line in lines]
+    if not texts:
+        raise SystemExit(f"--texts {folder}: no .txt and no .jsonl file in it")
+    return texts
+
+
+def strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
+
+
+def contexts_of(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, count: int
+) -> Iterator[list[int]]:
+    """`count` stretches of `length` tokens, each from the beginning of a text."""
+    ids: list[int] = []
+    for text in texts:
+        ids += tokenizer(text + "\n")["input_ids"]
+        if len(ids) >= length and count:
+            yield ids[:length]
+            ids, count = [], count - 1
+
+
+def run(
+    target: Target,
+    ids: list[int],
+    shadows: Sequence[Shadow],
+    *,
+    num_tokens: int,
+    depth: int,
+    sampler: Sampler,
+) -> list[int]:
+    """Continues the text plainly; the shadows draft beside it. Returns prompt and text."""
+    prompt = Prompt(torch.tensor(ids))
+    log = max(shadow.settings.policy.watched_queries for shadow in shadows)
+    cache = target.new_cache(watched_queries=log)
+    row = cache.open(len(ids) + num_tokens + 1)
+    for start in range(0, len(ids), 4096):
+        stop = min(start + 4096, len(ids))
+        prefill = target.prefill(prompt, cache, row, start=start, stop=stop)
+    tokens, logits = list(ids), prefill.logits
+    for shadow in shadows:
+        shadow.drafter = shadow.settings.for_target(target, None)
+        shadow.session = shadow.drafter.start(prompt, prefill, sampler.guide)
+        shadow.drafts = []
+    for count in range(num_tokens):
+        tokens.append(sampler.choose(logits))
+        if count % depth == 0:
+            for shadow in shadows:
+                shadow.propose(tokens, depth)
+        trees = [TokenTree.root(tokens[-1])]
+        logits = target.score(trees, cache, [prefill.placement])[0].logits[0]
+        cache.commit({row: [0]})
+    for shadow in shadows:
+        assert shadow.session is not None
+        shadow.session.close()
+    cache.release()
+    return tokens
+
+
+def sampler_of(model: PreTrainedModel, ids: list[int], tokens: int, temperature: float) -> Sampler:
+    params = SamplingParams(temperature=temperature, top_k=0)
+    config = merged_generation_config(
+        model, params, tokenizer=None, prompt_length=len(ids), max_new_tokens=tokens
+    )
+    return build_sampler(model, config, params, torch.tensor(ids), seed=1)
+
+
+def load(path: str, context: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+    """(model, tokenizer, whether its positions are scaled)."""
+    folder = resolve_path(path)
+    model = load_model(folder, dtype="float32")
+    processor = load_processor(folder)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    text = model.config.get_text_config()
+    known = text.max_position_embeddings
+    if context <= known:
+        return model, tokenizer, False
+    scaling = {
+        "rope_type": "yarn",
+        "factor": context / known,
+        "original_max_position_embeddings": known,
+    }
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.rope_parameters = {**config.rope_parameters, **scaling}
+    config.max_position_embeddings = context
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32
+    )
+    return model.eval(), tokenizer, True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="tiny-vlm", help="a folder or a bundled model's name")
+    parser.add_argument("--texts", nargs="+", type=Path, required=True)
+    parser.add_argument("--contexts", nargs="+", type=int, default=[4096])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[64, 256, 1024])
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES))
+    parser.add_argument("--count", type=int, default=2, help="stretches of each folder and context")
+    parser.add_argument("--tokens", type=int, default=96, help="decoded after each")
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    console, rows, scaled = Console(), list[Row](), list[int]()
+    for context in args.contexts:
+        model, tokenizer, is_scaled = load(args.model, context + args.tokens)
+        scaled += [context] if is_scaled else []
+        target = Target(model, attention="tree", linears=quick_linears(model))
+        for folder in args.texts:
+            shadows = [Shadow(p, b, args.depth) for p in args.policies for b in args.budgets]
+            found: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(shadows))}
+            for ids in contexts_of(tokenizer, read_texts(folder), context, args.count):
+                sampler = sampler_of(model, ids, args.tokens, args.temperature)
+                text = run(
+                    target, ids, shadows, num_tokens=args.tokens, depth=args.depth, sampler=sampler
+                )
+                for index, shadow in enumerate(shadows):
+                    found[index] += shadow.accepted(text)
+            if not any(found.values()):
+                console.print(f"{folder.name}: no text of {context} tokens, left out")
+                continue
+            for index, shadow in enumerate(shadows):
+                rows.append(_row(folder.name, context, shadow, found[index]))
+                row = rows[-1]
+                console.print(f"{row.texts} {context} {row.policy} {row.budget}: {row.rate:.3f}")
+            if args.out is not None:
+                _write(args, rows, scaled)
+    console.print(table(rows, args.budgets))
+
+
+def _row(texts: str, context: int, shadow: Shadow, found: Sequence[tuple[int, int]]) -> Row:
+    accepted = sum(length for length, _ in found)
+    drafted = accepted + sum(length < depth for length, depth in found)
+    return Row(
+        texts, context, shadow.policy, shadow.budget, drafted, accepted, len(found),
+        accepted / len(found),
+    )  # fmt: skip
+
+
+def table(rows: Sequence[Row], budgets: Sequence[int]) -> Table:
+    shown = Table(title="share of drafted tokens that are accepted, their path given")
+    for column in ("texts", "context", "policy", *map(str, budgets)):
+        shown.add_column(column)
+    for key in dict.fromkeys((row.texts, row.context, row.policy) for row in rows):
+        rates = {r.budget: r.rate for r in rows if (r.texts, r.context, r.policy) == key}
+        shown.add_row(*map(str, key), *(f"{rates[b]:.3f}" if b in rates else "" for b in budgets))
+    return shown
+
+
+def _write(args: argparse.Namespace, rows: Sequence[Row], scaled: Sequence[int]) -> None:
+    report = {
+        "mmspec": mmspec.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "model": Path(args.model).name,
+        "scaled_contexts": list(scaled),
+        "depth": args.depth,
+        "tokens": args.tokens,
+        "stretches": args.count,
+        "temperature": args.temperature,
+        "rows": [{**asdict(row), "rate": row.rate} for row in rows],
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""cascade in the engine: who verifies what, what is handed on, what is taken back."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from adversary import Adversary
+from families import FAMILIES, prompt_inputs
+from matrix import SAMPLINGS, model_of
+
+import mmspec
+from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter, RevisableSession
+from mmspec.drafters.cascade import BoundCascade, Cascade
+from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.engine import Engine
+from mmspec.errors import ConfigError
+from mmspec.kv import KVView
+from mmspec.requests import Request, Result
+from mmspec.target import Target
+from mmspec.target.probe import probe
+
+SAMPLED = {"temperature": 1.0, "top_k": 0}
+WHOLE = {"budget": 4096, "recent": 64, "max_share": 1.0, "min_confidence": 0.0}
+SMALL = {"budget": 12, "recent": 5, "max_share": 1.0, "min_confidence": 0.0}
+
+
+@cache
+def target_of(family: str) -> Target:
+    return probe(model_of(family, "float64"))[0]
+
+
+def eager_lookup() -> PromptLookup:
+    return PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
+
+
+def engine_of(
+    family: str,
+    view: dict[str, Any],
+    lower: Drafter | DrafterForTarget | None = None,
+    *,
+    verifier: str = "coupled",
+    **options: Any,
+) -> Engine:
+    cascade = Cascade(lower or eager_lookup(), CompressedKV(**view), **{"max_depth": 8, **options})
+    return Engine(
+        target_of(family),
+        None,
+        [cascade],
+        controller="fixed",
+        verifier=verifier,
+        max_nodes=16,
+        max_rows=3,
+    )
+
+
+def requests_of(family: str, sampling: Any = SAMPLED, layout: str = "text") -> list[Request]:
+    """A ragged batch."""
+    return [
+        Request(
+            prompt_inputs(FAMILIES[family], each, num_text_tokens=length, seed=row),  # type: ignore[arg-type]
+            max_new_tokens=36 - 4 * row,
+            seed=row,
+            **sampling,
+        )
+        for row, (each, length) in enumerate(
+            zip((layout, "text", layout), (40, 17, 29), strict=True)
+        )
+    ]
+
+
+def assert_plain(engine: Engine, requests: Sequence[Request], results: Sequence[Result]) -> None:
+    for request, result in zip(requests, results, strict=True):
+        assert result.tokens == engine.generate(request, speculate=False).tokens
+    cascade = engine.drafters[0]
+    assert isinstance(cascade, BoundCascade) and cascade.middle.num_bytes == 0
+
+
+def acceptance(results: Sequence[Result]) -> float:
+    counts = [result.stats.by_drafter["cascade"] for result in results]
+    return sum(count.accepted for count in counts) / sum(count.proposed for count in counts)
+
+
+def truths_of(family: str, requests: Sequence[Request]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    plain = Engine(target_of(family), None)
+    return {
+        tuple(r.prompt["input_ids"][0].tolist()): plain.generate(r).tokens  # type: ignore[index,call-overload]
+        for r in requests
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("llama", "text"),
+        ("gemma3_text", "text"),
+        ("qwen2_vl", "image_middle"),
+        ("llava", "image_last"),
+    ],
+)
+def test_over_a_view_of_everything_all_that_is_handed_on_is_accepted(
+    family: str, layout: str
+) -> None:
+    """So the accepted path of each lower tree lies right behind the view, side branches gone."""
+    engine = engine_of(family, WHOLE)
+    for sampling in (SAMPLINGS["greedy"], SAMPLED):
+        requests = requests_of(family, sampling, layout)
+        results = engine.generate(requests)
+        assert acceptance(results) == 1.0
+    assert_plain(engine, requests, results)
+
+
+@pytest.mark.parametrize("policy", ["window", "snapkv", "topk_chunks"])
+def test_a_small_view_changes_no_token(policy: str) -> None:
+    for family, layout in (("mistral_sliding", "text"), ("qwen2_5_vl", "image_middle")):
+        engine = engine_of(family, {**SMALL, "policy": policy})
+        for sampling in SAMPLINGS.values():
+            requests = requests_of(family, sampling, layout)
+            results = engine.generate(requests)
+            assert_plain(engine, requests, results)
+            assert acceptance(results) > 0
+
+
+def test_a_right_lower_level_saves_forwards_over_the_view(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lower level that knows the text: one forward verifies several of its tokens."""
+    requests = requests_of("llama")
+    forwards, right = {"view": 0, "target": 0}, Target.score
+
+    def counting(self: Target, trees: Any, cache: Any, *args: Any, **options: Any) -> Any:
+        forwards["view" if isinstance(cache, KVView) else "target"] += 1
+        return right(self, trees, cache, *args, **options)
+
+    knowing = Adversary(truths_of("llama", requests), 112)
+    monkeypatch.setattr(Target, "score", counting)
+    results = engine_of("llama", WHOLE, knowing).generate(requests)
+    assert acceptance(results) == 1.0
+    tokens = max(len(result.tokens) for result in results)
+    alone = tokens - tokens // 9  # of the view alone: one a token that is handed on
+    assert forwards["target"] < tokens / 2 and forwards["view"] < 0.8 * alone
+
+
+@pytest.mark.parametrize("lower", ["prompt_lookup", "draft_model"])
+def test_any_drafter_may_stand_below(lower: str) -> None:
+    """draft_model cannot take back: it is asked once a proposal."""
+    below = eager_lookup() if lower == "prompt_lookup" else DraftModel(target_of("llama"))
+    engine = engine_of("llama", SMALL, below)
+    requests = requests_of("llama")
+    results = engine.generate(requests)
+    assert_plain(engine, requests, results)
+    assert acceptance(results) > 0
+
+
+def test_the_lower_level_sees_the_requests_own_text_again_after_each_proposal() -> None:
+    """Its index is the one of a session that never saw a draft."""
+    engine = engine_of("llama", SMALL)
+    right, sessions = BoundCascade.propose_together, dict[int, Any]()
+
+    def watching(self: BoundCascade, own: Any, texts: Any, budget: int) -> Any:
+        made = right(self, own, texts, budget)
+        for session, text in zip(own, texts, strict=True):
+            assert isinstance(session.lower, RevisableSession)
+            assert session.lower._index.tokens == list(text)
+            sessions[id(session)] = session.lower
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundCascade, "propose_together", watching)
+        engine.generate(requests_of("llama"))
+    assert len(sessions) == 3
+    assert any(session._calibration._tried for session in sessions.values())
+
+
+@pytest.mark.parametrize("verifier", ["speculative", "block"])
+def test_under_rules_that_need_q_it_is_a_chain_drawn_from_the_middle_levels_q(
+    verifier: str,
+) -> None:
+    """Over a view of everything that q is the target's: nothing is rejected. Its length looks at no
+    token; the lower level, right or wrong, only saves forwards."""
+    drawn = {"draw": "sample"}
+    engine = engine_of("qwen3", {**WHOLE, **drawn}, verifier=verifier, max_depth=4)
+    assert isinstance(engine.drafters[0], DrawingDrafter) and engine.drafters[0].draws
+    right, trees = BoundCascade.propose_together, list[Any]()
+
+    def watching(self: BoundCascade, *args: Any) -> Any:
+        trees.extend(made := right(self, *args))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundCascade, "propose_together", watching)
+        results = engine.generate(requests_of("qwen3"))
+    assert all(result.error is None for result in results)
+    assert {tree.num_nodes for tree in trees} == {5} and all(tree.is_chain for tree in trees)
+    for tree in trees:
+        sums = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+        torch.testing.assert_close(tree.q.sum(dim=1), sums)
+    short = sum(c for r in results for n, c in r.stats.accepted_lengths.items() if n < 4)
+    assert short <= 3, "the texts' ends alone"
+    small = engine_of("qwen3", {**SMALL, **drawn}, verifier=verifier)
+    outcomes = small.generate(requests_of("qwen3"))
+    assert all(result.error is None for result in outcomes) and acceptance(outcomes) < 1.0
+
+
+def test_the_drawn_chain_does_not_depend_on_the_lower_level() -> None:
+    """Same seed, same draws, whatever is proposed below: so they are exact draws from q."""
+    texts = []
+    for lower in (eager_lookup(), PromptLookup(min_match=31), DraftModel(target_of("llama"))):
+        engine = engine_of(
+            "llama", {**SMALL, "draw": "sample"}, lower, verifier="speculative", max_depth=4
+        )
+        texts.append([result.tokens for result in engine.generate(requests_of("llama"))])
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_of_a_text_too_short_for_a_view_the_lower_trees_are_handed_on() -> None:
+    engine = engine_of("llama", {"max_share": 0.1, "min_confidence": 0.0})
+    requests = requests_of("llama", SAMPLINGS["greedy"])
+    results = engine.generate(requests)
+    assert_plain(engine, requests, results)
+    assert all(set(result.stats.by_drafter) <= {"prompt_lookup"} for result in results)
+    assert sum(r.stats.by_drafter["prompt_lookup"].accepted for r in results) > 0
+
+
+def test_a_lower_level_that_fails_costs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("llama", SMALL)
+    requests, calls = requests_of("llama"), [0]
+    session = type(eager_lookup().start(engine._prompt(requests[0]), None, None))  # type: ignore[arg-type]
+    right = session.propose
+
+    def failing(self: Any, tokens: Any, budget: int) -> Any:
+        calls[0] += 1
+        if calls[0] == 9:
+            raise RuntimeError("broken")
+        return right(self, tokens, budget)
+
+    monkeypatch.setattr(session, "propose", failing)
+    assert_plain(engine, requests, engine.generate(requests))
+    assert calls[0] == 9
+
+
+def test_it_is_built_from_a_config() -> None:
+    config = mmspec.load_config(
+        "cascade", ["drafter.compressed_kv.max_share=1", "decode.controller=fixed"]
+    )
+    engine = mmspec.load(model_of("llama", "float64"), config=config)
+    request = requests_of("llama")[0]
+    assert engine.generate(request).tokens == engine.generate(request, speculate=False).tokens
+    for options, expected in (
+        (["drafter.cascade.lower=compressed_kv"], "lower='compressed_kv': expected one of"),
+        (["drafter.cascade.max_depth=0"], "max_depth=0: expected at least 1"),
+        (["drafter.cascade.lower_nodes=0"], "lower_nodes=0"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            mmspec.load(model_of("llama", "float64"), config="cascade", overrides=options)
+    with pytest.raises(ConfigError, match="lower=compressed_kv: expected one cheaper"):
+        Cascade(CompressedKV())

@@ -1,0 +1,438 @@
+"""compressed_kv in the engine: what it drafts from, what it keeps, what it never does."""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, prompt_inputs
+from matrix import SAMPLINGS, model_of
+
+import mmspec
+from mmspec.config import CompressedKVConfig
+from mmspec.drafters.base import DrawingDrafter, WatchingDrafter
+from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
+from mmspec.drafters.compressed_kv.session import CompressedKVSession
+from mmspec.engine import Engine
+from mmspec.errors import ConfigError
+from mmspec.kv import KVView
+from mmspec.kv.policies import Composed, SnapKV, TopKChunks, Window
+from mmspec.requests import Request, Result
+from mmspec.target import Target
+from mmspec.target.probe import probe
+
+SAMPLED = {"temperature": 1.0, "top_k": 0}
+WHOLE = {"budget": 4096, "recent": 64, "max_share": 1.0, "min_confidence": 0.0}
+SMALL = {"budget": 12, "recent": 5, "max_share": 1.0, "min_confidence": 0.0}
+
+
+@cache
+def target_of(family: str) -> Target:
+    return probe(model_of(family, "float64"))[0]
+
+
+def engine_of(
+    family: str, *, max_nodes: int = 16, verifier: str = "coupled", **options: Any
+) -> Engine:
+    drafter = CompressedKV(**{**SMALL, **options})
+    return Engine(
+        target_of(family),
+        None,
+        [drafter],
+        controller="fixed",
+        verifier=verifier,
+        max_nodes=max_nodes,
+        max_rows=3,
+    )
+
+
+def requests_of(family: str, sampling: Mapping[str, Any], layouts: Sequence[str]) -> list[Request]:
+    """A ragged batch."""
+    return [
+        Request(
+            prompt_inputs(FAMILIES[family], layout, num_text_tokens=length, seed=row),  # type: ignore[arg-type]
+            max_new_tokens=24 - 4 * row,
+            seed=row,
+            **sampling,
+        )
+        for row, (layout, length) in enumerate(zip(layouts, (40, 17, 29), strict=True))
+    ]
+
+
+def bound(engine: Engine) -> BoundCompressedKV:
+    drafter = engine.drafters[0]
+    assert isinstance(drafter, BoundCompressedKV)
+    return drafter
+
+
+def accepted(results: Sequence[Result]) -> int:
+    return sum(result.stats.by_drafter["compressed_kv"].accepted for result in results)
+
+
+def acceptance(results: Sequence[Result]) -> float:
+    return accepted(results) / sum(r.stats.by_drafter["compressed_kv"].proposed for r in results)
+
+
+def assert_plain(engine: Engine, requests: Sequence[Request], results: Sequence[Result]) -> None:
+    for request, result in zip(requests, results, strict=True):
+        assert result.tokens == engine.generate(request, speculate=False).tokens
+    assert bound(engine).num_bytes == 0, "a view was not freed"
+
+
+# LAW
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_view_of_everything_drafts_what_the_target_says(family: str) -> None:
+    """So keys, positions, masks and noise are right: with images and videos, windows and sinks, in
+    a ragged batch, after each commit and each refresh. A policy has no choice here; a layer with a
+    window is shown more than that."""
+    layouts = ["text"] * 3
+    if FAMILIES[family].kind == "vision":
+        video = "video" if FAMILIES[family].takes_video else "two_images"
+        layouts = ["image_middle", video, "image_last"]
+    engine = engine_of(family, **WHOLE, policy="topk_chunks", max_depth=3)
+    for sampling in (SAMPLINGS["greedy"], SAMPLED):
+        requests = requests_of(family, sampling, layouts)
+        results = engine.generate(requests)
+        assert acceptance(results) == 1.0
+        assert all(result.stats.tokens_per_step > 3 for result in results)
+    assert_plain(engine, requests, results)
+
+
+@pytest.mark.parametrize("family", ["mistral_sliding", "gemma2"])
+def test_a_window_sees_in_a_small_view_what_it_sees_in_the_text(family: str) -> None:
+    """mistral: all layers have a window of 8, of which a view of 12 lacks nothing. gemma2: one of
+    two layers."""
+    results = engine_of(family, max_depth=3).generate(requests_of(family, SAMPLED, ["text"] * 3))
+    assert acceptance(results) == 1.0 if family == "mistral_sliding" else acceptance(results) < 1.0
+
+
+def positions_are_those_of_slots(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KVView, "num_hidden", lambda self, row: 0)
+
+
+def committed_tokens_do_not_join(patch: pytest.MonkeyPatch) -> None:
+    right = KVView.catch_up
+
+    def wrong(self: KVView, row: int) -> bool:
+        return row in self._shown or right(self, row)
+
+    patch.setattr(KVView, "catch_up", wrong)
+
+
+def drafts_stay_in_the_view(patch: pytest.MonkeyPatch) -> None:
+    """What was drafted is taken for what was chosen."""
+    right = KVView._join
+
+    def wrong(self: KVView, source_row: int, shown: Any, start: int, stop: int) -> None:
+        region = self._regions.rows[shown.row]
+        kept = [(t.clone(), u.clone()) for t, u in ((f.keys, f.values) for f in self.flat_layers)]
+        right(self, source_row, shown, start, stop)
+        for layer, (keys, values) in zip(self.flat_layers, kept, strict=True):
+            layer.put(0, keys, values)
+        assert region.length
+
+    patch.setattr(KVView, "_join", wrong)
+
+
+@pytest.mark.parametrize(
+    "fault", [positions_are_those_of_slots, committed_tokens_do_not_join, drafts_stay_in_the_view]
+)
+def test_a_fault_of_the_view_costs_acceptance_and_no_token(
+    fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = requests_of("mistral_sliding", SAMPLED, ["text"] * 3)
+    engine = engine_of("mistral_sliding", top_k=2, width=2, max_depth=3)
+    right = accepted(engine.generate(requests))
+    fault(monkeypatch)
+    results = engine.generate(requests)
+    assert accepted(results) < 0.9 * right
+    assert_plain(engine, requests, results)
+
+
+@pytest.mark.parametrize("policy", ["window", "snapkv", "topk_chunks", "visual", "window+snapkv"])
+def test_side_branches_and_small_views_change_no_token(policy: str) -> None:
+    layouts = ["image_middle", "text", "image_last"]
+    engine = engine_of("qwen2_vl", policy=policy, top_k=3, width=2, max_depth=4)
+    for sampling in SAMPLINGS.values():
+        requests = requests_of("qwen2_vl", sampling, layouts)
+        results = engine.generate(requests)
+        assert_plain(engine, requests, results)
+        assert accepted(results) > 0
+
+
+@pytest.mark.parametrize("verifier", ["speculative", "block", "recursive"])
+def test_rules_that_divide_by_q_get_it(verifier: str) -> None:
+    """From a view of everything q is the target's own distribution: nothing is ever rejected."""
+    profile = (2, 1, 1) if verifier == "recursive" else ()
+    options = {"draw": "sample", "max_depth": 3, "profile": profile, "verifier": verifier}
+    engine = engine_of("qwen3", **WHOLE, **options)
+    assert isinstance(engine.drafters[0], DrawingDrafter) and engine.drafters[0].draws
+    requests = requests_of(
+        "qwen3", SAMPLINGS["warped"] | {"repetition_penalty": None}, ["text"] * 3
+    )
+    results = engine.generate(requests)
+    assert all(result.error is None for result in results)
+    lengths = [n for r in results for n, count in r.stats.accepted_lengths.items() if count]
+    assert max(lengths) == 3 and accepted(results) > 20
+    short = sum(c for r in results for n, c in r.stats.accepted_lengths.items() if n < 3)
+    assert short <= 3, "the texts' ends alone"
+    small = engine_of("qwen3", **options)
+    outcomes = small.generate(requests)
+    assert all(r.error is None and r.stats.is_lossless for r in outcomes)
+    assert acceptance(outcomes) < 1.0
+
+
+def test_drawn_trees_carry_the_distribution_that_they_were_drawn_from() -> None:
+    engine = engine_of("llama", draw="sample", profile=(2, 1), verifier="recursive")
+    right, trees = BoundCompressedKV.propose_together, list[Any]()
+
+    def watching(self: BoundCompressedKV, *args: Any) -> Any:
+        trees.extend(made := right(self, *args))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundCompressedKV, "propose_together", watching)
+        engine.generate(requests_of("llama", SAMPLED, ["text"] * 3))
+    whole = [tree for tree in trees if tree.num_nodes > 1]
+    assert whole and all(tree.parents == (-1, 0, 0, 1, 2) for tree in whole)
+    for tree in whole:
+        sums = tree.q.sum(dim=1)
+        torch.testing.assert_close(sums, torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0]))
+        assert all(tree.q[tree.parents[n], tree.tokens[n]] > 0 for n in range(1, 5))
+
+
+# What it costs
+
+
+def test_it_adds_a_tenth_of_the_targets_kv_at_most() -> None:
+    """Counted in bytes, queries and all, at every proposal: three rows, one of them too short for a
+    view. Freed rows count on both sides, as both keep their buffers until the last one ends."""
+    engine = engine_of("llama", policy="snapkv", budget=1024, max_share=0.1, recent=16)
+    right, added, held = BoundCompressedKV.propose_together, [0], [0]
+
+    def watching(self: BoundCompressedKV, sessions: Any, texts: Any, budget: int) -> Any:
+        made = right(self, sessions, texts, budget)
+        cache = sessions[0].view.source
+        committed = [
+            layer.keys[: cache.length(row)].nbytes + layer.values[: cache.length(row)].nbytes
+            for row in cache.rows
+            for layer in cache.flat_layers
+        ]
+        held.append(max(sum(committed), held[-1]))
+        added.append(self.num_bytes)
+        assert added[-1] == sessions[0].view.num_bytes + cache.queries.num_bytes
+        assert added[-1] <= 0.1 * held[-1]
+        return made
+
+    requests = [
+        Request(prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=n), max_new_tokens=8)
+        for n in (900, 100, 1500)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundCompressedKV, "propose_together", watching)
+        results = engine.generate(requests)
+    assert max(added) > 0.08 * max(held), "the bound is not what was tested"
+    assert ["compressed_kv" in r.stats.by_drafter for r in results] == [True, False, True]
+    assert_plain(engine, requests, results)
+
+
+def test_queries_are_kept_for_policies_that_ask() -> None:
+    for policy, expected in (("window", 0), ("snapkv", 32), ("window+topk_chunks", 8)):
+        engine = engine_of("llama", policy=policy)
+        assert isinstance(engine.drafters[0], WatchingDrafter)
+        assert engine._drafts.watched_queries == engine.drafters[0].watched_queries == expected
+    assert Engine(target_of("llama"), None)._drafts.watched_queries == 0
+
+
+def test_a_draft_is_one_forward_a_level_over_the_view_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of("llama", max_depth=4)
+    seen, right = list[tuple[int, int]](), Target.score
+
+    def counting(self: Target, trees: Any, cache: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(cache, KVView):
+            done = options["written"]
+            nodes = max(t.num_nodes - old for t, old in zip(trees, done, strict=True))
+            seen.append((nodes, max(cache.length(row) for row in cache.rows)))
+        return right(self, trees, cache, *args, **options)
+
+    monkeypatch.setattr(Target, "score", counting)
+    results = engine.generate(requests_of("llama", SAMPLED, ["text"] * 3))
+    steps = max(result.stats.steps for result in results)
+    assert len(seen) <= 4 * steps
+    assert {nodes for nodes, _ in seen} == {1}
+    assert max(length for _, length in seen) <= SMALL["budget"] + SMALL["recent"]
+
+
+def test_another_forward_may_draft_in_the_targets_place() -> None:
+    """What `forward` makes of the target runs over the view; the target's own score calls stay."""
+    made = []
+
+    class Louder:
+        def __init__(self, target: Target) -> None:
+            self.target, self.calls = target, 0
+
+        def score(self, *args: Any, **options: Any) -> Any:
+            self.calls += 1
+            return self.target.score(*args, **options)
+
+    def forward(target: Target) -> Any:
+        made.append(Louder(target))
+        return made[-1]
+
+    engine = engine_of("llama", forward=forward)
+    requests = requests_of("llama", SAMPLED, ["text"] * 3)
+    assert_plain(engine, requests, engine.generate(requests))
+    assert made[0].calls > 10
+
+
+# What goes wrong
+
+
+def test_a_draft_that_fails_midway_frees_its_views_and_costs_no_token(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, calls, right = engine_of("llama"), [0], Target.score
+    requests = requests_of("llama", SAMPLED, ["text"] * 3)
+
+    def failing(self: Target, trees: Any, cache: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(cache, KVView):
+            calls[0] += 1
+            if calls[0] == 6:
+                raise RuntimeError("out of memory")
+        return right(self, trees, cache, *args, **options)
+
+    monkeypatch.setattr(Target, "score", failing)
+    with caplog.at_level(logging.WARNING):
+        results = engine.generate(requests)
+    assert calls[0] == 6, "it was asked again"
+    assert "drafter compressed_kv failed (RuntimeError: out of memory)" in caplog.text
+    assert_plain(engine, requests, results)
+
+
+def test_a_stream_that_is_closed_early_frees_its_view() -> None:
+    engine = engine_of("llama")
+    with engine.stream(requests_of("llama", SAMPLED, ["text"] * 3)[0]) as stream:
+        for count in stream.steps():
+            if count > 6:
+                assert bound(engine).num_bytes > 0
+                break
+    assert bound(engine).num_bytes == 0
+
+
+def test_several_threads_have_views_of_their_own() -> None:
+    engine = engine_of("llama")
+    requests = requests_of("llama", SAMPLED, ["text"] * 3)
+    expected = [engine.generate(request, speculate=False).tokens for request in requests]
+    results: dict[int, Result] = {}
+
+    def work(index: int) -> None:
+        results[index] = engine.generate(requests[index % 3])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, result in results.items():
+        assert result.tokens == expected[index % 3]
+        assert accepted([result]) > 0
+    assert len(results) == 6 and bound(engine).num_bytes == 0
+
+
+def test_it_catches_up_after_many_steps_without_being_asked() -> None:
+    engine = engine_of("mistral_sliding", max_depth=3)
+    request = requests_of("mistral_sliding", SAMPLED, ["text"] * 3)[0]
+    asked, right = [0], CompressedKVSession.propose
+    propose = BoundCompressedKV.propose_together
+    assert right is not None
+
+    def seldom(self: BoundCompressedKV, sessions: Any, texts: Any, budget: int) -> Any:
+        asked[0] += 1
+        return propose(self, sessions, texts, budget if asked[0] % 7 == 1 else 0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundCompressedKV, "propose_together", seldom)
+        result = engine.generate(request, max_new_tokens=60)
+    assert asked[0] > 20 and acceptance([result]) == 1.0
+    assert_plain(engine, [Request(**{**vars(request), "max_new_tokens": 60})], [result])
+
+
+def test_prefixes_that_are_reused_have_queries_of_what_was_computed_alone() -> None:
+    """The second request computes one token of its prompt; its text is the plain one."""
+    config = mmspec.load_config(
+        None,
+        {
+            "drafter.name": "compressed_kv",
+            "drafter.compressed_kv.policy": "snapkv",
+            "drafter.compressed_kv.budget": 12,
+            "drafter.compressed_kv.max_share": 1.0,
+            "drafter.compressed_kv.min_confidence": 0.0,
+            "decode.controller": "fixed",
+        },
+    )
+    engine = mmspec.load(model_of("llama", "float64"), config=config)
+    request = requests_of("llama", SAMPLED, ["text"] * 3)[0]
+    first, second = engine.generate(request), engine.generate(request)
+    assert second.stats.reused_tokens > 30 and accepted([second]) > 0
+    assert first.tokens == second.tokens == engine.generate(request, speculate=False).tokens
+
+
+# Confidence, settings
+
+
+def test_confidence_is_learnt_and_an_unlikely_path_is_not_followed() -> None:
+    requests = requests_of("qwen2", SAMPLED, ["text"] * 3)
+    eager = engine_of("qwen2", max_depth=6).generate(requests)
+    careful_engine = engine_of("qwen2", max_depth=6, min_confidence=0.5)
+    careful = careful_engine.generate(requests)
+    assert_plain(careful_engine, requests, careful)
+    assert acceptance(careful) > acceptance(eager) + 0.05
+
+    right, sessions = BoundCompressedKV.start, list[CompressedKVSession]()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def watching(self: BoundCompressedKV, *args: Any) -> CompressedKVSession:
+            sessions.append(right(self, *args))
+            return sessions[-1]
+
+        patch.setattr(BoundCompressedKV, "start", watching)
+        engine_of("qwen2", max_depth=6).generate(requests)
+    assert all(session.calibration._tried for session in sessions)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for options, expected in (
+        ({"policy": "windows"}, "policy='windows': expected one, or several"),
+        ({"policy": "window+nothing"}, "snapkv, topk_chunks, visual, window"),
+        ({"budget": 4}, "budget=4: expected at least 8 tokens"),
+        ({"recent": 0}, "recent=0"),
+        ({"max_share": 0.0}, r"max_share=0.0: expected in \(0, 1\]"),
+        ({"max_depth": 0}, "max_depth=0"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"width": 3, "top_k": 1}, "width=3"),
+        ({"min_confidence": 1.5}, "min_confidence=1.5"),
+        ({"draw": "maybe"}, "draw='maybe'"),
+        ({"profile": [2, 0]}, r"profile=\[2, 0\]"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            CompressedKV(**options)  # type: ignore[arg-type]
+
+
+def test_policies_come_by_name_or_as_objects() -> None:
+    assert CompressedKV(policy="window").policy == Window()
+    assert CompressedKV(policy=SnapKV(kernel=3)).policy == SnapKV(kernel=3)
+    both = CompressedKV(policy="window+topk_chunks").policy
+    assert isinstance(both, Composed) and both.parts == (Window(), TopKChunks())
+
+
+def test_the_defaults_are_the_configs() -> None:
+    own, config = CompressedKV(), CompressedKVConfig()
+    again = CompressedKV(**vars(config))
+    assert vars(own) == vars(again)

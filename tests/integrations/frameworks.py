@@ -1,0 +1,93 @@
+"""What the tests of all frameworks share."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from mmspec.engine import Engine, Stream
+
+LEDGER = (
+    "Entry 12345: Anna bought 3 pears.\nEntry 54321: Bob sold 4 plums to Carl.\nQuote entry 54321."
+)
+# A chat template that writes tools, tool calls and their results.
+TOOL_TEMPLATE = (
+    "<s>{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
+    "{% for message in messages %}<|{{ message['role'] }}|>"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+    "{% for call in message.tool_calls or [] %}"
+    "[{{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
+ADD: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds.",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        },
+    },
+}
+
+
+def saying(engine: Engine, text: str) -> dict[str, Any]:
+    """Options that leave the model no other answer than `text`, in each row of a batch."""
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
+    script: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    script.append(tokenizer.eos_token_id)
+    begin = tokenizer.convert_tokens_to_ids("<|assistant|>")
+
+    def allowed(index: int, ids: Tensor) -> list[int]:
+        said = len(ids) - 1 - int((ids == begin).nonzero()[-1])
+        return [script[min(said, len(script) - 1)]]
+
+    return {"prefix_allowed_tokens_fn": allowed, "max_tokens": len(script) + 1}
+
+
+def with_tools(engine: Engine, text: str) -> dict[str, Any]:
+    """As `saying`, with a chat template that knows tools."""
+    return {**saying(engine, text), "template_arguments": {"chat_template": TOOL_TEMPLATE}}
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def png_base64(image: Image.Image) -> str:
+    return base64.b64encode(png(image)).decode()
+
+
+def watched_streams(engine: Engine, patch: pytest.MonkeyPatch) -> list[Stream]:
+    """The streams that the engine is going to make."""
+    streams, make = list[Stream](), engine.stream
+
+    def stream(request: Any) -> Stream:
+        streams.append(make(request))
+        return streams[-1]
+
+    patch.setattr(engine, "stream", stream)
+    return streams
+
+
+class Calls:
+    """How often the engine was asked for how many prompts."""
+
+    def __init__(self, engine: Engine, patch: Callable[[object, str, object], None]) -> None:
+        self.sizes: list[int] = []
+        generate = engine.generate
+
+        def counted(prompt: Any, **options: Any) -> Any:
+            self.sizes.append(len(prompt) if isinstance(prompt, Sequence) else 1)
+            return generate(prompt, **options)
+
+        patch(engine, "generate", counted)

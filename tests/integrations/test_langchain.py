@@ -1,0 +1,334 @@
+"""`mmspec.integrations.langchain`: the engine's own answers, through LangChain."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from integrations.frameworks import (
+    ADD,
+    CALL,
+    LEDGER,
+    Calls,
+    png_base64,
+    saying,
+    with_tools,
+)
+from PIL import Image
+
+from mmspec.engine import Engine
+from mmspec.errors import InputError
+
+pytest.importorskip("langchain_core", reason="needs the extra 'langchain'")
+
+from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+
+from mmspec.integrations.langchain import ChatMmspec
+
+PROMPTS = [LEDGER, LEDGER.replace("Bob", "Eve"), "Hello there"]
+
+
+@pytest.fixture(scope="module")
+def llm(engine: Engine) -> ChatMmspec:
+    return ChatMmspec(engine=engine, temperature=0, max_tokens=40)
+
+
+def test_the_answer_is_the_engines_and_says_how_it_was_made(
+    llm: ChatMmspec, engine: Engine
+) -> None:
+    answer = llm.invoke(LEDGER, seed=3)
+    alone = engine.generate(LEDGER, temperature=0, max_new_tokens=40, reuse=False)
+    assert answer.content == alone.text
+    metadata = answer.response_metadata
+    assert metadata["finish_reason"] == "stop" and metadata["mmspec"]["seed"] == 3
+    drafted = metadata["mmspec"]["drafters"]["prompt_lookup"]
+    assert 0 < drafted["accepted"] == metadata["mmspec"]["accepted_tokens"]
+    assert drafted["share"] == pytest.approx(drafted["accepted"] / alone.stats.new_tokens)
+    assert metadata["mmspec"]["tokens_per_step"] > 1.5
+    assert answer.usage_metadata["input_tokens"] == alone.stats.prompt_tokens
+    assert answer.usage_metadata["output_tokens"] == alone.stats.new_tokens
+
+
+def test_a_conversation_reaches_the_template_with_its_roles(
+    llm: ChatMmspec, engine: Engine
+) -> None:
+    seen: list[Any] = []
+    messages = [
+        SystemMessage("Be brief."),
+        HumanMessage("Hi"),
+        AIMessage("Hello"),
+        HumanMessage([{"type": "text", "text": "Quote"}, "this"]),
+    ]
+    result = llm._request(messages, None, {})
+    seen = [(m["role"], [p["text"] for p in m["content"]]) for m in result.prompt]
+    assert seen == [
+        ("system", ["Be brief."]),
+        ("user", ["Hi"]),
+        ("assistant", ["Hello"]),
+        ("user", ["Quote", "this"]),
+    ]
+
+
+@pytest.mark.parametrize("form", ["base64", "image_url", "old base64"])
+def test_an_image_is_read_in_each_of_langchains_forms(
+    llm: ChatMmspec, engine: Engine, picture: tuple[Image.Image, str], form: str
+) -> None:
+    image, question = picture
+    data = png_base64(image)
+    block = {
+        "base64": {"type": "image", "base64": data, "mime_type": "image/png"},
+        "image_url": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
+        "old base64": {
+            "type": "image", "source_type": "base64", "data": data, "mime_type": "image/png"
+        },
+    }[form]  # fmt: skip
+    answer = llm.invoke([HumanMessage([block, {"type": "text", "text": question}])])
+    alone = engine.generate(question, images=image, temperature=0, max_new_tokens=40, reuse=False)
+    assert answer.content == alone.text
+    assert answer.usage_metadata["input_tokens"] == alone.stats.prompt_tokens > 100
+
+
+def test_what_no_model_reads_is_refused(llm: ChatMmspec) -> None:
+    with pytest.raises(InputError, match="expected text, or an image"):
+        llm.invoke([HumanMessage([{"type": "file", "base64": "AAAA", "mime_type": "x/y"}])])
+    with pytest.raises(InputError, match="did you mean 'temperature'"):
+        llm.invoke("Hi", temprature=1)
+    with pytest.raises(InputError, match="say the same"):
+        llm.invoke("Hi", max_tokens=3, max_new_tokens=4)
+    with pytest.raises(InputError, match=r"expected model= .* or engine="):
+        ChatMmspec()
+    with pytest.raises(InputError, match=r"in mmspec\.load"):
+        ChatMmspec(engine=llm.engine, drafter="none")
+
+
+def test_settings_hold_and_a_calls_own_override_them(engine: Engine) -> None:
+    llm = ChatMmspec(
+        engine=engine, temperature=0.9, seed=5, max_tokens=12, stop=["zz"], options={"top_k": 7}
+    )
+    request = llm._request([HumanMessage("x")], None, {})
+    assert (request.temperature, request.seed, request.max_new_tokens) == (0.9, 5, 12)
+    assert (request.stop, request.top_k) == (["zz"], 7)
+    request = llm._request([HumanMessage("x")], ["q"], {"seed": 6, "max_tokens": 3, "top_k": None})
+    assert (request.stop, request.seed, request.max_new_tokens, request.top_k) == (["q"], 6, 3, 7)
+    assert llm.invoke("Story", stop=["e"]).content.find("e") < 0
+    assert llm.invoke("Story").content == llm.invoke("Story").content != ""
+
+
+def test_a_stream_is_the_answer_in_pieces_with_the_figures_at_its_end(llm: ChatMmspec) -> None:
+    whole = llm.invoke(LEDGER)
+    chunks = list(llm.stream(LEDGER))
+    assert len(chunks) > 5
+    assert all(chunk.usage_metadata is None for chunk in chunks[:-1])
+    joined = chunks[0]
+    for chunk in chunks[1:]:
+        joined += chunk
+    assert joined.content == whole.content
+    assert joined.usage_metadata["output_tokens"] == whole.usage_metadata["output_tokens"]
+    assert joined.response_metadata["mmspec"]["accepted_tokens"] > 0
+
+
+def test_a_stream_that_is_left_ends_the_decoding(
+    llm: ChatMmspec, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams, make = list[Any](), engine.stream
+    monkeypatch.setattr(
+        engine, "stream", lambda *a, **k: streams.append(make(*a, **k)) or streams[-1]
+    )
+    chunks = llm.stream(LEDGER)
+    next(chunks)
+    chunks.close()
+    assert streams[0].result.finish_reason == "closed"
+
+    async def leave() -> None:
+        async for _ in llm.astream(LEDGER):
+            break
+
+    asyncio.run(leave())
+    assert streams[1].result.finish_reason == "closed"
+
+
+def test_the_event_loop_goes_on_meanwhile(llm: ChatMmspec) -> None:
+    async def both() -> tuple[list[str], int]:
+        ticks, is_over = 0, False
+
+        async def tick() -> None:
+            nonlocal ticks
+            while not is_over:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        pieces = [chunk.content async for chunk in llm.astream(LEDGER)]
+        answer = await llm.ainvoke(LEDGER)
+        is_over = True
+        await ticking
+        return [*pieces, answer.content], ticks
+
+    (*pieces, answer), ticks = asyncio.run(both())
+    assert "".join(pieces) == answer == llm.invoke(LEDGER).content
+    assert ticks > 20
+
+
+@pytest.mark.parametrize("way", ["batch", "abatch", "generate", "agenerate", "chain"])
+def test_several_prompts_are_one_ragged_batch(
+    llm: ChatMmspec, engine: Engine, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    alone = [llm.invoke(prompt).content for prompt in PROMPTS]
+    assert len(set(alone)) == len(PROMPTS)
+    calls = Calls(engine, monkeypatch.setattr)
+    if way == "batch":
+        answers = [m.content for m in llm.batch(PROMPTS, stop=["never"])]
+    elif way == "abatch":
+        answers = [m.content for m in asyncio.run(llm.abatch(PROMPTS))]
+    elif way == "chain":
+        chain = RunnableLambda(lambda text: [HumanMessage(text)]) | llm.bind(seed=1)
+        answers = [m.content for m in chain.batch(PROMPTS)]
+    else:
+        messages = [[HumanMessage(prompt)] for prompt in PROMPTS]
+        made = llm.generate(messages) if way == "generate" else asyncio.run(llm.agenerate(messages))
+        answers = [generations[0].text for generations in made.generations]
+        assert made.llm_output["token_usage"]["completion_tokens"] > 40
+    assert answers == alone
+    assert calls.sizes == [len(PROMPTS)]
+
+
+def test_a_prompt_that_fails_leaves_the_rest_of_the_batch(llm: ChatMmspec) -> None:
+    long = "x" * 40_000  # beyond the context
+    unreadable = [HumanMessage([{"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}])]
+    good, bad, worse = llm.batch([LEDGER, long, unreadable], return_exceptions=True)
+    assert good.content == llm.invoke(LEDGER).content
+    assert isinstance(bad, InputError) and "context" in str(bad)
+    assert isinstance(worse, InputError)
+    with pytest.raises(InputError, match="context"):
+        llm.batch([LEDGER, long])
+    assert [m.content for m in llm.batch([LEDGER, LEDGER])] == [good.content] * 2
+
+
+def test_threads_share_a_model(llm: ChatMmspec) -> None:
+    alone = [llm.invoke(prompt).content for prompt in PROMPTS]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda prompt: llm.invoke(prompt).content, PROMPTS * 4))
+    assert together == alone * 4
+
+
+def test_tools_are_shown_and_their_calls_are_read(llm: ChatMmspec, engine: Engine) -> None:
+    @tool
+    def add(a: int, b: int) -> int:
+        """Adds."""
+        return a + b
+
+    asked = [HumanMessage("1 + 2?")]
+    bound = llm.bind_tools([add], **with_tools(engine, f"Well. {CALL}"))
+    answer = bound.invoke(asked)
+    assert answer.content == "Well."
+    (call,) = answer.tool_calls
+    assert (call["name"], call["args"]) == ("add", {"a": 1, "b": 2})
+    assert answer.response_metadata["finish_reason"] == "tool_calls"
+    streamed = None
+    for chunk in llm.bind_tools([add], **with_tools(engine, f"Well. {CALL}")).stream(asked):
+        assert "tool_call" not in str(chunk.content)
+        streamed = chunk if streamed is None else streamed + chunk
+    assert streamed is not None and streamed.content == "Well. "
+    assert streamed.tool_calls[0]["args"] == {"a": 1, "b": 2}
+    told = ToolMessage("3", tool_call_id=call["id"], name="add")
+    request = llm._request([*asked, answer, told], None, with_tools(engine, "3"))
+    text = engine.inputs.encode(  # type: ignore[union-attr]
+        request.prompt, tools=[ADD], template_arguments=request.template_arguments
+    ).text
+    assert '[add {"a": 1, "b": 2}]' in text and "<|tool|>3" in text and text.startswith("<s>add")
+
+
+def test_a_tool_cannot_be_forced(llm: ChatMmspec) -> None:
+    with pytest.raises(InputError, match="tool_choice='any'"):
+        llm.bind_tools([ADD], tool_choice="any")
+    request = llm._request([HumanMessage("x")], None, {"tools": [ADD], "tool_choice": "none"})
+    assert request.tools is None
+
+
+def test_several_samples_are_several_generations(llm: ChatMmspec) -> None:
+    made = llm.generate([[HumanMessage("Story")]], n=3, seed=4, temperature=1.0)
+    texts = [generation.text for generation in made.generations[0]]
+    assert len(set(texts)) == 3
+    assert made.llm_output["token_usage"]["completion_tokens"] > 40
+
+
+def test_logprobs_stand_in_the_metadata(llm: ChatMmspec) -> None:
+    answer = llm.invoke(LEDGER, logprobs=2, max_tokens=4)
+    content = answer.response_metadata["logprobs"]["content"]
+    assert "".join(place["token"] for place in content) == answer.content
+    assert len(content[0]["top_logprobs"]) == 2 and content[0]["logprob"] <= 0
+
+
+SHIPS = "The ship of Ulriko left Tandor with 80 barrels of oil."
+FOUND = [Document(SHIPS, metadata={"source": "ships.txt"}), Document("Owls <image> sleep by day.")]
+
+
+@pytest.mark.parametrize("way", ["invoke", "bind", "lambda", "stream", "batch"])
+def test_passages_reach_the_prompt_and_the_drafter(
+    llm: ChatMmspec, engine: Engine, way: str
+) -> None:
+    options: dict[str, Any] = {"passages": FOUND, **saying(engine, SHIPS)}
+    if way == "invoke":
+        answer = llm.invoke("Who?", **options)
+    elif way == "bind":
+        answer = llm.bind(**options).invoke("Who?")
+    elif way == "lambda":
+        answer = RunnableLambda(lambda question: llm.invoke(question, **options)).invoke("Who?")
+    elif way == "batch":
+        answer, _ = llm.batch(["Who?", "Who was it?"], **options)
+    else:
+        answer = None
+        for chunk in llm.stream("Who?", **options):
+            answer = chunk if answer is None else answer + chunk
+    assert answer.content == SHIPS
+    bare = llm.invoke("Who?", **saying(engine, SHIPS))
+    told, without = (a.response_metadata["mmspec"]["steps"] for a in (answer, bare))
+    assert told < without / 2, (told, without)
+    grew = answer.usage_metadata["input_tokens"] - bare.usage_metadata["input_tokens"]
+    assert grew > len(SHIPS) + len(FOUND[1].page_content)  # bytes are tokens here
+
+
+def test_what_the_chains_own_prompt_holds_is_not_written_twice(
+    llm: ChatMmspec, engine: Engine
+) -> None:
+    prompt = f"{SHIPS}\n{FOUND[1].page_content}\nWho?"
+    with_them = llm.invoke(prompt, passages=FOUND)
+    without = llm.invoke(prompt)
+    assert with_them.content == without.content
+    assert with_them.usage_metadata["input_tokens"] == without.usage_metadata["input_tokens"]
+    twice = llm.invoke(prompt, passages=FOUND, placement="prompt")
+    assert twice.usage_metadata["input_tokens"] > without.usage_metadata["input_tokens"]
+
+
+def test_a_batch_is_one_whatever_langchain_bounds_or_remembers(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = ChatMmspec(engine=engine, temperature=0, max_tokens=20, cache=InMemoryCache())
+    known = llm.invoke(PROMPTS[0])
+    calls = Calls(engine, monkeypatch.setattr)
+    answers = llm.batch(PROMPTS, config={"max_concurrency": 1})
+    assert answers[0].response_metadata["mmspec"] == known.response_metadata["mmspec"]
+    assert len({answer.content for answer in answers}) == len(PROMPTS)
+    assert calls.sizes == [len(PROMPTS)]
+    llm.batch(PROMPTS)
+    assert calls.sizes == [len(PROMPTS)]
+
+
+def test_one_model_in_a_batch_is_not_answered_for_another(engine: Engine) -> None:
+    """A second model that is asked from within the first one's batch decodes for itself."""
+    llm = ChatMmspec(engine=engine, temperature=0, max_tokens=20)
+    other = ChatMmspec(engine=engine, temperature=0, max_tokens=5)
+    asked: list[Any] = []
+
+    class Nested(BaseCallbackHandler):
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            asked.append(other.invoke(PROMPTS[0]))
+
+    answers = llm.batch(PROMPTS, config={"callbacks": [Nested()]})
+    assert {answer.usage_metadata["output_tokens"] for answer in asked} == {5}
+    assert {answer.usage_metadata["output_tokens"] for answer in answers} == {20}

@@ -1,0 +1,233 @@
+"""`mmspec.integrations.llamaindex`: the engine's own answers, through LlamaIndex."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integrations.frameworks import ADD, CALL, LEDGER, png, saying, watched_streams, with_tools
+from PIL import Image
+
+from mmspec.engine import Engine
+from mmspec.errors import InputError
+
+pytest.importorskip("llama_index.core", reason="needs the extra 'llamaindex'")
+
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    ChatMessage,
+    ImageBlock,
+    MessageRole,
+    TextBlock,
+    ToolCallBlock,
+)
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+
+from mmspec.integrations.llamaindex import MmspecLLM, PassageSynthesizer
+
+ASKED = [ChatMessage(LEDGER)]
+
+
+@pytest.fixture(scope="module")
+def llm(engine: Engine) -> MmspecLLM:
+    return MmspecLLM(engine=engine, temperature=0, max_tokens=40)
+
+
+def test_the_answer_is_the_engines_and_says_how_it_was_made(llm: MmspecLLM, engine: Engine) -> None:
+    alone = engine.generate(LEDGER, temperature=0, max_new_tokens=40, reuse=False)
+    answer = llm.chat(ASKED, seed=3)
+    assert answer.message.role == MessageRole.ASSISTANT
+    assert answer.message.content == alone.text == llm.complete(LEDGER).text
+    assert answer.raw["finish_reason"] == "stop" and answer.raw["mmspec"]["seed"] == 3
+    assert answer.raw["usage"]["completion_tokens"] == alone.stats.new_tokens
+    assert answer.raw["mmspec"]["drafters"]["prompt_lookup"]["accepted"] > 0
+    assert answer.additional_kwargs["prompt_tokens"] == alone.stats.prompt_tokens
+
+
+def test_a_formatted_text_is_taken_as_it_is(llm: MmspecLLM, engine: Engine) -> None:
+    alone = engine.generate(LEDGER, raw=True, temperature=0, max_new_tokens=40, reuse=False)
+    answer = llm.complete(LEDGER, formatted=True)
+    assert answer.text == alone.text
+    assert answer.raw["usage"]["prompt_tokens"] == alone.stats.prompt_tokens
+    assert answer.raw["usage"]["prompt_tokens"] < llm.complete(LEDGER).raw["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("form", ["bytes", "path", "data URL"])
+def test_an_image_is_read_in_each_form(
+    llm: MmspecLLM, engine: Engine, picture: tuple[Image.Image, str], form: str, tmp_path: Path
+) -> None:
+    image, question = picture
+    (tmp_path / "a.png").write_bytes(png(image))
+    inline = ImageBlock(image=png(image)).inline_url()
+    block = {
+        "bytes": ImageBlock(image=png(image)),
+        "path": ImageBlock(path=tmp_path / "a.png"),
+        "data URL": ImageBlock(url=inline),
+    }[form]
+    answer = llm.chat([ChatMessage(blocks=[block, TextBlock(text=question)])])
+    alone = engine.generate(question, images=image, temperature=0, max_new_tokens=40, reuse=False)
+    assert answer.message.content == alone.text
+    assert answer.raw["usage"]["prompt_tokens"] == alone.stats.prompt_tokens > 100
+
+
+def test_what_cannot_be_asked_is_refused(llm: MmspecLLM) -> None:
+    with pytest.raises(InputError, match="AudioBlock"):
+        llm.chat([ChatMessage(blocks=[AudioBlock(audio=b"RIFF0000WAVE", format="wav")])])
+    with pytest.raises(InputError, match="allow_http"):
+        llm.chat([ChatMessage(blocks=[ImageBlock(url="http://localhost/a.png")])])
+    with pytest.raises(InputError, match="did you mean 'temperature'"):
+        llm.complete("Hi", temprature=1)
+    with pytest.raises(InputError, match=r"expected model= .* or engine="):
+        MmspecLLM()
+
+
+def test_a_stream_is_the_answer_in_pieces_with_the_figures_at_its_end(llm: MmspecLLM) -> None:
+    whole = llm.chat(ASKED).message.content
+    pieces = list(llm.stream_chat(ASKED))
+    assert len(pieces) > 5 and pieces[-1].message.content == whole
+    assert "".join(piece.delta for piece in pieces) == whole
+    assert pieces[-1].raw["mmspec"]["accepted_tokens"] > 0
+    texts = list(llm.stream_complete(LEDGER))
+    assert "".join(text.delta for text in texts) == texts[-1].text == whole
+
+
+def test_async_answers_are_the_same_and_the_event_loop_goes_on(llm: MmspecLLM) -> None:
+    async def ask() -> tuple[list[str], int]:
+        ticks, is_over = 0, False
+
+        async def tick() -> None:
+            nonlocal ticks
+            while not is_over:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.create_task(tick())
+        answers = [
+            (await llm.achat(ASKED)).message.content,
+            (await llm.acomplete(LEDGER)).text,
+            "".join([piece.delta async for piece in await llm.astream_chat(ASKED)]),
+            "".join([piece.delta async for piece in await llm.astream_complete(LEDGER)]),
+        ]
+        is_over = True
+        await ticking
+        return answers, ticks
+
+    answers, ticks = asyncio.run(ask())
+    assert set(answers) == {llm.complete(LEDGER).text}
+    assert ticks > 20
+
+
+def test_a_stream_that_is_left_ends_the_decoding(
+    llm: MmspecLLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = watched_streams(engine, monkeypatch)
+    pieces = llm.stream_chat(ASKED)
+    next(pieces)
+    pieces.close()
+    assert streams[0].result.finish_reason == "closed"
+
+
+def test_threads_share_a_model(llm: MmspecLLM) -> None:
+    prompts = [LEDGER, LEDGER.replace("Bob", "Eve"), "Hello there"]
+    alone = [llm.complete(prompt).text for prompt in prompts]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda prompt: llm.complete(prompt).text, prompts * 3))
+    assert together == alone * 3
+
+
+def test_tools_are_shown_and_their_calls_are_read(llm: MmspecLLM, engine: Engine) -> None:
+    asked = [ChatMessage("1 + 2?")]
+    answer = llm.chat(asked, tools=[ADD], **with_tools(engine, CALL))
+    (call,) = [block for block in answer.message.blocks if isinstance(block, ToolCallBlock)]
+    assert (call.tool_name, call.tool_kwargs) == ("add", {"a": 1, "b": 2})
+    assert answer.raw["finish_reason"] == "tool_calls" and not answer.message.content
+    *_, last = llm.stream_chat(asked, tools=[ADD], **with_tools(engine, CALL))
+    assert any(isinstance(block, ToolCallBlock) for block in last.message.blocks)
+    told = ChatMessage("3", role=MessageRole.TOOL, additional_kwargs={"tool_call_id": "1"})
+    final = llm.chat([*asked, answer.message, told], tools=[ADD], **with_tools(engine, "It is 3."))
+    assert final.message.content == "It is 3."
+
+
+def test_its_metadata_and_settings_are_told(llm: MmspecLLM, engine: Engine) -> None:
+    assert llm.metadata.context_window == engine.target.max_positions
+    assert (llm.metadata.num_output, llm.metadata.is_chat_model) == (40, True)
+    written: dict[str, Any] = llm.to_dict()
+    assert written["class_name"] == "MmspecLLM" and written["max_tokens"] == 40
+    assert "engine" not in written
+
+
+SHIPS = "The ship of Ulriko left Tandor with 80 barrels of oil."
+
+
+class Fixed(BaseRetriever):
+    """Finds the same nodes for every query."""
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        found = [TextNode(text=SHIPS), TextNode(text="Owls <image> sleep by day.")]
+        return [NodeWithScore(node=node, score=1.0) for node in found]
+
+
+@pytest.mark.parametrize("way", ["query", "aquery", "stream", "astream"])
+def test_a_query_engine_hands_its_nodes_to_the_prompt_and_the_drafter(
+    engine: Engine, way: str
+) -> None:
+    llm = MmspecLLM(engine=engine, temperature=0, options=saying(engine, SHIPS))
+    prompts: list[Any] = []
+    asked = llm._request
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        prompts.append(asked(*args, **kwargs))
+        return prompts[-1]
+
+    object.__setattr__(llm, "_request", watched)
+    synthesizer = PassageSynthesizer(llm=llm, streaming="stream" in way)
+    query_engine = RetrieverQueryEngine(Fixed(), response_synthesizer=synthesizer)
+
+    async def ask() -> tuple[Any, str]:
+        response = await query_engine.aquery("Who?")
+        if way == "aquery":
+            return response, str(response)
+        return response, "".join([piece async for piece in response.response_gen])
+
+    if way.startswith("a"):
+        response, text = asyncio.run(ask())
+    else:
+        response = query_engine.query("Who?")
+        text = str(response) if way == "query" else "".join(response.response_gen)
+    assert text == SHIPS
+    assert len(response.source_nodes) == 2
+    (request,) = prompts
+    assert [passage.text for passage in request.passages] == [
+        SHIPS,
+        "Owls <image> sleep by day.",
+    ]
+    if "stream" not in way:
+        bare = llm.chat([ChatMessage("Who?")])
+        told = response.metadata
+        assert told["mmspec"]["steps"] < bare.raw["mmspec"]["steps"] / 2
+        grew = told["usage"]["prompt_tokens"] - bare.raw["usage"]["prompt_tokens"]
+        assert grew > len(SHIPS)
+
+
+def test_images_of_nodes_go_with_the_question(
+    llm: MmspecLLM, engine: Engine, picture: tuple[Image.Image, str]
+) -> None:
+    image, question = picture
+    blocks = [ImageBlock(image=png(image)), TextBlock(text="A page.")]
+    synthesizer = PassageSynthesizer(llm=llm, multimodal=True)
+    answer = synthesizer.get_response_from_messages(question, [ChatMessage(blocks=blocks)])
+    alone = engine.generate(
+        question, images=image, passages=["A page."], temperature=0, max_new_tokens=40, reuse=False
+    )
+    assert answer == alone.text
+    assert answer.raw["usage"]["prompt_tokens"] == alone.stats.prompt_tokens
+
+
+def test_the_synthesizer_has_no_prompts_of_its_own(llm: MmspecLLM) -> None:
+    synthesizer = PassageSynthesizer(llm=llm)
+    assert synthesizer.get_prompts() == {}
+    with pytest.raises(InputError, match="passage_template"):
+        synthesizer.update_prompts({"text_qa_template": "x"})

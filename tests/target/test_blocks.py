@@ -1,0 +1,164 @@
+"""Blocks computed in fewer operations: the same numbers, and only where nothing else has a hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import mmspec
+from mmspec.kv import KVCache
+from mmspec.requests import Request
+from mmspec.state import Placement, Prompt
+from mmspec.target import Target, blocks
+from mmspec.target.blocks import Blocks, quick_blocks
+from mmspec.tree import TokenTree
+
+FIVE = TokenTree((60, 61, 62, 63, 64), (-1, 0, 0, 1, 1), (1.0,) * 5, ("", *"aaaa"))
+KNOWN = ["llama", "mistral_sliding", "qwen2", "qwen2_sliding", "qwen3", "llava", "qwen3_vl"]
+KNOWN += ["llava_next", "smolvlm", "idefics3", "internvl"]
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The blocks that were computed the quick way, since the test began."""
+    seen: list[object] = []
+    original = blocks._Block._attend
+
+    def counted(self: Any, *args: Any) -> Tensor:
+        seen.append(self)
+        return original(self, *args)
+
+    monkeypatch.setattr(blocks._Block, "_attend", counted)
+    return seen
+
+
+def prefilled(target: Target, length: int) -> tuple[KVCache, Placement]:
+    cache = target.new_cache()
+    row = cache.open(length + 8)
+    return cache, target.prefill(Prompt(torch.arange(30, 30 + length)), cache, row).placement
+
+
+def score(target: Target, length: int = 20, taps: tuple[int, ...] = ()) -> Any:
+    """Of a batch of two rows, the second shorter."""
+    cache, first = prefilled(target, length)
+    row = cache.open(length)
+    second = target.prefill(Prompt(torch.arange(40, 40 + length // 2)), cache, row).placement
+    return target.score([FIVE, TokenTree.root(60)], cache, [first, second], taps=taps)
+
+
+def quick(model: PreTrainedModel, *, copied: bool = True) -> Target:
+    return Target(model, attention="tree", blocks=quick_blocks(model, copied=copied))
+
+
+def distance(a: Any, b: Any) -> float:
+    pairs = zip(a, b, strict=True)
+    return max(float((x.logits - y.logits).abs().max() / y.logits.std()) for x, y in pairs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_scores_the_same_in_quick_blocks(name: str, computed: list[object]) -> None:
+    model = FAMILIES[name].build(torch.float64)
+    expected = score(Target(model, attention="tree"))
+    assert distance(score(quick(model)), expected) < 1e-6  # norms are computed in float32
+    if name in KNOWN:
+        assert len(computed) == model.config.get_text_config().num_hidden_layers
+
+
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("name", KNOWN)
+def test_copies_of_the_weights_compute_the_same(name: str, copied: bool) -> None:
+    model = FAMILIES[name].build(torch.float32)
+    target = quick(model, copied=copied)
+    assert distance(score(target), score(Target(model, attention="tree"))) < 1e-4
+    made = target.attachments.blocks
+    assert made is not None and (made.num_bytes > 0) == copied
+
+
+def test_a_changed_weight_is_copied_again() -> None:
+    model = FAMILIES["qwen2"].build(torch.float32)
+    target = quick(model)
+    score(target)
+    layer: Any = model.get_decoder().layers[0]
+    with torch.no_grad():
+        layer.input_layernorm.weight.mul_(1.5)  # in place, as an optimiser does it
+        layer.self_attn.k_proj.bias.add_(0.3)
+    layer.mlp.up_proj.weight = nn.Parameter(layer.mlp.up_proj.weight.detach() * 2)
+    assert distance(score(target), score(Target(model, attention="tree"))) < 1e-4
+
+
+def test_hidden_states_are_tapped_as_before(computed: list[object]) -> None:
+    model = FAMILIES["qwen3"].build(torch.float64)
+    own, made = (score(t, taps=(1,)) for t in (Target(model, attention="tree"), quick(model)))
+    assert computed
+    assert float((own[0].hidden[1] - made[0].hidden[1]).abs().max()) < 1e-5
+
+
+def _hooked(layer: Any) -> None:
+    layer.mlp.register_forward_hook(lambda module, args, output: output * 2)
+
+
+def _adapted(layer: Any) -> None:
+    layer.self_attn.q_proj = nn.Sequential(layer.self_attn.q_proj, nn.Dropout(0.0))
+
+
+def _offloaded(layer: Any) -> None:
+    own = layer.self_attn.o_proj.forward
+    layer.self_attn.o_proj.forward = lambda states: own(states) * 2
+
+
+@pytest.mark.parametrize("meddle", [_hooked, _adapted, _offloaded])
+def test_a_block_that_others_changed_is_left_to_itself(meddle: Any, computed: list[object]) -> None:
+    model = FAMILIES["llama"].build(torch.float64)
+    target = quick(model)
+    meddle(model.get_decoder().layers[1])
+    made = score(target)
+    assert len(computed) == 1, "the first block is as it was"
+    assert distance(made, score(Target(model, attention="tree"))) < 1e-6
+
+
+def test_an_adapter_that_comes_later_is_computed(computed: list[object]) -> None:
+    peft = pytest.importorskip("peft")
+    model = FAMILIES["llama"].build(torch.float64)
+    target = quick(model)
+    before = score(target)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    peft.inject_adapter_in_model(config, model)
+    computed.clear()
+    after = score(target)
+    assert not computed
+    assert distance(after, score(Target(model, attention="tree"))) < 1e-6
+    assert distance(after, before) > 1e-3
+
+
+def test_training_and_autocast_are_left_alone(computed: list[object]) -> None:
+    model = FAMILIES["llama"].build(torch.float32)
+    target = quick(model)
+    model.train()
+    score(target)
+    assert not computed
+    layer = model.eval().get_decoder().layers[0]
+    made = quick_blocks(model)
+    assert made is not None
+    with made.attached():
+        assert "forward" in layer.__dict__
+    with torch.autocast("cpu", dtype=torch.bfloat16), made.attached():
+        assert "forward" not in layer.__dict__
+
+
+def test_what_is_not_plain_gets_no_quick_blocks() -> None:
+    assert quick_blocks(FAMILIES["llama"].build(torch.bfloat16)) is None
+    assert quick_blocks(FAMILIES["gemma2"].build(torch.float32)) is None
+    made = quick_blocks(FAMILIES["llama"].build(torch.float32))
+    assert isinstance(made, Blocks)
+
+
+def test_an_engine_decodes_in_them(computed: list[object]) -> None:
+    model = FAMILIES["llama"].build(torch.float64)
+    engine = mmspec.load(model)
+    computed.clear()
+    engine.generate(Request(Prompt(torch.arange(30, 42)), max_new_tokens=4), ignore_eos=True)
+    assert computed
+    assert all("forward" not in module.__dict__ for module in model.modules())
