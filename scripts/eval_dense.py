@@ -71,7 +71,19 @@ INSTRUCTIONS = {
     "as a list": "Write this text as a list of bullet points:\n\n{}",
     "as JSON": "Write the facts of this text as JSON:\n\n{}",
 }
-ANSWER_TOKENS = 120
+KINDS = {
+    "quote an entry": "(a)",
+    "quote a line": "(a)",
+    "quote a passage": "(a)",
+    "field as JSON": "(b)",
+    "in other words": "(b)",
+    "as a list": "(b)",
+    "as JSON": "(b)",
+    "receipts": "(c)",
+    "charts": "(c)",
+    "shapes by region": "(c)",
+    "shapes, counted": "(c)",
+}
 
 
 @dataclass(frozen=True)
@@ -106,21 +118,6 @@ def bundled_suites(num_records: int, num_questions: int, seed: int) -> list[Suit
     ]
 
 
-KINDS = {
-    "quote an entry": "(a)",
-    "quote a line": "(a)",
-    "quote a passage": "(a)",
-    "field as JSON": "(b)",
-    "in other words": "(b)",
-    "as a list": "(b)",
-    "as JSON": "(b)",
-    "receipts": "(c)",
-    "charts": "(c)",
-    "shapes by region": "(c)",
-    "shapes, counted": "(c)",
-}
-
-
 def _without_layer(sample: Sample) -> Sample:
     """A receipt to be read from the picture alone."""
     nowhere = (NOWHERE,) * len(sample.text_source)
@@ -137,15 +134,24 @@ def _request(sample: Sample) -> Request:
     )
 
 
-def text_suites(engine: Engine, num_records: int, num_questions: int, seed: int) -> list[Suite]:
+def text_suites(
+    engine: Engine,
+    num_records: int,
+    num_questions: int,
+    seed: int,
+    *,
+    names: Sequence[str] = tuple(INSTRUCTIONS),
+    answer_tokens: int = 120,
+) -> list[Suite]:
     """Passages of Python's own help; what the datastore holds is the model's own earlier answers
     about other passages, and all passages."""
     rng = Random(f"dense/text/{seed}")
     passages = rng.sample(_passages(), num_records + num_questions)
     suites = []
-    for name, instruction in INSTRUCTIONS.items():
+    for name in names:
+        instruction = INSTRUCTIONS[name]
         asked = [
-            Request(instruction.format(text), max_new_tokens=ANSWER_TOKENS, temperature=0.0, seed=0)
+            Request(instruction.format(text), max_new_tokens=answer_tokens, temperature=0.0, seed=0)
             for text in passages
         ]
         earlier = asked[:num_records]
@@ -291,6 +297,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--text-records", type=int, default=40)
     parser.add_argument("--text-questions", type=int, default=10)
+    parser.add_argument("--answer-tokens", type=int, default=120, help="of the text model")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="SUITE")
     parser.add_argument("--rounds", type=int, default=0, help="timed ones; 0: no speeds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -309,11 +317,19 @@ def main() -> None:
     }
     work: list[tuple[Engine, list[Suite]]] = []
     bundled = mmspec.load("tiny-vlm", drafter="none")
-    work.append((bundled, bundled_suites(options.records, options.questions, options.seed)))
+    suites = bundled_suites(options.records, options.questions, options.seed)
+    work.append((bundled, [suite for suite in suites if suite.name in options.only]))
     if options.text_model:
         engine = mmspec.load(options.text_model, drafter="prompt_lookup")
-        counts = (options.text_records, options.text_questions)
-        work.append((engine, text_suites(engine, *counts, options.seed)))
+        suites = text_suites(
+            engine,
+            options.text_records,
+            options.text_questions,
+            options.seed,
+            names=[name for name in INSTRUCTIONS if name in options.only],
+            answer_tokens=options.answer_tokens,
+        )
+        work.append((engine, suites))
     for engine, suites in work:
         for suite in track(suites, "Evaluating", console=Console(stderr=True)):
             report["suites"][suite.name] = evaluate(engine, suite, options.rounds)

@@ -63,10 +63,9 @@ def test_a_suite_is_measured_and_shown(script: Any, engine: mmspec.Engine) -> No
 
 
 def test_real_language_is_answered_first_and_read(
-    script: Any, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    script: Any, engine: mmspec.Engine, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(script, "ANSWER_TOKENS", 6)
-    suites = script.text_suites(engine, 1, 1, seed=0)
+    suites = script.text_suites(engine, 1, 1, seed=0, answer_tokens=6)
     assert [suite.name for suite in suites] == list(script.INSTRUCTIONS)
     (record, answer), (question,) = suites[0].records[0], suites[0].questions
     assert answer and record.prompt != question.prompt
