@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -152,7 +152,6 @@ _RULES: tuple[_Rule, ...] = (
 )
 
 Params = TypeVar("Params", bound=SamplingParams)
-PARAM_NAMES = frozenset(field.name for field in fields(SamplingParams))
 
 
 def merged_generation_config(

@@ -27,6 +27,7 @@ from mmspec.bench.report import NOTES
 from mmspec.bench.suites import Task, bundled_tasks, chosen_tasks, file_tasks
 from mmspec.cli.bench_table import closing_lines, heading, task_table
 from mmspec.cli.console import EXIT_DIFFERENT, consoles, mistakes_told, quiet_transformers
+from mmspec.cli.options import ConfigName, Device, Dtype, Model
 from mmspec.errors import ConfigError, InputError
 from mmspec.target.load import BUNDLED, resolve_path
 
@@ -38,9 +39,7 @@ _PAIRS = 7  # the fewest that make a bar
 
 
 def bench(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
-    ],
+    model: Model,
     suite: Annotated[
         str | None,
         typer.Option(
@@ -82,14 +81,12 @@ def bench(
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="transformers' ways.")] = True,
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved runs of every method.")] = _PAIRS,
     threads: Annotated[int, typer.Option(min=1, help="torch's threads, for all.")] = 1,
-    config: Annotated[
-        str | None, typer.Option(help="A YAML file, or the name of one of mmspec's own.")
-    ] = None,
+    config: ConfigName = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="For all methods of ours; may be repeated.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, ...")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
     out: Annotated[
         Path | None, typer.Option(help="Write everything measured to this file.")
     ] = None,

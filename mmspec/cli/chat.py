@@ -11,6 +11,7 @@ from rich.text import Text
 import mmspec
 from mmspec.chat import Chat
 from mmspec.cli.console import consoles, mistake_text, mistakes_told, quiet_transformers, write
+from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides
 from mmspec.cli.render import Palette
 from mmspec.errors import InputError, MmspecError
 from mmspec.requests import Result
@@ -24,9 +25,7 @@ Ctrl-C ends an answer early; what there is of it stays in the conversation."""
 
 
 def chat(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
-    ],
+    model: Model,
     image: Annotated[
         list[str] | None, typer.Option(help="An image for the first question; may be repeated.")
     ] = None,
@@ -36,16 +35,11 @@ def chat(
     top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
     top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None,
-    drafter: Annotated[str | None, typer.Option(help="In place of the configured one.")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="A YAML file, or the name of one of mmspec's own.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="cache.prefix_bytes=0 and such; may be repeated."),
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, ...")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    drafter: Drafter = None,
+    config: ConfigName = None,
+    overrides: Overrides = None,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Talk with a model. Questions are read from stdin, a line each; answers go to stdout."""
     stdout, stderr = consoles()

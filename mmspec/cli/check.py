@@ -16,6 +16,7 @@ from mmspec.check.stress import Stress
 from mmspec.cli.check_report import check_table, closing_lines, difference_lines, heading
 from mmspec.cli.console import EXIT_MISTAKE, consoles, mistakes_told, quiet_transformers
 from mmspec.cli.generate import read_prompt
+from mmspec.cli.options import AsJson, ConfigName, Device, Drafter, Dtype, Model, Overrides
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.inputs.prompt_file import read_prompts
@@ -38,9 +39,7 @@ class CheckCommand(TyperCommand):
 
 
 def check(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
-    ],
+    model: Model,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="A prompt; may be repeated; - reads stdin, @FILE a file."),
@@ -61,17 +60,12 @@ def check(
         bool,
         typer.Option("--stress/--no-stress", help="Also a drafter that hides the truth in trees."),
     ] = True,
-    drafter: Annotated[str | None, typer.Option(help="In place of the configured one.")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="A YAML file, or the name of one of mmspec's own.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="decode.max_nodes=32 and such; may be repeated."),
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, ...")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    drafter: Drafter = None,
+    config: ConfigName = None,
+    overrides: Overrides = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check that speculation does not change the text, on your model and prompts.
 

@@ -23,6 +23,7 @@ from mmspec.cli.console import (
     quiet_transformers,
     write,
 )
+from mmspec.cli.options import AsJson, ConfigName, Device, Drafter, Dtype, Model, Overrides
 from mmspec.cli.render import Comparison, Palette, closing_line, comparison_text
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, InputError
@@ -35,9 +36,7 @@ _WARM_UP_PIECES = 8
 
 
 def generate(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
-    ],
+    model: Model,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text; - reads stdin, @FILE reads a file.")
     ],
@@ -69,14 +68,9 @@ def generate(
         list[str] | None, typer.Option(help="End before this string; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    drafter: Annotated[str | None, typer.Option(help="In place of the configured one.")] = None,
-    config: Annotated[
-        str | None, typer.Option(help="A YAML file, or the name of one of mmspec's own.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="decode.max_nodes=32 and such; may be repeated."),
-    ] = None,
+    drafter: Drafter = None,
+    config: ConfigName = None,
+    overrides: Overrides = None,
     speculate: Annotated[
         bool | None,
         typer.Option(
@@ -91,9 +85,9 @@ def generate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Then decode plainly too; exit code 1 if it differs.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, ...")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
+    as_json: AsJson = False,
+    dtype: Dtype = None,
+    device: Device = None,
 ) -> None:
     """Generate the answer to one prompt, in the model's own words, faster.
 
