@@ -76,7 +76,7 @@ class DraftModelConfig:
 class CompressedKVConfig:
     """The target as its own drafter, over a small view of its KV."""
 
-    policy: str = "topk_chunks"  # window, snapkv, topk_chunks, visual; several joined by "+"
+    policy: str = "snapkv"  # window, snapkv, topk_chunks, visual; several joined by "+"
     budget: int = 1024  # tokens of the text that a view shows
     recent: int = 64  # newer ones that join, before the policy chooses anew
     max_share: float = 0.1  # of the text's KV that a view may take; 1: no bound

@@ -37,7 +37,7 @@ from mmspec.target.linears import quick_linears
 from mmspec.target.load import load_model, load_processor
 from mmspec.tree import TokenTree
 
-POLICIES = ("window", "snapkv", "topk_chunks", "window+topk_chunks")
+POLICIES = ("window", "snapkv", "topk_chunks", "window+topk_chunks", "window+snapkv")
 
 
 @dataclass(frozen=True)
@@ -213,8 +213,12 @@ def main() -> None:
                 )
                 for index, shadow in enumerate(shadows):
                     found[index] += shadow.accepted(text)
+            if not any(found.values()):
+                console.print(f"{folder.name}: no text of {context} tokens, left out")
+                continue
             for index, shadow in enumerate(shadows):
-                rows.append(row := _row(folder.name, context, shadow, found[index]))
+                rows.append(_row(folder.name, context, shadow, found[index]))
+                row = rows[-1]
                 console.print(f"{row.texts} {context} {row.policy} {row.budget}: {row.rate:.3f}")
             if args.out is not None:
                 _write(args, rows, scaled)
@@ -222,8 +226,6 @@ def main() -> None:
 
 
 def _row(texts: str, context: int, shadow: Shadow, found: Sequence[tuple[int, int]]) -> Row:
-    if not found:
-        raise SystemExit(f"{texts}: no text of {context} tokens")
     accepted = sum(length for length, _ in found)
     drafted = accepted + sum(length < depth for length, depth in found)
     return Row(

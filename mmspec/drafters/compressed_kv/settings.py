@@ -25,7 +25,7 @@ class CompressedKV:
     def __init__(
         self,
         *,
-        policy: str | Policy = "topk_chunks",
+        policy: str | Policy = "snapkv",
         budget: int = 1024,
         recent: int = 64,
         max_share: float = 0.1,
