@@ -75,7 +75,7 @@ def test_every_policy_drafts_for_one_and_for_three(
 ) -> None:
     outcome = run_cell(Cell(family, drafter, "t1", batch, layout))
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
-    assert outcome.accepted > 3 * batch
+    assert outcome.accepted >= 3 * batch
 
 
 @pytest.mark.slow

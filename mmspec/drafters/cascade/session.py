@@ -28,6 +28,7 @@ class CascadeSession:
     def prepare(self) -> None:
         if isinstance(self.lower, PreparedSession):
             self.lower.prepare()
+        self.middle.prepare()
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]

@@ -32,6 +32,13 @@ class CompressedKVSession:
         self._drafter = drafter
         self._placement = placement
         self._proposal: tuple[TokenTree, Sequence[Hashable]] | None = None
+        self._is_prepared = False
+
+    def prepare(self) -> None:
+        """Gathers the first view, once: not a part of what a proposal costs, as later ones are."""
+        if not self._is_prepared:
+            self._is_prepared = True
+            self.view.catch_up(self._placement.row)
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]

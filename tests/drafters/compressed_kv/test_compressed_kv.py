@@ -104,6 +104,24 @@ def test_a_view_of_everything_drafts_what_the_target_says(family: str) -> None:
     assert_plain(engine, requests, results)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_vl"])
+def test_the_models_own_attention_runs_over_a_view_too(family: str) -> None:
+    """Where the probe leaves it to the model, with masks: queries are logged all the same."""
+    target = Target(
+        model_of(family, "float64"),
+        attention="model",
+        mask_rule=target_of(family).mask_rule,
+    )
+    layouts = ["text", "image_middle" if family == "qwen2_vl" else "text", "text"]
+    requests = requests_of(family, SAMPLED, layouts)
+    for view in (WHOLE, SMALL):
+        drafter = CompressedKV(policy="snapkv", max_depth=3, **view)
+        engine = Engine(target, None, [drafter], controller="fixed", max_rows=3)
+        results = engine.generate(requests)
+        assert_plain(engine, requests, results)
+        assert acceptance(results) == 1.0 if view is WHOLE else 0 < acceptance(results) < 1
+
+
 @pytest.mark.parametrize("family", ["mistral_sliding", "gemma2"])
 def test_a_window_sees_in_a_small_view_what_it_sees_in_the_text(family: str) -> None:
     """mistral: all layers have a window of 8, of which a view of 12 lacks nothing. gemma2: one of
@@ -248,6 +266,26 @@ def test_queries_are_kept_for_policies_that_ask() -> None:
         assert isinstance(engine.drafters[0], WatchingDrafter)
         assert engine._drafts.watched_queries == engine.drafters[0].watched_queries == expected
     assert Engine(target_of("llama"), None)._drafts.watched_queries == 0
+
+
+def test_the_first_view_is_gathered_before_the_clock_of_a_proposal_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, order = engine_of("llama", max_depth=2), list[str]()
+    refresh, propose = KVView._refresh, BoundCompressedKV.propose_together
+
+    def refreshing(self: KVView, *args: Any) -> None:
+        order.append("refresh")
+        refresh(self, *args)
+
+    def proposing(self: BoundCompressedKV, *args: Any) -> Any:
+        order.append("propose")
+        return propose(self, *args)
+
+    monkeypatch.setattr(KVView, "_refresh", refreshing)
+    monkeypatch.setattr(BoundCompressedKV, "propose_together", proposing)
+    engine.generate(requests_of("llama", SAMPLED, ["text"] * 3)[0])
+    assert order[:3] == ["refresh", "propose", "propose"] and order.count("refresh") > 1
 
 
 def test_a_draft_is_one_forward_a_level_over_the_view_alone(

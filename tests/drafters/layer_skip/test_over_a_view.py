@@ -19,6 +19,8 @@ ROUGH: dict[str, dict[str, Any]] = {
     "int8, skipped": {"weights": "int8", "layers_skipped": [1]},
 }
 
+OTHER_FAMILIES = ("gemma3_text", "qwen2_5_vl")  # sliding layers; images and three planes
+
 
 def engine_of(family: str, name: str = "compressed_kv", **settings: Any) -> Engine:
     view = {"budget": 12, "recent": 5, "max_share": 1.0, "min_confidence": 0.0}
@@ -39,8 +41,10 @@ def texts(engine: Engine, family: str, layouts: tuple[str, ...], **options: Any)
     return engine.generate(requests, **options)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_5_vl"])
-@pytest.mark.parametrize("rough", ROUGH)
+@pytest.mark.parametrize(
+    "family, rough",
+    [*(("llama", rough) for rough in ROUGH), *((f, "int8, skipped") for f in OTHER_FAMILIES)],
+)
 def test_the_text_is_the_plain_one(family: str, rough: str) -> None:
     layouts = ("text", "image_middle", "image_first") if family.endswith("vl") else ("text",) * 3
     engine = engine_of(family, **ROUGH[rough])
@@ -58,6 +62,14 @@ def test_two_self_drafters_work_side_by_side() -> None:
     assert [r.tokens for r in drafted] == [r.tokens for r in plain]
     names = {name for result in drafted for name in result.stats.by_drafter}
     assert names == {"compressed_kv", "layer_skip"}
+
+
+def test_a_cascade_drafts_by_rough_weights_too() -> None:
+    engine = engine_of("llama", "cascade", weights="int8", layers_skipped=[1])
+    layouts = ("text",) * 3
+    drafted, plain = (texts(engine, "llama", layouts, **o) for o in ({}, {"speculate": False}))
+    assert [r.tokens for r in drafted] == [r.tokens for r in plain]
+    assert any(r.stats.by_drafter for r in drafted)
 
 
 def test_rough_weights_stay_near_the_target() -> None:
