@@ -66,7 +66,7 @@ def test_a_row_has_committed_all_but_its_last_token_after_every_step(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = engine.target.new_cache()
-    monkeypatch.setattr(engine.target, "new_cache", lambda: cache)
+    monkeypatch.setattr(engine.target, "new_cache", lambda **options: cache)
     commit, checked = KVCache.commit, 0
 
     def checked_commit(self: KVCache, paths: object) -> None:
@@ -112,7 +112,7 @@ def test_an_error_in_the_targets_forward_frees_all_kv(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = engine.target.new_cache()
-    monkeypatch.setattr(engine.target, "new_cache", lambda: cache)
+    monkeypatch.setattr(engine.target, "new_cache", lambda **options: cache)
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")

@@ -212,8 +212,8 @@ def test_closing_a_stream_early_frees_its_kv(
     caches: list[KVCache] = []
     new_cache = engine.target.new_cache
 
-    def remembered() -> KVCache:
-        caches.append(new_cache())
+    def remembered(**options: int) -> KVCache:
+        caches.append(new_cache(**options))
         return caches[-1]
 
     monkeypatch.setattr(engine.target, "new_cache", remembered)
