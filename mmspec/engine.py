@@ -173,6 +173,17 @@ class Engine:
         """What is kept from request to request."""
         return self._prefill.info(off_because=self.target.cuts.whole_because)
 
+    def share_cache(self, other: "Engine") -> None:
+        """Takes and keeps KV and features where `other`, an engine of the same model, does.
+
+        Raises ConfigError for another model's."""
+        if other.target.model is not self.target.model:
+            raise ConfigError(
+                "share_cache got an engine of another model; expected one that was loaded from the "
+                "same model object"
+            )
+        self._prefill = other._prefill
+
     def clear_cache(self, namespace: str | None = None) -> None:
         """Forgets what is kept from earlier requests, of all namespaces or of one."""
         for store in (self._prefill.prefixes, self._prefill.features):

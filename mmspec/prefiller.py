@@ -188,8 +188,12 @@ class Prefiller:
         pending.text = _Text(namespace, weights, keys, lease)
         if row.on_prompt_logits is not None:  # what is known already would have none
             return
-        # The last token is always computed: its logits choose the first new one.
-        count = self._target.cuts.last_border(prompt, min(lease.length, prompt.num_tokens - 1))
+        # The last token is always computed: its logits choose the first new one. Where a drafter
+        # looks at queries, so are the newest ones.
+        log = self._cache.queries
+        computed = 1 if log is None else max(log.num_tokens, 1)
+        reusable = min(lease.length, max(prompt.num_tokens - computed, 0))
+        count = self._target.cuts.last_border(prompt, reusable)
         lease.copy_to(self._cache, pending.slot, count=count)
         row.stats.reused_tokens = count
 

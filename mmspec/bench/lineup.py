@@ -39,9 +39,13 @@ def build_lineup(
     dtype: str | None = None,
     device: str | None = None,
     is_required: Callable[[Method], bool] = lambda method: True,
+    prefix_bytes: int = 0,
 ) -> Lineup:
     """Loads the model twice: once for all methods of ours, once for all of transformers', whose
     generate leaves a model as it found it.
+
+    With `prefix_bytes` ours prefill a prompt once for all of them, and keep so much of what they
+    have read.
 
     A method of ours that is not `is_required` and cannot be built is `refused`, with its reason.
     Raises ConfigError, ModelError.
@@ -63,10 +67,13 @@ def build_lineup(
         return load(ours, processor, config=config, overrides=[*overrides, *extra])
 
     (plain_method,) = [m for m in standard_methods((), peers=False) if m.name == PLAIN]
-    base = engine(plain_method.overrides)
+    shared: list[str] = []
+    if prefix_bytes:  # of the prompts alone: an answer must not draft for the next run's
+        shared = [f"cache.prefix_bytes={prefix_bytes}", "drafter.retrieval.generated_bytes=0"]
+    base = engine([*plain_method.overrides, *shared])
     if base.inputs is None:
         raise ModelError(f"{model}: no tokenizer found, and a benchmark's prompts are texts")
-    plain = Ours(plain_method, base)
+    plain = Ours(plain_method, base, reuse=prefix_bytes > 0)
     runners: dict[str, Runner] = {}
     refused: dict[str, str] = {}
     peer: PreTrainedModel | None = None
@@ -75,7 +82,9 @@ def build_lineup(
             runners[method.name] = plain
         elif method.library == "mmspec":
             try:
-                runners[method.name] = Ours(method, engine(method.overrides))
+                made = engine([*method.overrides, *shared])
+                made.share_cache(base)
+                runners[method.name] = Ours(method, made, reuse=prefix_bytes > 0)
             except MmspecError as error:
                 if is_required(method):
                     raise

@@ -10,17 +10,16 @@ class Ours:
     """One method of ours. Its time includes turning tokens into text, which transformers' does
     not."""
 
-    def __init__(self, method: Method, engine: Engine) -> None:
+    def __init__(self, method: Method, engine: Engine, *, reuse: bool = False) -> None:
+        """Without `reuse` the same prompt again is prefilled again, as transformers does it."""
         self._engine = engine
-        self._options = dict(method.options)
+        self._options = {"reuse": reuse, **method.options}
 
     def run(self, prompt: Prompt, max_new_tokens: int) -> Run:
         """Greedy, at most `max_new_tokens`."""
         timeline = Timeline()
-        # Without reuse: the same prompt again is prefilled again, as transformers does it.
-        options = {"reuse": False, **self._options}
         stream = self._engine.stream(
-            prompt, temperature=0.0, max_new_tokens=max_new_tokens, seed=0, **options
+            prompt, temperature=0.0, max_new_tokens=max_new_tokens, seed=0, **self._options
         )
         with stream:
             for num_tokens in stream.steps():

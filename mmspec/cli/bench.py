@@ -35,6 +35,7 @@ _SUITES = ("bundled", "data", "file")
 _QUESTIONS = 4
 _DATA_TOKENS = 2048  # a meeting of 10,000 would take a CPU most of the time to read
 _REFRESH_HZ = 0.2  # beside when there is something new to say
+_SHARED_BYTES = 8 * 2**30  # of prompts' KV
 _PAIRS = 7  # the fewest that make a bar
 
 
@@ -79,6 +80,14 @@ def bench(
         str | None, typer.Option(help="For transformers' assisted generation.")
     ] = None,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="transformers' ways.")] = True,
+    share_prefill: Annotated[
+        bool,
+        typer.Option(
+            "--share-prefill",
+            help="Ours read a prompt once for all of them: for long ones. End to end then says "
+            "nothing.",
+        ),
+    ] = False,
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved runs of every method.")] = _PAIRS,
     threads: Annotated[int, typer.Option(min=1, help="torch's threads, for all.")] = 1,
     config: ConfigName = None,
@@ -120,6 +129,7 @@ def bench(
                 dtype=dtype,
                 device=device,
                 is_required=lambda one: one in required,
+                prefix_bytes=_SHARED_BYTES if share_prefill else 0,
             )
             room = (lineup.max_positions or sys.maxsize) - max(t.max_new_tokens for t in tasks)
             room = min(room, max_prompt_tokens or (_DATA_TOKENS if suite == "data" else room))

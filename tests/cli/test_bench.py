@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -9,6 +10,8 @@ from typer.testing import CliRunner, Result
 
 from mmspec.cli import app
 from mmspec.cli.bench import _without_folders
+from mmspec.state import Prompt
+from mmspec.target import Target
 
 QUICK = ("--pairs", 2, "--max-new-tokens", 12, "--num-prompts", 2, "--force")
 
@@ -173,3 +176,24 @@ def test_a_busy_machine_is_refused_unless_forced(
     run = bench(vlm, "--prompts", prompts)
     assert run.exit_code == 2
     assert "load is 9.00" in run.stderr and "--force" in run.stderr
+
+
+def test_a_shared_prefill_is_read_once(
+    vlm: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    own = Target.prefill
+
+    def counted(self: Target, prompt: Prompt, *args: Any, start: int = 0, **kwargs: Any) -> Any:
+        lengths.append(prompt.num_tokens - start)
+        return own(self, prompt, *args, start=start, **kwargs)
+
+    monkeypatch.setattr(Target, "prefill", counted)
+    run = bench(
+        vlm, "--prompts", prompts, *QUICK, "--share-prefill", "--no-peers",
+        "--method", "lookup: drafter.name=prompt_lookup",
+        "--method", "known: drafter.name=retrieval", "--drafter", "prompt_lookup",
+    )  # fmt: skip
+    assert run.exit_code == 0, run.stdout + run.stderr
+    # The probe of each engine, and each prompt for once; after that only a prompt's last token.
+    assert sum(length > 1 for length in lengths[-20:]) == 0
