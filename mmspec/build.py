@@ -32,7 +32,6 @@ from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.target import Target
 from mmspec.target.attached import Attention
-from mmspec.target.blocks import quick_blocks
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import (
     Processor,
@@ -45,6 +44,7 @@ from mmspec.target.load import (
 from mmspec.target.probe import Shape, probe
 from mmspec.target.quantised import check_weights
 from mmspec.target.self_draft import draft_forward
+from mmspec.target.tower import quick_blocks
 from mmspec.tree import TokenTree
 
 logger = logging.getLogger(__name__)

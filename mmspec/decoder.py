@@ -6,7 +6,7 @@ Plain decoding is the same loop with trees of node 0 alone.
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from mmspec.drafting import DraftSettings, propose
+from mmspec.drafting import DraftSettings, propose, tapped_layers
 from mmspec.prefiller import Prefiller, PrefillSettings
 from mmspec.row import Row
 from mmspec.stats import Stopwatch
@@ -52,9 +52,8 @@ def decode(
                 step, trees = propose(active, drafts, target.vocab_size)
             # 3. Score: all trees in one forward.
             with watch.stage("score"):
-                taps = frozenset[int]().union(*(row.drafting.taps.layers for row in active))
                 places = [row.placement for row in active]
-                scores = target.score(trees, cache, places, taps=taps)
+                scores = target.score(trees, cache, places, taps=tapped_layers(active))
             # 4. Verify: each row chooses its tokens along its tree.
             steps = list(zip(active, trees, scores, strict=True))
             with watch.stage("verify"):

@@ -123,6 +123,11 @@ class DraftSettings:
     watched_queries: int = 0  # newest tokens of a row whose queries the cache keeps for a drafter
 
 
+def tapped_layers(rows: Sequence[Drafted]) -> frozenset[int]:
+    """The layers whose hidden states the rows' drafters read."""
+    return frozenset[int]().union(*(row.drafting.taps.layers for row in rows))
+
+
 def propose(
     rows: Sequence[Drafted], settings: DraftSettings, vocab_size: int
 ) -> tuple[Step, list[TokenTree]]:

@@ -16,6 +16,7 @@ from mmspec.target.blocks import Blocks
 from mmspec.target.families import layer_reaches
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
+from mmspec.target.tower import TextTower
 from mmspec.tree import TokenTree
 
 Attention = Literal["tree", "model"]
@@ -72,30 +73,41 @@ class Attachments:
         written: Sequence[int],
         like: Tensor,
         device: torch.device,
-    ) -> Iterator[ForwardInputs]:
+        wants_hidden: bool = False,
+    ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
-        keys are there already; yields the keywords that it needs for it. `like` has the model's
-        dtype, `device` is where its inputs go."""
+        keys are there already; yields who runs it (None: the model) and the keywords that it needs
+        for it. `like` has the model's dtype, `device` is where its inputs go; `wants_hidden`: with
+        hidden states."""
         with ExitStack() as stack:
-            for attachment in (*self.others, self.blocks, self.linears):
-                if attachment is not None:
-                    stack.enter_context(attachment.attached())
+            for attachment in self.others:
+                stack.enter_context(attachment.attached())
+            tower = None
+            if self.blocks is not None and self.attention == "tree":
+                tower = self.blocks.tower
+                if tower is None or wants_hidden or not tower.can_run():
+                    tower = None
+                    stack.enter_context(self.blocks.attached())
+            if self.linears is not None:
+                stack.enter_context(self.linears.attached())
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
                 mask = self._mask_rule.build(trees, lengths, like.dtype, written=written)
-                yield {"attention_mask": on_device(mask, device)}
+                yield None, {"attention_mask": on_device(mask, device)}
                 return
             plan.is_viewed = False
-            with attached(self._text_config):
-                # A mask of the right form, so that the model makes none of its own.
-                mask = like.new_zeros(1, 1, 1, 1, device=device)
-                kinds = self._mask_rule.kinds
-                yield {
-                    "attention_mask": dict.fromkeys(kinds, mask)
-                    if self._mask_rule.as_dict
-                    else mask,
-                    KEYWORD: self._tree_call(trees, cache, plan, written),
-                }
+            call = self._tree_call(trees, cache, plan, written)
+            if tower is not None:
+                yield tower, {KEYWORD: call}
+                return
+            stack.enter_context(attached(self._text_config))
+            # A mask of the right form, so that the model makes none of its own.
+            mask = like.new_zeros(1, 1, 1, 1, device=device)
+            masks: dict[str, Tensor] = {kind: mask for kind in self._mask_rule.kinds}
+            yield (
+                None,
+                {"attention_mask": masks if self._mask_rule.as_dict else mask, KEYWORD: call},
+            )
 
     @contextmanager
     def watching(

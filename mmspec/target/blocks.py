@@ -10,17 +10,21 @@ such a block is two residual branches:
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from mmspec.attention import LayerRule, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attend_layer
 from mmspec.kv import QueryTap
 from mmspec.target.projections import Projections
+from mmspec.target.untouched import are_untouched, is_plain, places_in
+
+if TYPE_CHECKING:
+    from mmspec.target.tower import TextTower
 
 _KINDS = frozenset(  # their forward is the block above; some norm queries and keys before rotating
     {
@@ -53,7 +57,13 @@ class Blocks:
 
     def __init__(self, layers: Sequence[nn.Module], *, copied: bool = True) -> None:
         """`copied` allows copies of small weights."""
-        self._forwards = [(layer, _Block(layer, copied=copied)) for layer in layers]
+        self._forwards = [(layer, Block(layer, copied=copied)) for layer in layers]
+        self.tower: TextTower | None = None  # that runs them without the modules around, if any
+
+    @property
+    def each(self) -> "list[tuple[nn.Module, Block]]":
+        """The layers, and how they are computed."""
+        return self._forwards
 
     @property
     def num_bytes(self) -> int:
@@ -75,25 +85,14 @@ class Blocks:
                 layer.__dict__.pop("forward", None)
 
 
-def quick_blocks(model: PreTrainedModel, *, copied: bool = True) -> Blocks | None:
-    """Blocks for a model that gains from them, or None."""
-    layers = [module for module in model.get_decoder().modules() if _is_known(module)]
-    return Blocks(layers, copied=copied) if layers else None
-
-
-class _Block:
+class Block:
     """One block's forward: (batch, nodes, hidden) -> the same shape."""
 
     def __init__(self, layer: nn.Module, *, copied: bool) -> None:
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
         self._layer = layer
-        self._found = [  # every module within, where it was found
-            (parent._modules, name, module)
-            for parent in layer.modules()
-            for name, module in parent._modules.items()
-            if module is not None
-        ]
+        self._places = places_in(layer)
         self._index: int = attention.layer_idx
         self._head_dim: int = attention.head_dim
         self._scaling: float = attention.scaling
@@ -112,16 +111,17 @@ class _Block:
         self._head_norms = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
 
     @property
+    def head_dim(self) -> int:
+        return self._head_dim
+
+    @property
     def num_bytes(self) -> int:
         return self._qkv.num_bytes + self._gate_up.num_bytes
 
     def is_untouched(self) -> bool:
-        """Whether nobody has a hand in the block: no hook, no other forward (offloading), no
-        module in another's place (adapters)."""
-        return "forward" not in self._layer.__dict__ and all(
-            place[name] is module and "forward" not in module.__dict__ and not _is_hooked(module)
-            for place, name, module in self._found
-        )
+        """Whether nobody has a hand in the block, nor trains it."""
+        layer = self._layer
+        return not layer.training and is_plain(layer) and are_untouched(self._places)
 
     def __call__(
         self,
@@ -140,15 +140,19 @@ class _Block:
             own = type(self._layer).forward
             options = {"position_embeddings": position_embeddings, **kwargs}
             return cast(Tensor, own(self._layer, hidden_states, *args, **options))
-        tap: QueryTap | None = kwargs.get(TAP_KEYWORD)
-        states = hidden_states + self._attend(hidden_states, position_embeddings, call, tap)
+        return self.run(
+            hidden_states, Angles.of(*position_embeddings), call, kwargs.get(TAP_KEYWORD)
+        )
+
+    def run(self, states: Tensor, angles: "Angles", call: TreeCall, tap: QueryTap | None) -> Tensor:
+        """The block of `states` (batch, nodes, hidden); `tap` is told its queries."""
+        states = states + self._attend(states, angles, call, tap)
         gate, up = self._gate_up(states).chunk(2, dim=-1)
         return states + cast(Tensor, self._down(F.silu(gate) * up))
 
     def _computes(self, states: Tensor, cos: Tensor, kwargs: dict[str, Any]) -> bool:
         return (
             states.dtype in _DTYPES
-            and not self._layer.training
             and cos.ndim == 3
             and cos.shape[-1] == self._head_dim
             and all(
@@ -158,11 +162,7 @@ class _Block:
         )
 
     def _attend(
-        self,
-        states: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        call: TreeCall,
-        tap: QueryTap | None,
+        self, states: Tensor, angles: "Angles", call: TreeCall, tap: QueryTap | None
     ) -> Tensor:
         batch, nodes, _ = states.shape
         heads, kv_heads = self._heads, self._kv_heads
@@ -172,7 +172,7 @@ class _Block:
         if q_norm is not None and k_norm is not None:
             query, key = turning.split([heads, kv_heads], dim=2)
             turning = torch.cat([q_norm(query), k_norm(key)], dim=2)
-        query, key = _rotated(turning, *rotary).split([heads, kv_heads], dim=2)
+        query, key = angles.rotate(turning).split([heads, kv_heads], dim=2)
         query = query.transpose(1, 2)
         call.layers[self._index].update(key.transpose(1, 2), value.transpose(1, 2))
         if tap is not None:
@@ -182,24 +182,27 @@ class _Block:
         return cast(Tensor, self._o(out.reshape(batch, nodes, -1)))
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    """By others than transformers, whose hooks hand out what a forward was asked to return beside
-    its result; a score call asks for hidden states alone, and those are seen outside of a block."""
-    return bool(module._forward_pre_hooks) or any(
-        hook.__module__ != "transformers.utils.output_capturing"
-        for hook in module._forward_hooks.values()
-    )
+@dataclass(frozen=True)
+class Angles:
+    """What queries and keys are rotated by: RoPE, arXiv 2104.09864 section 3.4.2, a pair being a
+    dimension and the one half a head further."""
+
+    cos: Tensor  # (batch, nodes, 1, head_dim)
+    sin: Tensor  # the same, negative in the first half
+
+    @staticmethod
+    def of(cos: Tensor, sin: Tensor) -> "Angles":
+        """Of (batch, nodes, head_dim) each, as transformers makes them."""
+        first, second = sin.chunk(2, dim=-1)
+        return Angles(cos.unsqueeze(2), torch.cat([-first, second], dim=-1).unsqueeze(2))
+
+    def rotate(self, states: Tensor) -> Tensor:
+        """(batch, nodes, heads, head_dim)"""
+        first, second = states.chunk(2, dim=-1)
+        return torch.addcmul(states * self.cos, torch.cat([second, first], dim=-1), self.sin)
 
 
-def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(batch, nodes, heads, head_dim) turned by (batch, nodes, head_dim): RoPE, arXiv 2104.09864
-    section 3.4.2, a pair being a dimension and the one half a head further."""
-    first, second = states.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return torch.addcmul(states * cos.unsqueeze(2), turned, sin.unsqueeze(2))
-
-
-def _is_known(layer: nn.Module) -> bool:
+def is_known(layer: nn.Module) -> bool:
     kind = type(layer)
     if kind.__name__ not in _KINDS or not kind.__module__.startswith("transformers.models."):
         return False

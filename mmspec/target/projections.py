@@ -37,7 +37,8 @@ class Projections:
         rows = states.numel() // states.shape[-1]
         if not self._copies or rows > _MAX_ROWS or states.dtype != torch.float32:
             normed = self._norm(states)
-            return torch.cat([layer(normed) for layer in self._layers], dim=-1)
+            made = [layer(normed) for layer in self._layers]
+            return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
         self._follow()
         assert self._weight is not None and self._epsilon is not None
         flat = states.reshape(rows, -1)

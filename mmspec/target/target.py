@@ -5,6 +5,7 @@ import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -261,11 +262,18 @@ class Target:
             self._forward(),
             cache.writing([p.row for p in placements], counts, after=done) as plan,
             self.attachments.scoring(
-                trees, cache, plan, written=done, like=self._first, device=self.device
-            ) as inputs,
+                trees,
+                cache,
+                plan,
+                written=done,
+                like=self._first,
+                device=self.device,
+                wants_hidden=bool(taps),
+            ) as (tower, inputs),
             self.attachments.watching(cache, [p.row for p in placements], counts) as watched,
         ):
-            output = self.model(
+            run: Callable[..., Any] = tower or self.model
+            output = run(
                 input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
                     self.device
                 ),

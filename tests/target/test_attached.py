@@ -19,8 +19,8 @@ from mmspec.kv import KVCache
 from mmspec.requests import Request
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target, linears
-from mmspec.target.blocks import quick_blocks
 from mmspec.target.linears import quick_linears
+from mmspec.target.tower import quick_blocks
 from mmspec.tree import TokenTree
 
 FIVE = TokenTree((60, 61, 62, 63, 64), (-1, 0, 0, 1, 1), (1.0,) * 5, ("", *"aaaa"))

@@ -6,14 +6,15 @@ import pytest
 import torch
 from families import FAMILIES
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 import mmspec
 from mmspec.kv import KVCache
 from mmspec.requests import Request
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target, blocks
-from mmspec.target.blocks import Blocks, quick_blocks
+from mmspec.target.blocks import Blocks
+from mmspec.target.tower import TextTower, TowerOutput, quick_blocks
 from mmspec.tree import TokenTree
 
 FIVE = TokenTree((60, 61, 62, 63, 64), (-1, 0, 0, 1, 1), (1.0,) * 5, ("", *"aaaa"))
@@ -25,13 +26,13 @@ KNOWN += ["llava_next", "smolvlm", "idefics3", "internvl"]
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The blocks that were computed the quick way, since the test began."""
     seen: list[object] = []
-    original = blocks._Block._attend
+    original = blocks.Block._attend
 
     def counted(self: Any, *args: Any) -> Tensor:
         seen.append(self)
         return original(self, *args)
 
-    monkeypatch.setattr(blocks._Block, "_attend", counted)
+    monkeypatch.setattr(blocks.Block, "_attend", counted)
     return seen
 
 
@@ -96,6 +97,75 @@ def test_hidden_states_are_tapped_as_before(computed: list[object]) -> None:
     assert float((own[0].hidden[1] - made[0].hidden[1]).abs().max()) < 1e-5
 
 
+# The tower: past the modules around the blocks
+
+
+@pytest.fixture
+def towers(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The towers that ran, since the test began."""
+    seen: list[object] = []
+    original = TextTower.__call__
+
+    def counted(self: TextTower, **inputs: Any) -> TowerOutput:
+        seen.append(self)
+        return original(self, **inputs)
+
+    monkeypatch.setattr(TextTower, "__call__", counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "qwen2_sliding", "qwen3", "mistral_sliding", "llava", "smolvlm"]
+)
+def test_a_decoder_of_quick_blocks_runs_without_what_is_around(
+    name: str, towers: list[object]
+) -> None:
+    model = FAMILIES[name].build(torch.float64)
+    expected = score(Target(model, attention="tree"))
+    assert not towers
+    assert distance(score(quick(model)), expected) < 1e-6
+    assert len(towers) == 1
+
+
+def test_hidden_states_and_other_families_come_from_the_models_own_forward(
+    towers: list[object],
+) -> None:
+    score(quick(FAMILIES["llama"].build(torch.float64)), taps=(1,))
+    score(quick(FAMILIES["qwen3_vl"].build(torch.float64)))
+    assert not towers
+
+
+@pytest.mark.parametrize("where", ["", "model", "model.language_model", "lm_head"])
+def test_what_others_put_around_the_decoder_is_run(where: str, towers: list[object]) -> None:
+    model = FAMILIES["llava"].build(torch.float64)
+    target = quick(model)
+    seen: list[object] = []
+    model.get_submodule(where).register_forward_hook(lambda *_: seen.append(where))
+    score(target)
+    assert seen and not towers
+
+
+def test_another_head_is_run(towers: list[object]) -> None:
+    model = FAMILIES["llama"].build(torch.float64)
+    target = quick(model)
+    model.set_output_embeddings(nn.Linear(64, 7, bias=False, dtype=torch.float64))
+    assert score(target)[0].logits.shape[-1] == 7
+    assert not towers
+
+
+def test_a_model_with_a_forward_of_its_own_has_no_tower() -> None:
+    class Louder(LlamaForCausalLM):
+        def forward(self, *, position_ids: Any = None, **inputs: Any) -> Any:
+            output = super().forward(position_ids=position_ids, **inputs)
+            output.logits = output.logits * 2
+            return output
+
+    model = FAMILIES["llama"].build(torch.float64)
+    before = score(quick(model))[0].logits
+    model.__class__ = Louder
+    torch.testing.assert_close(score(quick(model))[0].logits, before * 2)
+
+
 def _hooked(layer: Any) -> None:
     layer.mlp.register_forward_hook(lambda module, args, output: output * 2)
 
@@ -144,8 +214,10 @@ def test_training_and_autocast_are_left_alone(computed: list[object]) -> None:
     assert made is not None
     with made.attached():
         assert "forward" in layer.__dict__
+    assert made.tower is not None and made.tower.can_run()
     with torch.autocast("cpu", dtype=torch.bfloat16), made.attached():
         assert "forward" not in layer.__dict__
+        assert not made.tower.can_run()
 
 
 def test_what_is_not_plain_gets_no_quick_blocks() -> None:

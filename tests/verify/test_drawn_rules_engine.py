@@ -253,9 +253,9 @@ def test_the_controller_decides_before_the_draw_and_scores_what_was_drawn(
         drawn.append(original(self, tokens, budget))
         return drawn[-1]
 
-    def seen(trees: Sequence[TokenTree], *rest: Any) -> Any:
+    def seen(trees: Sequence[TokenTree], *rest: Any, **options: Any) -> Any:
         scored.extend(trees)
-        return score(trees, *rest)
+        return score(trees, *rest, **options)
 
     monkeypatch.setattr(SamplingSession, "propose", drafted)
     monkeypatch.setattr(engine.target, "score", seen)

@@ -11,10 +11,10 @@ from mmspec.drafters.draft_model.prompts import ImagePolicy, can_see
 from mmspec.errors import ConfigError, ModelError
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
-from mmspec.target.blocks import quick_blocks
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import Processor, transformers_model
 from mmspec.target.probe import probe
+from mmspec.target.tower import quick_blocks
 
 Images = Literal["auto", "give", "thin", "caption", "omit"]
 Draw = Literal["coupled", "sample"]
