@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mmspec.cli.console import consoles, mistakes_told
 from mmspec.cli.plan_plot import plot
-from mmspec.cli.plan_table import compared_table, heading, pays_table, score_table, speed_table
+from mmspec.cli.plan_table import compared_table, heading, pays_table, score_table, speed_tables
 from mmspec.errors import ConfigError
 from mmspec.plan.hardware import HARDWARE, Hardware, find_hardware
 from mmspec.plan.measured import Compared, compare, is_score_report, slower
@@ -109,7 +109,7 @@ def _show(
 ) -> None:
     console.print(heading(found))
     console.print(score_table(found, SCORED_NODES))
-    console.print(speed_table(found, methods))
+    console.print(speed_tables(found, methods))
     console.print(pays_table(found))
     if compared:
         console.print(compared_table(compared))

@@ -49,23 +49,29 @@ def score_table(found: Outlook, nodes: Sequence[int]) -> Table:
     return table
 
 
-def speed_table(found: Outlook, methods: Sequence[Method]) -> Table:
-    """Speed beside plain decoding, low and high, at the best draft length of each."""
-    places = found.places
-    table = Table(
-        "drafter", "assumed",
-        title="Speed beside plain decoding, at the best draft length", title_justify="left",
-    )  # fmt: skip
-    for place in places:
-        table.add_column(f"{place.batch} x {short(place.context)}", justify="right")
-    for index, method in enumerate(methods):
-        low, high = method.range
-        table.add_row(
-            method.name,
-            f"{low:g} / {high:g}" + ("" if method.assumed == "acceptance" else " tokens"),
-            *(_speed(place, index) for place in places),
+def speed_tables(found: Outlook, methods: Sequence[Method]) -> Group:
+    """Speed beside plain decoding, low and high, at the best draft length of each: a table a batch
+    size, so that none is too wide for a terminal."""
+    tables: list[Table] = []
+    for batch, group in groupby(found.places, lambda place: place.batch):
+        places = list(group)
+        table = Table(
+            "drafter",
+            "assumed",
+            title=f"Speed beside plain decoding at batch {batch}, at the best draft length",
+            title_justify="left",
         )
-    return table
+        for place in places:
+            table.add_column(short(place.context), justify="right", no_wrap=True)
+        for index, method in enumerate(methods):
+            low, high = method.range
+            table.add_row(
+                method.name,
+                f"{low:g} / {high:g}" + ("" if method.assumed == "acceptance" else " tokens"),
+                *(_speed(place, index) for place in places),
+            )
+        tables.append(table)
+    return Group(*tables)
 
 
 def pays_table(found: Outlook) -> Table:
