@@ -235,6 +235,7 @@ def test_past_its_context_the_oldest_tokens_leave(
 
     drafter = DraftModel(small_context(), top_k=1, max_depth=4, min_confidence=0.0)
     monkeypatch.setattr(LlamaForCausalLM, "forward", watching)
+    monkeypatch.setattr(TextTower, "can_run", lambda _: False)  # which passes it by
     model = model_of("llama", "float64")
     engine = mmspec.load(
         model, config=Config(decode=DecodeConfig(controller="fixed")), drafter=drafter
