@@ -29,6 +29,7 @@ from mmspec.requests import Request, Result
 from mmspec.sampling import DraftGuide
 from mmspec.target import Target
 from mmspec.target.probe import probe
+from mmspec.target.tower import TextTower
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
 
