@@ -3,7 +3,7 @@
 The automatic one maximises expected tokens a second: what a step costs is measured (`costs`), what
 a node is worth is calibrated on what became of nodes like it. The empty tree is a choice like any
 other, and so is not to ask. Each request keeps accounts: a drafter that has lost the time of one
-plain step and 1% of the rest pauses. None of this can change a text: coupled verification never
+plain step and 0.5% of the rest pauses. None of this can change a text: coupled verification never
 looks at the tree. Under a rule that divides by q whether to ask is all there is to choose: from
 what became of earlier steps, before anything is drawn.
 """
@@ -26,10 +26,11 @@ Speculate = Literal["auto"] | bool
 
 _MARGIN = 1.02  # a tree must promise so much more tokens a second than none
 _OPENING_STEPS = 1.0  # plain steps' time that a drafter may lose a request at once
-_LOSS_SHARE = 0.01  # of the time, that it may lose on top
+_LOSS_SHARE = 0.005  # of the time, that it may lose on top
 _PROBE_SHARE = 0.005  # of the time, for asking whom it does not believe to pay
 _MOST_STEPS = 20.0  # plain steps' time, of what it saved, that it may lose again
-_WORTH_SHARE = 0.15  # of the newest proposal in what asking is believed to be worth
+_RISING, _FALLING = 0.15, 0.5  # share of the newest proposal in what asking is believed to be
+# worth, where it was worth more and where less: doubts come quickly
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
 _FIRST_NODES = 6  # scored at most before any tree was measured; then twice what was
 _LEVELS = 8  # of confidence, told apart by the calibration
@@ -210,7 +211,7 @@ class AutoStep(FixedStep):
         shared = self._controller.worth
         for worth in (self.paces[row].worth, shared):
             known = worth.get(key, shared.get(key, saved_s))
-            worth[key] = known + _WORTH_SHARE * (saved_s - known)
+            worth[key] = known + (_RISING if saved_s > known else _FALLING) * (saved_s - known)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         outlooks = [self._outlook(row, tree) for row, tree in enumerate(trees)]
