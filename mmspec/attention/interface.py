@@ -83,14 +83,13 @@ def _attend(
     head_dim) are the new tokens' alone, written to the cache already."""
     call: TreeCall | None = kwargs.pop(KEYWORD, None)
     tap: QueryTap | None = kwargs.pop(TAP_KEYWORD, None)
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     if tap is not None:
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         tap.take(cast(int, module.layer_idx), query, factor)
     if call is not None:
         index = cast(int, module.layer_idx)
         layer, reach = call.layers[index], call.reaches[index]
         if not dropout and _is_understood(reach, query, key, kwargs):
-            factor = query.shape[-1] ** -0.5 if scaling is None else scaling
             rule = LayerRule(reach, factor, kwargs.get("softcap"), kwargs.get("s_aux"))
             return attend_layer(query, call, index, rule), None
         key, value = layer.view(layer.keys), layer.view(layer.values)

@@ -94,14 +94,14 @@ class Block:
         self._layer = layer
         self._places = places_in(layer)
         self._index: int = attention.layer_idx
-        self._head_dim: int = attention.head_dim
+        self.head_dim: int = attention.head_dim
         self._scaling: float = attention.scaling
         self._qkv = Projections(
             cast(nn.Module, layer.input_layernorm),
             [attention.q_proj, attention.k_proj, attention.v_proj],
             copied=copied,
         )
-        self._heads, self._kv_heads, _ = (size // self._head_dim for size in self._qkv.sizes)
+        self._heads, self._kv_heads, _ = (size // self.head_dim for size in self._qkv.sizes)
         self._gate_up = Projections(
             cast(nn.Module, layer.post_attention_layernorm),
             [mlp.gate_proj, mlp.up_proj],
@@ -109,10 +109,6 @@ class Block:
         )
         self._o, self._down = attention.o_proj, mlp.down_proj
         self._head_norms = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
-
-    @property
-    def head_dim(self) -> int:
-        return self._head_dim
 
     @property
     def num_bytes(self) -> int:
@@ -154,7 +150,7 @@ class Block:
         return (
             states.dtype in _DTYPES
             and cos.ndim == 3
-            and cos.shape[-1] == self._head_dim
+            and cos.shape[-1] == self.head_dim
             and all(
                 name in _UNDERSTOOD or value is None or value is False
                 for name, value in kwargs.items()
@@ -166,7 +162,7 @@ class Block:
     ) -> Tensor:
         batch, nodes, _ = states.shape
         heads, kv_heads = self._heads, self._kv_heads
-        qkv = self._qkv(states).view(batch, nodes, heads + 2 * kv_heads, self._head_dim)
+        qkv = self._qkv(states).view(batch, nodes, heads + 2 * kv_heads, self.head_dim)
         turning, value = qkv.split([heads + kv_heads, kv_heads], dim=2)
         q_norm, k_norm = self._head_norms
         if q_norm is not None and k_norm is not None:

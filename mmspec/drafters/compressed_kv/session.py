@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from mmspec.calibration import Calibration
+from mmspec.drafters.walked import learn_choices
 from mmspec.kv import KVView
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Scores, Verdict
@@ -47,16 +48,8 @@ class CompressedKVSession:
         """The target's choices tell of every child on the way, scored or not."""
         if self._proposal is None:
             return
-        (own, buckets), node = self._proposal, 0
-        self._proposal = None
-        for token in verdict.tokens:
-            for child in own.children(node):
-                if buckets[child] is not None:
-                    self.calibration.observe(buckets[child], own.tokens[child] == token)
-            found = own.child(node, token)
-            if found is None:
-                return
-            node = found
+        (own, buckets), self._proposal = self._proposal, None
+        learn_choices(self.calibration, own, buckets, verdict.tokens)
 
     def close(self) -> None:
         self._drafter.free(self.view, self._placement.row)

@@ -7,6 +7,7 @@ from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.growth import Growth
 from mmspec.drafters.draft_model.prompts import ReadPrompt
 from mmspec.drafters.draft_model.wording import Proposal, Wording
+from mmspec.drafters.walked import learn_choices
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prompt, Scores, Verdict
@@ -57,16 +58,8 @@ class DraftModelSession:
         """The target's choices tell of every child on the way, scored or not."""
         if self._proposal is None:
             return
-        own, buckets, node = self._proposal.tree, self._proposal.buckets, 0
-        self._proposal = None
-        for token in verdict.tokens:
-            for child, parent in enumerate(own.parents):
-                if parent == node and buckets[child] is not None:
-                    self.calibration.observe(buckets[child], own.tokens[child] == token)
-            found = own.child(node, token)
-            if found is None:
-                return
-            node = found
+        proposal, self._proposal = self._proposal, None
+        learn_choices(self.calibration, proposal.tree, proposal.buckets, verdict.tokens)
 
     def close(self) -> None:
         with self._drafter.lock:

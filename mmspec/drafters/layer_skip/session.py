@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmspec.calibration import Calibration
+from mmspec.drafters.walked import learn_choices, walked
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prompt, Scores, Verdict
@@ -62,18 +63,12 @@ class LayerSkipSession:
         proposal, self._proposal = self._proposal, None
         if proposal is None:
             return
-        own, node, matched, tested = proposal.tree, 0, 0, 0
-        for token in verdict.tokens:
+        own, matched, tested = proposal.tree, 0, 0
+        learn_choices(self.calibration, own, proposal.buckets, verdict.tokens)
+        for node, token in walked(own, verdict.tokens):
             children = own.children(node)
-            for child in children:
-                if proposal.buckets[child] is not None:
-                    self.calibration.observe(proposal.buckets[child], own.tokens[child] == token)
             tested += bool(children)
-            found = own.child(node, token)
-            if found is None:
-                break
-            matched += found == children[0]
-            node = found
+            matched += bool(children) and own.tokens[children[0]] == token
         self._drafter.observed(proposal.skipped, matched, tested)
 
     def close(self) -> None:
