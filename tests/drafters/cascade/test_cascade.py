@@ -1,7 +1,6 @@
 """cascade in the engine: who verifies what, what is handed on, what is taken back."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
+from ragged import target_of
 
 import mmspec
 from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter, RevisableSession
@@ -21,16 +21,10 @@ from mmspec.errors import ConfigError
 from mmspec.kv import KVView
 from mmspec.requests import Request, Result
 from mmspec.target import Target
-from mmspec.target.probe import probe
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
 WHOLE = {"budget": 4096, "recent": 64, "max_share": 1.0, "min_confidence": 0.0}
 SMALL = {"budget": 12, "recent": 5, "max_share": 1.0, "min_confidence": 0.0}
-
-
-@cache
-def target_of(family: str) -> Target:
-    return probe(model_of(family, "float64"))[0]
 
 
 def eager_lookup() -> PromptLookup:

@@ -2,14 +2,14 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
+from ragged import requests_of, target_of
 
 import mmspec
 from mmspec.build import build_compressed_kv
@@ -23,16 +23,10 @@ from mmspec.kv import KVView
 from mmspec.kv.policies import Composed, SnapKV, TopKChunks, Window
 from mmspec.requests import Request, Result
 from mmspec.target import Target
-from mmspec.target.probe import probe
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
 WHOLE = {"budget": 4096, "recent": 64, "max_share": 1.0, "min_confidence": 0.0}
 SMALL = {"budget": 12, "recent": 5, "max_share": 1.0, "min_confidence": 0.0}
-
-
-@cache
-def target_of(family: str) -> Target:
-    return probe(model_of(family, "float64"))[0]
 
 
 def engine_of(
@@ -48,19 +42,6 @@ def engine_of(
         max_nodes=max_nodes,
         max_rows=3,
     )
-
-
-def requests_of(family: str, sampling: Mapping[str, Any], layouts: Sequence[str]) -> list[Request]:
-    """A ragged batch."""
-    return [
-        Request(
-            prompt_inputs(FAMILIES[family], layout, num_text_tokens=length, seed=row),  # type: ignore[arg-type]
-            max_new_tokens=24 - 4 * row,
-            seed=row,
-            **sampling,
-        )
-        for row, (layout, length) in enumerate(zip(layouts, (40, 17, 29), strict=True))
-    ]
 
 
 def bound(engine: Engine) -> BoundCompressedKV:

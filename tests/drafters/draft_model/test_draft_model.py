@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache, wraps
 from itertools import pairwise
 from math import prod
@@ -13,6 +13,7 @@ import torch
 from draft_models import padded, stranger
 from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
+from ragged import requests_of, target_of
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,7 +29,6 @@ from mmspec.kv import KVCache
 from mmspec.requests import Request, Result
 from mmspec.sampling import DraftGuide
 from mmspec.target import Target
-from mmspec.target.probe import probe
 from mmspec.target.tower import TextTower
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
@@ -46,24 +46,6 @@ def engine_of(
     target = target_of(family)
     drafter = DraftModel(target if draft is None else draft, **{"min_confidence": 0.0, **options})
     return Engine(target, None, [drafter], controller=controller, max_nodes=max_nodes, max_rows=3)
-
-
-@cache
-def target_of(family: str) -> Target:
-    return probe(model_of(family, "float64"))[0]
-
-
-def requests_of(family: str, sampling: Mapping[str, Any], layouts: Sequence[str]) -> list[Request]:
-    """A ragged batch."""
-    return [
-        Request(
-            prompt_inputs(FAMILIES[family], layout, num_text_tokens=length, seed=row),  # type: ignore[arg-type]
-            max_new_tokens=24 - 4 * row,
-            seed=row,
-            **sampling,
-        )
-        for row, (layout, length) in enumerate(zip(layouts, (40, 17, 29), strict=True))
-    ]
 
 
 def bound(engine: Engine) -> BoundDraftModel:

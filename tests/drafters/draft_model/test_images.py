@@ -11,6 +11,7 @@ from draft_models import byte_level, letters, shuffled, stranger, text_only
 from families import FAMILIES, prompt_inputs
 from matrix import model_of
 from PIL import Image
+from ragged import target_of
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 import mmspec
@@ -22,9 +23,7 @@ from mmspec.drafters.draft_model.prompts import takes_same_inputs, thinned
 from mmspec.engine import Engine
 from mmspec.requests import Result
 from mmspec.state import MediaSpan, Prompt
-from mmspec.target import Target
 from mmspec.target.load import load_model, load_processor, resolve_path
-from mmspec.target.probe import probe
 
 VISION = [family.name for family in FAMILIES.values() if family.kind == "vision"]
 FIXED = Config(decode=DecodeConfig(controller="fixed", max_nodes=16))
@@ -42,11 +41,6 @@ def tiny() -> tuple[PreTrainedModel, Any]:
     """The bundled model in float64, and its processor."""
     path = resolve_path("tiny-vlm")
     return load_model(path, dtype="float64"), load_processor(path)
-
-
-@cache
-def target_of(family: str) -> Target:
-    return probe(model_of(family, "float64"))[0]
 
 
 def engine_of(drafter: DraftModel) -> Engine:
