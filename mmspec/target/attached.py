@@ -32,6 +32,10 @@ class Attachment(Protocol):
 
     def attached(self) -> AbstractContextManager[None]: ...
 
+    def within(self, tower: TextTower) -> TextTower | None:
+        """A tower that computes what the model does while this is attached; None where it has to
+        be attached."""
+
 
 class Attachments:
     """Attached in one `with` for one forward, and taken off again after an error too: between two
@@ -80,13 +84,11 @@ class Attachments:
         for it. `like` has the model's dtype, `device` is where its inputs go; `wants_hidden`: with
         hidden states."""
         with ExitStack() as stack:
-            for attachment in self.others:
-                stack.enter_context(attachment.attached())
-            tower = None
-            if self.blocks is not None and self.attention == "tree":
-                tower = self.blocks.tower
-                if tower is None or wants_hidden or not tower.can_run():
-                    tower = None
+            tower = None if wants_hidden else self._tower()
+            if tower is None:
+                for attachment in self.others:
+                    stack.enter_context(attachment.attached())
+                if self.blocks is not None and self.attention == "tree":
                     stack.enter_context(self.blocks.attached())
             if self.linears is not None:
                 stack.enter_context(self.linears.attached())
@@ -121,6 +123,17 @@ class Attachments:
             return
         with attached(self._text_config):
             yield {TAP_KEYWORD: cache.queries.tap(rows, counts)}
+
+    def _tower(self) -> TextTower | None:
+        """What runs the model's decoder without the modules around it, where that can be."""
+        tower = None if self.blocks is None or self.attention == "model" else self.blocks.tower
+        if tower is None or not tower.can_run():
+            return None
+        for attachment in self.others:
+            tower = attachment.within(tower)
+            if tower is None:
+                return None
+        return tower
 
     def _tree_call(
         self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan, written: Sequence[int]

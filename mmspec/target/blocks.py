@@ -8,7 +8,8 @@ such a block is two residual branches:
     x = x + down(silu(gate(norm(x))) * up(norm(x)))
 """
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from mmspec.attention import LayerRule, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attend_layer
 from mmspec.kv import QueryTap
-from mmspec.target.projections import Projections
+from mmspec.target.projections import Product, Projections
 from mmspec.target.untouched import are_untouched, is_plain, places_in
 
 if TYPE_CHECKING:
@@ -107,12 +108,28 @@ class Block:
             [mlp.gate_proj, mlp.up_proj],
             copied=copied,
         )
-        self._o, self._down = attention.o_proj, mlp.down_proj
+        self._o: Product = attention.o_proj
+        self._down: Product = mlp.down_proj
         self._head_norms = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
 
     @property
     def num_bytes(self) -> int:
         return self._qkv.num_bytes + self._gate_up.num_bytes
+
+    def with_products(self, products: Mapping[nn.Module, Product]) -> "Block":
+        """The same, some of its linear layers computed otherwise."""
+        other = copy.copy(self)
+        other._qkv = self._qkv.with_products(products)
+        other._gate_up = self._gate_up.with_products(products)
+        attention: Any = self._layer.self_attn
+        mlp: Any = self._layer.mlp
+        other._o = products.get(attention.o_proj, attention.o_proj)
+        other._down = products.get(mlp.down_proj, mlp.down_proj)
+        return other
+
+    @property
+    def layer(self) -> nn.Module:
+        return self._layer
 
     def is_untouched(self) -> bool:
         """Whether nobody has a hand in the block, nor trains it."""
@@ -144,7 +161,7 @@ class Block:
         """The block of `states` (batch, nodes, hidden); `tap` is told its queries."""
         states = states + self._attend(states, angles, call, tap)
         gate, up = self._gate_up(states).chunk(2, dim=-1)
-        return states + cast(Tensor, self._down(F.silu(gate) * up))
+        return states + self._down(F.silu(gate) * up)
 
     def _computes(self, states: Tensor, cos: Tensor, kwargs: dict[str, Any]) -> bool:
         return (
@@ -175,7 +192,7 @@ class Block:
             tap.take(self._index, query, self._scaling)
         rule = LayerRule(call.reaches[self._index], self._scaling)
         out = attend_layer(query, call, self._index, rule)
-        return cast(Tensor, self._o(out.reshape(batch, nodes, -1)))
+        return self._o(out.reshape(batch, nodes, -1))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mmspec.errors import ModelError
 
 Bits = Literal["int8", "int4"]
 _GROUP = 32  # inputs that share a scale in int4: at 64 a small model agrees with itself far less
+_LINEAR_DYNAMIC = torch.ops.quantized.linear_dynamic.default
 _ONE_SCALE = 1e-8  # of a row of zeros: any will do, but 0
 
 
@@ -44,7 +45,7 @@ class DynamicInt8:
         self.num_bytes = weight.numel() + 12 * weight.shape[0]  # scales, zero points, row sums
 
     def __call__(self, rows: Tensor) -> Tensor:
-        out = torch.ops.quantized.linear_dynamic(rows.float(), self._packed, self._reduce_range)
+        out = _LINEAR_DYNAMIC(rows.float(), self._packed, self._reduce_range)
         return out.to(rows.dtype)
 
 

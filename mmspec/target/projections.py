@@ -1,12 +1,15 @@
 """Projections: a norm and the linear layers that read what it makes, as one product."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _MAX_WEIGHTS = 2**18  # together; larger ones take their time in the product, not in being called
 _MAX_ROWS = 64
+
+Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features)
 
 
 class Projections:
@@ -20,6 +23,7 @@ class Projections:
         """`copied` allows the copy. `norm` has a weight and a `variance_epsilon`."""
         self._norm = norm
         self._layers = list(layers)
+        self._products: list[Product] = list(layers)
         self.sizes = [layer.out_features for layer in layers]
         self._copies = copied and sum(layer.weight.numel() for layer in layers) <= _MAX_WEIGHTS
         self._made_from: list[tuple[int, int]] = []
@@ -36,8 +40,8 @@ class Projections:
         """(..., in_features) -> (..., all out_features), the layers' in their order."""
         rows = states.numel() // states.shape[-1]
         if not self._copies or rows > _MAX_ROWS or states.dtype != torch.float32:
-            normed = self._norm(states)
-            made = [layer(normed) for layer in self._layers]
+            normed = self._normed(states)
+            made = [product(normed) for product in self._products]
             return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
         self._follow()
         assert self._weight is not None and self._epsilon is not None
@@ -49,6 +53,18 @@ class Projections:
         else:
             out = torch.addmm(self._bias, unit, self._weight)
         return out.view(*states.shape[:-1], -1)
+
+    def _normed(self, states: Tensor) -> Tensor:
+        if states.dtype != torch.float32:  # a model's own norm may round on its way
+            return self._norm(states)
+        weight: Tensor = self._norm._parameters["weight"]  # type: ignore[assignment]
+        return F.rms_norm(states, states.shape[-1:], weight, self._norm.variance_epsilon)  # type: ignore[arg-type]
+
+    def with_products(self, products: Mapping[nn.Module, Product]) -> "Projections":
+        """The same, some of its linear layers computed otherwise."""
+        other = Projections(self._norm, self._layers, copied=False)
+        other._products = [products.get(layer, layer) for layer in self._layers]
+        return other
 
     def _follow(self) -> None:
         """Copies the weights again if they are not those that were copied."""

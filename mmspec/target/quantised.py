@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from mmspec.errors import ConfigError, ModelError
 from mmspec.target.linears import text_linears
 from mmspec.target.lowbit import Bits, LowBit, Pack, packer
+from mmspec.target.tower import TextTower
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class QuantisedLinears:
                 logger.debug("%s: stays as it is: %s", module, error)
                 continue
             self._forwards.append((module, forward))
+        self._made: tuple[TextTower, TextTower] | None = None  # a tower, and the same by the copy
         if not self._forwards:
             raise ModelError(
                 f"weights={bits}: {type(model).__name__} has no floating-point linear layer of "
@@ -91,6 +93,12 @@ class QuantisedLinears:
     def full_bytes(self) -> int:
         """Memory of the weights that it is a copy of."""
         return sum(module.weight.nbytes for module, _ in self._forwards)
+
+    def within(self, tower: TextTower) -> TextTower | None:
+        """The tower, its linear layers computed by the copy."""
+        if self._made is None or self._made[0] is not tower:
+            self._made = tower, tower.with_products(dict(self._forwards))
+        return self._made[1]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -128,13 +136,13 @@ class _LowBitLinear:
         return self._packed.num_bytes
 
     def __call__(self, states: Tensor) -> Tensor:
-        weight, bias = self._module.weight, self._module.bias
-        rows = states.reshape(-1, states.shape[-1])
-        if not 0 < rows.shape[0] <= _MAX_ROWS:
+        parameters = self._module._parameters  # nn.Module's own look-up takes a microsecond
+        weight, bias = cast(Tensor, parameters["weight"]), parameters["bias"]
+        if not 0 < states.numel() // states.shape[-1] <= _MAX_ROWS:
             return F.linear(states, weight, bias)
         if self._packed_from != (weight.data_ptr(), weight._version):
             self._packed, self._packed_from = self._made()
-        out = self._packed(rows)
+        out = self._packed(states.reshape(-1, states.shape[-1]))
         if bias is not None:
             out = out + bias
         return out.reshape(*states.shape[:-1], -1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmspec.errors import ModelError
+from mmspec.target.tower import TextTower
 
 
 class SkippedLayers:
@@ -31,6 +32,10 @@ class SkippedLayers:
     @property
     def num_bytes(self) -> int:
         return 0
+
+    def within(self, tower: TextTower) -> TextTower | None:
+        """The tower without them."""
+        return tower.without([self._layers[index] for index in self.skipped])
 
     @contextmanager
     def attached(self) -> Iterator[None]:

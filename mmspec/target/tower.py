@@ -5,6 +5,8 @@ configuration, and packs results, several modules deep. A decoder of the Llama k
 rotary angles, blocks, norm and head; where all its blocks are quick ones it is run as that.
 """
 
+import copy
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import ref
@@ -16,7 +18,7 @@ from transformers import PreTrainedModel
 from mmspec.attention import TreeCall
 from mmspec.kv import QueryTap
 from mmspec.target.blocks import Angles, Block, Blocks, is_known
-from mmspec.target.projections import Projections
+from mmspec.target.projections import Product, Projections
 from mmspec.target.untouched import are_untouched, is_plain, places_of
 
 _KINDS = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
@@ -46,6 +48,19 @@ class TextTower:
         around = [m for m in model.modules() if m is not model and decoder in set(m.modules())]
         own = [self._embedding, self._rotary, parts.norm, head]
         self._places = places_of([*around, *own], model)
+
+    def with_products(self, products: Mapping[nn.Module, Product]) -> "TextTower":
+        """The same, some of its linear layers computed otherwise."""
+        other = copy.copy(self)
+        other._blocks = [block.with_products(products) for block in self._blocks]
+        other._head = self._head.with_products(products)
+        return other
+
+    def without(self, layers: Collection[nn.Module]) -> "TextTower":
+        """The same, some of its layers left out."""
+        other = copy.copy(self)
+        other._blocks = [block for block in self._blocks if block.layer not in layers]
+        return other
 
     def can_run(self) -> bool:
         """Whether nobody has a hand in any module that is run, or passed by."""

@@ -14,6 +14,7 @@ from mmspec.requests import Request
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target, blocks
 from mmspec.target.blocks import Blocks
+from mmspec.target.self_draft import draft_forward
 from mmspec.target.tower import TextTower, TowerOutput, quick_blocks
 from mmspec.tree import TokenTree
 
@@ -234,3 +235,36 @@ def test_an_engine_decodes_in_them(computed: list[object]) -> None:
     engine.generate(Request(Prompt(torch.arange(30, 42)), max_new_tokens=4), ignore_eos=True)
     assert computed
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": "int8"}, {"skipped": [1]}, {"weights": "int8", "skipped": [0]}],
+    ids=["int8", "skipped", "both"],
+)
+@pytest.mark.parametrize("name", ["llama", "qwen3", "llava"])
+def test_what_drafts_with_the_target_runs_in_its_tower(
+    name: str, options: Any, towers: list[object]
+) -> None:
+    """With the same result as attached to the model's own modules."""
+    model = FAMILIES[name].build(torch.float32)
+    make = draft_forward(**options)
+    assert make is not None
+    expected = score(make(Target(model, attention="tree")))
+    assert not towers
+    plain = quick(model, copied=False)
+    assert distance(score(make(plain)), expected) < 1e-4
+    assert len(towers) == 1
+    assert distance(score(plain), expected) > 1e-4  # which was left as it is
+
+
+def test_a_draft_follows_a_weight_that_has_changed(towers: list[object]) -> None:
+    model = FAMILIES["llama"].build(torch.float32)
+    make = draft_forward(weights="int8")
+    assert make is not None
+    draft = make(quick(model))
+    before = score(draft)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(3.0)
+    assert distance(score(draft), score(make(quick(model)))) == 0.0
+    assert distance(score(draft), before) > 1e-3 and len(towers) == 4
