@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 from mmspec.calibration import Calibration
 from mmspec.costs import CostModel
-from mmspec.state import Verdict
+from mmspec.state import Prices, Verdict
 from mmspec.stats import Choices
 from mmspec.tree import TokenTree
 
@@ -31,6 +31,7 @@ _PROBE_SHARE = 0.005  # of the time, for asking whom it does not believe to pay
 _MOST_STEPS = 20.0  # plain steps' time, of what it saved, that it may lose again
 _RISING, _FALLING = 0.15, 0.5  # share of the newest proposal in what asking is believed to be
 # worth, where it was worth more and where less: doubts come quickly
+_KEPT = 0.9  # of what is known of a request's speed, a step later
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
 _FIRST_NODES = 6  # scored at most before any tree was measured; then twice what was
 _LEVELS = 8  # of confidence, told apart by the calibration
@@ -64,6 +65,13 @@ class Pace:
     budgets: Counter[int] = field(default_factory=Counter)  # scored nodes below node 0 -> steps
     expected_tokens: float = 0.0  # of all steps
     plain_s: float = 0.0  # what as many plain steps were believed to cost
+    recent_s: float = 0.0  # its share of the newest steps' time, older ones counting less
+    recent_tokens: float = 0.0  # and what it got in it
+
+    def got(self, tokens: int, seconds: float) -> None:
+        """A step gave so many tokens."""
+        self.recent_s = _KEPT * self.recent_s + seconds
+        self.recent_tokens = _KEPT * self.recent_tokens + tokens
 
     @property
     def choices(self) -> Choices:
@@ -81,6 +89,9 @@ class Step(Protocol):
 
     def asks(self, row: int, drafter: str, tree: TokenTree) -> bool:
         """Whether to ask the drafter for `row`, which has `tree` from others."""
+
+    def prices(self, row: int) -> Prices | None:
+        """What the row's time buys; None where that shall not matter, or is not known."""
 
     def learn(
         self, row: int, drafter: str, before: TokenTree, after: TokenTree, seconds: float
@@ -119,6 +130,9 @@ class FixedStep:
 
     def asks(self, row: int, drafter: str, tree: TokenTree) -> bool:
         return True
+
+    def prices(self, row: int) -> Prices | None:
+        return None
 
     def learn(
         self, row: int, drafter: str, before: TokenTree, after: TokenTree, seconds: float
@@ -168,6 +182,7 @@ class AutoStep(FixedStep):
         self._probing: set[int] = set()
         self._paused: set[int] = set()
         self._draft_s: dict[tuple[int, str], float] = {}
+        self._spent_s = 0.0
         self._outlooks: dict[int, _Outlook] = {}
         self._scored: list[_Outlook] = []
 
@@ -213,6 +228,17 @@ class AutoStep(FixedStep):
             known = worth.get(key, shared.get(key, saved_s))
             worth[key] = known + (_RISING if saved_s > known else _FALLING) * (saved_s - known)
 
+    def prices(self, row: int) -> Prices | None:
+        pace, rows = self.paces[row], len(self.paces)
+        if self._step_s is None or pace.speculate is True or pace.keeps_trees:
+            return None
+        token_s = self._plain_s / rows
+        if pace.recent_tokens:
+            token_s = min(token_s, pace.recent_s / pace.recent_tokens)
+        place = bisect_left(_BUDGETS, _FIRST_NODES)
+        node_s = max(self._step_s[place] - self._plain_s, 0.0) / _FIRST_NODES / rows
+        return Prices(token_s, node_s)
+
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         outlooks = [self._outlook(row, tree) for row, tree in enumerate(trees)]
         free = [row for row, outlook in enumerate(outlooks) if self._is_free(row, outlook.tree)]
@@ -225,6 +251,7 @@ class AutoStep(FixedStep):
 
     def spent(self, seconds: float) -> None:
         """Books the drafters' own time, and with it what it took to weigh their trees."""
+        self._spent_s = seconds
         if self._draft_s:
             rest_s = max(seconds - sum(self._draft_s.values()), 0.0) / len(self._draft_s)
             for (row, drafter), own_s in self._draft_s.items():
@@ -242,6 +269,8 @@ class AutoStep(FixedStep):
             pace.expected_tokens += sum(outlook.tree.cumulative_confidence)
             pace.plain_s += (self._plain_s or seconds) / rows
             self._settle(row, pace, outlook.tree, verdict, seconds / rows)
+            if verdict is not None:
+                pace.got(len(verdict.tokens), (seconds + self._spent_s) / rows)
             if verdict is not None and outlook.tree.num_nodes > 1:
                 for bucket, accepted in outlook.outcomes(verdict):
                     pace.calibration.observe(bucket, accepted)

@@ -16,6 +16,7 @@ from mmspec.drafters.base import (
     DraftSession,
     LearningSession,
     PreparedSession,
+    PricedSession,
     TappingDrafter,
 )
 from mmspec.sampling import DraftGuide
@@ -153,6 +154,10 @@ def propose(
             continue
         preparing = time.perf_counter()
         asked = [index for index in asked if _is_prepared(rows[index], drafter)]
+        for index in asked:
+            session = rows[index].drafting.session(drafter)
+            if isinstance(session, PricedSession):
+                session.prices = step.prices(index)
         asking = time.perf_counter()
         prepared_s += asking - preparing
         proposed = _ask(drafter, [rows[index] for index in asked], max_nodes, vocab_size)

@@ -82,6 +82,14 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """What one request's time buys at present, as it was measured."""
+
+    token_s: float  # seconds in which it gets a token
+    node_s: float  # that one more node costs in the target's forward
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the verifier took of a tree. `tokens[i]` is the target's choice after node `path[i]`.
 

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
+from mmspec.state import Prefill, Prices, Prompt, Scores, Taps, Verdict
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -32,6 +32,14 @@ class PreparedSession(DraftSession, Protocol):
 
     def prepare(self) -> None:
         """Called before each proposal; its time is not counted as what a proposal costs."""
+
+
+@runtime_checkable
+class PricedSession(DraftSession, Protocol):
+    """One whose proposals are the longer the more time they take. It should stop where a token
+    would cost more than it saves."""
+
+    prices: Prices | None  # set before each proposal; None: time shall not matter, or is not known
 
 
 @runtime_checkable

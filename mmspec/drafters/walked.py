@@ -17,6 +17,15 @@ def walked(tree: TokenTree, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
         node = tree.child(node, token)
 
 
+_FIRST = "first"  # the bucket of all first children
+_BELIEVED = 0.8  # of them, before anything is known
+
+
+def first_rate(calibration: Calibration) -> float:
+    """How often a node's first child was chosen, of those that `learn_choices` was told of."""
+    return calibration.rate(_FIRST, _BELIEVED)
+
+
 def learn_choices(
     calibration: Calibration,
     tree: TokenTree,
@@ -26,6 +35,9 @@ def learn_choices(
     """Tells of every child on the way whether it was chosen; `buckets` (nodes,), None for a node
     that says nothing."""
     for node, token in walked(tree, tokens):
-        for child in tree.children(node):
+        children = tree.children(node)
+        if children and buckets[children[0]] is not None:
+            calibration.observe(_FIRST, tree.tokens[children[0]] == token)
+        for child in children:
             if buckets[child] is not None:
                 calibration.observe(buckets[child], tree.tokens[child] == token)

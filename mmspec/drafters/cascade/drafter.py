@@ -1,5 +1,6 @@
 """BoundCascade: two drafters at work for one target, the lower one's trees verified over a view."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -8,6 +9,7 @@ from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession, WatchingDr
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import BoundCompressedKV
+from mmspec.drafters.forwards import ForwardCost
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
@@ -31,6 +33,7 @@ class BoundCascade:
         self.draws = middle.draws
         below = lower.watched_queries if isinstance(lower, WatchingDrafter) else 0
         self.watched_queries = max(middle.watched_queries, below)
+        self.cost = ForwardCost()  # a forward over the view, with what it takes to ask below it
         self._vocab_size = target.vocab_size
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CascadeSession:
@@ -46,13 +49,14 @@ class BoundCascade:
             session.begin(tokens, budget) if budget else None
             for session, tokens in zip(own, texts, strict=True)
         ]
-        begun = [run for run in runs if run is not None]
+        begun, time_s = [run for run in runs if run is not None], time.perf_counter()
         try:
             while active := [run for run in begun if not run.is_done]:
                 self._advance(active)
         finally:
             for run in begun:
                 run.take_back()
+        self.cost.observe(time.perf_counter() - time_s, sum(run.num_forwards for run in begun))
         return [
             self._without_view(session, tokens, budget)
             if run is None
@@ -99,6 +103,7 @@ class BoundCascade:
         chain = TokenTree.chain(
             run.tokens[-1], [c.token for c in children], [c.rate for c in children], self.name
         )
+        session.learn(run)
         session.middle.remember(chain, [None, *(child.bucket for child in children)])
         if session.must_draw:
             return replace(chain, q=run.q(session.middle, self._vocab_size))

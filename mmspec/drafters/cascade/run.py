@@ -50,7 +50,7 @@ class Run:
         self._max_forwards = max_forwards
         self._min_confidence = min_confidence
         self._likely = 1.0
-        self._num_forwards = 0
+        self.num_forwards = 0
         self._is_out = False
         self._base = self.view.length(placement.row)
 
@@ -90,8 +90,8 @@ class Run:
         lower = self.session.lower
         if isinstance(lower, RevisableSession):
             lower.observe(tree, verdict, scores)
-        self._num_forwards += 1
-        self._is_out = self._num_forwards == self._max_forwards
+        self.num_forwards += 1
+        self._is_out = self.num_forwards == self._max_forwards
 
     def take_back(self) -> None:
         """The view and the lower level are where they were, at the request's own text."""

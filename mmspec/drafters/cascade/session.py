@@ -7,11 +7,14 @@ from mmspec.drafters.base import DraftSession, PreparedSession, RevisableSession
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching
-from mmspec.state import Scores, Verdict
+from mmspec.state import Prices, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
     from mmspec.drafters.cascade.drafter import BoundCascade
+
+
+_NEWEST = 0.2  # share of the newest run in what a forward is believed to give
 
 
 class CascadeSession:
@@ -22,6 +25,8 @@ class CascadeSession:
     ) -> None:
         self.lower = lower
         self.middle = middle
+        self.prices: Prices | None = None
+        self._tokens_per_forward = 1.0  # over the view
         self._drafter = drafter
         self._has_run = False  # in this step, as against the lower level alone
 
@@ -89,5 +94,20 @@ class CascadeSession:
             branching,
             max_depth=depth,
             max_forwards=None if self.must_draw else settings.max_forwards,
-            min_confidence=0.0 if self.must_draw else settings.middle.min_confidence,
+            min_confidence=0.0 if self.must_draw else self._least_likely,
         )
+
+    @property
+    def _least_likely(self) -> float:
+        """How likely a chain must be accepted to go on."""
+        drafter = self._drafter
+        paying = drafter.cost.least_likely(
+            self.prices, self.middle.calibration, tokens=self._tokens_per_forward
+        )
+        return max(drafter.settings.middle.min_confidence, paying)
+
+    def learn(self, run: Run) -> None:
+        """What a run came to."""
+        if run.num_forwards:
+            tokens = len(run.children) / run.num_forwards
+            self._tokens_per_forward += _NEWEST * (tokens - self._tokens_per_forward)

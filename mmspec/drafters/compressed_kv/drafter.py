@@ -9,6 +9,7 @@ from mmspec.drafters.base import DraftSession
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
 from mmspec.drafters.draft_model.growth import Branching, Growth, grow
+from mmspec.drafters.forwards import ForwardCost
 from mmspec.kv import KVCache, KVView
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
@@ -36,6 +37,7 @@ class BoundCompressedKV:
         reaches = layer_reaches(target.model.config, target.mask_rule)
         self._newest_only = [not reach.is_full for reach in reaches]
         self._views: dict[KVCache, KVView] = {}
+        self._cost = ForwardCost()
         self._lock = threading.Lock()  # of the dict; a view belongs to its decode loop
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CompressedKVSession:
@@ -70,6 +72,7 @@ class BoundCompressedKV:
                 self.model,
                 view,
                 [g for s, g in zip(own, growths, strict=True) if g is not None and s.view is view],
+                cost=self._cost,
             )
         return [
             TokenTree.root(tokens[-1])
@@ -108,7 +111,10 @@ class BoundCompressedKV:
             is_coupled=True,
             top_k=settings.top_k,
             max_depth=min(settings.max_depth, budget),
-            min_confidence=settings.min_confidence,
+            min_confidence=max(
+                settings.min_confidence,
+                self._cost.least_likely(session.prices, session.calibration),
+            ),
             budget=budget,
             width=settings.width,
         )

@@ -7,7 +7,7 @@ from mmspec.calibration import Calibration
 from mmspec.drafters.walked import learn_choices
 from mmspec.kv import KVView
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Scores, Verdict
+from mmspec.state import Placement, Prices, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class CompressedKVSession:
         self.view = view
         self.guide = guide
         self.calibration = Calibration()
+        self.prices: Prices | None = None
         self.num_draws = 0  # from q, over all proposals
         self._drafter = drafter
         self._placement = placement

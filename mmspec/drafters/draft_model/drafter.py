@@ -29,6 +29,7 @@ from mmspec.drafters.draft_model.vocabulary import (
     shared_vocabulary,
 )
 from mmspec.drafters.draft_model.wording import SharedWording, Wording
+from mmspec.drafters.forwards import ForwardCost
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
@@ -57,6 +58,7 @@ class BoundDraftModel:
         self.draws = settings.draw == "sample"
         self.cache = self.model.new_cache()
         self.lock = threading.RLock()
+        self._cost = ForwardCost()
         tokenizer = target_inputs and target_inputs.tokenizer
         own_tokenizer = settings.inputs and settings.inputs.tokenizer
         self._vocabulary = _vocabulary(self.model, target, own_tokenizer, tokenizer)
@@ -118,7 +120,7 @@ class BoundDraftModel:
                 for session, tokens in zip(own, texts, strict=True)
                 if session in ready
             }
-            grow(self.model, self.cache, list(growths.values()))
+            grow(self.model, self.cache, list(growths.values()), cost=self._cost)
             return [
                 self._proposed(session, growths.get(id(session)), tokens, budget)
                 for session, tokens in zip(own, texts, strict=True)
@@ -157,7 +159,10 @@ class BoundDraftModel:
             is_coupled=not is_aligned,
             top_k=settings.top_k,
             max_depth=min(settings.max_depth, budget),
-            min_confidence=settings.min_confidence,
+            min_confidence=max(
+                settings.min_confidence,
+                self._cost.least_likely(session.prices, session.calibration),
+            ),
             budget=budget,
             width=settings.top_k if settings.takes_trees else 1,
         )

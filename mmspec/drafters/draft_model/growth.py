@@ -1,10 +1,12 @@
 """Growing trees: all rows together, one forward of the draft model a level."""
 
+import time
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from mmspec.drafters.forwards import ForwardCost
 from mmspec.kv import KVCache
 from mmspec.state import Placement
 from mmspec.target import Target
@@ -98,8 +100,9 @@ class Growth:
         return self._depth
 
 
-def grow(model: Target, cache: KVCache, growths: Sequence[Growth]) -> None:
-    """Grows all trees to their end; rows that have ended drop out."""
+def grow(model: Target, cache: KVCache, growths: Sequence[Growth], *, cost: ForwardCost) -> None:
+    """Grows all trees to their end; rows that have ended drop out. Tells `cost` what it took."""
+    begun = time.perf_counter()
     while growing := [growth for growth in growths if growth.is_growing]:
         scores = model.score(
             [growth.written for growth in growing],
@@ -109,3 +112,4 @@ def grow(model: Target, cache: KVCache, growths: Sequence[Growth]) -> None:
         )
         for growth, score in zip(growing, scores, strict=True):
             growth.branch(score.logits)
+    cost.observe(time.perf_counter() - begun, sum(growth.depth for growth in growths))

@@ -10,7 +10,7 @@ from mmspec.drafters.draft_model.wording import Proposal, Wording
 from mmspec.drafters.walked import learn_choices
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Prompt, Scores, Verdict
+from mmspec.state import Placement, Prices, Prompt, Scores, Verdict
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -30,6 +30,7 @@ class DraftModelSession:
         self.wording = wording
         self.guide = guide
         self.calibration = Calibration()
+        self.prices: Prices | None = None
         self.num_draws = 0  # from q, over all proposals
         self.is_closed = False
         self._drafter = drafter

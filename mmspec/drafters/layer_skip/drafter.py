@@ -9,6 +9,7 @@ import torch
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.draft_model.branching import BestBranching
 from mmspec.drafters.draft_model.growth import Growth, grow
+from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
 from mmspec.errors import ConfigError
@@ -38,6 +39,7 @@ class BoundLayerSkip:
         self._skipped = SkippedLayers(target.model)
         rough = draft_forward(weights=settings.weights)
         self.model = (target if rough is None else rough(target)).variant(self._skipped)
+        self._cost = ForwardCost()
         self._lock = threading.RLock()  # of what is skipped, over all forwards of a draft
         num_layers = self._skipped.num_layers
         self.search: SkipSearch | None = None
@@ -83,7 +85,8 @@ class BoundLayerSkip:
             self._skipped.skipped = self.skipped
             for cache in dict.fromkeys(session.cache for session in own):
                 pairs = zip(own, growths, strict=True)
-                grow(self.model, cache, [g for s, g in pairs if g is not None and s.cache is cache])
+                growing = [g for s, g in pairs if g is not None and s.cache is cache]
+                grow(self.model, cache, growing, cost=self._cost)
         return [
             TokenTree.root(tokens[-1])
             if growth is None
@@ -153,7 +156,10 @@ class BoundLayerSkip:
             is_coupled=True,
             top_k=self.settings.top_k,
             max_depth=depth,
-            min_confidence=self.settings.min_confidence,
+            min_confidence=max(
+                self.settings.min_confidence,
+                self._cost.least_likely(session.prices, session.calibration),
+            ),
             budget=budget,
             width=1,
         )

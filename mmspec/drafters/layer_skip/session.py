@@ -8,7 +8,7 @@ from mmspec.calibration import Calibration
 from mmspec.drafters.walked import learn_choices, walked
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Prompt, Scores, Verdict
+from mmspec.state import Placement, Prices, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class LayerSkipSession:
         self.cache = cache
         self.guide = guide
         self.calibration = Calibration()
+        self.prices: Prices | None = None
         self.text: list[int] = prompt.token_ids.tolist()  # as far as it was told
         self.num_asked = 0
         self._num_prompt = prompt.num_tokens
