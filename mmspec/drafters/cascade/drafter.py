@@ -103,7 +103,7 @@ class BoundCascade:
         chain = TokenTree.chain(
             run.tokens[-1], [c.token for c in children], [c.rate for c in children], self.name
         )
-        session.learn(run)
+        session.ran(run)
         session.middle.remember(chain, [None, *(child.bucket for child in children)])
         if session.must_draw:
             return replace(chain, q=run.q(session.middle, self._vocab_size))

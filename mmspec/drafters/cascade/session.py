@@ -106,7 +106,7 @@ class CascadeSession:
         )
         return max(drafter.settings.middle.min_confidence, paying)
 
-    def learn(self, run: Run) -> None:
+    def ran(self, run: Run) -> None:
         """What a run came to."""
         if run.num_forwards:
             tokens = len(run.children) / run.num_forwards
