@@ -13,6 +13,7 @@ import mmspec.sampling
 import mmspec.target.target
 from mmspec.attention import Reach, RowNodes, TreeCall
 from mmspec.attention.call import Part
+from mmspec.attention.chunk import TileCall
 from mmspec.encoders.media import MediaItem
 from mmspec.engine import Engine
 from mmspec.errors import ModelError
@@ -171,7 +172,7 @@ def a_block_is_cut(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_chunk_misses_the_token_before_it(patch: pytest.MonkeyPatch) -> None:
-    """Wrong mask of a chunk: the last committed token is not seen."""
+    """Wrong mask of a chunk, and wrong tiles: the last committed token is not seen."""
     rule = mmspec.target.target.MaskRule
     build = rule.build_chunk
 
@@ -184,6 +185,20 @@ def a_chunk_misses_the_token_before_it(patch: pytest.MonkeyPatch) -> None:
         return masks
 
     patch.setattr(rule, "build_chunk", blind)
+    cut = TileCall._cut
+
+    def shorter(
+        self: TileCall, row: RowNodes, reach: Reach, group: int, like: Tensor
+    ) -> list[Part]:
+        parts = cut(self, row, reach, group, like)
+        first, last = parts[0].first, row.start + row.committed - 1
+        if parts[0].mask is not None:
+            parts[0].mask[:, last - first] = torch.finfo(like.dtype).min
+        elif first < last:  # the kernel takes no part without keys
+            parts[0] = parts[0]._replace(stop=last)
+        return parts
+
+    patch.setattr(TileCall, "_cut", shorter)
 
 
 REUSE_FAULTS = (

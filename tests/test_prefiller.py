@@ -25,6 +25,7 @@ from mmspec.requests import Request
 from mmspec.row import Row
 from mmspec.state import MediaSpan, Prompt
 from mmspec.target import Target
+from mmspec.target.attached import Attention
 from mmspec.target.cuts import Cuts
 from mmspec.target.families import prompt_cuts
 
@@ -89,11 +90,11 @@ def assert_same(family: str, got: Segment, expected: Segment) -> None:
 
 
 @EVERY_FAMILY
-@pytest.mark.parametrize("chunk_tokens", [7])
+@pytest.mark.parametrize("attention", ["model", "tree"])
 def test_chunks_leave_the_kv_and_the_token_of_one_go(
-    family: str, layout: Layout, chunk_tokens: int
+    family: str, layout: Layout, attention: Attention
 ) -> None:
-    target = Target(model_of(family, "float64"))
+    target, chunk_tokens = Target(model_of(family, "float64"), attention=attention), 7
     prompt = prompt_of(family, layout)
     whole, parts = row_of(family, prompt), row_of(family, prompt)
     _, expected, _ = prefilled(target, whole)

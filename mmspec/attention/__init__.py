@@ -5,8 +5,9 @@
 """
 
 from mmspec.attention.call import RowNodes, TreeCall
+from mmspec.attention.chunk import ChunkCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
 
-__all__ = ["LayerRule", "Reach", "RowNodes", "TreeCall", "tree_attention"]
+__all__ = ["ChunkCall", "LayerRule", "Reach", "RowNodes", "TreeCall", "tree_attention"]

@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmspec.attention.call import TreeCall
+from mmspec.attention.chunk import ChunkCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
@@ -42,7 +43,7 @@ Output = tuple[Tensor, Tensor | None]
 @contextmanager
 def attached(config: PreTrainedConfig) -> Iterator[None]:
     """Within it, the layers of this text config attend by `tree_attention` in every forward that
-    is given a TreeCall; any other forward attends as it did before. Whatever the forward, a
+    is given a TreeCall or a ChunkCall; any other attends as it did before. Whatever the forward, a
     QueryTap in it is told the queries.
 
     Sets one attribute of the config (microseconds), and puts it back after an error too.
@@ -81,7 +82,7 @@ def _attend(
 ) -> Output:
     """`query` (batch, heads, nodes, head_dim); `key` and `value` (batch, kv_heads, nodes,
     head_dim) are the new tokens' alone, written to the cache already."""
-    call: TreeCall | None = kwargs.pop(KEYWORD, None)
+    call: TreeCall | ChunkCall | None = kwargs.pop(KEYWORD, None)
     tap: QueryTap | None = kwargs.pop(TAP_KEYWORD, None)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     if tap is not None:
@@ -99,9 +100,11 @@ def _attend(
     return own_attention(module, query, key, value, attention_mask, **options)
 
 
-def attend_layer(query: Tensor, call: TreeCall, index: int, rule: LayerRule) -> Tensor:
+def attend_layer(query: Tensor, call: TreeCall | ChunkCall, index: int, rule: LayerRule) -> Tensor:
     """`tree_attention` over what the cache holds of layer `index`."""
     layer = call.layers[index]
+    if isinstance(call, ChunkCall):
+        return call.attend(query, layer.keys, layer.values, rule=rule)
     return tree_attention(query, layer.keys, layer.values, call=call, rule=rule)
 
 

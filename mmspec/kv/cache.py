@@ -23,7 +23,8 @@ Segment = tuple[tuple[Tensor, Tensor] | None, ...]
 """Keys and values of some tokens, a pair of (tokens, kv_heads, head_dim) a layer; None for a layer
 that keeps none."""
 
-_GROWTH = 1.5  # a row that outgrows its region takes one this much larger
+_GROWTH = 1.5  # a row that outgrows its region takes one this much larger,
+_MOST_GROWTH = 4096  # but no more tokens than so many at once
 
 
 class KVCache(Cache):
@@ -188,16 +189,34 @@ class KVCache(Cache):
         needed = region.length + written + count
         if needed <= region.capacity:
             return
-        old_start, new_start = self._regions.move(row, max(needed, int(region.capacity * _GROWTH)))
-        self._fit_buffers()
-        slots = torch.arange(region.length + written)
+        larger = min(int(region.capacity * _GROWTH), region.capacity + _MOST_GROWTH)
+        moved = self._regions.grow(row, max(needed, larger))
+        if self._fit_buffers(moved) or not moved:
+            return
+        spans = [(*places, self._used(number)) for number, places in moved.items()]
         for layer in self.flat_layers:
-            layer.move(slots + new_start, slots + old_start)
+            layer.move(
+                torch.cat([torch.arange(new, new + used) for _, new, used in spans]),
+                torch.cat([torch.arange(old, old + used) for old, _, used in spans]),
+            )
 
-    def _fit_buffers(self) -> None:
+    def _used(self, row: int) -> int:
+        """Tokens of the row that the buffers hold, committed or not."""
+        return self._regions.rows[row].length + self._written.get(row, 0)
+
+    def _fit_buffers(self, moved: Mapping[int, tuple[int, int]] | None = None) -> bool:
+        """Gives the buffers room for all regions, a layer at a time, so that never all of them are
+        there twice; the rows that `moved` come to their new places with it. False: there was
+        room."""
+        if all(layer.num_slots >= self._regions.num_slots for layer in self.flat_layers):
+            return False
+        spans = []
+        for number, region in self._regions.rows.items():
+            old, new = (moved or {}).get(number, (region.start, region.start))
+            spans.append((old, new, self._used(number)))
         for layer in self.flat_layers:
-            if layer.num_slots < self._regions.num_slots:
-                layer.resize(self._regions.num_slots)
+            layer.resize(self._regions.num_slots, spans)
+        return True
 
     def _set_plan(self, plan: WritePlan | None) -> None:
         for layer in self.flat_layers:

@@ -1,5 +1,6 @@
 """One layer's keys and values: flat buffers, tokens first, as a transformers cache layer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -111,11 +112,13 @@ class FlatLayer(CacheLayerMixin):
             return buffer[start:stop].transpose(0, 1).unsqueeze(0)
         return buffer[plan.indices(buffer.device)[2]].transpose(1, 2)
 
-    def resize(self, num_slots: int) -> None:
-        """Gives the buffers room for `num_slots`; what they hold stays where it is."""
-        old, self.num_slots = self.num_slots, num_slots
+    def resize(self, num_slots: int, spans: Sequence[tuple[int, int, int]]) -> None:
+        """New buffers of `num_slots`, one after the other; of what the old ones hold come along the
+        `spans`: (old start, new start, tokens)."""
         if self.is_initialized:
-            self.keys, self.values = (_resized(t, old, num_slots) for t in (self.keys, self.values))
+            self.keys = _resized(self.keys, num_slots, spans)
+            self.values = _resized(self.values, num_slots, spans)
+        self.num_slots = num_slots
 
     def release(self) -> None:
         """Drops the buffers; the next `update` allocates new ones."""
@@ -157,7 +160,8 @@ class FlatLayer(CacheLayerMixin):
         return -1
 
 
-def _resized(buffer: Tensor, old: int, num_slots: int) -> Tensor:
+def _resized(buffer: Tensor, num_slots: int, spans: Sequence[tuple[int, int, int]]) -> Tensor:
     larger = buffer.new_zeros(num_slots, *buffer.shape[1:])
-    larger[:old] = buffer[:old]
+    for old, new, count in spans:
+        larger[new : new + count] = buffer[old : old + count]
     return larger

@@ -31,22 +31,46 @@ class Regions:
         """Gives the row's slots back. Closing a closed row does nothing."""
         self.rows.pop(row, None)
 
-    def move(self, row: int, capacity: int) -> tuple[int, int]:
-        """Gives the row a larger region; returns (old start, new start) for the caller to copy."""
+    def grow(self, row: int, capacity: int) -> dict[int, tuple[int, int]]:
+        """Gives the row a region of `capacity` slots: by the free ones behind it, or in a gap
+        that is large enough; else `num_slots` grows to what all rows need, one behind the other.
+        Returns row -> (old start, new start) of those that moved, for the caller to copy; more
+        slots than there were say that all is to be copied into new buffers."""
         region = self.rows[row]
-        old_start, region.start = region.start, self._find(capacity)
+        behind = [r.start for r in self.rows.values() if r.start > region.start]
+        if region.start + capacity <= min(behind, default=self.num_slots):
+            region.capacity = capacity
+            return {}
+        gap = self._gap(capacity)
+        if gap is not None:
+            old, region.start, region.capacity = region.start, gap, capacity
+            return {row: (old, gap)}
         region.capacity = capacity
-        return old_start, region.start
+        moved, end = {}, 0
+        for number, other in sorted(self.rows.items(), key=lambda item: item[1].start):
+            if other.start != end:
+                moved[number] = (other.start, end)
+            other.start = end
+            end += other.capacity
+        self.num_slots = max(self.num_slots, end)
+        return moved
 
     def _find(self, capacity: int) -> int:
         """The first gap of `capacity` slots; at the end, where `num_slots` grows, if need be."""
+        gap = self._gap(capacity)
+        if gap is None:
+            gap = max((r.start + r.capacity for r in self.rows.values()), default=0)
+            self.num_slots = max(self.num_slots, gap + capacity)
+        return gap
+
+    def _gap(self, capacity: int) -> int | None:
+        """The first gap of `capacity` slots among those that there are."""
         start = 0
         for region in sorted(self.rows.values(), key=lambda region: region.start):
             if region.start - start >= capacity:
                 return start
             start = region.start + region.capacity
-        self.num_slots = max(self.num_slots, start + capacity)
-        return start
+        return start if start + capacity <= self.num_slots else None
 
     def check_integrity(self) -> None:
         """Raises AssertionError if regions overlap, overflow or leave the buffer."""

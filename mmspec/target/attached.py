@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmspec.attention import RowNodes, TreeCall
+from mmspec.attention import ChunkCall, RowNodes, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
 from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.blocks import Blocks
@@ -20,7 +20,7 @@ from mmspec.target.tower import TextTower
 from mmspec.tree import TokenTree
 
 Attention = Literal["tree", "model"]
-ForwardInputs = dict[str, Tensor | dict[str, Tensor] | TreeCall]
+ForwardInputs = dict[str, Tensor | dict[str, Tensor] | TreeCall | ChunkCall]
 
 
 class Attachment(Protocol):
@@ -103,13 +103,29 @@ class Attachments:
                 yield tower, {KEYWORD: call}
                 return
             stack.enter_context(attached(self._text_config))
-            # A mask of the right form, so that the model makes none of its own.
-            mask = like.new_zeros(1, 1, 1, 1, device=device)
-            masks: dict[str, Tensor] = {kind: mask for kind in self._mask_rule.kinds}
-            yield (
-                None,
-                {"attention_mask": masks if self._mask_rule.as_dict else mask, KEYWORD: call},
-            )
+            yield None, self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+
+    @contextmanager
+    def reading(
+        self, cache: KVCache, plan: WritePlan, *, like: Tensor, device: torch.device
+    ) -> Iterator[ForwardInputs | None]:
+        """Within it, one forward reads a prompt's tokens behind the committed ones of its row, each
+        of which sees all before it; yields the keywords that it needs for it, or None: it is to
+        attend by a mask."""
+        # On a GPU the model's own kernels are quicker than a ladder made for trees.
+        if self.attention == "model" or device.type != "cpu" or not plan.lengths[0]:
+            yield None
+            return
+        plan.is_viewed = False
+        place = (plan.starts[0], plan.lengths[0], plan.counts[0])
+        with attached(self._text_config):
+            call = ChunkCall(*place, cache.flat_layers, self._reaches)
+            yield self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+
+    def _called(self, call: TreeCall | ChunkCall, mask: Tensor) -> ForwardInputs:
+        """With a mask of the right form, so that the model makes none of its own."""
+        masks: dict[str, Tensor] = {kind: mask for kind in self._mask_rule.kinds}
+        return {"attention_mask": masks if self._mask_rule.as_dict else mask, KEYWORD: call}
 
     @contextmanager
     def watching(

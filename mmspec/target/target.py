@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from mmspec.encoders.features import FeatureSource
 from mmspec.encoders.media import join, token_inputs
-from mmspec.kv import KVCache, QueryLog
+from mmspec.kv import KVCache, QueryLog, WritePlan
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import encoded
-from mmspec.target.attached import Attachment, Attachments, Attention
+from mmspec.target.attached import Attachment, Attachments, Attention, ForwardInputs
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.linears import Linears
@@ -147,8 +147,9 @@ class Target:
         forward and commits them to `row` of the cache, which must hold the `start` before them.
 
         Native on purpose: some families attend in both directions within an image or the prompt.
-        Only what comes behind committed tokens gets our own mask. Where a prompt may be cut is
-        told by `cuts`. `logits` are those of the last token run, `hidden` of all that ran.
+        Only what comes behind committed tokens gets our own attention, which needs no mask of all
+        its columns, or our own mask. Where a prompt may be cut is told by `cuts`. `logits` are
+        those of the last token run, `hidden` of all that ran.
         A part of a prompt with media needs `features`; the whole can have them encoded natively.
         `on_logits(start, logits (tokens, vocab))` is told what the target says after each token
         run; without it only the last one's logits are made. With `keep`, increasing indices into
@@ -169,18 +170,19 @@ class Target:
             inputs["logits_to_keep"] = 1 if on_logits is None else 0
         with (
             self._forward(),
-            cache.writing([row], [stop - start]),
+            cache.writing([row], [stop - start]) as plan,
             _fed(self.model, start, stop, features),
+            self._reading(prompt, cache, plan, start, stop) as attended,
             self.attachments.watching(cache, [row], [stop - start]) as watched,
         ):
             output = self.model(
                 input_ids=prompt.token_ids[start:stop].unsqueeze(0).to(self.device),
-                attention_mask=on_device(self._prompt_mask(prompt, start, stop), self.device),
                 position_ids=positions[..., start:stop].to(self.device),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=asked_for(taps),
                 **inputs,
+                **attended,
                 **watched,
             )
         if on_logits is not None:
@@ -219,12 +221,25 @@ class Target:
             return positions.expand(batch, -1)
         return positions.expand(-1, batch, -1)
 
-    def _prompt_mask(self, prompt: Prompt, start: int, stop: int) -> Tensor | dict[str, Tensor]:
-        if start == 0:
-            return torch.ones(1, stop, dtype=torch.long)
+    @contextmanager
+    def _reading(
+        self, prompt: Prompt, cache: KVCache, plan: WritePlan, start: int, stop: int
+    ) -> Iterator[ForwardInputs]:
+        """Within it, one forward reads the prompt's tokens [start, stop) with the keywords that it
+        yields."""
         blocks = prompt.media if self.cuts.has_blocks else ()
         within = [(s.start - start, s.stop - start) for s in blocks if start <= s.start < stop]
-        return self.mask_rule.build_chunk(start, stop - start, within, self.dtype)
+        if start and not within:
+            like, device = self._first, self.device
+            with self.attachments.reading(cache, plan, like=like, device=device) as attended:
+                if attended is not None:
+                    yield attended
+                    return
+        if start == 0:
+            yield {"attention_mask": torch.ones(1, stop, dtype=torch.long).to(self.device)}
+        else:
+            mask = self.mask_rule.build_chunk(start, stop - start, within, self.dtype)
+            yield {"attention_mask": on_device(mask, self.device)}
 
     def _part_of_inputs(
         self, prompt: Prompt, start: int, stop: int, features: FeatureSource | None

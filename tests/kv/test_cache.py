@@ -166,16 +166,37 @@ def test_some_rows_may_sit_a_forward_out() -> None:
     assert contents(cache, rows[1]) == [3]
 
 
-def test_growth_moves_only_that_row() -> None:
+def test_growth_keeps_what_every_row_holds() -> None:
     cache, (row, other) = prefilled([1, 2, 3], [5, 6], capacity=4)
-    region = cache._regions.rows[other]
-    place = (region.start, region.capacity)
+    forward(cache, [other], [[60, 61]])  # not committed yet: they come along
     forward(cache, [row], [[20, 21, 22]])  # 3 + 3 tokens in 4 slots
-    cache.commit({row: (0, 1, 2)})
+    cache.commit({row: (0, 1, 2), other: (1,)})
     assert contents(cache, row) == [1, 2, 3, 20, 21, 22]
-    assert (region.start, region.capacity) == place
-    assert contents(cache, other) == [5, 6]
+    assert contents(cache, other) == [5, 6, 61]
     cache.check_integrity()
+
+
+def test_growth_never_holds_all_buffers_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, (row,) = prefilled(range(64), capacity=64)
+    held = cache.num_bytes
+    most, zeros = [0], Tensor.new_zeros
+
+    def counted(self: Tensor, *shape: int) -> Tensor:
+        made = zeros(self, *shape)
+        most[0] = max(most[0], cache.num_bytes + made.nbytes)
+        return made
+
+    monkeypatch.setattr(Tensor, "new_zeros", counted)
+    forward(cache, [row], [[100]])
+    assert cache.num_bytes == held * 1.5, "half as much again"
+    buffer = cache.flat_layers[0].keys.nbytes
+    assert most[0] <= cache.num_bytes + buffer, "one new buffer beside the old ones at a time"
+
+
+def test_a_long_row_grows_by_a_bounded_step() -> None:
+    cache, (row,) = prefilled(range(9000), capacity=9000)
+    forward(cache, [row], [[1]])
+    assert cache.flat_layers[0].num_slots == 9000 + 4096
 
 
 def test_growth_in_a_batch_keeps_every_row() -> None:

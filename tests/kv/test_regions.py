@@ -53,13 +53,39 @@ def test_closing_a_closed_row_does_nothing() -> None:
     assert layout(regions) == {}
 
 
-def test_a_moved_row_keeps_its_length_and_does_not_touch_its_old_slots() -> None:
+def test_a_row_grows_into_the_free_slots_behind_it() -> None:
     regions = Regions()
-    row = regions.open(4)
+    row, gone = regions.open(4), regions.open(3)
+    regions.close(gone)
+    assert regions.grow(row, 6) == {}
+    assert (layout(regions), regions.num_slots) == ({row: (0, 6)}, 7)
+
+
+def test_a_row_that_grows_moves_into_a_gap_and_no_other_row_moves() -> None:
+    regions = Regions()
+    row, other, gone = (regions.open(capacity) for capacity in (4, 2, 9))
+    regions.close(gone)
     regions.rows[row].length = 3
-    old, new = regions.move(row, 6)
-    assert (old, new) == (0, 4), "a copy needs both places at once"
-    assert regions.rows[row] == Region(start=4, capacity=6, length=3)
+    assert regions.grow(row, 6) == {row: (0, 6)}, "a copy needs both places at once"
+    assert regions.rows[row] == Region(start=6, capacity=6, length=3)
+    assert (layout(regions)[other], regions.num_slots) == ((4, 2), 15)
+
+
+def test_where_there_is_no_room_the_rows_move_together() -> None:
+    regions = Regions()
+    gone, row, other = (regions.open(capacity) for capacity in (2, 4, 3))
+    regions.close(gone)
+    #    ..rrrrooo  ->  rrrrrrrooo: one slot more, and none lies idle
+    assert regions.grow(row, 7) == {row: (2, 0), other: (6, 7)}
+    assert (layout(regions), regions.num_slots) == ({row: (0, 7), other: (7, 3)}, 10)
+
+
+def test_the_last_row_grows_where_it_is() -> None:
+    regions = Regions()
+    regions.open(4)
+    row = regions.open(3)
+    assert regions.grow(row, 5) == {}
+    assert (layout(regions)[row], regions.num_slots) == ((4, 5), 9)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +124,9 @@ def first_fit(regions: Regions, capacity: int) -> int:
 
 
 @given(actions)
-def test_every_region_is_the_first_that_fits(steps: list[tuple[str, int, int]]) -> None:
+def test_every_region_is_the_first_that_fits_and_growth_takes_what_it_needs(
+    steps: list[tuple[str, int, int]],
+) -> None:
     regions = Regions()
     for action, which, capacity in steps:
         if action == "open":
@@ -107,13 +135,21 @@ def test_every_region_is_the_first_that_fits(steps: list[tuple[str, int, int]]) 
             assert layout(regions) == {**before, row: (expected, capacity)}
         elif regions.rows:
             row = list(regions.rows)[which % len(regions.rows)]
-            before = layout(regions)
+            before, slots = layout(regions), regions.num_slots
             if action == "close":
                 regions.close(row)
                 del before[row]
-            else:
-                larger = before[row][1] + capacity
-                before[row] = (first_fit(regions, larger), larger)
-                regions.move(row, larger)
-            assert layout(regions) == before
+                assert layout(regions) == before
+                continue
+            larger = before[row][1] + capacity
+            moved = regions.grow(row, larger)
+            after = layout(regions)
+            assert {r: c for r, (_, c) in after.items()} == {
+                r: larger if r == row else c for r, (_, c) in before.items()
+            }
+            assert moved == {
+                r: (before[r][0], after[r][0]) for r in after if after[r][0] != before[r][0]
+            }
+            needed = sum(c for _, c in after.values())
+            assert regions.num_slots == max(slots, needed), "no more slots than the rows need"
         regions.check_integrity()

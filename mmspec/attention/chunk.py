@@ -1,0 +1,102 @@
+"""ChunkCall: what the attention of a prompt's later chunk must know, and how it attends in tiles.
+
+    columns  committed ............... | tile 0 | tile 1 | tile 2 |
+    tile 1   all of them, without mask          | causal |
+
+The keys of the whole chunk are in the buffers already, so each tile of queries is a score call of
+one path behind all that stands before it. However long the text, no mask is larger than a tile (or
+a tile and a window), no key is copied, and what a tile cannot see is not computed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmspec.attention.call import Part, RowNodes, TreeCall
+from mmspec.attention.reach import Reach
+from mmspec.attention.rung import LayerRule
+from mmspec.attention.tree import tree_attention
+from mmspec.kv import FlatLayer
+
+_TILE = 512  # queries: enough rows for the matrix products, little to compute in vain
+
+
+@dataclass
+class TileCall(TreeCall):
+    """The score call of one tile, whose masks the tiles of a chunk share."""
+
+    masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def _cut(self, row: RowNodes, reach: Reach, group: int, like: Tensor) -> list[Part]:
+        first, border = row.start + row.first_column(reach), row.start + row.committed
+        stop = row.start + row.num_columns
+        if not reach.is_full:
+            return [Part(first, stop, self._mask(row, reach, group, like))]
+        tail = Part(border, stop, self._mask(row, None, group, like))
+        return [Part(first, border, None), tail] if first < border else [tail]
+
+    def _mask(self, row: RowNodes, reach: Reach | None, group: int, like: Tensor) -> Tensor:
+        """Over the row's columns within the reach, or over its own nodes alone."""
+        begins = None
+        if reach is not None:  # two tiles that look as far back as each other have one mask
+            positions = row.committed + row.depths
+            begins = (reach.first_visible(positions) - row.first_column(reach)).tobytes()
+        columns = row.num_columns - (row.committed if reach is None else row.first_column(reach))
+        key = (row.num_nodes, columns, begins, group, like.dtype)
+        if key not in self.masks:
+            seen = row.visible if reach is None else row.seen(reach)
+            hidden = torch.from_numpy(~seen).to(like.device).repeat(group, 1)
+            lowest = torch.finfo(like.dtype).min
+            self.masks[key] = like.new_zeros(hidden.shape).masked_fill_(hidden, lowest)
+        return self.masks[key]
+
+
+@dataclass
+class ChunkCall:
+    """`count` prompt tokens behind the `committed` ones of one row, each of which sees all before
+    it. Travels through the model's forward as a TreeCall does."""
+
+    start: int  # first slot of the row's region
+    committed: int
+    count: int
+    layers: Sequence[FlatLayer]  # the cache's, by layer index
+    reaches: Sequence[Reach]  # by layer index
+    _tiles: list[TileCall] = field(default_factory=list)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> Tensor:
+        """`tree_attention` of `query` (1, heads, count, head_dim)."""
+        out = query.new_empty(1, self.count, query.shape[1], values.shape[2])
+        first = 0
+        for call in self.tiles():
+            stop = first + call.rows[0].num_nodes
+            own = query[:, :, first:stop]
+            out[:, first:stop] = tree_attention(own, keys, values, call=call, rule=rule)
+            first = stop
+        return out
+
+    def tiles(self) -> list[TileCall]:
+        """The calls of the tiles, from the first on; the layers share them and their masks."""
+        if not self._tiles:
+            masks: dict[tuple[object, ...], Tensor] = {}
+            self._tiles = [
+                TileCall([row], self.layers, self.reaches, masks=masks) for row in self._rows()
+            ]
+        return self._tiles
+
+    def _rows(self) -> Iterator[RowNodes]:
+        for first in range(0, self.count, _TILE):
+            count = min(_TILE, self.count - first)
+            path = np.tri(count, dtype=np.bool_)
+            yield RowNodes(self.start, self.committed + first, path, np.arange(count))
+
+    def dense_mask(self, reach: Reach, like: Tensor) -> Tensor:
+        """For a model's own attention over the row's view: additive, (1, 1, count, columns)."""
+        positions = np.arange(self.committed, self.committed + self.count)
+        columns = np.arange(self.committed + self.count)
+        seen = columns <= positions[:, None]
+        seen &= columns >= reach.first_visible(positions)[:, None]
+        hidden = torch.from_numpy(~seen)[None, None].to(like.device)
+        return like.new_zeros(hidden.shape).masked_fill_(hidden, torch.finfo(like.dtype).min)
