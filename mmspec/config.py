@@ -95,7 +95,7 @@ class CompressedKVConfig:
     budget: int = 1024  # tokens of the text that a view shows
     recent: int = 64  # newer ones that join, before the policy chooses anew
     max_share: float = 0.1  # of the text's KV that a view may take; 1: no bound
-    weights: str = "same"  # "int8", "int4": a low-bit copy of the linear layers drafts
+    weights: str = "same"  # a low-bit copy of the linear layers drafts: int8, int4, fp8, ...
     layers_skipped: list[int] = field(default_factory=list)  # that a draft leaves out, from 0
     max_depth: int = 6
     top_k: int = 1  # children a node
@@ -121,7 +121,7 @@ class LayerSkipConfig:
 
     skip: float = 0.45  # share of the layers; which ones is found out while generating
     layers: list[int] = field(default_factory=list)  # these instead, by index from 0
-    weights: str = "same"  # "int8", "int4": a low-bit copy of the linear layers drafts
+    weights: str = "same"  # a low-bit copy of the linear layers drafts: int8, int4, fp8, ...
     max_depth: int = 6
     top_k: int = 1  # children a node
     min_confidence: float = 0.3

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmspec.errors import DatastoreError, MissingExtraError
+from mmspec.retrieval.dense_gpu import GpuSearch, has_gpu
 from mmspec.retrieval.files import chunks
 
 logger = logging.getLogger(__name__)
@@ -215,24 +216,20 @@ class _FaissIndex:
 
     def __init__(self, path: Path, *, use_gpu: bool | None) -> None:
         faiss = _faiss()
-        can_gpu = hasattr(faiss, "index_cpu_to_gpu") and faiss.get_num_gpus() > 0
+        can_gpu = has_gpu(faiss)
         if use_gpu and not can_gpu:
             raise MissingExtraError(
                 "use_gpu=True: this faiss has no GPU, or finds none; install mmspec[gpu]"
             )
         is_on_gpu = can_gpu if use_gpu is None else use_gpu
-        mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
-        try:
-            self._index = faiss.read_index(str(path), 0 if is_on_gpu else mapped)
-        except RuntimeError as error:
-            raise DatastoreError(
-                f"{path}: this faiss ({faiss.__version__}) cannot read it: {error}; build it again"
-            ) from error
-        lists = faiss.extract_index_ivf(self._index)
-        lists.nprobe = max(lists.nlist // 16, 1)  # fewer lose recall where clusters are few
+        self._index: Any = _read(faiss, path, is_mapped=not is_on_gpu)
         if is_on_gpu:
-            self._resources = faiss.StandardGpuResources()
-            self._index = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
+            try:
+                self._index = GpuSearch(faiss, self._index)
+            except RuntimeError as error:
+                if use_gpu:
+                    raise DatastoreError(f"{path}: use_gpu=True: {error}") from error
+                logger.warning("%s: searched on the CPU, as faiss says: %s", path.name, error)
 
     def search(self, queries: Keys, limit: int) -> Neighbours:
         distances, positions = self._index.search(queries, limit)
@@ -283,6 +280,19 @@ class _ExactVectors(NamedTuple):
             np.pad(self.positions[order], missing, constant_values=-1),
             np.pad(found, missing, constant_values=np.inf),
         )
+
+
+def _read(faiss: ModuleType, path: Path, *, is_mapped: bool) -> Any:
+    mapped = getattr(faiss, "IO_FLAG_MMAP_IFC", faiss.IO_FLAG_MMAP)
+    try:
+        index = faiss.read_index(str(path), mapped if is_mapped else 0)
+    except RuntimeError as error:
+        raise DatastoreError(
+            f"{path}: this faiss ({faiss.__version__}) cannot read it: {error}; build it again"
+        ) from error
+    lists = faiss.extract_index_ivf(index)
+    lists.nprobe = max(lists.nlist // 16, 1)  # fewer lose recall where clusters are few
+    return index
 
 
 def _unit(vectors: Keys) -> Keys:

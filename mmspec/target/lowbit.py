@@ -10,12 +10,16 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from mmspec.errors import ModelError
+from mmspec.errors import MissingExtraError, ModelError
+from mmspec.target.fp8 import ScaledFp8
+from mmspec.target.torchao_weights import TorchaoFp8, TorchaoInt4
 
-Bits = Literal["int8", "int4"]
+Bits = Literal["int8", "int4", "fp8", "torchao_int4", "torchao_fp8"]
 _GROUP = 32  # inputs that share a scale in int4: at 64 a small model agrees with itself far less
 _LINEAR_DYNAMIC = torch.ops.quantized.linear_dynamic.default
 _ONE_SCALE = 1e-8  # of a row of zeros: any will do, but 0
+_TRIED = 128  # inputs and outputs of the weight that a kernel is tried on
+_MOST_ERROR = 0.3  # of a trial, relative: four bits of random weights are off by a tenth
 
 
 class LowBit(Protocol):
@@ -82,7 +86,7 @@ class WeightInt4:
             self._multiply = torch._weight_int4pack_mm_for_cpu
         else:
             bytes_ = (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8)
-            self._packed = torch._convert_weight_to_int4pack(bytes_, 8)
+            self._packed = torch._convert_weight_to_int4pack(bytes_, _inner_tiles(ins))
             self._multiply = torch._weight_int4pack_mm
         self.num_bytes = self._packed.nbytes + self._scales.nbytes
 
@@ -95,6 +99,9 @@ Pack = Callable[[Tensor], LowBit]
 _LADDER: dict[Bits, Sequence[type]] = {
     "int8": (DynamicInt8, WeightInt8),
     "int4": (WeightInt4,),
+    "fp8": (ScaledFp8,),
+    "torchao_int4": (TorchaoInt4,),
+    "torchao_fp8": (TorchaoFp8,),
 }
 
 
@@ -108,15 +115,42 @@ def packer(bits: Bits, device: torch.device) -> Pack:
         if kind is DynamicInt8 and device.type != "cpu":
             continue
         try:
-            kind(torch.ones(64, 64, device=device))(torch.ones(1, 64, device=device))
-        except (RuntimeError, NotImplementedError, AttributeError) as error:
-            failures.append(f"{kind.__name__}: {str(error).splitlines()[0]}")
+            _try(kind, device)
+        except _FAILURES as error:
+            failures.append(f"{kind.__name__}: {(str(error) or repr(error)).splitlines()[0]}")
         else:
             return kind
     raise ModelError(
         f"{bits} weights: torch {torch.__version__} has no kernel for them on {device.type} "
-        f"({'; '.join(failures)}); take weights=same there"
+        f"({'; '.join(failures)}); take weights=same there{_INSTEAD.get(bits, '')}"
     )
+
+
+_FAILURES = (
+    RuntimeError, NotImplementedError, AttributeError, AssertionError, ValueError, TypeError,
+    MissingExtraError,
+)  # fmt: skip
+_INSTEAD = {
+    "int4": ", or weights=torchao_int4 with mmspec[quant]",
+    "fp8": ", or weights=torchao_fp8 with mmspec[quant]",
+}
+
+
+def _try(kind: Pack, device: torch.device) -> None:
+    """Raises what the kernel raises, or ValueError where it gives other numbers."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (_TRIED + 1, _TRIED)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32).to(device)
+    weight, row = drawn[1:], drawn[:1]
+    expected = row @ weight.T
+    error = float((kind(weight)(row) - expected).norm() / expected.norm())
+    if not error < _MOST_ERROR:
+        raise ValueError(f"its product is off by {error:.2g}")
+
+
+def _inner_tiles(ins: int) -> int:
+    """Tiles of 16 inputs that CUDA's kernel takes at once: the most that divide them."""
+    return next(tiles for tiles in (8, 4, 2) if ins % (16 * tiles) == 0)
 
 
 def _row_scale(weight: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, cast, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ from mmspec.target.tower import TextTower
 
 logger = logging.getLogger(__name__)
 
-Weights = Literal["same", "int8", "int4"]
+Weights = Literal["same", "int8", "int4", "fp8", "torchao_int4", "torchao_fp8"]
 
 _MIN_WEIGHTS = 4_096  # smaller layers cost nothing, and a low-bit kernel's call more than that
 _MAX_ROWS = 256  # above, the full weights are as quick: their product is no longer bound by memory
@@ -42,8 +43,9 @@ class QuantisedLinears:
         with_head: bool = True,
         min_weights: int = _MIN_WEIGHTS,
     ) -> None:
-        """`with_head` also takes the output embedding, in int8 whatever `bits` are, if torch can;
-        where that is tied to the input's, which stays as it is, the copy is the head's alone.
+        """`with_head` also takes the output embedding: on a CPU in int8 whatever `bits` are, if
+        torch can; on a GPU in fp8 with the others, and else it stays. Where it is tied to the
+        input's, which stays as it is, the copy is the head's alone.
         Layers of fewer than `min_weights` weights, or of a form that the kernel does not take, are
         left as they are.
 
@@ -65,8 +67,9 @@ class QuantisedLinears:
         for module in modules:
             device = module.weight.device
             try:
-                # In 4 bits a head costs most of what they lose.
-                packed = pack[device] if module is not head else packer("int8", device)
+                packed = pack[device] if module is not head else _head_packer(bits, device)
+                if packed is None:
+                    continue
                 forward = _LowBitLinear(module, packed)
             except (ModelError, ValueError, RuntimeError) as error:  # no kernel of this shape
                 logger.debug("%s: stays as it is: %s", module, error)
@@ -112,6 +115,13 @@ class QuantisedLinears:
         finally:
             for module, _ in taken:
                 module.__dict__.pop("forward", None)
+
+
+def _head_packer(bits: Bits, device: torch.device) -> Pack | None:
+    """In 4 bits a head costs most of what they lose. None: it stays as it is."""
+    if device.type == "cpu":
+        return packer("int8", device)
+    return packer(bits, device) if bits in ("fp8", "torchao_fp8") else None
 
 
 def check_weights(weights: str, key: str) -> Weights:

@@ -12,8 +12,8 @@ from mmspec.target.target import Target
 def draft_forward(
     *, weights: Weights = "same", skipped: Sequence[int] = ()
 ) -> Callable[[Target], Target] | None:
-    """Makes of a target what drafts with its KV: `weights` "int8" or "int4" by a low-bit copy of
-    its linear layers, without the layers `skipped`. None where that is the target itself.
+    """Makes of a target what drafts with its KV: with other `weights` than "same" by a low-bit copy
+    of its linear layers, without the layers `skipped`. None where that is the target itself.
 
     What it makes raises ConfigError for layers that the target does not have, ModelError where
     its weights cannot be copied.

@@ -1,1 +1,6 @@
-"""Training code: draft heads for any target, and the small model that is bundled with mmspec."""
+"""Training code: draft heads for any target, the small model that is bundled with mmspec, and the
+enlargement of a trained model to the size of a large one."""
+
+from mmspec.training.enlargement import enlarge
+
+__all__ = ["enlarge"]

@@ -182,16 +182,75 @@ def test_a_gpu_is_used_where_this_faiss_has_one(
     if not hasattr(faiss, "index_cpu_to_gpu"):
         with pytest.raises(MissingExtraError, match="this faiss has no GPU"):
             DenseIndex.open(path, dim=DIM, use_gpu=True)
-    moved = []
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
-    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "gpu", raising=False)
-    monkeypatch.setattr(
-        faiss, "index_cpu_to_gpu", lambda *to: moved.append(to[:2]) or to[2], raising=False
-    )
+    moved = with_one_gpu(monkeypatch)
     assert DenseIndex.open(path, dim=DIM).search(states(9), limit=1).positions.shape == (9, 1)
-    assert moved == [("gpu", 0)]
+    assert moved == [0]
     DenseIndex.open(path, dim=DIM, use_gpu=False)
     assert len(moved) == 1
+
+
+def with_one_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A faiss with the interface of the GPU builds, whose GPU is this CPU. `clone_index` is what
+    moves an index there too, and declines the same parts. Returns the devices moved to."""
+    import faiss
+
+    moved: list[int] = []
+
+    def index_cpu_to_gpu(resources: object, device: int, index: object) -> object:
+        assert resources == "gpu"
+        copy = faiss.clone_index(index)
+        copy.nprobe = index.nprobe  # type: ignore[attr-defined]
+        moved.append(device)
+        return copy
+
+    for name, value in (
+        ("get_num_gpus", lambda: 1),
+        ("StandardGpuResources", lambda: "gpu"),
+        ("index_cpu_to_gpu", index_cpu_to_gpu),
+    ):
+        monkeypatch.setattr(faiss, name, value, raising=False)
+    return moved
+
+
+@pytest.mark.usefixtures("with_faiss")
+@pytest.mark.parametrize("count, exact_below", [(9, 10**6), (600, 10**6), (4000, 1000)])
+def test_the_gpu_finds_what_the_cpu_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, exact_below: int
+) -> None:
+    """Unprojected, projected, and 8-bit codes in lists."""
+    builder = DenseBuilder(DIM, components=8, exact_below=exact_below)
+    builder.add(np.arange(count) * 7, states(count))
+    on_cpu = built(builder, tmp_path / "x")
+    moved = with_one_gpu(monkeypatch)
+    on_gpu = DenseIndex.open(tmp_path / "x.faiss", dim=DIM, use_gpu=True)
+    assert moved == [0]
+    queries = states(20, seed=1)
+    expected, found = (index.search(queries, limit=5) for index in (on_cpu, on_gpu))
+    assert np.array_equal(found.positions, expected.positions)
+    assert np.allclose(found.distances, expected.distances, atol=1e-6)
+
+
+@pytest.mark.usefixtures("with_faiss")
+def test_a_gpu_that_cannot_take_the_index_is_said_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import faiss
+
+    builder = DenseBuilder(DIM)
+    builder.add(np.arange(9), states(9))
+    expected = built(builder, tmp_path / "x").search(states(9), limit=1)
+    with_one_gpu(monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", fail)
+    with caplog.at_level(logging.WARNING):
+        found = DenseIndex.open(tmp_path / "x.faiss", dim=DIM).search(states(9), limit=1)
+    assert np.array_equal(found.positions, expected.positions)
+    assert "searched on the CPU, as faiss says: out of memory" in caplog.text
+    with pytest.raises(DatastoreError, match="use_gpu=True: out of memory"):
+        DenseIndex.open(tmp_path / "x.faiss", dim=DIM, use_gpu=True)
 
 
 # LAW: in a datastore

@@ -1,5 +1,8 @@
 """Quantised draft weights: near the target's while attached, and without a trace afterwards."""
 
+import importlib.util
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +14,9 @@ from transformers.utils import is_peft_available
 from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prompt
-from mmspec.target import Target
-from mmspec.target.lowbit import DynamicInt8, WeightInt4, WeightInt8
+from mmspec.target import Target, lowbit
+from mmspec.target.fp8 import ScaledFp8
+from mmspec.target.lowbit import DynamicInt8, WeightInt4, WeightInt8, packer
 from mmspec.target.probe import probe
 from mmspec.target.quantised import QuantisedLinears
 from mmspec.target.skipping import SkippedLayers, decoder_layers
@@ -41,7 +45,8 @@ def traces(model: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "kind, tolerance", [(DynamicInt8, 0.02), (WeightInt8, 0.02), (WeightInt4, 0.15)]
+    "kind, tolerance",
+    [(DynamicInt8, 0.02), (WeightInt8, 0.02), (WeightInt4, 0.15), (ScaledFp8, 0.06)],
 )
 def test_a_packed_layer_is_near_its_weight(kind: Any, tolerance: float) -> None:
     weight, rows = torch.randn(96, 128), torch.randn(3, 128)
@@ -64,7 +69,114 @@ def test_int4_levels_are_exact_where_sixteen_levels_suffice() -> None:
     assert torch.equal(got, weight.T[:4])
 
 
-@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_fp8_with_a_scale_a_row_or_one_for_all_is_the_rounded_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside the same product of the rounded numbers in float64, whichever kernel there is."""
+    weight, rows = torch.randn(48, 64) * torch.logspace(-3, 3, 48)[:, None], torch.randn(5, 64)
+    packed = ScaledFp8(weight)
+    rounded = [
+        (t / s).clamp(-448, 448).to(torch.float8_e4m3fn).double() * s
+        for t in (weight, rows)
+        for s in [t.abs().amax(dim=1, keepdim=True) / 448]
+    ]
+    expected = rounded[1] @ rounded[0].T
+    for scales_rows in (packed._scales_rows, False):
+        monkeypatch.setattr(packed, "_scales_rows", scales_rows)
+        error = (packed(rows).double() - expected).abs() / expected.abs().amax(dim=0)
+        assert error.max() < 2**-7  # the product comes in bfloat16
+    assert torch.equal(packed(torch.zeros(1, 64)), torch.zeros(1, 48))
+
+
+def test_a_kernel_of_other_numbers_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that counts its levels or packs its bytes otherwise would give."""
+
+    class Transposed(ScaledFp8):
+        def __init__(self, weight: Tensor) -> None:
+            super().__init__(weight.flip(1))
+
+    monkeypatch.setitem(lowbit._LADDER, "fp8", (Transposed,))
+    with pytest.raises(ModelError, match=r"Transposed: its product is off by 1\.\d.*torchao_fp8"):
+        packer("fp8", torch.device("cpu"))
+
+
+def test_without_torchao_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    for bits in ("torchao_int4", "torchao_fp8"):
+        with pytest.raises(ModelError, match=r"pip install mmspec\[quant\].*weights=same"):
+            packer(bits, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+class Halves(Tensor):
+    """A packed weight with torchao's interface: bytes that it counts, a product of its own."""
+
+    tensor_data_names = ("qdata", "scale")
+
+    @property
+    def qdata(self) -> Tensor:
+        return self.as_subclass(Tensor).half()
+
+    @property
+    def scale(self) -> Tensor:
+        return torch.ones(1)
+
+
+def test_torchao_packs_a_copy_and_is_asked_for_what_torch_can_multiply(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def config(name: str) -> Any:
+        return lambda **options: (name, options)
+
+    def quantize_(layer: nn.Linear, chosen: Any) -> None:
+        asked.append(chosen)
+        layer.weight = nn.Parameter(layer.weight.data.as_subclass(Halves), requires_grad=False)
+
+    names = ("Int4WeightOnlyConfig", "Float8WeightOnlyConfig")
+    stand_in = SimpleNamespace(quantize_=quantize_, **{name: config(name) for name in names})
+    monkeypatch.setitem(sys.modules, "torchao", SimpleNamespace(quantization=stand_in))
+    monkeypatch.setitem(sys.modules, "torchao.quantization", stand_in)
+    model = FAMILIES["llama"].build(torch.float32)
+    target = Target(model)
+    before, clean = logits(target), traces(model)
+    for bits in ("torchao_int4", "torchao_fp8"):
+        quantised = QuantisedLinears(model, bits, with_head=False, min_weights=1)  # type: ignore[arg-type]
+        assert quantised.num_bytes == quantised.full_bytes // 2 + 4 * quantised.num_layers
+        drafted = logits(target.variant(quantised))
+        assert 0 < (drafted - before).norm() / before.norm() < 0.05
+    assert asked[0] == (
+        "Int4WeightOnlyConfig",
+        {"group_size": 32, "int4_packing_format": "tile_packed_to_4d"},
+    )
+    assert asked[-1] == ("Float8WeightOnlyConfig", {})
+    assert traces(model) == clean
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
+def test_torchao_itself_multiplies() -> None:
+    weight, rows = torch.randn(96, 128), torch.randn(3, 128)
+    packed = packer("torchao_fp8", torch.device("cpu"))(weight)
+    expected = rows @ weight.T
+    assert (packed(rows) - expected).norm() / expected.norm() < 0.06
+    assert packed.num_bytes < weight.nbytes / 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits, most", [("int4", 0.15), ("fp8", 0.06), ("int8", 0.02)])
+def test_a_gpu_multiplies_low_bits(bits: Any, most: float) -> None:
+    weight, rows = torch.randn(256, 160, device="cuda"), torch.randn(3, 160, device="cuda")
+    expected = rows @ weight.T
+    packed = packer(bits, weight.device)(weight.bfloat16())
+    assert (packed(rows.bfloat16()).float() - expected).norm() / expected.norm() < most
+
+
+@pytest.mark.parametrize("ins, tiles", [(4096, 8), (192, 4), (96, 2)])
+def test_cuda_takes_as_many_tiles_as_divide_the_inputs(ins: int, tiles: int) -> None:
+    assert lowbit._inner_tiles(ins) == tiles
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4", "fp8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_targets_own_logits_are_the_same_bits_before_between_and_after(
     bits: Any, dtype: torch.dtype
@@ -77,7 +189,7 @@ def test_the_targets_own_logits_are_the_same_bits_before_between_and_after(
     drafted = logits(draft)
     assert torch.equal(logits(target), before)
     assert not torch.equal(drafted, before)
-    assert (drafted - before).norm() / before.norm() < (0.1 if bits == "int8" else 0.6)
+    assert (drafted - before).norm() / before.norm() < {"int8": 0.1, "fp8": 0.3, "int4": 0.6}[bits]
     assert torch.equal(logits(draft), drafted)
     assert traces(model) == clean
 

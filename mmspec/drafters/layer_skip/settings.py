@@ -36,7 +36,7 @@ class LayerSkip:
         trials: one at every `trial_every`th proposal, a forward of the layers left in over the
         newest `trial_tokens` that the target chose. `layers`, by index, says it instead: the upper
         ones are an early exit.
-        `weights` "int8" or "int4": the layers left in draft by a low-bit copy of their weights.
+        `weights` other than "same": the layers left in draft by a low-bit copy of their weights.
         `top_k` children a node, one node a level goes on, down to `max_depth`, as long as a path is
         believed to be accepted with `min_confidence`.
         Raises ConfigError for values that make no sense.

@@ -1,0 +1,159 @@
+"""Section `exactness`: every way of decoding beside plain decoding, in bfloat16 on this device."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mmspec.build import load
+from mmspec.check.prompts import default_requests
+from mmspec.check.run import PLAIN_BATCH, TRANSFORMERS, CheckReport, Comparison, run_check
+from mmspec.check.stress import Stress
+from mmspec.engine import Engine
+from mmspec.gpu_check.recorder import Recorder
+from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.switches import BITWISE
+from mmspec.target.load import load_model, load_processor, resolve_path
+
+MODEL = "tiny-vlm"
+DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "layer_skip", "cascade")
+_ROWS = 3
+_SIGMAS = 3.0  # a rate is higher than another one beyond chance
+# So that they draft in a short text as well.
+_OVERRIDES = (
+    f"decode.max_rows={_ROWS}",
+    "drafter.compressed_kv.max_share=1.0",
+    "drafter.compressed_kv.budget=64",
+)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often a text parts from the plain one, per token that it could part at."""
+
+    parted: int
+    tokens: int
+
+    @property
+    def per_token(self) -> float:
+        return self.parted / self.tokens if self.tokens else 0.0
+
+    def is_higher_than(self, other: "Rate") -> bool:
+        """Beyond chance, both taken as counts of rare events."""
+        if not (self.tokens and other.tokens):
+            return False
+        pooled = (self.parted + other.parted) / (self.tokens + other.tokens)
+        spread = math.sqrt(pooled * (1 / self.tokens + 1 / other.tokens))
+        return self.per_token - other.per_token > _SIGMAS * spread
+
+
+def check(setting: Setting, recorder: Recorder) -> None:
+    """Greedy and sampled, alone and in a batch, text and pictures, each drafter."""
+    path = resolve_path(MODEL)
+    model = load_model(path, dtype="bfloat16", device=str(setting.device))
+    processor = load_processor(path)
+    drafters = DRAFTERS[:1] if setting.is_small else DRAFTERS
+
+    def engines(*overrides: str) -> Iterator[tuple[str, Engine]]:
+        for name in drafters:
+            yield name, load(model, processor, drafter=name, overrides=[*_OVERRIDES, *overrides])
+
+    compared: list[Comparison] = []
+    for name, engine in engines(*BITWISE.overrides(on=False)):
+        if setting.left_s < 30 and compared:
+            recorder.missing(f"{name}: no time left")
+            continue
+        report = _compared(engine, setting, is_stressed=name == drafters[0])
+        compared += report.comparisons
+        recorder.found(name, [_row(one) for one in report.comparisons])
+        _check_bugs(report, recorder, name)
+    _check_rates(compared, recorder)
+    if not BITWISE.is_there:
+        recorder.missing("bitwise mode: this version of mmspec has no decode.bitwise")
+        return
+    for name, engine in engines(*BITWISE.overrides(on=True)):
+        report = _compared(engine, setting, is_stressed=False)
+        own = [one for one in report.comparisons if one.way != TRANSFORMERS]
+        recorder.found(f"{name}, bitwise", [_row(one) for one in own])
+        for one in own:
+            recorder.check(
+                one.identical == one.texts,
+                f"bitwise, {one.way}, {one.sampling}: {one.identical} of {one.texts} identical",
+            )
+
+
+def _compared(engine: Engine, setting: Setting, *, is_stressed: bool) -> CheckReport:
+    assert engine.inputs is not None
+    requests = default_requests(engine.inputs)
+    stressed = None
+    if is_stressed:
+        stress = Stress(engine.target.vocab_size)
+        stressed = load(engine.target.model, drafter=stress, overrides=list(_OVERRIDES)), stress
+    return run_check(
+        engine,
+        requests[:2] if setting.is_small else requests,
+        seeds=() if setting.is_small else (1, 2),
+        sampling={"temperature": 1.0, "top_k": 0},
+        max_new_tokens=6 if setting.is_small else 64,
+        stressed=stressed,
+    )
+
+
+def _row(one: Comparison) -> dict[str, object]:
+    rate = _rate([one])
+    return {
+        "way": one.way,
+        "sampling": one.sampling,
+        "texts": one.texts,
+        "identical": one.identical,
+        "tokens": one.tokens,
+        "accepted": one.accepted,
+        "parted_per_token": rate.per_token,
+        "first_differences": [
+            {
+                "prompt": prompt,
+                "token": found.token,
+                "verdict": found.verdict,
+                "why": found.why,
+                "plain_margin": found.plain_margin,
+                "other_margin": found.other_margin,
+                "logit_error": found.error,
+                "rounding_bound": found.bound,
+            }
+            for prompt, found in one.differences.items()
+        ],
+    }
+
+
+def _rate(comparisons: Sequence[Comparison]) -> Rate:
+    parted = sum(len(one.differences) for one in comparisons)
+    return Rate(parted, parted + sum(one.same_tokens for one in comparisons))
+
+
+def _check_bugs(report: CheckReport, recorder: Recorder, name: str) -> None:
+    for one in report.comparisons:
+        for prompt, found in one.differences.items():
+            recorder.check(
+                found.verdict != "bug",
+                f"{name}, {one.way}, {one.sampling}, prompt {prompt}, token {found.token}: "
+                f"{found.why}",
+            )
+
+
+def _check_rates(compared: Sequence[Comparison], recorder: Recorder) -> None:
+    """No drafter may part from the plain texts more often than a plain batch does."""
+    rates: dict[str, dict[str, Rate]] = {}
+    for is_greedy in (True, False):
+        of = [one for one in compared if (one.sampling == "greedy") == is_greedy]
+        plain = _rate([one for one in of if one.way == PLAIN_BATCH])
+        own = _rate([one for one in of if one.way not in (PLAIN_BATCH, TRANSFORMERS)])
+        sampling = "greedy" if is_greedy else "T=1"
+        rates[sampling] = {"speculative": own, f"plain, {_ROWS} rows": plain}
+        recorder.check(
+            not own.is_higher_than(plain),
+            f"{sampling}: speculative texts part at {own.per_token:.1e} a token, plain ones in a "
+            f"batch at {plain.per_token:.1e}",
+        )
+    recorder.found("parted_per_token", rates)
+    recorder.found("dtype", str(torch.bfloat16))

@@ -1,0 +1,62 @@
+"""Recorder: what a section finds, written to disk as soon as it is found."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["passed", "failed", "missing", "error", "left out", "running"]
+
+
+@dataclass
+class SectionResult:
+    """One section: what it measured, and what did not hold."""
+
+    title: str
+    status: Status = "running"
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)  # checked, and not as it should be
+    missing: list[str] = field(default_factory=list)  # could not be checked here, and why
+    found: dict[str, object] = field(default_factory=dict)
+    error: str | None = None  # the traceback of what ended it early
+
+
+class Recorder:
+    """Gathers one section's result. The file always holds all that was found until then."""
+
+    def __init__(self, result: SectionResult, save: Callable[[], None]) -> None:
+        self.result = result
+        self._save = save
+
+    def found(self, name: str, value: object) -> None:
+        """A measurement or a table under its name."""
+        self.result.found[name] = value
+        self._save()
+
+    def check(self, holds: bool, what: str) -> None:
+        """What should hold; if it does not, the section has failed."""
+        if not holds:
+            self.result.failures.append(what)
+            self._save()
+
+    def missing(self, what: str) -> None:
+        """What this machine, or this version of mmspec, does not have."""
+        self.result.missing.append(what)
+        self._save()
+
+
+def write_json(path: Path, header: Mapping[str, object], sections: Mapping[str, object]) -> None:
+    """Replaces the file in one go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    text = json.dumps({**header, "sections": sections}, indent=1, default=_plain)
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _plain(value: object) -> object:
+    if hasattr(value, "__dataclass_fields__"):
+        return asdict(value)  # type: ignore[call-overload]
+    return str(value)

@@ -1,0 +1,101 @@
+"""Runs the sections, each by itself: one that fails costs no other, and nothing that was found."""
+
+import importlib.metadata
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from mmspec.bench.machine import this_machine
+from mmspec.errors import ConfigError
+from mmspec.gpu_check.recorder import Recorder, SectionResult, write_json
+from mmspec.gpu_check.sections import SECTIONS, Section
+from mmspec.gpu_check.setting import Setting
+
+_PACKAGES = ("triton", "flash_attn", "flash_attn_4", "fa3_fwd", "torchao", "faiss", "accelerate")
+_LEAST_S = 5.0  # a section is not begun with less time left
+
+
+def run_sections(
+    setting: Setting,
+    names: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    sections: Mapping[str, Section] = SECTIONS,
+    progress: Callable[[str, SectionResult], None] = lambda name, result: None,
+) -> dict[str, SectionResult]:
+    """The sections that `names` names, all of them if it is empty, in their own order. `out` is
+    rewritten with every finding; `progress` is told of each section at its beginning and end.
+
+    Raises ConfigError for a name that is none.
+    """
+    unknown = [name for name in names if name not in sections]
+    if unknown:
+        raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(sections)}")
+    header = _header(setting)
+    results: dict[str, SectionResult] = {}
+
+    def save() -> None:
+        if out is not None:
+            write_json(out, header, {name: asdict(result) for name, result in results.items()})
+
+    for name, section in sections.items():
+        if names and name not in names:
+            continue
+        result = results[name] = SectionResult(section.title)
+        progress(name, result)
+        begun = time.monotonic()
+        if setting.left_s < _LEAST_S:
+            result.status = "left out"
+            result.missing.append(f"the {setting.minutes:g} minutes were used up")
+        else:
+            _run_one(section, setting, Recorder(result, save))
+        result.seconds = round(time.monotonic() - begun, 2)
+        save()
+        progress(name, result)
+        setting.free()
+    return results
+
+
+def _run_one(section: Section, setting: Setting, recorder: Recorder) -> None:
+    result = recorder.result
+    try:
+        section.check(setting, recorder)
+    except Exception as error:  # whatever it is, the other sections are run
+        result.error = "".join(traceback.format_exception(error))
+        result.status = "error"
+        return
+    if result.failures:
+        result.status = "failed"
+    elif result.missing and not result.found:
+        result.status = "missing"
+    else:
+        result.status = "passed"
+
+
+def _header(setting: Setting) -> dict[str, object]:
+    machine = asdict(this_machine(threads=torch.get_num_threads()))
+    is_cuda = setting.is_cuda
+    return {
+        "what": "mmspec gpu_check",
+        "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": str(setting.device),
+        "gpu": torch.cuda.get_device_name(setting.device) if is_cuda else None,
+        "capability": torch.cuda.get_device_capability(setting.device) if is_cuda else None,
+        "cuda": torch.version.cuda if is_cuda else None,
+        "is_small": setting.is_small,
+        "machine": machine,
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    for name in (package, package.replace("_", "-"), f"{package}-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None

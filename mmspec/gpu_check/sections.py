@@ -1,0 +1,26 @@
+"""The sections, by the names that they are chosen by, in the order in which they are run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mmspec.gpu_check import attention, exactness, kernels, reference, speed, timings
+from mmspec.gpu_check.recorder import Recorder
+from mmspec.gpu_check.setting import Setting
+
+
+@dataclass(frozen=True)
+class Section:
+    """One thing that is checked or measured."""
+
+    title: str
+    check: Callable[[Setting, Recorder], None]
+
+
+SECTIONS: dict[str, Section] = {
+    "kernels": Section("kernels beside their references", kernels.check),
+    "exactness": Section("speculative texts beside plain ones", exactness.check),
+    "timings": Section("steps of large models, random weights: timings only", timings.check),
+    "attention": Section("attention backends by shape", attention.check),
+    "speed": Section("speed at real size with real acceptance", speed.check),
+    "train": Section("a reference target trained here, all methods on it", reference.check),
+}

@@ -1,0 +1,46 @@
+"""Setting: where a check runs, at which sizes, and until when."""
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The same for all sections."""
+
+    device: torch.device
+    is_small: bool = False  # tiny shapes: shows that everything runs, and measures nothing
+    minutes: float = 9.0  # for all sections together
+    trains: bool = False  # the section `train` trains its models; else it is left out
+    begun_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left of the time for all sections."""
+        return self.minutes * 60 - (time.monotonic() - self.begun_s)
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What models are checked in: a small run is on a CPU, which may only emulate bfloat16."""
+        return torch.bfloat16 if self.is_cuda else torch.float32
+
+    def has_memory(self, num_bytes: float) -> bool:
+        """Whether so much, and a tenth of it, is free on the device."""
+        if not self.is_cuda:
+            return num_bytes < 2**31
+        torch.cuda.empty_cache()
+        return 1.1 * num_bytes < torch.cuda.mem_get_info(self.device)[0]
+
+    def free(self) -> None:
+        """Gives memory back that nothing holds any more."""
+        import gc
+
+        gc.collect()
+        if self.is_cuda:
+            torch.cuda.empty_cache()

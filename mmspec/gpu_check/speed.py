@@ -1,0 +1,110 @@
+"""Section `speed`: every method beside our own plain decoding, on a trained model enlarged to 8B."""
+
+import statistics
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from mmspec.bench.methods import PLAIN, Method, standard_methods
+from mmspec.bench.ours import Ours
+from mmspec.bench.run import Measurements, Runner, measure
+from mmspec.bench.suites import Task, bundled_tasks
+from mmspec.bench.timeline import Run
+from mmspec.build import load
+from mmspec.engine import Engine
+from mmspec.gpu_check.enlarged import MODEL, enlarged_model, enlarged_shape
+from mmspec.gpu_check.models import stored_bytes
+from mmspec.gpu_check.recorder import Recorder
+from mmspec.gpu_check.replay import replayed
+from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.switches import GRAPHS
+from mmspec.target.load import load_processor, resolve_path
+
+COPYING, LEAST = 3.0, 0.97  # beside plain: where the answer is a copy, and anywhere
+_COPIES = ("transcribing", "quoting")
+_DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "cascade")
+
+
+def check(setting: Setting, recorder: Recorder) -> None:
+    """Copying and open-ended tasks; then long contexts, with replayed acceptance."""
+    if not GRAPHS.is_there:
+        recorder.missing("CUDA graphs: plain decoding, which is compared with, is eager")
+    if not setting.has_memory(stored_bytes(enlarged_shape(setting), 8192)):
+        recorder.missing("no room for the enlarged model")
+        return
+    model = enlarged_model(setting, recorder)
+    engines = _engines(model, setting)
+    runners: dict[str, Runner] = {name: Ours(*made) for name, made in engines.items()}
+    inputs = engines[PLAIN][1].inputs
+    assert inputs is not None
+    for task in _tasks(setting):
+        if setting.left_s < 60 and not setting.is_small:
+            recorder.missing(f"{task.name}: no time left")
+            continue
+        pairs = 1 if setting.is_small else 3
+        (measured,) = measure([task], runners, inputs, plain=runners[PLAIN], pairs=pairs, room=8000)
+        found = ratios(measured)
+        recorder.found(task.name, found)
+        _check_bars(task, found, setting, recorder)
+    replayed(model, setting, recorder)
+
+
+def _engines(model: PreTrainedModel, setting: Setting) -> dict[str, tuple[Method, Engine]]:
+    processor = load_processor(resolve_path(MODEL))
+    drafters = _DRAFTERS[:1] if setting.is_small else _DRAFTERS
+    return {
+        method.name: (method, load(model, processor, overrides=list(method.overrides)))
+        for method in standard_methods(drafters, peers=False)
+    }
+
+
+def _tasks(setting: Setting) -> Sequence[Task]:
+    tasks = bundled_tasks(1)
+    if setting.is_small:
+        return [Task(task.name, task.questions, 8) for task in tasks[1:2]]
+    return tasks
+
+
+def ratios(measured: Measurements) -> dict[str, dict[str, object]]:
+    """Speed a token beside plain decoding in the same pair, median over pairs."""
+    plain = measured.runs[PLAIN]
+    found: dict[str, dict[str, object]] = {}
+    for name, pairs in measured.runs.items():
+        values = [
+            _ms_a_token(theirs) / _ms_a_token(ours)
+            for mine, others in zip(pairs, plain, strict=True)
+            for ours, theirs in zip(mine, others, strict=True)
+            if ours.num_decoded and theirs.num_decoded
+        ]
+        runs = [run for pair in pairs for run in pair]
+        found[name] = {
+            "ratio": statistics.median(values) if values else None,
+            "ratios": values,
+            "ms_a_token": statistics.median(map(_ms_a_token, runs)),
+            "tokens_a_step": sum(r.num_decoded for r in runs)
+            / max(sum(r.verifications for r in runs), 1),
+            "is_plain_text": all(
+                run.tokens == other.tokens
+                for pair, others in zip(pairs, plain, strict=True)
+                for run, other in zip(pair, others, strict=True)
+            ),
+        }
+    return found
+
+
+def _ms_a_token(run: Run) -> float:
+    return run.decode.wall_s * 1e3 / max(run.num_decoded, 1)
+
+
+def _check_bars(
+    task: Task, found: dict[str, dict[str, object]], setting: Setting, recorder: Recorder
+) -> None:
+    if not setting.is_cuda or setting.is_small:
+        return
+    known = {name: row["ratio"] for name, row in found.items() if name != PLAIN}
+    speeds = {name: ratio for name, ratio in known.items() if isinstance(ratio, float)}
+    for name, ratio in speeds.items():
+        recorder.check(ratio >= LEAST, f"{task.name}, {name}: {ratio:.2f} x plain, below {LEAST}")
+    if task.name.startswith(_COPIES) and speeds:
+        best = max(speeds.values())
+        recorder.check(best >= COPYING, f"{task.name}: {best:.2f} x plain, below {COPYING}")

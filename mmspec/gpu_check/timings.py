@@ -1,0 +1,104 @@
+"""Section `timings`: what the steps of large models cost. Random weights: timings, and no more."""
+
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from mmspec.gpu_check.calls import draft_calls, score_call
+from mmspec.gpu_check.clock import Clock, copy_bandwidth
+from mmspec.gpu_check.low_bit import product_table
+from mmspec.gpu_check.models import (
+    filled_cache,
+    random_model,
+    step_bytes,
+    stored_bytes,
+    timed_shapes,
+)
+from mmspec.gpu_check.peers import generate_ms
+from mmspec.gpu_check.recorder import Recorder
+from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.targets import timed_targets
+from mmspec.plan.hardware import HARDWARE
+from mmspec.plan.roofline import Forward
+from mmspec.plan.shape import ModelShape
+from mmspec.target import Target
+
+NODES = (1, 2, 4, 8, 16, 32, 64, 128)
+CONTEXTS = (4096, 32_768, 131_072)
+_SMALL_NODES, _SMALL_CONTEXTS = (1, 4), (64, 256)
+_LEAST_S = 20.0  # left of the whole check's time, for a context to be begun
+
+
+def check(setting: Setting, recorder: Recorder) -> None:
+    """Bandwidth, low-bit products, and for each shape steps, scores, drafts and transformers."""
+    bandwidth = copy_bandwidth(setting.device, num_bytes=2**22 if setting.is_small else 2**32)
+    recorder.found("what", "random weights: timings only")
+    recorder.found("copy_bytes_per_s", bandwidth)
+    recorder.found("low_bit", product_table(setting, recorder))
+    for shape in timed_shapes(setting):
+        if setting.left_s < _LEAST_S:
+            recorder.missing(f"{shape.name}: no time left")
+            continue
+        if not setting.has_memory(stored_bytes(shape, 0)):
+            recorder.missing(f"{shape.name}: no room for its weights")
+            continue
+        model = random_model(shape, setting)
+        _time_model(model, shape, setting, recorder, bandwidth)
+        del model
+        setting.free()
+
+
+def _time_model(
+    model: PreTrainedModel,
+    shape: ModelShape,
+    setting: Setting,
+    recorder: Recorder,
+    bandwidth: float,
+) -> None:
+    targets = timed_targets(model, setting, recorder)
+    for context in _SMALL_CONTEXTS if setting.is_small else CONTEXTS:
+        name = f"{shape.name} at {context}"
+        if setting.left_s < _LEAST_S:
+            recorder.missing(f"{name}: no time left")
+            continue
+        if not setting.has_memory(2 * shape.kv_values * shape.layers * context):
+            recorder.missing(f"{name}: no room for its KV")
+            continue
+        recorder.found(name, _scores(targets, model, shape, setting, context, bandwidth))
+        if context > 4096 or setting.is_small:
+            drafts = draft_calls(targets, shape, setting, context, recorder)
+            recorder.found(f"{name}, drafts", drafts)
+        setting.free()
+    if shape.name.startswith("llama-3-8b"):
+        found = generate_ms(model, setting, recorder)
+        recorder.found(f"{shape.name}, transformers' generate, ms a token", found)
+
+
+def _scores(
+    targets: dict[str, Target],
+    model: PreTrainedModel,
+    shape: ModelShape,
+    setting: Setting,
+    context: int,
+    bandwidth: float,
+) -> dict[str, object]:
+    """Milliseconds of a score call by nodes, and how near a plain step is to the roofline."""
+    nodes = _SMALL_NODES if setting.is_small else NODES
+    clock = Clock(setting.device, rounds=3 if setting.is_small else 15)
+    hardware = replace(HARDWARE["h200"], bytes_per_s=bandwidth)
+    expected = Forward(shape, hardware)
+    found: dict[str, object] = {
+        "expected_ms": {n: expected.seconds(n, context=context, batch=1) * 1e3 for n in nodes}
+    }
+    roofline_ms = step_bytes(model, shape, context) / bandwidth * 1e3
+    for way, target in targets.items():
+        cache, placement = filled_cache(target, shape, context)
+        works = {str(n): score_call(target, cache, placement, n) for n in nodes}
+        times = {int(n): ms for n, ms in clock.medians_ms(works).items()}
+        found[way] = {
+            "score_ms": times,
+            "ratio_to_one": {n: times[n] / times[1] for n in nodes},
+            "roofline_share": roofline_ms / times[1],
+        }
+        cache.release()
+    return found
