@@ -28,6 +28,7 @@ _MARGIN = 1.02  # a tree must promise so much more tokens a second than none
 _OPENING_STEPS = 1.0  # plain steps' time that a drafter may lose a request at once
 _LOSS_SHARE = 0.005  # of the time, that it may lose on top
 _PROBE_SHARE = 0.005  # of the time, for asking whom it does not believe to pay
+_LEAST_LOSS = 0.25  # of what it costs, that such an ask is taken to lose
 _MOST_STEPS = 20.0  # plain steps' time, of what it saved, that it may lose again
 _RISING, _FALLING = 0.15, 0.5  # share of the newest proposal in what asking is believed to be
 # worth, where it was worth more and where less: doubts come quickly
@@ -202,15 +203,18 @@ class AutoStep(FixedStep):
             worth = _nearest(self._controller.worth, drafter, standing)
         if (worth is None or worth > 0.0) and account.balance_s >= cost_s:
             return True
-        # Paused, or not believed to pay: asked now and then, and then one node is scored.
+        # Paused, or not believed to pay: asked now and then, and then one node is scored at least.
+        is_paused = account.balance_s < cost_s
         probe_s = cost_s + self._probe_s
         if pace.keeps_trees:  # scored whole
             probe_s = max(probe_s, -(worth or 0.0))
+        elif worth is not None and not is_paused:  # the rest of its cost comes back
+            probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s))
         if account.probe_s < probe_s:
             return False
         account.probe_s -= probe_s
         self._probing.add(row)
-        if account.balance_s < cost_s:
+        if is_paused:
             self._paused.add(row)
         return True
 
