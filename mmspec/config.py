@@ -30,6 +30,7 @@ class ModelConfig:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    context: int | None = None  # tokens; more than the model was made for: positions are scaled
 
 
 @dataclass

@@ -338,11 +338,18 @@ class Engine:
         if context is None:
             return wanted or DEFAULT_MAX_NEW_TOKENS
         room = context - prompt.num_tokens
+        if room < 1:
+            raise InputError(
+                f"the prompt has {prompt.num_tokens} tokens: the model's context holds {context}, "
+                "the answer included; shorten the prompt, or scale the model's positions with "
+                f"--set model.context={_rounded_up(prompt.num_tokens + (wanted or 1))} (as "
+                "overrides= of mmspec.load)"
+            )
         if room < (wanted or 1):
             raise InputError(
-                f"the prompt has {prompt.num_tokens} tokens and max_new_tokens is "
-                f"{wanted or DEFAULT_MAX_NEW_TOKENS}: the model's context holds {context}; shorten "
-                f"the prompt, or set max_new_tokens <= {max(room, 0)}"
+                f"the prompt has {prompt.num_tokens} tokens and max_new_tokens is {wanted}: the "
+                f"model's context holds {context}; shorten the prompt, or set max_new_tokens <= "
+                f"{room}"
             )
         return wanted or min(DEFAULT_MAX_NEW_TOKENS, room)
 
@@ -468,6 +475,10 @@ def _together(samples: Mapping[int, Result]) -> Result:
     first, *others = (samples[number] for number in sorted(samples))
     kept = first.prompt_logprobs
     return replace(first, others=tuple(replace(other, prompt_logprobs=kept) for other in others))
+
+
+def _rounded_up(tokens: int, to: int = 4096) -> int:
+    return -(-tokens // to) * to
 
 
 def _failed(error: MmspecError) -> Result:

@@ -2,6 +2,7 @@
 
     python scripts/eval_policies.py --texts FOLDER --out build/policies.json
     python scripts/eval_policies.py --model FOLDER --texts FOLDER --contexts 4096 16384
+    python scripts/eval_policies.py --pages --policies window snapkv visual --contexts 4096 16384
 
 `--texts` are folders of .txt files and of .jsonl files (of a line all its strings are taken); texts
 of a folder are joined until they are as long as the context. After the context the model goes on
@@ -18,6 +19,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 
 import torch
 import transformers
@@ -29,15 +31,18 @@ import mmspec
 from mmspec.build import resolve_path
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
+from mmspec.inputs import InputProcessor
 from mmspec.params import SamplingParams, merged_generation_config
 from mmspec.sampling import Sampler, build_sampler
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.target.linears import quick_linears
-from mmspec.target.load import load_model, load_processor
+from mmspec.target.load import Processor, load_model, load_processor
+from mmspec.training.tiny.data import scan
 from mmspec.tree import TokenTree
 
 POLICIES = ("window", "snapkv", "topk_chunks", "window+topk_chunks", "window+snapkv")
+PAGES_QUESTION = "Transcribe the page."
 
 
 @dataclass(frozen=True)
@@ -105,19 +110,35 @@ def strings(value: object) -> Iterator[str]:
 
 def contexts_of(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, count: int
-) -> Iterator[list[int]]:
-    """`count` stretches of `length` tokens, each from the beginning of a text."""
-    ids: list[int] = []
-    for text in texts:
-        ids += tokenizer(text + "\n")["input_ids"]
-        if len(ids) >= length and count:
-            yield ids[:length]
-            ids, count = [], count - 1
+) -> Iterator[Prompt]:
+    """`count` stretches of `length` tokens, each from the beginning of a text. Where the texts do
+    not suffice, further stretches are the same texts in another order."""
+    tokens = [tokenizer(text + "\n")["input_ids"] for text in texts]
+    rounds = [tokens] + [tokens[first:] + tokens[:first] for first in range(1, len(tokens))]
+    for joined in rounds:
+        ids: list[int] = []
+        for text in joined:
+            ids += text
+            if len(ids) >= length and count:
+                yield Prompt(torch.tensor(ids[:length]))
+                ids, count = [], count - 1
+
+
+def pages_of(
+    processor: Processor, model: PreTrainedModel, length: int, count: int
+) -> Iterator[Prompt]:
+    """`count` chat prompts of some `length` tokens, nearly all of which are pictures of pages."""
+    inputs, rng = InputProcessor(processor, model.config), Random("pages")
+    each = inputs.encode(PAGES_QUESTION, images=[scan(rng).image]).media[0]
+    for _ in range(count):
+        number = (length - 64) // (each.stop - each.start)
+        pictures = [scan(rng, held_out=True).image for _ in range(number)]
+        yield inputs.encode(PAGES_QUESTION, images=pictures)
 
 
 def run(
     target: Target,
-    ids: list[int],
+    prompt: Prompt,
     shadows: Sequence[Shadow],
     *,
     num_tokens: int,
@@ -125,14 +146,15 @@ def run(
     sampler: Sampler,
 ) -> list[int]:
     """Continues the text plainly; the shadows draft beside it. Returns prompt and text."""
-    prompt = Prompt(torch.tensor(ids))
     log = max(shadow.settings.policy.watched_queries for shadow in shadows)
     cache = target.new_cache(watched_queries=log)
-    row = cache.open(len(ids) + num_tokens + 1)
-    for start in range(0, len(ids), 4096):
-        stop = min(start + 4096, len(ids))
+    length = prompt.num_tokens
+    row = cache.open(length + num_tokens + 1)
+    each = length if prompt.media else 4096  # pictures are encoded by the model's own forward
+    for start in range(0, length, each):
+        stop = min(start + each, length)
         prefill = target.prefill(prompt, cache, row, start=start, stop=stop)
-    tokens, logits = list(ids), prefill.logits
+    tokens, logits = prompt.token_ids.tolist(), prefill.logits
     for shadow in shadows:
         shadow.drafter = shadow.settings.for_target(target, None)
         shadow.session = shadow.drafter.start(prompt, prefill, sampler.guide)
@@ -152,42 +174,31 @@ def run(
     return tokens
 
 
-def sampler_of(model: PreTrainedModel, ids: list[int], tokens: int, temperature: float) -> Sampler:
+def sampler_of(
+    model: PreTrainedModel, ids: torch.Tensor, tokens: int, temperature: float
+) -> Sampler:
     params = SamplingParams(temperature=temperature, top_k=0)
     config = merged_generation_config(
         model, params, tokenizer=None, prompt_length=len(ids), max_new_tokens=tokens
     )
-    return build_sampler(model, config, params, torch.tensor(ids), seed=1)
+    return build_sampler(model, config, params, ids, seed=1)
 
 
-def load(path: str, context: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
-    """(model, tokenizer, whether its positions are scaled)."""
+def load(path: str, context: int) -> tuple[PreTrainedModel, Processor, bool]:
+    """(model, processor, whether its positions are scaled)."""
     folder = resolve_path(path)
-    model = load_model(folder, dtype="float32")
+    known = transformers.AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
     processor = load_processor(folder)
-    tokenizer = getattr(processor, "tokenizer", processor)
-    text = model.config.get_text_config()
-    known = text.max_position_embeddings
-    if context <= known:
-        return model, tokenizer, False
-    scaling = {
-        "rope_type": "yarn",
-        "factor": context / known,
-        "original_max_position_embeddings": known,
-    }
-    config = transformers.AutoConfig.from_pretrained(folder)
-    config.rope_parameters = {**config.rope_parameters, **scaling}
-    config.max_position_embeddings = context
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=torch.float32
-    )
-    return model.eval(), tokenizer, True
+    assert processor is not None
+    is_scaled = context > known.max_position_embeddings
+    return load_model(folder, dtype="float32", context=context), processor, is_scaled
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="tiny-vlm", help="a folder or a bundled model's name")
-    parser.add_argument("--texts", nargs="+", type=Path, required=True)
+    parser.add_argument("--texts", nargs="*", type=Path, default=[], help="folders")
+    parser.add_argument("--pages", action="store_true", help="also contexts of pictures of pages")
     parser.add_argument("--contexts", nargs="+", type=int, default=[4096])
     parser.add_argument("--budgets", nargs="+", type=int, default=[64, 256, 1024])
     parser.add_argument("--policies", nargs="+", default=list(POLICIES))
@@ -200,24 +211,36 @@ def main() -> None:
 
     console, rows, scaled = Console(), list[Row](), list[int]()
     for context in args.contexts:
-        model, tokenizer, is_scaled = load(args.model, context + args.tokens)
+        model, processor, is_scaled = load(args.model, context + args.tokens)
         scaled += [context] if is_scaled else []
         target = Target(model, attention="tree", linears=quick_linears(model))
-        for folder in args.texts:
+        tokenizer = getattr(processor, "tokenizer", processor)
+        sources: dict[str, Iterator[Prompt]] = {
+            folder.name: contexts_of(tokenizer, read_texts(folder), context, args.count)
+            for folder in args.texts
+        }
+        if args.pages:
+            sources["pages"] = pages_of(processor, model, context, args.count)
+        for name, prompts in sources.items():
             shadows = [Shadow(p, b, args.depth) for p in args.policies for b in args.budgets]
             found: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(shadows))}
-            for ids in contexts_of(tokenizer, read_texts(folder), context, args.count):
-                sampler = sampler_of(model, ids, args.tokens, args.temperature)
+            for prompt in prompts:
+                sampler = sampler_of(model, prompt.token_ids, args.tokens, args.temperature)
                 text = run(
-                    target, ids, shadows, num_tokens=args.tokens, depth=args.depth, sampler=sampler
+                    target,
+                    prompt,
+                    shadows,
+                    num_tokens=args.tokens,
+                    depth=args.depth,
+                    sampler=sampler,
                 )
                 for index, shadow in enumerate(shadows):
                     found[index] += shadow.accepted(text)
             if not any(found.values()):
-                console.print(f"{folder.name}: no text of {context} tokens, left out")
+                console.print(f"{name}: no text of {context} tokens, left out")
                 continue
             for index, shadow in enumerate(shadows):
-                rows.append(_row(folder.name, context, shadow, found[index]))
+                rows.append(_row(name, context, shadow, found[index]))
                 row = rows[-1]
                 console.print(f"{row.texts} {context} {row.policy} {row.budget}: {row.rate:.3f}")
             if args.out is not None:

@@ -10,6 +10,13 @@ the weights. Resuming a run whose time is used up only exports and evaluates; so
         --target mmspec/bundled/tiny-vlm
 
 for a finished model without its checkpoint, here with its acceptance as the other's drafter.
+
+    python scripts/train_tiny_vlm.py --long mmspec/bundled/tiny-vlm --minutes 40 --out OUT
+    python scripts/train_tiny_vlm.py --needles --out OUT --context 131072
+
+take a finished model, scale its positions (YaRN) and train it on long texts for a while (with
+`--minutes 0` the positions are all that changes), and measure what a model finds in texts of 1k to
+32k tokens, with its context as it is or scaled.
 """
 
 import argparse
@@ -21,8 +28,10 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mmspec.target.load import load_model
 from mmspec.training.tiny.build import SIZES
 from mmspec.training.tiny.evaluate import SUITE
+from mmspec.training.tiny.needles import LENGTHS, measure
 from mmspec.training.tiny.report import save_report, write_report
 from mmspec.training.tiny.train import Settings, State, export, train
 
@@ -50,6 +59,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--evaluate", action="store_true", help="only evaluate the finished model in OUT"
     )
+    parser.add_argument(
+        "--long", type=Path, metavar="FOLDER", help="a finished model that is to learn long texts"
+    )
+    parser.add_argument(
+        "--needles", action="store_true", help="only measure needles and quotes in long texts"
+    )
+    parser.add_argument("--documents", type=int, default=4, help="for each length and task")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
+    parser.add_argument("--context", type=int, help="scale the positions to so many (--needles)")
     parser.add_argument("--log", type=Path, help="JSON lines, one a step")
     return parser.parse_args()
 
@@ -89,14 +107,31 @@ def finish(options: argparse.Namespace, settings: Settings) -> None:
         "trained_s": round(state.trained_s),
         "seed": options.seed,
         "size": options.size,
+        **({"long_from": options.long.name} if options.long else {}),
         "parameters": sum(parameter.numel() for parameter in state.average.parameters()),
     }
     save_report(options.out, facts)
 
 
+def find(options: argparse.Namespace) -> None:
+    """Prints what the model in OUT finds in long texts, a line as soon as it is measured."""
+    model = load_model(str(options.out), dtype="float32", context=options.context)
+    for task, length, found in measure(
+        model, num_documents=options.documents, lengths=options.lengths
+    ):
+        print(
+            f"{task:8} {length:6} questions {found.questions}  exact {found.exact:.3f}  "
+            f"tokens right {found.tokens_right:.4f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
+    if options.needles:
+        find(options)
+        return
     if not options.evaluate:
         settings = Settings(
             options.checkpoint or options.out.with_name(options.out.name + ".checkpoint.pt"),
@@ -105,6 +140,7 @@ def main() -> None:
             seed=options.seed,
             device=options.device,
             resume=options.resume,
+            long_from=options.long,
         )
         if not learn(options, settings):
             return

@@ -24,6 +24,7 @@ from mmspec.cli.console import (
     write,
 )
 from mmspec.cli.options import AsJson, ConfigName, Device, Drafter, Dtype, Model, Overrides
+from mmspec.cli.progress import ReadingBar
 from mmspec.cli.render import Comparison, Palette, closing_line, comparison_text
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, InputError
@@ -197,8 +198,10 @@ def _streamed(
     command after what there is."""
     palette, pieces, is_interrupted = Palette(), list[Piece](), False
     try:
-        with engine.stream(request) as stream:
+        bar = ReadingBar(stderr)
+        with bar, engine.stream(request, on_prefill=bar.update) as stream:
             for piece in stream:
+                bar.stop()
                 pieces.append(piece)
                 if not as_json:
                     write(stdout, piece.text, palette.colour(piece.drafter))

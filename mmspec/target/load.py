@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import is_peft_available
 
 from mmspec.errors import ConfigError, MissingExtraError, ModelError
+from mmspec.target.context import with_context
 
 Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
@@ -56,11 +57,13 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    context: int | None = None,
 ) -> PreTrainedModel:
     """Loads safetensors weights, never pickles; remote code only if asked for. Of a folder that
     holds an adapter, the base model that it names, with the adapter in it (peft).
 
-    `device="auto"` is the GPU where there is one. Raises ModelError, ConfigError, or
+    `device="auto"` is the GPU where there is one. `context` is a number of tokens, also more than
+    the model was made for (see `with_context`). Raises ModelError, ConfigError, or
     MissingExtraError for an adapter without peft.
     """
     base = adapter_base(path)
@@ -73,6 +76,7 @@ def load_model(
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             revision=revision,
+            context=context,
         )
         with _explained(path):
             model.load_adapter(path)
@@ -90,9 +94,12 @@ def load_model(
         if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or _has_vision_code(config)
         else AutoModelForCausalLM
     )
+    if context is not None:
+        config = with_context(config, context)
     with _explained(path):
         model = auto.from_pretrained(
             path,
+            config=None if context is None else config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,

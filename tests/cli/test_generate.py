@@ -132,6 +132,26 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(
     assert run.stdout == ""
 
 
+def test_a_bar_shows_on_a_terminal_how_far_a_long_prompt_is_read(scripted: Scripted) -> None:
+    chunks = ("--set", "decode.prefill_chunk=8")
+    folder = scripted("fox")
+    shown = generate(folder, PROMPT, *chunks, env=TERMINAL)
+    assert shown.exit_code == 0, shown.stderr
+    assert "Reading the prompt" in shown.stderr and "8/" in shown.stderr
+    piped = generate(folder, PROMPT, *chunks)
+    assert piped.stdout == "fox\n" and "Reading" not in piped.stderr
+
+
+def test_a_file_longer_than_the_context_is_refused_with_a_way_out(
+    vlm: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("word " * 70_000)
+    run = generate(vlm, f"@{tmp_path}/long.txt")
+    assert run.exit_code == 2
+    assert "tokens: the model's context holds" in run.stderr
+    assert "--set model.context=" in run.stderr and run.stderr.count("\n") == 1
+
+
 def test_control_sequences_reach_a_file_but_never_a_terminal(scripted: Scripted) -> None:
     said = "[red]\x1b\x9bJ\r\u202e\x07"
     folder = scripted(said)

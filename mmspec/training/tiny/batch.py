@@ -69,14 +69,19 @@ def _is_jump(source: tuple[int, ...], index: int, steps: tuple[int, ...]) -> boo
 
 
 def collate(
-    samples: Sequence[Sample], rng: Random, *, corrupted: float = 0.0, gaps: float = 0.0
+    samples: Sequence[Sample],
+    rng: Random,
+    *,
+    corrupted: float = 0.0,
+    gaps: float = 0.0,
+    context: int = MAX_POSITIONS,
 ) -> Batch:
     """Batch samples that all have a picture or all have none.
 
     A share `corrupted` of them gets some wrong characters in its own answer (the targets stay
     right), so that the model learns to recover from a mistake. A share `gaps` of prompts
-    without a picture gets jumps in its position numbers, so that distances of long contexts are
-    known from short ones.
+    without a picture gets jumps in its position numbers, up to `context`, so that distances of long
+    texts are known from short ones.
     """
     has_image = samples[0].pixels is not None
     rows = [_lay_out(sample, rng, corrupted) for sample in samples]
@@ -88,7 +93,7 @@ def collate(
     for row, its_positions in zip(rows, positions, strict=True):
         if not has_image and rng.random() < gaps:
             for _ in range(rng.randint(1, 3)):
-                widest = MAX_POSITIONS - 2 - its_positions[-1]
+                widest = context - 2 - its_positions[-1]
                 gap = int(np.exp(rng.uniform(0, np.log(max(2, widest)))))
                 its_positions[rng.randrange(TEXT_START, row.first + 1) :] += gap
     labels = [sample.labels for sample in samples if sample.labels is not None]

@@ -8,7 +8,7 @@ at one place of the source) with a determined end, and says for each of its char
 comes from. Training uses those places to guide attention; nothing else needs them.
 """
 
-from mmspec.training.tiny.documents import passage, quote, repeat, span
+from mmspec.training.tiny.documents import needle, passage, quote, repeat, span
 from mmspec.training.tiny.form import extract
 from mmspec.training.tiny.pictures import caption, chart, count, receipt, scan
 from mmspec.training.tiny.sample import NOWHERE, Sample
@@ -22,6 +22,7 @@ __all__ = [
     "chart",
     "count",
     "extract",
+    "needle",
     "passage",
     "quote",
     "receipt",
@@ -38,6 +39,7 @@ TASKS = {
     "caption": caption,
     "count": count,
     "quote": quote,
+    "needle": needle,
     "passage": passage,
     "span": span,
     "extract": extract,

@@ -102,8 +102,10 @@ def _real_document(rng: Random, held_out: bool, num_chars: int) -> list[str]:
     pool = _real_lines()[held_out]
     first = rng.randrange(len(pool))
     lines: list[str] = []
-    while sum(len(line) for line in lines) < num_chars:
+    length = 0
+    while length < num_chars:
         lines.append(pool[(first + len(lines)) % len(pool)])
+        length += len(lines[-1])
     return lines
 
 
@@ -120,6 +122,24 @@ def passage(
         key = min(len(answer) - 1, rng.randint(14, 20))
         questions.append(_Question("Quote the line: ", answer, key))
     return _ask("passage", lines, questions)
+
+
+def needle(
+    rng: Random, held_out: bool = False, num_chars: int = 400, num_questions: int = 1
+) -> Sample:
+    """Quote an entry that stands alone in a real text, whose parts of one length have one each."""
+    words = Words(rng, held_out)
+    entries = list(ledger_entries(words, 100 * num_questions).values())[:num_questions]
+    room = num_chars - sum(len(entry) + 1 for entry in entries)
+    lines = _real_document(rng, held_out, room)
+    while lines and sum(len(line) + 1 for line in lines) > room:
+        lines.pop()
+    each = len(lines) / num_questions
+    for index in reversed(range(num_questions)):
+        lines.insert(int(each * (index + rng.random())), entries[index])
+    asked = rng.sample(entries, num_questions)
+    key = len("Entry 12345")
+    return _ask("needle", lines, [_Question("Quote ", entry, key) for entry in asked])
 
 
 def span(

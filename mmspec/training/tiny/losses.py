@@ -91,9 +91,10 @@ def guided_heads(num_layers: int) -> dict[str, tuple[tuple[int, int], ...]]:
 
 
 def compute(
-    model: LlavaForConditionalGeneration, heads: PatchHeads, batch: Batch, *, guidance: float
+    model: LlavaForConditionalGeneration, heads: PatchHeads | None, batch: Batch, *, guidance: float
 ) -> Losses:
-    """All losses of one batch, weighted as they were found to work."""
+    """All losses of one batch, weighted as they were found to work. Without `heads` nobody asks
+    what patches show."""
     guided = guided_heads(model.config.text_config.num_hidden_layers)
     wanted = {
         name: places
@@ -121,7 +122,8 @@ def compute(
             total = total + guidance * loss
             if name == "next_text":
                 right = share
-    if outputs.patches is not None and batch.characters is not None and batch.shapes is not None:
-        total = total + 0.3 * heads.loss(outputs.patches, batch.characters, batch.shapes)[0]
+    patches, characters, shapes = outputs.patches, batch.characters, batch.shapes
+    if heads is not None and not (patches is None or characters is None or shapes is None):
+        total = total + 0.3 * heads.loss(patches, characters, shapes)[0]
     error = (logits.argmax(-1) != targets).float().mean().item()
     return Losses(total, each.mean().item(), error, right)

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from types import ModuleType
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from mmspec.training.tiny import curriculum, losses
+from mmspec.target.context import with_context
+from mmspec.training.tiny import curriculum, longer, losses
 from mmspec.training.tiny.batch import Batch, collate, pixel_tensor
 from mmspec.training.tiny.build import build_model, build_processor
 from mmspec.training.tiny.forward import encode_images
@@ -36,6 +38,7 @@ class Settings:
     resume: bool = False
     guidance: float = 0.3
     checkpoint_every_s: float = 120.0
+    long_from: Path | None = None  # a finished model that is to learn long texts
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,14 @@ class State:
 
     @classmethod
     def fresh(cls, settings: Settings) -> "State":
-        """New weights from the seed."""
-        model = build_model(settings.size, settings.seed).to(settings.device)
+        """New weights from the seed, or a finished model's, in a longer context."""
+        model = build_model(settings.size, settings.seed)
+        if settings.long_from is not None:
+            config = with_context(LlavaConfig.from_pretrained(settings.long_from), longer.CONTEXT)
+            model = LlavaForConditionalGeneration.from_pretrained(
+                settings.long_from, config=config, dtype=torch.float32
+            )
+        model = model.to(settings.device)
         heads = losses.PatchHeads(model.config.text_config.hidden_size).to(settings.device)
         return cls(model, copy.deepcopy(model), heads, Optimizer([model, heads]))
 
@@ -145,24 +154,32 @@ def _see(state: State, settings: Settings, rng: Random, progress: float) -> dict
 def _answer(state: State, settings: Settings, rng: Random, progress: float) -> dict[str, float]:
     """Answers, guided attention and what patches show, for a few batches."""
     errors: dict[str, float] = {}
-    num_batches = curriculum.batches_a_step(progress)
+    course = _course(settings)
+    heads = None if settings.long_from else state.heads  # a finished model comes without them
+    num_batches = course.batches_a_step(progress)
     for _ in range(num_batches):
-        samples = curriculum.draw(progress, rng)
+        samples = course.draw(progress, rng)
         batch = collate(
             samples,
             rng,
-            corrupted=curriculum.corrupted(progress),
-            gaps=curriculum.gaps(progress),
+            corrupted=course.corrupted(progress),
+            gaps=course.gaps(progress),
+            context=state.model.config.text_config.max_position_embeddings,
         )
         batch = _move(batch, settings.device)
         with torch.autocast(settings.device.split(":")[0], torch.bfloat16):
-            result = losses.compute(state.model, state.heads, batch, guidance=settings.guidance)
+            result = losses.compute(state.model, heads, batch, guidance=settings.guidance)
         (result.total / num_batches).backward()
         state.tokens += batch.token_ids.numel()
         errors[samples[0].task] = result.error
         if result.pointer == result.pointer:  # not NaN
             errors[samples[0].task + "_pointer"] = 1 - result.pointer
     return errors
+
+
+def _course(settings: Settings) -> ModuleType:
+    """What is trained when: the curriculum, or the long variant's stage."""
+    return longer if settings.long_from else curriculum
 
 
 def train(settings: Settings) -> Iterator[Report]:
@@ -179,10 +196,10 @@ def train(settings: Settings) -> Iterator[Report]:
             # 2. One step; its data depend on the seed and its number only
             progress = state.trained_s / (settings.minutes * 60)
             rng = Random(f"{settings.seed}/{state.step}")
-            stage = curriculum.stage(progress)
+            stage = _course(settings).stage(progress)
             run = _see if stage == "see" else _answer
             errors = run(state, settings, rng, progress)
-            rate = curriculum.rate(progress)
+            rate = _course(settings).rate(progress)
             state.optimizer.step(rate)
             state.update_average()
             # 3. Bookkeeping
