@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmspec.attention.reach import Reach
+from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import FlatLayer
 
 _MAX_MASK = 2**22  # entries; a longer prefix is attended to without a mask, apart from the tail
@@ -32,6 +33,10 @@ class RowNodes:
     def num_columns(self) -> int:
         return self.committed + self.visible.shape[1]
 
+    def prefix_of(self, buffer: Tensor) -> Tensor:
+        """Its committed tokens in keys or values, (committed, kv_heads, head_dim); no copy."""
+        return buffer.narrow(0, self.start, self.committed)
+
     def first_column(self, reach: Reach) -> int:
         """The first column that any node sees."""
         if reach.is_full:
@@ -50,6 +55,15 @@ class RowNodes:
         columns = np.concatenate([np.arange(first, self.committed), tail])
         # Windows count positions in the text, not slots: siblings share one.
         return seen & (columns >= reach.first_visible(tail[-self.num_nodes :])[:, None])
+
+
+class Prefixes(NamedTuple):
+    """Where the rows' committed tokens lie, on a device and in the form that kernels of others
+    take: each (batch,) int32."""
+
+    starts: Tensor
+    stops: Tensor
+    buffer: Tensor  # 0 for all rows: they are in the same buffer
 
 
 class Part(NamedTuple):
@@ -71,8 +85,49 @@ class TreeCall:
     rows: Sequence[RowNodes]  # (batch,)
     layers: Sequence[FlatLayer]  # the cache's, by layer index
     reaches: Sequence[Reach]  # by layer index
+    backend: str = "auto"  # the rung that is asked first, by its name
+    # For a graph: the rows as tensors whose values change from replay to replay, and the most
+    # columns that a row of them may have. `rows` is not read then.
+    prepared: TreeTensors | None = None
+    max_columns: int = 0
+    _tensors: dict[torch.device, TreeTensors] = field(default_factory=dict)
+    _prefixes: dict[tuple[torch.device, bool], Prefixes] = field(default_factory=dict)
     _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.prepared is None:
+            self.max_columns = max((row.num_columns for row in self.rows), default=0)
+
+    @property
+    def is_single(self) -> bool:
+        """One row, whose lengths are known here."""
+        return self.prepared is None and len(self.rows) == 1
+
+    @property
+    def may_have_prefix(self) -> bool:
+        return self.prepared is not None or any(row.committed for row in self.rows)
+
+    def tensors(self, device: torch.device) -> TreeTensors:
+        """The rows as kernels read them, made once for all layers on the device."""
+        if self.prepared is not None:
+            return self.prepared
+        if device not in self._tensors:
+            self._tensors[device] = TreeTensors.of(self.rows, device)
+        return self._tensors[device]
+
+    def prefixes(self, device: torch.device) -> Prefixes:
+        """The rows' prefixes, likewise; computed on the device, so that a graph computes them anew
+        in each replay. Those of a warm-up would stay as they were: a capture makes its own, and
+        wants a TreeCall of its own where there are several."""
+        is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        key = (device, is_captured)
+        if key not in self._prefixes:
+            tensors = self.tensors(device)
+            starts = tensors.starts.int()
+            stops = starts + tensors.committed
+            self._prefixes[key] = Prefixes(starts, stops, torch.zeros_like(starts))
+        return self._prefixes[key]
 
     def parts(self, row: int, reach: Reach, group: int, like: Tensor) -> list[Part]:
         """What the nodes of a row attend to. The mask is additive, in the dtype and place of
@@ -81,6 +136,14 @@ class TreeCall:
         if key not in self._parts:
             self._parts[key] = self._cut(self.rows[row], reach, group, like)
         return self._parts[key]
+
+    def mask(self, row: int, reach: Reach, device: torch.device) -> Tensor:
+        """Which columns the nodes of a row see, from the first visible one on: bool (nodes,
+        columns)."""
+        key = (row, reach, device)
+        if key not in self._dense:
+            self._dense[key] = torch.from_numpy(self.rows[row].seen(reach)).to(device)
+        return self._dense[key]
 
     def dense_mask(self, reach: Reach, like: Tensor) -> Tensor:
         """The same as a mask for a model's own attention over the padded view: additive,
