@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmspec.attention.reach import Reach
+from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import FlatLayer
 
 _MAX_MASK = 2**22  # entries; a longer prefix is attended to without a mask, apart from the tail
@@ -52,6 +53,15 @@ class RowNodes:
         return seen & (columns >= reach.first_visible(tail[-self.num_nodes :])[:, None])
 
 
+class Prefixes(NamedTuple):
+    """Where the rows' committed tokens lie, on a device and in the form that kernels of others
+    take: each (batch,) int32."""
+
+    starts: Tensor
+    stops: Tensor
+    buffer: Tensor  # 0 for all rows: they are in the same buffer
+
+
 class Part(NamedTuple):
     """Neighbouring slots that the nodes of a row attend to in one piece."""
 
@@ -71,8 +81,37 @@ class TreeCall:
     rows: Sequence[RowNodes]  # (batch,)
     layers: Sequence[FlatLayer]  # the cache's, by layer index
     reaches: Sequence[Reach]  # by layer index
+    backend: str = "auto"  # the rung that is asked first, by its name
+    # For a graph: the rows as tensors whose values change from replay to replay, and the most
+    # columns that a row of them may have. `rows` is not read then.
+    prepared: TreeTensors | None = None
+    max_columns: int = 0
+    _tensors: dict[torch.device, TreeTensors] = field(default_factory=dict)
+    _prefixes: dict[torch.device, Prefixes] = field(default_factory=dict)
     _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.prepared is None:
+            self.max_columns = max((row.num_columns for row in self.rows), default=0)
+
+    def tensors(self, device: torch.device) -> TreeTensors:
+        """The rows as kernels read them, made once for all layers on the device."""
+        if self.prepared is not None:
+            return self.prepared
+        if device not in self._tensors:
+            self._tensors[device] = TreeTensors.of(self.rows, device)
+        return self._tensors[device]
+
+    def prefixes(self, device: torch.device) -> Prefixes:
+        """The rows' prefixes, likewise; computed on the device, so that a graph computes them anew
+        in each replay."""
+        if device not in self._prefixes:
+            tensors = self.tensors(device)
+            starts = tensors.starts.int()
+            stops = starts + tensors.committed
+            self._prefixes[device] = Prefixes(starts, stops, torch.zeros_like(starts))
+        return self._prefixes[device]
 
     def parts(self, row: int, reach: Reach, group: int, like: Tensor) -> list[Part]:
         """What the nodes of a row attend to. The mask is additive, in the dtype and place of

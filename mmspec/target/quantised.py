@@ -92,6 +92,10 @@ class QuantisedLinears:
         """Memory of the weights that it is a copy of."""
         return sum(module.weight.nbytes for module, _ in self._forwards)
 
+    @property
+    def state(self) -> None:
+        return None
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within it, the layers compute by the copy, in whatever thread; so it holds a target's

@@ -32,6 +32,10 @@ class SkippedLayers:
     def num_bytes(self) -> int:
         return 0
 
+    @property
+    def state(self) -> frozenset[int]:
+        return self.skipped
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within it, the skipped layers do nothing, in whatever thread; so it holds a target's
