@@ -153,6 +153,7 @@ class DecodeConfig:
     probe: bool = True  # compare a small tree with plain decoding once, at load
     attention: str = "auto"  # "auto": mmspec's own where the probe agrees; "model": the model's
     packed_weights: str = "auto"  # copies for quick score calls on a CPU: auto, always, never
+    cuda_graphs: str = "auto"  # score calls and draft steps recorded on a GPU: auto, never
 
 
 @dataclass

@@ -148,6 +148,18 @@ class KVCache(Cache):
         finally:
             self._set_plan(None)
 
+    @contextmanager
+    def planned(self, plan: WritePlan) -> Iterator[None]:
+        """Within it, and within `writing`, a forward writes by another plan: behind what the row's
+        forwards have written, or over what this one writes."""
+        own = [layer.plan for layer in self.flat_layers]
+        try:
+            self._set_plan(plan)
+            yield
+        finally:
+            for layer, former in zip(self.flat_layers, own, strict=True):
+                layer.plan = former
+
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
         """Keeps, for each row, the tokens at `path` of those written, in that order, and forgets
         the others. A path is increasing; an empty one keeps nothing."""

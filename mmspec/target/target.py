@@ -5,6 +5,7 @@ import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -307,7 +308,7 @@ class Target:
             if self.graphs is not None:
                 tree_call = self.attachments.tree_call(trees, cache, plan, done)
                 output = self._by_graph(
-                    ScoreCall(ids, positions, tree_call, plan, cache, taps), rows
+                    ScoreCall(ids, positions, tree_call, plan, cache, rows, taps)
                 )
             if output is None:
                 with (
@@ -341,7 +342,7 @@ class Target:
             for index, count in enumerate(counts)
         ]
 
-    def _by_graph(self, call: ScoreCall, rows: Sequence[int]) -> Computed | None:
+    def _by_graph(self, call: ScoreCall) -> Computed | None:
         """The scores of a call that is replayed, whose queries go to the cache's log; None where
         it is not."""
         assert self.graphs is not None
@@ -349,7 +350,7 @@ class Target:
             call, self._compute, mode=self.attachments.state, state=self._state
         )
         if computed is not None and call.cache.queries is not None:
-            tap = call.cache.queries.tap(rows, call.plan.counts)
+            tap = call.cache.queries.tap(call.rows, call.plan.counts)
             for queries in computed.queries:
                 tap.take(queries.layer, queries.states, queries.scaling)
         return computed
@@ -357,33 +358,31 @@ class Target:
     def _compute(self, given: StaticInputs, call: ScoreCall) -> Computed:
         """A call's forward, in the form that is recorded."""
         tap = HeldQueries() if call.cache.queries is not None else None
-        call.plan.captured = given.slots
-        try:
-            with (
-                self.attachments.scoring(
-                    (),
-                    call.cache,
-                    call.plan,
-                    written=(),
-                    like=self._first,
-                    device=self.device,
-                    wants_hidden=bool(call.taps),
-                    call=given.tree_call(call),
-                ) as (tower, inputs),
-                self.attachments.tapped(tap) as tapped,
-            ):
-                run: Callable[..., Any] = tower or self.model
-                output = run(
-                    input_ids=given.ids,
-                    position_ids=given.positions,
-                    past_key_values=call.cache,
-                    use_cache=True,
-                    output_hidden_states=asked_for(call.taps),
-                    **inputs,
-                    **tapped,
-                )
-        finally:
-            call.plan.captured = None
+        plan = replace(call.plan, captured=given.slots)
+        with (
+            call.cache.planned(plan),
+            self.attachments.scoring(
+                (),
+                call.cache,
+                plan,
+                written=(),
+                like=self._first,
+                device=self.device,
+                wants_hidden=bool(call.taps),
+                call=given.tree_call(call),
+            ) as (tower, inputs),
+            self.attachments.tapped(tap) as tapped,
+        ):
+            run: Callable[..., Any] = tower or self.model
+            output = run(
+                input_ids=given.ids,
+                position_ids=given.positions,
+                past_key_values=call.cache,
+                use_cache=True,
+                output_hidden_states=asked_for(call.taps),
+                **inputs,
+                **tapped,
+            )
         queries = () if tap is None else tuple(tap.held)
         return Computed(output.logits, taken(output, call.taps), queries)
 

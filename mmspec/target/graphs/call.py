@@ -1,11 +1,12 @@
 """ScoreCall: one call as it is asked for, and what comes of it."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-from mmspec.attention import TreeCall
+from mmspec.attention import RowNodes, TreeCall
 from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.graphs.bucket import Bucket
 
@@ -19,6 +20,7 @@ class ScoreCall:
     tree: TreeCall
     plan: WritePlan
     cache: KVCache
+    rows: Sequence[int]  # (batch,) the cache's numbers
     taps: Collection[int]
 
     @property
@@ -32,6 +34,38 @@ class ScoreCall:
             columns=self.tree.max_columns,
             planes=1 if self.positions.ndim == 2 else self.positions.shape[0],
         )
+
+    @property
+    def varied(self) -> "ScoreCall | None":
+        """A call of the same bucket that differs in every value: tokens, positions, slots, lengths
+        and counts. It makes no sense, but writes to slots that this call writes to, or one further,
+        and nowhere else. None where a row has no such slot, or is too short."""
+        plan = self.plan
+        first = [start + end for start, end in zip(plan.starts, plan.lengths, strict=True)]
+        for row, own, slot, count in zip(
+            self.rows, self.tree.rows, first, plan.counts, strict=True
+        ):
+            region = self.cache.region(row)
+            if own.committed < 2 or slot + count >= region.start + region.capacity:
+                return None
+        return replace(
+            self,
+            ids=torch.where(self.ids > 0, self.ids - 1, 1),
+            positions=(self.positions - 1).clamp(min=0),
+            tree=TreeCall(
+                [_varied(row) for row in self.tree.rows], self.tree.layers, self.tree.reaches
+            ),
+            plan=WritePlan(
+                [start + 2 for start in plan.starts],
+                [length - 1 for length in plan.lengths],
+                [max(count - 1, 1) for count in plan.counts],
+            ),
+        )
+
+
+def _varied(row: RowNodes) -> RowNodes:
+    kept = -1 if row.num_nodes > 1 else None
+    return RowNodes(row.start + 2, row.committed - 1, row.visible[:kept, :kept], row.depths[:kept])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -69,8 +69,10 @@ class CudaRecorder:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 computed = forward()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                self._abandon(graph)
+                raise
+            graph.capture_end()
         caller.wait_stream(self._stream)
 
         def replay() -> None:
@@ -82,6 +84,14 @@ class CudaRecorder:
                 graph.replay()
 
         return Recording(computed, replay)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Ends a recording that failed; what ended it is what matters, not what this raises."""
+        with suppress(RuntimeError):
+            graph.capture_end()
+        # Where ending it failed too, the allocator still waits for that.
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,20 +39,22 @@ class GraphInfo:
     given_up: str  # why the model is not recorded; "" where it is
 
 
-@dataclass
-class _Graph:
+class _Graph(NamedTuple):
     inputs: StaticInputs
     recording: Recording
-    lengths: list[int]  # of the rows that it was recorded with
-    is_proven: bool = False  # agreed with the forward itself at other lengths
+
+    def compute(self, call: ScoreCall) -> Computed:
+        self.inputs.fill(call)
+        self.recording.replay()
+        return self.recording.computed.copied(*call.ids.shape)
 
 
 class ScoreGraphs:
     """Records a call's bucket when it comes for the second time, and replays it from then on.
 
-    A graph holds for one cache's buffers, where they lie. It is trusted after it agreed once with
-    the forward itself at other lengths than those it was recorded with: a length that Python has
-    read stays what it was. A model that cannot be recorded is given up with one GraphWarning.
+    A graph holds for one cache's buffers, where they lie. Before it is used, it has to agree with
+    the forward itself on a call that differs in every value: what Python has read of the recorded
+    one stays what it was. A model that cannot be recorded is given up with one GraphWarning.
 
     All calls are made under the target's lock, and what they return is the caller's.
     """
@@ -109,18 +112,11 @@ class ScoreGraphs:
                 return None
             self._keep(key, graph)
         self._graphs.move_to_end(key)
-        batch, nodes = call.ids.shape
-        graph.inputs.fill(call)
-        graph.recording.replay()
-        computed = graph.recording.computed.copied(batch, nodes)
+        computed = graph.compute(call)
         # While the device is busy: looking through a model's modules takes a while.
         if state() != self._known:
             self.clear()
             return None
-        if not graph.is_proven and graph.lengths != call.plan.lengths:
-            if not self._agrees(computed, graph.inputs, call, forward):
-                return None
-            graph.is_proven = True
         return computed
 
     def _is_worth_it(self, key: Hashable) -> bool:
@@ -135,36 +131,38 @@ class ScoreGraphs:
         self, bucket: Bucket, call: ScoreCall, forward: Forward, state: Hashable | None
     ) -> _Graph | None:
         if state != self._known:
-            self.clear()
+            self._graphs.clear()
             self._known = state
-        if state is None:
+        varied = call.varied
+        if state is None or varied is None:
             return None
         inputs = StaticInputs(bucket, self._device)
         inputs.fill(call)
         try:
-            recording = self.recorder.record(lambda: forward(inputs, call))
+            graph = _Graph(inputs, self.recorder.record(lambda: forward(inputs, call)))
         except (
             Exception
         ) as error:  # whatever a model's forward may raise: without graphs it goes on
             self._give_up(f"{type(error).__name__}: {error}")
             return None
         self._counts["recorded"] += 1
-        return _Graph(inputs, recording, list(call.plan.lengths))
+        return graph if self._agrees(graph, varied, forward) else None
 
     def _keep(self, key: Hashable, graph: _Graph) -> None:
         self._graphs[key] = graph
         if len(self._graphs) > self._max_graphs:
             self._graphs.popitem(last=False)
 
-    def _agrees(
-        self, computed: Computed, inputs: StaticInputs, call: ScoreCall, forward: Forward
-    ) -> bool:
-        batch, nodes = call.ids.shape
-        expected = forward(inputs, call).copied(batch, nodes)
+    def _agrees(self, graph: _Graph, call: ScoreCall, forward: Forward) -> bool:
+        computed = graph.compute(call)
+        expected = forward(graph.inputs, call).copied(*call.ids.shape)
         counts = call.plan.counts
         error = _distance(computed.logits, expected.logits, counts)
         for tap, states in expected.hidden_states.items():
             error = max(error, _distance(computed.hidden_states[tap], states, counts))
+        for got, own in zip(computed.queries, expected.queries, strict=True):
+            states = own.states.transpose(1, 2)
+            error = max(error, _distance(got.states.transpose(1, 2), states, counts))
         if error <= _TOLERANCE.get(computed.logits.dtype, _LOW_PRECISION_TOLERANCE):
             return True
         self._give_up(
@@ -178,7 +176,7 @@ class ScoreGraphs:
         self._given_up = reason
         warnings.warn(
             f"score calls cannot be recorded as CUDA graphs ({reason}); they go on without, and "
-            "slower. decode.cuda_graphs=off says so from the start",
+            "slower. decode.cuda_graphs=never says so from the start",
             GraphWarning,
             stacklevel=2,
         )
