@@ -1,6 +1,7 @@
-"""The matrix's cells with score calls recorded by a `TapeRecorder`, attention by a `TensorRung`."""
+"""The matrix's cells with score calls recorded by a `TapeRecorder`, with attention that reads
+tensors alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +11,15 @@ import pytest
 from matrix import Cell, Outcome, run_cell
 from tape import TapeRecorder
 from tensor_rung import TensorRung
+from torch import Tensor
 
-import mmspec.attention.tree
+import mmspec.attention.interface
 import mmspec.build
-from mmspec.target import Target
-from mmspec.target.graphs import Computed, ScoreGraphs
+import mmspec.target.graphs.bucket
+from mmspec.target.graphs import ScoreGraphs
 
-RUNGS = (TensorRung(),)
+Attend = Callable[..., Tensor]
+BY_TENSORS: Attend = TensorRung().attend
 
 
 @dataclass
@@ -35,8 +38,9 @@ class Graphed:
 
 
 @contextmanager
-def graphed() -> Iterator[Graphed]:
-    """Within it, every model that is loaded records its score calls, drafts' models too."""
+def graphed(attend: Attend | None = BY_TENSORS) -> Iterator[Graphed]:
+    """Within it, every model that is loaded records its score calls, drafts' models too. `attend`
+    takes the place of `tree_attention`, unless it is None."""
     seen = Graphed()
     probed, made = mmspec.build.probed_target, ScoreGraphs.__init__
 
@@ -51,25 +55,19 @@ def graphed() -> Iterator[Graphed]:
         seen.graphs.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmspec.attention.tree, "LADDER", RUNGS)
+        if attend is not None:
+            patch.setattr(mmspec.attention.interface, "tree_attention", attend)
         patch.setattr(mmspec.build, "probed_target", recording)
         patch.setattr(ScoreGraphs, "__init__", remembered)
+        patch.setattr(mmspec.target.graphs.bucket, "_LEAST_COLUMNS", 64)  # so that texts outgrow it
         matrix.draft_model.cache_clear()
         yield seen
         matrix.draft_model.cache_clear()
 
 
-def run_graphed(cell: Cell) -> tuple[Outcome, Graphed]:
+def run_graphed(cell: Cell, attend: Attend | None = BY_TENSORS) -> tuple[Outcome, Graphed]:
     """The cell against plain decoding, which runs without graphs."""
     for place in matrix._places(cell):
         matrix._plain(cell.family, cell.dtype, cell.sampling, *place)
-    with graphed() as seen:
+    with graphed(attend) as seen:
         return run_cell(cell), seen
-
-
-def scored(target: Target, *args: Any, **options: Any) -> Computed | None:
-    """A score call's result, and None in its place if it came without a graph."""
-    assert target.graphs is not None
-    before = target.graphs.info.replayed
-    scores = target.score(*args, **options)
-    return scores if target.graphs.info.replayed > before else None  # type: ignore[return-value]

@@ -10,7 +10,7 @@ from tape import TapeRecorder
 from tensor_rung import TensorRung
 from torch import Tensor, nn
 
-import mmspec.attention.tree
+import mmspec.attention.interface
 from mmspec.errors import ConfigError
 from mmspec.inputs import from_inputs
 from mmspec.kv import KVCache
@@ -32,7 +32,7 @@ CHAIN = TokenTree((30, 31), (-1, 0), (1.0,) * 2, ("",) * 2)
 
 @pytest.fixture(autouse=True)
 def tensor_rung(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmspec.attention.tree, "LADDER", (TensorRung(),))
+    monkeypatch.setattr(mmspec.attention.interface, "tree_attention", TensorRung().attend)
 
 
 class Decoded:
