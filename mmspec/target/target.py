@@ -33,7 +33,6 @@ from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
 from mmspec.target.positions import prompt_positions
 from mmspec.target.taps import Hidden, asked_for, taken
-from mmspec.target.untouched import is_plain
 from mmspec.tree import TokenTree
 
 
@@ -347,7 +346,7 @@ class Target:
         it is not."""
         assert self.graphs is not None
         computed = self.graphs.score(
-            call, self._compute, mode=self.attachments.state, state=self._state
+            call, self._compute, mode=self.attachments.state, model=self.model
         )
         if computed is not None and call.cache.queries is not None:
             tap = call.cache.queries.tap(call.rows, call.plan.counts)
@@ -385,13 +384,6 @@ class Target:
             )
         queries = () if tap is None else tuple(tap.held)
         return Computed(output.logits, taken(output, call.taps), queries)
-
-    def _state(self) -> int | None:
-        """Differs as `fingerprint` does; None where somebody has a hand in the model, or trains
-        it."""
-        if any(module.training or not is_plain(module) for module in self.model.modules()):
-            return None
-        return self.fingerprint
 
     def _placed(self, value: Tensor) -> Tensor:
         """On the model's device; pixels and the like in the model's dtype."""

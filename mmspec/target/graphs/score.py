@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from mmspec.errors import GraphWarning
 from mmspec.target.graphs.bucket import Bucket
 from mmspec.target.graphs.call import Computed, ScoreCall
 from mmspec.target.graphs.inputs import StaticInputs
 from mmspec.target.graphs.recorder import Recorder, Recording
+from mmspec.target.graphs.watch import Watch
 
 _MAX_SEEN = 256  # buckets that were met once
 # Of the logits' standard deviation. The same operations in the same shapes: rounding alone.
@@ -22,10 +24,6 @@ _LOW_PRECISION_TOLERANCE = 0.02
 
 Forward = Callable[[StaticInputs, ScoreCall], Computed]
 """Computes a call from its static inputs, within its `cache.writing`."""
-
-State = Callable[[], Hashable | None]
-"""Differs once the model computes by other weights or modules, which ends all graphs; None:
-somebody has a hand in it, whom a replay would pass by."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class ScoreGraphs:
         self._max_graphs = max_graphs
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
-        self._known: Hashable | None = None  # the state that the graphs were recorded in
+        self._watch: Watch | None = None  # of the model as it was when they were recorded
         self._given_up = ""
         self._counts = {"recorded": 0, "replayed": 0, "eager": 0}
 
@@ -84,18 +82,20 @@ class ScoreGraphs:
         """Drops all graphs."""
         self._graphs.clear()
         self._seen.clear()
+        self._watch = None
 
     def score(
-        self, call: ScoreCall, forward: Forward, *, mode: Hashable, state: State
+        self, call: ScoreCall, forward: Forward, *, mode: Hashable, model: PreTrainedModel
     ) -> Computed | None:
         """What the forward computes of the call, or None where it must be computed without a
-        graph, which overwrites what was written. `mode` is what else tells graphs apart."""
-        computed = self._by_graph(call, forward, mode, state)
+        graph, which overwrites what was written. `mode` is what else tells graphs apart; once the
+        `model` has other weights, modules or hooks all graphs end."""
+        computed = self._by_graph(call, forward, mode, model)
         self._counts["eager" if computed is None else "replayed"] += 1
         return computed
 
     def _by_graph(
-        self, call: ScoreCall, forward: Forward, mode: Hashable, state: State
+        self, call: ScoreCall, forward: Forward, mode: Hashable, model: PreTrainedModel
     ) -> Computed | None:
         bucket = call.bucket
         if self._given_up or bucket is None or torch.is_autocast_enabled(self._device.type):
@@ -107,14 +107,14 @@ class ScoreGraphs:
         if graph is None:
             if not self._is_worth_it(key):
                 return None
-            graph = self._record(bucket, call, forward, state())
+            graph = self._record(bucket, call, forward, model)
             if graph is None or call.cache.addresses != place:
                 return None
             self._keep(key, graph)
         self._graphs.move_to_end(key)
         computed = graph.compute(call)
         # While the device is busy: looking through a model's modules takes a while.
-        if state() != self._known:
+        if self._watch is None or not self._watch.holds:
             self.clear()
             return None
         return computed
@@ -128,13 +128,13 @@ class ScoreGraphs:
         return False
 
     def _record(
-        self, bucket: Bucket, call: ScoreCall, forward: Forward, state: Hashable | None
+        self, bucket: Bucket, call: ScoreCall, forward: Forward, model: PreTrainedModel
     ) -> _Graph | None:
-        if state != self._known:
+        if self._watch is None or not self._watch.holds:
             self._graphs.clear()
-            self._known = state
+            self._watch = Watch(model)
         varied = call.varied
-        if state is None or varied is None:
+        if not self._watch.may_record or varied is None:
             return None
         inputs = StaticInputs(bucket, self._device)
         inputs.fill(call)
