@@ -33,6 +33,10 @@ class RowNodes:
     def num_columns(self) -> int:
         return self.committed + self.visible.shape[1]
 
+    def prefix_of(self, buffer: Tensor) -> Tensor:
+        """Its committed tokens in keys or values, (committed, kv_heads, head_dim); no copy."""
+        return buffer.narrow(0, self.start, self.committed)
+
     def first_column(self, reach: Reach) -> int:
         """The first column that any node sees."""
         if reach.is_full:
@@ -87,13 +91,22 @@ class TreeCall:
     prepared: TreeTensors | None = None
     max_columns: int = 0
     _tensors: dict[torch.device, TreeTensors] = field(default_factory=dict)
-    _prefixes: dict[torch.device, Prefixes] = field(default_factory=dict)
+    _prefixes: dict[tuple[torch.device, bool], Prefixes] = field(default_factory=dict)
     _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prepared is None:
             self.max_columns = max((row.num_columns for row in self.rows), default=0)
+
+    @property
+    def is_single(self) -> bool:
+        """One row, whose lengths are known here."""
+        return self.prepared is None and len(self.rows) == 1
+
+    @property
+    def may_have_prefix(self) -> bool:
+        return self.prepared is not None or any(row.committed for row in self.rows)
 
     def tensors(self, device: torch.device) -> TreeTensors:
         """The rows as kernels read them, made once for all layers on the device."""
@@ -105,13 +118,16 @@ class TreeCall:
 
     def prefixes(self, device: torch.device) -> Prefixes:
         """The rows' prefixes, likewise; computed on the device, so that a graph computes them anew
-        in each replay."""
-        if device not in self._prefixes:
+        in each replay. Those of a warm-up would stay as they were: a capture makes its own, and
+        wants a TreeCall of its own where there are several."""
+        is_captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        key = (device, is_captured)
+        if key not in self._prefixes:
             tensors = self.tensors(device)
             starts = tensors.starts.int()
             stops = starts + tensors.committed
-            self._prefixes[device] = Prefixes(starts, stops, torch.zeros_like(starts))
-        return self._prefixes[device]
+            self._prefixes[key] = Prefixes(starts, stops, torch.zeros_like(starts))
+        return self._prefixes[key]
 
     def parts(self, row: int, reach: Reach, group: int, like: Tensor) -> list[Part]:
         """What the nodes of a row attend to. The mask is additive, in the dtype and place of
@@ -120,6 +136,14 @@ class TreeCall:
         if key not in self._parts:
             self._parts[key] = self._cut(self.rows[row], reach, group, like)
         return self._parts[key]
+
+    def mask(self, row: int, reach: Reach, device: torch.device) -> Tensor:
+        """Which columns the nodes of a row see, from the first visible one on: bool (nodes,
+        columns)."""
+        key = (row, reach, device)
+        if key not in self._dense:
+            self._dense[key] = torch.from_numpy(self.rows[row].seen(reach)).to(device)
+        return self._dense[key]
 
     def dense_mask(self, reach: Reach, like: Tensor) -> Tensor:
         """The same as a mask for a model's own attention over the padded view: additive,
