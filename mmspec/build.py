@@ -33,6 +33,7 @@ from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.target import Target
 from mmspec.target.attached import Attention
+from mmspec.target.graphs import CudaRecorder
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import (
     Processor,
@@ -117,6 +118,7 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}
+_CUDA_GRAPHS = ("auto", "never")
 _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
     "tree": lambda tree: tree,
     "chain": TokenTree.best_chain,
@@ -230,6 +232,7 @@ def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target,
     for key, value, expected in (
         ("attention", config.attention, _ATTENTIONS),
         ("packed_weights", config.packed_weights, _PACKED),
+        ("cuda_graphs", config.cuda_graphs, _CUDA_GRAPHS),
     ):
         if value not in expected:
             raise ConfigError(f"decode.{key}={value!r}: expected one of {', '.join(expected)}")
@@ -255,4 +258,7 @@ def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target,
             type(model).__name__,
             report.attention_failure,
         )
+    is_on_gpu = target.device.type == "cuda" and target.attachments.attention == "tree"
+    if is_on_gpu and config.cuda_graphs == "auto":
+        target.use_graphs(CudaRecorder(target.device))
     return target, report.shape

@@ -155,6 +155,7 @@ class DecodeConfig:
     attention: str = "auto"  # "auto": mmspec's own where the probe agrees; "model": the model's
     attention_backend: str = "auto"  # of mmspec's own; a name is asked before the default order
     packed_weights: str = "auto"  # copies for quick score calls on a CPU: auto, always, never
+    cuda_graphs: str = "auto"  # score calls and draft steps recorded on a GPU: auto, never
 
 
 @dataclass

@@ -42,6 +42,7 @@ from mmspec.state import Prompt
 from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream, build_detokenizer
 from mmspec.target import Target
+from mmspec.target.graphs import GraphInfo
 from mmspec.target.taps import check_taps
 from mmspec.tree import TokenTree
 from mmspec.verify import VERIFIERS, Rule
@@ -173,6 +174,11 @@ class Engine:
         """What is kept from request to request."""
         return self._prefill.info(off_because=self.target.cuts.whole_because)
 
+    @property
+    def graph_info(self) -> GraphInfo | None:
+        """What became of the target's score calls on a GPU; None where none is recorded."""
+        return None if self.target.graphs is None else self.target.graphs.info
+
     def share_cache(self, other: "Engine") -> None:
         """Takes and keeps KV and features where `other`, an engine of the same model, does.
 
@@ -192,6 +198,8 @@ class Engine:
         for drafter in self.drafters:
             if isinstance(drafter, LearningDrafter):
                 drafter.forget(namespace)
+        if namespace is None:
+            self.target.free()
 
     def _run(self, prompts: Iterable[object], options: Mapping[str, Any]) -> list[Result]:
         samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers

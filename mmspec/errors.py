@@ -1,5 +1,5 @@
-"""The kinds of error that mmspec raises. Every message says what it got, what it expected and how
-to mend it."""
+"""The kinds of error and warning that mmspec raises. Every message says what it got, what it
+expected and how to mend it."""
 
 
 class MmspecError(Exception):
@@ -28,3 +28,7 @@ class DatastoreError(MmspecError):
 
 class MissingExtraError(MmspecError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
+
+
+class GraphWarning(UserWarning):
+    """A model's calls cannot be recorded as CUDA graphs; they are computed without."""

@@ -2,13 +2,16 @@
 the store of texts decoded before.
 Imports nothing from the rest of mmspec."""
 
+from mmspec.kv.buffers import BufferPool
 from mmspec.kv.cache import KVCache
 from mmspec.kv.layer import FlatLayer, WritePlan
 from mmspec.kv.prefix import Lease, PrefixStore, StoreInfo
 from mmspec.kv.queries import QueryLog, QueryTap
+from mmspec.kv.slots import WriteSlots
 from mmspec.kv.view import KVView, ViewSize
 
 __all__ = [
+    "BufferPool",
     "FlatLayer",
     "KVCache",
     "KVView",
@@ -19,4 +22,5 @@ __all__ = [
     "StoreInfo",
     "ViewSize",
     "WritePlan",
+    "WriteSlots",
 ]

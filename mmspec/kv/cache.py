@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from mmspec.kv.buffers import BufferPool
 from mmspec.kv.layer import FlatLayer, WritePlan
+from mmspec.kv.moves import Move, PathMover
 from mmspec.kv.queries import QueryLog
 from mmspec.kv.regions import Region, Regions
+from mmspec.kv.slots import has_kernels
 
 Segment = tuple[tuple[Tensor, Tensor] | None, ...]
 """Keys and values of some tokens, a pair of (tokens, kv_heads, head_dim) a layer; None for a layer
@@ -34,19 +37,31 @@ class KVCache(Cache):
     attention layers that keep keys and values.
     """
 
-    def __init__(self, num_layers: int, *, queries: QueryLog | None = None) -> None:
-        """`queries`: the log of what the newest tokens asked for, where somebody reads it."""
+    def __init__(
+        self,
+        num_layers: int,
+        *,
+        queries: QueryLog | None = None,
+        pool: BufferPool | None = None,
+    ) -> None:
+        """`queries`: the log of what the newest tokens asked for, where somebody reads it. `pool`:
+        where released buffers stay for the next cache."""
         self.queries = queries
+        self.pool = pool
         self.flat_layers = [FlatLayer() for _ in range(num_layers)]
         super().__init__(layers=list(self.flat_layers))
         self._regions = Regions()
         self._written: dict[int, int] = {}  # row -> tokens written behind it, not yet committed
+        self._mover: PathMover | None = None  # of the buffers as they last were
 
     # Rows
 
     def open(self, capacity: int) -> int:
         """A new, empty row with room for `capacity` tokens (it grows when it needs more);
         returns its number."""
+        if self.pool is not None and not self._regions.num_slots:
+            for layer, spare in zip(self.flat_layers, self.pool.take(), strict=False):
+                layer.spare = spare
         row = self._regions.open(max(capacity, 1))
         self._fit_buffers()
         return row
@@ -59,11 +74,19 @@ class KVCache(Cache):
             self.queries.forget(row)
 
     def release(self) -> None:
-        """Closes all rows and gives the buffers' memory back."""
+        """Closes all rows and gives the buffers' memory back, or to the pool."""
         self._regions = Regions()
         self._written.clear()
+        self._mover = None
         if self.queries is not None:
             self.queries.clear()
+        if self.pool is not None:
+            self.pool.give(
+                [
+                    (layer.keys, layer.values) if layer.is_initialized else layer.spare
+                    for layer in self.flat_layers
+                ]
+            )
         for layer in self.flat_layers:
             layer.release()
 
@@ -84,10 +107,19 @@ class KVCache(Cache):
         return tuple(self._regions.rows)
 
     @property
+    def buffers(self) -> list[Tensor]:
+        """All there are, keys and values of one layer after the other."""
+        return [b for f in self.flat_layers if f.is_initialized for b in (f.keys, f.values)]
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the buffers lie: what was captured over them is good while this stays as it is."""
+        return tuple(buffer.data_ptr() for buffer in self.buffers)
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all buffers, used or not."""
-        buffers = [b for f in self.flat_layers if f.is_initialized for b in (f.keys, f.values)]
-        return sum(buffer.nbytes for buffer in buffers)
+        return sum(buffer.nbytes for buffer in self.buffers)
 
     # Writing
 
@@ -117,28 +149,35 @@ class KVCache(Cache):
         finally:
             self._set_plan(None)
 
+    @contextmanager
+    def planned(self, plan: WritePlan) -> Iterator[None]:
+        """Within it, and within `writing`, a forward writes by another plan: behind what the row's
+        forwards have written, or over what this one writes."""
+        own = [layer.plan for layer in self.flat_layers]
+        try:
+            self._set_plan(plan)
+            yield
+        finally:
+            for layer, former in zip(self.flat_layers, own, strict=True):
+                layer.plan = former
+
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
         """Keeps, for each row, the tokens at `path` of those written, in that order, and forgets
         the others. A path is increasing; an empty one keeps nothing."""
         if self.queries is not None:
             self.queries.commit(paths)
-        source: list[int] = []
-        destination: list[int] = []
+        moves: list[Move] = []
         for row, path in paths.items():
             region = self._regions.rows[row]
             written = self._written.pop(row, 0)
             assert not path or path[-1] < written, f"row {row}: {tuple(path)} of {written} tokens"
             end = region.start + region.length
             assert list(path) == sorted(set(path)), f"a path is increasing, got {tuple(path)}"
-            for position, node in enumerate(path):
-                if node != position:
-                    source.append(end + node)
-                    destination.append(end + position)
+            if len(path) and path[-1] != len(path) - 1:
+                moves.append(Move(end, path))
             region.length += len(path)
-        if source:
-            to, of = torch.tensor(destination), torch.tensor(source)
-            for layer in self.flat_layers:
-                layer.move(to, of)
+        if moves:
+            self._move(moves)
 
     def truncate(self, row: int, length: int) -> None:
         """Forgets the row's committed tokens from `length` on, and what was written behind them."""
@@ -177,10 +216,25 @@ class KVCache(Cache):
         self._regions.check_integrity()
         for index, layer in enumerate(self.flat_layers):
             if layer.is_initialized:
+                least = self._regions.num_slots
                 for buffer in (layer.keys, layer.values):
-                    assert buffer.shape[0] == self._regions.num_slots, (
-                        f"layer {index}: size differs"
-                    )
+                    size = buffer.shape[0]
+                    assert size == layer.num_slots, f"layer {index}: size differs"
+                    assert size == least or self.pool, f"layer {index}: size differs"
+                    assert size >= least, f"layer {index}: too small"
+
+    def _move(self, moves: Sequence[Move]) -> None:
+        """Moves accepted nodes to where they stay, in all layers."""
+        buffers = self.buffers
+        if buffers and all(has_kernels(buffer.device.type) for buffer in buffers):
+            if self._mover is None or self._mover.addresses != self.addresses:
+                self._mover = PathMover(buffers)
+            self._mover.move(moves)
+            return
+        pairs = [pair for move in moves for pair in move.pairs]
+        of, to = torch.tensor(pairs).unbind(dim=1)
+        for layer in self.flat_layers:
+            layer.move(to, of)
 
     # Room
 
@@ -214,8 +268,10 @@ class KVCache(Cache):
         for number, region in self._regions.rows.items():
             old, new = (moved or {}).get(number, (region.start, region.start))
             spans.append((old, new, self._used(number)))
+        needed = self._regions.num_slots
+        size = needed if self.pool is None else self.pool.rounded(needed)
         for layer in self.flat_layers:
-            layer.resize(self._regions.num_slots, spans)
+            layer.resize(max(size, layer.num_slots), spans)
         return True
 
     def _set_plan(self, plan: WritePlan | None) -> None:

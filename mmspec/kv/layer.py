@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from mmspec.kv.slots import WriteSlots, has_kernels
+
 
 @dataclass
 class WritePlan:
@@ -17,7 +19,9 @@ class WritePlan:
     lengths: list[int]  # (batch,) committed tokens
     counts: list[int]  # (batch,) tokens that the forward writes, the row's padding not counted
     is_viewed: bool = True  # False: the forward's attention reads the buffers, and needs no view
+    captured: WriteSlots | None = None  # where a forward writes that is captured, or replayed
     _indices: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _slots: dict[torch.device, WriteSlots] = field(default_factory=dict)
 
     @property
     def max_count(self) -> int:
@@ -32,6 +36,18 @@ class WritePlan:
     @property
     def is_single(self) -> bool:
         return len(self.counts) == 1
+
+    def slots(self, device: torch.device) -> WriteSlots:
+        """What a kernel on the device is told; where the forward is captured, the tensors that
+        stay."""
+        if self.captured is not None:
+            return self.captured
+        if device not in self._slots:
+            rows = zip(self.starts, self.lengths, strict=True)
+            told = [[start + length for start, length in rows], self.counts]
+            first, counts = torch.tensor(told).to(device, non_blocking=True)
+            self._slots[device] = WriteSlots(first, counts)
+        return self._slots[device]
 
     def indices(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """(source, destination, view) on the device: which of the forward's batch * max_count
@@ -64,16 +80,30 @@ class FlatLayer(CacheLayerMixin):
         super().__init__()
         self.plan: WritePlan | None = None
         self.num_slots = 0
+        self.spare: tuple[Tensor, Tensor] | None = None  # taken in place of new buffers if they fit
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocates the buffers in the shape, dtype and place of the first keys and values."""
         self.dtype, self.device = key_states.dtype, key_states.device
+        spare, self.spare = self.spare, None
         # Zeros: what lies behind a mask must be finite, for 0 * NaN is NaN.
-        self.keys, self.values = (
-            states.new_zeros(self.num_slots, states.shape[1], states.shape[3])
-            for states in (key_states, value_states)
-        )
+        if spare is not None and self._fits(spare, (key_states, value_states)):
+            self.keys, self.values = (buffer.zero_() for buffer in spare)
+            self.num_slots = spare[0].shape[0]
+        else:
+            self.keys, self.values = (
+                states.new_zeros(self.num_slots, states.shape[1], states.shape[3])
+                for states in (key_states, value_states)
+            )
         self.is_initialized = True
+
+    def _fits(self, spare: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor]) -> bool:
+        return all(
+            buffer.shape[0] >= self.num_slots
+            and buffer.shape[1:] == (states.shape[1], states.shape[3])
+            and (buffer.dtype, buffer.device) == (states.dtype, states.device)
+            for buffer, states in zip(spare, given, strict=True)
+        )
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -83,10 +113,15 @@ class FlatLayer(CacheLayerMixin):
         reads it. Lengths stay as they are."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._write(self.keys, key_states)
-        self._write(self.values, value_states)
-        assert self.plan is not None
-        if not self.plan.is_viewed:
+        plan = self.plan
+        assert plan is not None, "a forward over this cache must run inside `cache.writing(...)`"
+        if plan.captured is not None or has_kernels(self.keys.device.type):
+            slots = plan.slots(self.keys.device)
+            slots.write(self.keys, self.values, key_states, value_states)
+        else:
+            self._write(self.keys, key_states)
+            self._write(self.values, value_states)
+        if not plan.is_viewed:
             return key_states, value_states
         return self.view(self.keys), self.view(self.values)
 
@@ -123,7 +158,7 @@ class FlatLayer(CacheLayerMixin):
     def release(self) -> None:
         """Drops the buffers; the next `update` allocates new ones."""
         self.keys = self.values = None  # type: ignore[assignment]  # as before the first update
-        self.is_initialized, self.num_slots = False, 0
+        self.is_initialized, self.num_slots, self.spare = False, 0, None
 
     def move(self, destination: Tensor, source: Tensor) -> None:
         """Copies the slots `source` (tokens,) to `destination` (tokens,); they may overlap."""

@@ -71,7 +71,8 @@ class KVView(KVCache):
     ) -> None:
         """`newest_only[i]`: layer i looks back through a window, and is shown the newest tokens
         whatever the policy."""
-        super().__init__(len(source.flat_layers))
+        pool = None if source.pool is None else source.pool.views
+        super().__init__(len(source.flat_layers), pool=pool)
         self.source = source
         self.policy = policy
         self.size = size

@@ -1,6 +1,6 @@
 """What mmspec attaches to a model for one score call: tree attention and quick linear layers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal, Protocol
 
@@ -29,6 +29,10 @@ class Attachment(Protocol):
     @property
     def num_bytes(self) -> int:
         """Memory that it takes beside the model."""
+
+    @property
+    def state(self) -> Hashable:
+        """Differs once it makes the model compute otherwise than before, but for new weights."""
 
     def attached(self) -> AbstractContextManager[None]: ...
 
@@ -70,6 +74,11 @@ class Attachments:
         """Memory of what is attached beyond the quick linear layers: a draft's copy of weights."""
         return sum(attachment.num_bytes for attachment in self.others)
 
+    @property
+    def state(self) -> Hashable:
+        """Differs once a forward computes otherwise by what is attached."""
+        return self.attention, tuple((other, other.state) for other in self.others)
+
     @contextmanager
     def scoring(
         self,
@@ -81,11 +90,12 @@ class Attachments:
         like: Tensor,
         device: torch.device,
         wants_hidden: bool = False,
+        call: TreeCall | None = None,
     ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields who runs it (None: the model) and the keywords that it needs
         for it. `like` has the model's dtype, `device` is where its inputs go; `wants_hidden`: with
-        hidden states."""
+        hidden states; `call`: what attention is told, in place of a call made of the trees."""
         with ExitStack() as stack:
             tower = None if wants_hidden else self._tower()
             if tower is None:
@@ -101,7 +111,7 @@ class Attachments:
                 yield None, {"attention_mask": on_device(mask, device)}
                 return
             plan.is_viewed = False
-            call = self._tree_call(trees, cache, plan, written)
+            call = call or self.tree_call(trees, cache, plan, written)
             if tower is not None:
                 yield tower, {KEYWORD: call}
                 return
@@ -137,11 +147,18 @@ class Attachments:
         """Within it, one forward that writes `counts[i]` tokens behind the committed ones of
         `rows[i]` tells the cache's log its queries, where the cache has one; yields the keyword
         that it needs for it."""
-        if cache.queries is None:
+        tap = None if cache.queries is None else cache.queries.tap(rows, counts)
+        with self.tapped(tap) as inputs:
+            yield inputs
+
+    @contextmanager
+    def tapped(self, tap: QueryTap | None) -> Iterator[dict[str, QueryTap]]:
+        """Within it, one forward tells the tap its queries; yields the keyword for it."""
+        if tap is None:
             yield {}
             return
         with attached(self._text_config):
-            yield {TAP_KEYWORD: cache.queries.tap(rows, counts)}
+            yield {TAP_KEYWORD: tap}
 
     def _tower(self) -> TextTower | None:
         """What runs the model's decoder without the modules around it, where that can be."""
@@ -154,9 +171,10 @@ class Attachments:
                 return None
         return tower
 
-    def _tree_call(
+    def tree_call(
         self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan, written: Sequence[int]
     ) -> TreeCall:
+        """What attention is told of the trees' nodes behind the first `written` ones."""
         placed = zip(trees, plan.starts, plan.lengths, written, strict=True)
         rows = [
             RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))

@@ -103,6 +103,10 @@ class QuantisedLinears:
             self._made = tower, tower.with_products(dict(self._forwards))
         return self._made[1]
 
+    @property
+    def state(self) -> None:
+        return None
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within it, the layers compute by the copy, in whatever thread; so it holds a target's

@@ -37,6 +37,10 @@ class SkippedLayers:
         """The tower without them."""
         return tower.without([self._layers[index] for index in self.skipped])
 
+    @property
+    def state(self) -> frozenset[int]:
+        return self.skipped
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within it, the skipped layers do nothing, in whatever thread; so it holds a target's

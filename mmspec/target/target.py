@@ -5,6 +5,7 @@ import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,21 @@ from transformers import PreTrainedModel
 
 from mmspec.encoders.features import FeatureSource
 from mmspec.encoders.media import join, token_inputs
-from mmspec.kv import KVCache, QueryLog, WritePlan
+from mmspec.errors import ConfigError
+from mmspec.kv import BufferPool, KVCache, QueryLog, WritePlan
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import encoded
 from mmspec.target.attached import Attachment, Attachments, Attention, ForwardInputs
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
+from mmspec.target.graphs import (
+    Computed,
+    HeldQueries,
+    Recorder,
+    ScoreCall,
+    ScoreGraphs,
+    StaticInputs,
+)
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
 from mmspec.target.positions import prompt_positions
@@ -67,6 +77,8 @@ class Target:
         self._parameters = inspect.signature(model.forward).parameters
         self.cuts = prompt_cuts(model.config)  # narrowed where the encoders turn out unusual
         self._lock = threading.Lock()  # forwards of several threads, one after the other
+        self.graphs: ScoreGraphs | None = None
+        self._buffers: BufferPool | None = None
 
     def variant(self, *attachments: Attachment) -> "Target":
         """The same model, whose score calls run with more attached: quantised weights, layers left
@@ -83,7 +95,36 @@ class Target:
             blocks=own.blocks,
             others=(*own.others, *attachments),
         )
+        if self.graphs is not None:
+            variant.graphs = ScoreGraphs(self.graphs.recorder, self.device)
         return variant
+
+    def use_graphs(self, recorder: Recorder) -> None:
+        """From now on score calls that come again are recorded, and replayed; buffers of caches
+        that are made from now on stay where they are from one cache to the next. Not for a target
+        that is at work already. Raises ConfigError where attention is the model's own."""
+        if self.attachments.attention != "tree":
+            raise ConfigError(
+                "graphs need mmspec's own attention: probe the model with attention='tree'"
+            )
+        self.graphs = ScoreGraphs(recorder, self.device)
+        self._buffers = BufferPool()
+
+    def use_graphs_as(self, other: "Target") -> None:
+        """As `use_graphs`, where the other target does and this one can."""
+        if other.graphs is None or self.graphs is not None or self.attachments.attention != "tree":
+            return
+        recorder = other.graphs.recorder.another(self.device)
+        if recorder is not None:
+            self.use_graphs(recorder)
+
+    def free(self) -> None:
+        """Drops graphs, and buffers that no cache uses."""
+        with self._lock:
+            if self.graphs is not None:
+                self.graphs.clear()
+            if self._buffers is not None:
+                self._buffers.clear()
 
     @property
     def device(self) -> torch.device:
@@ -131,7 +172,7 @@ class Target:
     def new_cache(self, *, watched_queries: int = 0) -> KVCache:
         """An empty cache, which logs the queries of each row's so many newest tokens."""
         log = QueryLog(watched_queries) if watched_queries else None
-        return KVCache(self._text_config.num_hidden_layers, queries=log)
+        return KVCache(self._text_config.num_hidden_layers, queries=log, pool=self._buffers)
 
     def prefill(
         self,
@@ -276,32 +317,39 @@ class Target:
         done = list(written) or [0] * len(trees)
         counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
-        with (
-            self._forward(),
-            cache.writing([p.row for p in placements], counts, after=done) as plan,
-            self.attachments.scoring(
-                trees,
-                cache,
-                plan,
-                written=done,
-                like=self._first,
-                device=self.device,
-                wants_hidden=bool(taps),
-            ) as (tower, inputs),
-            self.attachments.watching(cache, [p.row for p in placements], counts) as watched,
-        ):
-            run: Callable[..., Any] = tower or self.model
-            output = run(
-                input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
-                    self.device
-                ),
-                position_ids=_node_positions(trees, lengths, placements, done).to(self.device),
-                past_key_values=cache,
-                use_cache=True,
-                output_hidden_states=asked_for(taps),
-                **inputs,
-                **watched,
-            )
+        rows = [placement.row for placement in placements]
+        ids = _padded([tree.tokens[old:] for tree, old in zip(trees, done, strict=True)])
+        positions = _node_positions(trees, lengths, placements, done)
+        with self._forward(), cache.writing(rows, counts, after=done) as plan:
+            output: Any = None
+            if self.graphs is not None:
+                tree_call = self.attachments.tree_call(trees, cache, plan, done)
+                output = self._by_graph(
+                    ScoreCall(ids, positions, tree_call, plan, cache, rows, taps)
+                )
+            if output is None:
+                with (
+                    self.attachments.scoring(
+                        trees,
+                        cache,
+                        plan,
+                        written=done,
+                        like=self._first,
+                        device=self.device,
+                        wants_hidden=bool(taps),
+                    ) as (tower, inputs),
+                    self.attachments.watching(cache, rows, counts) as watched,
+                ):
+                    run: Callable[..., Any] = tower or self.model
+                    output = run(
+                        input_ids=ids.to(self.device),
+                        position_ids=positions.to(self.device),
+                        past_key_values=cache,
+                        use_cache=True,
+                        output_hidden_states=asked_for(taps),
+                        **inputs,
+                        **watched,
+                    )
         hidden = taken(output, taps)
         return [
             Scores(
@@ -310,6 +358,50 @@ class Target:
             )
             for index, count in enumerate(counts)
         ]
+
+    def _by_graph(self, call: ScoreCall) -> Computed | None:
+        """The scores of a call that is replayed, whose queries go to the cache's log; None where
+        it is not."""
+        assert self.graphs is not None
+        computed = self.graphs.score(
+            call, self._compute, mode=self.attachments.state, model=self.model
+        )
+        if computed is not None and call.cache.queries is not None:
+            tap = call.cache.queries.tap(call.rows, call.plan.counts)
+            for queries in computed.queries:
+                tap.take(queries.layer, queries.states, queries.scaling)
+        return computed
+
+    def _compute(self, given: StaticInputs, call: ScoreCall) -> Computed:
+        """A call's forward, in the form that is recorded."""
+        tap = HeldQueries() if call.cache.queries is not None else None
+        plan = replace(call.plan, captured=given.slots)
+        with (
+            call.cache.planned(plan),
+            self.attachments.scoring(
+                (),
+                call.cache,
+                plan,
+                written=(),
+                like=self._first,
+                device=self.device,
+                wants_hidden=bool(call.taps),
+                call=given.tree_call(call),
+            ) as (tower, inputs),
+            self.attachments.tapped(tap) as tapped,
+        ):
+            run: Callable[..., Any] = tower or self.model
+            output = run(
+                input_ids=given.ids,
+                position_ids=given.positions,
+                past_key_values=call.cache,
+                use_cache=True,
+                output_hidden_states=asked_for(call.taps),
+                **inputs,
+                **tapped,
+            )
+        queries = () if tap is None else tuple(tap.held)
+        return Computed(output.logits, taken(output, call.taps), queries)
 
     def _placed(self, value: Tensor) -> Tensor:
         """On the model's device; pixels and the like in the model's dtype."""

@@ -56,6 +56,7 @@ class BoundDraftModel:
         self.model = settings.model
         self.num_readable = settings.num_readable
         self.draws = settings.draw == "sample"
+        self.model.use_graphs_as(target)
         self.cache = self.model.new_cache()
         self.lock = threading.RLock()
         self._cost = ForwardCost()

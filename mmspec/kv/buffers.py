@@ -1,0 +1,75 @@
+"""BufferPool: flat buffers that outlive the cache they were made for.
+
+A captured graph writes to the addresses that it was captured with. The next cache of the same model
+takes over the last one's buffers, and with them its graphs.
+"""
+
+import threading
+from collections.abc import Sequence
+
+from torch import Tensor
+
+Buffers = Sequence[tuple[Tensor, Tensor] | None]
+"""Keys and values by layer, each (slots, kv_heads, head_dim); None for a layer that keeps none."""
+
+_STEPS = (
+    4  # sizes from one power of two to the next: at most a quarter of a buffer is not asked for
+)
+
+
+class BufferPool:
+    """Keeps the buffers of one cache that was released: the largest. Can be used from several
+    threads."""
+
+    def __init__(self, *, least_slots: int = 4096) -> None:
+        """`least_slots`: no buffer is smaller, for one that grows has to move."""
+        self.least_slots = least_slots
+        self._idle: Buffers = ()
+        self._lock = threading.Lock()
+        self._views: BufferPool | None = None
+
+    @property
+    def views(self) -> "BufferPool":
+        """Of the small caches that show a selection of a large one."""
+        with self._lock:
+            if self._views is None:
+                self._views = BufferPool(least_slots=self.least_slots // 4)
+            return self._views
+
+    def rounded(self, num_slots: int) -> int:
+        """The size of a buffer that shall hold so many slots."""
+        if num_slots <= self.least_slots:
+            return self.least_slots
+        step = max(2 ** ((num_slots - 1).bit_length() - 1) // _STEPS, 1)
+        return -(-num_slots // step) * step
+
+    def take(self) -> Buffers:
+        """The idle buffers, which are the caller's then; empty where there are none."""
+        with self._lock:
+            taken, self._idle = self._idle, ()
+            return taken
+
+    def give(self, buffers: Buffers) -> None:
+        """Buffers that nobody writes to any more; dropped where larger ones are idle."""
+        with self._lock:
+            if _num_bytes(buffers) >= _num_bytes(self._idle):
+                self._idle = tuple(buffers)
+
+    def clear(self) -> None:
+        """Drops what is idle."""
+        with self._lock:
+            self._idle, views = (), self._views
+        if views is not None:
+            views.clear()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what is idle, views' included."""
+        with self._lock:
+            views = self._views
+            own = _num_bytes(self._idle)
+        return own + (0 if views is None else views.num_bytes)
+
+
+def _num_bytes(buffers: Buffers) -> int:
+    return sum(tensor.nbytes for pair in buffers if pair is not None for tensor in pair)

@@ -1,0 +1,108 @@
+"""ScoreCall: one call as it is asked for, and what comes of it."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mmspec.attention import RowNodes, TreeCall
+from mmspec.kv import KVCache, QueryTap, WritePlan
+from mmspec.target.graphs.bucket import Bucket
+
+
+@dataclass(frozen=True)
+class ScoreCall:
+    """The nodes of some rows, within `cache.writing`."""
+
+    ids: Tensor  # (batch, nodes) int64, on the CPU; short rows are padded
+    positions: Tensor  # (batch, nodes), or (planes, batch, nodes) under M-RoPE; on the CPU
+    tree: TreeCall
+    plan: WritePlan
+    cache: KVCache
+    rows: Sequence[int]  # (batch,) the cache's numbers
+    taps: Collection[int]
+
+    @property
+    def bucket(self) -> Bucket | None:
+        """The graph's shapes; None where none takes it."""
+        batch, nodes = self.ids.shape
+        return Bucket.of(
+            rows=batch,
+            nodes=nodes,
+            tail=max(len(row.depths) for row in self.tree.rows),
+            columns=self.tree.max_columns,
+            planes=1 if self.positions.ndim == 2 else self.positions.shape[0],
+        )
+
+    @property
+    def varied(self) -> "ScoreCall | None":
+        """A call of the same bucket that differs in every value: tokens, positions, slots, lengths
+        and counts. It makes no sense, but writes to slots that this call writes to, or one further,
+        and nowhere else. None where a row has no such slot, or is too short."""
+        plan = self.plan
+        first = [start + end for start, end in zip(plan.starts, plan.lengths, strict=True)]
+        for row, own, slot, count in zip(
+            self.rows, self.tree.rows, first, plan.counts, strict=True
+        ):
+            region = self.cache.region(row)
+            if own.committed < 2 or slot + count >= region.start + region.capacity:
+                return None
+        return replace(
+            self,
+            ids=torch.where(self.ids > 0, self.ids - 1, 1),
+            positions=(self.positions - 1).clamp(min=0),
+            tree=TreeCall(
+                [_varied(row) for row in self.tree.rows], self.tree.layers, self.tree.reaches
+            ),
+            plan=WritePlan(
+                [start + 2 for start in plan.starts],
+                [length - 1 for length in plan.lengths],
+                [max(count - 1, 1) for count in plan.counts],
+            ),
+        )
+
+
+def _varied(row: RowNodes) -> RowNodes:
+    kept = -1 if row.num_nodes > 1 else None
+    return RowNodes(row.start + 2, row.committed - 1, row.visible[:kept, :kept], row.depths[:kept])
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What a layer asked for."""
+
+    layer: int
+    states: Tensor  # (batch, heads, nodes, head_dim)
+    scaling: float
+
+
+class HeldQueries(QueryTap):
+    """A tap that only holds what it is told: whose tokens they are is known at each replay."""
+
+    def __init__(self) -> None:
+        super().__init__((), 0)
+        self.held: list[Queries] = []
+
+    def take(self, layer: int, query: Tensor, scaling: float) -> None:
+        self.held.append(Queries(layer, query, scaling))
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a forward computed. A graph's own is overwritten by its next replay."""
+
+    logits: Tensor  # (batch, nodes, vocab)
+    hidden_states: Mapping[int, Tensor] = field(default_factory=dict)  # by tap
+    queries: tuple[Queries, ...] = ()
+
+    def copied(self, batch: int, nodes: int) -> "Computed":
+        """The first rows and nodes, which are the real ones, in memory of their own."""
+        return Computed(
+            self.logits[:batch, :nodes].clone(),
+            {tap: states[:batch, :nodes].clone() for tap, states in self.hidden_states.items()},
+            tuple(
+                Queries(q.layer, q.states[:batch, :, :nodes].clone(), q.scaling)
+                for q in self.queries
+            ),
+        )

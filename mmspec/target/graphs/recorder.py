@@ -1,0 +1,106 @@
+"""Recorder: makes of a forward something that can be repeated without running Python."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from mmspec.target.graphs.call import Computed
+from mmspec.target.graphs.guard import NoSync
+
+_WARM_UPS = 2  # compile kernels, choose algorithms and allocate workspaces: nothing to be recorded
+
+
+class Recording(NamedTuple):
+    """A forward, recorded. `replay` computes `computed` anew, in place, from what the tensors that
+    the forward read hold by then."""
+
+    computed: Computed
+    replay: Callable[[], None]
+
+
+class Recorder(Protocol):
+    """Records for one target, whose calls come one after the other."""
+
+    def another(self, device: torch.device) -> "Recorder | None":
+        """One like it for calls on a device, which may run at the same time as its own; None for a
+        device that it knows nothing of."""
+
+    def record(self, forward: Callable[[], Computed]) -> Recording:
+        """Runs the forward a few times, and records it. Raises RuntimeError or whatever the forward
+        does for what cannot be recorded."""
+
+
+class CudaRecorder:
+    """CUDA graphs in one memory pool.
+
+    What a graph computes on the way lies where other graphs' does: a result must have been copied
+    before the next replay of any graph, which a target's lock sees to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        self._last: torch.cuda.Stream | None = None  # that a replay ran on
+
+    def another(self, device: torch.device) -> "CudaRecorder | None":
+        return CudaRecorder(device) if device.type == "cuda" else None
+
+    def record(self, forward: Callable[[], Computed]) -> Recording:
+        with torch.cuda.device(self._device):
+            return self._record(forward)
+
+    def _record(self, forward: Callable[[], Computed]) -> Recording:
+        if self._stream is None or self._pool is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        caller = torch.cuda.current_stream()
+        self._stream.wait_stream(caller)
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UPS):
+                with NoSync(self._device):
+                    forward()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with _uncollected(), torch.cuda.stream(self._stream):
+            # Of other threads' work this one shall not know.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                computed = forward()
+            except BaseException:
+                self._abandon(graph)
+                raise
+            graph.capture_end()
+        caller.wait_stream(self._stream)
+
+        def replay() -> None:
+            stream = torch.cuda.current_stream(self._device)
+            if self._last is not None and self._last != stream:
+                stream.wait_stream(self._last)
+            self._last = stream
+            with torch.cuda.device(self._device):
+                graph.replay()
+
+        return Recording(computed, replay)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Ends a recording that failed; what ended it is what matters, not what this raises."""
+        with suppress(RuntimeError):
+            graph.capture_end()
+        # Where ending it failed too, the allocator still waits for that.
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection, which could free another graph while one is recorded."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,98 @@
+"""A recorder for the CPU: as a CUDA graph it repeats operations on the same memory, and no Python.
+
+What the recorded forward read of Python objects, and any tensor that it made of them, stays what it
+was; what it read of tensors is read anew.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from mmspec.target.graphs import Computed, Recording
+from mmspec.target.graphs.guard import NoSync
+
+
+class TapeRecorder:
+    """Counts what it made: `recordings`, by how often each was replayed."""
+
+    def __init__(self) -> None:
+        self.replays: list[int] = []
+
+    def another(self, device: torch.device) -> "TapeRecorder":
+        return TapeRecorder()
+
+    def record(self, forward: Callable[[], Computed]) -> Recording:
+        with NoSync(torch.device("cpu")):
+            forward()
+        tape = Tape()
+        with tape, pytest.MonkeyPatch.context() as patch:
+            tape.take_launches(patch)
+            computed = forward()
+        number = len(self.replays)
+        self.replays.append(0)
+
+        def replay() -> None:
+            self.replays[number] += 1
+            tape.replay()
+
+        return Recording(computed, replay)
+
+
+class Tape(TorchDispatchMode):
+    """Holds the operations that run within it, and what they were given and made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps: list[Callable[[], None]] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        made = func(*args, **named)
+        given = {_memory(t) for t in tree_leaves((args, named)) if isinstance(t, Tensor)}
+        outputs = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
+
+        def again() -> None:
+            anew = [t for t in tree_leaves(func(*args, **named)) if isinstance(t, Tensor)]
+            for output, value in zip(outputs, anew, strict=True):
+                if _memory(output) not in given:  # a view, or changed in place
+                    output.copy_(value)
+
+        self._steps.append(again)
+        return made
+
+    def take_launches(self, patch: pytest.MonkeyPatch) -> None:
+        """Launches of Triton kernels, which its interpreter runs beside torch."""
+        try:
+            from triton.runtime.interpreter import GridExecutor
+        except ImportError:
+            return
+        launch = GridExecutor.__call__
+
+        def recorded(executor: Any, *args: Any, **kwargs: Any) -> None:
+            def again() -> None:
+                launch(executor, *args, **kwargs)
+
+            with _disable_current_modes():
+                again()
+            self._steps.append(again)
+
+        patch.setattr(GridExecutor, "__call__", recorded)
+
+    def replay(self) -> None:
+        for step in self._steps:
+            step()
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,325 @@
+"""A bucket's sizes, its tensors, what may not be recorded, and how CUDA is asked to record."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tape import TapeRecorder
+from torch import Tensor
+
+import mmspec.kv.slots
+from mmspec.attention import Reach, RowNodes, TreeCall
+from mmspec.attention.tensors import TreeTensors
+from mmspec.kv import KVCache, WritePlan
+from mmspec.target.graphs import Bucket, Computed, CudaRecorder, ScoreCall, StaticInputs
+from mmspec.target.graphs.guard import NoSync, Unrepeatable
+
+CPU = torch.device("cpu")
+
+
+@given(
+    rows=st.integers(1, 64), nodes=st.integers(1, 128), old=st.integers(0, 128),
+    committed=st.integers(0, 200_000), planes=st.sampled_from([1, 3]),
+)  # fmt: skip
+def test_a_bucket_is_as_large_as_its_calls_and_not_much_larger(
+    rows: int, nodes: int, old: int, committed: int, planes: int
+) -> None:
+    tail = nodes + old
+    sizes = (rows, nodes, tail, committed + tail, planes)
+    bucket = Bucket.of(rows=rows, nodes=nodes, tail=tail, columns=committed + tail, planes=planes)
+    assert bucket is not None
+    padded = (bucket.rows, bucket.nodes, bucket.tail, bucket.columns, bucket.planes)
+    assert all(size <= large for size, large in zip(sizes, padded, strict=True))
+    least = (1, 1, 32, 512, 1)
+    assert all(large <= max(2 * n, m) for n, large, m in zip(sizes, padded, least, strict=True))
+    assert bucket.nodes in (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def test_a_call_too_large_has_no_bucket() -> None:
+    sizes = {"rows": 1, "nodes": 1, "tail": 1, "columns": 10, "planes": 1}
+    assert Bucket.of(**sizes) is not None
+    for name, size in (("rows", 65), ("nodes", 129), ("tail", 257)):
+        assert Bucket.of(**{**sizes, name: size}) is None
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> ScoreCall:
+    """What a call is told, of rows in their regions."""
+    rows, cache = [], KVCache(1)
+    starts, lengths, counts = [], [], []
+    for _ in range(draw(st.integers(1, 3))):
+        old, nodes, committed = draw(st.integers(0, 3)), draw(st.integers(1, 5)), 20
+        tail = old + nodes
+        seen = np.tril(np.ones((tail, tail), dtype=np.bool_))[old:]
+        start = cache.region(cache.open(40)).start
+        rows.append(RowNodes(start, committed, seen, np.arange(tail)))
+        starts.append(start)
+        lengths.append(committed + old)
+        counts.append(nodes)
+    planes, width = draw(st.sampled_from([1, 3])), max(counts)
+    positions = torch.arange(planes * len(rows) * width).view(planes, len(rows), width) + 20
+    return ScoreCall(
+        torch.randint(3, 90, (len(rows), width)),
+        positions if planes > 1 else positions[0],
+        TreeCall(rows, cache.flat_layers, [Reach()]),
+        WritePlan(starts, lengths, counts),
+        cache,
+        cache.rows,
+        (),
+    )
+
+
+@given(first=calls(), second=calls())
+@settings(max_examples=25)
+def test_static_inputs_hold_the_last_call_alone(first: ScoreCall, second: ScoreCall) -> None:
+    planes = 1 if second.positions.ndim == 2 else 3
+    bucket = Bucket(4, 8, 32, 512, planes)
+    inputs = StaticInputs(bucket, CPU)
+    addresses = [t.data_ptr() for t in tensors_of(inputs)]
+    assert all(address % 16 == 0 for address in addresses)
+    if first.positions.ndim == second.positions.ndim:
+        inputs.fill(first)
+    inputs.fill(second)
+    batch, nodes = second.ids.shape
+    assert [t.data_ptr() for t in tensors_of(inputs)] == addresses
+    assert torch.equal(inputs.ids[:batch, :nodes], second.ids)
+    assert torch.equal(inputs.positions[..., :batch, :nodes], second.positions)
+    assert not inputs.ids[batch:].any() and not inputs.ids[:, nodes:].any()
+    plan = second.plan
+    assert inputs.slots.first[:batch].tolist() == [
+        start + length for start, length in zip(plan.starts, plan.lengths, strict=True)
+    ]
+    assert inputs.slots.counts.tolist() == [*plan.counts, *[0] * (4 - batch)]
+    expected = TreeTensors.of(second.tree.rows, "cpu", batch=4, nodes=8, tail=32)
+    assert all(map(torch.equal, vars(inputs.tree).values(), vars(expected).values()))
+
+
+def tensors_of(inputs: StaticInputs) -> list[Tensor]:
+    tree = vars(inputs.tree).values()
+    return [inputs.ids, inputs.positions, inputs.slots.first, inputs.slots.counts, *tree]
+
+
+@given(call=calls())
+@settings(max_examples=25)
+def test_a_varied_call_differs_in_every_value_and_touches_nothing_committed(
+    call: ScoreCall,
+) -> None:
+    varied = call.varied
+    assert varied is not None and varied.bucket is not None and call.bucket is not None
+    assert (varied.ids != call.ids).all() and (varied.positions != call.positions).all()
+    rows = zip(call.tree.rows, varied.tree.rows, strict=True)
+    for own, other in rows:
+        assert own.start != other.start and own.committed != other.committed
+        assert own.num_nodes == 1 or own.num_nodes != other.num_nodes
+    for index, row in enumerate(call.rows):
+        region = call.cache.region(row)
+        first, other = (
+            plan.starts[index] + plan.lengths[index] for plan in (call.plan, varied.plan)
+        )
+        assert other == first + 1
+        assert other + varied.plan.counts[index] <= region.start + region.capacity
+    region.capacity = first + call.plan.counts[-1] - region.start
+    assert call.varied is None
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda t: t[0].item(),
+        lambda t: bool((t > 0).all()),
+        lambda t: t.nonzero(),
+        lambda t: t[t > 0],
+        lambda t: t.masked_select(t > 0),
+        lambda t: torch.unique(t),
+        lambda t: t.index_put_((t > 0,), torch.ones(4)),
+        lambda t: torch.repeat_interleave(t, (t > 0).long()),
+    ],
+)  # fmt: skip
+def test_what_waits_for_the_device_is_refused(forward: Callable[[Tensor], object]) -> None:
+    with pytest.raises(Unrepeatable, match="looks at values on the device"), NoSync(CPU):
+        forward(torch.ones(4))
+
+
+def test_what_a_graph_repeats_is_allowed() -> None:
+    states = torch.randn(4, 6)
+    with NoSync(CPU):
+        index = torch.tensor([2, 0])
+        made = states[index].softmax(-1) @ states[:2].T
+        states.index_copy_(0, index, made @ states[:2])
+        states[:, 1] = 0.0
+        states.masked_fill_(states > 1, 0.0)
+
+
+def test_a_copy_from_another_device_is_refused() -> None:
+    with pytest.raises(Unrepeatable, match="copies between CPU and device"):
+        with NoSync(torch.device("meta")):
+            torch.ones(4).to("meta")
+    with NoSync(torch.device("meta")):
+        assert (torch.ones(4, device="meta") * torch.tensor(2.0)).shape == (4,)
+
+
+def test_a_tape_repeats_operations_and_not_python() -> None:
+    """The stand-in is as strict as a graph: what Python has read stays what it was."""
+    given, length = torch.arange(4.0), [2]
+
+    def forward() -> Computed:
+        doubled = given.view(2, 2).mul(2)
+        doubled[0].add_(1)
+        return Computed(doubled.flatten()[: length[0]] + torch.tensor(float(length[0])))
+
+    computed, replay = TapeRecorder().record(forward)
+    assert computed.logits.tolist() == [3.0, 5.0]
+    given.copy_(torch.tensor([10.0, 20.0, 0.0, 0.0]))
+    length[0] = 4
+    replay()
+    assert computed.logits.tolist() == [23.0, 43.0]
+
+
+def test_the_write_kernel_is_repeated_with_what_its_tensors_say_then() -> None:
+    pytest.importorskip("triton")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        from mmspec.kv import kernels  # noqa: F401
+
+        patch.setattr(mmspec.kv.slots, "has_kernels", lambda device: True)
+        slots = mmspec.kv.WriteSlots(torch.tensor([3, 0]), torch.tensor([2, 0]))
+        keys, values = torch.zeros(8, 2, 4), torch.zeros(8, 2, 4)
+        states = torch.ones(2, 2, 2, 4)
+
+        def forward() -> Computed:
+            slots.write(keys, values, states, -states)
+            return Computed(keys)
+
+        _, replay = TapeRecorder().record(forward)
+        keys.zero_()
+        slots.first.copy_(torch.tensor([5, 1]))
+        slots.counts.copy_(torch.tensor([1, 2]))
+        states.mul_(7)
+        replay()
+    assert keys[:, 0, 0].tolist() == [0, 7, 7, 0, 0, 7, 0, 0]
+
+
+class Cuda:
+    """Stands in for torch.cuda: what is asked of it, in order, and on which stream."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.current = Stream(self, "caller")
+        self.fails = False
+
+    @contextmanager
+    def stream(self, stream: "Stream") -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def say(self, what: str) -> None:
+        self.log.append(f"{self.current.name}: {what}")
+
+
+class Stream:
+    def __init__(self, cuda: Cuda, name: str = "side") -> None:
+        self.cuda, self.name = cuda, name
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.cuda.log.append(f"{self.name} waits for {other.name}")
+
+    def synchronize(self) -> None:
+        self.cuda.log.append(f"{self.name} is done")
+
+
+class Graph:
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+
+    def capture_begin(self, *, pool: object, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        self.cuda.say(f"begins in {pool}")
+
+    def capture_end(self) -> None:
+        self.cuda.say("ends")
+        if self.cuda.fails:
+            raise RuntimeError("invalidated")
+
+    def replay(self) -> None:
+        self.cuda.say("replays")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    fake = Cuda()
+    stand_ins: dict[str, Any] = {
+        "Stream": lambda: Stream(fake),
+        "CUDAGraph": lambda: Graph(fake),
+        "graph_pool_handle": lambda: "pool",
+        "current_stream": lambda device=None: fake.current,
+        "stream": fake.stream,
+        "device": lambda device: nullcontext(),
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return fake
+
+
+def test_cuda_warms_up_beside_the_recording_and_shares_one_pool(cuda: Cuda) -> None:
+    recorder = CudaRecorder(torch.device("cuda", 0))
+
+    def forward() -> Computed:
+        cuda.say("forward")
+        return Computed(torch.zeros(1))
+
+    _, replay = recorder.record(forward)
+    assert cuda.log == [
+        "side waits for caller",
+        "side: forward",
+        "side: forward",
+        "side is done",
+        "side: begins in pool",
+        "side: forward",
+        "side: ends",
+        "caller waits for side",
+    ]
+    cuda.log.clear()
+    replay()
+    with cuda.stream(Stream(cuda, "other")):
+        replay()
+    assert cuda.log == ["caller: replays", "other waits for caller", "other: replays"]
+    another = recorder.another(torch.device("cuda", 1))
+    assert isinstance(another, CudaRecorder) and another is not recorder
+    assert recorder.another(torch.device("cpu")) is None
+
+
+def test_a_recording_that_fails_leaves_the_callers_stream_and_says_why(cuda: Cuda) -> None:
+    import gc
+
+    cuda.fails = True
+    caller, runs = cuda.current, []
+
+    def forward() -> Computed:
+        runs.append(1)
+        if len(runs) == 3:
+            raise ValueError("the reason")
+        return Computed(torch.zeros(1))
+
+    with pytest.raises(ValueError, match="the reason"):
+        CudaRecorder(torch.device("cuda", 0)).record(forward)
+    assert cuda.current is caller and gc.isenabled()
+    assert cuda.log[-1] == "side: ends"
+
+
+def test_a_forward_that_syncs_never_reaches_the_recording(cuda: Cuda) -> None:
+    states = torch.ones(3)
+
+    def forward() -> Computed:
+        return Computed(states[: int(states.to("meta").shape[0])])
+
+    with pytest.raises(Unrepeatable, match="copies between"):
+        CudaRecorder(torch.device("cuda", 0)).record(forward)
+    assert not any("begins" in line for line in cuda.log)
