@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmspec.attention.reach import Reach
+from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import FlatLayer
 
 _MAX_MASK = 2**22  # entries; a longer prefix is attended to without a mask, apart from the tail
@@ -71,8 +72,15 @@ class TreeCall:
     rows: Sequence[RowNodes]  # (batch,)
     layers: Sequence[FlatLayer]  # the cache's, by layer index
     reaches: Sequence[Reach]  # by layer index
+    _tensors: dict[torch.device, TreeTensors] = field(default_factory=dict)
     _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def tensors(self, device: torch.device) -> TreeTensors:
+        """The rows as kernels read them, made once for all layers on the device."""
+        if device not in self._tensors:
+            self._tensors[device] = TreeTensors.of(self.rows, device)
+        return self._tensors[device]
 
     def parts(self, row: int, reach: Reach, group: int, like: Tensor) -> list[Part]:
         """What the nodes of a row attend to. The mask is additive, in the dtype and place of

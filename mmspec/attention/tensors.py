@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmspec.attention.call import RowNodes
+if TYPE_CHECKING:
+    from mmspec.attention.call import RowNodes
 
 WORD_BITS = 32
 
@@ -26,7 +28,7 @@ class TreeTensors:
 
     @staticmethod
     def of(
-        rows: Sequence[RowNodes],
+        rows: "Sequence[RowNodes]",
         device: torch.device | str,
         *,
         batch: int | None = None,

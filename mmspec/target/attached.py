@@ -73,19 +73,17 @@ class Attachments:
         written: Sequence[int],
         like: Tensor,
         device: torch.device,
-        wants_hidden: bool = False,
     ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields who runs it (None: the model) and the keywords that it needs
-        for it. `like` has the model's dtype, `device` is where its inputs go; `wants_hidden`: with
-        hidden states."""
+        for it. `like` has the model's dtype, `device` is where its inputs go."""
         with ExitStack() as stack:
             for attachment in self.others:
                 stack.enter_context(attachment.attached())
             tower = None
             if self.blocks is not None and self.attention == "tree":
                 tower = self.blocks.tower
-                if tower is None or wants_hidden or not tower.can_run():
+                if tower is None or not tower.can_run():
                     tower = None
                     stack.enter_context(self.blocks.attached())
             if self.linears is not None:

@@ -268,7 +268,6 @@ class Target:
                 written=done,
                 like=self._first,
                 device=self.device,
-                wants_hidden=bool(taps),
             ) as (tower, inputs),
             self.attachments.watching(cache, [p.row for p in placements], counts) as watched,
         ):

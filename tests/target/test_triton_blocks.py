@@ -1,0 +1,241 @@
+"""Blocks of kernels: the numbers of the model's own forward, in a handful of launches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from kernel_device import DEVICE, mend_bfloat16
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
+
+from mmspec.state import Prompt
+from mmspec.target import Target, blocks
+from mmspec.target.tower import TextTower, TowerOutput, quick_blocks
+from mmspec.tree import TokenTree
+
+pytest.importorskip("triton")
+
+from mmspec.target.kernels.skinny import Tiling
+from mmspec.target.tilings import Shape, Tilings
+from mmspec.target.triton_parts import TritonKit
+
+#     0
+#    / \
+#   1   2
+#  / \
+# 3   4
+FIVE = TokenTree((60, 61, 62, 63, 64), (-1, 0, 0, 1, 1), (1.0,) * 5, ("", *"aaaa"))
+KNOWN = ["llama", "mistral_sliding", "qwen2", "qwen3", "qwen2_5_vl", "qwen3_vl"]
+TILING = Tiling(outputs=16, inputs=32, warps=4, stages=2)
+
+
+class Skinny(Tilings):
+    """One tiling for whatever can be tiled."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def find(self, shape: Shape, rows: int) -> Tiling | None:
+        return TILING
+
+
+def score(target: Target, taps: tuple[int, ...] = ()) -> Any:
+    """A tree over a short prefix beside node 0 alone over a shorter one."""
+    cache = target.new_cache()
+    placements = [
+        target.prefill(Prompt(torch.arange(40, 40 + length)), cache, cache.open(16)).placement
+        for length in (7, 4)
+    ]
+    return target.score([FIVE, TokenTree.root(60)], cache, placements, taps=taps)
+
+
+def built(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    return FAMILIES[name].build(dtype).to(DEVICE)
+
+
+def fused(model: PreTrainedModel, tilings: Tilings | None = None) -> Target:
+    kit = TritonKit(tilings, device_type=DEVICE)
+    return Target(model, attention="tree", blocks=quick_blocks(model, kit=kit))
+
+
+def error(found: Any, expected: Any) -> float:
+    """The largest difference, in the logits' standard deviations."""
+    pairs = [(a.logits.double(), b.logits.double()) for a, b in zip(found, expected, strict=True)]
+    return max(float((a - b).abs().max() / b.std()) for a, b in pairs)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What ran, since the test began: blocks, and towers."""
+    seen: list[str] = []
+    block, tower = blocks.Block.run, TextTower.__call__
+
+    def counted_block(self: Any, *args: Any) -> Any:
+        seen.append("block")
+        return block(self, *args)
+
+    def counted_tower(self: Any, **inputs: Any) -> TowerOutput:
+        seen.append("tower")
+        return tower(self, **inputs)
+
+    monkeypatch.setattr(blocks.Block, "run", counted_block)
+    monkeypatch.setattr(TextTower, "__call__", counted_tower)
+    return seen
+
+
+@pytest.mark.parametrize("tilings", [None, Skinny()], ids=["library", "skinny"])
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_tower_of_kernels_says_what_the_model_says(
+    name: str, tilings: Tilings | None, ran: list[str]
+) -> None:
+    model = built(name, torch.float32)
+    found, expected = score(fused(model, tilings)), score(Target(model, attention="tree"))
+    assert ran == ["tower", "block", "block"]
+    assert error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_model(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mend_bfloat16(monkeypatch)
+    low = built(name, torch.bfloat16)
+    exact = built(name, torch.float64).requires_grad_(False)
+    for high, rounded in zip(exact.parameters(), low.parameters(), strict=True):
+        high.copy_(rounded)
+    truth = score(Target(exact, attention="tree"))
+    own = error(score(Target(low, attention="tree")), truth)
+    assert own > 1e-3, "bfloat16 is seen in the logits"
+    for tilings in (None, Skinny()):
+        assert error(score(fused(low, tilings)), truth) <= 1.5 * own
+
+
+def test_hidden_states_are_the_models_own(ran: list[str]) -> None:
+    model = built("qwen3_vl", torch.float32)
+    taps = (0, 1, 2)
+    found, expected = score(fused(model), taps), score(Target(model, attention="tree"), taps)
+    assert ran[0] == "tower"
+    for made, own in zip(found, expected, strict=True):
+        for tap in taps:
+            torch.testing.assert_close(made.hidden[tap], own.hidden[tap], atol=1e-5, rtol=1e-5)
+
+
+def test_what_others_have_a_hand_in_is_left_to_the_model(ran: list[str]) -> None:
+    model = built("qwen2", torch.float32)
+    target = fused(model)
+    first, second = model.get_decoder().layers
+    seen: list[object] = []
+    first.mlp.register_forward_hook(lambda *_: seen.append("hook"))
+    expected = score(Target(model, attention="tree"))
+    assert error(score(target), expected) < 1e-5
+    assert ran == ["block"] and len(seen) > 0, "the second block alone, in the model's own forward"
+    own = second.self_attn.o_proj.forward
+    second.self_attn.o_proj.forward = lambda states: 2 * own(states)
+    ran.clear()
+    assert error(score(target), expected) > 1e-2
+    assert not ran
+
+
+def test_nodes_above_the_tilings_are_the_librarys_product() -> None:
+    model = built("llama", torch.float32)
+    projections = [model.get_decoder().layers[0].self_attn.o_proj]
+    shape = Shape.of(projections)
+    assert shape == Shape((64,), 64, torch.float32, False, False)
+    tilings = Tilings({(shape, 16): TILING})
+    assert [tilings.find(shape, rows) for rows in (0, 1, 2, 16, 17, 65)] == [
+        *(None, None, TILING, TILING, None, None)
+    ]
+
+
+def test_weights_that_are_no_plain_ones_have_no_shape() -> None:
+    model = built("qwen2", torch.float32)
+    layer = model.get_decoder().layers[0]
+    attention, mlp = layer.self_attn, layer.mlp
+    assert Shape.of([attention.q_proj, attention.o_proj]) is None, "a bias here, none there"
+    assert Shape.of([mlp.gate_proj, mlp.up_proj], is_gated=True) is not None
+    mlp.up_proj.forward = mlp.up_proj.forward
+    assert Shape.of([mlp.gate_proj, mlp.up_proj], is_gated=True) is None
+    assert Shape.of([built("llama", torch.float64).lm_head]) is None
+
+
+# Launches
+
+
+class Launches(TorchDispatchMode):
+    """Counts what would be a kernel: Triton's launches, and torch's operations that compute."""
+
+    _FREE = frozenset(  # views, and memory that is not written
+        {
+            *("view", "_unsafe_view", "transpose", "t", "split", "split_with_sizes", "expand"),
+            *("unsqueeze", "slice", "select", "detach", "empty", "new_empty", "empty_like"),
+            *("alias", "as_strided", "permute", "unflatten", "squeeze"),
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self._inside = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if not self._inside and name not in self._FREE:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def counted(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        from triton.runtime.interpreter import InterpretedFunction
+
+        own = InterpretedFunction.run
+
+        def run(function: Any, *args: Any, **kwargs: Any) -> Any:
+            self.names.append(f"triton {function.fn.__name__}")
+            self._inside = True
+            try:
+                return own(function, *args, **kwargs)
+            finally:
+                self._inside = False
+
+        with monkeypatch.context() as patched, self:
+            patched.setattr(InterpretedFunction, "run", run)
+            yield
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="counts the interpreter's launches")
+@pytest.mark.parametrize(
+    "name, tilings, most",
+    [
+        ("llama", Skinny(), 7),
+        ("llama", None, 11),
+        ("qwen2", Skinny(), 7),
+        ("qwen3", Skinny(), 7),
+    ],
+    ids=["skinny", "library", "bias", "head norms"],
+)
+def test_a_block_is_a_handful_of_launches_beside_its_attention(
+    name: str, tilings: Tilings | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attend(query: Tensor, *_: object) -> Tensor:
+        return query.transpose(1, 2)
+
+    monkeypatch.setattr(blocks, "attend_layer", attend)
+    model = built(name, torch.float32)
+    target = fused(model, tilings)
+    launches = Launches()
+    run = blocks.Block.run
+
+    def counted(self: Any, *args: Any) -> Any:
+        with launches.counted(monkeypatch):
+            return run(self, *args)
+
+    monkeypatch.setattr(blocks.Block, "run", counted)
+    score(target)
+    layers = len(model.get_decoder().layers)
+    shown = "\n".join(launches.names)
+    assert "triton _add_norm" in launches.names, shown
+    assert len(launches.names) <= most * layers, shown
