@@ -84,6 +84,9 @@ class Kit(Protocol):
     def angles(self, cos: Tensor, sin: Tensor) -> Angles:
         """Of (batch, nodes, head_dim) each, as transformers makes them."""
 
+    def settle(self) -> None:
+        """All parts are made: what there is to choose between is measured."""
+
 
 def activation_of(module: nn.Module) -> Activation | None:
     """None for one that no kit computes."""

@@ -8,8 +8,6 @@ from torch import nn
 
 from mmspec.target.kernels.skinny import DTYPES, MAX_LAYERS, MAX_ROWS, Tiling, padded_rows
 
-_LEAST_GAIN = 0.97  # of the library's time; what is no quicker than that changes nothing
-
 
 class Shape(NamedTuple):
     """Linear layers that are computed alike."""
@@ -19,6 +17,10 @@ class Shape(NamedTuple):
     dtype: torch.dtype
     has_bias: bool
     is_gated: bool  # the second one's output is multiplied by the activated first one's
+
+    @property
+    def num_weights(self) -> int:
+        return sum(self.outs) * self.ins
 
     @staticmethod
     def of(modules: Sequence[nn.Linear], *, is_gated: bool = False) -> "Shape | None":
@@ -43,10 +45,10 @@ class Tilings:
 
     def __init__(self, chosen: Mapping[tuple[Shape, int], Tiling]) -> None:
         """By shape and `padded_rows`."""
-        self._chosen = dict(chosen)
+        self.chosen = dict(chosen)
 
     def find(self, shape: Shape, rows: int) -> Tiling | None:
         """None for the library's product."""
         if not 0 < rows <= MAX_ROWS:
             return None
-        return self._chosen.get((shape, padded_rows(rows)))
+        return self.chosen.get((shape, padded_rows(rows)))

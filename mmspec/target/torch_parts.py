@@ -33,6 +33,9 @@ class TorchKit:
         first, second = sin.chunk(2, dim=-1)
         return Angles(cos.unsqueeze(2), torch.cat([-first, second], dim=-1).unsqueeze(2))
 
+    def settle(self) -> None:
+        pass
+
 
 class TorchParts:
     """One block's."""

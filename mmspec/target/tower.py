@@ -5,7 +5,6 @@ configuration, and packs results, several modules deep. A decoder of the Llama k
 rotary angles, blocks, norm and head; where all its blocks are quick ones it is run as that.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -23,7 +22,6 @@ from mmspec.target.parts import Kit
 from mmspec.target.torch_parts import TorchKit
 from mmspec.target.untouched import are_untouched, is_plain, places_of
 
-logger = logging.getLogger(__name__)
 _KINDS = frozenset(
     {
         "LlamaModel",
@@ -129,6 +127,7 @@ def quick_blocks(
         quick = dict(blocks.each)
         own = [quick[layer] for layer in decoder.layers]
         blocks.tower = TextTower(model, decoder, own, kit)
+    kit.settle()
     return blocks
 
 

@@ -1,7 +1,6 @@
 """Parts of blocks in few kernels, for a GPU, where each launch costs a microsecond or two even in
 a captured graph. No host-side number depends on a length, and nothing waits for the device."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,12 +8,11 @@ from torch import Tensor, nn
 
 from mmspec.attention import TreeCall
 from mmspec.kv import FlatLayer
-from mmspec.target.kernels.gate import gate
+from mmspec.target.gpu_linears import Clock, GpuLinears, measured
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.kernels.rotary import HeadNorms, turn
-from mmspec.target.kernels.skinny import multiply, multiply_gated
-from mmspec.target.parts import Activation, Angles, Entered, Headed, activation_of
-from mmspec.target.tilings import Shape, Tilings
+from mmspec.target.parts import Angles, Entered, Headed, activation_of
+from mmspec.target.tilings import Tilings
 
 
 class TritonKit:
@@ -28,19 +26,36 @@ class TritonKit:
         torch.float64,
     )
 
-    def __init__(self, tilings: Tilings | None = None, *, device_type: str = "cuda") -> None:
-        """`device_type` "cpu" is for Triton's interpreter."""
-        self.tilings = tilings or Tilings({})
+    def __init__(
+        self,
+        tilings: Tilings | None = None,
+        *,
+        clock: Clock | None = None,
+        device_type: str = "cuda",
+    ) -> None:
+        """With a `clock` tilings are measured, where none are given. `device_type` "cpu" is for
+        Triton's interpreter."""
         self.device_type = device_type
+        self._clock = clock if tilings is None else None
+        self.tilings = tilings or Tilings({})
+        self.linears: list[GpuLinears] = []  # of all parts that were made
 
     def block(self, layer: nn.Module) -> "TritonParts":
-        return TritonParts(layer, self.tilings)
+        parts = TritonParts(layer, self.tilings)
+        self.linears += parts.linears
+        return parts
 
     def head(self, norm: nn.Module, linear: nn.Linear) -> "TritonHead":
-        return TritonHead(norm, linear, self.tilings)
+        head = TritonHead(norm, linear, self.tilings)
+        self.linears.append(head.linear)
+        return head
 
     def angles(self, cos: Tensor, sin: Tensor) -> Angles:
         return Angles(cos.contiguous(), sin.contiguous())
+
+    def settle(self) -> None:
+        if self._clock is not None:
+            self.tilings.chosen.update(measured(self.linears, self._clock))
 
 
 class TritonParts:
@@ -56,13 +71,16 @@ class TritonParts:
         self._input_norm: Any = layer.input_layernorm
         self._middle_norm: Any = layer.post_attention_layernorm
         self._head_norms: list[Any] = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
-        self._qkv = Layers([attention.q_proj, attention.k_proj, attention.v_proj], tilings)
-        self._o = Layers([attention.o_proj], tilings)
-        self._gate_up = Layers([mlp.gate_proj, mlp.up_proj], tilings)
-        self._down = Layers([mlp.down_proj], tilings)
+        self._qkv = GpuLinears([attention.q_proj, attention.k_proj, attention.v_proj], tilings)
+        self._o = GpuLinears([attention.o_proj], tilings)
         activation = activation_of(mlp)
         assert activation is not None, "a block of a known kind"
-        self._activation = activation
+        self._gate_up = GpuLinears([mlp.gate_proj, mlp.up_proj], tilings, activation=activation)
+        self._down = GpuLinears([mlp.down_proj], tilings)
+
+    @property
+    def linears(self) -> "list[GpuLinears]":
+        return [self._qkv, self._o, self._gate_up, self._down]
 
     def queries(
         self, states: Tensor, added: Tensor | None, angles: Angles, call: TreeCall
@@ -94,7 +112,7 @@ class TritonParts:
 
     def gated(self, states: Tensor, added: Tensor | None) -> Entered:
         states, normed = _normed(self._middle_norm, states, added)
-        return Entered(states, self._gate_up.gated(normed, self._activation))
+        return Entered(states, self._gate_up(normed)[0])
 
     def down(self, product: Tensor) -> Tensor:
         return self._down(product)[0]
@@ -109,48 +127,12 @@ class TritonHead:
 
     def __init__(self, norm: nn.Module, linear: nn.Linear, tilings: Tilings) -> None:
         self._norm = norm
-        self._linear = Layers([linear], tilings)
+        self.linear = GpuLinears([linear], tilings)
 
     def __call__(self, states: Tensor, added: Tensor | None, *, wants_normed: bool) -> Headed:
         _, normed = _normed(self._norm, states, added)
-        return Headed(self._linear(normed)[0], normed if wants_normed else None)
-
-
-class Layers:
-    """Linear layers that read the same states."""
-
-    def __init__(self, modules: Sequence[nn.Linear], tilings: Tilings) -> None:
-        self.modules = list(modules)
-        self._tilings = tilings
-        self._sizes = [module.out_features for module in modules]
-
-    def __call__(self, states: Tensor) -> Sequence[Tensor]:
-        """(batch, nodes, in_features) -> (batch, nodes, out_features) of each."""
-        shape = Shape.of(self.modules)
-        tiling = None if shape is None else self._tilings.find(shape, _rows(states))
-        if tiling is None:
-            return [module(states) for module in self.modules]
-        biases = [module.bias for module in self.modules] if shape and shape.has_bias else None
-        weights = [module.weight for module in self.modules]
-        out = multiply(states.flatten(0, 1), weights, biases, tiling)
-        return out.view(*states.shape[:2], -1).split(self._sizes, dim=-1)
-
-    def gated(self, states: Tensor, activation: Activation) -> Tensor:
-        """activation(first) * second: (batch, nodes, in_features) -> (batch, nodes,
-        out_features)."""
-        shape = Shape.of(self.modules, is_gated=True)
-        tiling = None if shape is None else self._tilings.find(shape, _rows(states))
-        if tiling is None:
-            gates, ups = (module(states) for module in self.modules)
-            return gate(gates, ups, activation=activation)
-        first, second = (module.weight for module in self.modules)
-        out = multiply_gated(states.flatten(0, 1), first, second, tiling, activation=activation)
-        return out.view(*states.shape[:2], -1)
+        return Headed(self.linear(normed)[0], normed if wants_normed else None)
 
 
 def _normed(norm: Any, states: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
     return add_norm(states, added, norm.weight, epsilon=norm.variance_epsilon)
-
-
-def _rows(states: Tensor) -> int:
-    return states.shape[0] * states.shape[1]

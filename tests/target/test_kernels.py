@@ -150,7 +150,7 @@ def test_few_rows_are_multiplied_by_several_layers_at_once(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gated_product_rounds_as_four_operations_do(dtype: torch.dtype, rows: int) -> None:
     states, gates, ups = (drawn(n, 64, dtype=dtype) / 4 for n in (rows, 40, 40))
-    found = multiply_gated(states, gates, ups, TILING, activation="silu")
+    found = multiply_gated(states, gates, ups, tiling=TILING, activation="silu")
     expected = F.silu(F.linear(states, gates)) * F.linear(states, ups)
     torch.testing.assert_close(
         found, expected, atol=1e-3 if dtype.itemsize == 2 else 1e-5, rtol=0.03

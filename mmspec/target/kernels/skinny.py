@@ -66,7 +66,7 @@ def multiply(
 
 
 def multiply_gated(
-    rows: Tensor, gate: Tensor, up: Tensor, tiling: Tiling, *, activation: Activation
+    rows: Tensor, gate: Tensor, up: Tensor, *, tiling: Tiling, activation: Activation
 ) -> Tensor:
     """activation(rows @ gate.T) * (rows @ up.T): (rows, in_features) -> (rows, out_features).
     Rounded where two layers and two more operations round."""
