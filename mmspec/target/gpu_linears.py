@@ -15,9 +15,9 @@ from mmspec.target.tilings import Shape, Tilings
 
 Clock = Callable[[Callable[[], object]], float]
 _CANDIDATES = {  # by padded rows
-    1: (Tiling(16, 256, 4, 4), Tiling(8, 512, 4, 4), Tiling(4, 1024, 4, 3)),
+    1: (Tiling(16, 256, 4, 4), Tiling(8, 512, 4, 4)),
     16: (Tiling(16, 256, 4, 4), Tiling(32, 256, 4, 3)),
-    64: (Tiling(16, 256, 4, 3), Tiling(32, 128, 4, 4)),
+    64: (Tiling(16, 256, 4, 3), Tiling(32, 128, 4, 4), Tiling(64, 128, 4, 3)),
 }
 _MEASURED = (torch.bfloat16, torch.float16)
 _LEAST_WEIGHTS = 2**21  # fewer stay in the GPU's cache, and take no time worth choosing
@@ -86,27 +86,30 @@ def measured(linears: Sequence[GpuLinears], clock: Clock) -> dict[tuple[Shape, i
             alike.setdefault(shape, []).append(group)
     chosen = {}
     for shape, groups in alike.items():
-        some = groups[: -(-_LEAST_BYTES // (shape.num_weights * shape.dtype.itemsize))]
         for rows in PADDED_ROWS:
-            best = _quickest(some, shape, rows, clock)
-            if best is not None:
+            times = timed(groups, shape, rows, clock)
+            best = min(times, key=lambda tiling: times[tiling])
+            if best is not None and times[best] < _LEAST_GAIN * times[None]:
                 chosen[shape, rows] = best
     return chosen
 
 
-def _quickest(groups: Sequence[GpuLinears], shape: Shape, rows: int, clock: Clock) -> Tiling | None:
-    states = torch.randn(1, rows, shape.ins, device=groups[0].device).to(shape.dtype)
+def timed(
+    groups: Sequence[GpuLinears], shape: Shape, rows: int, clock: Clock
+) -> dict[Tiling | None, float]:
+    """What `clock` says of one group of a shape, by tiling; None: the library. A tiling that does
+    not fit the GPU is left out."""
+    some = groups[: -(-_LEAST_BYTES // (shape.num_weights * shape.dtype.itemsize))]
+    states = torch.randn(1, rows, shape.ins, device=some[0].device).to(shape.dtype)
 
     def run(tiling: Tiling | None) -> None:
-        for group in groups:
+        for group in some:
             group.run(states, tiling)
 
-    least, best = clock(partial(run, None)) * _LEAST_GAIN, None
+    times: dict[Tiling | None, float] = {None: clock(partial(run, None)) / len(some)}
     for tiling in _CANDIDATES[rows]:
         try:
-            spent = clock(partial(run, tiling))
-        except OutOfResources:  # of shared memory, on a smaller GPU
+            times[tiling] = clock(partial(run, tiling)) / len(some)
+        except OutOfResources:  # of shared memory
             continue
-        if spent < least:
-            least, best = spent, tiling
-    return best
+    return times

@@ -53,7 +53,7 @@ class TextTower:
         head = cast(nn.Linear, model.get_output_embeddings())
         self._embedding, self._rotary = parts.embed_tokens, parts.rotary_emb
         self._blocks = blocks
-        self._kit = kit
+        self.kit = kit
         self._head = kit.head(parts.norm, head)
         self._model = ref(model)
         around = [m for m in model.modules() if m is not model and decoder in set(m.modules())]
@@ -65,7 +65,7 @@ class TextTower:
         model = self._model()
         return (
             model is not None
-            and not torch.is_autocast_enabled(self._kit.device_type)
+            and not torch.is_autocast_enabled(self.kit.device_type)
             and is_plain(model)
             and are_untouched(self._places)
             and all(block.is_untouched() for block in self._blocks)
@@ -90,7 +90,7 @@ class TextTower:
         cos, sin = self._rotary(states, position_ids=position_ids)
         if cos.ndim != 3 or cos.shape[-1] != self._blocks[0].head_dim:
             raise ValueError(f"rotary angles of shape {tuple(cos.shape)}")
-        angles = self._kit.angles(cos, sin)
+        angles = self.kit.angles(cos, sin)
         for index, block in enumerate(self._blocks):
             if index in taps:
                 states, added = states if added is None else states + added, None

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -32,23 +33,27 @@ def kit_on(model: PreTrainedModel, device: torch.device) -> TritonKit | None:
             reason,
         )
         return None
-    return TritonKit(clock=replayed_ms)
+    return TritonKit(clock=partial(replayed_ms, device=device))
 
 
-def replayed_ms(run: Callable[[], object]) -> float:
+def replayed_ms(run: Callable[[], object], device: torch.device | None = None) -> float:
     """Of one replay of `run` in a CUDA graph, where no time is spent on calling; the least of
-    several."""
-    with torch.no_grad():
-        run()  # compiles
-        torch.cuda.synchronize()
+    several. On the current device, or on `device`."""
+    with torch.no_grad(), torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.stream(stream):
+            run()  # compiles
+            torch.cuda.synchronize()
+            graph.capture_begin(capture_error_mode="thread_local")
             run()
-    graph.replay()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS + 1)]
-    events[0].record()
-    for event in events[1:]:
+            graph.capture_end()
         graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    return min(a.elapsed_time(b) for a, b in pairwise(events))
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS + 1)]
+        events[0].record()
+        for event in events[1:]:
+            graph.replay()
+            event.record()
+        torch.cuda.synchronize()
+        return min(a.elapsed_time(b) for a, b in pairwise(events))

@@ -1,6 +1,7 @@
 """Parts of blocks in few kernels, for a GPU, where each launch costs a microsecond or two even in
 a captured graph. No host-side number depends on a length, and nothing waits for the device."""
 
+import logging
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from mmspec.target.kernels.norm import add_norm
 from mmspec.target.kernels.rotary import HeadNorms, turn
 from mmspec.target.parts import Angles, Entered, Headed, activation_of
 from mmspec.target.tilings import Tilings
+
+logger = logging.getLogger(__name__)
 
 
 class TritonKit:
@@ -54,8 +57,13 @@ class TritonKit:
         return Angles(cos.contiguous(), sin.contiguous())
 
     def settle(self) -> None:
-        if self._clock is not None:
+        if self._clock is None:
+            return
+        try:
             self.tilings.chosen.update(measured(self.linears, self._clock))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            logger.warning("skinny products were not measured (%s); none is used", reason)
 
 
 class TritonParts:

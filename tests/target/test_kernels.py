@@ -1,5 +1,9 @@
 """Kernels of a block against transformers' own modules: equal but for the order of sums."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +132,25 @@ def test_heads_are_turned_and_written_to_their_slots(
         assert torch.equal(turned, expected) and torch.equal(keys, own_keys)
 
 
+@pytest.mark.gpu
+def test_a_replayed_graph_writes_where_the_tensors_say_by_then() -> None:
+    tensors = TreeTensors.of(ROWS[:1], DEVICE, nodes=4, tail=4)
+    keys, values = (torch.zeros(60, 1, 16, device=DEVICE) for _ in range(2))
+    states, cos, sin = (torch.randn(1, 4, 16, device=DEVICE) for _ in range(3))
+    buffers: dict[str, Any] = {"cos": cos, "sin": sin, "keys": keys, "values": values}
+    turn(states, states, states, **buffers, tensors=tensors)
+    written = keys[43:47].clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        turn(states, states, states, **buffers, tensors=tensors)
+    moved = RowNodes(10, 7, np.tri(2, dtype=np.bool_), np.arange(2))
+    tensors.copy_(TreeTensors.of([moved], DEVICE, nodes=4, tail=4))
+    keys.zero_()
+    graph.replay()
+    assert torch.equal(keys[17:19], written[:2])
+    assert int((keys != 0).any(-1).sum()) == 2, "padding nodes wrote nothing"
+
+
 @pytest.mark.parametrize("rows, width", [(1, 64), (1, 72), (3, 64), (33, 72)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_few_rows_are_multiplied_by_several_layers_at_once(
@@ -155,3 +178,24 @@ def test_a_gated_product_rounds_as_four_operations_do(dtype: torch.dtype, rows: 
     torch.testing.assert_close(
         found, expected, atol=1e-3 if dtype.itemsize == 2 else 1e-5, rtol=0.03
     )
+
+
+@pytest.mark.parametrize(
+    "options", [["--quick"], pytest.param([], marks=pytest.mark.slow)], ids=["quick", "all"]
+)
+def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "compile_kernels.py"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(script.parents[1]), environment.get("PYTHONPATH", "")]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(script), "90", *options]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    lines = [line.split() for line in made.stdout.splitlines()]
+    assert {line[0] for line in lines} == {
+        *("_multiply", "_multiply_gated", "_add_norm", "_gate", "_turn")
+    }
+    for name, shared, is_asynchronous in lines:
+        assert int(shared) <= 227 * 1024, f"{name}: more shared memory than an H200 has"
+        # Weights on their way while others are multiplied: what makes a skinny product quick.
+        assert not name.startswith("_multiply") or is_asynchronous == "True", name

@@ -196,8 +196,33 @@ def test_the_quickest_tiling_is_taken_where_it_beats_the_library(
     assert {(sum(outs),) for outs, _ in chosen} == expected
     assert {rows for _, rows in chosen} == {1, 16}
     assert chosen[(64,), 16] == Tiling(32, 256, 4, 3)
-    assert chosen[(64,), 1].outputs in (8, 4)
+    assert chosen[(64,), 1] == Tiling(8, 512, 4, 4)
     assert error(score(target), score(Target(model, attention="tree"))) < 0.1
+
+
+def test_where_tilings_cannot_be_measured_the_library_multiplies(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_linears, "_LEAST_WEIGHTS", 1)
+
+    def clock(run: Callable[[], object]) -> float:
+        raise RuntimeError("no graph can be captured")
+
+    kit = TritonKit(clock=clock, device_type=DEVICE)
+    assert quick_blocks(built("llama", torch.bfloat16), kit=kit) is not None
+    assert not kit.tilings.chosen
+    assert "no graph can be captured" in caplog.text
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_blocks_are_of_kernels_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_linears, "_LEAST_WEIGHTS", 1)
+    model = built("llama", torch.bfloat16)
+    made = quick_blocks(model)
+    assert made is not None and made.tower is not None
+    assert isinstance(made.tower.kit, TritonKit)
+    found = score(Target(model, attention="tree", blocks=made))
+    assert error(found, score(Target(model, attention="tree"))) < 0.1
 
 
 # Launches
