@@ -106,48 +106,56 @@ def _tile(count: int, width: int, tiling: Tiling) -> dict[str, object]:
 
 
 @triton.jit
-def _product(
+def _products(
     rows,
     weight,
+    other,
     tile,
     count,
     size,
+    IS_PAIR: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """One tile of weight @ rows.T in float32: (OUTPUTS, ROWS)"""
+    """One tile of weight @ rows.T in float32, (OUTPUTS, ROWS), and of other @ rows.T, for which
+    the rows are not read again; where there is no pair, the first one twice."""
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     # Beyond the last output the last one is read again: whole loads without a mask.
-    first = weight + tl.minimum(output, size - 1).to(tl.int64)[:, None] * WIDTH
-    column = tl.arange(0, INPUTS)
-    if ROWS == 1:
-        sums = tl.zeros((OUTPUTS, INPUTS), dtype=tl.float32)
-        for start in tl.range(0, WIDTH, INPUTS, num_stages=STAGES):
-            at = start + column
-            if WIDTH % INPUTS == 0:
-                part = tl.load(first + at[None, :])
-                row = tl.load(rows + at)
-            else:
-                part = tl.load(first + at[None, :], mask=at[None, :] < WIDTH, other=0.0)
-                row = tl.load(rows + at, mask=at < WIDTH, other=0.0)
-            sums += part.to(tl.float32) * row.to(tl.float32)[None, :]
-        total = tl.sum(sums, axis=1)[:, None]
-    else:
-        index = tl.arange(0, ROWS)[:, None]
-        total = tl.zeros((OUTPUTS, ROWS), dtype=tl.float32)
-        for start in tl.range(0, WIDTH, INPUTS, num_stages=STAGES):
-            at = start + column[None, :]
-            inside = at < WIDTH
-            if WIDTH % INPUTS == 0:
-                part = tl.load(first + at)
-            else:
-                part = tl.load(first + at, mask=inside, other=0.0)
+    first = tl.minimum(output, size - 1).to(tl.int64)[:, None] * WIDTH
+    column = tl.arange(0, INPUTS)[None, :]
+    index = tl.arange(0, ROWS)[:, None]
+    SUMS: tl.constexpr = INPUTS if ROWS == 1 else ROWS
+    total = tl.zeros((OUTPUTS, SUMS), dtype=tl.float32)
+    other_total = tl.zeros((OUTPUTS, SUMS), dtype=tl.float32)
+    for start in tl.range(0, WIDTH, INPUTS, num_stages=STAGES):
+        at = start + column
+        inside = at < WIDTH
+        if WIDTH % INPUTS == 0:
+            part = tl.load(weight + first + at)
+        else:
+            part = tl.load(weight + first + at, mask=inside, other=0.0)
+        if ROWS == 1:
+            block = tl.load(rows + at, mask=inside, other=0.0).to(tl.float32)
+            total += part.to(tl.float32) * block
+        else:
             block = tl.load(rows + index * WIDTH + at, mask=inside & (index < count), other=0.0)
             total = tl.dot(part, tl.trans(block), total, input_precision="ieee")
-    return total
+        if IS_PAIR:
+            if WIDTH % INPUTS == 0:
+                part = tl.load(other + first + at)
+            else:
+                part = tl.load(other + first + at, mask=inside, other=0.0)
+            if ROWS == 1:
+                other_total += part.to(tl.float32) * block
+            else:
+                other_total = tl.dot(part, tl.trans(block), other_total, input_precision="ieee")
+    if ROWS == 1:
+        total = tl.sum(total, axis=1)[:, None]
+        other_total = tl.sum(other_total, axis=1)[:, None]
+    return total, other_total
 
 
 @triton.jit
@@ -184,7 +192,9 @@ def _multiply(
         elif tile >= tiles_0:
             tile -= tiles_0
             weight, bias, size, before = weight_1, bias_1, size_1, size_0
-    total = _product(rows, weight, tile, count, size, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES)
+    total, _ = _products(
+        rows, weight, weight, tile, count, size, False, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
+    )
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     if HAS_BIAS:
         total += tl.load(bias + output, mask=output < size, other=0.0).to(tl.float32)[:, None]
@@ -211,8 +221,9 @@ def _multiply_gated(
 ):
     tile = tl.program_id(0)
     dtype = out.dtype.element_ty
-    opened = _product(rows, gate, tile, count, size, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES)
-    through = _product(rows, up, tile, count, size, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES)
+    opened, through = _products(
+        rows, gate, up, tile, count, size, True, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
+    )
     opened = activate(opened.to(dtype).to(tl.float32), ACTIVATION).to(dtype)
     product = (opened.to(tl.float32) * through.to(dtype).to(tl.float32)).to(dtype)
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
