@@ -72,7 +72,12 @@ def main(capability: int, *, is_quick: bool) -> None:
     added = {"HAS_ADDED": True, **common}
     compiled(norm._add_norm, added, multiples=("width",), capability=capability, warps=8)
     activated = {"ACTIVATION": "gelu_tanh", **common}
-    compiled(gate._gate, activated, multiples=("width",), capability=capability)
+    compiled(
+        gate._gate,
+        activated,
+        multiples=("width", "gate_stride", "up_stride"),
+        capability=capability,
+    )
     heads = {"HEADS": 32, "KV_HEADS": 8, "HALF": 64, "BLOCK": 64, "IS_NORMED": True}
     strides = ("query_stride", "key_stride", "value_stride")
     compiled(

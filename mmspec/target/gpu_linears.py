@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from triton.runtime.errors import OutOfResources
 
 from mmspec.target.kernels.gate import gate
 from mmspec.target.kernels.skinny import PADDED_ROWS, Tiling, multiply, multiply_gated
 from mmspec.target.parts import Activation
+from mmspec.target.stacking import joint_layer
 from mmspec.target.tilings import Shape, Tilings
 
 Clock = Callable[[Callable[[], object]], float]
@@ -60,7 +62,7 @@ class GpuLinears:
     def run(self, states: Tensor, tiling: Tiling | None) -> Sequence[Tensor]:
         """The same by this tiling; None: by the library."""
         if tiling is None:
-            made = [module(states) for module in self._modules]
+            made = self._by_library(states)
             if self._activation is None:
                 return made
             return [gate(made[0], made[1], activation=self._activation)]
@@ -73,6 +75,13 @@ class GpuLinears:
         biases = [module.bias for module in self._modules] if has_bias else None
         out = multiply(rows, weights, biases, tiling).view(*states.shape[:2], -1)
         return out.split([weight.shape[0] for weight in weights], dim=-1)
+
+    def _by_library(self, states: Tensor) -> Sequence[Tensor]:
+        joint = joint_layer(self._modules)
+        if joint is None:
+            return [module(states) for module in self._modules]
+        out = F.linear(states, joint.weight, joint.bias)
+        return out.split([module.out_features for module in self._modules], dim=-1)
 
 
 def measured(linears: Sequence[GpuLinears], clock: Clock) -> dict[tuple[Shape, int], Tiling]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+import mmspec
+from mmspec.requests import Request
 from mmspec.state import Prompt
 from mmspec.target import Target, blocks
+from mmspec.target.stacking import joint_layer, stack_weights
 from mmspec.target.tower import TextTower, TowerOutput, quick_blocks
 from mmspec.tree import TokenTree
 
@@ -24,7 +28,7 @@ from triton.runtime.errors import OutOfResources
 from mmspec.target import gpu_linears
 from mmspec.target.kernels.skinny import Tiling
 from mmspec.target.tilings import Shape, Tilings
-from mmspec.target.triton_parts import TritonKit
+from mmspec.target.triton_parts import TritonKit, TritonParts
 
 # Node 0 with two children.
 FORK = TokenTree((60, 61, 62), (-1, 0, 0), (1.0,) * 3, ("", *"aa"))
@@ -162,6 +166,66 @@ def test_weights_that_are_no_plain_ones_have_no_shape() -> None:
     assert Shape.of([built("llama", torch.float64).lm_head]) is None
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_stacked_weights_are_the_same_parameters_and_one_product(name: str) -> None:
+    model = built(name, torch.float32)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    named = {key: id(parameter) for key, parameter in model.named_parameters()}
+    expected = score(Target(model, attention="tree"))
+    attention, mlp = (getattr(model.get_decoder().layers[0], n) for n in ("self_attn", "mlp"))
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    assert joint_layer(projections) is None
+    stack_weights(model)
+    assert {key: id(parameter) for key, parameter in model.named_parameters()} == named
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    for layers in (projections, [mlp.gate_proj, mlp.up_proj]):
+        joint = joint_layer(layers)
+        assert joint is not None
+        assert torch.equal(joint.weight, torch.cat([layer.weight for layer in layers]))
+        assert (joint.bias is None) == (layers[0].bias is None)
+    assert error(score(fused(model)), expected) < 1e-5
+    with torch.no_grad():  # a weight that is written to, as an optimiser or a merge does it
+        attention.k_proj.weight.mul_(2)
+    changed = score(Target(model, attention="tree"))
+    assert error(changed, expected) > 1e-2
+    assert error(score(fused(model)), changed) < 1e-5
+    attention.k_proj.weight = torch.nn.Parameter(attention.k_proj.weight.detach().clone())
+    assert joint_layer(projections) is None
+
+
+def test_stacked_weights_are_saved_and_loaded(tmp_path: Path) -> None:
+    model = built("qwen2", torch.float32)
+    stack_weights(model)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value.cpu(), again.state_dict()[key]), key
+
+
+def test_an_engine_says_the_same_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes: list[int] = []
+    own = TritonParts.queries
+
+    def counted(self: Any, states: Tensor, *args: Any) -> Any:
+        nodes.append(states.shape[1])
+        return own(self, states, *args)
+
+    monkeypatch.setattr(TritonParts, "queries", counted)
+    model = built("qwen2", torch.float64)
+    prompt = Prompt(torch.tensor([30, 31, 32, 33, 30, 31]))
+    request = Request(prompt, max_new_tokens=5)
+    texts = []
+    for kit in (None, TritonKit(device_type=DEVICE)):
+        overrides = ["drafter.name=prompt_lookup", "controller.name=fixed"]
+        engine = mmspec.load(model, overrides=overrides)
+        if kit is not None:
+            engine.target.attachments.blocks = quick_blocks(model, kit=kit)
+        texts.append(engine.generate(request, ignore_eos=True).tokens)
+    assert texts[0] == texts[1] and len(texts[0]) == 5
+    assert max(nodes) > 1, "no tree was scored by kernels"
+
+
 def test_the_quickest_tiling_is_taken_where_it_beats_the_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -275,19 +339,26 @@ class Launches(TorchDispatchMode):
     [
         ("llama", Skinny(), 7),
         ("llama", None, 11),
+        ("llama", "stacked", 8),
         ("qwen2", Skinny(), 7),
         ("qwen3", Skinny(), 7),
     ],
-    ids=["skinny", "library", "bias", "head norms"],
+    ids=["skinny", "library", "stacked", "bias", "head norms"],
 )
 def test_a_block_is_a_handful_of_launches_beside_its_attention(
-    name: str, tilings: Tilings | None, most: int, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    tilings: Tilings | Literal["stacked"] | None,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def attend(query: Tensor, *_: object) -> Tensor:
         return query.transpose(1, 2)
 
     monkeypatch.setattr(blocks, "attend_layer", attend)
     model = built(name, torch.float32)
+    if tilings == "stacked":
+        stack_weights(model)
+        tilings = None
     target = fused(model, tilings)
     launches = Launches()
     run = blocks.Block.run

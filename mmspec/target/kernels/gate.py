@@ -3,28 +3,30 @@
 # What a kernel is given has no type before it is compiled.
 # mypy: disable-error-code="no-untyped-def"
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmspec.target.kernels.precision import compute_dtype, launching
+from mmspec.target.kernels.arguments import by_token, compute_dtype, launching
 from mmspec.target.parts import Activation
 
 _BLOCK = 1024
 
 
 def gate(gates: Tensor, ups: Tensor, *, activation: Activation) -> Tensor:
-    """Of (batch, nodes, intermediate) each, contiguous -> the same shape."""
-    gates, ups = gates.contiguous(), ups.contiguous()
-    out = torch.empty_like(gates)
-    width = gates.numel()
+    """Of (batch, nodes, intermediate) each, with any stride from token to token -> the same
+    shape."""
+    out = gates.new_empty(gates.shape)
+    gates, ups = by_token(gates), by_token(ups)
+    tokens, width = gates.shape
     with launching(gates):
-        _gate[(triton.cdiv(width, _BLOCK),)](
+        _gate[(tokens, triton.cdiv(width, _BLOCK))](
             gates,
             ups,
             out,
             width,
+            gates.stride(0),
+            ups.stride(0),
             ACTIVATION=activation,
             BLOCK=_BLOCK,
             COMPUTE=compute_dtype(gates),
@@ -49,14 +51,18 @@ def _gate(
     ups,
     out,
     width,
+    gate_stride,
+    up_stride,
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     dtype = gates.dtype.element_ty
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < width
-    opened = tl.load(gates + index, mask=inside, other=0.0).to(COMPUTE)
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    opened = tl.load(gates + token * gate_stride + column, mask=inside, other=0.0).to(COMPUTE)
     opened = activate(opened, ACTIVATION).to(dtype)
-    through = tl.load(ups + index, mask=inside, other=0.0)
-    tl.store(out + index, (opened.to(COMPUTE) * through.to(COMPUTE)).to(dtype), mask=inside)
+    through = tl.load(ups + token * up_stride + column, mask=inside, other=0.0)
+    product = (opened.to(COMPUTE) * through.to(COMPUTE)).to(dtype)
+    tl.store(out + token * width + column, product, mask=inside)

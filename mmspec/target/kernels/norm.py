@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmspec.target.kernels.precision import compute_dtype, launching
+from mmspec.target.kernels.arguments import compute_dtype, launching
 
 
 def add_norm(

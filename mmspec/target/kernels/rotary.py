@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmspec.attention.tensors import TreeTensors
-from mmspec.target.kernels.precision import compute_dtype, launching
+from mmspec.target.kernels.arguments import by_token, compute_dtype, launching
 
 
 class HeadNorms(NamedTuple):
@@ -48,7 +48,7 @@ def turn(
     heads = width // head_dim
     turned = query.new_empty(batch, nodes, heads, head_dim)
     angles = [t.expand(batch, nodes, head_dim).contiguous() for t in (cos, sin)]
-    query, key, value = (_by_token(states) for states in (query, key, value))
+    query, key, value = (by_token(states) for states in (query, key, value))
     with launching(query):
         _turn[(batch * nodes, heads + 2 * kv_heads)](
             query,
@@ -78,12 +78,6 @@ def turn(
             num_warps=1,
         )
     return turned
-
-
-def _by_token(states: Tensor) -> Tensor:
-    """(tokens, width) with dense rows; a view where there can be one."""
-    flat = states.flatten(0, 1)
-    return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
 @triton.jit

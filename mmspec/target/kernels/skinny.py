@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmspec.target.kernels.arguments import launching
 from mmspec.target.kernels.gate import activate
-from mmspec.target.kernels.precision import launching
 from mmspec.target.parts import Activation
 
 PADDED_ROWS = (1, 16, 64)

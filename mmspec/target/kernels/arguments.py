@@ -1,4 +1,4 @@
-"""Which dtype kernels compute in, and on which device they are launched."""
+"""What kernels are given: the dtype to compute in, the device, states token by token."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,3 +16,9 @@ def compute_dtype(states: Tensor) -> Any:
 def launching(states: Tensor) -> AbstractContextManager[Any]:
     """Within it, kernels go to the tensor's device: Triton takes the current one."""
     return torch.cuda.device_of(states)
+
+
+def by_token(states: Tensor) -> Tensor:
+    """(batch, nodes, width) as (tokens, width) with dense rows; a view where there can be one."""
+    flat = states.flatten(0, 1)
+    return flat if flat.stride(1) == 1 else flat.contiguous()
