@@ -217,7 +217,7 @@ def test_an_engine_says_the_same_by_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     request = Request(prompt, max_new_tokens=5)
     texts = []
     for kit in (None, TritonKit(device_type=DEVICE)):
-        overrides = ["drafter.name=prompt_lookup", "controller.name=fixed"]
+        overrides = ["drafter.name=prompt_lookup", "decode.controller=fixed"]
         engine = mmspec.load(model, overrides=overrides)
         if kit is not None:
             engine.target.attachments.blocks = quick_blocks(model, kit=kit)
