@@ -213,11 +213,14 @@ def test_an_engine_says_the_same_by_kernels(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(TritonParts, "queries", counted)
     model = built("qwen2", torch.float64)
-    prompt = Prompt(torch.tensor([30, 31, 32, 33, 30, 31]))
+    prompt = Prompt(torch.arange(3, 112))  # whatever comes next was there before
     request = Request(prompt, max_new_tokens=5)
     texts = []
     for kit in (None, TritonKit(device_type=DEVICE)):
-        overrides = ["drafter.name=prompt_lookup", "decode.controller=fixed"]
+        overrides = [
+            *("drafter.name=prompt_lookup", "decode.controller=fixed"),
+            *("drafter.prompt_lookup.min_match=1", "drafter.prompt_lookup.max_depth=2"),
+        ]
         engine = mmspec.load(model, overrides=overrides)
         if kit is not None:
             engine.target.attachments.blocks = quick_blocks(model, kit=kit)
