@@ -89,15 +89,14 @@ class Attachments:
         written: Sequence[int],
         like: Tensor,
         device: torch.device,
-        wants_hidden: bool = False,
         call: TreeCall | None = None,
     ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields who runs it (None: the model) and the keywords that it needs
-        for it. `like` has the model's dtype, `device` is where its inputs go; `wants_hidden`: with
-        hidden states; `call`: what attention is told, in place of a call made of the trees."""
+        for it. `like` has the model's dtype, `device` is where its inputs go; `call`: what attention
+        is told, in place of a call made of the trees."""
         with ExitStack() as stack:
-            tower = None if wants_hidden else self._tower()
+            tower = self._tower()
             if tower is None:
                 for attachment in self.others:
                     stack.enter_context(attachment.attached())

@@ -24,6 +24,7 @@ from transformers.utils import is_peft_available
 
 from mmspec.errors import ConfigError, MissingExtraError, ModelError
 from mmspec.target.context import with_context
+from mmspec.target.stacking import stack_weights
 
 Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
@@ -62,8 +63,9 @@ def load_model(
     """Loads safetensors weights, never pickles; remote code only if asked for. Of a folder that
     holds an adapter, the base model that it names, with the adapter in it (peft).
 
-    `device="auto"` is the GPU where there is one. `context` is a number of tokens, also more than
-    the model was made for (see `with_context`). Raises ModelError, ConfigError, or
+    `device="auto"` is the GPU where there is one; there weights that are read together are put side
+    by side (see `stacking`). `context` is a number of tokens, also more than the model was made for
+    (see `with_context`). Raises ModelError, ConfigError, or
     MissingExtraError for an adapter without peft.
     """
     base = adapter_base(path)
@@ -111,6 +113,8 @@ def load_model(
     is_there = getattr(model, "is_quantized", False) and model.device.type == place.type
     if device_map is None and not is_there:
         model.to(place)
+        if place.type == "cuda":
+            stack_weights(model)
     return model.eval()
 
 

@@ -1,15 +1,15 @@
 """Projections: a norm and the linear layers that read what it makes, as one product."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmspec.target.parts import Product
+
 _MAX_WEIGHTS = 2**18  # together; larger ones take their time in the product, not in being called
 _MAX_ROWS = 64
-
-Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features)
 
 
 class Projections:

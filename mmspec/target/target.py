@@ -336,7 +336,6 @@ class Target:
                         written=done,
                         like=self._first,
                         device=self.device,
-                        wants_hidden=bool(taps),
                     ) as (tower, inputs),
                     self.attachments.watching(cache, rows, counts) as watched,
                 ):
@@ -385,7 +384,6 @@ class Target:
                 written=(),
                 like=self._first,
                 device=self.device,
-                wants_hidden=bool(call.taps),
                 call=given.tree_call(call),
             ) as (tower, inputs),
             self.attachments.tapped(tap) as tapped,

@@ -7,7 +7,8 @@ rotary angles, blocks, norm and head; where all its blocks are quick ones it is 
 
 import copy
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, cast
 from weakref import ref
 
@@ -17,11 +18,22 @@ from transformers import PreTrainedModel
 
 from mmspec.attention import TreeCall
 from mmspec.kv import QueryTap
-from mmspec.target.blocks import Angles, Block, Blocks, is_known
-from mmspec.target.projections import Product, Projections
+from mmspec.target.blocks import Block, Blocks, is_known, is_ready, is_rms_norm
+from mmspec.target.parts import Kit, Product
+from mmspec.target.torch_parts import TorchKit
 from mmspec.target.untouched import are_untouched, is_plain, places_of
 
-_KINDS = frozenset({"LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model"})
+_KINDS = frozenset(
+    {
+        "LlamaModel",
+        "MistralModel",
+        "Qwen2Model",
+        "Qwen2VLTextModel",
+        "Qwen2_5_VLTextModel",
+        "Qwen3Model",
+        "Qwen3VLTextModel",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -29,21 +41,21 @@ class TowerOutput:
     """As much of a model's output as a score call reads."""
 
     logits: Tensor  # (batch, nodes, vocab)
-    hidden_states: None = None
+    hidden_states: Mapping[int, Tensor] = field(default_factory=dict)  # those asked for, by tap
 
 
 class TextTower:
     """A model's decoder and head, of a score call's keywords. Holds modules, never the model."""
 
     def __init__(
-        self, model: PreTrainedModel, decoder: nn.Module, blocks: list[Block], *, copied: bool
+        self, model: PreTrainedModel, decoder: nn.Module, blocks: list[Block], kit: Kit
     ) -> None:
-        """`copied` allows a copy of a small head."""
         parts: Any = decoder
         head = cast(nn.Linear, model.get_output_embeddings())
         self._embedding, self._rotary = parts.embed_tokens, parts.rotary_emb
         self._blocks = blocks
-        self._head = Projections(parts.norm, [head], copied=copied)
+        self.kit = kit
+        self._head = kit.head(parts.norm, head)
         self._model = ref(model)
         around = [m for m in model.modules() if m is not model and decoder in set(m.modules())]
         own = [self._embedding, self._rotary, parts.norm, head]
@@ -67,7 +79,7 @@ class TextTower:
         model = self._model()
         return (
             model is not None
-            and not torch.is_autocast_enabled("cpu")
+            and not torch.is_autocast_enabled(self.kit.device_type)
             and is_plain(model)
             and are_untouched(self._places)
             and all(block.is_untouched() for block in self._blocks)
@@ -80,36 +92,71 @@ class TextTower:
         position_ids: Tensor,
         tree_call: TreeCall,
         query_tap: QueryTap | None = None,
+        output_hidden_states: bool | list[int] = False,
         **unused: object,
     ) -> TowerOutput:
-        """`input_ids` and `position_ids` (batch, nodes); the rest as a model is given it in a score
-        call. Raises ValueError for rotary angles that are not of a whole head."""
-        states = self._embedding(input_ids)
+        """`input_ids` and `position_ids` (batch, nodes), or (planes, batch, nodes) under M-RoPE;
+        the rest as a model is given it in a score call. Raises ValueError for rotary angles that
+        are not of a whole head."""
+        taps = set(_taps(output_hidden_states, len(self._blocks)))
+        hidden: dict[int, Tensor] = {}
+        states, added = self._embedding(input_ids), None
         cos, sin = self._rotary(states, position_ids=position_ids)
         if cos.ndim != 3 or cos.shape[-1] != self._blocks[0].head_dim:
             raise ValueError(f"rotary angles of shape {tuple(cos.shape)}")
-        angles = Angles.of(cos, sin)
-        for block in self._blocks:
-            states = block.run(states, angles, tree_call, query_tap)
-        return TowerOutput(self._head(states))
+        angles = self.kit.angles(cos, sin)
+        for index, block in enumerate(self._blocks):
+            if index in taps:
+                states, added = states if added is None else states + added, None
+                hidden[index] = states
+            states, added = block.run(states, added, angles, tree_call, query_tap)
+        last = len(self._blocks)
+        made = self._head(states, added, wants_normed=last in taps)
+        if made.normed is not None:
+            hidden[last] = made.normed
+        return TowerOutput(made.logits, hidden)
 
 
-def quick_blocks(model: PreTrainedModel, *, copied: bool = True) -> Blocks | None:
+def _taps(asked: bool | list[int], last: int) -> list[int]:
+    """What a forward's `output_hidden_states` asks for."""
+    if isinstance(asked, bool):
+        return list(range(last + 1)) if asked else []
+    return asked
+
+
+def quick_blocks(
+    model: PreTrainedModel, *, copied: bool = True, kit: Kit | None = None
+) -> Blocks | None:
     """Blocks, and a tower of them, for a model that gains from them, or None. `copied` allows
-    copies of small weights."""
+    copies of small weights on a CPU; `kit` is the device's own unless it is given."""
     decoder = model.get_decoder()
-    layers = [module for module in decoder.modules() if is_known(module)]
+    kit = kit or _kit_for(model, copied=copied)
+    if kit is None:
+        return None
+    layers = [module for module in decoder.modules() if is_known(module, kit)]
     if not layers:
         return None
-    blocks = Blocks(layers, copied=copied)
-    if _is_tower(model):
+    blocks = Blocks(layers, kit)
+    if _is_tower(model, kit):
         quick = dict(blocks.each)
         own = [quick[layer] for layer in decoder.layers]
-        blocks.tower = TextTower(model, decoder, own, copied=copied)
+        blocks.tower = TextTower(model, decoder, own, kit)
+    kit.settle()
     return blocks
 
 
-def _is_tower(model: PreTrainedModel) -> bool:
+def _kit_for(model: PreTrainedModel, *, copied: bool) -> Kit | None:
+    device = model.get_input_embeddings().weight.device
+    if device.type == "cpu":
+        return TorchKit(copied=copied)
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from mmspec.target.triton_kit import kit_on
+
+    return kit_on(model, device)
+
+
+def _is_tower(model: PreTrainedModel, kit: Kit) -> bool:
     decoder: Any = model.get_decoder()
     head: Any = model.get_output_embeddings()
     kinds = (type(model), type(decoder))
@@ -117,8 +164,10 @@ def _is_tower(model: PreTrainedModel) -> bool:
         type(decoder).__name__ in _KINDS
         and all(kind.__module__.startswith("transformers.models.") for kind in kinds)
         and type(head) is nn.Linear
-        and head.weight.device.type == "cpu"
-        and head.weight.dtype in (torch.float32, torch.float64)
+        and is_ready(head, kit, head.weight.dtype)
+        and is_rms_norm(decoder.norm, head.weight)
+        and type(decoder.embed_tokens) is nn.Embedding
+        and decoder.embed_tokens.weight.dtype == head.weight.dtype
         and len(decoder.layers) == decoder.config.num_hidden_layers
-        and all(is_known(layer) for layer in decoder.layers)
+        and all(is_known(layer, kit) for layer in decoder.layers)
     )

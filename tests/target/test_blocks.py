@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from torch import Tensor, nn
+from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 import mmspec
@@ -20,20 +20,20 @@ from mmspec.tree import TokenTree
 
 FIVE = TokenTree((60, 61, 62, 63, 64), (-1, 0, 0, 1, 1), (1.0,) * 5, ("", *"aaaa"))
 KNOWN = ["llama", "mistral_sliding", "qwen2", "qwen2_sliding", "qwen3", "llava", "qwen3_vl"]
-KNOWN += ["llava_next", "smolvlm", "idefics3", "internvl"]
+KNOWN += ["llava_next", "smolvlm", "idefics3", "internvl", "qwen2_vl", "qwen2_5_vl"]
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """The blocks that were computed the quick way, since the test began."""
     seen: list[object] = []
-    original = blocks.Block._attend
+    original = blocks.Block.run
 
-    def counted(self: Any, *args: Any) -> Tensor:
+    def counted(self: Any, *args: Any) -> Any:
         seen.append(self)
         return original(self, *args)
 
-    monkeypatch.setattr(blocks.Block, "_attend", counted)
+    monkeypatch.setattr(blocks.Block, "run", counted)
     return seen
 
 
@@ -93,9 +93,11 @@ def test_a_changed_weight_is_copied_again() -> None:
 
 def test_hidden_states_are_tapped_as_before(computed: list[object]) -> None:
     model = FAMILIES["qwen3"].build(torch.float64)
-    own, made = (score(t, taps=(1,)) for t in (Target(model, attention="tree"), quick(model)))
+    made = quick(model)
+    model.register_forward_hook(lambda *_: None)  # so that the model's own forward runs the blocks
+    own, found = (score(t, taps=(1,)) for t in (Target(model, attention="tree"), made))
     assert computed
-    assert float((own[0].hidden[1] - made[0].hidden[1]).abs().max()) < 1e-5
+    assert float((own[0].hidden[1] - found[0].hidden[1]).abs().max()) < 1e-5
 
 
 # The tower: past the modules around the blocks
@@ -116,7 +118,11 @@ def towers(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "qwen2", "qwen2_sliding", "qwen3", "mistral_sliding", "llava", "smolvlm"]
+    "name",
+    [
+        *("llama", "qwen2", "qwen2_sliding", "qwen3", "mistral_sliding"),
+        *("llava", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    ],
 )
 def test_a_decoder_of_quick_blocks_runs_without_what_is_around(
     name: str, towers: list[object]
@@ -128,12 +134,18 @@ def test_a_decoder_of_quick_blocks_runs_without_what_is_around(
     assert len(towers) == 1
 
 
-def test_hidden_states_and_other_families_come_from_the_models_own_forward(
-    towers: list[object],
+@pytest.mark.parametrize("name", ["llama", "qwen3_vl"])
+def test_a_tower_gives_the_hidden_states_of_the_models_own_forward(
+    name: str, towers: list[object]
 ) -> None:
-    score(quick(FAMILIES["llama"].build(torch.float64)), taps=(1,))
-    score(quick(FAMILIES["qwen3_vl"].build(torch.float64)))
-    assert not towers
+    model = FAMILIES[name].build(torch.float64)
+    taps = (0, 1, len(model.get_decoder().layers))  # the last: after the final norm
+    own, made = (score(t, taps=taps) for t in (Target(model, attention="tree"), quick(model)))
+    assert len(towers) == 1
+    for row, (expected, found) in enumerate(zip(own, made, strict=True)):
+        for tap in taps:
+            error = float((expected.hidden[tap] - found.hidden[tap]).abs().max())
+            assert error < 1e-5, f"row {row}, tap {tap}: off by {error:.2g}"
 
 
 @pytest.mark.parametrize("where", ["", "model", "model.language_model", "lm_head"])

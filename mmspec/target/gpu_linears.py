@@ -1,0 +1,136 @@
+"""Linear layers that read the same states, on a GPU: the library's product each, or one skinny
+product of all, whichever was measured to be quicker at that many rows."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from triton.runtime.errors import OutOfResources
+
+from mmspec.target.kernels.gate import gate
+from mmspec.target.kernels.skinny import PADDED_ROWS, Tiling, multiply, multiply_gated
+from mmspec.target.parts import Activation, Product
+from mmspec.target.stacking import joint_layer
+from mmspec.target.tilings import Shape, Tilings
+
+Clock = Callable[[Callable[[], object]], float]
+_CANDIDATES = {  # by padded rows
+    1: (Tiling(16, 256, 4, 4), Tiling(8, 512, 4, 4)),
+    16: (Tiling(16, 256, 4, 4), Tiling(32, 256, 4, 3)),
+    64: (Tiling(16, 256, 4, 3), Tiling(32, 128, 4, 4), Tiling(64, 128, 4, 3)),
+}
+_MEASURED = (torch.bfloat16, torch.float16)
+_LEAST_WEIGHTS = 2**21  # fewer stay in the GPU's cache, and take no time worth choosing
+_LEAST_BYTES = 2**28  # of weights read by one run: several times the cache
+_LEAST_GAIN = 0.97  # of the library's time; what is no quicker than that changes nothing
+
+
+class GpuLinears:
+    """Up to 3 plain layers. With an `activation` there are two, whose outputs are multiplied:
+    activation(first) * second."""
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Linear],
+        tilings: Tilings,
+        *,
+        activation: Activation | None = None,
+    ) -> None:
+        self._modules = list(modules)
+        self._products: Mapping[nn.Module, Product] = {}
+        self._tilings = tilings
+        self._activation = activation
+
+    def with_products(self, products: Mapping[nn.Module, Product]) -> "GpuLinears":
+        """The same, some of its layers computed otherwise."""
+        other = copy.copy(self)
+        other._products = {
+            module: products[module] for module in self._modules if module in products
+        }
+        return other
+
+    @property
+    def shape(self) -> Shape | None:
+        """None for layers that no skinny product computes. Asked anew each time: weights may be
+        replaced."""
+        return Shape.of(self._modules, is_gated=self._activation is not None)
+
+    @property
+    def device(self) -> torch.device:
+        return self._modules[0].weight.device
+
+    def __call__(self, states: Tensor) -> Sequence[Tensor]:
+        """(batch, nodes, in_features) -> (batch, nodes, out_features) of each layer, or of the
+        product alone."""
+        shape = None if self._products else self.shape
+        rows = states.shape[0] * states.shape[1]
+        return self.run(states, None if shape is None else self._tilings.find(shape, rows))
+
+    def run(self, states: Tensor, tiling: Tiling | None) -> Sequence[Tensor]:
+        """The same by this tiling; None: by the library."""
+        if tiling is None:
+            made = self._by_library(states)
+            if self._activation is None:
+                return made
+            return [gate(made[0], made[1], activation=self._activation)]
+        rows = states.flatten(0, 1)
+        weights = [module.weight for module in self._modules]
+        if self._activation is not None:
+            product = multiply_gated(rows, *weights, tiling=tiling, activation=self._activation)
+            return [product.view(*states.shape[:2], -1)]
+        has_bias = self._modules[0].bias is not None
+        biases = [module.bias for module in self._modules] if has_bias else None
+        out = multiply(rows, weights, biases, tiling).view(*states.shape[:2], -1)
+        return out.split([weight.shape[0] for weight in weights], dim=-1)
+
+    def _by_library(self, states: Tensor) -> Sequence[Tensor]:
+        if self._products:
+            return [self._products.get(module, module)(states) for module in self._modules]
+        joint = joint_layer(self._modules)
+        if joint is None:
+            return [module(states) for module in self._modules]
+        out = F.linear(states, joint.weight, joint.bias)
+        return out.split([module.out_features for module in self._modules], dim=-1)
+
+
+def measured(linears: Sequence[GpuLinears], clock: Clock) -> dict[tuple[Shape, int], Tiling]:
+    """The tilings that are quicker than the library, by shape and padded rows. `clock` tells the
+    time of a run. Layers of the same shape are run one after the other, so that no weight is in
+    the cache."""
+    alike: dict[Shape, list[GpuLinears]] = {}
+    for group in linears:
+        shape = group.shape
+        if shape is not None and shape.dtype in _MEASURED and shape.num_weights >= _LEAST_WEIGHTS:
+            alike.setdefault(shape, []).append(group)
+    chosen = {}
+    for shape, groups in alike.items():
+        for rows in PADDED_ROWS:
+            times = timed(groups, shape, rows, clock)
+            best = min(times, key=lambda tiling: times[tiling])
+            if best is not None and times[best] < _LEAST_GAIN * times[None]:
+                chosen[shape, rows] = best
+    return chosen
+
+
+def timed(
+    groups: Sequence[GpuLinears], shape: Shape, rows: int, clock: Clock
+) -> dict[Tiling | None, float]:
+    """What `clock` says of one group of a shape, by tiling; None: the library. A tiling that does
+    not fit the GPU is left out."""
+    some = groups[: -(-_LEAST_BYTES // (shape.num_weights * shape.dtype.itemsize))]
+    states = torch.randn(1, rows, shape.ins, device=some[0].device).to(shape.dtype)
+
+    def run(tiling: Tiling | None) -> None:
+        for group in some:
+            group.run(states, tiling)
+
+    times: dict[Tiling | None, float] = {None: clock(partial(run, None)) / len(some)}
+    for tiling in _CANDIDATES[rows]:
+        try:
+            times[tiling] = clock(partial(run, tiling)) / len(some)
+        except OutOfResources:  # of shared memory
+            continue
+    return times

@@ -1,0 +1,102 @@
+"""What a decoder block is made of apart from attention, and who computes it: a kit for a device.
+
+The stream of hidden states travels as two tensors, `states` and what the branch before adds to
+them, `added`, or None: a kit that can adds them where it norms them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmspec.attention import TreeCall
+
+Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features)
+Activation = Literal["silu", "gelu_tanh"]
+_ACTIVATIONS: dict[str, Activation] = {  # transformers' modules
+    "SiLU": "silu",
+    "SiLUActivation": "silu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True)
+class Angles:
+    """What queries and keys are rotated by, in the form that its kit reads. RoPE: arXiv 2104.09864
+    section 3.4.2, a pair being a dimension and the one half a head further."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Entered(NamedTuple):
+    """A branch's first half."""
+
+    states: Tensor  # (batch, nodes, hidden) the stream, all added
+    made: Tensor
+
+
+class Headed(NamedTuple):
+    """The end of a model."""
+
+    logits: Tensor  # (batch, nodes, vocab)
+    normed: Tensor | None  # (batch, nodes, hidden) what the head read, where it was asked for
+
+
+class BlockParts(Protocol):
+    """One block's norms, projections, rotation and activation. All of (batch, nodes, width)."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory beside the model."""
+
+    def queries(
+        self, states: Tensor, added: Tensor | None, angles: Angles, call: TreeCall
+    ) -> Entered:
+        """Makes rotated queries, (batch, nodes, heads, head_dim), and writes the nodes' keys and
+        values to the cache."""
+
+    def out(self, attended: Tensor) -> Tensor: ...
+
+    def gated(self, states: Tensor, added: Tensor | None) -> Entered:
+        """Makes activation(gate) * up, (batch, nodes, intermediate)."""
+
+    def down(self, product: Tensor) -> Tensor: ...
+
+    def with_products(self, products: Mapping[nn.Module, Product]) -> "BlockParts":
+        """The same, some of its linear layers computed otherwise."""
+
+
+class HeadParts(Protocol):
+    """The last norm and the head."""
+
+    def __call__(self, states: Tensor, added: Tensor | None, *, wants_normed: bool) -> Headed: ...
+
+    def with_products(self, products: Mapping[nn.Module, Product]) -> "HeadParts":
+        """The same, the head computed otherwise if it is among them."""
+
+
+class Kit(Protocol):
+    """Makes the parts of blocks for one kind of device."""
+
+    device_type: str
+    dtypes: tuple[torch.dtype, ...]
+
+    def block(self, layer: nn.Module) -> BlockParts: ...
+
+    def head(self, norm: nn.Module, linear: nn.Linear) -> HeadParts: ...
+
+    def angles(self, cos: Tensor, sin: Tensor) -> Angles:
+        """Of (batch, nodes, head_dim) each, as transformers makes them."""
+
+    def settle(self) -> None:
+        """All parts are made: what there is to choose between is measured."""
+
+
+def activation_of(module: nn.Module) -> Activation | None:
+    """None for one that no kit computes."""
+    mlp: Any = module
+    return _ACTIVATIONS.get(type(mlp.act_fn).__name__)

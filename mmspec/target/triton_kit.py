@@ -1,0 +1,59 @@
+"""kit_on: the kernels for a model's GPU, tried once, and its tilings, measured once."""
+
+import logging
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import torch
+from transformers import PreTrainedModel
+
+from mmspec.target.kernels.norm import add_norm
+from mmspec.target.triton_parts import TritonKit
+
+logger = logging.getLogger(__name__)
+# Triton compiles a launcher with the system's C compiler, and kernels with its own assembler.
+_REPLAYS = 5
+_FAILURES = (RuntimeError, OSError, ImportError, ValueError, subprocess.CalledProcessError)
+
+
+def kit_on(model: PreTrainedModel, device: torch.device) -> TritonKit | None:
+    """None, with a warning, where Triton does not run on the device."""
+    try:
+        states = torch.ones(1, 1, 16, device=device)
+        add_norm(states, None, states.flatten(), epsilon=1e-6)
+    except _FAILURES as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        logger.warning(
+            "%s: Triton does not run on %s (%s); blocks are computed by the model's own forward, "
+            "which is slower",
+            type(model).__name__,
+            device,
+            reason,
+        )
+        return None
+    return TritonKit(clock=partial(replayed_ms, device=device))
+
+
+def replayed_ms(run: Callable[[], object], device: torch.device | None = None) -> float:
+    """Of one replay of `run` in a CUDA graph, where no time is spent on calling; the least of
+    several. On the current device, or on `device`."""
+    with torch.no_grad(), torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            run()  # compiles
+            torch.cuda.synchronize()
+            graph.capture_begin(capture_error_mode="thread_local")
+            run()
+            graph.capture_end()
+        graph.replay()
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS + 1)]
+        events[0].record()
+        for event in events[1:]:
+            graph.replay()
+            event.record()
+        torch.cuda.synchronize()
+        return min(a.elapsed_time(b) for a, b in pairwise(events))

@@ -1,0 +1,160 @@
+"""Parts of blocks in few kernels, for a GPU, where each launch costs a microsecond or two even in
+a captured graph. No host-side number depends on a length, and nothing waits for the device."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmspec.attention import TreeCall
+from mmspec.kv import FlatLayer
+from mmspec.target.gpu_linears import Clock, GpuLinears, measured
+from mmspec.target.kernels.norm import add_norm
+from mmspec.target.kernels.rotary import HeadNorms, turn
+from mmspec.target.parts import Angles, Entered, Headed, Product, activation_of
+from mmspec.target.tilings import Tilings
+
+logger = logging.getLogger(__name__)
+
+
+class TritonKit:
+    """For one GPU. Linear layers are the library's products, or skinny ones where `tilings` has
+    one for the shape."""
+
+    dtypes: tuple[torch.dtype, ...] = (
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    )
+
+    def __init__(
+        self,
+        tilings: Tilings | None = None,
+        *,
+        clock: Clock | None = None,
+        device_type: str = "cuda",
+    ) -> None:
+        """With a `clock` tilings are measured, where none are given. `device_type` "cpu" is for
+        Triton's interpreter."""
+        self.device_type = device_type
+        self._clock = clock if tilings is None else None
+        self.tilings = tilings or Tilings({})
+        self.linears: list[GpuLinears] = []  # of all parts that were made
+
+    def block(self, layer: nn.Module) -> "TritonParts":
+        parts = TritonParts(layer, self.tilings)
+        self.linears += parts.linears
+        return parts
+
+    def head(self, norm: nn.Module, linear: nn.Linear) -> "TritonHead":
+        head = TritonHead(norm, linear, self.tilings)
+        self.linears.append(head.linear)
+        return head
+
+    def angles(self, cos: Tensor, sin: Tensor) -> Angles:
+        return Angles(cos.contiguous(), sin.contiguous())
+
+    def settle(self) -> None:
+        if self._clock is None:
+            return
+        try:
+            self.tilings.chosen.update(measured(self.linears, self._clock))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            logger.warning("skinny products were not measured (%s); none is used", reason)
+
+
+class TritonParts:
+    """One block's."""
+
+    num_bytes = 0
+
+    def __init__(self, layer: nn.Module, tilings: Tilings) -> None:
+        attention: Any = layer.self_attn
+        mlp: Any = layer.mlp
+        self._index: int = attention.layer_idx
+        self._head_dim: int = attention.head_dim
+        self._input_norm: Any = layer.input_layernorm
+        self._middle_norm: Any = layer.post_attention_layernorm
+        self._head_norms: list[Any] = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
+        self._qkv = GpuLinears([attention.q_proj, attention.k_proj, attention.v_proj], tilings)
+        self._o = GpuLinears([attention.o_proj], tilings)
+        activation = activation_of(mlp)
+        assert activation is not None, "a block of a known kind"
+        self._gate_up = GpuLinears([mlp.gate_proj, mlp.up_proj], tilings, activation=activation)
+        self._down = GpuLinears([mlp.down_proj], tilings)
+
+    @property
+    def linears(self) -> "list[GpuLinears]":
+        return [self._qkv, self._o, self._gate_up, self._down]
+
+    def with_products(self, products: Mapping[nn.Module, Product]) -> "TritonParts":
+        other = copy.copy(self)
+        other._qkv, other._o = self._qkv.with_products(products), self._o.with_products(products)
+        other._gate_up = self._gate_up.with_products(products)
+        other._down = self._down.with_products(products)
+        return other
+
+    def queries(
+        self, states: Tensor, added: Tensor | None, angles: Angles, call: TreeCall
+    ) -> Entered:
+        states, normed = _normed(self._input_norm, states, added)
+        query, key, value = self._qkv(normed)
+        layer = call.layers[self._index]
+        if not layer.is_initialized:
+            self._initialize(layer, key)
+        q_norm, k_norm = self._head_norms
+        norms = None
+        if q_norm is not None:
+            norms = HeadNorms(q_norm.weight, k_norm.weight, q_norm.variance_epsilon)
+        turned = turn(
+            query,
+            key,
+            value,
+            cos=angles.cos,
+            sin=angles.sin,
+            keys=layer.keys,
+            values=layer.values,
+            tensors=call.tensors(states.device),
+            norms=norms,
+        )
+        return Entered(states, turned)
+
+    def out(self, attended: Tensor) -> Tensor:
+        return self._o(attended)[0]
+
+    def gated(self, states: Tensor, added: Tensor | None) -> Entered:
+        states, normed = _normed(self._middle_norm, states, added)
+        return Entered(states, self._gate_up(normed)[0])
+
+    def down(self, product: Tensor) -> Tensor:
+        return self._down(product)[0]
+
+    def _initialize(self, layer: FlatLayer, key: Tensor) -> None:
+        first = key.unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
+        layer.lazy_initialization(first, first)
+
+
+class TritonHead:
+    """The last norm and the head."""
+
+    def __init__(self, norm: nn.Module, linear: nn.Linear, tilings: Tilings) -> None:
+        self._norm = norm
+        self.linear = GpuLinears([linear], tilings)
+
+    def __call__(self, states: Tensor, added: Tensor | None, *, wants_normed: bool) -> Headed:
+        _, normed = _normed(self._norm, states, added)
+        return Headed(self.linear(normed)[0], normed if wants_normed else None)
+
+    def with_products(self, products: Mapping[nn.Module, Product]) -> "TritonHead":
+        other = copy.copy(self)
+        other.linear = self.linear.with_products(products)
+        return other
+
+
+def _normed(norm: Any, states: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+    return add_norm(states, added, norm.weight, epsilon=norm.variance_epsilon)

@@ -1,0 +1,202 @@
+"""Kernels of a block against transformers' own modules: equal but for the order of sums."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_device import DEVICE, mend_bfloat16
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from mmspec.attention import RowNodes
+from mmspec.attention.tensors import TreeTensors
+
+pytest.importorskip("triton")
+
+from mmspec.target.kernels.gate import gate
+from mmspec.target.kernels.norm import add_norm
+from mmspec.target.kernels.rotary import HeadNorms, turn
+from mmspec.target.kernels.skinny import Tiling, multiply, multiply_gated
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+LOOSE: dict[torch.dtype, Any] = {
+    torch.float64: {"atol": 1e-6, "rtol": 1e-6},  # norms are computed in float32
+    torch.float16: {"atol": 1e-5, "rtol": 2e-3},  # one last bit
+}
+TILING = Tiling(outputs=16, inputs=32, warps=4, stages=2)
+
+
+@pytest.fixture(autouse=True)
+def _mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    mend_bfloat16(monkeypatch)
+
+
+def drawn(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape).to(DEVICE, dtype)
+
+
+def assert_rounds_alike(found: Tensor, expected: Tensor) -> None:
+    """Equal but for a few last bits: sums have another order, and on a GPU exp other last bits."""
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    torch.testing.assert_close(found, expected, **LOOSE.get(expected.dtype, {}))
+    if expected.dtype in (torch.bfloat16, torch.float16):
+        share = float((found != expected).float().mean())
+        assert share < 0.02, f"{share:.1%} of the numbers were rounded elsewhere"
+
+
+@pytest.mark.parametrize("width", [16, 72])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sum_is_normed(dtype: torch.dtype, width: int) -> None:
+    states, added = (drawn(2, 5, width, dtype=dtype) for _ in range(2))
+    norm = LlamaRMSNorm(width, 1e-5).to(DEVICE, dtype)
+    norm.weight.data.copy_(torch.randn(width))
+    summed, normed = add_norm(states, added, norm.weight, epsilon=1e-5)
+    assert torch.equal(summed, states + added)
+    assert_rounds_alike(normed, norm(states + added))
+    same, normed = add_norm(states, None, norm.weight, epsilon=1e-5)
+    assert same is states
+    assert_rounds_alike(normed, norm(states))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # exp(-x) of a gate far below zero: 0 in the end
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gates_are_activated(dtype: torch.dtype) -> None:
+    stacked = 3 * drawn(2, 3, 1400, dtype=dtype)
+    gates, ups = stacked.chunk(2, dim=-1)  # rows that are not next to one another
+    assert_rounds_alike(gate(gates, ups, activation="silu"), F.silu(gates) * ups)
+    expected = F.gelu(gates, approximate="tanh") * ups
+    found = gate(gates, ups, activation="gelu_tanh")
+    torch.testing.assert_close(
+        found, expected, atol=2e-3 if dtype.itemsize == 2 else 1e-6, rtol=0.01
+    )
+
+
+# Three rows: (slots 40 to 47: 3 committed, 4 nodes), (slots 0 to 8: 5 committed, 2 tail tokens of
+# a call before, 2 nodes), and one that is only padding.
+ROWS = [
+    RowNodes(40, 3, np.tri(4, dtype=np.bool_), np.arange(4)),
+    RowNodes(0, 5, np.tri(4, dtype=np.bool_)[2:], np.arange(4)),
+]
+SLOTS = [[43, 44, 45, 46], [7, 8]]
+
+
+@pytest.mark.parametrize(
+    "dtype, heads, kv_heads, head_dim, is_normed",
+    [
+        (torch.float64, 2, 1, 16, True),
+        (torch.float32, 3, 1, 12, True),
+        (torch.bfloat16, 2, 2, 16, False),
+        (torch.bfloat16, 2, 1, 16, True),
+        (torch.float16, 2, 1, 8, False),
+    ],
+)
+def test_heads_are_turned_and_written_to_their_slots(
+    dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, is_normed: bool
+) -> None:
+    batch, nodes = 3, 4
+    tensors = TreeTensors.of(ROWS, DEVICE, batch=batch, nodes=nodes, tail=4)
+    stacked = drawn(batch, nodes, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    query, key, value = stacked.split(sizes, dim=-1)  # rows that are not next to one another
+    key = key.contiguous()
+    cos, sin = (drawn(batch, nodes, head_dim, dtype=dtype) for _ in range(2))
+    keys, values = (drawn(60, kv_heads, head_dim, dtype=dtype) for _ in range(2))
+    own_keys, own_values = keys.clone(), values.clone()
+    q_norm, k_norm = (LlamaRMSNorm(head_dim, 1e-5).to(DEVICE, dtype) for _ in range(2))
+    for norm in (q_norm, k_norm):
+        norm.weight.data.copy_(torch.randn(head_dim))
+    norms = HeadNorms(q_norm.weight, k_norm.weight, 1e-5) if is_normed else None
+    turned = turn(
+        query, key, value, cos=cos, sin=sin, keys=keys, values=values, tensors=tensors, norms=norms
+    )
+    by_head: list[Any] = [t.unflatten(-1, (-1, head_dim)) for t in (query, key, value)]
+    if is_normed:
+        by_head[0], by_head[1] = q_norm(by_head[0]), k_norm(by_head[1])
+    expected, own_key = (
+        t.transpose(1, 2)
+        for t in apply_rotary_pos_emb(*(t.transpose(1, 2) for t in by_head[:2]), cos, sin)
+    )
+    loose = LOOSE.get(dtype, {})
+    torch.testing.assert_close(turned, expected, **loose)
+    for row, slots in enumerate(SLOTS):
+        for node, slot in enumerate(slots):
+            own_keys[slot], own_values[slot] = own_key[row, node], by_head[2][row, node]
+    torch.testing.assert_close(keys, own_keys, **loose)
+    assert torch.equal(values, own_values), "all other slots are as they were"
+    if not is_normed:
+        assert torch.equal(turned, expected) and torch.equal(keys, own_keys)
+
+
+@pytest.mark.gpu
+def test_a_replayed_graph_writes_where_the_tensors_say_by_then() -> None:
+    tensors = TreeTensors.of(ROWS[:1], DEVICE, nodes=4, tail=4)
+    keys, values = (torch.zeros(60, 1, 16, device=DEVICE) for _ in range(2))
+    states, cos, sin = (torch.randn(1, 4, 16, device=DEVICE) for _ in range(3))
+    buffers: dict[str, Any] = {"cos": cos, "sin": sin, "keys": keys, "values": values}
+    turn(states, states, states, **buffers, tensors=tensors)
+    written = keys[43:47].clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        turn(states, states, states, **buffers, tensors=tensors)
+    moved = RowNodes(10, 7, np.tri(2, dtype=np.bool_), np.arange(2))
+    tensors.copy_(TreeTensors.of([moved], DEVICE, nodes=4, tail=4))
+    keys.zero_()
+    graph.replay()
+    assert torch.equal(keys[17:19], written[:2])
+    assert int((keys != 0).any(-1).sum()) == 2, "padding nodes wrote nothing"
+
+
+@pytest.mark.parametrize("rows, width", [(1, 64), (1, 72), (3, 64), (33, 72)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_are_multiplied_by_several_layers_at_once(
+    dtype: torch.dtype, rows: int, width: int
+) -> None:
+    states = drawn(rows, width, dtype=dtype)
+    weights = [drawn(size, width, dtype=dtype) for size in (40, 24, 7)]
+    biases = [drawn(size, dtype=dtype) for size in (40, 24, 7)]
+    parts = [F.linear(states, w, b) for w, b in zip(weights, biases, strict=True)]
+    torch.testing.assert_close(
+        multiply(states, weights, biases, TILING), torch.cat(parts, dim=-1), atol=1e-4, rtol=0.02
+    )
+    for count in (1, 2):
+        parts = [F.linear(states, w) for w in weights[:count]]
+        found = multiply(states, weights[:count], None, TILING)
+        torch.testing.assert_close(found, torch.cat(parts, dim=-1), atol=1e-4, rtol=0.02)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gated_product_rounds_as_four_operations_do(dtype: torch.dtype, rows: int) -> None:
+    states, gates, ups = (drawn(n, 64, dtype=dtype) / 4 for n in (rows, 40, 40))
+    found = multiply_gated(states, gates, ups, tiling=TILING, activation="silu")
+    expected = F.silu(F.linear(states, gates)) * F.linear(states, ups)
+    torch.testing.assert_close(
+        found, expected, atol=1e-3 if dtype.itemsize == 2 else 1e-5, rtol=0.03
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [["--quick"], pytest.param([], marks=pytest.mark.slow)], ids=["quick", "all"]
+)
+def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "compile_kernels.py"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(script.parents[1]), environment.get("PYTHONPATH", "")]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(script), "90", *options]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    lines = [line.split() for line in made.stdout.splitlines()]
+    assert {line[0] for line in lines} == {
+        *("_multiply", "_multiply_gated", "_add_norm", "_gate", "_turn")
+    }
+    for name, shared, is_asynchronous in lines:
+        assert int(shared) <= 227 * 1024, f"{name}: more shared memory than an H200 has"
+        # Weights on their way while others are multiplied: what makes a skinny product quick.
+        assert not name.startswith("_multiply") or is_asynchronous == "True", name
