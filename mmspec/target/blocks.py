@@ -104,7 +104,11 @@ class Block:
     def is_untouched(self) -> bool:
         """Whether nobody has a hand in the block, nor trains it."""
         layer = self._layer
-        return not layer.training and is_plain(layer) and are_untouched(self._places)
+        return (
+            not layer.training
+            and is_plain(layer)
+            and are_untouched(self._places, calls_linears=self._kit.calls_linears)
+        )
 
     def __call__(
         self,

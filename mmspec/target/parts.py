@@ -76,6 +76,7 @@ class Kit(Protocol):
 
     device_type: str
     dtypes: tuple[torch.dtype, ...]
+    calls_linears: bool  # rather than read their weights, where they have a forward of mmspec's own
 
     def block(self, layer: nn.Module) -> BlockParts: ...
 

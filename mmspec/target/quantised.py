@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from mmspec.errors import ConfigError, ModelError
 from mmspec.target.linears import text_linears
 from mmspec.target.lowbit import Bits, LowBit, Pack, packer
+from mmspec.target.untouched import LinearForward
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def check_weights(weights: str, key: str) -> Weights:
     return cast(Weights, weights)
 
 
-class _LowBitLinear:
+class _LowBitLinear(LinearForward):
     """One layer's forward: (..., in_features) -> (..., out_features)."""
 
     def __init__(self, module: nn.Linear, pack: Pack) -> None:

@@ -17,6 +17,7 @@ class TorchKit:
 
     device_type = "cpu"
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    calls_linears = False
 
     def __init__(self, *, copied: bool = True) -> None:
         """`copied` allows copies of small weights."""

@@ -67,7 +67,7 @@ class TextTower:
             model is not None
             and not torch.is_autocast_enabled(self.kit.device_type)
             and is_plain(model)
-            and are_untouched(self._places)
+            and are_untouched(self._places, calls_linears=self.kit.calls_linears)
             and all(block.is_untouched() for block in self._blocks)
         )
 

@@ -28,6 +28,7 @@ class TritonKit:
         torch.float32,
         torch.float64,
     )
+    calls_linears = True
 
     def __init__(
         self,

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from torch import nn
 
 
+class LinearForward:
+    """A linear layer's forward of mmspec's own, attached for one call (quantised weights): what
+    calls the module, and reads no weight of it, may go on."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a module was found."""
@@ -14,11 +19,13 @@ class Place:
     name: str
     module: nn.Module
 
-    @property
-    def is_untouched(self) -> bool:
+    def is_untouched(self, *, calls_linears: bool) -> bool:
         """Whether the same module is still there (no adapter in its place), without a hook and
-        without another forward (offloading)."""
-        return self.siblings.get(self.name) is self.module and is_plain(self.module)
+        without another forward (offloading), but for mmspec's own `LinearForward` where
+        `calls_linears`."""
+        return self.siblings.get(self.name) is self.module and is_plain(
+            self.module, calls_linears=calls_linears
+        )
 
 
 def places_in(parent: nn.Module) -> list[Place]:
@@ -37,14 +44,18 @@ def places_of(modules: Sequence[nn.Module], within: nn.Module) -> list[Place]:
     return [place for place in places_in(within) if place.module in wanted]
 
 
-def are_untouched(places: Iterable[Place]) -> bool:
-    return all(place.is_untouched for place in places)
+def are_untouched(places: Iterable[Place], *, calls_linears: bool = False) -> bool:
+    return all(place.is_untouched(calls_linears=calls_linears) for place in places)
 
 
-def is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module, *, calls_linears: bool = False) -> bool:
     """Without a forward of its own or hooks of others than transformers, whose hooks hand out what
     a forward was asked to return beside its result."""
-    if "forward" in module.__dict__ or module._forward_pre_hooks:
+    if module._forward_pre_hooks:
+        return False
+    if "forward" in module.__dict__ and not (
+        calls_linears and isinstance(module.__dict__["forward"], LinearForward)
+    ):
         return False
     return not module._forward_hooks or all(
         hook.__module__ == "transformers.utils.output_capturing"
