@@ -56,6 +56,8 @@ def main() -> int:
     from mmspec.gpu_check import Setting, has_failed, run_sections, summary_lines
     from mmspec.gpu_check.recorder import SectionResult
 
+    if args.small:
+        torch.set_num_threads(1)  # its tensors are too small for more
     device = torch.device(args.device)
     if device.type == "cuda":
         if not torch.cuda.is_available():

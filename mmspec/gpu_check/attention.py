@@ -6,7 +6,7 @@ from dataclasses import replace
 from mmspec.attention.rung import Rung
 from mmspec.attention.tree import LADDER
 from mmspec.gpu_check import tree_cells
-from mmspec.gpu_check.clock import Clock
+from mmspec.gpu_check.clock import Clock, Work
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 from mmspec.gpu_check.tree_cells import Call, Cell
@@ -14,10 +14,8 @@ from mmspec.gpu_check.tree_cells import Call, Cell
 _GROUPS = ((8, 4), (4, 7), (32, 1), (8, 8))  # (KV heads, query heads of each)
 _CONTEXTS = (4096, 32_768, 131_072)
 _NODES = (1, 8, 16, 32, 64, 128)
-_FACTORS = (
-    (64, 0.9),
-    (1 << 30, 0.7),
-)  # nodes x group up to which the default may be so much slower
+# Nodes x group, and how near to the quickest the ladder's choice has to be up to there.
+_FACTORS = ((64, 0.9), (1 << 30, 0.7))
 
 
 def check(setting: Setting, recorder: Recorder) -> None:
@@ -72,5 +70,5 @@ def _times(call: Call, setting: Setting, recorder: Recorder, cell: Cell) -> dict
     return {name: ms * 1e3 for name, ms in clock.medians_ms(works).items()}
 
 
-def _work(call: Call, rung: Rung):  # type: ignore[no-untyped-def]
+def _work(call: Call, rung: Rung) -> Work:
     return lambda: call.by(rung)

@@ -43,8 +43,9 @@ def _check_attention(setting: Setting, recorder: Recorder) -> None:
 
 
 def _check_kv(setting: Setting, recorder: Recorder) -> None:
-    if not kv_cells.are_there():
-        recorder.missing("KV kernels: this version of mmspec has none, or there is no triton")
+    reason = kv_cells.why_not(setting)
+    if reason is not None:
+        recorder.missing(f"KV kernels: {reason}")
         return
     try:
         found = list(kv_cells.failures(setting))

@@ -37,14 +37,16 @@ def run_sections(
         raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(sections)}")
     header = _header(setting)
     results: dict[str, SectionResult] = {}
+    if not names and not setting.trains:
+        names = [name for name in sections if name != "train"]
 
     def save() -> None:
         if out is not None:
             write_json(out, header, {name: asdict(result) for name, result in results.items()})
 
-    for name, section in sections.items():
-        if names and name not in names:
-            continue
+    chosen = [name for name in sections if name in names or not names]
+    for place, name in enumerate(chosen):
+        section = sections[name]
         result = results[name] = SectionResult(section.title)
         progress(name, result)
         begun = time.monotonic()
@@ -52,7 +54,9 @@ def run_sections(
             result.status = "left out"
             result.missing.append(f"the {setting.minutes:g} minutes were used up")
         else:
-            _run_one(section, setting, Recorder(result, save))
+            ahead = sum(sections[other].share for other in chosen[place:])
+            own = setting.within(setting.left_s * section.share / ahead)
+            _run_one(section, own, Recorder(result, save))
         result.seconds = round(time.monotonic() - begun, 2)
         save()
         progress(name, result)

@@ -1,4 +1,4 @@
-"""Section `speed`: every method beside our own plain decoding, on a trained model enlarged to 8B."""
+"""Section `speed`: methods beside our own plain decoding, on a trained model enlarged to 8B."""
 
 import statistics
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from mmspec.target.load import load_processor, resolve_path
 
 COPYING, LEAST = 3.0, 0.97  # beside plain: where the answer is a copy, and anywhere
 _COPIES = ("transcribing", "quoting")
+_TOKENS = 128  # of each text
 _DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "cascade")
 
 
@@ -62,7 +63,7 @@ def _tasks(setting: Setting) -> Sequence[Task]:
     tasks = bundled_tasks(1)
     if setting.is_small:
         return [Task(task.name, task.questions, 8) for task in tasks[1:2]]
-    return tasks
+    return [Task(t.name, t.questions, min(t.max_new_tokens, _TOKENS)) for t in tasks]
 
 
 def ratios(measured: Measurements) -> dict[str, dict[str, object]]:

@@ -55,6 +55,7 @@ def _time_model(
     recorder: Recorder,
     bandwidth: float,
 ) -> None:
+    is_first = shape.name.startswith("llama-3-8b")
     targets = timed_targets(model, setting, recorder)
     for context in _SMALL_CONTEXTS if setting.is_small else CONTEXTS:
         name = f"{shape.name} at {context}"
@@ -65,11 +66,11 @@ def _time_model(
             recorder.missing(f"{name}: no room for its KV")
             continue
         recorder.found(name, _scores(targets, model, shape, setting, context, bandwidth))
-        if context > 4096 or setting.is_small:
+        if context == CONTEXTS[-1] or (context > 4096 and is_first) or setting.is_small:
             drafts = draft_calls(targets, shape, setting, context, recorder)
             recorder.found(f"{name}, drafts", drafts)
         setting.free()
-    if shape.name.startswith("llama-3-8b"):
+    if is_first or setting.is_small:
         found = generate_ms(model, setting, recorder)
         recorder.found(f"{shape.name}, transformers' generate, ms a token", found)
 
