@@ -1,11 +1,11 @@
 """Section `attention`: what each backend of the ladder takes for a call, by shape."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mmspec.attention.rung import Rung
-from mmspec.attention.tree import LADDER
 from mmspec.gpu_check import tree_cells
+from mmspec.gpu_check.backends import backends, chosen
 from mmspec.gpu_check.clock import Clock, Work
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
@@ -21,6 +21,7 @@ _FACTORS = ((64, 0.9), (1 << 30, 0.7))
 def check(setting: Setting, recorder: Recorder) -> None:
     """One row a shape; the ladder's choice must be the quickest, but for chance."""
     table: list[dict[str, object]] = []
+    rungs = backends(recorder)
     for cell in _cells(setting):
         if setting.left_s < 10:
             recorder.missing("attention: no time left for all shapes")
@@ -30,15 +31,15 @@ def check(setting: Setting, recorder: Recorder) -> None:
             recorder.missing(f"attention, {cell.text}: no room")
             continue
         call = tree_cells.build(cell, setting.device)
-        times = _times(call, setting, recorder, cell)
-        chosen = next(name for name in (rung.name for rung in LADDER) if name in times)
+        times = _times(call, rungs, setting, recorder, cell)
+        own = chosen(call)
         best = min(times, key=lambda name: times[name])
-        table.append({"shape": cell.text, "us": times, "chosen": chosen, "best": best})
-        if setting.is_cuda:
+        table.append({"shape": cell.text, "us": times, "chosen": own, "best": best})
+        if setting.is_cuda and own in times:
             most = next(f for nodes, f in _FACTORS if cell.nodes * cell.group <= nodes)
             recorder.check(
-                times[chosen] * most <= times[best],
-                f"attention, {cell.text}: {chosen} takes {times[chosen]:.0f} us, {best} "
+                times[own] * most <= times[best],
+                f"attention, {cell.text}: {own} takes {times[own]:.0f} us, {best} "
                 f"{times[best]:.0f}",
             )
         recorder.found("table", table)
@@ -57,10 +58,12 @@ def _cells(setting: Setting) -> Iterator[Cell]:
         yield Cell(prefix=32_768, nodes=nodes, kv_heads=8, group=4, rows=8)
 
 
-def _times(call: Call, setting: Setting, recorder: Recorder, cell: Cell) -> dict[str, float]:
+def _times(
+    call: Call, rungs: Sequence[Rung], setting: Setting, recorder: Recorder, cell: Cell
+) -> dict[str, float]:
     """Microseconds of each backend that takes the call."""
     works = {}
-    for rung in LADDER:
+    for rung in rungs:
         try:
             if call.by(rung) is not None:
                 works[rung.name] = _work(call, rung)

@@ -17,7 +17,7 @@ from mmspec.gpu_check.models import (
 from mmspec.gpu_check.peers import generate_ms
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.targets import timed_targets
+from mmspec.gpu_check.targets import GRAPH, OWN, check_graphs, release, timed_targets
 from mmspec.plan.hardware import HARDWARE
 from mmspec.plan.roofline import Forward
 from mmspec.plan.shape import ModelShape
@@ -70,6 +70,8 @@ def _time_model(
             drafts = draft_calls(targets, shape, setting, context, recorder)
             recorder.found(f"{name}, drafts", drafts)
         setting.free()
+    if GRAPH in targets:
+        check_graphs(targets[GRAPH], recorder, shape.name)
     if is_first or setting.is_small:
         found = generate_ms(model, setting, recorder)
         recorder.found(f"{shape.name}, transformers' generate, ms a token", found)
@@ -94,12 +96,14 @@ def _scores(
     roofline_ms = step_bytes(model, shape, context) / bandwidth * 1e3
     for way, target in targets.items():
         cache, placement = filled_cache(target, shape, context)
-        works = {str(n): score_call(target, cache, placement, n) for n in nodes}
+        own = (1, *nodes[-2:-1]) if way == OWN else nodes
+        works = {str(n): score_call(target, cache, placement, n) for n in own}
         times = {int(n): ms for n, ms in clock.medians_ms(works).items()}
         found[way] = {
             "score_ms": times,
-            "ratio_to_one": {n: times[n] / times[1] for n in nodes},
+            "ratio_to_one": {n: times[n] / times[1] for n in own},
             "roofline_share": roofline_ms / times[1],
         }
         cache.release()
+        release(target)
     return found

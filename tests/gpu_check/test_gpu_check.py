@@ -53,7 +53,7 @@ def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
         assert section["found"] and section["seconds"] > 0
         assert f"{name} " in run.stdout
     attention = sections["kernels"]["found"]["attention"]
-    assert attention["matmul"]["passed"] == len(list(tree_cells.cells(SMALL)))
+    assert attention["matmul"]["passed"] >= len(list(tree_cells.cells(SMALL)))
     assert sections["kernels"]["found"]["noise"]["differing"] == 0
     ways = {row["way"] for row in sections["exactness"]["found"]["prompt_lookup"]}
     assert {"prompt_lookup, alone", "stress, batched", "transformers' generate"} <= ways
@@ -82,9 +82,9 @@ def test_a_wrong_attention_kernel_is_a_failure(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Matmul, "attend", attend)
     result = kernels_section()
     assert result.status == "failed"
-    assert len(result.failures) == len(list(tree_cells.cells(SMALL)))
-    assert "attention by matmul" in result.failures[0]
-    assert result.found["attention"]["flash_cpu"]["passed"]  # type: ignore[index]
+    assert len(result.failures) >= len(list(tree_cells.cells(SMALL)))
+    assert all("attention by matmul" in what for what in result.failures)
+    assert result.found["attention"]["flash_cpu"].passed  # type: ignore[index]
     assert any("FAILED   attention by matmul" in x for x in summary_lines({"kernels": result}))
     assert has_failed({"kernels": result})
 
