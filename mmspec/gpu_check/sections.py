@@ -18,10 +18,10 @@ class Section:
 
 
 SECTIONS: dict[str, Section] = {
-    "kernels": Section("kernels beside their references", kernels.check, 0.15),
+    "kernels": Section("kernels beside their references", kernels.check, 0.2),
     "exactness": Section("speculative texts beside plain ones", exactness.check, 0.2),
-    "timings": Section("steps of large models, random weights: timings only", timings.check, 0.35),
-    "attention": Section("attention backends by shape", attention.check, 0.1),
+    "timings": Section("steps of large models, random weights: timings only", timings.check, 0.3),
+    "attention": Section("attention backends by shape", attention.check, 0.15),
     "speed": Section("speed at real size with real acceptance", speed.check, 0.2),
     "train": Section("a reference target trained here, all methods on it", reference.check, 0.5),
 }
