@@ -18,6 +18,7 @@ from mmspec.gpu_check.tree_cells import Call, Cell
 _GROUPS = ((8, 4), (4, 7), (32, 1))  # (KV heads, query heads of each)
 _CONTEXTS = (4096, 32_768, 131_072)
 _NODES = (1, 8, 16, 32, 64, 128)
+_INTERPRETED = ("triton",)  # on a CPU: it has no speed there
 # Nodes x group, and how near to the quickest the ladder's choice has to be up to there.
 _FACTORS = ((64, 0.9), (1 << 30, 0.7))
 
@@ -36,7 +37,7 @@ class Timed:
 def check(setting: Setting, recorder: Recorder) -> None:
     """One row a shape; the ladder's choice must be the quickest, or near to it."""
     bench = _bench()
-    rungs = backends(recorder)
+    rungs = [r for r in backends(recorder) if setting.is_cuda or r.name not in _INTERPRETED]
     table: list[Timed] = []
     for cell in _cells(setting):
         if setting.left_s < 10:
@@ -46,17 +47,13 @@ def check(setting: Setting, recorder: Recorder) -> None:
         if not setting.has_memory(4 * size):
             recorder.missing(f"attention, {cell.text}: no room")
             continue
-        try:
-            timed = (
-                _by_clock(cell, rungs, setting, recorder)
-                if bench is None
-                else _by_bench(bench, cell, rungs, setting)
-            )
-        except Exception as error:  # said, and the other shapes are measured
-            recorder.check(False, f"attention, {cell.text}: {type(error).__name__}: {error}")
-            continue
-        table.append(timed)
-        _check_choice(timed, cell, setting, recorder)
+        with recorder.attempt(f"attention, {cell.text}"):
+            if bench is None:
+                timed = _by_clock(cell, rungs, setting, recorder)
+            else:
+                timed = _by_bench(bench, cell, rungs, setting)
+            table.append(timed)
+            _check_choice(timed, cell, setting, recorder)
         recorder.found("table", table)
 
 

@@ -65,10 +65,11 @@ def check(setting: Setting, recorder: Recorder) -> None:
         if setting.left_s < 30 and compared:
             recorder.missing(f"{name}: no time left")
             continue
-        report = _compared(engine, setting, is_stressed=name == drafters[0])
-        compared += report.comparisons
-        recorder.found(name, [_row(one) for one in report.comparisons])
-        _check_bugs(report, recorder, name)
+        with recorder.attempt(name):
+            report = _compared(engine, setting, is_stressed=name == drafters[0])
+            compared += report.comparisons
+            recorder.found(name, [_row(one) for one in report.comparisons])
+            _check_bugs(report, recorder, name)
     _check_rates(compared, recorder)
     recorder.found("dtype", str(dtype))
     if not BITWISE.is_there:

@@ -42,12 +42,16 @@ def check(setting: Setting, recorder: Recorder) -> None:
         if setting.left_s < 60 and not setting.is_small:
             recorder.missing(f"{task.name}: no time left")
             continue
-        pairs = 1 if setting.is_small else 3
-        (measured,) = measure([task], runners, inputs, plain=runners[PLAIN], pairs=pairs, room=8000)
-        found = ratios(measured)
-        recorder.found(task.name, found)
-        _check_bars(task, found, setting, recorder)
-    replayed(model, setting, recorder)
+        with recorder.attempt(task.name):
+            pairs = 1 if setting.is_small else 3
+            (measured,) = measure(
+                [task], runners, inputs, plain=runners[PLAIN], pairs=pairs, room=8000
+            )
+            found = ratios(measured)
+            recorder.found(task.name, found)
+            _check_bars(task, found, setting, recorder)
+    with recorder.attempt("replay"):
+        replayed(model, setting, recorder)
 
 
 def _engines(model: PreTrainedModel, setting: Setting) -> dict[str, tuple[Method, Engine]]:

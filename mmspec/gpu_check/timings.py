@@ -34,7 +34,8 @@ def check(setting: Setting, recorder: Recorder) -> None:
     bandwidth = copy_bandwidth(setting.device, num_bytes=2**22 if setting.is_small else 2**32)
     recorder.found("what", "random weights: timings only")
     recorder.found("copy_bytes_per_s", bandwidth)
-    recorder.found("low_bit", product_table(setting, recorder))
+    with recorder.attempt("low-bit products"):
+        recorder.found("low_bit", product_table(setting, recorder))
     for shape in timed_shapes(setting):
         if setting.left_s < _LEAST_S:
             recorder.missing(f"{shape.name}: no time left")
@@ -42,9 +43,8 @@ def check(setting: Setting, recorder: Recorder) -> None:
         if not setting.has_memory(stored_bytes(shape, 0)):
             recorder.missing(f"{shape.name}: no room for its weights")
             continue
-        model = random_model(shape, setting)
-        _time_model(model, shape, setting, recorder, bandwidth)
-        del model
+        with recorder.attempt(shape.name):
+            _time_model(random_model(shape, setting), shape, setting, recorder, bandwidth)
         setting.free()
 
 
@@ -65,10 +65,12 @@ def _time_model(
         if not setting.has_memory(2 * shape.kv_values * shape.layers * context):
             recorder.missing(f"{name}: no room for its KV")
             continue
-        recorder.found(name, _scores(targets, model, shape, setting, context, bandwidth))
+        with recorder.attempt(name):
+            recorder.found(name, _scores(targets, model, shape, setting, context, bandwidth))
         if context == CONTEXTS[-1] or (context > 4096 and is_first) or setting.is_small:
-            drafts = draft_calls(targets, shape, setting, context, recorder)
-            recorder.found(f"{name}, drafts", drafts)
+            with recorder.attempt(f"{name}, drafts"):
+                drafts = draft_calls(targets, shape, setting, context, recorder)
+                recorder.found(f"{name}, drafts", drafts)
         setting.free()
     if GRAPH in targets:
         check_graphs(targets[GRAPH], recorder, shape.name)

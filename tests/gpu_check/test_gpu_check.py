@@ -182,6 +182,38 @@ def test_a_section_that_fails_costs_no_other_and_nothing_that_was_found(tmp_path
     assert any("ERROR    RuntimeError: out of memory" in x for x in summary_lines(results))
 
 
+def test_an_attempt_that_fails_is_told_and_the_section_goes_on() -> None:
+    def goes_on(setting: Setting, recorder: Recorder) -> None:
+        with recorder.attempt("128k"):
+            raise RuntimeError("out of memory")
+        recorder.found("after", 1)
+
+    result = run_sections(SMALL, sections={"one": Section("", goes_on, 1.0)})["one"]
+    assert result.status == "failed"
+    assert result.failures == ["128k: RuntimeError: out of memory"]
+    assert "goes_on" in str(result.found["128k: traceback"]) and result.found["after"] == 1
+
+
+def test_sections_behind_a_lost_gpu_are_lost_and_an_earlier_file_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, broken = tmp_path / "found.json", []
+    monkeypatch.setattr("mmspec.gpu_check.run._is_lost", lambda setting: bool(broken))
+
+    def breaks(setting: Setting, recorder: Recorder) -> None:
+        broken.append(True)
+        recorder.check(False, "an illegal memory access")
+
+    sections = {"one": Section("", breaks, 0.5), "two": Section("", breaks, 0.5)}
+    results = run_sections(SMALL, out=out, sections=sections)
+    assert [r.status for r in results.values()] == ["failed", "lost"]
+    broken.clear()
+    kept = json.loads(out.read_text())["sections"]
+    run_sections(SMALL, ["two"], out=out, sections=sections, kept=kept)
+    saved = json.loads(out.read_text())["sections"]
+    assert [section["status"] for section in saved.values()] == ["failed", "failed"]
+
+
 def test_sections_are_chosen_and_left_out_when_the_time_is_over() -> None:
     late = Setting(torch.device("cpu"), is_small=True, minutes=0.0)
     results = run_sections(late, ["attention", "kernels"])
