@@ -1,4 +1,4 @@
-"""Does mmspec hold what it promises on this GPU, and how fast is it? One run, sections of their own.
+"""Does mmspec hold what it promises on this GPU, and how fast is it? One run, in sections.
 
 1. `setting`     what is checked where, and how long it may take   -> Setting
 2. `recorder`    what a section finds, on disk as soon as found     -> Recorder

@@ -7,6 +7,7 @@ from mmspec.gpu_check.clock import Clock
 from mmspec.gpu_check.models import filled_cache
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.targets import OWN, release
 from mmspec.kv import KVCache, KVView, ViewSize
 from mmspec.kv.policies import POLICIES
 from mmspec.plan.shape import ModelShape
@@ -53,6 +54,8 @@ def draft_calls(
     clock = Clock(setting.device, rounds=3 if setting.is_small else 9, limit_s=2.0)
     budgets = (16,) if setting.is_small else BUDGETS
     for way, target in targets.items():
+        if way == OWN:
+            continue
         found[way] = {}
         for weights, drafting in draft_variants(target, recorder).items():
             cache, placement = filled_cache(target, shape, context)
@@ -61,6 +64,7 @@ def draft_calls(
                 for budget in budgets
             }
             cache.release()
+            release(target)
             setting.free()
     return found
 

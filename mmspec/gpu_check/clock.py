@@ -19,7 +19,7 @@ class Clock:
         self._limit_s = limit_s
 
     def median_ms(self, work: Work) -> float:
-        """Of several runs, after two that are not counted."""
+        """Of several runs, after three that are not counted."""
         return self.medians_ms({"": work})[""]
 
     def medians_ms(self, works: Mapping[str, Work]) -> dict[str, float]:
@@ -30,7 +30,7 @@ class Clock:
     def samples_ms(self, works: Mapping[str, Work]) -> dict[str, list[float]]:
         """The same, each run."""
         names = list(works)
-        for name in names * 2:
+        for name in names * 3:  # kernels are compiled, and graphs recorded
             self._one_ms(works[name])
         samples: dict[str, list[float]] = {name: [] for name in names}
         begun = time.perf_counter()

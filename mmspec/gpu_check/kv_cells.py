@@ -1,5 +1,6 @@
-"""KV kernels beside the same done by indexing: writes of ragged trees, commits of accepted paths."""
+"""KV kernels beside the same done by indexing: writes of ragged trees, commits of paths."""
 
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,9 +13,15 @@ from mmspec.gpu_check.setting import Setting
 _LAYERS = 3
 
 
-def are_there() -> bool:
-    """Whether this mmspec has them, and triton is installed."""
-    return find_spec("mmspec.kv.kernels") is not None and find_spec("triton") is not None
+def why_not(setting: Setting) -> str | None:
+    """Why they cannot be run here; None: they can."""
+    if find_spec("mmspec.kv.kernels") is None:
+        return "this version of mmspec has none"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if not setting.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return "there is no GPU, and TRITON_INTERPRET=1 is not set"
+    return None
 
 
 def failures(setting: Setting) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Status = Literal["passed", "failed", "missing", "error", "left out", "running"]
+Status = Literal["passed", "failed", "missing", "error", "left out", "lost", "running"]
 
 
 @dataclass
@@ -40,6 +42,15 @@ class Recorder:
         if not holds:
             self.result.failures.append(what)
             self._save()
+
+    @contextmanager
+    def attempt(self, what: str) -> Iterator[None]:
+        """What raises within it is a failure with its traceback, and the section goes on."""
+        try:
+            yield
+        except Exception as error:
+            self.result.found[f"{what}: traceback"] = "".join(traceback.format_exception(error))
+            self.check(False, f"{what}: {type(error).__name__}: {error}")
 
     def missing(self, what: str) -> None:
         """What this machine, or this version of mmspec, does not have."""

@@ -21,7 +21,7 @@ from mmspec.gpu_check.enlarged import MODEL, enlarged_shape
 from mmspec.gpu_check.models import filled_cache
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.targets import timed_targets
+from mmspec.gpu_check.targets import OWN, release, timed_targets
 from mmspec.target.load import load_model, load_processor, resolve_path
 from mmspec.training.tiny.data import quote, story
 
@@ -38,7 +38,7 @@ class Acceptance:
 
     drafter: str
     text: str
-    new_tokens: int
+    new_tokens: int  # the first of which is the prefill's
     scored: Mapping[int, int]  # drafted nodes the target scored -> steps
     drafts: Mapping[int, int]  # nodes of a forward over the view -> forwards
 
@@ -54,7 +54,7 @@ class Costs:
         """Beside plain decoding of the same tokens."""
         spent = sum(_at(self.score, nodes + 1) * steps for nodes, steps in seen.scored.items())
         spent += sum(_at(self.draft, nodes) * calls for nodes, calls in seen.drafts.items())
-        return seen.new_tokens * self.score[1] / spent
+        return (seen.new_tokens - 1) * self.score[1] / spent
 
 
 def replayed(model: PreTrainedModel, setting: Setting, recorder: Recorder) -> None:
@@ -66,15 +66,18 @@ def replayed(model: PreTrainedModel, setting: Setting, recorder: Recorder) -> No
     seen = _acceptances(setting)
     recorder.found("replay: what the small model accepted", seen)
     table: list[dict[str, object]] = []
+    nodes = (1, 2) if setting.is_small else _NODES
     clock = Clock(setting.device, rounds=3 if setting.is_small else 9, limit_s=2.0)
     for way, target in timed_targets(model, setting, recorder).items():
+        if way == OWN:
+            continue
         cache, placement = filled_cache(target, shape, context)
-        score = {n: clock.median_ms(score_call(target, cache, placement, n)) for n in _NODES}
+        score = {n: clock.median_ms(score_call(target, cache, placement, n)) for n in nodes}
         for weights, drafting in draft_variants(target, recorder).items():
             for budget in (32,) if setting.is_small else _BUDGETS:
                 draft = {
-                    nodes: clock.median_ms(view_call(drafting, cache, placement, budget, nodes))
-                    for nodes in (1, 16)
+                    count: clock.median_ms(view_call(drafting, cache, placement, budget, count))
+                    for count in (1, 16)
                 }
                 costs = Costs(score, draft)
                 table += [
@@ -92,6 +95,7 @@ def replayed(model: PreTrainedModel, setting: Setting, recorder: Recorder) -> No
                     for one in seen
                 ]
         cache.release()
+        release(target)
         setting.free()
     recorder.found("replay", table)
 

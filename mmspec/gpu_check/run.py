@@ -16,6 +16,7 @@ from mmspec.gpu_check.sections import SECTIONS, Section
 from mmspec.gpu_check.setting import Setting
 
 _PACKAGES = ("triton", "flash_attn", "flash_attn_4", "fa3_fwd", "torchao", "faiss", "accelerate")
+_NOTHING: Mapping[str, object] = {}
 _LEAST_S = 5.0  # a section is not begun with less time left
 
 
@@ -24,11 +25,16 @@ def run_sections(
     names: Sequence[str] = (),
     *,
     out: Path | None = None,
+    kept: Mapping[str, object] = _NOTHING,
     sections: Mapping[str, Section] = SECTIONS,
     progress: Callable[[str, SectionResult], None] = lambda name, result: None,
 ) -> dict[str, SectionResult]:
     """The sections that `names` names, all of them if it is empty, in their own order. `out` is
-    rewritten with every finding; `progress` is told of each section at its beginning and end.
+    rewritten with every finding, `kept` (sections of an earlier run) among them; `progress` is told
+    of each section at its beginning and end.
+
+    A kernel that reads beyond its memory ends all use of the GPU by this process: the sections
+    behind it are "lost", and need another one.
 
     Raises ConfigError for a name that is none.
     """
@@ -37,26 +43,34 @@ def run_sections(
         raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(sections)}")
     header = _header(setting)
     results: dict[str, SectionResult] = {}
+    if not names and not setting.trains:
+        names = [name for name in sections if name != "train"]
 
     def save() -> None:
         if out is not None:
-            write_json(out, header, {name: asdict(result) for name, result in results.items()})
+            own = {name: asdict(result) for name, result in results.items()}
+            write_json(out, header, {**kept, **own})
 
-    for name, section in sections.items():
-        if names and name not in names:
-            continue
+    chosen = [name for name in sections if name in names or not names]
+    for place, name in enumerate(chosen):
+        section = sections[name]
         result = results[name] = SectionResult(section.title)
         progress(name, result)
         begun = time.monotonic()
-        if setting.left_s < _LEAST_S:
+        if _is_lost(setting):
+            result.status = "lost"
+        elif setting.left_s < _LEAST_S:
             result.status = "left out"
             result.missing.append(f"the {setting.minutes:g} minutes were used up")
         else:
-            _run_one(section, setting, Recorder(result, save))
+            ahead = sum(sections[other].share for other in chosen[place:])
+            own = setting.within(setting.left_s * section.share / ahead)
+            _run_one(section, own, Recorder(result, save))
         result.seconds = round(time.monotonic() - begun, 2)
         save()
         progress(name, result)
-        setting.free()
+        if not _is_lost(setting):
+            setting.free()
     return results
 
 
@@ -74,6 +88,17 @@ def _run_one(section: Section, setting: Setting, recorder: Recorder) -> None:
         result.status = "missing"
     else:
         result.status = "passed"
+
+
+def _is_lost(setting: Setting) -> bool:
+    """Whether an earlier error has ended this process's use of the GPU."""
+    if not setting.is_cuda:
+        return False
+    try:
+        torch.cuda.synchronize(setting.device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def _header(setting: Setting) -> dict[str, object]:

@@ -14,13 +14,14 @@ class Section:
 
     title: str
     check: Callable[[Setting, Recorder], None]
+    share: float  # of the time for all of them
 
 
 SECTIONS: dict[str, Section] = {
-    "kernels": Section("kernels beside their references", kernels.check),
-    "exactness": Section("speculative texts beside plain ones", exactness.check),
-    "timings": Section("steps of large models, random weights: timings only", timings.check),
-    "attention": Section("attention backends by shape", attention.check),
-    "speed": Section("speed at real size with real acceptance", speed.check),
-    "train": Section("a reference target trained here, all methods on it", reference.check),
+    "kernels": Section("kernels beside their references", kernels.check, 0.2),
+    "exactness": Section("speculative texts beside plain ones", exactness.check, 0.2),
+    "timings": Section("steps of large models, random weights: timings only", timings.check, 0.3),
+    "attention": Section("attention backends by shape", attention.check, 0.15),
+    "speed": Section("speed at real size with real acceptance", speed.check, 0.2),
+    "train": Section("a reference target trained here, all methods on it", reference.check, 0.5),
 }

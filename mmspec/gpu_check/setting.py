@@ -1,7 +1,8 @@
 """Setting: where a check runs, at which sizes, and until when."""
 
+import gc
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -21,6 +22,10 @@ class Setting:
         """Seconds that are left of the time for all sections."""
         return self.minutes * 60 - (time.monotonic() - self.begun_s)
 
+    def within(self, seconds: float) -> "Setting":
+        """The same with so much time from now on."""
+        return replace(self, minutes=seconds / 60, begun_s=time.monotonic())
+
     @property
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
@@ -39,8 +44,6 @@ class Setting:
 
     def free(self) -> None:
         """Gives memory back that nothing holds any more."""
-        import gc
-
         gc.collect()
         if self.is_cuda:
             torch.cuda.empty_cache()

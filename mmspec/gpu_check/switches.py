@@ -23,5 +23,5 @@ class Switch:
         return [f"decode.{self.key}={self.on if on else self.off}"] if self.is_there else []
 
 
-GRAPHS = Switch("CUDA graphs", "graphs", "auto", "never")
-BITWISE = Switch("bitwise mode", "bitwise", "true", "false")
+GRAPHS = Switch("CUDA graphs", "cuda_graphs", "auto", "never")
+BITWISE = Switch("bitwise mode", "exactness", "bitwise", "standard")

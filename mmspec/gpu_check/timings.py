@@ -17,7 +17,7 @@ from mmspec.gpu_check.models import (
 from mmspec.gpu_check.peers import generate_ms
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.targets import timed_targets
+from mmspec.gpu_check.targets import GRAPH, OWN, check_graphs, release, timed_targets
 from mmspec.plan.hardware import HARDWARE
 from mmspec.plan.roofline import Forward
 from mmspec.plan.shape import ModelShape
@@ -34,7 +34,8 @@ def check(setting: Setting, recorder: Recorder) -> None:
     bandwidth = copy_bandwidth(setting.device, num_bytes=2**22 if setting.is_small else 2**32)
     recorder.found("what", "random weights: timings only")
     recorder.found("copy_bytes_per_s", bandwidth)
-    recorder.found("low_bit", product_table(setting, recorder))
+    with recorder.attempt("low-bit products"):
+        recorder.found("low_bit", product_table(setting, recorder))
     for shape in timed_shapes(setting):
         if setting.left_s < _LEAST_S:
             recorder.missing(f"{shape.name}: no time left")
@@ -42,9 +43,8 @@ def check(setting: Setting, recorder: Recorder) -> None:
         if not setting.has_memory(stored_bytes(shape, 0)):
             recorder.missing(f"{shape.name}: no room for its weights")
             continue
-        model = random_model(shape, setting)
-        _time_model(model, shape, setting, recorder, bandwidth)
-        del model
+        with recorder.attempt(shape.name):
+            _time_model(random_model(shape, setting), shape, setting, recorder, bandwidth)
         setting.free()
 
 
@@ -55,6 +55,7 @@ def _time_model(
     recorder: Recorder,
     bandwidth: float,
 ) -> None:
+    is_first = shape.name.startswith("llama-3-8b")
     targets = timed_targets(model, setting, recorder)
     for context in _SMALL_CONTEXTS if setting.is_small else CONTEXTS:
         name = f"{shape.name} at {context}"
@@ -64,12 +65,16 @@ def _time_model(
         if not setting.has_memory(2 * shape.kv_values * shape.layers * context):
             recorder.missing(f"{name}: no room for its KV")
             continue
-        recorder.found(name, _scores(targets, model, shape, setting, context, bandwidth))
-        if context > 4096 or setting.is_small:
-            drafts = draft_calls(targets, shape, setting, context, recorder)
-            recorder.found(f"{name}, drafts", drafts)
+        with recorder.attempt(name):
+            recorder.found(name, _scores(targets, model, shape, setting, context, bandwidth))
+        if context == CONTEXTS[-1] or (context > 4096 and is_first) or setting.is_small:
+            with recorder.attempt(f"{name}, drafts"):
+                drafts = draft_calls(targets, shape, setting, context, recorder)
+                recorder.found(f"{name}, drafts", drafts)
         setting.free()
-    if shape.name.startswith("llama-3-8b"):
+    if GRAPH in targets:
+        check_graphs(targets[GRAPH], recorder, shape.name)
+    if is_first or setting.is_small:
         found = generate_ms(model, setting, recorder)
         recorder.found(f"{shape.name}, transformers' generate, ms a token", found)
 
@@ -93,12 +98,14 @@ def _scores(
     roofline_ms = step_bytes(model, shape, context) / bandwidth * 1e3
     for way, target in targets.items():
         cache, placement = filled_cache(target, shape, context)
-        works = {str(n): score_call(target, cache, placement, n) for n in nodes}
+        own = (1, *nodes[-2:-1]) if way == OWN else nodes
+        works = {str(n): score_call(target, cache, placement, n) for n in own}
         times = {int(n): ms for n, ms in clock.medians_ms(works).items()}
         found[way] = {
             "score_ms": times,
-            "ratio_to_one": {n: times[n] / times[1] for n in nodes},
+            "ratio_to_one": {n: times[n] / times[1] for n in own},
             "roofline_share": roofline_ms / times[1],
         }
         cache.release()
+        release(target)
     return found

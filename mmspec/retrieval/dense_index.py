@@ -30,7 +30,7 @@ _PCA_FROM = 16  # keys a component; fewer say little of the directions
 _STAGED_BYTES = 2**28
 _LEARNT_FROM = 128  # vectors a list, at most
 _MOVED_AT_ONCE = 2**16
-_NO_FAISS = "install mmspec[cpu] (faiss-cpu) or mmspec[gpu]"
+_NO_FAISS = "install mmspec[cpu] (faiss-cpu), or a GPU build of faiss"
 _MAGIC = b"mmspec-vectors-1\n"
 
 Keys: TypeAlias = NDArray[np.float32]
@@ -219,7 +219,7 @@ class _FaissIndex:
         can_gpu = has_gpu(faiss)
         if use_gpu and not can_gpu:
             raise MissingExtraError(
-                "use_gpu=True: this faiss has no GPU, or finds none; install mmspec[gpu]"
+                "use_gpu=True: this faiss has no GPU, or finds none; install a GPU build of it"
             )
         is_on_gpu = can_gpu if use_gpu is None else use_gpu
         self._index: Any = _read(faiss, path, is_mapped=not is_on_gpu)

@@ -1,0 +1,252 @@
+"""gpu_check: everything runs once at tiny shapes; what is wrong is found, and costs no more."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmspec import noise
+from mmspec.attention.matmul import Matmul
+from mmspec.errors import ConfigError
+from mmspec.gpu_check import (
+    SECTIONS,
+    Setting,
+    has_failed,
+    kv_cells,
+    run_sections,
+    summary_lines,
+    tree_cells,
+)
+from mmspec.gpu_check.exactness import Rate
+from mmspec.gpu_check.recorder import Recorder, SectionResult
+from mmspec.gpu_check.replay import Acceptance, Costs
+from mmspec.gpu_check.sections import Section
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts" / "gpu_check.py"
+SMALL = Setting(torch.device("cpu"), is_small=True)
+
+
+def kernels_section() -> SectionResult:
+    return run_sections(SMALL, ["kernels"])["kernels"]
+
+
+def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "found.json"
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", "--out", str(out)]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads(out.read_text())
+    assert found["machine"]["torch"] == torch.__version__
+    assert found["device"] == "cpu" and found["gpu"] is None and found["is_small"]
+    sections = found["sections"]
+    assert list(sections) == [name for name in SECTIONS if name != "train"]
+    for name, section in sections.items():
+        assert section["status"] == "passed", (name, section["error"] or section["failures"])
+        assert section["found"] and section["seconds"] > 0
+        assert f"{name} " in run.stdout
+    attention = sections["kernels"]["found"]["attention"]
+    assert attention["matmul"]["passed"] >= len(list(tree_cells.cells(SMALL)))
+    assert sections["kernels"]["found"]["noise"]["differing"] == 0
+    ways = {row["way"] for row in sections["exactness"]["found"]["prompt_lookup"]}
+    assert {"prompt_lookup, alone", "stress, batched", "transformers' generate"} <= ways
+    steps = sections["timings"]["found"]["qwen2.5-7b, tiny at 64"]
+    assert set(steps["eager"]["score_ms"]) == set(steps["expected_ms"]) == {"1", "4"}
+    assert steps["eager"]["roofline_share"] > 0
+    assert sections["timings"]["found"]["what"] == "random weights: timings only"
+    drafts = sections["timings"]["found"]["qwen2.5-7b, tiny at 64, drafts"]["eager"]
+    assert {"same", "int4"} <= set(drafts)
+    assert sections["attention"]["found"]["table"][0]["chosen"] == "flash_cpu"
+    speed = sections["speed"]["found"]
+    assert speed["enlarged"]["same_best_share"] == 1.0
+    assert speed["quoting, 1k"]["mmspec prompt_lookup"]["is_plain_text"]
+    assert speed["replay"] and all("replayed" in row["label"] for row in speed["replay"])
+
+
+def test_a_wrong_attention_kernel_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off by a percent, on trees that have siblings alone."""
+    right = Matmul.attend
+
+    def attend(self: Matmul, query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out = right(self, query, *args, **kwargs)
+        out[:, 1:] *= 1.01
+        return out
+
+    monkeypatch.setattr(Matmul, "attend", attend)
+    result = kernels_section()
+    assert result.status == "failed"
+    assert len(result.failures) >= len(list(tree_cells.cells(SMALL)))
+    assert all("attention by matmul" in what for what in result.failures)
+    assert result.found["attention"]["flash_cpu"].passed  # type: ignore[index]
+    assert any("FAILED   attention by matmul" in x for x in summary_lines({"kernels": result}))
+    assert has_failed({"kernels": result})
+
+
+@pytest.mark.parametrize("wrong", ["nan", "raises", "reads beyond"])
+def test_other_ways_to_be_wrong_are_failures_too(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    right = Matmul.attend
+
+    def attend(self: Matmul, query: Tensor, keys: Tensor, values: Tensor, **kw: Any) -> Tensor:
+        if wrong == "raises":
+            raise RuntimeError("an illegal memory access")
+        if wrong == "reads beyond":  # the slot before each row's own
+            for row in kw["call"].rows:
+                object.__setattr__(row, "start", row.start - 1)
+        out = right(self, query, keys, values, **kw)
+        return out * torch.nan if wrong == "nan" else out
+
+    monkeypatch.setattr(Matmul, "attend", attend)
+    result = kernels_section()
+    assert result.status == "failed" and any("by matmul" in what for what in result.failures)
+
+
+def test_wrong_noise_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = noise.gumbel, []
+
+    def gumbel(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(kwargs)
+        values = right(*args, **kwargs)
+        if "device" in kwargs:
+            values[5] += 1e-3
+        return values
+
+    monkeypatch.setattr(noise, "gumbel", gumbel)
+    result = kernels_section()
+    assert result.status == "failed"
+    assert [what.split(":")[0] for what in result.failures] == ["noise", "noise"]
+
+
+def kv_stand_ins(monkeypatch: pytest.MonkeyPatch, *, off_by: int) -> None:
+    """Modules with the kernels' interface; `off_by` slots."""
+
+    def write(*args: Tensor, first: Tensor, counts: Tensor) -> None:
+        for buffer, states in zip(args[:2], args[2:], strict=True):
+            for row, (start, count) in enumerate(zip(first.tolist(), counts.tolist(), strict=True)):
+                to = start + (off_by if count else 0)
+                buffer[to : to + count] = states[row, :, :count].transpose(0, 1)
+
+    class PathMover:
+        def __init__(self, buffers: Sequence[Tensor]) -> None:
+            self.buffers = buffers
+
+        def move(self, moves: Sequence[tuple[int, Sequence[int]]]) -> None:
+            for buffer in self.buffers:
+                for end, path in moves:
+                    for place, node in enumerate(path):
+                        buffer[end + place] = buffer[end + node + off_by]
+
+    modules = {
+        "mmspec.kv.kernels": SimpleNamespace(write=write),
+        "mmspec.kv.moves": SimpleNamespace(PathMover=PathMover, Move=lambda *move: move),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[misc]
+    monkeypatch.setattr(kv_cells, "why_not", lambda setting: None)
+
+
+def test_wrong_kv_kernels_are_failures_and_right_ones_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    kv_stand_ins(monkeypatch, off_by=0)
+    assert kernels_section().status == "passed"
+    kv_stand_ins(monkeypatch, off_by=1)
+    failures = kernels_section().failures
+    assert {what.split(":")[0] for what in failures} == {"kv write", "kv commit"}
+
+
+def test_a_section_that_fails_costs_no_other_and_nothing_that_was_found(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+
+    def breaks(setting: Setting, recorder: Recorder) -> None:
+        recorder.found("early", 1)
+        assert json.loads(out.read_text())["sections"]["breaks"]["found"] == {"early": 1}
+        raise RuntimeError("out of memory")
+
+    def works(setting: Setting, recorder: Recorder) -> None:
+        assert setting.left_s <= 60 * setting.minutes <= SMALL.minutes * 60
+        recorder.found("late", 2)
+
+    sections = {"breaks": Section("", breaks, 0.5), "works": Section("", works, 0.5)}
+    results = run_sections(SMALL, out=out, sections=sections)
+    assert [r.status for r in results.values()] == ["error", "passed"]
+    saved = json.loads(out.read_text())["sections"]
+    assert saved["breaks"]["found"] == {"early": 1} and saved["works"]["found"] == {"late": 2}
+    assert "RuntimeError: out of memory" in saved["breaks"]["error"]
+    assert any("ERROR    RuntimeError: out of memory" in x for x in summary_lines(results))
+
+
+def test_an_attempt_that_fails_is_told_and_the_section_goes_on() -> None:
+    def goes_on(setting: Setting, recorder: Recorder) -> None:
+        with recorder.attempt("128k"):
+            raise RuntimeError("out of memory")
+        recorder.found("after", 1)
+
+    result = run_sections(SMALL, sections={"one": Section("", goes_on, 1.0)})["one"]
+    assert result.status == "failed"
+    assert result.failures == ["128k: RuntimeError: out of memory"]
+    assert "goes_on" in str(result.found["128k: traceback"]) and result.found["after"] == 1
+
+
+def test_sections_behind_a_lost_gpu_are_lost_and_an_earlier_file_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, broken = tmp_path / "found.json", []
+    monkeypatch.setattr("mmspec.gpu_check.run._is_lost", lambda setting: bool(broken))
+
+    def breaks(setting: Setting, recorder: Recorder) -> None:
+        broken.append(True)
+        recorder.check(False, "an illegal memory access")
+
+    sections = {"one": Section("", breaks, 0.5), "two": Section("", breaks, 0.5)}
+    results = run_sections(SMALL, out=out, sections=sections)
+    assert [r.status for r in results.values()] == ["failed", "lost"]
+    broken.clear()
+    kept = json.loads(out.read_text())["sections"]
+    run_sections(SMALL, ["two"], out=out, sections=sections, kept=kept)
+    saved = json.loads(out.read_text())["sections"]
+    assert [section["status"] for section in saved.values()] == ["failed", "failed"]
+
+
+def test_sections_are_chosen_and_left_out_when_the_time_is_over() -> None:
+    late = Setting(torch.device("cpu"), is_small=True, minutes=0.0)
+    results = run_sections(late, ["attention", "kernels"])
+    assert [(name, r.status) for name, r in results.items()] == [
+        ("kernels", "left out"),
+        ("attention", "left out"),
+    ]
+    with pytest.raises(ConfigError, match="section 'atention': expected some of kernels"):
+        run_sections(SMALL, ["atention"])
+
+
+def test_a_missing_package_is_named_with_the_way_to_bring_it() -> None:
+    code = f"""
+import importlib.util, runpy, sys
+own = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "omegaconf" else own(name)
+sys.argv = ["gpu_check.py", "--device", "cpu"]
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "pip install --no-deps --target build/packages omegaconf" in run.stderr
+
+
+def test_a_rate_is_higher_only_beyond_chance() -> None:
+    assert not Rate(6, 1000).is_higher_than(Rate(4, 1000))
+    assert Rate(60, 1000).is_higher_than(Rate(4, 1000))
+    assert not Rate(4, 1000).is_higher_than(Rate(60, 1000))
+    assert not Rate(3, 10).is_higher_than(Rate(0, 0))
+
+
+def test_replayed_speed_is_tokens_over_priced_steps() -> None:
+    """3 steps: two score 2 drafted nodes, one none; four drafts of one node, one of 20."""
+    seen = Acceptance("d", "t", new_tokens=8, scored={2: 2, 0: 1}, drafts={1: 4, 20: 1})
+    costs = Costs(score={1: 10.0, 4: 12.0}, draft={1: 2.0, 16: 3.0})
+    assert costs.speed(seen) == pytest.approx(7 * 10 / (2 * 12 + 10 + 4 * 2 + 3))
