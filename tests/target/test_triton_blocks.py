@@ -17,6 +17,7 @@ import mmspec
 from mmspec.requests import Request
 from mmspec.state import Prompt
 from mmspec.target import Target, blocks
+from mmspec.target.quantised import QuantisedLinears
 from mmspec.target.stacking import joint_layer, stack_weights
 from mmspec.target.tower import TextTower, TowerOutput, quick_blocks
 from mmspec.tree import TokenTree
@@ -142,6 +143,17 @@ def test_what_others_have_a_hand_in_is_left_to_the_model(ran: list[str]) -> None
     ran.clear()
     assert error(score(target), expected) > 1e-2
     assert not ran
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="what quantises on a GPU differs by machine")
+def test_quantised_draft_weights_are_called_within_the_tower(ran: list[str]) -> None:
+    model = built("llama", torch.float32)
+    stack_weights(model)
+    copy = QuantisedLinears(model, "int8", min_weights=1)
+    expected = score(Target(model, attention="tree").variant(copy))
+    assert error(score(Target(model, attention="tree")), expected) > 1e-3
+    assert error(score(fused(model, Skinny()).variant(copy)), expected) < 1e-4
+    assert ran[0] == "tower"
 
 
 def test_nodes_above_the_tilings_are_the_librarys_product() -> None:
