@@ -44,10 +44,11 @@ class Order:
 
 _REST = ("flash_attn_2", "torch_flash", "sdpa", "matmul")  # the last takes every call
 # By expectation until `scripts/bench_attention.py` has measured it. Few pairs are limited by
-# memory, where one launch for prefix and tail is hard to beat. Many by the products, where a kernel made for the generation may win (FlashAttention 3 on Hopper, 4 on Blackwell; on Hopper 4
-# does not share out one row's keys): a line for them, such as
+# memory, where one launch for prefix and tail is hard to beat. Many are limited by the products,
+# where a kernel made for the generation may win: FlashAttention 3 on Hopper, 4 on Blackwell (on
+# Hopper 4 does not share out one row's keys). A line for them, such as
 # Order(range(9, 10), None, ("flash_attn_3", "triton", ...)) behind one for up to 64 pairs, belongs
-# here once it was seen to, for a package shall not take over by being installed.
+# here once it was seen to; no package takes over by being installed.
 CUDA_ORDERS: tuple[Order, ...] = (
     Order(range(9, 10), None, ("triton", "flash_attn_3", "flash_attn_4", *_REST)),
     Order(range(10, 12), None, ("triton", "flash_attn_4", *_REST)),
