@@ -39,7 +39,7 @@ def compile_tree_kernel(
         "BLOCK_V": padded(head_dim),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
-        "SPLITS": 8,
+        "IS_SPLIT": True,
         "LEAST": least_columns(tile),
         "WINDOW": 0,
         "CHUNK": 0,

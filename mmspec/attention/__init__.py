@@ -1,6 +1,7 @@
 """Tree attention: a few nodes over a long committed prefix, read where it lies in the KV cache.
 
-`tree_attention` is the one function; its ladder of rungs picks the fastest that can do a call.
+`tree_attention` is the one function; its ladder of rungs picks the fastest that can do a call, on a
+CPU or a GPU. `conformance` holds every rung against one suite of cases.
 `interface` puts it into a transformers model's text tower for the time of one score call.
 """
 

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+# A compiled package that was built for another torch fails in ways of its own.
+_FAILURES = (
+    ImportError, AttributeError, OSError, RuntimeError, TypeError, ValueError, KeyError,
+    AssertionError,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Installed:
@@ -19,8 +25,7 @@ def first_installed(modules: Sequence[str], function: str, *, packages: str) -> 
     for module in modules:
         try:
             return Installed(getattr(import_module(module), function), "", module)
-        # A compiled package that was built for another torch fails in ways of its own.
-        except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        except _FAILURES as error:
             reasons.append(f"{module}: {type(error).__name__}: {error}")
     return Installed(_absent, f"the package {packages} ({'; '.join(reasons)})")
 

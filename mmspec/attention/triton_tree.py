@@ -2,7 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -40,6 +40,10 @@ class TritonTree:
         self.splits = splits
 
     def missing(self) -> str:
+        return self._missing
+
+    @cached_property
+    def _missing(self) -> str:
         if find_spec("triton") is None:
             return "the package triton, which comes with torch for CUDA on Linux"
         if not torch.cuda.is_available() and not _is_interpreted():
@@ -66,7 +70,25 @@ class TritonTree:
         prefix: Attended | None = None,
     ) -> Tensor:
         """`prefix`: what the prefix gave already, `out` (batch, nodes, kv_heads, group, head_dim)
-        and `lse` (batch, nodes, kv_heads, group); only the tail is read then."""
+        and `lse` (batch, nodes, kv_heads, group); only the tail is read then. Raises RuntimeError
+        where a kernel does not compile, or does not fit the device."""
+        from triton.errors import TritonError
+
+        try:
+            return self._attend(query, keys, values, call=call, rule=rule, prefix=prefix)
+        except TritonError as error:  # no RuntimeError of its own, which the probe steps down at
+            raise RuntimeError(f"triton: {error}") from error
+
+    def _attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        *,
+        call: TreeCall,
+        rule: LayerRule,
+        prefix: Attended | None,
+    ) -> Tensor:
         from mmspec.attention.kernels.merge_kernel import merge_kernel
         from mmspec.attention.kernels.tree_kernel import tree_kernel
 
@@ -96,9 +118,12 @@ class TritonTree:
             shape = (batch, kv_heads, splits, pairs)
             partial = query.new_empty(*shape, value_dim, dtype=torch.float32)
             partial_lse = query.new_empty(shape, dtype=torch.float32)
-        done = prefix or Attended(out.unflatten(2, (kv_heads, group)), partial_lse)
+        # Not read without a prefix; only the strides' number counts then.
+        done = prefix
+        if done is None:
+            by_group = out.unflatten(2, (kv_heads, group))
+            done = Attended(by_group, by_group[..., 0])
         assert done.out.stride(4) == 1, "a head's values lie together"
-        lse_strides = done.lse.stride() if prefix else (0, 0, 0, 0)
         sinks = out if rule.sinks is None else rule.sinks
         scale_in, scale_out = rule.scaling * _LOG2_E, 1.0
         if rule.softcap is not None:
@@ -123,8 +148,10 @@ class TritonTree:
                 scale_in,
                 scale_out,
                 nodes,
-                tensors.depths.shape[1],
-                tensors.visible.shape[2],
+                splits,
+                tensors.depths.stride(0),
+                tensors.visible.stride(0),
+                tensors.visible.stride(1),
                 query.stride(0),
                 query.stride(1),
                 query.stride(2),
@@ -133,7 +160,7 @@ class TritonTree:
                 values.stride(0),
                 values.stride(1),
                 *done.out.stride()[:4],
-                *lse_strides,
+                *done.lse.stride(),
                 KV_HEADS=kv_heads,
                 GROUP=group,
                 HEAD_DIM=head_dim,
@@ -142,7 +169,7 @@ class TritonTree:
                 BLOCK_V=padded(value_dim),
                 BLOCK_M=tile.block_m,
                 BLOCK_N=tile.block_n,
-                SPLITS=splits,
+                IS_SPLIT=splits > 1,
                 LEAST=least_columns(tile),
                 WINDOW=rule.reach.window or 0,
                 CHUNK=rule.reach.chunk or 0,
@@ -161,11 +188,11 @@ class TritonTree:
                     sinks,
                     tensors.num_nodes,
                     nodes,
+                    splits,
                     KV_HEADS=kv_heads,
                     GROUP=group,
                     VALUE_DIM=value_dim,
                     BLOCK_V=padded(value_dim),
-                    SPLITS=splits,
                     BLOCK_S=block_s,
                     STEP=min(block_s, max(_MERGED_TOGETHER // padded(value_dim), 2)),
                     HAS_SINKS=rule.sinks is not None,

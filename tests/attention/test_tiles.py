@@ -18,10 +18,10 @@ SHARED_BYTES = {HOPPER: 227 * 1024, AMPERE: 163 * 1024, ADA: 99 * 1024}  # of a 
 RESERVED_BYTES = 1024  # of each program, by the driver
 USES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "one split": {"SPLITS": 1, "HAS_SINKS": True},
-    "window": {"SPLITS": 1, "WINDOW": 4096, "HAS_SOFTCAP": True, "HAS_SINKS": True},
+    "one split": {"IS_SPLIT": False, "HAS_SINKS": True},
+    "window": {"IS_SPLIT": False, "WINDOW": 4096, "HAS_SOFTCAP": True, "HAS_SINKS": True},
     "chunk": {"CHUNK": 8192},
-    "behind a prefix": {"SPLITS": 1, "BEHIND_PREFIX": True},
+    "behind a prefix": {"IS_SPLIT": False, "BEHIND_PREFIX": True},
 }
 
 

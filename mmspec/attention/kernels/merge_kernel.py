@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nodes", "splits"])
 def merge_kernel(
     partial,  # (batch, kv_heads, splits, nodes * group, value_dim) float32
     partial_lse,  # (batch, kv_heads, splits, nodes * group) float32, base 2; -inf: nothing there
@@ -15,11 +15,11 @@ def merge_kernel(
     sinks,
     num_nodes,
     nodes,
+    splits,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK_S: tl.constexpr,  # splits, rounded up to a power of two
     STEP: tl.constexpr,  # splits whose values are in registers together
     HAS_SINKS: tl.constexpr,
@@ -32,11 +32,11 @@ def merge_kernel(
     dims = tl.arange(0, BLOCK_V)
     is_real = node < tl.load(num_nodes + row)
     # Of split 0; the next one's is `pairs` further.
-    base = (row.to(tl.int64) * KV_HEADS + kv_head) * SPLITS * pairs + node * GROUP + head % GROUP
+    base = (row.to(tl.int64) * KV_HEADS + kv_head) * splits * pairs + node * GROUP + head % GROUP
 
     split = tl.arange(0, BLOCK_S)
     lse = tl.load(
-        partial_lse + base + split * pairs, mask=is_real & (split < SPLITS), other=float("-inf")
+        partial_lse + base + split * pairs, mask=is_real & (split < splits), other=float("-inf")
     )
     largest = tl.max(lse, axis=0)
     largest = tl.where(largest == float("-inf"), 0.0, largest)
@@ -48,7 +48,7 @@ def merge_kernel(
     for low in tl.static_range(0, BLOCK_S, STEP):
         some = low + tl.arange(0, STEP)
         own = tl.load(
-            partial_lse + base + some * pairs, mask=is_real & (some < SPLITS), other=float("-inf")
+            partial_lse + base + some * pairs, mask=is_real & (some < splits), other=float("-inf")
         )
         has_weight = own > float("-inf")
         values = tl.load(

@@ -19,7 +19,13 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# Compiled once, not for each size of a call: none of these makes a load wider.
+@triton.jit(
+    do_not_specialize=[
+        "nodes", "splits", "depth_row", "visible_row", "visible_node", "lse_batch", "lse_node",
+        "lse_kv_head", "lse_member",
+    ]
+)  # fmt: skip
 def tree_kernel(
     query,
     keys,
@@ -39,9 +45,11 @@ def tree_kernel(
     scale_in,  # scores become scores * scale_in, or tanh(scores * scale_in) * scale_out; base 2
     scale_out,
     nodes,
-    tail_width,
-    words,
-    query_batch,  # strides from here on; the last dimension is contiguous
+    splits,
+    depth_row,  # strides from here on; the last dimension is contiguous
+    visible_row,
+    visible_node,
+    query_batch,
     query_head,
     query_node,
     key_slot,
@@ -64,7 +72,7 @@ def tree_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,  # False: one split
     LEAST: tl.constexpr,  # columns of a split, a multiple of BLOCK_N
     WINDOW: tl.constexpr,  # 0: none
     CHUNK: tl.constexpr,  # 0: none
@@ -105,7 +113,7 @@ def tree_kernel(
     if BEHIND_PREFIX:
         begin = count
     if WINDOW > 0 or CHUNK > 0:
-        own = tl.load(depths + row * tail_width + tail - own_nodes + node, mask=is_real, other=0)
+        own = tl.load(depths + row * depth_row + tail - own_nodes + node, mask=is_real, other=0)
         position = count + own
         if WINDOW > 0:
             first = tl.maximum(first, position - WINDOW + 1)
@@ -115,7 +123,7 @@ def tree_kernel(
         if not BEHIND_PREFIX:
             begin = lowest // BLOCK_N * BLOCK_N
     total = count + tail
-    share = tl.cdiv(tl.cdiv(total - begin, SPLITS), BLOCK_N) * BLOCK_N
+    share = tl.cdiv(tl.cdiv(total - begin, splits), BLOCK_N) * BLOCK_N
     share = tl.maximum(share, LEAST)
     low = begin + split * share
     high = tl.minimum(low + share, total)
@@ -148,8 +156,8 @@ def tree_kernel(
     columns = tl.arange(0, BLOCK_N)
     key_at = keys + kv_head * key_head + columns[:, None] * key_slot + dims[None, :]
     value_at = values + kv_head * value_head + columns[:, None] * value_slot + value_dims[None, :]
-    visible_at = visible + (row_wide * nodes + node) * words
-    depth_at = depths + row * tail_width
+    visible_at = visible + row * visible_row + node * visible_node
+    depth_at = depths + row * depth_row
     for block in range(low, plain_high, BLOCK_N):
         largest, weight, acc = _attend_block(
             q, largest, weight, acc, key_at, value_at, visible_at, depth_at, first, is_real,
@@ -167,7 +175,7 @@ def tree_kernel(
     # 3. The result, or this split's share of it.
     has_weight = weight > 0.0
     pairs = nodes * GROUP
-    if SPLITS == 1:
+    if not IS_SPLIT:
         total_weight = weight
         if HAS_SINKS:
             sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
@@ -184,7 +192,7 @@ def tree_kernel(
     else:
         safe = tl.where(has_weight, weight, 1.0)
         lse = tl.where(has_weight, largest + tl.log2(safe), float("-inf"))
-        at = ((row_wide * KV_HEADS + kv_head) * SPLITS + split) * pairs + pair
+        at = ((row_wide * KV_HEADS + kv_head) * splits + split) * pairs + pair
         tl.store(partial_lse + at, lse, mask=pair < pairs)
         tl.store(
             partial + at[:, None] * VALUE_DIM + value_dims[None, :],
