@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
+from mmspec.attention.ladder import check_backend
 from mmspec.config import (
     CompressedKVConfig,
     Config,
@@ -236,11 +237,14 @@ def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target,
         if value not in expected:
             raise ConfigError(f"decode.{key}={value!r}: expected one of {', '.join(expected)}")
     linears = quick_linears(model, packed=_PACKED[config.packed_weights])
+    backend = check_backend(config.attention_backend)
     if not config.probe:  # nothing was measured: the model's own attention
         return Target(model, linears=linears), "tree"
     blocks = quick_blocks(model, copied=_PACKED[config.packed_weights] is not False)
     attention = _ATTENTIONS[config.attention]
-    target, report = probe(model, attention=attention, linears=linears, blocks=blocks)
+    target, report = probe(
+        model, attention=attention, backend=backend, linears=linears, blocks=blocks
+    )
     if report.shape != "tree":
         logger.warning(
             "%s does not score token trees as it decodes; drafts are cut to %s",

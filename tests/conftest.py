@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before a kernel is defined
+
 torch.set_num_threads(1)  # sums in one order; the models here are too small for more
 hypothesis.settings.register_profile("mmspec", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("mmspec")

@@ -17,6 +17,10 @@ class FlashCpu:
     mask over prefix and tail together costs it nothing."""
 
     name = "flash_cpu"
+    is_graph_safe = False
+
+    def missing(self) -> str:
+        return ""
 
     def can_attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> bool:
         return (

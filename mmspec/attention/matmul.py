@@ -16,10 +16,14 @@ class Matmul:
     """Takes every call."""
 
     name = "matmul"
+    is_graph_safe = False
 
     def __init__(self, max_scores: int = _MAX_SCORES) -> None:
         """`max_scores` bounds the scores (kv_heads * group * nodes * slots) of one tile."""
         self._max_scores = max_scores
+
+    def missing(self) -> str:
+        return ""
 
     def can_attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> bool:
         return True
@@ -48,14 +52,13 @@ class Matmul:
 def _attend_tile(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, rule: LayerRule
 ) -> Attended:
+    if query.dtype in (torch.bfloat16, torch.float16):
+        query, keys, values = query.float(), keys.float(), values.float()
     scores = torch.matmul(query * rule.scaling, keys.transpose(2, 3))
     if rule.softcap is not None:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    if scores.dtype in (torch.bfloat16, torch.float16):
-        scores = scores.float()
     if mask is not None:
         scores = scores + mask
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.exp(scores - lse.unsqueeze(-1))
-    out = torch.matmul(weights.to(values.dtype), values)
-    return Attended(out.to(scores.dtype), lse)
+    return Attended(torch.matmul(weights, values), lse)

@@ -23,9 +23,13 @@ class Rung(Protocol):
     """One backend of `tree_attention`, which says what its arguments are."""
 
     name: str
+    is_graph_safe: bool  # reads the call's tensors alone: a captured launch holds for other values
+
+    def missing(self) -> str:
+        """What must be there before it can run at all; "" where all is. Imports it."""
 
     def can_attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> bool:
-        """Whether it computes such a call, and is the right one for it."""
+        """Whether it computes such a call, all being there."""
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule

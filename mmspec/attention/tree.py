@@ -1,13 +1,10 @@
-"""Tree attention: one function, a ladder of backends. A GPU rung is one more file and one line."""
+"""Tree attention: one function, a ladder of backends. A rung is one more file and one line."""
 
 from torch import Tensor
 
 from mmspec.attention.call import TreeCall
-from mmspec.attention.flash_cpu import FlashCpu
-from mmspec.attention.matmul import Matmul
-from mmspec.attention.rung import LayerRule, Rung
-
-LADDER: tuple[Rung, ...] = (FlashCpu(), Matmul())  # the last one takes every call
+from mmspec.attention.ladder import rung_for
+from mmspec.attention.rung import LayerRule
 
 
 def tree_attention(
@@ -18,13 +15,8 @@ def tree_attention(
 
     `query` is (batch, heads, nodes, head_dim); `keys` and `values` are a layer's flat buffers,
     (slots, kv_heads, head_dim), the nodes' own already in them. Returns (batch, nodes, heads,
-    head_dim of the values); padding nodes get zeros.
+    head_dim of the values); padding nodes get zeros. Raises RuntimeError for a captured call that
+    no graph-safe backend takes.
     """
-    return _rung(query, keys, values, rule).attend(query, keys, values, call=call, rule=rule)
-
-
-def _rung(query: Tensor, keys: Tensor, values: Tensor, rule: LayerRule) -> Rung:
-    for rung in LADDER:
-        if rung.can_attend(query, keys, values, rule=rule):
-            return rung
-    raise AssertionError("the ladder has no rung for this call")
+    rung = rung_for(query, keys, values, call=call, rule=rule)
+    return rung.attend(query, keys, values, call=call, rule=rule)

@@ -47,14 +47,17 @@ class Attachments:
         *,
         mask_rule: MaskRule,
         attention: Attention = "model",
+        backend: str = "auto",
         linears: Linears | None = None,
         blocks: Blocks | None = None,
         others: Sequence[Attachment] = (),
     ) -> None:
         """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask, which
-        needs the model's own blocks too. `others` come first: what they take, `blocks` and
+        needs the model's own blocks too; `backend`: which of mmspec's is asked first. `others` come
+        first: what they take, `blocks` and
         `linears` leave to them."""
         self.attention = attention
+        self.backend = backend
         self.linears = linears
         self.blocks = blocks
         self.others = tuple(others)
@@ -148,4 +151,4 @@ class Attachments:
             RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
             for tree, start, end, old in placed
         ]
-        return TreeCall(rows, cache.flat_layers, self._reaches)
+        return TreeCall(rows, cache.flat_layers, self._reaches, backend=self.backend)

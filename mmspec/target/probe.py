@@ -56,14 +56,15 @@ def probe(
     model: PreTrainedModel,
     *,
     attention: Attention = "tree",
+    backend: str = "auto",
     linears: Linears | None = None,
     blocks: Blocks | None = None,
 ) -> tuple[Target, ProbeReport]:
     """The model as a Target with the mask rule that fits, and what it was seen to score.
 
-    With `attention="tree"` mmspec's own attention is compared too, in the `blocks`, and taken if
-    it agrees. `linears` go to the target as they are. Raises ModelError if not even one token at a
-    time agrees with the model's own decoding.
+    With `attention="tree"` mmspec's own attention, by its `backend`, is compared too, in the
+    `blocks`, and taken if it agrees. `linears` go to the target as they are. Raises ModelError if
+    not even one token at a time agrees with the model's own decoding.
     """
     prompt, tree = _probe_prompt(model)
     # A second, shorter row: ragged batches must hold too.
@@ -76,12 +77,19 @@ def probe(
     def finished(target: Target, report: ProbeReport) -> tuple[Target, ProbeReport]:
         if attention == "tree":
             candidate = _SHAPES[report.shape](tree)
-            own = Target(model, mask_rule=target.mask_rule, attention="tree", blocks=blocks)
+            own = Target(
+                model,
+                mask_rule=target.mask_rule,
+                attention="tree",
+                backend=backend,
+                blocks=blocks,
+            )
             report = _with_tree_attention(own, report, candidate, [prompt, shorter], expected)
         made = Target(
             model,
             mask_rule=target.mask_rule,
             attention=report.attention,
+            backend=backend,
             linears=linears,
             blocks=blocks,
         )

@@ -54,6 +54,7 @@ class Target:
         *,
         mask_rule: MaskRule | None = None,
         attention: Attention = "model",
+        backend: str = "auto",
         linears: Linears | None = None,
         blocks: Blocks | None = None,
     ) -> None:
@@ -65,6 +66,7 @@ class Target:
             model,
             mask_rule=self.mask_rule,
             attention=attention,
+            backend=backend,
             linears=linears,
             blocks=blocks,
         )
@@ -88,6 +90,7 @@ class Target:
             self.model,
             mask_rule=self.mask_rule,
             attention=own.attention,
+            backend=own.backend,
             linears=own.linears,
             blocks=own.blocks,
             others=(*own.others, *attachments),

@@ -12,10 +12,11 @@ from torch import Tensor
 from mmspec.attention import Reach, RowNodes, TreeCall, tree_attention
 from mmspec.attention import call as call_module
 from mmspec.attention.flash_cpu import FlashCpu
+from mmspec.attention.ladder import CPU_ORDER
+from mmspec.attention.ladder import RUNGS as BACKENDS
 from mmspec.attention.matmul import Matmul
 from mmspec.attention.rows import Attended, merge
 from mmspec.attention.rung import LayerRule, Rung
-from mmspec.attention.tree import LADDER
 
 RUNGS: dict[str, Rung] = {
     "flash_cpu": FlashCpu(),
@@ -151,7 +152,8 @@ def test_older_uncommitted_tokens_are_seen_where_they_are_ancestors() -> None:
 def test_the_softcap_is_left_to_the_rung_that_can() -> None:
     tree = case([(3, [-1])])
     operands = (tree.query, tree.keys, tree.values)
-    taken = [rung.can_attend(*operands, rule=replace(FULL, softcap=5.0)) for rung in LADDER]
+    rule = replace(FULL, softcap=5.0)
+    taken = [BACKENDS[name].can_attend(*operands, rule=rule) for name in CPU_ORDER]
     assert taken == [False, True]
 
 
@@ -204,7 +206,7 @@ def test_what_a_layer_does_to_its_scores(rung: str, rule: str) -> None:
     operands = (tree.query, tree.keys, tree.values)
     chosen = RUNGS[rung]
     if not chosen.can_attend(*operands, rule=RULES[rule]):
-        chosen = LADDER[-1]
+        chosen = BACKENDS[CPU_ORDER[-1]]
     assert largest(tree.attend(chosen, RULES[rule]) - reference(tree, RULES[rule])) < 1e-12
 
 

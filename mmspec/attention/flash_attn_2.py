@@ -1,0 +1,88 @@
+"""FlashAttention 2 (arXiv 2307.08691) for the prefix; the tail is merged behind it."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmspec.attention.call import TreeCall
+from mmspec.attention.installed import Installed, first_installed
+from mmspec.attention.rows import Attended
+from mmspec.attention.rung import LayerRule
+from mmspec.attention.tail import finish
+
+_MAX_HEAD_DIM = 256
+
+
+class FlashAttention2:
+    """It packs a group of query heads for one token alone, so they are folded into the token axis:
+    each key is read once for all nodes and heads."""
+
+    name = "flash_attn_2"
+    is_graph_safe = True
+
+    def __init__(self, function: Callable[..., Any] | None = None, *, device: str = "cuda") -> None:
+        """`function`: in place of the installed `flash_attn_with_kvcache`; `device`: the type of
+        device that it computes on."""
+        self._given = function
+        self._device = device
+
+    @cached_property
+    def _installed(self) -> Installed:
+        if self._given is not None:
+            return Installed(self._given, "")
+        return first_installed(["flash_attn"], "flash_attn_with_kvcache", packages="flash-attn")
+
+    def missing(self) -> str:
+        return self._installed.missing
+
+    def can_attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> bool:
+        return (
+            query.device.type == self._device
+            and (self._given is not None or torch.cuda.get_device_capability(query.device)[0] >= 8)
+            and query.dtype in (torch.bfloat16, torch.float16)
+            and keys.dtype == values.dtype == query.dtype
+            and keys.shape[2] == values.shape[2] <= _MAX_HEAD_DIM
+            and keys.shape[2] % 8 == 0  # others are padded, the whole cache with them
+            and rule.reach.is_full
+        )
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
+    ) -> Tensor:
+        prefix = None
+        if call.may_have_prefix:
+            prefix = self._prefix(query, keys, values, call, rule)
+        return finish(query, keys, values, prefix, call=call, rule=rule)
+
+    def _prefix(
+        self, query: Tensor, keys: Tensor, values: Tensor, call: TreeCall, rule: LayerRule
+    ) -> Attended:
+        lengths: dict[str, Tensor] = {}
+        if call.is_single:  # no lengths at all: the row's prefix is what it is given
+            keys, values = (call.rows[0].prefix_of(buffer) for buffer in (keys, values))
+        else:
+            starts, stops, buffer = call.prefixes(query.device)
+            lengths = {"cache_leftpad": starts, "cache_seqlens": stops, "cache_batch_idx": buffer}
+        nodes = query.shape[2]
+        out, lse = self._installed.function(
+            _folded(query, keys.shape[1]),
+            keys.unsqueeze(0),
+            values.unsqueeze(0),
+            **lengths,
+            softmax_scale=rule.scaling,
+            softcap=rule.softcap or 0.0,
+            num_splits=0,  # by its own heuristic
+            return_softmax_lse=True,
+        )
+        return Attended(
+            out.unflatten(1, (nodes, -1)).transpose(2, 3),
+            lse.unflatten(2, (nodes, -1)).transpose(1, 2),
+        )
+
+
+def _folded(query: Tensor, kv_heads: int) -> Tensor:
+    """(batch, nodes * group, kv_heads, head_dim), a node's heads together."""
+    return query.unflatten(1, (kv_heads, -1)).permute(0, 3, 2, 1, 4).flatten(1, 2)

@@ -1,0 +1,62 @@
+"""The splits of `tree_kernel`, merged by their log-sum-exp: one program a node and head."""
+
+# What a kernel is given has no type before it is compiled.
+# mypy: disable-error-code="no-untyped-def"
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def merge_kernel(
+    partial,  # (batch, kv_heads, splits, nodes * group, value_dim) float32
+    partial_lse,  # (batch, kv_heads, splits, nodes * group) float32, base 2; -inf: nothing there
+    out,  # (batch, nodes, heads, value_dim)
+    sinks,
+    num_nodes,
+    nodes,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_S: tl.constexpr,  # splits, rounded up to a power of two
+    STEP: tl.constexpr,  # splits whose values are in registers together
+    HAS_SINKS: tl.constexpr,
+):
+    row = tl.program_id(0) // nodes
+    node = tl.program_id(0) % nodes
+    head = tl.program_id(1)
+    kv_head = head // GROUP
+    pairs = nodes * GROUP
+    dims = tl.arange(0, BLOCK_V)
+    is_real = node < tl.load(num_nodes + row)
+    # Of split 0; the next one's is `pairs` further.
+    base = (row.to(tl.int64) * KV_HEADS + kv_head) * SPLITS * pairs + node * GROUP + head % GROUP
+
+    split = tl.arange(0, BLOCK_S)
+    lse = tl.load(
+        partial_lse + base + split * pairs, mask=is_real & (split < SPLITS), other=float("-inf")
+    )
+    largest = tl.max(lse, axis=0)
+    largest = tl.where(largest == float("-inf"), 0.0, largest)
+    total = tl.sum(tl.exp2(lse - largest), axis=0)
+    if HAS_SINKS:
+        sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        total += tl.exp2(sink - largest)
+    acc = tl.zeros([BLOCK_V], dtype=tl.float32)
+    for low in tl.static_range(0, BLOCK_S, STEP):
+        some = low + tl.arange(0, STEP)
+        own = tl.load(
+            partial_lse + base + some * pairs, mask=is_real & (some < SPLITS), other=float("-inf")
+        )
+        has_weight = own > float("-inf")
+        values = tl.load(
+            partial + (base + some * pairs)[:, None] * VALUE_DIM + dims[None, :],
+            mask=has_weight[:, None] & (dims[None, :] < VALUE_DIM),
+            other=0.0,
+        )
+        acc += tl.sum(values * tl.exp2(own - largest)[:, None], axis=0)
+    result = tl.where(is_real, acc / tl.where(total > 0.0, total, 1.0), 0.0)
+    at = (row.to(tl.int64) * nodes + node) * KV_HEADS * GROUP + head
+    tl.store(out + at * VALUE_DIM + dims, result.to(out.dtype.element_ty), mask=dims < VALUE_DIM)

@@ -1,0 +1,91 @@
+"""The tail of every row by plain operations, merged with what another kernel said of the prefix.
+
+For rungs whose kernel knows no ancestor mask: it takes the prefix, which all nodes see, and this
+the few tokens behind it. Lengths are read on the device, so that a graph may hold it.
+"""
+
+import torch
+from torch import Tensor
+
+from mmspec.attention.call import TreeCall
+from mmspec.attention.reach import Reach
+from mmspec.attention.rows import Attended
+from mmspec.attention.rung import LayerRule
+from mmspec.attention.tensors import WORD_BITS, TreeTensors
+from mmspec.attention.triton_tree import TritonTree
+
+_TRITON = TritonTree()
+
+
+def finish(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    prefix: Attended | None,
+    *,
+    call: TreeCall,
+    rule: LayerRule,
+) -> Tensor:
+    """`tree_attention`, the attention to the prefixes being known: `out` (batch, nodes, kv_heads,
+    group, head_dim) and `lse` (batch, nodes, kv_heads, group), the natural logarithm. Neither is
+    read for a row without a prefix. None: no row has one. The layer's reach must be full.
+    """
+    if prefix is not None and query.is_cuda and not _TRITON.missing():
+        if _TRITON.can_attend(query, keys, values, rule=rule):
+            return _TRITON.attend(query, keys, values, call=call, rule=rule, prefix=prefix)
+    return finish_plainly(query, keys, values, prefix, call=call, rule=rule)
+
+
+def finish_plainly(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    prefix: Attended | None,
+    *,
+    call: TreeCall,
+    rule: LayerRule,
+) -> Tensor:
+    """`finish`, in operations of torch alone."""
+    assert rule.reach == Reach(), "a prefix is attended to by all nodes, or not at all"
+    batch, heads, nodes, _ = query.shape
+    kv_heads = keys.shape[1]
+    tensors = call.tensors(query.device)
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    own = query.transpose(1, 2).unflatten(2, (kv_heads, -1)).to(wide)  # (batch, nodes, kv, group,)
+    slots = _tail_slots(tensors, keys.shape[0])
+    scores = torch.einsum("bnkgd,btkd->bnkgt", own, keys[slots].to(wide)) * rule.scaling
+    if rule.softcap is not None:
+        scores = torch.tanh(scores / rule.softcap) * rule.softcap
+    hidden = ~_seen(tensors)[:, :, None, None, :]
+    # The lowest finite score: a padding node sees nothing, and softmax of -inf alone is NaN.
+    scores = scores.masked_fill(hidden, torch.finfo(wide).min)
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse.unsqueeze(-1))
+    out = torch.einsum("bnkgt,btkd->bnkgd", weights, values[slots].to(wide))
+    if prefix is not None:
+        is_empty = (tensors.committed == 0)[:, None, None, None]
+        before = prefix.lse.to(wide).masked_fill(is_empty, float("-inf"))
+        share = torch.sigmoid(before - lse).unsqueeze(-1)
+        lse = torch.logaddexp(before, lse)
+        seen = prefix.out.to(wide).masked_fill(is_empty.unsqueeze(-1), 0.0)
+        out = torch.lerp(out, seen, share)
+    if rule.sinks is not None:
+        sinks = rule.sinks.to(wide).view(kv_heads, -1)
+        out = out * torch.sigmoid(lse - sinks).unsqueeze(-1)
+    is_real = torch.arange(nodes, device=query.device) < tensors.num_nodes[:, None]
+    out = out.masked_fill(~is_real[:, :, None, None, None], 0.0)
+    return out.reshape(batch, nodes, heads, -1).to(query.dtype)
+
+
+def _tail_slots(tensors: TreeTensors, num_slots: int) -> Tensor:
+    """(batch, tail), the last slot of the buffer for what lies beyond it."""
+    columns = torch.arange(tensors.depths.shape[1], device=tensors.starts.device)
+    first = tensors.starts + tensors.committed
+    return (first[:, None] + columns).clamp_(max=num_slots - 1)
+
+
+def _seen(tensors: TreeTensors) -> Tensor:
+    """(batch, nodes, tail)"""
+    columns = torch.arange(tensors.depths.shape[1], device=tensors.starts.device)
+    words = tensors.visible[:, :, columns // WORD_BITS]
+    return (words >> (columns % WORD_BITS).int()) & 1 == 1

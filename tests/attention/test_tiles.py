@@ -1,0 +1,109 @@
+"""The tiles of the tree kernel: chosen by size, and compiled for GPUs that need not be there."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmspec.attention.kernels.tiles import LARGE, SMALL, WIDE, Tile, num_splits, padded, tile_for
+
+ROOT = Path(__file__).parents[2]
+HOPPER, AMPERE, ADA = 90, 80, 89
+SHARED_BYTES = {HOPPER: 227 * 1024, AMPERE: 163 * 1024, ADA: 99 * 1024}  # of a program, at most
+RESERVED_BYTES = 1024  # of each program, by the driver
+USES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one split": {"SPLITS": 1, "HAS_SINKS": True},
+    "window": {"SPLITS": 1, "WINDOW": 4096, "HAS_SOFTCAP": True, "HAS_SINKS": True},
+    "chunk": {"CHUNK": 8192},
+    "behind a prefix": {"SPLITS": 1, "BEHIND_PREFIX": True},
+}
+
+
+def compiled(requests: list[dict[str, Any]]) -> list[dict[str, int]]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, str(ROOT / "tests" / "compiled.py")]
+    done = subprocess.run(
+        command, input=json.dumps(requests), capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def request(arch: int, dtype: str, head_dim: int, tile: Tile, use: str) -> dict[str, Any]:
+    return {
+        "arch": arch,
+        "dtype": dtype,
+        "head_dim": head_dim,
+        "tile": asdict(tile),
+        "constants": USES[use],
+    }
+
+
+def assert_fits(answer: dict[str, int], tile: Tile, arch: int, what: str) -> None:
+    program = answer["shared_bytes"] + RESERVED_BYTES
+    assert answer["shared_bytes"] <= SHARED_BYTES[arch], f"{what}: {answer}"
+    assert program * tile.resident <= SHARED_BYTES[arch] + RESERVED_BYTES, f"{what}: {answer}"
+
+
+def test_a_tile_takes_all_pairs_where_one_can() -> None:
+    assert tile_for(128, 1, 2).block_m == 16
+    assert tile_for(128, 33, 2).block_m == 64
+    assert tile_for(128, 500, 2) == LARGE[128][-1]
+    assert tile_for(80, 16, 2) == tile_for(128, 16, 2), "80 is padded to 128"
+    assert tile_for(40, 16, 2) == tile_for(64, 16, 2)
+    assert tile_for(128, 64, 4) in WIDE[128]
+    assert tile_for(128, 64, 2, shared_bytes=100 * 1024) in SMALL[128]
+
+
+def test_tiles_are_what_a_product_takes() -> None:
+    for table in (LARGE, SMALL, WIDE):
+        for tile in (tile for tiles in table.values() for tile in tiles):
+            for size in (tile.block_m, tile.block_n):
+                assert size >= 16 and size == padded(size)
+
+
+def test_splits_fill_the_device_once_and_are_no_smaller_than_it_pays() -> None:
+    tile = Tile(16, 64, 4, 3, resident=2)
+    assert num_splits(tile, programs=8, columns=128 * 1024, processors=132) == 33
+    assert num_splits(tile, programs=8, columns=1024, processors=132) == 8
+    assert num_splits(tile, programs=8, columns=10, processors=132) == 1
+    assert num_splits(tile, programs=1000, columns=128 * 1024, processors=132) == 1
+
+
+def test_the_kernel_compiles_for_hopper() -> None:
+    tile = LARGE[128][2]
+    (answer,) = compiled([request(HOPPER, "bf16", 128, tile, "plain")])
+    assert_fits(answer, tile, HOPPER, "plain")
+    assert answer["stack_bytes"] == 0, "registers spill"
+    assert answer["products"] > 0, "no tensor cores"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    ("arch", "dtype", "table"),
+    [
+        (HOPPER, "bf16", LARGE),
+        (HOPPER, "fp16", LARGE),
+        (AMPERE, "bf16", SMALL),
+        (ADA, "fp16", SMALL),
+        (ADA, "fp32", WIDE),
+    ],
+)
+def test_every_tile_fits_its_device(
+    arch: int, dtype: str, table: dict[int, tuple[Tile, ...]], use: str
+) -> None:
+    cells = [(size, tile) for size, tiles in table.items() for tile in tiles]
+    cells += [(80, table[128][0]), (96, table[128][-1])]  # padded head sizes
+    answers = compiled([request(arch, dtype, size, tile, use) for size, tile in cells])
+    for (size, tile), answer in zip(cells, answers, strict=True):
+        assert_fits(answer, tile, arch, f"{size} {tile}")
+        # A few registers over, in the uses that do more, are not worth a smaller tile.
+        assert answer["stack_bytes"] <= (0 if use == "plain" else 64), f"{size} {tile}: {answer}"
