@@ -21,6 +21,7 @@ from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
 from mmspec.kv import FlatLayer
 
+_SMALL = 2**18  # entries of a mask over all columns: in one piece, nothing is rounded twice
 _TILE = 512  # queries: enough rows for the matrix products, little to compute in vain
 
 
@@ -33,7 +34,9 @@ class TileCall(TreeCall):
     def _cut(self, row: RowNodes, reach: Reach, group: int, like: Tensor) -> list[Part]:
         first, border = row.start + row.first_column(reach), row.start + row.committed
         stop = row.start + row.num_columns
-        if not reach.is_full:
+        if row.num_nodes == 1:  # it sees all from the first visible one on
+            return [Part(first, stop, None)]
+        if not reach.is_full or group * row.num_nodes * (stop - first) <= _SMALL:
             return [Part(first, stop, self._mask(row, reach, group, like))]
         tail = Part(border, stop, self._mask(row, None, group, like))
         return [Part(first, border, None), tail] if first < border else [tail]

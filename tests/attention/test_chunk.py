@@ -58,12 +58,20 @@ def dense(query: Tensor, keys: Tensor, values: Tensor, committed: int, rule: Lay
     st.sampled_from([None, 5.0]),
     st.booleans(),
     st.sampled_from([1, 7, 16]),
+    st.sampled_from([0, 2**18]),
 )
 def test_tiles_give_what_each_token_alone_does(
-    committed: int, count: int, reach: Reach, softcap: float | None, has_sinks: bool, tile: int
+    committed: int,
+    count: int,
+    reach: Reach,
+    softcap: float | None,
+    has_sinks: bool,
+    tile: int,
+    small: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_TILE", tile)
+        patch.setattr(module, "_SMALL", small)
         keys, values = buffers(START + committed + count)
         sinks = torch.linspace(-1, 1, HEADS, dtype=torch.float64) if has_sinks else None
         rule = LayerRule(reach, HEAD_DIM**-0.5, softcap, sinks)
