@@ -30,6 +30,7 @@ from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
+from mmspec.sampling import Choosing
 from mmspec.target import Target
 from mmspec.target.attached import Attention
 from mmspec.target.linears import quick_linears
@@ -197,6 +198,7 @@ def build_engine(
         prefill_chunk=config.decode.prefill_chunk if shape != "plain" else None,
         prefix_bytes=config.cache.prefix_bytes if shape != "plain" else 0,
         feature_bytes=config.cache.feature_bytes,
+        choosing=cast(Choosing, config.decode.choosing),
     )
 
 

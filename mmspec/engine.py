@@ -37,7 +37,7 @@ from mmspec.params import (
 from mmspec.prefiller import CacheInfo, PrefillSettings
 from mmspec.requests import Messages, Request, Result, build_request
 from mmspec.row import Row
-from mmspec.sampling import build_sampler
+from mmspec.sampling import CHOOSING, Choosing, build_sampler
 from mmspec.state import Prompt
 from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream, build_detokenizer
@@ -73,6 +73,7 @@ class Engine:
         prefill_chunk: int | None = None,
         prefix_bytes: int = 0,
         feature_bytes: int = 0,
+        choosing: Choosing = "auto",
     ) -> None:
         """`drafters` are asked in their order; without any it is plain decoding. `verifier` is a
         name or a rule of one's own making. `controller` "auto" speculates where that is faster,
@@ -80,7 +81,9 @@ class Engine:
         nodes a request and step; `max_rows` how many requests are decoded together. `fit` turns a
         drafter's tree into one that the target can score. A step prefills `prefill_chunk` prompt
         tokens. `prefix_bytes` and `feature_bytes` bound what is kept from request to request: KV,
-        and what the encoders said. Without `inputs` only processed prompts are taken."""
+        and what the encoders said. `choosing` "device" finds the target's choices at all nodes of
+        a step together, "host" along the walk, "auto" by where the model lies: the tokens are the
+        same. Without `inputs` only processed prompts are taken."""
         if isinstance(verifier, str) and verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
         if isinstance(controller, str) and controller not in CONTROLLERS:
@@ -105,6 +108,9 @@ class Engine:
         self._drafts = DraftSettings(
             made, fit or (lambda tree: tree), max_nodes, max(watched, default=0)
         )
+        if choosing not in CHOOSING:
+            raise ConfigError(f"choosing={choosing!r}: expected one of {', '.join(CHOOSING)}")
+        self._chooses_on_device = CHOOSING[choosing]
         self._rule = rule
         self._max_rows = max_rows
         self._control_tokens = control_tokens
@@ -263,6 +269,7 @@ class Engine:
             prompt.token_ids.to(self.target.device),
             seed=secrets.randbits(64) if request.seed is None else request.seed,
             index=index,
+            on_device=self._chooses_on_device,
         )
         needs_q = self._rule.needs_q and not sampler.is_greedy  # the greedy walk takes any tree
         return Row(

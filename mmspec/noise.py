@@ -6,6 +6,9 @@ in int64 tensor operations that wrap around. One block of four words serves four
 tokens, so the noise of any few tokens can be had without that of the others.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,14 @@ WORDS_PER_BLOCK = 4
 TARGET_STREAM = 0  # chooses the target's tokens
 ACCEPT_STREAM = 1  # accepts and rejects drafted ones
 DRAFT_STREAM = 2  # and on: draws drafted ones, a stream for each node of a tree
+
+
+class Place(NamedTuple):
+    """Whose noise, and for which token of the generated text."""
+
+    seed: int
+    sample: int
+    position: int
 
 
 def gumbel(
@@ -48,6 +59,14 @@ def gumbel(
         bits = torch.stack(words, dim=-1).gather(-1, columns).squeeze(-1)
     uniform = (bits.to(torch.float64) + 0.5) * 2.0**-32  # in (0, 1), both ends excluded
     return uniform.log_().neg_().log_().neg_().to(torch.float32)
+
+
+def gumbel_at(
+    places: Sequence[Place], vocab_size: int, *, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(places, vocab_size) float32: the target's noise at each place, as `gumbel` makes it."""
+    each = [gumbel(p.seed, p.position, vocab_size, sample=p.sample, device=device) for p in places]
+    return torch.stack(each)
 
 
 def uniforms(seed: int, position: int, count: int, *, sample: int = 0) -> list[float]:

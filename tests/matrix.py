@@ -157,7 +157,7 @@ def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
     return set(combinations(enumerate(cell.options), 2))
 
 
-def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
+def run_cell(cell: Cell, *, max_nodes: int = 20, choosing: str = "auto") -> Outcome:
     """Decodes the cell's requests with its drafter, together, and each alone without one."""
     requests = _requests(cell)
     plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
@@ -165,7 +165,9 @@ def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
         drafters = [
             _drafter(name, cell, requests, plain, Path(folder)) for name in cell.drafter.split("+")
         ]
-        engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller, cell.reuse)
+        engine = _engine(
+            cell.family, cell.dtype, max_nodes, drafters, cell.controller, cell.reuse, choosing
+        )
         if REUSES[cell.reuse][1]:
             for request in requests:
                 engine.generate(_relatives(request), max_new_tokens=3)
@@ -229,11 +231,16 @@ def _engine(
     drafters: list[Drafter | DrafterForTarget],
     controller: str = "fixed",
     reuse: str = "none",
+    choosing: str = "auto",
 ) -> Engine:
     chunk, has_stores = REUSES[reuse]
     config = Config(
         decode=DecodeConfig(
-            max_nodes=max_nodes, max_rows=3, controller=controller, prefill_chunk=chunk
+            max_nodes=max_nodes,
+            max_rows=3,
+            controller=controller,
+            prefill_chunk=chunk,
+            choosing=choosing,
         ),
         cache=CacheConfig() if has_stores else CacheConfig(prefix_bytes=0, feature_bytes=0),
     )
