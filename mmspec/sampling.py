@@ -23,7 +23,7 @@ from transformers import (
 
 from mmspec.errors import ConfigError, DecodeError
 from mmspec.logprobs import ScoreRecorder
-from mmspec.noise import Place, gumbel, gumbel_at, uniforms
+from mmspec.noise import Place, choose, gumbel, uniforms
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
 from mmspec.prefixes import can_apply
@@ -288,15 +288,9 @@ def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Ten
     """Of each row of `scores` (nodes, vocab) the entry that is largest with the noise of its place
     (without noise: None), the first among equals, a NaN counting as largest: tokens (nodes,) int64
     and their values (nodes,) without the noise. Nothing waits for the device."""
-    perturbed = scores
     if places is not None:
-        different = list(dict.fromkeys(places))  # siblings share theirs
-        noise = gumbel_at(different, scores.shape[1], device=scores.device)
-        if len(different) < len(places):
-            rows = {place: row for row, place in enumerate(different)}
-            noise = noise[upload([rows[place] for place in places], scores.device)]
-        perturbed = scores + noise
-    tokens = perturbed.argmax(dim=-1)
+        return choose(scores, places)
+    tokens = scores.argmax(dim=-1)
     return tokens, scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 

@@ -33,11 +33,9 @@ class Lent(Tensor):
         by_mask = name in ("__getitem__", "__setitem__") and _has_mask(args[1])
         if name in READS or by_mask:
             cls.reads.append(name)
-            if name in ("cpu", "numpy", "__array__"):
-                with torch._C.DisableTorchFunctionSubclass():
-                    return func(*args, **(kwargs or {})).as_subclass(Tensor)
             with torch._C.DisableTorchFunctionSubclass():  # what it does inside is one read
-                return func(*args, **(kwargs or {}))
+                read = func(*args, **(kwargs or {}))
+            return read.as_subclass(Tensor) if name == "cpu" else read
         if name == "to" and any(getattr(a, "type", a) == "cpu" for a in args[1:]):
             cls.reads.append("to(cpu)")
         return super().__torch_function__(func, types, args, kwargs or {})

@@ -14,6 +14,7 @@ FLOORS = (
     {"kv", "retrieval", "errors"},
     {
         "attention", "calibration", "config", "costs", "encoders", "inputs", "logprobs", "noise",
+        "noise_kernels",
         "params", "penalties", "plan", "prefixes", "sampling",
         "state", "stats", "stream", "tree", "uploads", "verify",
     },
