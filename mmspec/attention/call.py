@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mmspec.attention.reach import Reach
 from mmspec.kv import FlatLayer
+
+if TYPE_CHECKING:
+    from mmspec.attention.bitwise import RowPaths
 
 _MAX_MASK = 2**22  # entries; a longer prefix is attended to without a mask, apart from the tail
 
@@ -23,6 +26,7 @@ class RowNodes:
     committed: int  # tokens that every node sees, as far as its layer reaches
     visible: NDArray[np.bool_]  # (nodes, tail): which of the tail each node sees
     depths: NDArray[np.int64]  # (tail,) position of each tail token - committed
+    padding: int = 0  # of the nodes, the last ones: their results are read by nobody
 
     @property
     def num_nodes(self) -> int:
@@ -71,6 +75,7 @@ class TreeCall:
     rows: Sequence[RowNodes]  # (batch,)
     layers: Sequence[FlatLayer]  # the cache's, by layer index
     reaches: Sequence[Reach]  # by layer index
+    paths: "Sequence[RowPaths] | None" = None  # (batch,) in bitwise mode; see `bitwise`
     _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mmspec.attention.bitwise import attend_bitwise
 from mmspec.attention.call import TreeCall
 from mmspec.attention.flash_cpu import FlashCpu
 from mmspec.attention.matmul import Matmul
@@ -20,6 +21,8 @@ def tree_attention(
     (slots, kv_heads, head_dim), the nodes' own already in them. Returns (batch, nodes, heads,
     head_dim of the values); padding nodes get zeros.
     """
+    if call.paths is not None:
+        return attend_bitwise(query, keys, values, call=call, rule=rule)
     return _rung(query, keys, values, rule).attend(query, keys, values, call=call, rule=rule)
 
 

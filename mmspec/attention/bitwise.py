@@ -1,0 +1,167 @@
+"""Bitwise attention: a node's result has the same bits wherever its keys lie.
+
+In standard arithmetic the same token rounds otherwise as a node than as a committed token, since
+sums are cut elsewhere. Here a node's keys, the row's committed tokens and then its ancestors, are
+taken by their positions in the text: in blocks of a fixed size that begin at multiples of it, one
+after the other (online softmax: Milakov, Gimelshein, arXiv 1805.02867), each in a product of one
+shape. Neither the tree, nor the batch, nor where the text was committed can change a bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmspec.attention.call import RowNodes, TreeCall
+from mmspec.attention.reach import Reach
+from mmspec.attention.rung import LayerRule
+
+BLOCK = 64  # positions
+_TILE = 16
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way down a row's tree, and the nodes that are computed on it."""
+
+    slots: Tensor  # (depth,) int64, of its tail tokens, from the first position not committed on
+    owners: Tensor  # (nodes,) bool
+
+
+@dataclass(frozen=True)
+class RowPaths:
+    """A row of a score call, by positions in the text."""
+
+    start: int
+    committed: int
+    positions: NDArray[np.int64]  # (nodes,); padding stands where the row's first node does
+    paths: Sequence[Path]
+
+    @property
+    def num_blocks(self) -> int:
+        return int(self.positions.max()) // BLOCK + 1
+
+    @staticmethod
+    def of(row: RowNodes, device: torch.device) -> "RowPaths":
+        """Raises ValueError for a node that does not see one token of each position before it."""
+        count = row.num_nodes
+        own = row.visible.shape[1] - count  # where the nodes begin in the tail
+        positions = row.committed + row.depths[own:]
+        real = count - row.padding
+        paths: list[tuple[NDArray[np.bool_], list[int]]] = []
+        for node in sorted(range(real), key=lambda n: -positions[n]):
+            seen = row.visible[node]
+            if (row.depths[seen] != np.arange(seen.sum())).any():
+                raise ValueError(f"node {node} sees the depths {row.depths[seen].tolist()}")
+            for deeper, owners in paths:
+                if not (seen & ~deeper).any():
+                    owners.append(node)
+                    break
+            else:
+                paths.append((seen, [node]))
+        paths[0][1].extend(range(real, count))
+        first = row.start + row.committed
+        positions[real:] = positions[0]
+        return RowPaths(
+            row.start,
+            row.committed,
+            positions,
+            [
+                Path(
+                    torch.from_numpy(first + np.flatnonzero(seen)).to(device),
+                    torch.from_numpy(np.isin(np.arange(count), owners)).to(device),
+                )
+                for seen, owners in paths
+            ],
+        )
+
+
+def attend_bitwise(
+    query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
+) -> Tensor:
+    """As `tree_attention`, in float32 at least. The bits also depend on the number of nodes and
+    heads: a caller keeps to one shape."""
+    assert call.paths is not None
+    rows = [
+        _attend_row(own, keys, values, row, rule)
+        for own, row in zip(query, call.paths, strict=True)
+    ]
+    return torch.stack(rows).to(query.dtype)
+
+
+class _Softmax:
+    """Weighted sums of values so far, of (kv_heads, group * nodes) queries."""
+
+    def __init__(self, query: Tensor, head_dim: int) -> None:
+        self.query = query
+        self.most = query.new_full((*query.shape[:2], 1), torch.finfo(query.dtype).min)
+        self.total = query.new_zeros(*query.shape[:2], 1)
+        self.out = query.new_zeros(*query.shape[:2], head_dim)
+
+    def add(
+        self, keys: Tensor, values: Tensor, hidden: Tensor, owners: Tensor | None, rule: LayerRule
+    ) -> None:
+        """`keys` and `values` (BLOCK, kv_heads, head_dim), `hidden` (group * nodes, BLOCK) and
+        `owners` (group * nodes, 1) bool: the queries that they are for."""
+        keys, values = (t.to(self.query.dtype).transpose(0, 1).contiguous() for t in (keys, values))
+        scores = torch.bmm(self.query, keys.transpose(1, 2).contiguous())
+        if rule.softcap is not None:
+            scores = torch.tanh(scores / rule.softcap) * rule.softcap
+        scores = scores.masked_fill(hidden, -torch.inf)
+        most = torch.maximum(self.most, scores.amax(dim=-1, keepdim=True))
+        kept, weights = torch.exp(self.most - most), torch.exp(scores - most)
+        total = self.total * kept + weights.sum(dim=-1, keepdim=True)
+        out = self.out * kept + torch.bmm(weights, values)
+        if owners is not None:
+            most = torch.where(owners, most, self.most)
+            total = torch.where(owners, total, self.total)
+            out = torch.where(owners, out, self.out)
+        self.most, self.total, self.out = most, total, out
+
+
+def _attend_row(
+    query: Tensor, keys: Tensor, values: Tensor, row: RowPaths, rule: LayerRule
+) -> Tensor:
+    heads, nodes, head_dim = query.shape
+    kv_heads = keys.shape[1]
+    group = heads // kv_heads
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    folded = query.to(dtype).reshape(kv_heads, group * nodes, head_dim) * rule.scaling
+    # The last rows of a product that are no whole tile may be summed up in another order.
+    extra = -folded.shape[1] % _TILE
+    softmax = _Softmax(torch.nn.functional.pad(folded, (0, 0, 0, extra)), values.shape[2])
+    first = int(rule.reach.first_visible(row.positions).min()) // BLOCK
+    pad = torch.nn.functional.pad
+    owners = [pad(path.owners.repeat(group), (0, extra)).unsqueeze(1) for path in row.paths]
+    for block in range(first, row.num_blocks):
+        begin = block * BLOCK
+        hidden = _hidden(row.positions, begin, rule.reach)
+        seen = pad(torch.from_numpy(hidden).to(query.device).repeat(group, 1), (0, 0, 0, extra))
+        if begin + BLOCK <= row.committed:
+            slots = slice(row.start + begin, row.start + begin + BLOCK)
+            softmax.add(keys[slots], values[slots], seen, None, rule)
+            continue
+        before = torch.arange(begin, max(row.committed, begin), device=query.device) + row.start
+        for path, own in zip(row.paths, owners, strict=True):
+            tail = path.slots[max(begin - row.committed, 0) :]
+            index = torch.cat([before, tail])[:BLOCK]
+            # What lies behind a path is hidden from all that are on it: any finite key will do.
+            index = pad(index, (0, BLOCK - index.shape[0]), value=row.start)
+            softmax.add(keys[index], values[index], seen, own, rule)
+    most, total, summed = (
+        t[:, : group * nodes] for t in (softmax.most, softmax.total, softmax.out)
+    )
+    if rule.sinks is not None:
+        sinks = rule.sinks.to(dtype).repeat_interleave(nodes).view(kv_heads, group * nodes, 1)
+        total = total + torch.exp(sinks - most)
+    return (summed / total).reshape(heads, nodes, -1).transpose(0, 1)
+
+
+def _hidden(positions: NDArray[np.int64], begin: int, reach: Reach) -> NDArray[np.bool_]:
+    """(nodes, BLOCK): the positions from `begin` on that each node does not see."""
+    keys = np.arange(begin, begin + BLOCK)
+    later = keys > positions[:, None]
+    return later if reach.is_full else later | (keys < reach.first_visible(positions)[:, None])

@@ -1,0 +1,111 @@
+"""Bitwise attention: equal bits for every way of cutting prefix and path."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmspec.attention import LayerRule, Reach, RowNodes, TreeCall, tree_attention
+from mmspec.attention.bitwise import BLOCK, RowPaths
+from mmspec.kv import FlatLayer
+from mmspec.tree import TokenTree
+
+WIDTH = 9  # nodes of every call
+RULES = {
+    "full": LayerRule(Reach(), 0.3),
+    "window": LayerRule(Reach(window=37), 0.3),
+    "chunk": LayerRule(Reach(chunk=50), 0.3),
+    "softcap_sinks": LayerRule(Reach(), 0.3, 20.0, torch.tensor([0.5, -1.0, 2.0, 0.0])),
+}
+
+
+class Text(NamedTuple):
+    """What one text has at each position."""
+
+    queries: Tensor  # (positions, heads, head_dim)
+    keys: Tensor  # (positions, kv_heads, head_dim)
+    values: Tensor
+
+
+def text_of(positions: int, dtype: torch.dtype, seed: int = 0) -> Text:
+    draw = torch.Generator().manual_seed(seed)
+    shapes = ((4, 16), (2, 16), (2, 16))
+    return Text(*(torch.randn(positions, *s, generator=draw).to(dtype) for s in shapes))
+
+
+def attended(
+    text: Text, committed: int, depth: int, rule: LayerRule, *, draw: np.random.Generator
+) -> Tensor:
+    """(depth, heads, head_dim): of the positions behind the committed ones, as the path of a random
+    tree in a random row of a batch of two."""
+    parents, on_path = [-1], [0]
+    while len(on_path) < depth or (len(parents) < WIDTH and draw.random() < 0.7):
+        room = WIDTH - len(parents) - (depth - len(on_path))
+        if len(on_path) < depth and (room <= 0 or draw.random() < 0.5):
+            parents.append(on_path[-1])
+            on_path.append(len(parents) - 1)
+        else:
+            parents.append(int(draw.integers(len(parents))))
+    real = len(parents)
+    parents += [0] * (WIDTH - real)
+    tree = TokenTree((0,) * WIDTH, tuple(parents), (1.0,) * WIDTH, ("",) * WIDTH)
+    dtype = text.keys.dtype
+    start, own_row = int(draw.integers(0, 40)), int(draw.integers(2))
+    slots = start + committed + WIDTH + 300
+    keys, values = (torch.randn(slots, 2, 16).to(dtype) for _ in range(2))
+    query = torch.randn(2, 4, WIDTH, 16).to(dtype)
+    for buffer, own in ((keys, text.keys), (values, text.values)):
+        buffer[start : start + committed] = own[:committed]
+        for at, node in enumerate(on_path):
+            buffer[start + committed + node] = own[committed + at]
+    for at, node in enumerate(on_path):
+        query[own_row, :, node] = text.queries[committed + at]
+    row = RowNodes(start, committed, tree.ancestor_mask, np.array(tree.depths), WIDTH - real)
+    behind = start + committed + WIDTH
+    other = RowNodes(behind, int(draw.integers(0, 200)), tree.ancestor_mask, np.array(tree.depths))
+    rows = [row, other] if own_row == 0 else [other, row]
+    paths = [RowPaths.of(one, torch.device("cpu")) for one in rows]
+    call = TreeCall(rows, [FlatLayer()], [rule.reach], paths)
+    out = tree_attention(query, keys, values, call=call, rule=rule)
+    return out[own_row, on_path]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", RULES)
+def test_no_cut_no_tree_and_no_neighbour_changes_a_bit(name: str, dtype: torch.dtype) -> None:
+    rule, length = RULES[name], 3 * BLOCK + 5
+    text, draw = text_of(length, dtype), np.random.default_rng(0)
+    one_by_one = torch.cat([attended(text, i, 1, rule, draw=draw) for i in range(length)])
+    for _ in range(60):
+        depth = int(draw.integers(1, WIDTH + 1))
+        border = int(draw.integers(1, 4)) * BLOCK  # often near the border of a block
+        committed = min(max(border - int(draw.integers(-2, WIDTH)), 0), length - depth)
+        found = attended(text, committed, depth, rule, draw=draw)
+        assert torch.equal(found, one_by_one[committed : committed + depth]), f"cut at {committed}"
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_it_is_attention(name: str) -> None:
+    rule, text = RULES[name], text_of(150, torch.float64)
+    found = attended(text, 143, 7, rule, draw=np.random.default_rng(1))
+    for at, position in enumerate(range(143, 150)):
+        first = int(rule.reach.first_visible(np.array([position]))[0])
+        keys, values = (
+            t[first : position + 1].repeat_interleave(2, dim=1) for t in (text.keys, text.values)
+        )
+        scores = torch.einsum("hd,khd->hk", text.queries[position], keys) * rule.scaling
+        if rule.softcap is not None:
+            scores = torch.tanh(scores / rule.softcap) * rule.softcap
+        sinks = scores[:, :0] if rule.sinks is None else rule.sinks.double().unsqueeze(1)
+        weights = torch.softmax(torch.cat([scores, sinks], dim=1), dim=-1)[:, : scores.shape[1]]
+        expected = torch.einsum("hk,khd->hd", weights, values)
+        torch.testing.assert_close(found[at], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_node_that_skips_a_position_is_refused() -> None:
+    visible = np.array([[True, False, False], [True, True, False], [True, False, True]])
+    row = RowNodes(0, 4, visible, np.array([0, 1, 2]))
+    with pytest.raises(ValueError, match="sees the depths"):
+        RowPaths.of(row, torch.device("cpu"))
