@@ -152,6 +152,7 @@ class DecodeConfig:
     prefill_chunk: int | None = 4096  # prompt tokens a step; None or 0: a prompt in one go
     probe: bool = True  # compare a small tree with plain decoding once, at load
     attention: str = "auto"  # "auto": mmspec's own where the probe agrees; "model": the model's
+    exactness: str = "standard"  # "bitwise": the same bits of logits with and without drafts
     choosing: str = "auto"  # "device": all nodes' choices at once, "host": along the walk
     packed_weights: str = "auto"  # copies for quick score calls on a CPU: auto, always, never
 

@@ -27,8 +27,8 @@ _TILE = 16
 class Path:
     """One way down a row's tree, and the nodes that are computed on it."""
 
-    slots: Tensor  # (depth,) int64, of its tail tokens, from the first position not committed on
-    owners: Tensor  # (nodes,) bool
+    slots: NDArray[np.int64]  # (depth,) of its tail tokens, from the first position not committed
+    owners: NDArray[np.bool_]  # (nodes,)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RowPaths:
         return int(self.positions.max()) // BLOCK + 1
 
     @staticmethod
-    def of(row: RowNodes, device: torch.device) -> "RowPaths":
+    def of(row: RowNodes) -> "RowPaths":
         """Raises ValueError for a node that does not see one token of each position before it."""
         count = row.num_nodes
         own = row.visible.shape[1] - count  # where the nodes begin in the tail
@@ -70,10 +70,7 @@ class RowPaths:
             row.committed,
             positions,
             [
-                Path(
-                    torch.from_numpy(first + np.flatnonzero(seen)).to(device),
-                    torch.from_numpy(np.isin(np.arange(count), owners)).to(device),
-                )
+                Path(first + np.flatnonzero(seen), np.isin(np.arange(count), owners))
                 for seen, owners in paths
             ],
         )
@@ -135,19 +132,24 @@ def _attend_row(
     softmax = _Softmax(torch.nn.functional.pad(folded, (0, 0, 0, extra)), values.shape[2])
     first = int(rule.reach.first_visible(row.positions).min()) // BLOCK
     pad = torch.nn.functional.pad
-    owners = [pad(path.owners.repeat(group), (0, extra)).unsqueeze(1) for path in row.paths]
+    paths = [
+        (
+            torch.from_numpy(path.slots).to(query.device),
+            pad(_placed(path.owners, query.device).repeat(group), (0, extra)).unsqueeze(1),
+        )
+        for path in row.paths
+    ]
     for block in range(first, row.num_blocks):
         begin = block * BLOCK
         hidden = _hidden(row.positions, begin, rule.reach)
-        seen = pad(torch.from_numpy(hidden).to(query.device).repeat(group, 1), (0, 0, 0, extra))
+        seen = pad(_placed(hidden, query.device).repeat(group, 1), (0, 0, 0, extra))
         if begin + BLOCK <= row.committed:
             slots = slice(row.start + begin, row.start + begin + BLOCK)
             softmax.add(keys[slots], values[slots], seen, None, rule)
             continue
         before = torch.arange(begin, max(row.committed, begin), device=query.device) + row.start
-        for path, own in zip(row.paths, owners, strict=True):
-            tail = path.slots[max(begin - row.committed, 0) :]
-            index = torch.cat([before, tail])[:BLOCK]
+        for tail, own in paths:
+            index = torch.cat([before, tail[max(begin - row.committed, 0) :]])[:BLOCK]
             # What lies behind a path is hidden from all that are on it: any finite key will do.
             index = pad(index, (0, BLOCK - index.shape[0]), value=row.start)
             softmax.add(keys[index], values[index], seen, own, rule)
@@ -158,6 +160,10 @@ def _attend_row(
         sinks = rule.sinks.to(dtype).repeat_interleave(nodes).view(kv_heads, group * nodes, 1)
         total = total + torch.exp(sinks - most)
     return (summed / total).reshape(heads, nodes, -1).transpose(0, 1)
+
+
+def _placed(flags: NDArray[np.bool_], device: torch.device) -> Tensor:
+    return torch.from_numpy(flags).to(device)
 
 
 def _hidden(positions: NDArray[np.int64], begin: int, reach: Reach) -> NDArray[np.bool_]:

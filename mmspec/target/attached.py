@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmspec.attention import RowNodes, TreeCall
+from mmspec.attention import RowNodes, RowPaths, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
 from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.blocks import Blocks
@@ -46,14 +46,17 @@ class Attachments:
         linears: Linears | None = None,
         blocks: Blocks | None = None,
         others: Sequence[Attachment] = (),
+        is_bitwise: bool = False,
     ) -> None:
         """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask, which
         needs the model's own blocks too. `others` come first: what they take, `blocks` and
-        `linears` leave to them."""
+        `linears` leave to them. `is_bitwise`: with attention whose bits don't depend on where a
+        text was cut."""
         self.attention = attention
         self.linears = linears
         self.blocks = blocks
         self.others = tuple(others)
+        self._is_bitwise = is_bitwise
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
@@ -74,11 +77,12 @@ class Attachments:
         like: Tensor,
         device: torch.device,
         wants_hidden: bool = False,
+        padding: Sequence[int] = (),
     ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields who runs it (None: the model) and the keywords that it needs
         for it. `like` has the model's dtype, `device` is where its inputs go; `wants_hidden`: with
-        hidden states."""
+        hidden states; the last `padding[i]` nodes of tree i are read by nobody."""
         with ExitStack() as stack:
             for attachment in self.others:
                 stack.enter_context(attachment.attached())
@@ -96,7 +100,7 @@ class Attachments:
                 yield None, {"attention_mask": on_device(mask, device)}
                 return
             plan.is_viewed = False
-            call = self._tree_call(trees, cache, plan, written)
+            call = self._tree_call(trees, cache, plan, written, padding)
             if tower is not None:
                 yield tower, {KEYWORD: call}
                 return
@@ -123,11 +127,18 @@ class Attachments:
             yield {TAP_KEYWORD: cache.queries.tap(rows, counts)}
 
     def _tree_call(
-        self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan, written: Sequence[int]
+        self,
+        trees: Sequence[TokenTree],
+        cache: KVCache,
+        plan: WritePlan,
+        written: Sequence[int],
+        padding: Sequence[int],
     ) -> TreeCall:
-        placed = zip(trees, plan.starts, plan.lengths, written, strict=True)
+        unread = padding or [0] * len(trees)
+        placed = zip(trees, plan.starts, plan.lengths, written, unread, strict=True)
         rows = [
-            RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
-            for tree, start, end, old in placed
+            RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths), last)
+            for tree, start, end, old, last in placed
         ]
-        return TreeCall(rows, cache.flat_layers, self._reaches)
+        paths = [RowPaths.of(row) for row in rows] if self._is_bitwise else None
+        return TreeCall(rows, cache.flat_layers, self._reaches, paths)

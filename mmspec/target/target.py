@@ -64,6 +64,7 @@ class Target:
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
         self.cuts = prompt_cuts(model.config)  # narrowed where the encoders turn out unusual
+        self._shape: tuple[int, int] | None = None  # (rows, nodes) of all score calls; None: any
         self._lock = threading.Lock()  # forwards of several threads, one after the other
 
     def variant(self, *attachments: Attachment) -> "Target":
@@ -72,6 +73,7 @@ class Target:
         target's own ever meets what is attached."""
         own = self.attachments
         variant = copy.copy(self)
+        variant._shape = None
         variant.attachments = Attachments(
             self.model,
             mask_rule=self.mask_rule,
@@ -81,6 +83,17 @@ class Target:
             others=(*own.others, *attachments),
         )
         return variant
+
+    def bitwise(self, *, rows: int, nodes: int) -> "Target":
+        """The same model, whose score calls all have one shape: `rows` rows of `nodes` nodes, the
+        most that a call may ask for. Then a node's logits have the same bits whatever the tree, the
+        batch, and what of its text was committed before (see `bits`)."""
+        fixed = copy.copy(self)
+        fixed._shape = (rows, nodes)
+        fixed.attachments = Attachments(
+            self.model, mask_rule=self.mask_rule, attention="tree", is_bitwise=True
+        )
+        return fixed
 
     @property
     def device(self) -> torch.device:
@@ -255,6 +268,41 @@ class Target:
 
         With `written`, calls since the last commit have written the first `written[i]` nodes of
         tree i: only the others are computed, on top of those, and only theirs are the scores."""
+        if self._shape is None:
+            return self._score(trees, cache, placements, taps=taps, written=written)
+        rows, nodes = self._shape
+        assert len(trees) <= rows and not written, f"{len(trees)} rows, expected {rows} at most"
+        spare = [cache.open(nodes) for _ in range(rows - len(trees))]
+        whole = [*trees, *(TokenTree.root(0) for _ in spare)]
+        try:
+            scores = self._score(
+                [_widened(tree, nodes) for tree in whole],
+                cache,
+                [*placements, *(Placement(r, placements[0].position_offsets) for r in spare)],
+                taps=taps,
+                padding=[nodes - tree.num_nodes for tree in whole],
+            )
+        finally:
+            for row in spare:
+                cache.close(row)
+        return [
+            Scores(
+                score.logits[: tree.num_nodes],
+                {tap: states[: tree.num_nodes] for tap, states in score.hidden.items()},
+            )
+            for tree, score in zip(trees, scores, strict=False)
+        ]
+
+    def _score(
+        self,
+        trees: Sequence[TokenTree],
+        cache: KVCache,
+        placements: Sequence[Placement],
+        *,
+        taps: Collection[int],
+        written: Sequence[int] = (),
+        padding: Sequence[int] = (),
+    ) -> list[Scores]:
         done = list(written) or [0] * len(trees)
         counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
@@ -269,6 +317,7 @@ class Target:
                 like=self._first,
                 device=self.device,
                 wants_hidden=bool(taps),
+                padding=padding,
             ) as (tower, inputs),
             self.attachments.watching(cache, [p.row for p in placements], counts) as watched,
         ):
@@ -277,7 +326,9 @@ class Target:
                 input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
                     self.device
                 ),
-                position_ids=_node_positions(trees, lengths, placements, done).to(self.device),
+                position_ids=_node_positions(trees, lengths, placements, done, padding).to(
+                    self.device
+                ),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=asked_for(taps),
@@ -328,6 +379,18 @@ def _fed(
         yield
 
 
+def _widened(tree: TokenTree, nodes: int) -> TokenTree:
+    """The tree with so many nodes, the new ones below node 0."""
+    count = nodes - tree.num_nodes
+    assert count >= 0, f"{tree.num_nodes} nodes, expected {nodes} at most"
+    return TokenTree(
+        tokens=(*tree.tokens, *[0] * count),
+        parents=(*tree.parents, *[0] * count),
+        confidence=(*tree.confidence, *[0.0] * count),
+        drafters=(*tree.drafters, *[""] * count),
+    )
+
+
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     """(batch, nodes) int64; short rows are padded with token 0, which no one sees."""
     longest = max(len(row) for row in rows)
@@ -339,11 +402,14 @@ def _node_positions(
     lengths: Sequence[int],
     placements: Sequence[Placement],
     written: Sequence[int],
+    padding: Sequence[int],
 ) -> Tensor:
     """Committed length + depth + the row's offset of the nodes not yet written: (batch, nodes), or
     (planes, batch, nodes) under M-RoPE. Siblings share a position."""
     rows = zip(trees, lengths, written, strict=True)
     index = _padded([[length + depth for depth in t.depths[old:]] for t, length, old in rows])
+    for row, count in enumerate(padding):  # never past the context that the model was made for
+        index[row, index.shape[1] - count :] = index[row, 0]
     offsets = torch.tensor([placement.position_offsets for placement in placements])
     planes = index + offsets.T.unsqueeze(-1)
     return planes[0] if planes.shape[0] == 1 else planes
