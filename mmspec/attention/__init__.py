@@ -4,10 +4,10 @@
 `interface` puts it into a transformers model's text tower for the time of one score call.
 """
 
-from mmspec.attention.bitwise import RowPaths
+from mmspec.attention.bitwise import CallPaths
 from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
 
-__all__ = ["LayerRule", "Reach", "RowNodes", "RowPaths", "TreeCall", "tree_attention"]
+__all__ = ["CallPaths", "LayerRule", "Reach", "RowNodes", "TreeCall", "tree_attention"]

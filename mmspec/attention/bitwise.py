@@ -9,6 +9,9 @@ shape. Neither the tree, nor the batch, nor where the text was committed can cha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
+from mmspec.uploads import upload
 
 BLOCK = 64  # positions
 _TILE = 16
@@ -76,17 +80,60 @@ class RowPaths:
         )
 
 
+@dataclass
+class CallPaths:
+    """The rows of a score call in bitwise mode, and what its layers share of them."""
+
+    rows: Sequence[RowPaths]  # (batch,)
+    _places: Tensor | None = None
+
+    @staticmethod
+    def of(rows: Sequence[RowNodes]) -> "CallPaths":
+        """Raises ValueError as `RowPaths.of` does."""
+        return CallPaths([RowPaths.of(row) for row in rows])
+
+    def places(self, device: torch.device) -> Tensor:
+        """What the kernel reads: (batch, 2 + nodes + nodes * depth) int32, of one shape for one
+        number of nodes."""
+        if self._places is None:
+            self._places = upload(np.stack([_places_of(row) for row in self.rows]), device)
+        return self._places
+
+
+def _places_of(row: RowPaths) -> NDArray[np.int32]:
+    nodes = len(row.positions)
+    ancestors = np.full((nodes, nodes), -1, dtype=np.int64)
+    for path in row.paths:
+        behind = path.slots - row.start - row.committed
+        for node in np.flatnonzero(path.owners):
+            count = row.positions[node] - row.committed + 1
+            ancestors[node, :count] = behind[:count]
+    head = [np.array([row.start, row.committed]), row.positions, ancestors.ravel()]
+    return np.concatenate(head).astype(np.int32)
+
+
 def attend_bitwise(
     query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
 ) -> Tensor:
-    """As `tree_attention`, in float32 at least. The bits also depend on the number of nodes and
-    heads: a caller keeps to one shape."""
+    """As `tree_attention`; sums in float32 at least. The bits also depend on the shape of the call:
+    a caller keeps to one."""
     assert call.paths is not None
+    kernel = _kernel() if query.device.type == "cuda" else None
+    if kernel is not None and kernel.can_attend(query, keys, values):
+        return kernel.attend(query, keys, values, call.paths.places(query.device), rule=rule)
     rows = [
         _attend_row(own, keys, values, row, rule)
-        for own, row in zip(query, call.paths, strict=True)
+        for own, row in zip(query, call.paths.rows, strict=True)
     ]
     return torch.stack(rows).to(query.dtype)
+
+
+@cache
+def _kernel() -> Any:
+    try:
+        return import_module("mmspec.attention.kernels.bitwise")
+    except ImportError:  # no Triton: tensor operations do the same, in other bits
+        return None
 
 
 class _Softmax:

@@ -13,7 +13,7 @@ from mmspec.attention.reach import Reach
 from mmspec.kv import FlatLayer
 
 if TYPE_CHECKING:
-    from mmspec.attention.bitwise import RowPaths
+    from mmspec.attention.bitwise import CallPaths
 
 _MAX_MASK = 2**22  # entries; a longer prefix is attended to without a mask, apart from the tail
 
@@ -75,7 +75,7 @@ class TreeCall:
     rows: Sequence[RowNodes]  # (batch,)
     layers: Sequence[FlatLayer]  # the cache's, by layer index
     reaches: Sequence[Reach]  # by layer index
-    paths: "Sequence[RowPaths] | None" = None  # (batch,) in bitwise mode; see `bitwise`
+    paths: "CallPaths | None" = None  # in bitwise mode
     _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 

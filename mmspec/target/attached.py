@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmspec.attention import RowNodes, RowPaths, TreeCall
+from mmspec.attention import CallPaths, RowNodes, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
 from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.blocks import Blocks
@@ -140,5 +140,5 @@ class Attachments:
             RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths), last)
             for tree, start, end, old, last in placed
         ]
-        paths = [RowPaths.of(row) for row in rows] if self._is_bitwise else None
+        paths = CallPaths.of(rows) if self._is_bitwise else None
         return TreeCall(rows, cache.flat_layers, self._reaches, paths)

@@ -1,14 +1,16 @@
 """Bitwise attention: equal bits for every way of cutting prefix and path."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import interpreted  # noqa: F401  # before triton
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mmspec.attention import LayerRule, Reach, RowNodes, TreeCall, tree_attention
-from mmspec.attention.bitwise import BLOCK, RowPaths
+from mmspec.attention.bitwise import BLOCK, CallPaths, RowPaths
 from mmspec.kv import FlatLayer
 from mmspec.tree import TokenTree
 
@@ -36,7 +38,13 @@ def text_of(positions: int, dtype: torch.dtype, seed: int = 0) -> Text:
 
 
 def attended(
-    text: Text, committed: int, depth: int, rule: LayerRule, *, draw: np.random.Generator
+    text: Text,
+    committed: int,
+    depth: int,
+    rule: LayerRule,
+    *,
+    draw: np.random.Generator,
+    by_kernel: bool = False,
 ) -> Tensor:
     """(depth, heads, head_dim): of the positions behind the committed ones, as the path of a random
     tree in a random row of a batch of two."""
@@ -66,9 +74,13 @@ def attended(
     behind = start + committed + WIDTH
     other = RowNodes(behind, int(draw.integers(0, 200)), tree.ancestor_mask, np.array(tree.depths))
     rows = [row, other] if own_row == 0 else [other, row]
-    paths = [RowPaths.of(one) for one in rows]
-    call = TreeCall(rows, [FlatLayer()], [rule.reach], paths)
-    out = tree_attention(query, keys, values, call=call, rule=rule)
+    call = TreeCall(rows, [FlatLayer()], [rule.reach], CallPaths.of(rows))
+    if by_kernel:
+        kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
+        assert kernel.can_attend(query, keys, values) and call.paths is not None
+        out = kernel.attend(query, keys, values, call.paths.places(query.device), rule=rule)
+    else:
+        out = tree_attention(query, keys, values, call=call, rule=rule)
     return out[own_row, on_path]
 
 
@@ -109,3 +121,56 @@ def test_a_node_that_skips_a_position_is_refused() -> None:
     row = RowNodes(0, 4, visible, np.array([0, 1, 2]))
     with pytest.raises(ValueError, match="sees the depths"):
         RowPaths.of(row)
+
+
+CUTS = ((9, BLOCK - 4), (3, 2 * BLOCK - 1), (5, BLOCK), (7, 2 * BLOCK - 7), (4, 0), (6, 131))
+
+
+def check_kernel(name: str, dtype: torch.dtype, cuts: Sequence[tuple[int, int]]) -> None:
+    rule, text, draw = RULES[name], text_of(2 * BLOCK + 12, dtype), np.random.default_rng(2)
+    for depth, committed in cuts:
+        found = attended(text, committed, depth, rule, draw=draw, by_kernel=True)
+        for at in {depth // 2, depth - 1}:
+            alone = attended(text, committed + at, 1, rule, draw=draw, by_kernel=True)
+            assert torch.equal(found[at], alone[0]), f"cut at {committed}, node {at}"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("window", torch.bfloat16), ("softcap_sinks", torch.float32)]
+)
+def test_no_cut_changes_a_bit_of_the_kernels(name: str, dtype: torch.dtype) -> None:
+    check_kernel(name, dtype, CUTS[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", RULES)
+def test_none_of_many_cuts_changes_a_bit_of_the_kernels(name: str, dtype: torch.dtype) -> None:
+    check_kernel(name, dtype, CUTS)
+
+
+@pytest.mark.parametrize("name", ["chunk", "softcap_sinks"])
+def test_the_kernel_is_the_attention_of_tensor_operations(name: str) -> None:
+    rule, text = RULES[name], text_of(150, torch.float32)
+    by_kernel, by_tensors = (
+        attended(text, 143, 7, rule, draw=np.random.default_rng(1), by_kernel=how)
+        for how in (True, False)
+    )
+    torch.testing.assert_close(by_kernel, by_tensors, rtol=1e-5, atol=1e-6)
+
+
+def test_the_kernel_takes_heads_of_any_size_and_group() -> None:
+    kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
+    draw, rule = np.random.default_rng(3), LayerRule(Reach(), 0.2)
+    for heads, kv_heads, head_dim in ((7, 1, 80), (8, 8, 24), (6, 2, 256)):
+        parents = [-1, *(int(draw.integers(n)) for n in range(1, 6))]
+        tree = TokenTree((0,) * 6, tuple(parents), (1.0,) * 6, ("",) * 6)
+        row = RowNodes(3, 70, tree.ancestor_mask, np.array(tree.depths))
+        paths = CallPaths.of([row])
+        keys, values = (torch.randn(90, kv_heads, head_dim) for _ in range(2))
+        query = torch.randn(1, heads, 6, head_dim)
+        found = kernel.attend(query, keys, values, paths.places(query.device), rule=rule)
+        expected = tree_attention(
+            query, keys, values, call=TreeCall([row], [FlatLayer()], [rule.reach]), rule=rule
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
