@@ -306,6 +306,9 @@ class Target:
         done = list(written) or [0] * len(trees)
         counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
+        positions = _node_positions(trees, lengths, placements, done)
+        for row, count in enumerate(padding):  # never past the context that the model was made for
+            positions[..., row, positions.shape[-1] - count :] = positions[..., row, :1]
         with (
             self._forward(),
             cache.writing([p.row for p in placements], counts, after=done) as plan,
@@ -326,9 +329,7 @@ class Target:
                 input_ids=_padded([t.tokens[old:] for t, old in zip(trees, done, strict=True)]).to(
                     self.device
                 ),
-                position_ids=_node_positions(trees, lengths, placements, done, padding).to(
-                    self.device
-                ),
+                position_ids=positions.to(self.device),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=asked_for(taps),
@@ -402,14 +403,11 @@ def _node_positions(
     lengths: Sequence[int],
     placements: Sequence[Placement],
     written: Sequence[int],
-    padding: Sequence[int],
 ) -> Tensor:
     """Committed length + depth + the row's offset of the nodes not yet written: (batch, nodes), or
     (planes, batch, nodes) under M-RoPE. Siblings share a position."""
     rows = zip(trees, lengths, written, strict=True)
     index = _padded([[length + depth for depth in t.depths[old:]] for t, length, old in rows])
-    for row, count in enumerate(padding):  # never past the context that the model was made for
-        index[row, index.shape[1] - count :] = index[row, 0]
     offsets = torch.tensor([placement.position_offsets for placement in placements])
     planes = index + offsets.T.unsqueeze(-1)
     return planes[0] if planes.shape[0] == 1 else planes
