@@ -28,11 +28,13 @@ from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
-from mmspec.engine import Engine
-from mmspec.errors import ConfigError
+from mmspec.engine import Engine, Exactness
+from mmspec.errors import ConfigError, ModelError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
+from mmspec.sampling import Choosing
 from mmspec.target import Target
 from mmspec.target.attached import Attention
+from mmspec.target.bits import differing_node, has_experts
 from mmspec.target.graphs import CudaRecorder
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import (
@@ -180,6 +182,8 @@ def build_engine(
     if probed is None:
         probed = probed_target(model, config.decode)
     target, shape = probed
+    if config.decode.exactness == "bitwise":
+        check_bits(target, config.decode)
     limits = InputLimits(
         max_image_pixels=config.inputs.max_image_pixels,
         max_image_bytes=config.inputs.max_image_bytes,
@@ -200,6 +204,8 @@ def build_engine(
         prefill_chunk=config.decode.prefill_chunk if shape != "plain" else None,
         prefix_bytes=config.cache.prefix_bytes if shape != "plain" else 0,
         feature_bytes=config.cache.feature_bytes,
+        choosing=cast(Choosing, config.decode.choosing),
+        exactness=cast(Exactness, config.decode.exactness),
     )
 
 
@@ -262,3 +268,26 @@ def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target,
     if is_on_gpu and config.cuda_graphs == "auto":
         target.use_graphs(CudaRecorder(target.device))
     return target, report.shape
+
+
+def check_bits(target: Target, config: DecodeConfig) -> None:
+    """Raises where bitwise mode cannot be kept: ConfigError for a setting, ModelError for a model
+    that gives a token other bits beside other tokens."""
+    name = type(target.model).__name__
+    if target.attachments.attention != "tree":
+        raise ConfigError(
+            "decode.exactness=bitwise got a model that is scored by its own attention; expected "
+            "mmspec's: decode.probe=true and decode.attention=auto, and a model that agrees with it"
+        )
+    if has_experts(target):
+        raise ModelError(
+            f"{name} is a mixture of experts: how many tokens an expert reads at once, and so how "
+            "their sums are rounded, depends on the other tokens of a step; "
+            "decode.exactness=bitwise is not possible here, standard is"
+        )
+    found = differing_node(target, rows=config.max_rows, nodes=config.max_nodes + 1)
+    if found is not None:
+        raise ModelError(
+            f"{name} gives {found} other bits in a tree than alone (some matrix libraries do so); "
+            "decode.exactness=bitwise is not possible here, standard is"
+        )

@@ -154,6 +154,8 @@ class DecodeConfig:
     probe: bool = True  # compare a small tree with plain decoding once, at load
     attention: str = "auto"  # "auto": mmspec's own where the probe agrees; "model": the model's
     attention_backend: str = "auto"  # of mmspec's own; a name is asked before the default order
+    exactness: str = "standard"  # "bitwise": the same bits of logits with and without drafts
+    choosing: str = "auto"  # "device": all nodes' choices at once, "host": along the walk
     packed_weights: str = "auto"  # copies for quick score calls on a CPU: auto, always, never
     cuda_graphs: str = "auto"  # score calls and draft steps recorded on a GPU: auto, never
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from mmspec.drafting import DraftSettings, propose, tapped_layers
+from mmspec.foresight import verify_together
 from mmspec.prefiller import Prefiller, PrefillSettings
 from mmspec.row import Row
 from mmspec.stats import Stopwatch
@@ -57,7 +58,7 @@ def decode(
             # 4. Verify: each row chooses its tokens along its tree.
             steps = list(zip(active, trees, scores, strict=True))
             with watch.stage("verify"):
-                verdicts = [row.verify(verify, tree, score) for row, tree, score in steps]
+                verdicts = verify_together(verify, steps)
             # 5. Commit the accepted paths; what was not accepted is forgotten.
             with watch.stage("commit"):
                 accepted = zip(active, verdicts, strict=True)

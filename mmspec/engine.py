@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from mmspec.params import (
 from mmspec.prefiller import CacheInfo, PrefillSettings
 from mmspec.requests import Messages, Request, Result, build_request
 from mmspec.row import Row
-from mmspec.sampling import build_sampler
+from mmspec.sampling import CHOOSING, Choosing, build_sampler
 from mmspec.state import Prompt
 from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream, build_detokenizer
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Exactness = Literal["standard", "bitwise"]
 AnyPrompt = str | Messages | Prompt | Mapping[str, Tensor] | Request
 
 
@@ -74,6 +75,8 @@ class Engine:
         prefill_chunk: int | None = None,
         prefix_bytes: int = 0,
         feature_bytes: int = 0,
+        choosing: Choosing = "auto",
+        exactness: Exactness = "standard",
     ) -> None:
         """`drafters` are asked in their order; without any it is plain decoding. `verifier` is a
         name or a rule of one's own making. `controller` "auto" speculates where that is faster,
@@ -81,7 +84,10 @@ class Engine:
         nodes a request and step; `max_rows` how many requests are decoded together. `fit` turns a
         drafter's tree into one that the target can score. A step prefills `prefill_chunk` prompt
         tokens. `prefix_bytes` and `feature_bytes` bound what is kept from request to request: KV,
-        and what the encoders said. Without `inputs` only processed prompts are taken."""
+        and what the encoders said. `choosing` "device" finds the target's choices at all nodes of
+        a step together, "host" along the walk, "auto" by where the model lies: the tokens are the
+        same. `exactness` "bitwise" gives the same bits of logits with and without speculation, for
+        more work a step (docs/exactness.md). Without `inputs` only processed prompts are taken."""
         if isinstance(verifier, str) and verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
         if isinstance(controller, str) and controller not in CONTROLLERS:
@@ -106,6 +112,15 @@ class Engine:
         self._drafts = DraftSettings(
             made, fit or (lambda tree: tree), max_nodes, max(watched, default=0)
         )
+        if choosing not in CHOOSING:
+            raise ConfigError(f"choosing={choosing!r}: expected one of {', '.join(CHOOSING)}")
+        if exactness not in get_args(Exactness):
+            raise ConfigError(
+                f"exactness={exactness!r}: expected one of {', '.join(get_args(Exactness))}"
+            )
+        is_bitwise = exactness == "bitwise"
+        self._decoded = target.bitwise(rows=max_rows, nodes=max_nodes + 1) if is_bitwise else target
+        self._chooses_on_device = CHOOSING[choosing]
         self._rule = rule
         self._max_rows = max_rows
         self._control_tokens = control_tokens
@@ -117,6 +132,7 @@ class Engine:
             PrefixStore(prefix_bytes) if prefix_bytes else None,
             FeatureCache(feature_bytes) if feature_bytes else None,
             prefill_chunk or None,
+            is_bitwise,
         )
         if target.cuts.whole_because and (prefix_bytes or prefill_chunk):
             logger.warning(
@@ -188,7 +204,10 @@ class Engine:
                 "share_cache got an engine of another model; expected one that was loaded from the "
                 "same model object"
             )
-        self._prefill = other._prefill
+        own = self._prefill
+        self._prefill = replace(other._prefill, is_bitwise=own.is_bitwise)
+        if own.is_bitwise:  # its chunks are a part of what it promises
+            self._prefill = replace(self._prefill, chunk_tokens=own.chunk_tokens)
 
     def clear_cache(self, namespace: str | None = None) -> None:
         """Forgets what is kept from earlier requests, of all namespaces or of one."""
@@ -226,7 +245,7 @@ class Engine:
 
     def _decode(self, rows: Iterable[Row]) -> Iterator[Row]:
         return decode(
-            self.target,
+            self._decoded,
             rows,
             verify=self._rule,
             drafts=self._drafts,
@@ -271,6 +290,7 @@ class Engine:
             prompt.token_ids.to(self.target.device),
             seed=secrets.randbits(64) if request.seed is None else request.seed,
             index=index,
+            on_device=self._chooses_on_device,
         )
         needs_q = self._rule.needs_q and not sampler.is_greedy  # the greedy walk takes any tree
         return Row(

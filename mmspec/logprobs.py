@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from mmspec.uploads import upload
 
 LogprobsOf = Literal["raw", "processed"]
 
@@ -60,8 +62,10 @@ class ScoreRecorder:
         keeps_scores: bool = False,
         keeps_logits: bool = False,
     ) -> None:
-        self.logprobs: list[TokenLogprobs] = []
-        self.prompt_logprobs: list[TokenLogprobs | None] = []
+        self._logprobs: list[_Likeliest] = []  # (tokens, ...), where the logits lie
+        self._prompt_logprobs: list[_Likeliest] = []
+        self._has_prompt = False
+        self._unsettled: list[tuple[Tensor, int]] = []
         self.scores: list[Tensor] = []  # (vocab,) float32 each
         self.logits: list[Tensor] = []  # (vocab,) float32 each
         self._top = top
@@ -84,12 +88,26 @@ class ScoreRecorder:
         A greedy row without processors has `scores` that are `logits`, still the model's own.
         """
         if self._top is not None:
-            source = logits if self._of == "raw" else scores
-            self.logprobs += _logprobs(source.unsqueeze(0), torch.tensor([token]), self._top)
+            self._unsettled.append((logits if self._of == "raw" else scores, token))
         if self._keeps_scores:
             self.scores.append(scores.to(torch.float32, copy=True))
         if self._keeps_logits:
             self.logits.append(logits.to(torch.float32, copy=True))
+
+    def settle(self) -> None:
+        """What was recorded is worked up: the logits may be overwritten now. Waits for no device;
+        to be called once a step."""
+        if self._unsettled and self._top is not None:
+            rows = torch.stack([scores for scores, _ in self._unsettled])
+            tokens = upload([token for _, token in self._unsettled], rows.device)
+            self._logprobs.append(_likeliest(rows, tokens, self._top))
+            self._unsettled.clear()
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """Of the tokens recorded so far, copied to the host now."""
+        self.settle()
+        return _on_host(self._logprobs)
 
     def record_prompt(self, start: int, logits: Tensor, token_ids: Tensor) -> None:
         """`logits` (tokens, vocab) are of what follows the prompt's tokens from index `start` on;
@@ -97,16 +115,20 @@ class ScoreRecorder:
         if self._prompt_top is None:
             return
         if start == 0:
-            self.prompt_logprobs = [None]  # nothing comes before the first
+            self._has_prompt, self._prompt_logprobs = True, []
         following = token_ids[start + 1 : start + 1 + logits.shape[0]]
         for first in range(0, following.shape[0], _POSITIONS_AT_ONCE):
             some = following[first : first + _POSITIONS_AT_ONCE]
             part = logits[first : first + some.shape[0]]
-            self.prompt_logprobs += _logprobs(part, some, self._prompt_top)
+            ids = some.to(part.device)
+            self._prompt_logprobs.append(_likeliest(part, ids, self._prompt_top))
 
     def kept(self, media: Sequence[range], decode: Callable[[int], str] | None) -> KeptScores:
         """All that was asked for. Prompt tokens within `media`, placeholders, have none."""
-        prompt = list(self.prompt_logprobs)
+        # Nothing comes before a prompt's first token.
+        prompt: list[TokenLogprobs | None] = []
+        if self._has_prompt:
+            prompt = [None, *_on_host(self._prompt_logprobs)]
         for index in (i for span in media for i in span if i < len(prompt)):
             prompt[index] = None
         return KeptScores(
@@ -131,21 +153,37 @@ def _stacked(rows: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(rows)) if rows else torch.zeros(0, 0)
 
 
-def _logprobs(scores: Tensor, token_ids: Tensor, top: int) -> list[TokenLogprobs]:
-    """Of `scores` (places, vocab) and the token at each place."""
+class _Likeliest(NamedTuple):
+    """Log-probabilities at some places, where the logits lie."""
+
+    tokens: Tensor  # (places,) int64, the ones that stand there
+    logprobs: Tensor  # (places,) theirs
+    top_tokens: Tensor  # (places, top) int64
+    top_logprobs: Tensor  # (places, top) falling
+
+
+def _likeliest(scores: Tensor, tokens: Tensor, top: int) -> _Likeliest:
+    """Of `scores` (places, vocab) and the token (places,) at each place."""
     scores = scores if scores.dtype == torch.float64 else scores.float()
     logprobs = scores.log_softmax(dim=-1)
-    chosen = logprobs.gather(1, token_ids.to(scores.device).unsqueeze(1)).squeeze(1).tolist()
+    chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
     best = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
-    likeliest = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return _Likeliest(tokens, chosen, best.indices, best.values)
+
+
+def _on_host(parts: Sequence[_Likeliest]) -> list[TokenLogprobs]:
+    """Of all places of the parts, in their order."""
+    if not parts:
+        return []
+    tokens, chosen, indices, values = (
+        torch.cat(list(each)).tolist() for each in zip(*parts, strict=True)
+    )
     return [
         TokenLogprobs(
             Candidate(token, value),
             tuple(
-                Candidate(t, v) for t, v in zip(tokens, values, strict=True) if v > -float("inf")
+                Candidate(t, v) for t, v in zip(likeliest, own, strict=True) if v > -float("inf")
             ),
         )
-        for token, value, (tokens, values) in zip(
-            token_ids.tolist(), chosen, likeliest, strict=True
-        )
+        for token, value, likeliest, own in zip(tokens, chosen, indices, values, strict=True)
     ]

@@ -2,12 +2,20 @@
 uniform numbers; the same bits on every device.
 
 The bits are Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3"),
-in int64 tensor operations that wrap around. One block of four words serves four neighbouring
-tokens, so the noise of any few tokens can be had without that of the others.
+in int64 tensor operations that wrap around, or in Triton on a GPU. One block of four words serves
+four neighbouring tokens, so the noise of any few tokens can be had without that of the others.
 """
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mmspec.uploads import upload
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -19,6 +27,14 @@ WORDS_PER_BLOCK = 4
 TARGET_STREAM = 0  # chooses the target's tokens
 ACCEPT_STREAM = 1  # accepts and rejects drafted ones
 DRAFT_STREAM = 2  # and on: draws drafted ones, a stream for each node of a tree
+
+
+class Place(NamedTuple):
+    """Whose noise, and for which token of the generated text."""
+
+    seed: int
+    sample: int
+    position: int
 
 
 def gumbel(
@@ -37,6 +53,11 @@ def gumbel(
     result is (vocab_size,); with `token_ids` (tokens,) int64 it holds just their entries, which
     are the same bits as in the whole vector.
     """
+    if (kernels := _kernels(device)) is not None:
+        place = Place(seed, sample, position)
+        if token_ids is None:
+            return kernels.gumbel_at([place], vocab_size, device=device, stream=stream)[0]
+        return kernels.gumbel_of(place, token_ids.to(device), stream=stream)
     if token_ids is None:
         blocks = torch.arange(-(-vocab_size // WORDS_PER_BLOCK), device=device)
         words = philox((blocks, position, sample, stream), _key(seed))
@@ -48,6 +69,58 @@ def gumbel(
         bits = torch.stack(words, dim=-1).gather(-1, columns).squeeze(-1)
     uniform = (bits.to(torch.float64) + 0.5) * 2.0**-32  # in (0, 1), both ends excluded
     return uniform.log_().neg_().log_().neg_().to(torch.float32)
+
+
+def gumbel_at(
+    places: Sequence[Place], vocab_size: int, *, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(places, vocab_size) float32: the target's noise at each place, as `gumbel` makes it."""
+    if (kernels := _kernels(device)) is not None:
+        return kernels.gumbel_at(places, vocab_size, device=device)
+    each = [gumbel(p.seed, p.position, vocab_size, sample=p.sample, device=device) for p in places]
+    return torch.stack(each)
+
+
+def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
+    """Of each row of `scores` (nodes, vocab) float32 the entry that is largest with the noise of
+    its place, the first among equals, a NaN counting as largest: tokens (nodes,) int64 and their
+    scores (nodes,). Nothing waits for the device."""
+    if (kernels := _kernels(scores.device)) is not None:
+        return kernels.choose(scores, places)
+    different = list(dict.fromkeys(places))  # siblings share theirs
+    noise = gumbel_at(different, scores.shape[1], device=scores.device)
+    if len(different) < len(places):
+        rows = {place: row for row, place in enumerate(different)}
+        noise = noise[upload([rows[place] for place in places], scores.device)]
+    tokens = (scores + noise).argmax(dim=-1)
+    return tokens, scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def differing_share(
+    device: torch.device | str, *, vocab_size: int = 128_256, positions: int = 80
+) -> float:
+    """Share of the noise's values that differ from the CPU's: the bits are the same everywhere,
+    logarithms may round otherwise in their last bit."""
+    places = [Place(2**64 - 3, sample=1, position=position) for position in range(positions)]
+    differing = sum(
+        int(
+            (own.cpu() != gumbel(place.seed, place.position, vocab_size, sample=place.sample)).sum()
+        )
+        for place, own in zip(places, gumbel_at(places, vocab_size, device=device), strict=True)
+    )
+    return differing / (positions * vocab_size)
+
+
+@cache
+def _triton() -> ModuleType | None:
+    try:
+        return import_module("mmspec.noise_kernels")
+    except ImportError:  # no Triton: tensor operations give the same
+        return None
+
+
+def _kernels(device: torch.device | str) -> Any:
+    return _triton() if torch.device(device).type == "cuda" else None
 
 
 def uniforms(seed: int, position: int, count: int, *, sample: int = 0) -> list[float]:

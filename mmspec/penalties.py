@@ -3,6 +3,8 @@
 from torch import Tensor
 from transformers import LogitsProcessor
 
+NO_TOKEN = -1  # in place of a token id: padding, which no penalty counts
+
 
 class GeneratedTokenPenalty(LogitsProcessor):
     """Presence and frequency penalty: logits - presence * [count > 0] - frequency * count.
@@ -16,8 +18,10 @@ class GeneratedTokenPenalty(LogitsProcessor):
         self.prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`input_ids` (batch, seq), `scores` (batch, vocab); returns new scores."""
+        """`input_ids` (batch, seq), padded with `NO_TOKEN` where rows differ in length; `scores`
+        (batch, vocab); returns new scores."""
         generated = input_ids[:, self.prompt_length :]
         counts = scores.new_zeros(scores.shape)
-        counts.scatter_add_(1, generated, counts.new_ones(generated.shape))
+        is_token = (generated != NO_TOKEN).to(counts.dtype)
+        counts.scatter_add_(1, generated.clamp_min(0), is_token)
         return scores - self.presence * (counts > 0) - self.frequency * counts

@@ -34,6 +34,7 @@ class PrefillSettings:
     prefixes: PrefixStore | None = None  # None: no text's KV is kept
     features: FeatureCache | None = None  # None: no encoder's output is kept
     chunk_tokens: int | None = None  # None: a prompt in one go
+    is_bitwise: bool = False  # what is kept changes no bit: whole chunks of prompts without media
 
     def info(self, *, off_because: str | None = None) -> "CacheInfo":
         return CacheInfo(
@@ -67,6 +68,7 @@ class Prefiller:
         self._cache = cache
         self._prefixes, self._features = settings.prefixes, settings.features
         self._chunk_tokens = settings.chunk_tokens
+        self._is_bitwise = settings.is_bitwise
         self._room_tokens = room_tokens
         self._waiting: deque[_Pending] = deque()
         self._texts: dict[Row, _Text] = {}  # rows that decode, whose text the store will get
@@ -171,7 +173,11 @@ class Prefiller:
         media = None if is_prepared(prompt.model_inputs) else split_media(prompt)
         pending.can_cut = media is not None and self._target.cuts.allows(prompt)
         namespace = row.namespace if self._prefixes or self._features else None
-        weights = self._target.fingerprint if namespace is not None else 0
+        weights: Hashable = self._target.fingerprint if namespace is not None else 0
+        if self._is_bitwise:
+            if prompt.media:  # natively and in one piece, as encoders round by their batch too
+                media, pending.can_cut = None, False
+            weights = weights, self._chunk_tokens  # never what another way of cutting left
         if media is not None and media.num_items:
             known = self._features if namespace is not None else None
             pending.features = FeatureSource(media, known, namespace or "", weights)
@@ -193,9 +199,15 @@ class Prefiller:
         log = self._cache.queries
         computed = 1 if log is None else max(log.num_tokens, 1)
         reusable = min(lease.length, max(prompt.num_tokens - computed, 0))
-        count = self._target.cuts.last_border(prompt, reusable)
+        count = self._target.cuts.last_border(prompt, self._whole_chunks(reusable))
         lease.copy_to(self._cache, pending.slot, count=count)
         row.stats.reused_tokens = count
+
+    def _whole_chunks(self, tokens: int) -> int:
+        """In bitwise mode, of so many tokens those that every prompt has in the same chunks."""
+        if not self._is_bitwise:
+            return tokens
+        return tokens - tokens % self._chunk_tokens if self._chunk_tokens else 0
 
     def _keep(self, text: "_Text", row: Row, placement: Placement) -> None:
         """What the row has committed joins the store."""
@@ -203,6 +215,8 @@ class Prefiller:
         held = self._cache.length(placement.row)
         generated = row.tokens[row.prompt.num_tokens : held]
         keys = [*text.keys, *text_keys(generated, repeat(placement.position_offsets))]
+        if self._is_bitwise:  # what was scored has other bits than what was prefilled
+            keys = list(text.keys[: self._whole_chunks(len(text.keys))])
         try:
             self._prefixes.insert(text.namespace, text.weights, keys, self._cache, placement.row)
         except torch.OutOfMemoryError:  # what is kept must never cost a text

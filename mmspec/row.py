@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
+import torch
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import MaxTimeCriteria, StoppingCriteria
 
 from mmspec.drafting import Drafting
 from mmspec.errors import DecodeError, MmspecError
@@ -66,6 +67,7 @@ class Row:
         """The prompt's last logits choose the first token, node 0 of the first step."""
         self._placement = prefill.placement
         self.choose(prefill.logits)
+        self.sampler.recorder.settle()
         self._drafted_by.append(None)
         self.drafting.start(self.prompt, prefill, self.sampler.guide)
 
@@ -79,7 +81,10 @@ class Row:
 
     def verify(self, rule: Verifier, tree: TokenTree, scores: Scores) -> Verdict | None:
         """What the target accepts of the tree; None if choosing failed, and with it the row."""
+        if self.is_done:  # it failed before
+            return None
         verdict = self.attempt(lambda: rule(tree, scores.logits, self))
+        self.sampler.recorder.settle()
         if verdict is not None:
             self._drafted_by += [tree.drafters[node] for node in verdict.path[1:]]
         self._drafted_by += [None] * (self.num_chosen - len(self._drafted_by))
@@ -165,7 +170,13 @@ class Row:
         if not self._criteria:
             return False
         kept = tuple(scores.unsqueeze(0) for scores in self.sampler.recorder.scores) or None
-        return any([bool(criterion(self.sampler.ids, kept)) for criterion in self._criteria])
+        return any([self._meets(criterion, kept) for criterion in self._criteria])
+
+    def _meets(self, criterion: StoppingCriteria, kept: tuple[Tensor, ...] | None) -> bool:
+        # The answer lies where the ids do: for one that asks the clock alone, on the host.
+        is_clock = type(criterion) is MaxTimeCriteria
+        ids = torch.empty(1, 0, dtype=torch.long) if is_clock else self.sampler.ids
+        return bool(criterion(ids, kept))
 
     # Ending
 

@@ -1,7 +1,8 @@
 """Sampler: the target's logits at one place -> the one token that the seed chooses there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +23,11 @@ from transformers import (
 
 from mmspec.errors import ConfigError, DecodeError
 from mmspec.logprobs import ScoreRecorder
-from mmspec.noise import gumbel, uniforms
+from mmspec.noise import Place, choose, gumbel, uniforms
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
+from mmspec.prefixes import can_apply
+from mmspec.uploads import upload
 
 _WARPERS = (
     TemperatureLogitsWarper,
@@ -35,7 +38,17 @@ _WARPERS = (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
 )
+Choosing = Literal["auto", "device", "host"]
+CHOOSING: Mapping[str, bool | None] = {"auto": None, "device": True, "host": False}
 _SPARSE_SHARE = 8  # noise is made for the surviving tokens alone, if at most 1 in 8 survives
+
+
+class Choice(NamedTuple):
+    """What the target chooses at one place."""
+
+    token: int
+    value: float  # its processed logit; not finite where there was nothing to choose
+    scores: Tensor | None = None  # (vocab,) processed, where they are recorded
 
 
 class Sampler:
@@ -56,9 +69,11 @@ class Sampler:
         max_new_tokens: int,
         sample: int = 0,
         recorder: ScoreRecorder | None = None,
+        on_device: bool | None = None,
     ) -> None:
         """`prompt_ids` (seq,) int64, on the device where the logits will be. `recorder` is told
-        what each token was chosen from."""
+        what each token was chosen from. `on_device` chooses without waiting for the device more
+        than once a token, or once a step where choices are foreseen; None: if it is not the CPU."""
         self.processors = processors
         self.is_greedy = is_greedy
         self.seed = seed
@@ -70,13 +85,16 @@ class Sampler:
         self.num_chosen = 0
         self.recorder = recorder or ScoreRecorder()
         self._open: dict[int, tuple[Tensor, Tensor]] = {}  # place -> its logits and scores
+        self._on_device = prompt_ids.device.type != "cpu" if on_device is None else on_device
+        self._foreseen: Mapping[tuple[int, ...], Choice] = {}
+        self._since: tuple[int, ...] = ()  # tokens chosen since they were foreseen
 
     @property
     def ids(self) -> Tensor:
         """(1, seq): the prompt and the chosen tokens."""
         stop = self._prompt_length + self.num_chosen
         if self._unwritten:  # one write for many tokens, where nobody asks in between
-            new = self._ids.new_tensor(self._unwritten)
+            new = upload(self._unwritten, self._ids.device)
             self._ids[0, stop - len(self._unwritten) : stop] = new
             self._unwritten.clear()
         return self._ids[:, :stop]
@@ -86,9 +104,35 @@ class Sampler:
 
         Raises DecodeError where the logits hold no token to choose: NaN, or all forbidden.
         """
-        token = self.pick(self.process(logits))
+        choice = self._foreseen.get(self._since)
+        if choice is None:
+            token = self.pick(self.process(logits))
+        else:
+            self._check(choice.value)
+            token = choice.token
+            if choice.scores is not None:
+                self._open[self.num_chosen] = logits, choice.scores
         self.record(token)
         return token
+
+    @property
+    def can_foresee(self) -> bool:
+        """Whether its choices may be computed before the tokens that they follow are chosen, and
+        are better found that way."""
+        return self._on_device and all(map(can_apply, self.processors))
+
+    def foresee(self, choices: Mapping[tuple[int, ...], Choice]) -> None:
+        """What `choose` will say after each of these paths of tokens behind the chosen ones, in
+        place of what was foreseen before."""
+        self._foreseen, self._since = choices, ()
+
+    @property
+    def changes_logits(self) -> bool:
+        return bool(self.processors) or not self.is_greedy
+
+    def place(self, depth: int) -> Place:
+        """Of the token that comes after `depth` more."""
+        return Place(self.seed, self.sample, self.num_chosen + depth)
 
     def process(self, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
         """The raw `logits` (vocab,) after the processors: the log of the distribution that is
@@ -98,7 +142,7 @@ class Sampler:
         Raises ConfigError where such a look might change a processor's state.
         """
         scores = logits
-        if self.processors or not self.is_greedy:
+        if self.changes_logits:
             # A copy in float32, as transformers makes it: processors may write into it.
             scores = logits.to(dtype=torch.float32, copy=True)
         if self.processors:
@@ -106,7 +150,7 @@ class Sampler:
             if ahead:
                 self._refuse_state()
                 length = ids.shape[1]
-                self._ids[0, length : length + len(ahead)] = self._ids.new_tensor(ahead)
+                self._ids[0, length : length + len(ahead)] = upload(ahead, self._ids.device)
                 ids = self._ids[:, : length + len(ahead)]
             scores = self.processors(ids, scores.unsqueeze(0)).squeeze(0)
         if self.recorder.is_needed:
@@ -157,9 +201,15 @@ class Sampler:
         if self.recorder.is_needed:
             self.recorder.record(*self._open.pop(self.num_chosen), token)
         self._unwritten.append(token)
+        if self._foreseen:
+            self._since += (token,)
         self.num_chosen += 1
 
     def _best(self, scores: Tensor) -> tuple[int, float]:
+        if self._on_device:
+            places = None if self.is_greedy else [self.place(0)]
+            token, value = to_host(*best_of(scores.unsqueeze(0), places))[0]
+            return token, value
         if self.is_greedy:
             return _largest(scores)
         vocab_size = scores.shape[0]
@@ -235,6 +285,22 @@ class DraftGuide:
         )
 
 
+def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Tensor]:
+    """Of each row of `scores` (nodes, vocab) the entry that is largest with the noise of its place
+    (without noise: None), the first among equals, a NaN counting as largest: tokens (nodes,) int64
+    and their values (nodes,) without the noise. Nothing waits for the device."""
+    if places is not None:
+        return choose(scores, places)
+    tokens = scores.argmax(dim=-1)
+    return tokens, scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def to_host(tokens: Tensor, values: Tensor) -> list[tuple[int, float]]:
+    """Both (nodes,), in one copy: token ids are exact in float64."""
+    both = torch.stack([tokens.double(), values.double()]).tolist()
+    return [(int(token), value) for token, value in zip(*both, strict=True)]
+
+
 def _may_keep_state(processor: LogitsProcessor) -> bool:
     """False for those known to depend on the tokens alone: transformers' own, and ours."""
     if isinstance(processor, SynthIDTextWatermarkLogitsProcessor):  # remembers its contexts
@@ -262,6 +328,7 @@ def build_sampler(
     *,
     seed: int,
     index: int = 0,
+    on_device: bool | None = None,
 ) -> Sampler:
     """The sampler of a request's first sample; `config` is its merged generation_config, `index`
     its place in the call, `prompt_ids` (seq,) lie where the logits will.
@@ -301,4 +368,5 @@ def build_sampler(
         max_new_tokens=config.max_new_tokens,
         sample=params.sample,
         recorder=recorder,
+        on_device=on_device,
     )

@@ -86,7 +86,8 @@ class Cell:
     layout: str
     controller: str = "fixed"
     reuse: str = "none"
-    dtype: Literal["float64", "float32"] = "float64"
+    dtype: Literal["float64", "float32", "bfloat16"] = "float64"
+    exactness: str = "standard"  # "bitwise": logits are compared too, bit by bit
 
     def __str__(self) -> str:
         return "-".join(map(str, (self.family, *self.options, self.dtype)))
@@ -157,15 +158,28 @@ def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
     return set(combinations(enumerate(cell.options), 2))
 
 
-def run_cell(cell: Cell, *, max_nodes: int = 20) -> Outcome:
+def run_cell(cell: Cell, *, max_nodes: int = 20, choosing: str = "auto") -> Outcome:
     """Decodes the cell's requests with its drafter, together, and each alone without one."""
     requests = _requests(cell)
-    plain = [_plain(cell.family, cell.dtype, cell.sampling, *place) for place in _places(cell)]
+    # In bitwise mode the budget and the chunks are a part of what both have in common.
+    common = (cell.exactness, max_nodes, cell.reuse) if cell.exactness == "bitwise" else ()
+    plain = [
+        _plain(cell.family, cell.dtype, cell.sampling, *place, *common) for place in _places(cell)
+    ]
     with TemporaryDirectory() as folder:
         drafters = [
             _drafter(name, cell, requests, plain, Path(folder)) for name in cell.drafter.split("+")
         ]
-        engine = _engine(cell.family, cell.dtype, max_nodes, drafters, cell.controller, cell.reuse)
+        engine = _engine(
+            cell.family,
+            cell.dtype,
+            max_nodes,
+            drafters,
+            cell.controller,
+            cell.reuse,
+            choosing,
+            cell.exactness,
+        )
         if REUSES[cell.reuse][1]:
             for request in requests:
                 engine.generate(_relatives(request), max_new_tokens=3)
@@ -206,7 +220,7 @@ def _difference(row: int, expected: Result, result: Result) -> str | None:
     if result.error is not None:
         return f"row {row}: {type(result.error).__name__}: {result.error}"
     if result.tokens == expected.tokens and result.finish_reason == expected.finish_reason:
-        return None
+        return _differing_bits(row, expected, result)
     pairs = zip(expected.tokens, result.tokens, strict=False)
     first = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
     if first is None:
@@ -215,6 +229,15 @@ def _difference(row: int, expected: Result, result: Result) -> str | None:
         f"row {row}: first mismatch at token {first}: plain {expected.tokens[first]}, "
         f"speculative {result.tokens[first]}"
     )
+
+
+def _differing_bits(row: int, expected: Result, result: Result) -> str | None:
+    if expected.logits is None or result.logits is None:
+        return None
+    differing = (expected.logits != result.logits).any(dim=1).nonzero().squeeze(1).tolist()
+    if differing or expected.logprobs != result.logprobs:
+        return f"row {row}: the same tokens, but other bits of logits at tokens {differing}"
+    return None
 
 
 @cache
@@ -229,11 +252,18 @@ def _engine(
     drafters: list[Drafter | DrafterForTarget],
     controller: str = "fixed",
     reuse: str = "none",
+    choosing: str = "auto",
+    exactness: str = "standard",
 ) -> Engine:
     chunk, has_stores = REUSES[reuse]
     config = Config(
         decode=DecodeConfig(
-            max_nodes=max_nodes, max_rows=3, controller=controller, prefill_chunk=chunk
+            max_nodes=max_nodes,
+            max_rows=3,
+            controller=controller,
+            prefill_chunk=chunk,
+            choosing=choosing,
+            exactness=exactness,
         ),
         cache=CacheConfig() if has_stores else CacheConfig(prefix_bytes=0, feature_bytes=0),
     )
@@ -341,23 +371,35 @@ def _places(cell: Cell) -> list[tuple[str, int]]:
 
 
 def _requests(cell: Cell) -> list[Request]:
-    return [_request(cell.family, cell.sampling, *place) for place in _places(cell)]
+    return [_request(cell.family, cell.sampling, *place, cell.exactness) for place in _places(cell)]
 
 
-def _request(family: str, sampling: str, layout: str, row: int) -> Request:
+def _request(
+    family: str, sampling: str, layout: str, row: int, exactness: str = "standard"
+) -> Request:
     inputs = prompt_inputs(
         FAMILIES[family],
         layout,  # type: ignore[arg-type]
         num_text_tokens=(40, 17, 29)[row],
         seed=row,
     )
+    kept = {"logprobs": 1, "output_logits": True} if exactness == "bitwise" else {}
     return Request(
-        inputs, max_new_tokens=NEW_TOKENS - 5 * row, seed=11 + row, **SAMPLINGS[sampling]
+        inputs, max_new_tokens=NEW_TOKENS - 5 * row, seed=11 + row, **SAMPLINGS[sampling], **kept
     )
 
 
 @cache
-def _plain(family: str, dtype: str, sampling: str, layout: str, row: int) -> Result:
+def _plain(
+    family: str,
+    dtype: str,
+    sampling: str,
+    layout: str,
+    row: int,
+    exactness: str = "standard",
+    max_nodes: int = 0,
+    reuse: str = "none",
+) -> Result:
     """Plain decoding of one request alone: what every cell must reproduce."""
-    engine = _engine(family, dtype, 0, [])
-    return engine.generate(_request(family, sampling, layout, row), speculate=False)
+    engine = _engine(family, dtype, max_nodes, [], reuse=reuse, exactness=exactness)
+    return engine.generate(_request(family, sampling, layout, row, exactness), speculate=False)

@@ -5,10 +5,19 @@ CPU or a GPU. `conformance` holds every rung against one suite of cases.
 `interface` puts it into a transformers model's text tower for the time of one score call.
 """
 
+from mmspec.attention.bitwise import CallPaths
 from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.chunk import ChunkCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
 
-__all__ = ["ChunkCall", "LayerRule", "Reach", "RowNodes", "TreeCall", "tree_attention"]
+__all__ = [
+    "CallPaths",
+    "ChunkCall",
+    "LayerRule",
+    "Reach",
+    "RowNodes",
+    "TreeCall",
+    "tree_attention",
+]

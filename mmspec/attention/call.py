@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from mmspec.attention.reach import Reach
 from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import FlatLayer
+
+if TYPE_CHECKING:
+    from mmspec.attention.bitwise import CallPaths
 
 _MAX_MASK = 2**22  # entries; a longer prefix is attended to without a mask, apart from the tail
 
@@ -24,6 +27,7 @@ class RowNodes:
     committed: int  # tokens that every node sees, as far as its layer reaches
     visible: NDArray[np.bool_]  # (nodes, tail): which of the tail each node sees
     depths: NDArray[np.int64]  # (tail,) position of each tail token - committed
+    padding: int = 0  # of the nodes, the last ones: their results are read by nobody
 
     @property
     def num_nodes(self) -> int:
@@ -90,6 +94,7 @@ class TreeCall:
     # columns that a row of them may have. `rows` is not read then.
     prepared: TreeTensors | None = None
     max_columns: int = 0
+    paths: "CallPaths | None" = None  # in bitwise mode
     _tensors: dict[torch.device, TreeTensors] = field(default_factory=dict)
     _prefixes: dict[tuple[torch.device, bool], Prefixes] = field(default_factory=dict)
     _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)

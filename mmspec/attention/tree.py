@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from mmspec.attention.bitwise import attend_bitwise
 from mmspec.attention.call import TreeCall
 from mmspec.attention.ladder import rung_for
 from mmspec.attention.rung import LayerRule
@@ -18,5 +19,7 @@ def tree_attention(
     head_dim of the values); padding nodes get zeros. Raises RuntimeError for a captured call that
     no graph-safe backend takes.
     """
+    if call.paths is not None:
+        return attend_bitwise(query, keys, values, call=call, rule=rule)
     rung = rung_for(query, keys, values, call=call, rule=rule)
     return rung.attend(query, keys, values, call=call, rule=rule)

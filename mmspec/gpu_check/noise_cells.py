@@ -65,7 +65,7 @@ def _maker(setting: Setting, vocab: int) -> Callable[[int, int], Tensor]:
     kernels all the same, where they can be interpreted."""
     name = "mmspec.noise_kernels"
     if not setting.is_cuda and is_interpreted() and find_spec(name):
-        kernels, place = import_module(name), noise.Place  # type: ignore[attr-defined]
+        kernels, place = import_module(name), noise.Place
         return lambda seed, position: kernels.gumbel_at(
             [place(seed, 0, position)], vocab, device=setting.device
         )[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmspec.attention import ChunkCall, RowNodes, TreeCall
+from mmspec.attention import CallPaths, ChunkCall, RowNodes, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
 from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.blocks import Blocks
@@ -55,16 +55,18 @@ class Attachments:
         linears: Linears | None = None,
         blocks: Blocks | None = None,
         others: Sequence[Attachment] = (),
+        is_bitwise: bool = False,
     ) -> None:
         """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask, which
         needs the model's own blocks too; `backend`: which of mmspec's is asked first. `others` come
-        first: what they take, `blocks` and
-        `linears` leave to them."""
+        first: what they take, `blocks` and `linears` leave to them. `is_bitwise`: with attention
+        whose bits don't depend on where a text was cut."""
         self.attention = attention
         self.backend = backend
         self.linears = linears
         self.blocks = blocks
         self.others = tuple(others)
+        self._is_bitwise = is_bitwise
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
@@ -90,11 +92,13 @@ class Attachments:
         like: Tensor,
         device: torch.device,
         call: TreeCall | None = None,
+        padding: Sequence[int] = (),
     ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields who runs it (None: the model) and the keywords that it needs
-        for it. `like` has the model's dtype, `device` is where its inputs go; `call`: what attention
-        is told, in place of a call made of the trees."""
+        for it. `like` has the model's dtype, `device` is where its inputs go; `call`: what
+        attention is told, in place of a call made of the trees; the last `padding[i]` nodes of tree
+        i are read by nobody."""
         with ExitStack() as stack:
             tower = self._tower()
             if tower is None:
@@ -110,7 +114,7 @@ class Attachments:
                 yield None, {"attention_mask": on_device(mask, device)}
                 return
             plan.is_viewed = False
-            call = call or self.tree_call(trees, cache, plan, written)
+            call = call or self.tree_call(trees, cache, plan, written, padding=padding)
             if tower is not None:
                 yield tower, {KEYWORD: call}
                 return
@@ -171,12 +175,20 @@ class Attachments:
         return tower
 
     def tree_call(
-        self, trees: Sequence[TokenTree], cache: KVCache, plan: WritePlan, written: Sequence[int]
+        self,
+        trees: Sequence[TokenTree],
+        cache: KVCache,
+        plan: WritePlan,
+        written: Sequence[int],
+        *,
+        padding: Sequence[int] = (),
     ) -> TreeCall:
         """What attention is told of the trees' nodes behind the first `written` ones."""
-        placed = zip(trees, plan.starts, plan.lengths, written, strict=True)
+        unread = padding or [0] * len(trees)
+        placed = zip(trees, plan.starts, plan.lengths, written, unread, strict=True)
         rows = [
-            RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
-            for tree, start, end, old in placed
+            RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths), last)
+            for tree, start, end, old, last in placed
         ]
-        return TreeCall(rows, cache.flat_layers, self._reaches, backend=self.backend)
+        paths = CallPaths.of(rows) if self._is_bitwise else None
+        return TreeCall(rows, cache.flat_layers, self._reaches, backend=self.backend, paths=paths)

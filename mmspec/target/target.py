@@ -76,6 +76,7 @@ class Target:
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
         self.cuts = prompt_cuts(model.config)  # narrowed where the encoders turn out unusual
+        self._shape: tuple[int, int] | None = None  # (rows, nodes) of all score calls; None: any
         self._lock = threading.Lock()  # forwards of several threads, one after the other
         self.graphs: ScoreGraphs | None = None
         self._buffers: BufferPool | None = None
@@ -86,6 +87,7 @@ class Target:
         target's own ever meets what is attached."""
         own = self.attachments
         variant = copy.copy(self)
+        variant._shape = None
         variant.attachments = Attachments(
             self.model,
             mask_rule=self.mask_rule,
@@ -125,6 +127,18 @@ class Target:
                 self.graphs.clear()
             if self._buffers is not None:
                 self._buffers.clear()
+
+    def bitwise(self, *, rows: int, nodes: int) -> "Target":
+        """The same model, whose score calls all have one shape: `rows` rows of `nodes` nodes, the
+        most that a call may ask for. Then a node's logits have the same bits whatever the tree, the
+        batch, and what of its text was committed before (see `bits`)."""
+        fixed = copy.copy(self)
+        fixed._shape = (rows, nodes)
+        fixed.graphs = fixed._buffers = None
+        fixed.attachments = Attachments(
+            self.model, mask_rule=self.mask_rule, attention="tree", is_bitwise=True
+        )
+        return fixed
 
     @property
     def device(self) -> torch.device:
@@ -314,12 +328,49 @@ class Target:
 
         With `written`, calls since the last commit have written the first `written[i]` nodes of
         tree i: only the others are computed, on top of those, and only theirs are the scores."""
+        if self._shape is None:
+            return self._score(trees, cache, placements, taps=taps, written=written)
+        rows, nodes = self._shape
+        assert len(trees) <= rows and not written, f"{len(trees)} rows, expected {rows} at most"
+        spare = [cache.open(nodes) for _ in range(rows - len(trees))]
+        whole = [*trees, *(TokenTree.root(0) for _ in spare)]
+        try:
+            scores = self._score(
+                [_widened(tree, nodes) for tree in whole],
+                cache,
+                [*placements, *(Placement(r, placements[0].position_offsets) for r in spare)],
+                taps=taps,
+                padding=[nodes - tree.num_nodes for tree in whole],
+            )
+        finally:
+            for row in spare:
+                cache.close(row)
+        return [
+            Scores(
+                score.logits[: tree.num_nodes],
+                {tap: states[: tree.num_nodes] for tap, states in score.hidden.items()},
+            )
+            for tree, score in zip(trees, scores, strict=False)
+        ]
+
+    def _score(
+        self,
+        trees: Sequence[TokenTree],
+        cache: KVCache,
+        placements: Sequence[Placement],
+        *,
+        taps: Collection[int],
+        written: Sequence[int] = (),
+        padding: Sequence[int] = (),
+    ) -> list[Scores]:
         done = list(written) or [0] * len(trees)
         counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
         rows = [placement.row for placement in placements]
         ids = _padded([tree.tokens[old:] for tree, old in zip(trees, done, strict=True)])
         positions = _node_positions(trees, lengths, placements, done)
+        for row, count in enumerate(padding):  # never past the context that the model was made for
+            positions[..., row, positions.shape[-1] - count :] = positions[..., row, :1]
         with self._forward(), cache.writing(rows, counts, after=done) as plan:
             output: Any = None
             if self.graphs is not None:
@@ -336,6 +387,7 @@ class Target:
                         written=done,
                         like=self._first,
                         device=self.device,
+                        padding=padding,
                     ) as (tower, inputs),
                     self.attachments.watching(cache, rows, counts) as watched,
                 ):
@@ -434,6 +486,18 @@ def _fed(
         return
     with features.attached(model, placeholders):
         yield
+
+
+def _widened(tree: TokenTree, nodes: int) -> TokenTree:
+    """The tree with so many nodes, the new ones below node 0."""
+    count = nodes - tree.num_nodes
+    assert count >= 0, f"{tree.num_nodes} nodes, expected {nodes} at most"
+    return TokenTree(
+        tokens=(*tree.tokens, *[0] * count),
+        parents=(*tree.parents, *[0] * count),
+        confidence=(*tree.confidence, *[0.0] * count),
+        drafters=(*tree.drafters, *[""] * count),
+    )
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -13,8 +13,8 @@ from mmspec.verify.speculative import speculative
 from mmspec.verify.typical import Typical
 
 VERIFIERS: dict[str, Rule] = {
-    "coupled": Rule(coupled),
-    "greedy": Rule(greedy),
+    "coupled": Rule(coupled, only_chooses=True),
+    "greedy": Rule(greedy, only_chooses=True),
     "speculative": Rule(speculative, needs_q=True),
     "recursive": Rule(recursive, needs_q=True),
     "block": Rule(block, needs_q=True),

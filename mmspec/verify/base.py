@@ -51,6 +51,7 @@ class Rule:
     """A verification rule, and what the engine must know of it. Itself a Verifier."""
 
     walk: Verifier
+    only_chooses: bool = False  # takes of the logits the row's own choices, at nodes of the tree
     needs_q: bool = False  # takes trees that were drawn, whole: none pruned, none merged
     is_lossless: bool = True  # the texts have the target's own distribution
 

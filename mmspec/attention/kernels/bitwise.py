@@ -1,0 +1,206 @@
+"""Bitwise attention in one launch: each node's keys by their positions, block after block.
+
+A block that is all committed is read once for a tile of nodes. In the others each node has keys of
+its own: the tile is computed once for each of its nodes, and only that node's results are kept.
+Both go through the same instructions of one loop: two copies of it could be compiled otherwise.
+"""
+
+# What a kernel is given has no type before it is compiled.
+# mypy: disable-error-code="no-untyped-def"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mmspec.attention.rung import LayerRule
+
+_PAIRS = 32  # of (node, query head of one KV head) in a tile
+_LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def bitwise_kernel(
+    query,
+    keys,
+    values,
+    out,  # (batch, nodes, heads, value_dim)
+    sinks,
+    places,  # (batch, 2 + nodes + nodes * depth): see `attend`
+    scale_in,  # scores become scores * scale_in, or tanh(scores * scale_in) * scale_out; base 2
+    scale_out,
+    query_batch,  # strides from here on; the last dimension is contiguous
+    query_head,
+    query_node,
+    key_slot,
+    key_head,
+    value_slot,
+    value_head,
+    NODES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    MEMBERS: tl.constexpr,  # the next power of two
+    TILE: tl.constexpr,  # nodes
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_N: tl.constexpr,  # positions
+    WINDOW: tl.constexpr,  # 0: none
+    CHUNK: tl.constexpr,  # 0: none
+    HAS_SOFTCAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    row = (tl.program_id(1) // KV_HEADS).to(tl.int64)
+    kv_head = tl.program_id(1) % KV_HEADS
+    pair = tl.arange(0, TILE * MEMBERS)
+    place = pair // MEMBERS
+    node = tile * TILE + place
+    head = kv_head * GROUP + pair % MEMBERS
+    is_real = (node < NODES) & (pair % MEMBERS < GROUP)
+    dims = tl.arange(0, BLOCK_D)
+    value_dims = tl.arange(0, BLOCK_V)
+    columns = tl.arange(0, BLOCK_N)
+    q = tl.load(
+        query
+        + row * query_batch
+        + head[:, None].to(tl.int64) * query_head
+        + node[:, None].to(tl.int64) * query_node
+        + dims[None, :],
+        mask=is_real[:, None] & (dims[None, :] < HEAD_DIM),
+        other=0.0,
+    )
+
+    # 1. Which positions: [first, position] of each node.
+    own_places = places + row * (2 + NODES + NODES * DEPTH)
+    start = tl.load(own_places).to(tl.int64)
+    committed = tl.load(own_places + 1)
+    position = tl.load(own_places + 2 + node, mask=is_real, other=0)
+    first = tl.zeros([TILE * MEMBERS], dtype=tl.int32)
+    if WINDOW > 0:
+        first = tl.maximum(first, position - WINDOW + 1)
+    if CHUNK > 0:
+        first = tl.maximum(first, position // CHUNK * CHUNK)
+    begin = tl.min(tl.where(is_real, first, 2147483647), axis=0) // BLOCK_N
+    end = tl.max(tl.where(is_real, position, 0), axis=0) // BLOCK_N + 1
+    shared = tl.maximum(committed // BLOCK_N, begin)  # blocks before it are the same for all nodes
+    steps = (shared - begin) + tl.maximum(end - shared, 0) * TILE
+
+    # 2. Online softmax: largest score, sum of weights, weighted values.
+    largest = tl.full([TILE * MEMBERS], -3.0e38, dtype=tl.float32)
+    weight = tl.zeros([TILE * MEMBERS], dtype=tl.float32)
+    acc = tl.zeros([TILE * MEMBERS, BLOCK_V], dtype=tl.float32)
+    for step in range(0, steps):
+        rest = step - (shared - begin)
+        is_shared = rest < 0
+        block = tl.where(is_shared, begin + step, shared + rest // TILE)
+        own = tl.where(is_shared, 0, rest % TILE)
+        column = block * BLOCK_N + columns
+        is_committed = column < committed
+        depth = column - committed
+        own_node = tile * TILE + own
+        in_tail = (depth >= 0) & (depth < DEPTH) & (own_node < NODES)
+        behind = tl.load(own_places + 2 + NODES + own_node * DEPTH + depth, mask=in_tail, other=-1)
+        is_there = is_committed | (behind >= 0)
+        slot = start + tl.where(is_committed, column, committed + behind)
+        k = tl.load(
+            keys + slot[:, None] * key_slot + kv_head * key_head + dims[None, :],
+            mask=is_there[:, None] & (dims[None, :] < HEAD_DIM),
+            other=0.0,
+        )
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_in
+        if HAS_SOFTCAP:
+            # tanh; exp2 overflows to inf or falls to 0 where it is 1 or -1.
+            scores = (1.0 - 2.0 / (tl.exp2(scores * 2.8853900817779268) + 1.0)) * scale_out
+        seen = is_there[None, :] & (column[None, :] <= position[:, None])
+        seen = seen & (column[None, :] >= first[:, None])
+        scores = tl.where(seen, scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+        kept = tl.exp2(largest - new_largest)
+        weights = tl.exp2(scores - new_largest[:, None])
+        v = tl.load(
+            values + slot[:, None] * value_slot + kv_head * value_head + value_dims[None, :],
+            mask=is_there[:, None] & (value_dims[None, :] < VALUE_DIM),
+            other=0.0,
+        )
+        new_weight = weight * kept + tl.sum(weights, axis=1)
+        new_acc = acc * kept[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        is_own = is_shared | (place == own)
+        largest = tl.where(is_own, new_largest, largest)
+        weight = tl.where(is_own, new_weight, weight)
+        acc = tl.where(is_own[:, None], new_acc, acc)
+
+    # 3. The result.
+    if HAS_SINKS:
+        sink = tl.load(sinks + head, mask=is_real, other=0.0).to(tl.float32)
+        weight += tl.exp2(sink * 1.4426950408889634 - largest)
+    result = acc / tl.where(is_real, weight, 1.0)[:, None]
+    at = ((row * NODES + node) * KV_HEADS * GROUP + head) * VALUE_DIM
+    tl.store(
+        out + at[:, None] + value_dims[None, :],
+        result.to(out.dtype.element_ty),
+        mask=is_real[:, None] & (value_dims[None, :] < VALUE_DIM),
+    )
+
+
+def attend(
+    query: Tensor, keys: Tensor, values: Tensor, places: Tensor, *, rule: LayerRule
+) -> Tensor:
+    """As `tree_attention`, of one shape of calls. `places` (batch, 2 + nodes + nodes * depth) int32
+    are a row's first slot and committed tokens; each node's position; and for each node its
+    ancestors by depth, itself the last: their slots behind the committed ones, then -1."""
+    batch, heads, nodes, head_dim = query.shape
+    kv_heads, value_dim = keys.shape[1], values.shape[2]
+    group = heads // kv_heads
+    members = triton.next_power_of_2(group)
+    tile = max(_PAIRS // members, 1)
+    block_d = max(triton.next_power_of_2(head_dim), 16)
+    wide = block_d * query.element_size() >= 512  # two blocks of keys and values must fit
+    out = query.new_empty(batch, nodes, heads, value_dim)
+    scale, softcap = rule.scaling, rule.softcap
+    if query.stride(3) != 1:
+        query = query.contiguous()
+    bitwise_kernel[(triton.cdiv(nodes, tile), batch * kv_heads)](
+        query,
+        keys,
+        values,
+        out,
+        sinks=out if rule.sinks is None else rule.sinks,
+        places=places,
+        scale_in=scale * _LOG2_E if softcap is None else scale / softcap,
+        scale_out=1.0 if softcap is None else softcap * _LOG2_E,
+        query_batch=query.stride(0),
+        query_head=query.stride(1),
+        query_node=query.stride(2),
+        key_slot=keys.stride(0),
+        key_head=keys.stride(1),
+        value_slot=values.stride(0),
+        value_head=values.stride(1),
+        NODES=nodes,
+        DEPTH=(places.shape[1] - 2 - nodes) // nodes,
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        MEMBERS=members,
+        TILE=tile,
+        HEAD_DIM=head_dim,
+        VALUE_DIM=value_dim,
+        BLOCK_D=block_d,
+        BLOCK_V=max(triton.next_power_of_2(value_dim), 16),
+        BLOCK_N=32 if wide else 64,
+        WINDOW=rule.reach.window or 0,
+        CHUNK=rule.reach.chunk or 0,
+        HAS_SOFTCAP=softcap is not None,
+        HAS_SINKS=rule.sinks is not None,
+        num_warps=4,
+        num_stages=2,
+    )
+    return out
+
+
+def can_attend(query: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether the kernel takes such a call."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    sizes_fit = max(query.shape[3], values.shape[2]) <= 256
+    return query.dtype in dtypes and query.dtype == keys.dtype == values.dtype and sizes_fit
