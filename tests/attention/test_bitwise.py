@@ -74,7 +74,7 @@ def attended(
     behind = start + committed + WIDTH
     other = RowNodes(behind, int(draw.integers(0, 200)), tree.ancestor_mask, np.array(tree.depths))
     rows = [row, other] if own_row == 0 else [other, row]
-    call = TreeCall(rows, [FlatLayer()], [rule.reach], CallPaths.of(rows))
+    call = TreeCall(rows, [FlatLayer()], [rule.reach], paths=CallPaths.of(rows))
     if by_kernel:
         kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
         assert kernel.can_attend(query, keys, values) and call.paths is not None
