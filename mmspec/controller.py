@@ -32,6 +32,9 @@ _LEAST_LOSS = 0.25  # of what it costs, that such an ask is taken to lose
 _MOST_STEPS = 20.0  # plain steps' time, of what it saved, that it may lose again
 _RISING, _FALLING = 0.15, 0.5  # share of the newest proposal in what asking is believed to be
 # worth, where it was worth more and where less: doubts come quickly
+_NEWEST_ASK = 0.25  # share of the newest ask in what asks have saved
+_USUAL = 2.0  # times its usual cost, that a proposal may count for: now and then one does more
+_AT_STAKE = 0.5  # of what a drafter may lose, that one proposal may take
 _KEPT = 0.9  # of what is known of a request's speed, a step later
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
 _FIRST_NODES = 6  # scored at most before any tree was measured; then twice what was
@@ -45,6 +48,11 @@ class Account:
 
     balance_s: float  # of loss, against plain decoding; what it saved is added
     probe_s: float  # of asking it while it is not believed to pay
+    ask_s: float = 0.0  # what an ask has saved of late, as it turned out
+
+    def turned_out(self, saved_s: float) -> None:
+        """It was asked, and saved so much."""
+        self.ask_s += _NEWEST_ASK * (saved_s - self.ask_s)
 
     def earn(self, saved_s: float, step_s: float, plain_s: float) -> None:
         """A step that took `step_s`; the drafter saved so much by it, or lost."""
@@ -88,10 +96,13 @@ class Pace:
 class Step(Protocol):
     """One step's decisions, for all rows of a batch."""
 
-    def asks(self, row: int, drafter: str, tree: TokenTree) -> bool:
-        """Whether to ask the drafter for `row`, which has `tree` from others."""
+    def asks(
+        self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
+    ) -> bool:
+        """Whether to ask the drafter for `row`, which has `tree` from others. `least_s`: what it
+        takes at least, if it keeps to `Prices.most_s`."""
 
-    def prices(self, row: int) -> Prices | None:
+    def prices(self, row: int, drafter: str) -> Prices | None:
         """What the row's time buys; None where that shall not matter, or is not known."""
 
     def learn(
@@ -129,10 +140,12 @@ class FixedStep:
     def __init__(self, paces: Sequence[Pace]) -> None:
         self.paces = paces
 
-    def asks(self, row: int, drafter: str, tree: TokenTree) -> bool:
+    def asks(
+        self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
+    ) -> bool:
         return True
 
-    def prices(self, row: int) -> Prices | None:
+    def prices(self, row: int, drafter: str) -> Prices | None:
         return None
 
     def learn(
@@ -187,7 +200,9 @@ class AutoStep(FixedStep):
         self._outlooks: dict[int, _Outlook] = {}
         self._scored: list[_Outlook] = []
 
-    def asks(self, row: int, drafter: str, tree: TokenTree) -> bool:
+    def asks(
+        self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
+    ) -> bool:
         pace = self.paces[row]
         if pace.speculate is True:
             return True
@@ -196,12 +211,15 @@ class AutoStep(FixedStep):
         cost_s = self._controller.costs.draft_s(drafter)
         if cost_s is None:
             return True
+        if least_s is not None:
+            cost_s = min(cost_s, least_s)
         account = self._account(pace, drafter)
         standing = _standing(tree)
         worth = _nearest(pace.worth, drafter, standing)
         if worth is None:
             worth = _nearest(self._controller.worth, drafter, standing)
-        if (worth is None or worth > 0.0) and account.balance_s >= cost_s:
+        pays = worth is None or worth > 0.0 or account.ask_s > 0.0
+        if pays and account.balance_s >= cost_s:
             return True
         # Paused, or not believed to pay: asked now and then, and then one node is scored at least.
         is_paused = account.balance_s < cost_s
@@ -225,6 +243,9 @@ class AutoStep(FixedStep):
         self._draft_s[row, drafter] = seconds
         if self._is_plain:
             return
+        usual_s = self._controller.costs.draft_s(drafter)
+        if usual_s is not None:
+            seconds = min(seconds, _USUAL * usual_s)
         saved_s = self._saved_s(row, after) - self._saved_s(row, before) - seconds
         key = (drafter, _standing(before))
         shared = self._controller.worth
@@ -232,7 +253,7 @@ class AutoStep(FixedStep):
             known = worth.get(key, shared.get(key, saved_s))
             worth[key] = known + (_RISING if saved_s > known else _FALLING) * (saved_s - known)
 
-    def prices(self, row: int) -> Prices | None:
+    def prices(self, row: int, drafter: str) -> Prices | None:
         pace, rows = self.paces[row], len(self.paces)
         if self._step_s is None or pace.speculate is True or pace.keeps_trees:
             return None
@@ -241,7 +262,8 @@ class AutoStep(FixedStep):
             token_s = min(token_s, pace.recent_s / pace.recent_tokens)
         place = bisect_left(_BUDGETS, _FIRST_NODES)
         node_s = max(self._step_s[place] - self._plain_s, 0.0) / _FIRST_NODES / rows
-        return Prices(token_s, node_s)
+        most_s = _AT_STAKE * self._account(pace, drafter).balance_s
+        return Prices(token_s, node_s, most_s)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         outlooks = [self._outlook(row, tree) for row, tree in enumerate(trees)]
@@ -327,6 +349,8 @@ class AutoStep(FixedStep):
                 saved_s[tree.drafters[node]] += self._plain_s / len(self.paces)
         for name in {*saved_s, *pace.accounts}:
             account = self._account(pace, name)
+            if (row, name) in self._draft_s:
+                account.turned_out(saved_s[name])
             account.earn(saved_s.get(name, 0.0), seconds, self._plain_s / len(self.paces))
 
     def _account(self, pace: Pace, drafter: str) -> Account:

@@ -148,7 +148,7 @@ def propose(
             if row.room > 1  # the target adds a token of its own
             and max_nodes > 0
             and drafter in row.drafting.drafters
-            and step.asks(index, name, trees[index])
+            and step.asks(index, name, trees[index], least_s=_least_s(row, drafter))
         ]
         if not asked:
             continue
@@ -157,7 +157,7 @@ def propose(
         for index in asked:
             session = rows[index].drafting.session(drafter)
             if isinstance(session, PricedSession):
-                session.prices = step.prices(index)
+                session.prices = step.prices(index, name)
         asking = time.perf_counter()
         prepared_s += asking - preparing
         proposed = _ask(drafter, [rows[index] for index in asked], max_nodes, vocab_size)
@@ -171,6 +171,12 @@ def propose(
     cut_trees = step.cut([tree.prune(max_nodes) for tree in trees])
     step.spent(time.perf_counter() - begun - prepared_s)
     return step, cut_trees
+
+
+def _least_s(row: Drafted, drafter: Drafter) -> float | None:
+    """What the drafter takes at least, where it makes its proposals as long as they may be."""
+    session = row.drafting.session(drafter)
+    return session.least_s if isinstance(session, PricedSession) else None
 
 
 def _is_prepared(row: Drafted, drafter: Drafter) -> bool:

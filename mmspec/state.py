@@ -1,5 +1,6 @@
 """What travels between the stages of the decode loop. All of it is frozen."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -87,6 +88,7 @@ class Prices:
 
     token_s: float  # seconds in which it gets a token
     node_s: float  # that one more node costs in the target's forward
+    most_s: float = math.inf  # that a proposal may take: what may be lost if nothing comes of it
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,10 @@ class PricedSession(DraftSession, Protocol):
 
     prices: Prices | None  # set before each proposal; None: time shall not matter, or is not known
 
+    @property
+    def least_s(self) -> float | None:
+        """Seconds that its shortest proposal takes; None before that was measured."""
+
 
 @runtime_checkable
 class LearningSession(DraftSession, Protocol):

@@ -1,5 +1,7 @@
 """ForwardCost: what a drafter's own forwards cost, and when one more of them is worth its time."""
 
+import math
+import sys
 from collections import deque
 from statistics import median
 
@@ -30,6 +32,12 @@ class ForwardCost:
     @property
     def forward_s(self) -> float | None:
         return median(self._recent) if self._recent else None
+
+    def affordable(self, prices: Prices | None) -> int:
+        """Forwards that a proposal may be made of, at least one."""
+        if prices is None or self.forward_s is None or prices.most_s == math.inf:
+            return sys.maxsize
+        return max(int(prices.most_s / self.forward_s), 1)
 
     def least_likely(
         self, prices: Prices | None, calibration: Calibration, *, tokens: float = 1.0

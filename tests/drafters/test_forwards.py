@@ -34,7 +34,7 @@ DRAFTERS: dict[str, Callable[[], Drafter | DrafterForTarget]] = {
 
 
 def generate(name: str, prices: Prices | None, monkeypatch: pytest.MonkeyPatch) -> list[Result]:
-    monkeypatch.setattr(FixedStep, "prices", lambda self, row: prices)
+    monkeypatch.setattr(FixedStep, "prices", lambda self, row, drafter: prices)
     engine = Engine(target_of("llama"), None, [DRAFTERS[name]()], controller="fixed", max_rows=3)
     requests = requests_of("llama", {"temperature": 1.0}, ["text"] * 3)
     return engine.generate(requests)
@@ -79,6 +79,9 @@ def test_a_forward_pays_where_it_saves_more_than_it_costs() -> None:
     rate = 0.8  # believed of a first child
     assert cost.least_likely(prices, calibration) == pytest.approx(0.04 / (0.1 * rate))
     assert cost.least_likely(prices, calibration, tokens=3.0) == pytest.approx(0.06 / (0.3 * rate))
+    assert cost.affordable(None) > 1000 and cost.affordable(prices) > 1000
+    assert cost.affordable(Prices(0.1, 0.01, most_s=0.1)) == 3
+    assert cost.affordable(Prices(0.1, 0.01, most_s=0.001)) == 1
     for _ in range(50):
         calibration.observe("first", False)
     assert cost.least_likely(prices, calibration) > 4.0

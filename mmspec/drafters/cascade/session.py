@@ -35,6 +35,10 @@ class CascadeSession:
             self.lower.prepare()
         self.middle.prepare()
 
+    @property
+    def least_s(self) -> float | None:
+        return self._drafter.cost.forward_s
+
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]
 
@@ -93,9 +97,14 @@ class CascadeSession:
             placement,
             branching,
             max_depth=depth,
-            max_forwards=None if self.must_draw else settings.max_forwards,
+            max_forwards=None if self.must_draw else self._max_forwards,
             min_confidence=0.0 if self.must_draw else self._least_likely,
         )
+
+    @property
+    def _max_forwards(self) -> int:
+        drafter = self._drafter
+        return min(drafter.settings.max_forwards, drafter.cost.affordable(self.prices))
 
     @property
     def _least_likely(self) -> float:

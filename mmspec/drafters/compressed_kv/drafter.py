@@ -37,7 +37,7 @@ class BoundCompressedKV:
         reaches = layer_reaches(target.model.config, target.mask_rule)
         self._newest_only = [not reach.is_full for reach in reaches]
         self._views: dict[KVCache, KVView] = {}
-        self._cost = ForwardCost()
+        self.cost = ForwardCost()
         self._lock = threading.Lock()  # of the dict; a view belongs to its decode loop
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CompressedKVSession:
@@ -72,7 +72,7 @@ class BoundCompressedKV:
                 self.model,
                 view,
                 [g for s, g in zip(own, growths, strict=True) if g is not None and s.view is view],
-                cost=self._cost,
+                cost=self.cost,
             )
         return [
             TokenTree.root(tokens[-1])
@@ -110,10 +110,10 @@ class BoundCompressedKV:
             warp=guide.warp,
             is_coupled=True,
             top_k=settings.top_k,
-            max_depth=min(settings.max_depth, budget),
+            max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
             min_confidence=max(
                 settings.min_confidence,
-                self._cost.least_likely(session.prices, session.calibration),
+                self.cost.least_likely(session.prices, session.calibration),
             ),
             budget=budget,
             width=settings.width,

@@ -42,6 +42,10 @@ class CompressedKVSession:
             self._is_prepared = True
             self.view.catch_up(self._placement.row)
 
+    @property
+    def least_s(self) -> float | None:
+        return self._drafter.cost.forward_s
+
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]
 

@@ -59,7 +59,7 @@ class BoundDraftModel:
         self.model.use_graphs_as(target)
         self.cache = self.model.new_cache()
         self.lock = threading.RLock()
-        self._cost = ForwardCost()
+        self.cost = ForwardCost()
         tokenizer = target_inputs and target_inputs.tokenizer
         own_tokenizer = settings.inputs and settings.inputs.tokenizer
         self._vocabulary = _vocabulary(self.model, target, own_tokenizer, tokenizer)
@@ -121,7 +121,7 @@ class BoundDraftModel:
                 for session, tokens in zip(own, texts, strict=True)
                 if session in ready
             }
-            grow(self.model, self.cache, list(growths.values()), cost=self._cost)
+            grow(self.model, self.cache, list(growths.values()), cost=self.cost)
             return [
                 self._proposed(session, growths.get(id(session)), tokens, budget)
                 for session, tokens in zip(own, texts, strict=True)
@@ -159,10 +159,10 @@ class BoundDraftModel:
             warp=self._warp(guide),
             is_coupled=not is_aligned,
             top_k=settings.top_k,
-            max_depth=min(settings.max_depth, budget),
+            max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
             min_confidence=max(
                 settings.min_confidence,
-                self._cost.least_likely(session.prices, session.calibration),
+                self.cost.least_likely(session.prices, session.calibration),
             ),
             budget=budget,
             width=settings.top_k if settings.takes_trees else 1,

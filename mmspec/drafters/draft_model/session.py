@@ -52,6 +52,10 @@ class DraftModelSession:
         with self._drafter.lock:
             self._prefill(read)
 
+    @property
+    def least_s(self) -> float | None:
+        return self._drafter.cost.forward_s
+
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]
 

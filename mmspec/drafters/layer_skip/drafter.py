@@ -39,7 +39,7 @@ class BoundLayerSkip:
         self._skipped = SkippedLayers(target.model)
         rough = draft_forward(weights=settings.weights)
         self.model = (target if rough is None else rough(target)).variant(self._skipped)
-        self._cost = ForwardCost()
+        self.cost = ForwardCost()
         self._lock = threading.RLock()  # of what is skipped, over all forwards of a draft
         num_layers = self._skipped.num_layers
         self.search: SkipSearch | None = None
@@ -86,7 +86,7 @@ class BoundLayerSkip:
             for cache in dict.fromkeys(session.cache for session in own):
                 pairs = zip(own, growths, strict=True)
                 growing = [g for s, g in pairs if g is not None and s.cache is cache]
-                grow(self.model, cache, growing, cost=self._cost)
+                grow(self.model, cache, growing, cost=self.cost)
         return [
             TokenTree.root(tokens[-1])
             if growth is None
@@ -155,10 +155,10 @@ class BoundLayerSkip:
             warp=session.guide.warp,
             is_coupled=True,
             top_k=self.settings.top_k,
-            max_depth=depth,
+            max_depth=min(depth, self.cost.affordable(session.prices)),
             min_confidence=max(
                 self.settings.min_confidence,
-                self._cost.least_likely(session.prices, session.calibration),
+                self.cost.least_likely(session.prices, session.calibration),
             ),
             budget=budget,
             width=1,

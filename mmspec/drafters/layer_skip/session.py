@@ -53,6 +53,10 @@ class LayerSkipSession:
         """A trial of the drafter's search, now and then."""
         self._drafter.try_out(self)
 
+    @property
+    def least_s(self) -> float | None:
+        return self._drafter.cost.forward_s
+
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]
 

@@ -58,14 +58,16 @@ def positions(kept: Tensor) -> Tensor:
     return kept.nonzero()[:, 1].reshape(kept.shape[0], -1)
 
 
-def received_attention(layer: LayerState, queries: NewestQueries) -> Tensor:
+def received_attention(layer: LayerState, queries: NewestQueries, *, every: int = 1) -> Tensor:
     """(kv_heads, tokens) float32: the share of attention that each token gets from the newest
-    tokens' queries, on average over them and over the query heads of a KV head."""
-    states = queries.states.float()
-    count, heads, head_dim = states.shape
-    grouped = states.reshape(count, layer.kv_heads, heads // layer.kv_heads, head_dim)
-    tokens = layer.num_tokens
-    own = torch.arange(tokens - count, tokens, device=states.device)
+    tokens' queries, or from each `every`-th of them, counted from the last; on average over them
+    and over the query heads of a KV head."""
+    count, tokens = queries.states.shape[0], layer.num_tokens
+    first = (count - 1) % every
+    states = queries.states[first::every].float()
+    asked, heads, head_dim = states.shape
+    grouped = states.reshape(asked, layer.kv_heads, heads // layer.kv_heads, head_dim)
+    own = torch.arange(tokens - count, tokens, device=states.device)[first::every]
     later = torch.arange(tokens, device=states.device) > own[:, None]  # (queries, tokens)
     shares = []
     for head in range(layer.kv_heads):  # one by one: all weights of a long text are never there

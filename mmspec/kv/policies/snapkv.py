@@ -5,8 +5,8 @@ budget) and the tokens before it of highest pooled attention from the window's q
 first look the window is the prompt's end, as in SnapKV, Li et al., arXiv 2404.14469, section 4; a
 view that ran full is chosen anew from the newest tokens then.
 
-Costs window * tokens products a query head and layer, about what prefilling the window did, once a
-refresh; keeps the window's queries.
+Costs `asked_queries` * tokens products a query head and layer, once a refresh; keeps the window's
+queries.
 """
 
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ class SnapKV:
     """Attention of the last window, pooled over `kernel` neighbours (odd)."""
 
     watched_queries: int = 32
+    asked_queries: int = 8  # of these, evenly spread: neighbours look for much the same
     kernel: int = 7
     refresh_every: int | None = None
 
@@ -32,7 +33,8 @@ class SnapKV:
             return Window().choose(layer, budget)
         window = min(self.watched_queries, budget // 2)
         before = layer.num_tokens - window
-        attention = received_attention(layer, layer.queries)[:, :before]
+        every = max(self.watched_queries // self.asked_queries, 1)
+        attention = received_attention(layer, layer.queries, every=every)[:, :before]
         pooled = F.max_pool1d(attention, self.kernel, stride=1, padding=self.kernel // 2)
         best = pooled.topk(budget - window, dim=-1).indices
         kept = torch.zeros(

@@ -111,6 +111,22 @@ def test_attention_is_causal_and_sums_to_one() -> None:
     torch.testing.assert_close(expected.sum(dim=1), torch.ones(2))
 
 
+def test_only_every_so_manieth_query_is_asked_the_last_one_among_them() -> None:
+    torch.manual_seed(5)
+    layer = LayerState(torch.randn(20, 2, 4), NewestQueries(torch.randn(6, 4, 4), 0.5))
+    assert layer.queries is not None
+    each = [
+        received_attention(
+            LayerState(layer.keys[: 20 - 5 + index]),
+            NewestQueries(layer.queries.states[index : index + 1], 0.5),
+        )
+        for index in (1, 3, 5)
+    ]
+    padded = [torch.nn.functional.pad(share, (0, 20 - share.shape[1])) for share in each]
+    expected = torch.stack(padded).mean(dim=0)
+    torch.testing.assert_close(received_attention(layer, layer.queries, every=2), expected)
+
+
 def test_marked_fills_each_head_with_its_own_newest() -> None:
     mask = torch.zeros(2, 6, dtype=torch.bool)
     mask[0, [0, 5]] = mask[1, 2] = True
