@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig
 
 import mmspec
 from mmspec.bench.interval import spread
 from mmspec.bench.machine import refuse_if_busy, this_machine
-from mmspec.bench.scaled import load_for_context
 from mmspec.bench.texts import read_texts, stretches
 from mmspec.engine import Engine
 from mmspec.state import Prompt
+from mmspec.target.load import load_model, load_processor, resolve_path
 
 PLAIN = "plain"
 _VIEW = "drafter.name=compressed_kv drafter.compressed_kv.budget=512"
@@ -109,16 +110,19 @@ def main() -> None:
     methods = {PLAIN: METHODS[PLAIN], **{name: METHODS[name] for name in args.only}}
     methods |= {name: words.strip() for name, _, words in (m.partition(":") for m in args.method)}
 
-    model, tokenizer, is_scaled = load_for_context(args.model, args.context + args.tokens)
+    folder, room = resolve_path(args.model), args.context + args.tokens
+    known = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+    model, processor = load_model(folder, dtype="float32", context=room), load_processor(folder)
+    tokenizer = getattr(processor, "tokenizer", processor)
     engines: dict[str, Engine] = {}
     for name, words in methods.items():
-        engines[name] = mmspec.load(model, tokenizer, overrides=words.split())
+        engines[name] = mmspec.load(model, processor, overrides=words.split())
         engines[name].share_cache(engines[PLAIN])
     report: dict[str, Any] = {
         "machine": asdict(machine),
         "model": Path(args.model).name,
         "context": args.context,
-        "scaled": is_scaled,
+        "scaled": room > known.max_position_embeddings,
         "temperature": args.temperature,
         "new_tokens": args.tokens,
         "pairs": args.pairs,

@@ -25,9 +25,10 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 import mmspec
+from mmspec.bench.texts import read_texts, stretches
 from mmspec.build import resolve_path
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
@@ -88,40 +89,6 @@ class Shadow:
                 continue
             pairs = zip(draft, true, strict=True)
             yield next((i for i, (a, b) in enumerate(pairs) if a != b), len(draft)), len(draft)
-
-
-def read_texts(folder: Path) -> list[str]:
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
-    for path in sorted(folder.glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        texts += ["\n".join(strings(json.loads(line))) for line in lines]
-    if not texts:
-        raise SystemExit(f"--texts {folder}: no .txt and no .jsonl file in it")
-    return texts
-
-
-def strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from strings(part)
-
-
-def contexts_of(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, count: int
-) -> Iterator[Prompt]:
-    """`count` stretches of `length` tokens, each from the beginning of a text. Where the texts do
-    not suffice, further stretches are the same texts in another order."""
-    tokens = [tokenizer(text + "\n")["input_ids"] for text in texts]
-    rounds = [tokens] + [tokens[first:] + tokens[:first] for first in range(1, len(tokens))]
-    for joined in rounds:
-        ids: list[int] = []
-        for text in joined:
-            ids += text
-            if len(ids) >= length and count:
-                yield Prompt(torch.tensor(ids[:length]))
-                ids, count = [], count - 1
 
 
 def pages_of(
@@ -216,7 +183,10 @@ def main() -> None:
         target = Target(model, attention="tree", linears=quick_linears(model))
         tokenizer = getattr(processor, "tokenizer", processor)
         sources: dict[str, Iterator[Prompt]] = {
-            folder.name: contexts_of(tokenizer, read_texts(folder), context, args.count)
+            folder.name: (
+                Prompt(torch.tensor(ids))
+                for ids in stretches(tokenizer, read_texts(folder), context, args.count)
+            )
             for folder in args.texts
         }
         if args.pages:

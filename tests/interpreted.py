@@ -19,6 +19,8 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where kernels are tested
+
 _patch_tensor = interpreter._patch_lang_tensor
 _cast, _dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
 

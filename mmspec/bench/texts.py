@@ -27,13 +27,16 @@ def stretches(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, count: int
 ) -> Iterator[list[int]]:
     """`count` stretches of `length` tokens, each from the beginning of a text; texts are joined
-    until they are long enough."""
-    ids: list[int] = []
-    for text in texts:
-        ids += tokenizer(text + "\n")["input_ids"]
-        if len(ids) >= length and count:
-            yield ids[:length]
-            ids, count = [], count - 1
+    until they are long enough. Where they do not suffice, further stretches are the same texts in
+    another order."""
+    tokens = [tokenizer(text + "\n")["input_ids"] for text in texts]
+    for first in range(len(tokens)):
+        ids: list[int] = []
+        for text in tokens[first:] + tokens[:first]:
+            ids += text
+            if len(ids) >= length and count:
+                yield ids[:length]
+                ids, count = [], count - 1
 
 
 def _strings(value: object) -> Iterator[str]:

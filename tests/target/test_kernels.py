@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_device import DEVICE, mend_bfloat16
+from interpreted import DEVICE
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
@@ -30,11 +30,6 @@ LOOSE: dict[torch.dtype, Any] = {
     torch.float16: {"atol": 1e-5, "rtol": 2e-3},  # one last bit
 }
 TILING = Tiling(outputs=16, inputs=32, warps=4, stages=2)
-
-
-@pytest.fixture(autouse=True)
-def _mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    mend_bfloat16(monkeypatch)
 
 
 def drawn(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from families import FAMILIES
-from kernel_device import DEVICE, mend_bfloat16
+from interpreted import DEVICE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -104,10 +104,7 @@ def test_a_tower_of_kernels_says_what_the_model_says(
 
 
 @pytest.mark.parametrize("name", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
-def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_model(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mend_bfloat16(monkeypatch)
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_model(name: str) -> None:
     low = built(name, torch.bfloat16)
     exact = built(name, torch.float64).requires_grad_(False)
     for high, rounded in zip(exact.parameters(), low.parameters(), strict=True):
@@ -244,7 +241,6 @@ def test_an_engine_says_the_same_by_kernels(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_quickest_tiling_is_taken_where_it_beats_the_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mend_bfloat16(monkeypatch)
     monkeypatch.setattr(gpu_linears, "_LEAST_WEIGHTS", 64 * 64)
     ways: list[Tiling | None] = []
     own = gpu_linears.GpuLinears.run
