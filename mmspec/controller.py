@@ -227,7 +227,7 @@ class AutoStep(FixedStep):
         if pace.keeps_trees:  # scored whole
             probe_s = max(probe_s, -(worth or 0.0))
         elif worth is not None and not is_paused:  # the rest of its cost comes back
-            probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s))
+            probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s) + self._probe_s)
         if account.probe_s < probe_s:
             return False
         account.probe_s -= probe_s
