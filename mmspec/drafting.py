@@ -42,13 +42,17 @@ class Drafting:
         self.pace = Pace(speculate, keeps_trees=needs_q)
         self._drafters = drafters if speculate else ()
         self._sessions: dict[str, DraftSession] = {}
+        self._priced: dict[str, PricedSession] = {}  # those of them that look at the time
         self._taps = {d.name: d.taps for d in self._drafters if isinstance(d, TappingDrafter)}
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
         """Opens a session of every drafter."""
         for drafter in self._drafters:
             with self.guarded(drafter.name):
-                self._sessions[drafter.name] = drafter.start(prompt, prefill, guide)
+                session = drafter.start(prompt, prefill, guide)
+                self._sessions[drafter.name] = session
+                if isinstance(session, PricedSession):  # a check that takes its time
+                    self._priced[drafter.name] = session
 
     @property
     def drafters(self) -> list[Drafter]:
@@ -62,6 +66,10 @@ class Drafting:
 
     def session(self, drafter: Drafter) -> DraftSession:
         return self._sessions[drafter.name]
+
+    def priced(self, drafter: Drafter) -> PricedSession | None:
+        """The drafter's session, if it makes its proposals as long as they pay."""
+        return self._priced.get(drafter.name)
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """Tells every drafter what became of the step's tree."""
@@ -155,9 +163,9 @@ def propose(
         preparing = time.perf_counter()
         asked = [index for index in asked if _is_prepared(rows[index], drafter)]
         for index in asked:
-            session = rows[index].drafting.session(drafter)
-            if isinstance(session, PricedSession):
-                session.prices = step.prices(index, name)
+            priced = rows[index].drafting.priced(drafter)
+            if priced is not None:
+                priced.prices = step.prices(index, name)
         asking = time.perf_counter()
         prepared_s += asking - preparing
         proposed = _ask(drafter, [rows[index] for index in asked], max_nodes, vocab_size)
@@ -174,9 +182,9 @@ def propose(
 
 
 def _least_s(row: Drafted, drafter: Drafter) -> float | None:
-    """What the drafter takes at least, where it makes its proposals as long as they may be."""
-    session = row.drafting.session(drafter)
-    return session.least_s if isinstance(session, PricedSession) else None
+    """What the drafter takes at least, where it makes its proposals as long as they pay."""
+    priced = row.drafting.priced(drafter)
+    return None if priced is None else priced.least_s
 
 
 def _is_prepared(row: Drafted, drafter: Drafter) -> bool:
