@@ -29,6 +29,8 @@ _OPENING_STEPS = 1.0  # plain steps' time that a drafter may lose a request at o
 _LOSS_SHARE = 0.005  # of the time, that it may lose on top
 _PROBE_SHARE = 0.005  # of the time, for asking whom it does not believe to pay
 _LEAST_LOSS = 0.25  # of what it costs, that such an ask is taken to lose
+_LEAST_NODE = 0.2  # of a plain step, that a probe's node is taken to cost: a guess, or a lucky
+# measurement, must not make probes free
 _MOST_STEPS = 20.0  # plain steps' time, of what it saved, that it may lose again
 _RISING, _FALLING = 0.15, 0.5  # share of the newest proposal in what asking is believed to be
 # worth, where it was worth more and where less: doubts come quickly
@@ -192,7 +194,8 @@ class AutoStep(FixedStep):
         stale = controller.since_plain >= _REFRESH_STEPS
         self._is_plain = self._step_s is None or stale or not costs.knows(rows, context)
         self._plain_s = self._step_s[0] if self._step_s else 0.0
-        self._probe_s = max(self._step_s[1] - self._plain_s, 0.0) if self._step_s else 0.0
+        node_s = self._step_s[1] - self._plain_s if self._step_s else 0.0
+        self._probe_s = max(node_s, _LEAST_NODE * self._plain_s)
         self._probing: set[int] = set()
         self._paused: set[int] = set()
         self._draft_s: dict[tuple[int, str], float] = {}
