@@ -9,11 +9,9 @@ from torch import Tensor
 
 from mmspec.attention.call import TreeCall
 from mmspec.attention.installed import Installed, first_installed
+from mmspec.attention.prefix_rung import attend_behind, suits_flash
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
-from mmspec.attention.tail import finish
-
-_MAX_HEAD_DIM = 256
 
 
 class FlashAttention2:
@@ -42,20 +40,13 @@ class FlashAttention2:
         return (
             query.device.type == self._device
             and (self._given is not None or torch.cuda.get_device_capability(query.device)[0] >= 8)
-            and query.dtype in (torch.bfloat16, torch.float16)
-            and keys.dtype == values.dtype == query.dtype
-            and keys.shape[2] == values.shape[2] <= _MAX_HEAD_DIM
-            and keys.shape[2] % 8 == 0  # others are padded, the whole cache with them
-            and rule.reach.is_full
+            and suits_flash(query, keys, values, rule=rule)
         )
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
     ) -> Tensor:
-        prefix = None
-        if call.may_have_prefix:
-            prefix = self._prefix(query, keys, values, call, rule)
-        return finish(query, keys, values, prefix, call=call, rule=rule)
+        return attend_behind(self._prefix, query, keys, values, call=call, rule=rule)
 
     def _prefix(
         self, query: Tensor, keys: Tensor, values: Tensor, call: TreeCall, rule: LayerRule

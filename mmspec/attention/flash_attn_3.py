@@ -9,13 +9,12 @@ from torch import Tensor
 
 from mmspec.attention.call import TreeCall
 from mmspec.attention.installed import Installed, first_installed
+from mmspec.attention.prefix_rung import HALVES, attend_behind, suits_flash
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
-from mmspec.attention.tail import finish
 
 _FORWARD_ONLY = "fa3_fwd_interface"  # a wheel without windows and without float16
 _MODULES = ("flash_attn_interface", _FORWARD_ONLY)
-_MAX_HEAD_DIM = 256
 
 
 class FlashAttention3:
@@ -42,26 +41,17 @@ class FlashAttention3:
         return self._installed.missing
 
     def can_attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> bool:
-        dtypes = [torch.bfloat16]
-        if self._installed.module != _FORWARD_ONLY:
-            dtypes.append(torch.float16)
+        dtypes = (torch.bfloat16,) if self._installed.module == _FORWARD_ONLY else HALVES
         return (
             query.device.type == self._device
             and (self._given is not None or torch.cuda.get_device_capability(query.device)[0] == 9)
-            and query.dtype in dtypes
-            and keys.dtype == values.dtype == query.dtype
-            and keys.shape[2] == values.shape[2] <= _MAX_HEAD_DIM
-            and keys.shape[2] % 8 == 0
-            and rule.reach.is_full
+            and suits_flash(query, keys, values, rule=rule, dtypes=dtypes)
         )
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
     ) -> Tensor:
-        prefix = None
-        if call.may_have_prefix:
-            prefix = self._prefix(query, keys, values, call, rule)
-        return finish(query, keys, values, prefix, call=call, rule=rule)
+        return attend_behind(self._prefix, query, keys, values, call=call, rule=rule)
 
     def _prefix(
         self, query: Tensor, keys: Tensor, values: Tensor, call: TreeCall, rule: LayerRule

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mmspec.attention.call import TreeCall
 from mmspec.attention.installed import Installed, first_installed
+from mmspec.attention.prefix_rung import attend_behind, suits_flash
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
-from mmspec.attention.tail import finish
 
 _SPLITTING = (10, 11)  # compute capabilities where it shares the keys of a row out
 
@@ -48,22 +48,15 @@ class FlashAttention4:
         head_dim = keys.shape[2]
         return (
             query.device.type == self._device
-            and query.dtype in (torch.bfloat16, torch.float16)
-            and keys.dtype == values.dtype == query.dtype
-            and values.shape[2] == head_dim
-            and head_dim % 8 == 0
-            and (head_dim <= 128 or (head_dim <= 256 and self._major(query.device) == 9))
+            and suits_flash(query, keys, values, rule=rule)
+            and (head_dim <= 128 or self._major(query.device) == 9)
             and self._major(query.device) >= 9
-            and rule.reach.is_full
         )
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
     ) -> Tensor:
-        prefix = None
-        if call.may_have_prefix:
-            prefix = self._prefix(query, keys, values, call, rule)
-        return finish(query, keys, values, prefix, call=call, rule=rule)
+        return attend_behind(self._prefix, query, keys, values, call=call, rule=rule)
 
     def _prefix(
         self, query: Tensor, keys: Tensor, values: Tensor, call: TreeCall, rule: LayerRule

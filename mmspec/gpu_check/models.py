@@ -1,8 +1,6 @@
 """Models of real sizes with random weights, made on the device: what they say means nothing, what a
 step of theirs costs does."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -20,6 +18,7 @@ from mmspec.kv import KVCache
 from mmspec.plan.shape import SHAPES, ModelShape
 from mmspec.state import Placement
 from mmspec.target import Target
+from mmspec.training.enlargement import made_on
 
 _ROOM = 512  # tokens behind the context, for trees
 _SMALL = {"layers": 2, "head_dim": 16, "intermediate": 160, "vocab": 264}
@@ -60,18 +59,6 @@ def random_model(shape: ModelShape, setting: Setting) -> PreTrainedModel:
             made = LlamaForCausalLM(LlamaConfig(**sizes, head_dim=shape.head_dim))
     made.generation_config.pad_token_id = 0
     return made.eval().requires_grad_(False)
-
-
-@contextmanager
-def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """New modules come into being there, and in that dtype."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def filled_cache(

@@ -74,7 +74,7 @@ def enlarge(
     config = _enlarged_config(model, small, large)
     place = torch.device(device or model.device)
     devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _making(place, dtype or model.dtype):
+    with torch.random.fork_rng(devices=devices), made_on(place, dtype or model.dtype):
         torch.manual_seed(seed)
         made = type(model)(config).eval()
     if model.can_generate():
@@ -122,7 +122,7 @@ def _enlarged_config(model: PreTrainedModel, small: Sizes, large: Sizes) -> Any:
 
 
 @contextmanager
-def _making(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def made_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """New modules come into being there, and in that dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
