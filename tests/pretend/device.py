@@ -1,0 +1,257 @@
+"""Device: what happens to each operation while CUDA is pretended."""
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # a mode brings it in, and it looks through torch.cuda
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pretend.memory import CUDA, known_to_torch, on_cpu, on_cuda
+from pretend.runtime import Capture, take_place_of_cuda
+from pretend.values import spoil
+
+_ATEN = torch.ops.aten
+_COPIES = (_ATEN.copy_.default, _ATEN._to_copy.default)
+_INDEXING = (_ATEN.index.Tensor, _ATEN.index_put_.default, _ATEN.index_put.default)
+_HERE_ONLY = ("for_cpu", "mkldnn", "onednn", "quantized::", "fbgemm")  # no kernels on a GPU
+_OWN = Path(__file__).parent
+_MASKS = (torch.bool, torch.uint8)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The CPU waited for all that the device had been told to do."""
+
+    why: str
+    where: str  # file:line of mmspec, or of whoever else called torch
+
+    def __str__(self) -> str:
+        return f"{self.where} ({self.why})"
+
+
+class Device(TorchDispatchMode):
+    """Runs what comes to CUDA tensors on the CPU, under CUDA's rules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[Wait] = []
+        self.launches = 0  # operations and kernels, replayed ones not among them
+        self.capture: Capture | None = None  # the graph that is being recorded
+        self._pinned: dict[int, tuple[Tensor, Tensor]] = {}  # on their way: source, as it was
+
+    @contextmanager
+    def counted(self) -> Iterator[list[Wait]]:
+        """The waits within it."""
+        waits: list[Wait] = []
+        before = len(self.waits)
+        yield waits
+        waits += self.waits[before:]
+
+    def wait(self, why: str) -> None:
+        """Counts one. Raises RuntimeError while a graph is recorded."""
+        if self.capture is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {why}")
+        self.waits.append(Wait(why, _caller()))
+        self.arrive()
+
+    def arrive(self) -> None:
+        """What was on its way without a wait is there."""
+        for source, as_it_was in self._pinned.values():
+            if not torch.equal(source, as_it_was):
+                raise AssertionError("pinned memory was changed while a copy of it was under way")
+        self._pinned.clear()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        tensors = [t for t in tree_leaves((args, named)) if isinstance(t, Tensor)]
+        place = named.get("device")
+        place = None if place is None else torch.device(place)
+        if not any(t.is_cuda for t in tensors) and (place is None or place.type != "cuda"):
+            return func(*args, **named)
+        if _is_made_of_others(func):
+            with self:
+                return func.decompose(*args, **named)
+        if func.is_view:
+            return func(*args, **named)
+        self._refuse(func, args, tensors)
+        if func in _COPIES:
+            self._see_copy(func, args, named)
+        elif _looks(func, args):
+            self.wait(str(func))
+        to_cuda = any(t.is_cuda for t in tensors) if place is None else place.type == "cuda"
+        if place is not None:
+            named["device"] = torch.device("cpu")
+        return self.compute(func, args, named, to_cuda=to_cuda)
+
+    def compute(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, to_cuda: bool
+    ) -> Any:
+        """On the CPU, in the same memory; new tensors go to the device if `to_cuda`."""
+        self.launches += 1
+        given = {}  # by identity of what stands for it
+
+        def lent(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or not leaf.is_cuda:
+                return leaf
+            own = on_cpu(leaf)
+            given[id(own)] = leaf, own
+            return own
+
+        with _disable_current_modes():
+            lent_args, lent_kwargs = tree_map(lent, (tuple(args), dict(kwargs)))
+            if self.capture is not None:
+                self.capture.before(func, lent_args, lent_kwargs)
+            made = func(*lent_args, **lent_kwargs)
+            fresh = [
+                t for t in tree_leaves(made) if isinstance(t, Tensor) and id(t) not in given
+            ]
+            if _leaves_undefined(func):
+                for tensor in fresh:
+                    spoil(tensor)
+            if self.capture is not None:
+                self.capture.after(func, lent_args, lent_kwargs, fresh)
+            for leaf, own in given.values():
+                if own.shape != leaf.shape:  # `out` was given its size
+                    leaf.data = on_cuda(own)
+
+            def returned(leaf: Any) -> Any:
+                if not isinstance(leaf, Tensor):
+                    return leaf
+                if id(leaf) in given:
+                    return given[id(leaf)][0]
+                return on_cuda(leaf) if to_cuda else leaf
+
+            return tree_map(returned, made)
+
+    def _refuse(self, func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:
+        if any(part in str(func.name()) for part in _HERE_ONLY):
+            raise NotImplementedError(f"{func} has no kernel for CUDA")
+        if func in _COPIES:
+            return
+        if func in _INDEXING:  # indices may be elsewhere, and are copied
+            if any(i is not None and not i.is_cuda and i.ndim for i in args[1]):
+                if not args[0].is_cuda:
+                    raise RuntimeError("indices should be on the device of the indexed tensor")
+                self.wait(f"{func} copies indices to the device")
+            tensors = [args[0], *args[2:3]] if func is not _ATEN.index.Tensor else [args[0]]
+        places = {t.device.type for t in tensors if t.ndim}
+        if len(places) > 1:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found {sorted(places)} "
+                f"in {func}"
+            )
+
+    def _see_copy(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        if func is _ATEN.copy_.default:
+            to, source = args[:2]
+            target = to.device
+            may_run_on = bool(args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+        else:
+            source = args[0]
+            target = torch.device(kwargs.get("device") or source.device)
+            may_run_on = bool(kwargs.get("non_blocking", False))
+        if target.type == source.device.type:
+            return
+        if target.type == "cpu":
+            self.wait("a copy to the CPU")
+        elif not source.ndim and func is _ATEN.copy_.default:
+            pass  # a number, given with the launch
+        elif not may_run_on:
+            self.wait("a copy from the CPU")
+        elif self.capture is not None:
+            raise RuntimeError("a copy from the CPU would be recorded as it is now")
+        elif is_pinned(source):
+            self._pinned[source.data_ptr()] = source, source.clone()
+
+
+def is_pinned(tensor: Tensor) -> bool:
+    return bool(getattr(tensor, "_is_pretended_pinned", False))
+
+
+def _is_made_of_others(func: Any) -> bool:
+    if func is _ATEN.scaled_dot_product_attention.default:
+        return False  # it would look for a kernel of CUDA's
+    return bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    )
+
+
+def _leaves_undefined(func: Any) -> bool:
+    return func in (
+        _ATEN.empty.memory_format,
+        _ATEN.empty_strided.default,
+        _ATEN.empty_like.default,
+        _ATEN.new_empty.default,
+        _ATEN.new_empty_strided.default,
+    )
+
+
+def _looks(func: Any, args: Sequence[Any]) -> bool:
+    """Whether the CPU must know values to go on."""
+    if func in _INDEXING:
+        masked = any(i is not None and i.dtype in _MASKS for i in args[1])
+        return masked and (func is _ATEN.index.Tensor or args[2].numel() > 1)
+    depends = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+    return any(tag in func.tags for tag in depends)
+
+
+def _caller() -> str:
+    """The innermost frame of mmspec; else the innermost that is neither torch's nor this folder's."""
+    frames = [f for f in traceback.extract_stack() if Path(f.filename).parent != _OWN]
+    own = [f for f in frames if "/mmspec/" in f.filename]
+    other = [f for f in frames if "/torch/" not in f.filename]
+    frame = (own or other or frames)[-1]
+    return f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}"
+
+
+class Numbered(TorchFunctionMode):
+    """Calls say "cuda:0" for "cuda", which C++ would ask its own CUDA for the number of."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.cuda:
+            return args[0].to(CUDA)
+        args = tuple(map(_numbered, args))
+        named = {name: _numbered(value) for name, value in (kwargs or {}).items()}
+        if func in (torch.tensor, torch.as_tensor):  # they copy past all modes
+            place = named.pop("device", None)
+            made = func(*args, **named)
+            return made if place is None else made.to(place)
+        return func(*args, **named)
+
+
+def _numbered(argument: Any) -> Any:
+    is_cuda = (isinstance(argument, str) and argument == "cuda") or (
+        isinstance(argument, torch.device) and argument.type == "cuda" and argument.index is None
+    )
+    return CUDA if is_cuda else argument
+
+
+@contextmanager
+def device() -> Iterator[Device]:
+    """Within it there is a CUDA device."""
+    pretended = Device()
+    with pytest.MonkeyPatch.context() as patch, known_to_torch():
+        take_place_of_cuda(pretended, patch)
+        with Numbered(), pretended:
+            yield pretended
