@@ -11,12 +11,12 @@ PACKAGE = ROOT / "mmspec"
 
 # Each part may import its own floor and those below it, never one above.
 FLOORS = (
-    {"kv", "retrieval", "errors"},
+    {"kv", "retrieval", "errors", "uploads"},
     {
         "attention", "calibration", "config", "costs", "encoders", "inputs", "logprobs", "noise",
         "noise_kernels",
         "params", "penalties", "plan", "prefixes", "sampling",
-        "state", "stats", "stream", "tree", "uploads", "verify",
+        "state", "stats", "stream", "tree", "verify",
     },
     {"controller", "drafters", "indexing", "target"},
     {"drafting"},

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmspec.attention.reach import Reach
 from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import FlatLayer
+from mmspec.uploads import upload
 
 if TYPE_CHECKING:
     from mmspec.attention.bitwise import CallPaths
@@ -147,7 +148,7 @@ class TreeCall:
         columns)."""
         key = (row, reach, device)
         if key not in self._dense:
-            self._dense[key] = torch.from_numpy(self.rows[row].seen(reach)).to(device)
+            self._dense[key] = upload(self.rows[row].seen(reach), device)
         return self._dense[key]
 
     def dense_mask(self, reach: Reach, like: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmspec.uploads import upload
+
 if TYPE_CHECKING:
     from mmspec.attention.call import RowNodes
 
@@ -50,14 +52,14 @@ class TreeTensors:
             depths[index, : len(row.depths)] = row.depths
             seen[index, : row.num_nodes, : len(row.depths)] = row.visible
         words = np.packbits(seen, axis=-1, bitorder="little").view("<i4")
-        committed, num_nodes, num_tail = (torch.from_numpy(c).to(device) for c in counts)
+        committed, num_nodes, num_tail = upload(counts, device)
         return TreeTensors(
-            torch.from_numpy(starts).to(device),
+            upload(starts, device),
             committed,
             num_nodes,
             num_tail,
-            torch.from_numpy(depths).to(device),
-            torch.from_numpy(words).to(device),
+            upload(depths, device),
+            upload(words, device),
         )
 
     def copy_(self, other: "TreeTensors") -> None:

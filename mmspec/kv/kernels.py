@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmspec.uploads import upload
+
 _HEADS = 8  # of a token, written by one program
 _BLOCK = 1024  # words of a slot, moved by one program
 _WORDS = {1: tl.int8, 2: tl.int16, 4: tl.int32}  # moved as what they are not: bits are bits
@@ -188,7 +190,7 @@ def commit(table: BufferTable, paths: Sequence[tuple[int, Sequence[int]]]) -> No
     packed = torch.zeros(len(paths), 2 + longest, dtype=torch.int64)
     for row, (end, path) in enumerate(paths):
         packed[row, : 2 + len(path)] = torch.tensor([end, len(path), *path])
-    on_device = packed.to(table.addresses.device, non_blocking=True)
+    on_device = upload(packed, table.addresses.device)
     grid = (len(table.widths), len(paths), triton.cdiv(table.widest, _BLOCK))
     _commit[grid](
         table.addresses,

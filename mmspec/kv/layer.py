@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from mmspec.kv.slots import WriteSlots, has_kernels
+from mmspec.uploads import upload
 
 
 @dataclass
@@ -45,7 +46,7 @@ class WritePlan:
         if device not in self._slots:
             rows = zip(self.starts, self.lengths, strict=True)
             told = [[start + length for start, length in rows], self.counts]
-            first, counts = torch.tensor(told).to(device, non_blocking=True)
+            first, counts = upload(told, device)
             self._slots[device] = WriteSlots(first, counts)
         return self._slots[device]
 
@@ -63,9 +64,9 @@ class WritePlan:
                 columns = torch.arange(self.num_columns)
                 view.append(start + columns.masked_fill_(columns >= length + count, 0))
             self._indices[device] = (
-                torch.cat(source).to(device),
-                torch.cat(destination).to(device),
-                torch.stack(view).to(device),
+                upload(torch.cat(source), device),
+                upload(torch.cat(destination), device),
+                upload(torch.stack(view), device),
             )
         return self._indices[device]
 

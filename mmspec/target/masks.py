@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmspec.tree import TokenTree
+from mmspec.uploads import upload
 
 LayerKind = Literal["full_attention", "sliding_attention", "chunked_attention"]
 
@@ -115,5 +116,5 @@ class MaskRule:
 
 def on_device(mask: Tensor | dict[str, Tensor], device: torch.device) -> Tensor | dict[str, Tensor]:
     if isinstance(mask, Tensor):
-        return mask.to(device)
-    return {kind: tensor.to(device) for kind, tensor in mask.items()}
+        return upload(mask, device)
+    return {kind: upload(tensor, device) for kind, tensor in mask.items()}

@@ -34,6 +34,7 @@ from mmspec.target.masks import MaskRule, on_device
 from mmspec.target.positions import prompt_positions
 from mmspec.target.taps import Hidden, asked_for, taken
 from mmspec.tree import TokenTree
+from mmspec.uploads import upload
 
 
 class Target:
@@ -234,8 +235,8 @@ class Target:
             self.attachments.watching(cache, [row], [stop - start]) as watched,
         ):
             output = self.model(
-                input_ids=prompt.token_ids[start:stop].unsqueeze(0).to(self.device),
-                position_ids=positions[..., start:stop].to(self.device),
+                input_ids=upload(prompt.token_ids[start:stop].unsqueeze(0), self.device),
+                position_ids=upload(positions[..., start:stop], self.device),
                 past_key_values=cache,
                 use_cache=True,
                 output_hidden_states=asked_for(taps),
@@ -393,8 +394,8 @@ class Target:
                 ):
                     run: Callable[..., Any] = tower or self.model
                     output = run(
-                        input_ids=ids.to(self.device),
-                        position_ids=positions.to(self.device),
+                        input_ids=upload(ids, self.device),
+                        position_ids=upload(positions, self.device),
                         past_key_values=cache,
                         use_cache=True,
                         output_hidden_states=asked_for(taps),

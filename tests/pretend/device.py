@@ -117,9 +117,7 @@ class Device(TorchDispatchMode):
             if self.capture is not None:
                 self.capture.before(func, lent_args, lent_kwargs)
             made = func(*lent_args, **lent_kwargs)
-            fresh = [
-                t for t in tree_leaves(made) if isinstance(t, Tensor) and id(t) not in given
-            ]
+            fresh = [t for t in tree_leaves(made) if isinstance(t, Tensor) and id(t) not in given]
             if _leaves_undefined(func):
                 for tensor in fresh:
                     spoil(tensor)

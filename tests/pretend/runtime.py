@@ -4,6 +4,7 @@ are recorded operation by operation, and Triton's launches."""
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,10 @@ _PROPERTIES = SimpleNamespace(
     minor=0,
     total_memory=8 * _GIB,
     multi_processor_count=132,
+    shared_memory_per_block=49_152,
     shared_memory_per_block_optin=232_448,
+    shared_memory_per_multiprocessor=233_472,
+    regs_per_multiprocessor=65_536,
     max_threads_per_multi_processor=2048,
     warp_size=32,
     L2_cache_size=50 << 20,
@@ -104,9 +108,7 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
         def __init__(self, keep_graph: bool = False) -> None:
             self._capture: Capture | None = None
 
-        def capture_begin(
-            self, pool: Any = None, capture_error_mode: str = "global"
-        ) -> None:
+        def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
             assert device.capture is None, "a graph is being recorded"
             assert streams.current is not streams.default, "the default stream is not recorded"
             device.capture = self._capture = Capture()
@@ -257,10 +259,11 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
 
 def _take_launches(device: "Device", patch: pytest.MonkeyPatch) -> None:
     """Kernels are given addresses, and whatever lies there is changed in place."""
-    try:
-        from triton.runtime.interpreter import GridExecutor
-    except ImportError:
+    if find_spec("triton") is None:
         return
+    import interpreted  # noqa: F401 - mends the interpreter
+    from triton.runtime.interpreter import GridExecutor
+
     launch = GridExecutor.__call__
 
     def lend(argument: Any) -> Any:
