@@ -24,16 +24,34 @@ hypothesis.settings.load_profile("mmspec")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption(
+        "--pretend-cuda",
+        action="store_true",
+        help="run the tests marked gpu on a pretended CUDA device (tests/pretend)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skip_gpu = pytest.mark.skip(reason="needs a CUDA device")
     skip_slow = pytest.mark.skip(reason="takes minutes; run with --slow")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        has_cuda = torch.cuda.is_available() or config.getoption("--pretend-cuda")
+        if "gpu" in item.keywords and not has_cuda:
             item.add_marker(skip_gpu)
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(skip_slow)
+
+
+@pytest.fixture(autouse=True)
+def cuda(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For tests that need CUDA, a pretended device where there is none and one is asked for."""
+    if "gpu" in request.keywords and request.config.getoption("--pretend-cuda"):
+        import pretend
+
+        with pretend.device():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -209,7 +209,7 @@ def _looks(func: Any, args: Sequence[Any]) -> bool:
 
 
 def _caller() -> str:
-    """The innermost frame of mmspec; else the innermost that is neither torch's nor this folder's."""
+    """The innermost frame of mmspec; else the innermost that is neither torch's nor ours."""
     frames = [f for f in traceback.extract_stack() if Path(f.filename).parent != _OWN]
     own = [f for f in frames if "/mmspec/" in f.filename]
     other = [f for f in frames if "/torch/" not in f.filename]
