@@ -24,46 +24,43 @@ class Run:
     graphs: list[GraphInfo]  # of the target and of draft models
 
 
-def run_on_cuda(cell: Cell, **options: Any) -> Run:
+def run_on_cuda(cell: Cell, *, new_tokens: int = matrix.NEW_TOKENS) -> Run:
     """The cell with its models on the device. Plain decoding, which it must agree with, is that of
     the CPU."""
-    plain = {
-        (cell.family, cell.dtype, cell.sampling, *place): matrix._plain(
-            cell.family, cell.dtype, cell.sampling, *place
-        )
-        for place in matrix._places(cell)
-    }
     steps: list[dict[str, list[Wait]]] = []
     made: list[ScoreGraphs] = []
-    with device() as cuda, _models_there(), pytest.MonkeyPatch.context() as patch:
+    make = ScoreGraphs.__init__
+
+    def remembered(self: ScoreGraphs, *args: Any, **named: Any) -> None:
+        make(self, *args, **named)
+        made.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "NEW_TOKENS", new_tokens)
+        keys = [(cell.family, cell.dtype, cell.sampling, *p) for p in matrix._places(cell)]
+        plain = {key: matrix._plain.__wrapped__(*key) for key in keys}
         patch.setattr(matrix, "_plain", lambda *key: plain[key])
-        patch.setattr(mmspec.decoder, "Stopwatch", _watch(cuda, steps))
-        init = ScoreGraphs.__init__
-
-        def remembered(self: ScoreGraphs, *args: Any, **named: Any) -> None:
-            init(self, *args, **named)
-            made.append(self)
-
         patch.setattr(ScoreGraphs, "__init__", remembered)
-        outcome = run_cell(cell, **options)
-        return Run(outcome, steps, [graphs.info for graphs in made])
+        with device() as cuda, _models_there(patch):
+            patch.setattr(mmspec.decoder, "Stopwatch", _watch(cuda, steps))
+            outcome = run_cell(cell)
+            return Run(outcome, steps, [graphs.info for graphs in made])
 
 
 @contextmanager
-def _models_there() -> Iterator[None]:
-    """The matrix's models are on the device, and forgotten afterwards."""
-    on_cpu = matrix.model_of
-    there: dict[tuple[str, str], Any] = {}
+def _models_there(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The matrix's models are on the device; nothing of them is kept."""
+    built: dict[tuple[str, str], Any] = {}
+    build = matrix.model_of.__wrapped__
 
     def model_of(family: str, dtype: str) -> Any:
-        if (family, dtype) not in there:
-            there[family, dtype] = on_cpu.__wrapped__(family, dtype).to("cuda")
-        return there[family, dtype]
+        if (family, dtype) not in built:
+            built[family, dtype] = build(family, dtype).to("cuda")
+        return built[family, dtype]
 
     matrix.draft_model.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrix, "model_of", model_of)
-        yield
+    patch.setattr(matrix, "model_of", model_of)
+    yield
     matrix.draft_model.cache_clear()
 
 
@@ -73,14 +70,14 @@ def _watch(cuda: Device, steps: list[dict[str, list[Wait]]]) -> type[Stopwatch]:
 
         def __init__(self) -> None:
             super().__init__()
-            self.waits: dict[str, list[Wait]] = {}
-            steps.append(self.waits)
+            self._waits: dict[str, list[Wait]] = {}
+            steps.append(self._waits)
 
         @contextmanager
-        def stage(self, name: Any) -> Iterator[None]:
+        def stage(self, name: str) -> Iterator[None]:
             before = len(cuda.waits)
             with super().stage(name):
                 yield
-            self.waits[name] = cuda.waits[before:]
+            self._waits[name] = cuda.waits[before:]
 
     return Watch
