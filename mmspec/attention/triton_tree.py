@@ -70,25 +70,8 @@ class TritonTree:
         prefix: Attended | None = None,
     ) -> Tensor:
         """`prefix`: what the prefix gave already, `out` (batch, nodes, kv_heads, group, head_dim)
-        and `lse` (batch, nodes, kv_heads, group); only the tail is read then. Raises RuntimeError
+        and `lse` (batch, nodes, kv_heads, group); only the tail is read then. Raises TritonError
         where a kernel does not compile, or does not fit the device."""
-        from triton.errors import TritonError
-
-        try:
-            return self._attend(query, keys, values, call=call, rule=rule, prefix=prefix)
-        except TritonError as error:  # no RuntimeError of its own, which the probe steps down at
-            raise RuntimeError(f"triton: {error}") from error
-
-    def _attend(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        call: TreeCall,
-        rule: LayerRule,
-        prefix: Attended | None,
-    ) -> Tensor:
         from mmspec.attention.kernels.merge_kernel import merge_kernel
         from mmspec.attention.kernels.tree_kernel import tree_kernel
 
@@ -128,7 +111,7 @@ class TritonTree:
         scale_in, scale_out = rule.scaling * _LOG2_E, 1.0
         if rule.softcap is not None:
             scale_in, scale_out = rule.scaling / rule.softcap, rule.softcap * _LOG2_E
-        with _on(query.device):
+        with on_device(query.device):
             tree_kernel[(tiles, batch * kv_heads, splits)](
                 query,
                 keys,
@@ -224,6 +207,6 @@ def _device(device: torch.device) -> _Device:
     return _Device(found.multi_processor_count, found.shared_memory_per_multiprocessor)
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device; a model may be spread over several."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
