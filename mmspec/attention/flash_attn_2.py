@@ -13,6 +13,11 @@ from mmspec.attention.prefix_rung import attend_behind, suits_flash
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
 
+_ARGUMENTS = (  # of flash-attn 2.6 and later
+    "cache_seqlens", "cache_batch_idx", "cache_leftpad", "softmax_scale", "softcap", "num_splits",
+    "return_softmax_lse",
+)  # fmt: skip
+
 
 class FlashAttention2:
     """It packs a group of query heads for one token alone, so they are folded into the token axis:
@@ -31,7 +36,12 @@ class FlashAttention2:
     def _installed(self) -> Installed:
         if self._given is not None:
             return Installed(self._given, "")
-        return first_installed(["flash_attn"], "flash_attn_with_kvcache", packages="flash-attn")
+        return first_installed(
+            ["flash_attn"],
+            "flash_attn_with_kvcache",
+            arguments=_ARGUMENTS,
+            packages="flash-attn>=2.6.1",
+        )
 
     def missing(self) -> str:
         return self._installed.missing
@@ -55,8 +65,12 @@ class FlashAttention2:
         if call.is_single:  # no lengths at all: the row's prefix is what it is given
             keys, values = (call.rows[0].prefix_of(buffer) for buffer in (keys, values))
         else:
-            starts, stops, buffer = call.prefixes(query.device)
-            lengths = {"cache_leftpad": starts, "cache_seqlens": stops, "cache_batch_idx": buffer}
+            rows = call.prefixes(query.device)
+            lengths = {
+                "cache_leftpad": rows.starts,
+                "cache_seqlens": rows.stops,  # counted from the buffer's begin
+                "cache_batch_idx": rows.buffer,
+            }
         nodes = query.shape[2]
         out, lse = self._installed.function(
             _folded(query, keys.shape[1]),

@@ -15,6 +15,10 @@ from mmspec.attention.rung import LayerRule
 
 _FORWARD_ONLY = "fa3_fwd_interface"  # a wheel without windows and without float16
 _MODULES = ("flash_attn_interface", _FORWARD_ONLY)
+_ARGUMENTS = (
+    "cache_seqlens", "cache_batch_idx", "cache_leftpad", "softmax_scale", "softcap", "num_splits",
+    "return_softmax_lse",
+)  # fmt: skip
 
 
 class FlashAttention3:
@@ -34,7 +38,10 @@ class FlashAttention3:
         if self._given is not None:
             return Installed(self._given, "")
         return first_installed(
-            _MODULES, "flash_attn_with_kvcache", packages="flash-attn-3 or fa3-fwd"
+            _MODULES,
+            "flash_attn_with_kvcache",
+            arguments=_ARGUMENTS,
+            packages="flash-attn-3 or fa3-fwd",
         )
 
     def missing(self) -> str:
@@ -60,8 +67,12 @@ class FlashAttention3:
         if call.is_single:  # no lengths at all: the row's prefix is what it is given
             keys, values = (call.rows[0].prefix_of(buffer) for buffer in (keys, values))
         else:
-            starts, stops, buffer = call.prefixes(query.device)
-            lengths = {"cache_leftpad": starts, "cache_seqlens": stops, "cache_batch_idx": buffer}
+            rows = call.prefixes(query.device)
+            lengths = {
+                "cache_leftpad": rows.starts,
+                "cache_seqlens": rows.stops,  # counted from the buffer's begin
+                "cache_batch_idx": rows.buffer,
+            }
         out, lse, *_ = self._installed.function(
             query.transpose(1, 2),
             keys.unsqueeze(0),
@@ -70,7 +81,6 @@ class FlashAttention3:
             softmax_scale=rule.scaling,
             softcap=rule.softcap or 0.0,
             num_splits=0,  # by its own heuristic
-            pack_gqa=True,
             return_softmax_lse=True,
         )
         heads = (keys.shape[1], query.shape[1] // keys.shape[1])

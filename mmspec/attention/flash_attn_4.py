@@ -17,7 +17,12 @@ from mmspec.attention.installed import Installed, first_installed
 from mmspec.attention.prefix_rung import attend_behind, suits_flash
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
+from mmspec.attention.triton_tree import on_device
 
+_ARGUMENTS = (
+    "cu_seqlens_k", "seqused_k", "max_seqlen_k", "softmax_scale", "softcap", "num_splits",
+    "return_lse",
+)  # fmt: skip
 _SPLITTING = (10, 11)  # compute capabilities where it shares the keys of a row out
 
 
@@ -38,7 +43,10 @@ class FlashAttention4:
         if self._given is not None:
             return Installed(self._given, "")
         return first_installed(
-            ["flash_attn.cute"], "flash_attn_varlen_func", packages="flash-attn-4"
+            ["flash_attn.cute"],
+            "flash_attn_varlen_func",
+            arguments=_ARGUMENTS,
+            packages="flash-attn-4",
         )
 
     def missing(self) -> str:
@@ -65,22 +73,21 @@ class FlashAttention4:
         if call.is_single:  # no lengths at all: the row's prefix is what it is given
             keys, values = (call.rows[0].prefix_of(t).unsqueeze(0) for t in (keys, values))
         else:
-            starts, stops, _ = call.prefixes(query.device)
-            # The last one is where a further row would begin; lengths come from `seqused_k`.
-            options["cu_seqlens_k"] = torch.cat([starts, stops[-1:]])
+            options["cu_seqlens_k"] = call.prefixes(query.device).bounds
             options["seqused_k"] = call.tensors(query.device).committed
             options["max_seqlen_k"] = call.max_columns
-        out, lse = self._installed.function(
-            query.transpose(1, 2),
-            keys,
-            values,
-            **options,
-            softmax_scale=rule.scaling,
-            softcap=rule.softcap or 0.0,
-            num_splits=0 if self._major(query.device) in _SPLITTING else 1,  # 0: by its heuristic
-            pack_gqa=True,
-            return_lse=True,
-        )
+        with on_device(query.device):
+            out, lse = self._installed.function(
+                query.transpose(1, 2),
+                keys,
+                values,
+                **options,
+                softmax_scale=rule.scaling,
+                softcap=rule.softcap or 0.0,
+                # 0: by its heuristic, which knows no Hopper and would be refused there
+                num_splits=0 if self._major(query.device) in _SPLITTING else 1,
+                return_lse=True,
+            )
         heads = (keys.shape[-2], query.shape[1] // keys.shape[-2])
         return Attended(out.unflatten(2, heads), lse.transpose(1, 2).unflatten(2, heads))
 
