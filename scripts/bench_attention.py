@@ -180,7 +180,11 @@ def measure(
         if outcome.verdict != "passed":
             continue
         calls = kept[name] = calls_of(rung, inputs, layers)
-        graph = captured(rung, calls) if device.type == "cuda" else None
+        try:
+            graph = captured(rung, calls) if device.type == "cuda" else None
+        except Exception as error:  # one that no graph holds costs no other's time
+            entry.verdict, entry.reason = "failed", f"in a graph: {type(error).__name__}: {error}"
+            continue
         entry.is_captured, entry.samples_us = graph is not None, []
         runs[name] = graph.replay if graph else lambda calls=calls: [call() for call in calls]
     entries = [entry for entry in timed if entry.samples_us is not None]

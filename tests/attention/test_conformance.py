@@ -17,7 +17,7 @@ from flash_standins import (
 from torch import Tensor
 
 from mmspec.attention import LayerRule, TreeCall
-from mmspec.attention.conformance import CASES, Case, build, check
+from mmspec.attention.conformance import CASES, FAR, Case, build, check
 from mmspec.attention.flash_attn_2 import FlashAttention2
 from mmspec.attention.flash_attn_3 import FlashAttention3
 from mmspec.attention.flash_attn_4 import FlashAttention4
@@ -105,6 +105,21 @@ def test_the_kernel(case: Case, splits: int) -> None:
 def test_the_kernel_in_half_precision(dtype: torch.dtype) -> None:
     case = replace(QUICK, committed=(300, 20), nodes=(9, 3))
     assert_conforms(TritonTree(), case, dtype, KERNEL_DEVICE)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_offsets_are_wider_than_32_bits(splits: int) -> None:
+    """Memory that is not touched costs none. Cut to 32 bits, an offset would point to its begin."""
+    case = replace(FAR, kv_heads=1, head_dim=64, group=2, before=2**32 // 64)
+    if KERNEL_DEVICE.type == "cuda":
+        pytest.skip("scripts/gpu_check.py has it for a GPU")
+    try:
+        inputs = build(case, dtype=torch.bfloat16, device=CPU)
+    except RuntimeError as error:
+        pytest.skip(f"no room: {error}")
+    rung = TritonTree(Tile(block_m=16, block_n=64, num_warps=4, num_stages=1), splits)
+    outcome = check(rung, case, dtype=torch.bfloat16, device=CPU, inputs=inputs)
+    assert outcome.verdict == "passed", outcome
 
 
 @pytest.mark.slow
