@@ -184,6 +184,6 @@ class TreeCall:
 def _additive(seen: NDArray[np.bool_], like: Tensor) -> Tensor:
     """0 where seen, the dtype's minimum elsewhere: -inf would make NaN of a part that a node does
     not see at all."""
-    hidden = torch.from_numpy(~seen).to(like.device)
+    hidden = upload(~seen, like.device)
     mask = like.new_zeros(hidden.shape)
     return mask.masked_fill_(hidden, torch.finfo(like.dtype).min)

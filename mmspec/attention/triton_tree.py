@@ -14,6 +14,7 @@ from mmspec.attention.kernels.tiles import (
     LARGE_SHARED_BYTES,
     Tile,
     least_columns,
+    merge_blocks,
     num_splits,
     padded,
     tile_for,
@@ -24,7 +25,6 @@ from mmspec.attention.rung import LayerRule
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LOG2_E = 1.4426950408889634
 _MAX_HEAD_DIM = 256
-_MERGED_TOGETHER = 4096  # values that a program of the merge keeps in registers
 _INTERPRETED_PROCESSORS = 4  # programs run one after the other there, but splits shall be seen
 
 
@@ -163,7 +163,6 @@ class TritonTree:
                 num_stages=tile.num_stages,
             )
             if splits > 1:
-                block_s = max(1 << (splits - 1).bit_length(), 2)
                 merge_kernel[(batch * nodes, heads)](
                     partial,
                     partial_lse,
@@ -176,8 +175,7 @@ class TritonTree:
                     GROUP=group,
                     VALUE_DIM=value_dim,
                     BLOCK_V=padded(value_dim),
-                    BLOCK_S=block_s,
-                    STEP=min(block_s, max(_MERGED_TOGETHER // padded(value_dim), 2)),
+                    **merge_blocks(splits, value_dim),
                     HAS_SINKS=rule.sinks is not None,
                     num_warps=4,
                 )
