@@ -25,7 +25,8 @@ _FATAL = (
     "illegal memory access", "misaligned address", "unspecified launch failure",
     "device-side assert", "illegal instruction", "invalid program counter",
     "not supported on global/shared address space", "hardware stack error", "launch timed out",
-    "uncorrectable ECC error", "uncorrectable NVLink error",
+    "uncorrectable ECC error", "uncorrectable NVLink error", "ERROR_ILLEGAL_ADDRESS",
+    "cudaErrorIllegalAddress", "ERROR_LAUNCH_FAILED", "cudaErrorLaunchFailure",
 )  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def _is_lost(error: Exception, device: torch.device) -> bool:
     if any(text in str(error) for text in _FATAL):
         return True
     if device.type == "cuda" and not _is_recording(device):
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     return False
 
 

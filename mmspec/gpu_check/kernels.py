@@ -1,5 +1,7 @@
 """Section `kernels`: every kernel beside its reference, on this device."""
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +13,9 @@ from mmspec.gpu_check.backends import backends
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_SMALL_CASE, _SMALL_STEP = 2000, 3  # scores of a case of a small run; it has each third of them
+_OTHER_DTYPES = (torch.float16, torch.float32)
+_SMALL_CASE, _STEP = 2000, 3  # scores of a case of a small run; it has each third of them
+_ALLOWED_SHARE, _LEAST_LEFT_S = 0.5, 5.0  # of the time, a backend; and of all of it
 
 
 @dataclass
@@ -22,6 +25,8 @@ class Tally:
     passed: int = 0
     worst: float = 0.0  # error, as a share of softmax(q k) |v|
     declined: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # compiling included
+    left_out: int = 0  # cases, for want of time
 
     def count(self, holds: bool, error: float) -> None:
         self.passed += holds
@@ -36,34 +41,50 @@ def check(setting: Setting, recorder: Recorder) -> None:
 
 
 def _check_attention(setting: Setting, recorder: Recorder) -> None:
-    """By the suite of the backends."""
+    """By the suite of the backends. Kernels are compiled for each kind of call, which takes some
+    backends seconds: one that has had its share of the time is left out of the other cases."""
     rungs = backends(recorder)
     found = {rung.name: Tally() for rung in rungs}
-    for case in _cases(setting, recorder):
-        for dtype in _DTYPES if setting.is_cuda else _DTYPES[-1:]:
-            if case.before and dtype.itemsize > 2:
+    allowed_s = _ALLOWED_SHARE * setting.left_s
+    for case, dtype in _cases(setting, recorder):
+        inputs = build(case, dtype=dtype, device=setting.device)
+        for rung in rungs:
+            tally = found[rung.name]
+            if tally.seconds > allowed_s or setting.left_s < _LEAST_LEFT_S:
+                tally.left_out += 1
                 continue
-            inputs = build(case, dtype=dtype, device=setting.device)
-            for rung in rungs:
-                outcome = suite_check(rung, case, dtype=dtype, device=setting.device, inputs=inputs)
-                what = f"{outcome.case}, {outcome.dtype}"
-                if outcome.verdict == "declined":
-                    found[rung.name].declined.append(what)
-                    continue
-                reason = outcome.reason or f"off by {outcome.error:.2g}"
-                holds = outcome.verdict == "passed"
-                recorder.check(holds, f"attention by {rung.name}: {what}: {reason}")
-                found[rung.name].count(holds, outcome.error or 0.0)
+            begun = time.monotonic()
+            outcome = suite_check(rung, case, dtype=dtype, device=setting.device, inputs=inputs)
+            tally.seconds += time.monotonic() - begun
+            what = f"{outcome.case}, {outcome.dtype}"
+            if outcome.verdict == "declined":
+                tally.declined.append(what)
+                continue
+            reason = outcome.reason or f"off by {outcome.error:.2g}"
+            holds = outcome.verdict == "passed"
+            recorder.check(holds, f"attention by {rung.name}: {what}: {reason}")
+            tally.count(holds, outcome.error or 0.0)
+    for name, tally in found.items():
+        if tally.left_out:
+            recorder.missing(f"attention by {name}: no time left for {tally.left_out} cases")
     recorder.found("attention", found)
 
 
-def _cases(setting: Setting, recorder: Recorder) -> list[Case]:
+def _cases(setting: Setting, recorder: Recorder) -> Iterator[tuple[Case, torch.dtype]]:
+    """All in the dtype of models, then a share in the others; near ones of the list, which are
+    alike, far from each other."""
     if setting.is_small:
-        return [case for case in CASES if case.size < _SMALL_CASE][::_SMALL_STEP]
-    if not setting.is_cuda or not setting.has_memory(10 * 2**30):
+        small = [case for case in CASES if case.size < _SMALL_CASE]
+        yield from ((case, setting.dtype) for case in small[::_STEP])
+        return
+    spread = [case for first in range(_STEP) for case in CASES[first::_STEP]]
+    if setting.is_cuda and setting.has_memory(10 * 2**30):
+        spread.insert(0, FAR)
+    else:
         recorder.missing("attention far into a buffer: no room for buffers of 4 GiB")
-        return list(CASES)
-    return [*CASES, FAR]
+    yield from ((case, setting.dtype) for case in spread)
+    for dtype in _OTHER_DTYPES:
+        yield from ((case, dtype) for case in CASES[::_STEP])
 
 
 def _check_kv(setting: Setting, recorder: Recorder) -> None:

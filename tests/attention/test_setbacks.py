@@ -185,19 +185,22 @@ def test_a_lost_device_and_used_up_memory_are_never_hidden(
 def test_work_that_failed_unseen_shows_when_it_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def wait(device: torch.device) -> None:
+    def lost() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def stream(synchronize: Callable[[], None]) -> Callable[..., object]:
+        return lambda device: SimpleNamespace(synchronize=synchronize)
 
     cuda, error = torch.device("cuda"), RuntimeError("cutlass: launch failed")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    monkeypatch.setattr(torch.cuda, "current_stream", stream(lost))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         _is_lost(error, cuda)
     # Nothing may be waited for while a graph is recorded.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert not _is_lost(error, cuda)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", stream(lambda: None))
     assert not _is_lost(error, cuda)
 
 

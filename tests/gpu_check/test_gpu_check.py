@@ -13,12 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmspec.attention.conformance import Outcome, check
 from mmspec.attention.matmul import Matmul
+from mmspec.attention.rung import Rung
 from mmspec.errors import ConfigError
 from mmspec.gpu_check import (
     SECTIONS,
     Setting,
     has_failed,
+    kernels,
     kv_cells,
     run_sections,
     summary_lines,
@@ -106,6 +109,26 @@ def test_other_ways_to_be_wrong_are_failures_too(
     monkeypatch.setattr(Matmul, "attend", attend)
     result = kernels_section()
     assert result.status == "failed" and any("by matmul" in what for what in result.failures)
+
+
+def test_a_backend_that_takes_long_is_left_out_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+
+    def slow_matmul(rung: Rung, *args: Any, **options: Any) -> Outcome:
+        nonlocal now
+        now += 600.0 if rung.name == "matmul" else 0.1
+        return check(rung, *args, **options)
+
+    monkeypatch.setattr(kernels, "suite_check", slow_matmul)
+    monkeypatch.setattr(kernels, "time", SimpleNamespace(monotonic=lambda: now))
+    result = kernels_section()
+    assert result.status == "passed"
+    left_out = [what for what in result.missing if "no time" in what]
+    assert left_out == ["attention by matmul: no time left for 3 cases"]
+    tallies = result.found["attention"]
+    assert tallies["sdpa"].passed == 3 and tallies["matmul"].passed == 1  # type: ignore[index]
 
 
 def test_wrong_noise_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
