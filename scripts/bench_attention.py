@@ -134,10 +134,13 @@ def captured(rung: Rung, calls: Sequence[Call]) -> "torch.cuda.CUDAGraph | None"
         for call in calls:
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
+    graph, own = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+    finally:
+        torch.cuda.set_stream(own)  # a capture that cannot be ended leaves its own
     return graph
 
 

@@ -9,6 +9,7 @@ float64, of keys that never lay in a cache.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -22,6 +23,7 @@ from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.conformance_cases import CASES, FAR, Case
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule, Rung
+from mmspec.attention.setbacks import settle
 from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import KVCache, KVView, ViewSize
 from mmspec.kv.policies import LayerState
@@ -93,10 +95,12 @@ def check(
     bound = BOUNDS[dtype] * (_SOFTCAP_SLACK if case.softcap else 1)
     try:
         out = rung.attend(*operands, call=inputs.call, rule=inputs.rule)
+        error, reason = _largest_error(out, inputs)  # waits for what it started
     except Exception as raised:  # whatever a package raises is what the suite is to tell
         reason = f"{type(raised).__name__}: {raised}"
+        with suppress(RuntimeError):  # of a lost device the next call will say
+            settle(device)
         return Outcome(rung.name, case.label, name, "failed", bound=bound, reason=reason)
-    error, reason = _largest_error(out, inputs)
     is_right = error <= bound  # not of NaN
     verdict: Verdict = "passed" if is_right else "failed"
     return Outcome(rung.name, case.label, name, verdict, error, bound, reason)

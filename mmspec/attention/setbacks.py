@@ -7,6 +7,7 @@ the request.
 
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,13 +133,19 @@ class Setbacks:
 SETBACKS = Setbacks()
 
 
+def settle(device: torch.device) -> None:
+    """After a failure: raises what comes of work queued earlier, and of nothing else."""
+    if device.type == "cuda" and not _is_recording(device):
+        with suppress(RuntimeError):  # a launch that failed may have left this for the next one
+            torch.zeros(1, device=device)
+        torch.cuda.current_stream(device).synchronize()
+
+
 def _is_lost(error: Exception, device: torch.device) -> bool:
-    """Whether the device is. Work queued earlier that failed may be known only once it was waited
-    for: raises what comes of that."""
+    """Whether the error says so of the device; one that is known only now is raised."""
     if any(text in str(error) for text in _FATAL):
         return True
-    if device.type == "cuda" and not _is_recording(device):
-        torch.cuda.current_stream(device).synchronize()
+    settle(device)
     return False
 
 

@@ -4,6 +4,7 @@ Those that need a GPU run by Triton's interpreter and by stand-ins; on a GPU the
 """
 
 from dataclasses import replace
+from typing import Any
 
 import interpreted
 import pytest
@@ -151,6 +152,16 @@ def test_on_the_gpu(rung: str, dtype: torch.dtype) -> None:
 # The suite itself
 
 
+class Lost(Tensor):
+    """Work on a device that failed: it is told by the first thing that waits for it."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__float__ or func is Tensor.__bool__:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
 class Faulty:
     """A backend with one fault."""
 
@@ -182,6 +193,8 @@ class Faulty:
             return torch.where(out == 0, 1.0, out)
         if self.fault == "raises":
             raise RuntimeError("out of resources")
+        if self.fault == "fails unseen":
+            return out.as_subclass(Lost)
         return out * (1.02 if self.fault == "is off by 2%" else 1.0)
 
 
@@ -193,6 +206,7 @@ class Faulty:
         "reads beyond the row",
         "leaves padding",
         "raises",
+        "fails unseen",
         "is off by 2%",
     ],
 )

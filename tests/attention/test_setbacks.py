@@ -191,7 +191,13 @@ def test_work_that_failed_unseen_shows_when_it_is_waited_for(
     def stream(synchronize: Callable[[], None]) -> Callable[..., object]:
         return lambda device: SimpleNamespace(synchronize=synchronize)
 
+    def left_behind(size: int, *, device: torch.device) -> Tensor:
+        told.append("invalid configuration argument")
+        raise RuntimeError(told[-1])
+
+    told: list[str] = []
     cuda, error = torch.device("cuda"), RuntimeError("cutlass: launch failed")
+    monkeypatch.setattr(torch, "zeros", left_behind)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", stream(lost))
     with pytest.raises(RuntimeError, match="illegal memory access"):
@@ -202,6 +208,7 @@ def test_work_that_failed_unseen_shows_when_it_is_waited_for(
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", stream(lambda: None))
     assert not _is_lost(error, cuda)
+    assert len(told) == 2, "what a failed launch left is taken away, but not from a recording"
 
 
 # While a graph is recorded
