@@ -32,3 +32,7 @@ class MissingExtraError(MmspecError, ImportError):
 
 class GraphWarning(UserWarning):
     """A model's calls cannot be recorded as CUDA graphs; they are computed without."""
+
+
+class BackendWarning(UserWarning):
+    """An attention backend failed; another one computes in its place."""

@@ -134,10 +134,13 @@ def captured(rung: Rung, calls: Sequence[Call]) -> "torch.cuda.CUDAGraph | None"
         for call in calls:
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
+    graph, own = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+    finally:
+        torch.cuda.set_stream(own)  # a capture that cannot be ended leaves its own
     return graph
 
 
@@ -180,7 +183,11 @@ def measure(
         if outcome.verdict != "passed":
             continue
         calls = kept[name] = calls_of(rung, inputs, layers)
-        graph = captured(rung, calls) if device.type == "cuda" else None
+        try:
+            graph = captured(rung, calls) if device.type == "cuda" else None
+        except Exception as error:  # one that no graph holds costs no other's time
+            entry.verdict, entry.reason = "failed", f"in a graph: {type(error).__name__}: {error}"
+            continue
         entry.is_captured, entry.samples_us = graph is not None, []
         runs[name] = graph.replay if graph else lambda calls=calls: [call() for call in calls]
     entries = [entry for entry in timed if entry.samples_us is not None]

@@ -1,9 +1,10 @@
-"""Compiles the tree kernel for a GPU that need not be there, and tells what it takes of it.
+"""Compiles the tree and merge kernels for a GPU that need not be there, and tells what they take.
 
     python tests/compiled.py < requests.json     one JSON object a line, in their order
 
-A request: {"arch": 90, "dtype": "bf16", "head_dim": 128, "tile": {...}, "constants": {...}}. Runs
-in a process of its own, for a process either interprets kernels or compiles them.
+A request: {"arch": 90, "dtype": "bf16", "head_dim": 128, "tile": {...}, "constants": {...}}, or
+with "splits" in place of a tile, which are merged. Runs in a process of its own, for a process
+either interprets kernels or compiles them.
 """
 
 import json
@@ -18,7 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmspec.attention.kernels.tiles import Tile, least_columns, padded
+from mmspec.attention.kernels.merge_kernel import merge_kernel
+from mmspec.attention.kernels.tiles import Tile, least_columns, merge_blocks, padded
 from mmspec.attention.kernels.tree_kernel import tree_kernel
 
 _DATA = ("query", "keys", "values", "out", "prefix_out", "sinks")
@@ -31,12 +33,9 @@ def compile_tree_kernel(
     arch: int, dtype: str, head_dim: int, tile: Tile, constants: dict[str, Any]
 ) -> Any:
     fixed = {
-        "KV_HEADS": 8,
-        "GROUP": 4,
+        **_heads(head_dim),
         "HEAD_DIM": head_dim,
-        "VALUE_DIM": head_dim,
         "BLOCK_D": padded(head_dim),
-        "BLOCK_V": padded(head_dim),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "IS_SPLIT": True,
@@ -44,12 +43,30 @@ def compile_tree_kernel(
         "WINDOW": 0,
         "CHUNK": 0,
         "HAS_SOFTCAP": False,
-        "HAS_SINKS": False,
         "BEHIND_PREFIX": False,
         **constants,
     }
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    return _compiled(tree_kernel, arch, dtype, fixed, options)
+
+
+def compile_merge_kernel(
+    arch: int, dtype: str, head_dim: int, splits: int, constants: dict[str, Any]
+) -> Any:
+    fixed = {**_heads(head_dim), **merge_blocks(splits, head_dim), **constants}
+    return _compiled(merge_kernel, arch, dtype, fixed, {"num_warps": 4})
+
+
+def _heads(head_dim: int) -> dict[str, Any]:
+    value = {"VALUE_DIM": head_dim, "BLOCK_V": padded(head_dim)}
+    return {"KV_HEADS": 8, "GROUP": 4, "HAS_SINKS": False, **value}
+
+
+def _compiled(
+    kernel: Any, arch: int, dtype: str, fixed: dict[str, Any], options: dict[str, int]
+) -> Any:
     signature, aligned = {}, {}
-    for index, name in enumerate(tree_kernel.arg_names):
+    for index, name in enumerate(kernel.arg_names):
         kind = "i32"
         if name in fixed:
             kind = "constexpr"
@@ -66,9 +83,8 @@ def compile_tree_kernel(
         signature[name] = kind
         if kind.startswith("*") or name.startswith(_WHOLE_HEADS):
             aligned[(index,)] = [["tt.divisibility", 16]]
-    places = {(tree_kernel.arg_names.index(name),): value for name, value in fixed.items()}
-    source = ASTSource(fn=tree_kernel, signature=signature, constexprs=places, attrs=aligned)
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    places = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -87,8 +103,10 @@ def stack_bytes(cubin: bytes) -> int:
 
 def main() -> None:
     for request in json.load(sys.stdin):
-        tile = Tile(**request.pop("tile"))
-        kernel = compile_tree_kernel(tile=tile, **request)
+        if "splits" in request:
+            kernel = compile_merge_kernel(**request)
+        else:
+            kernel = compile_tree_kernel(tile=Tile(**request.pop("tile")), **request)
         answer = {
             "shared_bytes": kernel.metadata.shared,
             "stack_bytes": stack_bytes(kernel.asm["cubin"]),

@@ -1,13 +1,16 @@
 """Functions with the interface of the FlashAttention packages, written out in plain torch.
 
-They take what the real ones take: names, shapes, dtypes and lengths on the device; and answer as
-they do where a prefix is empty. Everything that mmspec does not use is refused.
+They take what the real ones take: names and defaults in their order (as in the packages' own
+files), shapes, dtypes and lengths on the device; and answer as they do where a prefix is empty.
+Everything that mmspec does not use is refused.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+_BLOCK = 128  # keys that a program reads at once
 
 
 def flash_attn_3_with_kvcache(
@@ -42,7 +45,8 @@ def flash_attn_3_with_kvcache(
     sm_margin: int = 0,
     return_softmax_lse: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Returns four tensors where the log-sum-exp is asked for, the last two of its own."""
+    """Of fa3-fwd 0.0.3. Returns four tensors where the log-sum-exp is asked for, the last two of
+    its own."""
     assert return_softmax_lse and not causal and window_size == (-1, -1)
     spans = _cached_spans(q, k_cache, cache_seqlens, cache_batch_idx, cache_leftpad)
     out, lse = _attend(q, k_cache, v_cache, spans, softmax_scale, softcap, empty=float("-inf"))
@@ -70,6 +74,7 @@ def flash_attn_2_with_kvcache(
     num_splits: int = 0,
     return_softmax_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    """Of flash-attn 2.8.3, and all since 2.6.1."""
     assert return_softmax_lse and not causal and window_size == (-1, -1)
     spans = _cached_spans(q, k_cache, cache_seqlens, cache_batch_idx, cache_leftpad)
     return _attend(q, k_cache, v_cache, spans, softmax_scale, softcap, empty=float("inf"))
@@ -97,8 +102,20 @@ def flash_attn_4_varlen_func(
     num_splits: int = 1,
     pack_gqa: bool | None = None,
     deterministic: bool = False,
+    score_mod: None = None,
+    score_mod_bwd: None = None,
+    mask_mod: None = None,
+    block_sparse_tensors: None = None,
+    aux_tensors: None = None,
+    aux_scalars: None = None,
     return_lse: bool = False,
+    scheduler_metadata: None = None,
+    seqlen_k_per_split: int | None = None,
+    disable_scheduler_metadata: bool = False,
+    gather_bwd_recompute_p: bool = False,
+    gather_bwd_token_chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Of flash-attn-4 4.0.0b36."""
     assert return_lse and not causal
     assert num_splits == 1, "more than one is not supported on Hopper"
     if cu_seqlens_k is None:
@@ -113,6 +130,9 @@ def flash_attn_4_varlen_func(
         begins = cu_seqlens_k.tolist()[:-1]
         used = seqused_k.tolist()
         spans = [(0, begin, begin + count) for begin, count in zip(begins, used, strict=True)]
+        for begin, count in zip(begins, used, strict=True):  # blocks are read whole: 0 * NaN is NaN
+            read = slice(begin, begin - count // -_BLOCK * _BLOCK)
+            assert bool(k[read].isfinite().all()) and bool(v[read].isfinite().all())
         k, v = k.unsqueeze(0), v.unsqueeze(0)
     return _attend(q, k, v, spans, softmax_scale, softcap, empty=float("-inf"))
 

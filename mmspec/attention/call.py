@@ -64,11 +64,15 @@ class RowNodes:
 
 class Prefixes(NamedTuple):
     """Where the rows' committed tokens lie, on a device and in the form that kernels of others
-    take: each (batch,) int32."""
+    take: each int32, and (batch,) but for the bounds."""
 
-    starts: Tensor
+    bounds: Tensor  # (batch + 1,) the starts, and a number that is not read
     stops: Tensor
     buffer: Tensor  # 0 for all rows: they are in the same buffer
+
+    @property
+    def starts(self) -> Tensor:
+        return self.bounds[:-1]
 
 
 class Part(NamedTuple):
@@ -130,9 +134,9 @@ class TreeCall:
         key = (device, is_captured)
         if key not in self._prefixes:
             tensors = self.tensors(device)
-            starts = tensors.starts.int()
-            stops = starts + tensors.committed
-            self._prefixes[key] = Prefixes(starts, stops, torch.zeros_like(starts))
+            bounds = torch.nn.functional.pad(tensors.starts.int(), (0, 1))
+            stops = bounds[:-1] + tensors.committed
+            self._prefixes[key] = Prefixes(bounds, stops, torch.zeros_like(stops))
         return self._prefixes[key]
 
     def parts(self, row: int, reach: Reach, group: int, like: Tensor) -> list[Part]:
@@ -180,6 +184,6 @@ class TreeCall:
 def _additive(seen: NDArray[np.bool_], like: Tensor) -> Tensor:
     """0 where seen, the dtype's minimum elsewhere: -inf would make NaN of a part that a node does
     not see at all."""
-    hidden = torch.from_numpy(~seen).to(like.device)
+    hidden = upload(~seen, like.device)
     mask = like.new_zeros(hidden.shape)
     return mask.masked_fill_(hidden, torch.finfo(like.dtype).min)

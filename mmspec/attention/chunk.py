@@ -20,6 +20,7 @@ from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
 from mmspec.kv import FlatLayer
+from mmspec.uploads import upload
 
 _SMALL = 2**18  # entries of a mask over all columns: in one piece, nothing is rounded twice
 _TILE = 512  # queries: enough rows for the matrix products, little to compute in vain
@@ -51,7 +52,7 @@ class TileCall(TreeCall):
         key = (row.num_nodes, columns, begins, group, like.dtype)
         if key not in self.masks:
             seen = row.visible if reach is None else row.seen(reach)
-            hidden = torch.from_numpy(~seen).to(like.device).repeat(group, 1)
+            hidden = upload(~seen, like.device).repeat(group, 1)
             lowest = torch.finfo(like.dtype).min
             self.masks[key] = like.new_zeros(hidden.shape).masked_fill_(hidden, lowest)
         return self.masks[key]
@@ -101,5 +102,5 @@ class ChunkCall:
         columns = np.arange(self.committed + self.count)
         seen = columns <= positions[:, None]
         seen &= columns >= reach.first_visible(positions)[:, None]
-        hidden = torch.from_numpy(~seen)[None, None].to(like.device)
+        hidden = upload(~seen[None, None], like.device)
         return like.new_zeros(hidden.shape).masked_fill_(hidden, torch.finfo(like.dtype).min)

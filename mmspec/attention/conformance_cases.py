@@ -21,6 +21,7 @@ class Case:
     has_sinks: bool = False
     is_prepared: bool = False  # tensors of a graph, with a row and nodes that are padding
     is_gathered: bool = False  # rows of a view of compressed_kv
+    before: int = 0  # slots of the buffers before the first row
     seed: int = field(default=0, compare=False)
 
     @cached_property
@@ -69,8 +70,8 @@ def _cases() -> tuple[Case, ...]:
         replace(plain, committed=(65_536, 255), nodes=(64, 3)),
         *(replace(plain, group=group, nodes=(7,)) for group in (1, 4, 7, 8)),
         *(replace(plain, group=group, committed=(4096,), nodes=(33,)) for group in (1, 7, 8)),
-        *(replace(plain, nodes=(count,)) for count in (1, 2, 3, 8, 16, 17, 32, 64, 128)),
-        *(replace(plain, committed=(4096,), nodes=(count,)) for count in (1, 64, 128)),
+        *(replace(plain, nodes=(count,)) for count in (1, 2, 3, 8, 15, 16, 17, 32, 64, 128)),
+        *(replace(plain, committed=(4096,), nodes=(n,)) for n in (1, 63, 64, 65, 128)),
         *(replace(plain, head_dim=size, committed=(257,)) for size in (64, 80, 96, 128, 256)),
         *(replace(ragged, head_dim=size) for size in (64, 80, 96, 256)),
         *(replace(plain, head_dim=256, committed=(4096,), nodes=(n,)) for n in (8, 64)),
@@ -90,3 +91,5 @@ def _cases() -> tuple[Case, ...]:
 
 
 CASES = _cases()
+# Rows whose keys lie more than 2**31 elements into their buffer: two buffers of 4 GiB in 16 bits.
+FAR = Case(committed=(300, 9), nodes=(9, 3), before=2**31 // (2 * 128))

@@ -1,77 +1,46 @@
 """FlashAttention 3 (arXiv 2407.08608) for the prefix, on Hopper; the tail is merged behind it."""
 
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from mmspec.attention.call import TreeCall
-from mmspec.attention.installed import Installed, first_installed
-from mmspec.attention.prefix_rung import HALVES, attend_behind, suits_flash
+from mmspec.attention.flash_package import FlashPackage, in_a_cache
+from mmspec.attention.prefix_rung import HALVES
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
 
 _FORWARD_ONLY = "fa3_fwd_interface"  # a wheel without windows and without float16
-_MODULES = ("flash_attn_interface", _FORWARD_ONLY)
 
 
-class FlashAttention3:
-    """Its keys may lie anywhere in one buffer: a row's begin is given as padding on the left."""
+class FlashAttention3(FlashPackage):
+    """It packs a group of query heads by itself, where that pays. A launch that the device refuses
+    ends the process, so no other generation is tried."""
 
     name = "flash_attn_3"
-    is_graph_safe = True
-
-    def __init__(self, function: Callable[..., Any] | None = None, *, device: str = "cuda") -> None:
-        """`function`: in place of the installed `flash_attn_with_kvcache`; `device`: the type of
-        device that it computes on."""
-        self._given = function
-        self._device = device
-
-    @cached_property
-    def _installed(self) -> Installed:
-        if self._given is not None:
-            return Installed(self._given, "")
-        return first_installed(
-            _MODULES, "flash_attn_with_kvcache", packages="flash-attn-3 or fa3-fwd"
-        )
-
-    def missing(self) -> str:
-        return self._installed.missing
-
-    def can_attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> bool:
-        dtypes = (torch.bfloat16,) if self._installed.module == _FORWARD_ONLY else HALVES
-        return (
-            query.device.type == self._device
-            and (self._given is not None or torch.cuda.get_device_capability(query.device)[0] == 9)
-            and suits_flash(query, keys, values, rule=rule, dtypes=dtypes)
-        )
-
-    def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
-    ) -> Tensor:
-        return attend_behind(self._prefix, query, keys, values, call=call, rule=rule)
+    modules = ("flash_attn_interface", _FORWARD_ONLY)
+    function = "flash_attn_with_kvcache"
+    arguments = (
+        "cache_seqlens", "cache_batch_idx", "cache_leftpad", "softmax_scale", "softcap",
+        "num_splits", "return_softmax_lse",
+    )  # fmt: skip
+    packages = "flash-attn-3 or fa3-fwd"
+    majors = range(9, 10)
 
     def _prefix(
         self, query: Tensor, keys: Tensor, values: Tensor, call: TreeCall, rule: LayerRule
     ) -> Attended:
-        lengths: dict[str, Tensor] = {}
-        if call.is_single:  # no lengths at all: the row's prefix is what it is given
-            keys, values = (call.rows[0].prefix_of(buffer) for buffer in (keys, values))
-        else:
-            starts, stops, buffer = call.prefixes(query.device)
-            lengths = {"cache_leftpad": starts, "cache_seqlens": stops, "cache_batch_idx": buffer}
+        cache, lengths = in_a_cache(keys, values, call, query.device)
         out, lse, *_ = self._installed.function(
             query.transpose(1, 2),
-            keys.unsqueeze(0),
-            values.unsqueeze(0),
+            *cache,
             **lengths,
             softmax_scale=rule.scaling,
             softcap=rule.softcap or 0.0,
             num_splits=0,  # by its own heuristic
-            pack_gqa=True,
             return_softmax_lse=True,
         )
         heads = (keys.shape[1], query.shape[1] // keys.shape[1])
         return Attended(out.unflatten(2, heads), lse.transpose(1, 2).unflatten(2, heads))
+
+    def _dtypes(self) -> tuple[torch.dtype, ...]:
+        return (torch.bfloat16,) if self._installed.module == _FORWARD_ONLY else HALVES

@@ -77,17 +77,28 @@ def order_for(query: Tensor, kv_heads: int) -> tuple[str, ...]:
 def rung_for(
     query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
 ) -> Rung:
-    """Who computes the call: the backend that it names, else the first of the order that can."""
-    for name in _names(query, keys, call):
+    """Who is asked first: the first of `rungs_for`."""
+    return next(rungs_for(query, keys, values, call=call, rule=rule))
+
+
+def rungs_for(
+    query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
+) -> Iterator[Rung]:
+    """Who can compute the call, best first: the backend that it names, then those of the order.
+    Raises RuntimeError where nobody can."""
+    found = False
+    for name in dict.fromkeys(_names(query, keys, call)):
         rung = RUNGS[name]
         if call.prepared is not None and not rung.is_graph_safe:
             continue
         if not rung.missing() and rung.can_attend(query, keys, values, rule=rule):
-            return rung
-    raise RuntimeError(
-        f"no attention backend takes a {'captured ' if call.prepared else ''}call of "
-        f"{tuple(query.shape)} {query.dtype} on {query.device}, reach {rule.reach}"
-    )
+            found = True
+            yield rung
+    if not found:
+        raise RuntimeError(
+            f"no attention backend takes a {'captured ' if call.prepared else ''}call of "
+            f"{tuple(query.shape)} {query.dtype} on {query.device}, reach {rule.reach}"
+        )
 
 
 def _names(query: Tensor, keys: Tensor, call: TreeCall) -> Iterator[str]:

@@ -4,6 +4,8 @@ For rungs whose kernel knows no ancestor mask: it takes the prefix, which all no
 the few tokens behind it. Lengths are read on the device, so that a graph may hold it.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from mmspec.attention.call import TreeCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
+from mmspec.attention.setbacks import SETBACKS, Way
 from mmspec.attention.tensors import WORD_BITS, TreeTensors
 from mmspec.attention.triton_tree import TritonTree
 
@@ -30,10 +33,23 @@ def finish(
     group, head_dim) and `lse` (batch, nodes, kv_heads, group), the natural logarithm. Neither is
     read for a row without a prefix. None: no row has one. The layer's reach must be full.
     """
-    if prefix is not None and query.is_cuda and not _TRITON.missing():
-        if _TRITON.can_attend(query, keys, values, rule=rule):
-            return _TRITON.attend(query, keys, values, call=call, rule=rule, prefix=prefix)
-    return finish_plainly(query, keys, values, prefix, call=call, rule=rule)
+    operands = (query, keys, values)
+    plainly = Way(
+        "plain operations", partial(finish_plainly, *operands, prefix, call=call, rule=rule)
+    )
+    ways = [plainly]
+    if prefix is not None and _suits_triton(*operands, rule):
+        kernel = partial(_TRITON.attend, *operands, prefix=prefix, call=call, rule=rule)
+        ways = [Way("triton behind a prefix", kernel), plainly]
+    return SETBACKS.first_that_works(ways, *operands, call=call, rule=rule)
+
+
+def _suits_triton(query: Tensor, keys: Tensor, values: Tensor, rule: LayerRule) -> bool:
+    return (
+        query.is_cuda
+        and not _TRITON.missing()
+        and _TRITON.can_attend(query, keys, values, rule=rule)
+    )
 
 
 def finish_plainly(

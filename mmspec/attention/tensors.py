@@ -1,5 +1,6 @@
 """TreeTensors: the rows of a TreeCall in tensors of fixed shapes, as kernels read them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mmspec.attention.call import RowNodes
 
 WORD_BITS = 32
+_ALIGNED = 4  # words: kernels are compiled for addresses that are multiples of 16 bytes
 
 
 @dataclass(frozen=True)
@@ -38,31 +40,41 @@ class TreeTensors:
         tail: int | None = None,
     ) -> "TreeTensors":
         """The shapes are those of the rows, or larger where `batch`, `nodes` or `tail` say so; what
-        is beyond a row is 0."""
+        is beyond a row is 0. One copy to the device, which is not waited for."""
         batch = len(rows) if batch is None else batch
         nodes = max(row.num_nodes for row in rows) if nodes is None else nodes
         tail = max(len(row.depths) for row in rows) if tail is None else tail
-        starts = np.zeros(batch, dtype=np.int64)
-        counts = np.zeros((3, batch), dtype=np.int32)
-        depths = np.zeros((batch, tail), dtype=np.int32)
-        seen = np.zeros((batch, nodes, -(-tail // WORD_BITS) * WORD_BITS), dtype=np.bool_)
+        words = -(-tail // WORD_BITS)
+        shapes = [(2 * batch,), *[(batch,)] * 3, (batch, tail), (batch, nodes, words)]
+        places = _places([math.prod(shape) for shape in shapes])
+        packed = np.zeros(places[-1].stop, dtype="<i4")
+        starts, committed, num_nodes, num_tail, depths, visible = (
+            packed[place].reshape(shape) for place, shape in zip(places, shapes, strict=True)
+        )
+        starts = starts.view("<i8")
+        seen = np.zeros((batch, nodes, words * WORD_BITS), dtype=np.bool_)
         for index, row in enumerate(rows):
-            starts[index] = row.start
-            counts[:, index] = row.committed, row.num_nodes, len(row.depths)
+            starts[index], committed[index] = row.start, row.committed
+            num_nodes[index], num_tail[index] = row.num_nodes, len(row.depths)
             depths[index, : len(row.depths)] = row.depths
             seen[index, : row.num_nodes, : len(row.depths)] = row.visible
-        words = np.packbits(seen, axis=-1, bitorder="little").view("<i4")
-        committed, num_nodes, num_tail = upload(counts, device)
-        return TreeTensors(
-            upload(starts, device),
-            committed,
-            num_nodes,
-            num_tail,
-            upload(depths, device),
-            upload(words, device),
+        visible[:] = np.packbits(seen, axis=-1, bitorder="little").view("<i4")
+        there = upload(packed, device)
+        first, *others = (
+            there[place].view(shape) for place, shape in zip(places, shapes, strict=True)
         )
+        return TreeTensors(first.view(torch.int64), *others)
 
     def copy_(self, other: "TreeTensors") -> None:
         """Takes over the values of tensors of the same shapes."""
         for field in fields(self):
             getattr(self, field.name).copy_(getattr(other, field.name), non_blocking=True)
+
+
+def _places(sizes: Sequence[int]) -> list[slice]:
+    """One behind the other, each from an aligned word on."""
+    places, start = [], 0
+    for size in sizes:
+        places.append(slice(start, start + size))
+        start += -(-size // _ALIGNED) * _ALIGNED
+    return places

@@ -14,6 +14,7 @@ from mmspec.attention.kernels.tiles import (
     LARGE_SHARED_BYTES,
     Tile,
     least_columns,
+    merge_blocks,
     num_splits,
     padded,
     tile_for,
@@ -24,7 +25,6 @@ from mmspec.attention.rung import LayerRule
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LOG2_E = 1.4426950408889634
 _MAX_HEAD_DIM = 256
-_MERGED_TOGETHER = 4096  # values that a program of the merge keeps in registers
 _INTERPRETED_PROCESSORS = 4  # programs run one after the other there, but splits shall be seen
 
 
@@ -70,25 +70,8 @@ class TritonTree:
         prefix: Attended | None = None,
     ) -> Tensor:
         """`prefix`: what the prefix gave already, `out` (batch, nodes, kv_heads, group, head_dim)
-        and `lse` (batch, nodes, kv_heads, group); only the tail is read then. Raises RuntimeError
+        and `lse` (batch, nodes, kv_heads, group); only the tail is read then. Raises TritonError
         where a kernel does not compile, or does not fit the device."""
-        from triton.errors import TritonError
-
-        try:
-            return self._attend(query, keys, values, call=call, rule=rule, prefix=prefix)
-        except TritonError as error:  # no RuntimeError of its own, which the probe steps down at
-            raise RuntimeError(f"triton: {error}") from error
-
-    def _attend(
-        self,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        *,
-        call: TreeCall,
-        rule: LayerRule,
-        prefix: Attended | None,
-    ) -> Tensor:
         from mmspec.attention.kernels.merge_kernel import merge_kernel
         from mmspec.attention.kernels.tree_kernel import tree_kernel
 
@@ -128,7 +111,7 @@ class TritonTree:
         scale_in, scale_out = rule.scaling * _LOG2_E, 1.0
         if rule.softcap is not None:
             scale_in, scale_out = rule.scaling / rule.softcap, rule.softcap * _LOG2_E
-        with _on(query.device):
+        with on_device(query.device):
             tree_kernel[(tiles, batch * kv_heads, splits)](
                 query,
                 keys,
@@ -180,7 +163,6 @@ class TritonTree:
                 num_stages=tile.num_stages,
             )
             if splits > 1:
-                block_s = max(1 << (splits - 1).bit_length(), 2)
                 merge_kernel[(batch * nodes, heads)](
                     partial,
                     partial_lse,
@@ -193,8 +175,7 @@ class TritonTree:
                     GROUP=group,
                     VALUE_DIM=value_dim,
                     BLOCK_V=padded(value_dim),
-                    BLOCK_S=block_s,
-                    STEP=min(block_s, max(_MERGED_TOGETHER // padded(value_dim), 2)),
+                    **merge_blocks(splits, value_dim),
                     HAS_SINKS=rule.sinks is not None,
                     num_warps=4,
                 )
@@ -224,6 +205,6 @@ def _device(device: torch.device) -> _Device:
     return _Device(found.multi_processor_count, found.shared_memory_per_multiprocessor)
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device; a model may be spread over several."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,19 +1,18 @@
 """Section `attention`: what each backend of the ladder takes for a call, by shape."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmspec.attention.rung import Rung
-from mmspec.gpu_check import tree_cells
-from mmspec.gpu_check.backends import backends, chosen
-from mmspec.gpu_check.clock import Clock, Work
+from mmspec.gpu_check.backends import backends
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.tree_cells import Call, Cell
 
 _GROUPS = ((8, 4), (4, 7), (32, 1))  # (KV heads, query heads of each)
 _CONTEXTS = (4096, 32_768, 131_072)
@@ -37,34 +36,38 @@ class Timed:
 def check(setting: Setting, recorder: Recorder) -> None:
     """One row a shape; the ladder's choice must be the quickest, or near to it."""
     bench = _bench()
-    rungs = [r for r in backends(recorder) if setting.is_cuda or r.name not in _INTERPRETED]
+    if bench is None:
+        recorder.missing("attention: scripts/bench_attention.py, which a checkout has")
+        return
+    rungs = {
+        rung.name: rung
+        for rung in backends(recorder)
+        if setting.is_cuda or rung.name not in _INTERPRETED
+    }
     table: list[Timed] = []
-    for cell in _cells(setting):
+    for shape in _shapes(bench, setting):
         if setting.left_s < 10:
             recorder.missing("attention: no time left for all shapes")
             break
-        size = 4 * cell.rows * cell.kv_heads * cell.head_dim * cell.prefix
-        if not setting.has_memory(4 * size):
-            recorder.missing(f"attention, {cell.text}: no room")
+        text = _text(shape)
+        if not setting.has_memory(8 * shape.kv_bytes(torch.bfloat16)):
+            recorder.missing(f"attention, {text}: no room")
             continue
-        with recorder.attempt(f"attention, {cell.text}"):
-            if bench is None:
-                timed = _by_clock(cell, rungs, setting, recorder)
-            else:
-                timed = _by_bench(bench, cell, rungs, setting)
+        with recorder.attempt(f"attention, {text}"):
+            timed = _timed(bench, shape, rungs, setting, recorder)
             table.append(timed)
-            _check_choice(timed, cell, setting, recorder)
+            _check_choice(timed, shape, setting, recorder)
         recorder.found("table", table)
 
 
-def _check_choice(timed: Timed, cell: Cell, setting: Setting, recorder: Recorder) -> None:
+def _check_choice(timed: Timed, shape: Any, setting: Setting, recorder: Recorder) -> None:
     if not setting.is_cuda or timed.chosen not in timed.us:
         return
     own, best = timed.us[timed.chosen], timed.us[timed.best]
-    most = next(factor for pairs, factor in _FACTORS if cell.nodes * cell.group <= pairs)
+    most = next(factor for pairs, factor in _FACTORS if shape.nodes * shape.group <= pairs)
     recorder.check(
         own * most <= best,
-        f"attention, {cell.text}: {timed.chosen} takes {own:.0f} us, {timed.best} {best:.0f}",
+        f"attention, {timed.shape}: {timed.chosen} takes {own:.0f} us, {timed.best} {best:.0f}",
     )
 
 
@@ -81,58 +84,42 @@ def _bench() -> Any:
     return module
 
 
-def _by_bench(bench: Any, cell: Cell, rungs: Sequence[Rung], setting: Setting) -> Timed:
-    shape = bench.Shape(
-        cell.prefix, cell.nodes, cell.group, cell.rows, cell.kv_heads, cell.head_dim
-    )
+def _timed(
+    bench: Any, shape: Any, rungs: Mapping[str, Rung], setting: Setting, recorder: Recorder
+) -> Timed:
     row = bench.measure(
         shape,
-        {rung.name: rung for rung in rungs},
+        rungs,
         rounds=2 if setting.is_small else 9,
         repeats=1 if setting.is_small else 3,
-        dtype=cell.dtype,
+        dtype=setting.dtype,
         device=setting.device,
     )
+    text = _text(shape)
+    for entry in row.timed:
+        what = f"attention by {entry.backend}, {text}: {entry.reason}"
+        recorder.check(entry.verdict != "failed", what)
     ran = {entry.backend: entry for entry in row.timed if entry.samples_us}
     times = {name: entry.median_us for name, entry in ran.items()}
     eager = tuple(name for name, entry in ran.items() if not entry.is_captured)
-    return Timed(cell.text, times, row.ladder, min(times, key=lambda name: times[name]), eager)
+    return Timed(text, times, row.ladder, min(times, key=lambda name: times[name]), eager)
 
 
-def _by_clock(cell: Cell, rungs: Sequence[Rung], setting: Setting, recorder: Recorder) -> Timed:
-    call = tree_cells.build(cell, setting.device)
-    times = _times(call, rungs, setting, recorder, cell)
-    best = min(times, key=lambda name: times[name])
-    return Timed(cell.text, times, chosen(call), best, tuple(times))
-
-
-def _cells(setting: Setting) -> Iterator[Cell]:
+def _shapes(bench: Any, setting: Setting) -> Iterator[Any]:
+    """Of `bench`: context, nodes, group, batch, KV heads and head size."""
     if setting.is_small:
-        usual = replace(next(tree_cells.cells(setting)), prefix=200)
-        yield from (replace(usual, nodes=nodes) for nodes in (1, 6))
+        yield from (bench.Shape(200, nodes, 4, 1, 2, 32) for nodes in (1, 6))
         return
     for context in _CONTEXTS:
         for kv_heads, group in _GROUPS:
             for nodes in _NODES:
-                yield Cell(prefix=context, nodes=nodes, kv_heads=kv_heads, group=group)
+                yield bench.Shape(context, nodes, group, 1, kv_heads, 128)
     for nodes in _NODES:
-        yield Cell(prefix=32_768, nodes=nodes, kv_heads=8, group=4, rows=8)
+        yield bench.Shape(32_768, nodes, 4, 8, 8, 128)
 
 
-def _times(
-    call: Call, rungs: Sequence[Rung], setting: Setting, recorder: Recorder, cell: Cell
-) -> dict[str, float]:
-    """Microseconds of each backend that takes the call."""
-    works = {}
-    for rung in rungs:
-        try:
-            if call.by(rung) is not None:
-                works[rung.name] = _work(call, rung)
-        except Exception as error:  # said, and in the section `kernels` too
-            recorder.check(False, f"{rung.name}, {cell.text}: {type(error).__name__}: {error}")
-    clock = Clock(setting.device, rounds=3 if setting.is_small else 9, limit_s=0.5)
-    return {name: ms * 1e3 for name, ms in clock.medians_ms(works).items()}
-
-
-def _work(call: Call, rung: Rung) -> Work:
-    return lambda: call.by(rung)
+def _text(shape: Any) -> str:
+    return (
+        f"{shape.batch} x {shape.context} tokens, {shape.nodes} nodes, "
+        f"{shape.kv_heads} x {shape.group} heads"
+    )

@@ -4,6 +4,7 @@ Those that need a GPU run by Triton's interpreter and by stand-ins; on a GPU the
 """
 
 from dataclasses import replace
+from typing import Any
 
 import interpreted
 import pytest
@@ -17,7 +18,7 @@ from flash_standins import (
 from torch import Tensor
 
 from mmspec.attention import LayerRule, TreeCall
-from mmspec.attention.conformance import CASES, Case, build, check
+from mmspec.attention.conformance import CASES, FAR, Case, build, check
 from mmspec.attention.flash_attn_2 import FlashAttention2
 from mmspec.attention.flash_attn_3 import FlashAttention3
 from mmspec.attention.flash_attn_4 import FlashAttention4
@@ -107,6 +108,21 @@ def test_the_kernel_in_half_precision(dtype: torch.dtype) -> None:
     assert_conforms(TritonTree(), case, dtype, KERNEL_DEVICE)
 
 
+@pytest.mark.parametrize("splits", [1, 2])
+def test_offsets_are_wider_than_32_bits(splits: int) -> None:
+    """Memory that is not touched costs none. Cut to 32 bits, an offset would point to its begin."""
+    case = replace(FAR, kv_heads=1, head_dim=64, group=2, before=2**32 // 64)
+    if KERNEL_DEVICE.type == "cuda":
+        pytest.skip("scripts/gpu_check.py has it for a GPU")
+    try:
+        inputs = build(case, dtype=torch.bfloat16, device=CPU)
+    except RuntimeError as error:
+        pytest.skip(f"no room: {error}")
+    rung = TritonTree(Tile(block_m=16, block_n=64, num_warps=4, num_stages=1), splits)
+    outcome = check(rung, case, dtype=torch.bfloat16, device=CPU, inputs=inputs)
+    assert outcome.verdict == "passed", outcome
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
@@ -134,6 +150,16 @@ def test_on_the_gpu(rung: str, dtype: torch.dtype) -> None:
 
 
 # The suite itself
+
+
+class Lost(Tensor):
+    """Work on a device that failed: it is told by the first thing that waits for it."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__float__ or func is Tensor.__bool__:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 class Faulty:
@@ -167,6 +193,8 @@ class Faulty:
             return torch.where(out == 0, 1.0, out)
         if self.fault == "raises":
             raise RuntimeError("out of resources")
+        if self.fault == "fails unseen":
+            return out.as_subclass(Lost)
         return out * (1.02 if self.fault == "is off by 2%" else 1.0)
 
 
@@ -178,6 +206,7 @@ class Faulty:
         "reads beyond the row",
         "leaves padding",
         "raises",
+        "fails unseen",
         "is off by 2%",
     ],
 )

@@ -91,9 +91,9 @@ def test_a_backend_that_is_there_is_taken(name: str) -> None:
 
 
 def test_the_first_module_that_has_the_function_is_taken() -> None:
-    found = first_installed(["no_such_module", "math"], "sqrt", packages="math")
+    found = first_installed(["no_such_module", "math"], "sqrt", arguments=(), packages="math")
     assert (found.missing, found.module, found.function(4.0)) == ("", "math", 2.0)
-    lacking = first_installed(["math"], "flash", packages="flash-math")
+    lacking = first_installed(["math"], "flash", arguments=(), packages="flash-math")
     assert lacking.missing.startswith("the package flash-math (math: AttributeError")
 
 

@@ -1,9 +1,15 @@
 """TreeTensors say what the rows of a call say."""
 
+from dataclasses import fields
+
 import numpy as np
+import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from mmspec.attention import RowNodes
+from mmspec.attention import tensors as tensors_module
 from mmspec.attention.tensors import TreeTensors
 
 
@@ -41,3 +47,30 @@ def test_copied_values_replace_all_old_ones() -> None:
     large.copy_(small)
     assert large.visible.data_ptr() == address
     assert torch.equal(large.visible, small.visible) and torch.equal(large.starts, small.starts)
+
+
+def test_all_of_a_call_goes_to_the_device_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of addresses that are multiples of 16 bytes, as kernels are compiled for."""
+    copies = []
+
+    def upload(values: NDArray[np.int32], device: torch.device | str) -> Tensor:
+        copies.append(values.nbytes)
+        return torch.from_numpy(values.copy())
+
+    monkeypatch.setattr(tensors_module, "upload", upload)
+    rows = [_row(7 * seed, seed, 3 + seed, 1 + seed, seed) for seed in range(5)]
+    tensors = TreeTensors.of(rows, "cpu")
+    assert len(copies) == 1
+    parts = [getattr(tensors, field.name) for field in fields(tensors)]
+    for part in parts:
+        assert (part.data_ptr() - tensors.starts.data_ptr()) % 16 == 0
+        assert part.is_contiguous()
+    assert [part.dtype for part in parts] == [torch.int64, *[torch.int32] * 5]
+    assert tensors.starts.tolist() == [row.start for row in rows]
+    assert tensors.num_tail.tolist() == [len(row.depths) for row in rows]
+    assert all(
+        _seen(tensors, index, node, tail) == bool(row.visible[node, tail])
+        for index, row in enumerate(rows)
+        for node in range(row.num_nodes)
+        for tail in range(len(row.depths))
+    )

@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from mmspec.attention.kernels.tiles import LARGE, SMALL, WIDE, Tile, num_splits, padded, tile_for
+from mmspec.attention.kernels.tiles import (
+    LARGE,
+    SMALL,
+    WIDE,
+    Tile,
+    merge_blocks,
+    num_splits,
+    padded,
+    tile_for,
+)
 
 ROOT = Path(__file__).parents[2]
 HOPPER, AMPERE, ADA = 90, 80, 89
@@ -79,10 +88,26 @@ def test_splits_fill_the_device_once_and_are_no_smaller_than_it_pays() -> None:
 
 def test_the_kernel_compiles_for_hopper() -> None:
     tile = LARGE[128][2]
-    (answer,) = compiled([request(HOPPER, "bf16", 128, tile, "plain")])
-    assert_fits(answer, tile, HOPPER, "plain")
-    assert answer["stack_bytes"] == 0, "registers spill"
-    assert answer["products"] > 0, "no tensor cores"
+    merge = {"arch": HOPPER, "dtype": "bf16", "head_dim": 128, "splits": 264}
+    tree, *merges = compiled(
+        [
+            request(HOPPER, "bf16", 128, tile, "plain"),
+            {**merge, "constants": {}},
+            {**merge, "head_dim": 80, "splits": 2, "constants": {"HAS_SINKS": True}},
+        ]
+    )
+    assert_fits(tree, tile, HOPPER, "plain")
+    assert tree["products"] > 0, "no tensor cores"
+    assert [answer["stack_bytes"] for answer in (tree, *merges)] == [0, 0, 0], "registers spill"
+
+
+def test_the_splits_of_a_merge_are_all_read_in_whole_steps() -> None:
+    for splits in (2, 3, 33, 264):
+        for value_dim in (16, 64, 80, 128, 256):
+            blocks = merge_blocks(splits, value_dim)
+            assert blocks["BLOCK_S"] >= splits and blocks["BLOCK_S"] % blocks["STEP"] == 0
+            assert blocks["STEP"] == padded(blocks["STEP"]) or blocks["STEP"] < 16
+            assert blocks["STEP"] * padded(value_dim) <= 4096
 
 
 @pytest.mark.slow
@@ -92,6 +117,7 @@ def test_the_kernel_compiles_for_hopper() -> None:
     [
         (HOPPER, "bf16", LARGE),
         (HOPPER, "fp16", LARGE),
+        (HOPPER, "fp32", WIDE),
         (AMPERE, "bf16", SMALL),
         (ADA, "fp16", SMALL),
         (ADA, "fp32", WIDE),

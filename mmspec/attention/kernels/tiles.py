@@ -9,6 +9,7 @@ measures them.
 from dataclasses import dataclass
 
 _LEAST_COLUMNS = 128  # of a split: below that merging costs more than it saves
+_MERGED_TOGETHER = 4096  # values that a program of `merge_kernel` keeps in registers
 LARGE_SHARED_BYTES = 200 * 1024  # of a multiprocessor: Hopper and Blackwell in data centres
 
 
@@ -71,3 +72,10 @@ def num_splits(tile: Tile, programs: int, columns: int, processors: int) -> int:
 def least_columns(tile: Tile) -> int:
     """Columns of a split, at least: a multiple of the tile's slots."""
     return max(_LEAST_COLUMNS, tile.block_n)
+
+
+def merge_blocks(splits: int, value_dim: int) -> dict[str, int]:
+    """The sizes of `merge_kernel`: all splits, and those whose values are read together."""
+    block = max(1 << (splits - 1).bit_length(), 2)
+    step = min(block, max(_MERGED_TOGETHER // padded(value_dim), 2))
+    return {"BLOCK_S": block, "STEP": step}

@@ -53,7 +53,10 @@ class ScoreCall:
             ids=torch.where(self.ids > 0, self.ids - 1, 1),
             positions=(self.positions - 1).clamp(min=0),
             tree=TreeCall(
-                [_varied(row) for row in self.tree.rows], self.tree.layers, self.tree.reaches
+                [_varied(row) for row in self.tree.rows],
+                self.tree.layers,
+                self.tree.reaches,
+                backend=self.tree.backend,
             ),
             plan=WritePlan(
                 [start + 2 for start in plan.starts],

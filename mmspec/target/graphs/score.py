@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmspec.attention import SetAside
 from mmspec.errors import GraphWarning
 from mmspec.target.graphs.bucket import Bucket
 from mmspec.target.graphs.call import Computed, ScoreCall
@@ -140,6 +141,8 @@ class ScoreGraphs:
         inputs.fill(call)
         try:
             graph = _Graph(inputs, self.recorder.record(lambda: forward(inputs, call)))
+        except SetAside:  # the next recording goes without that backend
+            return None
         except (
             Exception
         ) as error:  # whatever a model's forward may raise: without graphs it goes on
