@@ -124,6 +124,10 @@ class Engine:
         self._rule = rule
         self._max_rows = max_rows
         self._control_tokens = control_tokens
+        if max_rows < 1:
+            raise ConfigError(f"max_rows={max_rows}: expected 1 or more requests at a time")
+        if max_nodes < 0:
+            raise ConfigError(f"max_nodes={max_nodes}: expected 0 (no drafts) or more")
         sizes = {"prefill_chunk": prefill_chunk or 0, "prefix_bytes": prefix_bytes}
         for name, size in {**sizes, "feature_bytes": feature_bytes}.items():
             if size < 0:

@@ -94,17 +94,18 @@ class Result:
     """One request's answer; of n samples the first, with the others beside it."""
 
     text: str
-    tokens: tuple[int, ...]  # the generated ones, the ending EOS included
+    tokens: tuple[int, ...] = field(repr=False)  # the generated ones, the ending EOS included
     finish_reason: FinishReason
     seed: int | None  # the one used: it gives the same text again; None if nothing began
-    stats: Stats
-    pieces: tuple[Piece, ...] = ()  # the text, by who drafted it
+    stats: Stats = field(repr=False)
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)  # the text, by who drafted it
     error: MmspecError | None = None  # why the request ended early; its batch went on
     sample: int = 0  # its number: seed and sample give the same text again
     others: tuple["Result", ...] = ()  # the request's further samples
-    logprobs: tuple[TokenLogprobs, ...] | None = None  # (tokens,); None if not asked for
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # (prompt,); None inside: the
-    # first token and media placeholders
+    logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)  # (tokens,);
+    # None if not asked for
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = field(default=None, repr=False)
+    # (prompt,); None inside: the first token and media placeholders
     scores: Tensor | None = field(default=None, compare=False, repr=False)  # (tokens, vocab)
     # float32, processed; None if not kept
     logits: Tensor | None = field(default=None, compare=False, repr=False)  # (tokens, vocab)

@@ -321,6 +321,35 @@ def test_unknown_drafters_verifiers_and_keys_are_refused() -> None:
         mmspec.load(model, overrides=["decode.verifier=typical"])
     with pytest.raises(ConfigError, match="max_nodes"):
         mmspec.load(model, overrides=["decode.max_node=3"])
+    with pytest.raises(ConfigError, match="max_rows=0: expected 1 or more"):
+        mmspec.load(model, overrides=["decode.max_rows=0"])
+    with pytest.raises(ConfigError, match="max_nodes=-3: expected 0"):
+        mmspec.load(model, overrides=["decode.max_nodes=-3"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "drafter.name=promt_lookup",
+        "decode.verifier=couple",
+        "decode.exactness=bits",
+        "inputs.control_tokens=drop",
+    ],
+)
+def test_a_misspelt_choice_is_told_before_the_model_is_loaded(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmspec.build.load_model", lambda *args, **options: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="expected"):
+        mmspec.load("tiny-vlm", overrides=[wrong])
+
+
+def test_a_result_is_shown_by_its_text(engine: mmspec.Engine) -> None:
+    result = engine.generate(TEXT, max_new_tokens=4, seed=1, logprobs=2)
+    assert repr(result) == (
+        f"Result(text={result.text!r}, finish_reason='length', seed=1, error=None, sample=0, "
+        "others=())"
+    )
 
 
 def test_a_drafter_that_fails_costs_no_text(caplog: pytest.LogCaptureFixture) -> None:

@@ -63,23 +63,31 @@ def find_documents(inputs: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def read_documents(path: Path, *, field: str = "text") -> Iterator[TextDocument]:
+def read_documents(
+    path: Path, *, field: str = "text", on_broken: Callable[[InputError], None] | None = None
+) -> Iterator[TextDocument]:
     """The documents of one file: one, or of JSONL one a line, whose text is in `field`. A file of
     another kind is read as plain text.
 
-    Raises InputError: cannot be read, not UTF-8, not JSON, no such field, a broken PDF; and
+    Raises InputError: cannot be read, not UTF-8, not JSON, no such field, a broken PDF; with
+    `on_broken` that is told instead, and the document (of JSONL the line) is left out. Raises
     MissingExtraError where HTML or PDF needs a package that is not there.
     """
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES_OF_LINES:
-        yield from _read_lines(path, field)
-        return
     read: Callable[[Path], tuple[Page, ...]] = _read_text
     if suffix in _HTML:
         read = _read_html
     elif suffix == ".pdf":
         read = _read_pdf
-    yield TextDocument(str(path), str(path), read(path))
+    try:
+        if suffix in SUFFIXES_OF_LINES:
+            yield from _read_lines(path, field, on_broken)
+        else:
+            yield TextDocument(str(path), str(path), read(path))
+    except InputError as error:
+        if on_broken is None:
+            raise
+        on_broken(error)
 
 
 def _read_text(path: Path) -> tuple[Page, ...]:
@@ -89,12 +97,22 @@ def _read_text(path: Path) -> tuple[Page, ...]:
         raise _not_utf8(path, error) from error
 
 
-def _read_lines(path: Path, field: str) -> Iterator[TextDocument]:
+def _read_lines(
+    path: Path, field: str, on_broken: Callable[[InputError], None] | None
+) -> Iterator[TextDocument]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _line_document(path, number, line, field)
+                if not line.strip():
+                    continue
+                try:
+                    document = _line_document(path, number, line, field)
+                except InputError as error:
+                    if on_broken is None:
+                        raise
+                    on_broken(error)
+                else:
+                    yield document
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
