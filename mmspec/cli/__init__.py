@@ -4,6 +4,7 @@ from importlib.metadata import version as installed_version
 
 import typer
 
+from mmspec.cli.batch import batch
 from mmspec.cli.bench import bench
 from mmspec.cli.chat import chat
 from mmspec.cli.check import CheckCommand, check
@@ -13,6 +14,7 @@ from mmspec.cli.plan import plan
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 app.command()(generate)
+app.command()(batch)
 app.command()(chat)
 app.command(cls=CheckCommand)(check)
 app.command()(bench)

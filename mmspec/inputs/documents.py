@@ -38,9 +38,9 @@ class TextDocument:
         return "\n".join(page.text for page in self.pages)
 
 
-def find_documents(inputs: Sequence[str]) -> list[Path]:
+def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The files that `inputs` mean, each once: files as they are, globs ("notes/**/*.md"), and
-    folders with all files of known kinds below them; each folder and glob in sorted order.
+    folders with all files of these kinds below them; each folder and glob in sorted order.
 
     Raises InputError where one means nothing.
     """
@@ -48,7 +48,7 @@ def find_documents(inputs: Sequence[str]) -> list[Path]:
     for given in inputs:
         if os.path.isdir(given):
             below = sorted(path for path in Path(given).rglob("*") if path.is_file())
-            files = [path for path in below if path.suffix.lower() in SUFFIXES]
+            files = [path for path in below if path.suffix.lower() in suffixes]
         elif os.path.isfile(given):
             files = [Path(given)]
         else:
@@ -57,7 +57,7 @@ def find_documents(inputs: Sequence[str]) -> list[Path]:
         if not files:
             raise InputError(
                 f"{given!r}: no such file, folder or glob, or a folder without documents; expected "
-                f"files of {', '.join(SUFFIXES)}"
+                f"files of {', '.join(suffixes)}"
             )
         found.update(dict.fromkeys(files))
     return list(found)

@@ -8,7 +8,7 @@ from struct import error as StructError
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmspec.errors import InputError
 from mmspec.inputs.limits import InputLimits
@@ -143,8 +143,10 @@ def upright_rgb(image: Image.Image, *, name: str) -> Image.Image:
 
 
 def _damaged(name: str, error: Exception) -> InputError:
+    # Pillow's own words name a buffer of ours.
+    why = "no known header" if isinstance(error, UnidentifiedImageError) else error
     return InputError(
-        f"{name} is a truncated or damaged image ({error}); copy or download the file again"
+        f"{name} is a truncated or damaged image ({why}); copy or download the file again"
     )
 
 
