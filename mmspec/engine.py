@@ -157,9 +157,9 @@ class Engine:
     def generate(self, prompt: Any, **options: Any) -> Result | list[Result]:
         """Generates for one prompt, or for a list of requests (or texts) as a ragged batch.
 
-        `options` are fields of `Request`. A single request that fails raises; in a batch the
-        failed one has its `error` in its Result, with the tokens chosen until then, and the
-        others finish.
+        `options` are fields of `Request`, which lists them. A single request that fails raises; in
+        a batch the failed one has its `error` in its Result, with the tokens chosen until then, and
+        the others finish.
         """
         if _is_batch(prompt):
             found = dict(self.generate_each(prompt, **options))

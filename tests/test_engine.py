@@ -1,6 +1,7 @@
 """The engine as its users meet it: real processor, template, images, batch, streams, errors."""
 
 import gc
+import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import mmspec
 from mmspec import Request
 from mmspec.errors import ConfigError, DecodeError, InputError
 from mmspec.kv import KVCache
+from mmspec.requests import FIELD_NAMES
 from mmspec.training.tiny.build import build_model, build_processor
 
 TEXT = "red square, blue circle, red square, blue circle, red square,"
@@ -378,6 +380,11 @@ def test_a_misspelt_choice_is_told_before_the_model_is_loaded(
     monkeypatch.setattr("mmspec.build.load_model", lambda *args, **options: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match="expected"):
         mmspec.load("tiny-vlm", overrides=[wrong])
+
+
+def test_every_option_is_told_in_the_docstring() -> None:
+    told = set(re.findall(r"`(\w+)`", mmspec.Request.__doc__ or ""))
+    assert set(FIELD_NAMES) <= told
 
 
 def test_a_result_is_shown_by_its_text(engine: mmspec.Engine) -> None:

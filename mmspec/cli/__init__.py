@@ -12,7 +12,7 @@ from mmspec.cli.generate import generate
 from mmspec.cli.index import index
 from mmspec.cli.plan import plan
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 app.command()(generate)
 app.command()(batch)
 app.command()(chat)

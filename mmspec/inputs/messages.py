@@ -118,6 +118,11 @@ class _Reader:
                 '{"role": "user", "content": "..."}'
             )
         role, content = message.get("role"), message.get("content")
+        if role is None and "prompt" in message:
+            raise InputError(
+                f"got a mapping with the keys {sorted(map(str, message))} among the messages; "
+                "expected mmspec.Request(prompt=...) for each request of a batch"
+            )
         if role not in ROLES:
             raise InputError(f"got a message with the role {role!r}; expected one of {ROLES}")
         parts: list[dict[str, object]] = []

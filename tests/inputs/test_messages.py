@@ -100,6 +100,7 @@ def user(*parts: object) -> list[Message]:
         ([{"role": "user", "content": ""}], {}, ["empty"]),
         ([{"role": "robot", "content": "x"}], {}, ["'robot'", "user"]),
         ([{"content": "x"}], {}, ["None", "expected one of"]),
+        ([{"prompt": "x"}], {}, ["mmspec.Request(prompt=...)"]),
         (["x"], {}, ["type str", '"role"']),
         ([{"role": "user", "content": None}], {}, ["NoneType", "list of parts"]),
         ([{"role": "user", "content": 3}], {}, ["int"]),
