@@ -27,6 +27,7 @@ from mmspec.cli.console import (
     mistakes_told,
     printable,
     quiet_transformers,
+    tell,
 )
 from mmspec.cli.generate import read_prompt
 from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides
@@ -129,13 +130,11 @@ def batch(
                         engine, tasks, ledger, options=options, seed=seed, on_progress=shown.update
                     )
             except KeyboardInterrupt as error:
-                stderr.print(
-                    f"Interrupted: {len(ledger.answered) + shown.tally.num_answered:,} are in "
-                    f"{out}; run the same command again to go on.",
-                    soft_wrap=True,
-                )
+                num_there = len(ledger.answered) + shown.tally.num_answered
+                told_last = f"Interrupted: {num_there:,} are in {out}; run the same command again"
+                tell(stderr, Text(printable(f"{told_last} to go on.")))
                 raise typer.Exit(EXIT_INTERRUPTED) from error
-        stderr.print(summary(tally, out), soft_wrap=True)
+        tell(stderr, summary(tally, out))
     if tally.num_failed:
         raise typer.Exit(EXIT_DIFFERENT)
 

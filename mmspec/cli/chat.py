@@ -10,7 +10,14 @@ from rich.text import Text
 
 import mmspec
 from mmspec.chat import Chat
-from mmspec.cli.console import consoles, mistake_text, mistakes_told, quiet_transformers, write
+from mmspec.cli.console import (
+    consoles,
+    mistake_text,
+    mistakes_told,
+    quiet_transformers,
+    tell,
+    write,
+)
 from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides
 from mmspec.cli.render import Palette
 from mmspec.errors import InputError, MmspecError
@@ -146,7 +153,7 @@ class _Conversation:
             if shown and not shown.endswith("\n"):
                 write(self._stdout, "\n")
         self.images = []
-        self._stderr.print(turn_line(stream.result))
+        tell(self._stderr, turn_line(stream.result))
 
 
 def turn_line(result: Result) -> Text:

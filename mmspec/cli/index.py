@@ -26,6 +26,7 @@ from mmspec.cli.console import (
     mistakes_told,
     printable,
     quiet_transformers,
+    tell,
     write,
 )
 from mmspec.errors import DatastoreError, InputError, ModelError
@@ -92,7 +93,7 @@ def build(
             _fill(writer, tokens, files, field, done=done, skip_broken=skip_broken, stderr=stderr)
         if dense:
             _collect(store, model, stderr)
-        stdout.print(_summary(store, read_manifest(store)))
+        tell(stdout, _summary(store, read_manifest(store)))
 
 
 @index.command()
@@ -119,7 +120,7 @@ def add(
             _fill(writer, tokens, files, field, done=done, skip_broken=skip_broken, stderr=stderr)
         if dense or writer.manifest.dense is not None:
             _collect(store, target, stderr)
-        stdout.print(_summary(store, read_manifest(store)))
+        tell(stdout, _summary(store, read_manifest(store)))
 
 
 @index.command()
@@ -136,7 +137,7 @@ def delete(
         writer.delete(ids)
         if purge:
             writer.purge()
-        stdout.print(_summary(store, writer.manifest))
+        tell(stdout, _summary(store, writer.manifest))
 
 
 @index.command()
@@ -171,7 +172,7 @@ def info(
                 values["documents"] = [name._asdict() for name in names]
             typer.echo(json.dumps(values))
             return
-        stdout.print(_summary(store, opened.manifest))
+        tell(stdout, _summary(store, opened.manifest))
         if verify:
             stdout.print(Text("✓ checksums, counts and order are right", style="green"))
         for name in names:

@@ -98,6 +98,10 @@ def test_a_blank_at_the_end_of_a_query_does_not_hide_what_agrees(store: Path) ->
     assert "9 tokens agree" in index("query", store, "wise old ").stdout  # where it agrees as well
 
 
+def test_a_summary_is_one_line_in_a_pipe(store: Path) -> None:
+    assert index("info", store, env={"COLUMNS": "40"}).stdout.count("\n") == 1
+
+
 def test_what_cannot_be_read_is_left_out_where_that_is_asked_for(
     notes: Path, tmp_path: Path
 ) -> None:
