@@ -1,6 +1,9 @@
 """mmspec: speculative decoding for any Hugging Face vision-language or language model.
 
-The pipeline, in reading order:
+    engine = mmspec.load("path-or-hub-id")
+    result = engine.generate("What is the total?", images="invoice.png", seed=7)
+
+`help(mmspec.Request)` lists what a call may ask. The pipeline, in reading order:
 
 1. `inputs`    messages, images, documents      -> Prompt
 2. `target`    prefill: the prompt, natively     -> Prefill

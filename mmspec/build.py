@@ -1,11 +1,11 @@
 """Config -> objects: the only place that knows every concrete class."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ from mmspec.config import (
     DraftModelConfig,
     load_config,
 )
-from mmspec.controller import Controller
+from mmspec.controller import CONTROLLERS, Controller
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
@@ -31,7 +31,7 @@ from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine, Exactness
 from mmspec.errors import ConfigError, ModelError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
-from mmspec.sampling import Choosing
+from mmspec.sampling import CHOOSING, Choosing
 from mmspec.target import Target
 from mmspec.target.attached import Attention
 from mmspec.target.bits import differing_node, has_experts
@@ -50,6 +50,7 @@ from mmspec.target.quantised import check_weights
 from mmspec.target.self_draft import draft_forward
 from mmspec.target.tower import quick_blocks
 from mmspec.tree import TokenTree
+from mmspec.verify import VERIFIERS
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,9 @@ def load(
     settings.model.dtype = dtype or settings.model.dtype
     settings.model.device = device or settings.model.device
     settings.model.device_map = device_map or settings.model.device_map
+    # Before a large model is read: a misspelt name should not cost minutes.
+    check_choices(settings)
+    drafters = chosen_drafters(drafter, settings.drafter)
     if isinstance(model, torch.nn.Module):
         loaded = transformers_model(model)
     else:
@@ -164,7 +168,6 @@ def load(
                 trust_remote_code=settings.model.trust_remote_code,
                 revision=settings.model.revision,
             )
-    drafters = chosen_drafters(drafter, settings.drafter)
     return build_engine(settings, loaded, processor, drafters)
 
 
@@ -232,16 +235,34 @@ def build_drafters(config: DrafterConfig) -> list[AnyDrafter]:
     return [DRAFTERS[name](config) for name in names]
 
 
-def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target, Shape]:
-    """The model as a target, and what it scores. Raises ConfigError for a value that is none of
-    those it may be."""
+def check_choices(config: Config) -> None:
+    """Raises ConfigError for a value that is none of those it may be."""
+    _check_decode_choices(config.decode)
+    _check_one_of("inputs.control_tokens", config.inputs.control_tokens, get_args(ControlMode))
+
+
+def _check_decode_choices(config: DecodeConfig) -> None:
     for key, value, expected in (
         ("attention", config.attention, _ATTENTIONS),
         ("packed_weights", config.packed_weights, _PACKED),
         ("cuda_graphs", config.cuda_graphs, _CUDA_GRAPHS),
+        ("verifier", config.verifier, VERIFIERS),
+        ("controller", config.controller, CONTROLLERS),
+        ("choosing", config.choosing, CHOOSING),
+        ("exactness", config.exactness, get_args(Exactness)),
     ):
-        if value not in expected:
-            raise ConfigError(f"decode.{key}={value!r}: expected one of {', '.join(expected)}")
+        _check_one_of(f"decode.{key}", value, expected)
+
+
+def _check_one_of(key: str, value: str, expected: Iterable[str]) -> None:
+    if value not in expected:
+        raise ConfigError(f"{key}={value!r}: expected one of {', '.join(expected)}")
+
+
+def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target, Shape]:
+    """The model as a target, and what it scores. Raises ConfigError for a value that is none of
+    those it may be."""
+    _check_decode_choices(config)
     linears = quick_linears(model, packed=_PACKED[config.packed_weights])
     backend = check_backend(config.attention_backend)
     if not config.probe:  # nothing was measured: the model's own attention

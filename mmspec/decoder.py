@@ -3,7 +3,7 @@
 Plain decoding is the same loop with trees of node 0 alone.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import islice
 
 from mmspec.drafting import DraftSettings, propose, tapped_layers
@@ -25,7 +25,7 @@ def decode(
     drafts: DraftSettings,
     max_rows: int,
     prefill: PrefillSettings = _IN_ONE_GO,
-) -> Iterator[Row]:
+) -> Generator[Row]:
     """Yields a row whenever it has chosen more tokens, or ended.
 
     `rows` is taken from as places become free: at most `max_rows` are decoded together, each with

@@ -2,7 +2,8 @@
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
@@ -124,6 +125,10 @@ class Engine:
         self._rule = rule
         self._max_rows = max_rows
         self._control_tokens = control_tokens
+        if max_rows < 1:
+            raise ConfigError(f"max_rows={max_rows}: expected 1 or more requests at a time")
+        if max_nodes < 0:
+            raise ConfigError(f"max_nodes={max_nodes}: expected 0 (no drafts) or more")
         sizes = {"prefill_chunk": prefill_chunk or 0, "prefix_bytes": prefix_bytes}
         for name, size in {**sizes, "feature_bytes": feature_bytes}.items():
             if size < 0:
@@ -152,17 +157,32 @@ class Engine:
     def generate(self, prompt: Any, **options: Any) -> Result | list[Result]:
         """Generates for one prompt, or for a list of requests (or texts) as a ragged batch.
 
-        `options` are fields of `Request`. A single request that fails raises; in a batch the
-        failed one has its `error` in its Result, with the tokens chosen until then, and the
-        others finish.
+        `options` are fields of `Request`, which lists them. A single request that fails raises; in
+        a batch the failed one has its `error` in its Result, with the tokens chosen until then, and
+        the others finish.
         """
         if _is_batch(prompt):
-            return self._run(prompt, options)
-        result = self._run([prompt], options)[0]
+            found = dict(self.generate_each(prompt, **options))
+            return [found[index] for index in sorted(found)]
+        ((_, result),) = self.generate_each([prompt], **options)
         for sample in result.samples:
             if sample.error is not None:
                 raise sample.error
         return result
+
+    def generate_each(
+        self, prompts: Iterable[AnyPrompt], **options: Any
+    ) -> Iterator[tuple[int, Result]]:
+        """Generates for as many prompts as there are, and yields each answer as it ends, with its
+        prompt's number from 0.
+
+        A prompt is taken from `prompts` when there is room for it, at most `max_rows` are decoded
+        together, and no answer is kept: thousands take the memory of a few. `options` are fields of
+        `Request`. A request that fails has its `error` in its Result, and the others finish.
+        Closing the iterator ends the decoding. Raises InputError for a wrong option.
+        """
+        build_request("", options)  # a wrong option is not each prompt's own mistake
+        return self._each(prompts, options)
 
     def stream(self, prompt: AnyPrompt, **options: Any) -> "Stream":
         """Generates for one prompt, a piece of text at a time. Closing it early frees its KV."""
@@ -220,30 +240,40 @@ class Engine:
         if namespace is None:
             self.target.free()
 
-    def _run(self, prompts: Iterable[object], options: Mapping[str, Any]) -> list[Result]:
-        samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers
+    def _each(
+        self, prompts: Iterable[AnyPrompt], options: Mapping[str, Any]
+    ) -> Iterator[tuple[int, Result]]:
+        answers = _Answers()
 
         def rows() -> Iterator[Row]:
             for index, prompt in enumerate(prompts):
-                samples[index], number = {}, 0
+                number = num_begun = 0
                 try:
-                    for request in self._samples(build_request(prompt, options)):
+                    requests = self._samples(build_request(prompt, options))
+                    answers.expect(index, len(requests))
+                    for request in requests:
                         number = request.sample
-                        yield self._row(request, index)
+                        row = self._row(request, index)
+                        num_begun += 1
+                        yield row
                 except MmspecError as error:
-                    samples[index][number] = _failed(error)
+                    answers.expect(index, num_begun + 1)  # samples behind a failed one don't begin
+                    answers.add(index, number, _failed(error))
                 except Exception as error:  # raised again by `generate`, or shown in the Result
                     failure = InputError(f"{type(error).__name__}: {error}")
                     failure.__cause__ = error
-                    samples[index][number] = _failed(failure)
+                    answers.expect(index, num_begun + 1)
+                    answers.add(index, number, _failed(failure))
 
-        for row in self._decode(rows()):
-            if row.is_done:
-                result = _result(row, row.take_pieces(), self.tokenizer)
-                samples[row.index][row.sampler.sample] = result
-        return [_together(samples[index]) for index in sorted(samples)]
+        with closing(self._decode(rows())) as decoded:
+            for row in decoded:
+                if row.is_done:
+                    result = _result(row, row.take_pieces(), self.tokenizer)
+                    answers.add(row.index, row.sampler.sample, result)
+                yield from answers.take()
+        yield from answers.take()
 
-    def _decode(self, rows: Iterable[Row]) -> Iterator[Row]:
+    def _decode(self, rows: Iterable[Row]) -> Generator[Row]:
         return decode(
             self._decoded,
             rows,
@@ -495,6 +525,31 @@ def _result(row: Row, pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBas
         scores=kept.scores,
         logits=kept.logits,
     )
+
+
+class _Answers:
+    """Samples as they end -> one Result a request."""
+
+    def __init__(self) -> None:
+        self._samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers
+        self._expected: dict[int, int] = {}
+        self._ready: list[tuple[int, Result]] = []
+
+    def expect(self, index: int, num_samples: int) -> None:
+        self._expected[index] = num_samples
+        self._samples.setdefault(index, {})
+
+    def add(self, index: int, number: int, result: Result) -> None:
+        samples = self._samples[index]
+        samples[number] = result
+        if len(samples) == self._expected[index]:
+            self._ready.append((index, _together(samples)))
+            del self._samples[index], self._expected[index]
+
+    def take(self) -> list[tuple[int, Result]]:
+        """The requests that have ended since the last call, with their numbers."""
+        ready, self._ready = self._ready, []
+        return ready
 
 
 def _together(samples: Mapping[int, Result]) -> Result:

@@ -37,6 +37,18 @@ class Request(SamplingParams):
 
     `prompt` is a text (put through the chat template, unless `raw`), chat messages, a `Prompt`, or
     the mapping that a Hugging Face processor returned for a batch of one.
+
+    - What is asked: `images`, `videos`, `system`, `tools`, `documents`, `passages` (to quote from),
+      `passage_template`, `template_arguments`, `raw` (no chat template), `control_tokens`.
+    - How it is chosen: `temperature` (0 is greedy), `top_p`, `top_k`, `min_p`, `do_sample`, `seed`,
+      penalties (`repetition_penalty`, `presence_penalty`, `frequency_penalty`), `logit_bias`,
+      `bad_words`, `logits_processors`, `prefix_allowed_tokens_fn`, `generation_config`.
+    - Where it ends: `max_new_tokens`, `min_new_tokens`, `stop`, `eos_token_id`, `ignore_eos`,
+      `max_time` (seconds), `stopping_criteria`.
+    - What comes back: `n` samples, `sample` (the first one's number), `logprobs`, `logprobs_of`,
+      `prompt_logprobs`, `output_scores`, `output_logits`, `skip_special_tokens`.
+    - How it is computed, the same text in each case: `speculate`, `reuse` and `namespace` (of what
+      earlier requests left), `on_prefill`.
     """
 
     prompt: str | Messages | Prompt | Mapping[str, Tensor]
@@ -94,17 +106,18 @@ class Result:
     """One request's answer; of n samples the first, with the others beside it."""
 
     text: str
-    tokens: tuple[int, ...]  # the generated ones, the ending EOS included
+    tokens: tuple[int, ...] = field(repr=False)  # the generated ones, the ending EOS included
     finish_reason: FinishReason
     seed: int | None  # the one used: it gives the same text again; None if nothing began
-    stats: Stats
-    pieces: tuple[Piece, ...] = ()  # the text, by who drafted it
+    stats: Stats = field(repr=False)
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)  # the text, by who drafted it
     error: MmspecError | None = None  # why the request ended early; its batch went on
     sample: int = 0  # its number: seed and sample give the same text again
     others: tuple["Result", ...] = ()  # the request's further samples
-    logprobs: tuple[TokenLogprobs, ...] | None = None  # (tokens,); None if not asked for
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # (prompt,); None inside: the
-    # first token and media placeholders
+    logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)  # (tokens,);
+    # None if not asked for
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = field(default=None, repr=False)
+    # (prompt,); None inside: the first token and media placeholders
     scores: Tensor | None = field(default=None, compare=False, repr=False)  # (tokens, vocab)
     # float32, processed; None if not kept
     logits: Tensor | None = field(default=None, compare=False, repr=False)  # (tokens, vocab)

@@ -1,6 +1,7 @@
 """The engine as its users meet it: real processor, template, images, batch, streams, errors."""
 
 import gc
+import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import mmspec
 from mmspec import Request
 from mmspec.errors import ConfigError, DecodeError, InputError
 from mmspec.kv import KVCache
+from mmspec.requests import FIELD_NAMES
 from mmspec.training.tiny.build import build_model, build_processor
 
 TEXT = "red square, blue circle, red square, blue circle, red square,"
@@ -35,8 +37,8 @@ def picture() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def plain_llama() -> mmspec.Engine:
-    return mmspec.load(FAMILIES["llama"].build(torch.float64))
+def plain_llama(*overrides: str) -> mmspec.Engine:
+    return mmspec.load(FAMILIES["llama"].build(torch.float64), overrides=overrides)
 
 
 def llama_inputs(**options: int) -> dict[str, Tensor]:
@@ -165,6 +167,42 @@ def test_a_request_that_cannot_begin_leaves_the_others_alone(engine: mmspec.Engi
     first, failed, last = engine.generate([good, bad, good])
     assert first.tokens == last.tokens and len(first.tokens) == 40
     assert isinstance(failed.error, InputError) and "no such file.png" in str(failed.error)
+
+
+def test_answers_are_handed_on_as_they_end_and_prompts_taken_as_room_comes() -> None:
+    engine = plain_llama("decode.max_rows=2")
+    taken: list[int] = []
+
+    def prompts() -> Iterator[mmspec.Request]:
+        for number in range(6):
+            taken.append(number)
+            yield mmspec.Request(llama_inputs(), max_new_tokens=2 + number, temperature=0)
+
+    found = []
+    for number, result in engine.generate_each(prompts()):
+        found.append(number)
+        assert len(taken) <= len(found) + 2
+        alone = engine.generate(llama_inputs(), max_new_tokens=2 + number, temperature=0)
+        assert result.tokens == alone.tokens
+    assert sorted(found) == list(range(6))
+
+
+def test_samples_of_one_request_come_together_and_what_cannot_begin_among_them() -> None:
+    engine = plain_llama("decode.max_rows=2")
+    good = mmspec.Request(llama_inputs(), max_new_tokens=3, n=3, seed=1)
+    bad = mmspec.Request({"input_ids": torch.tensor([[5, 10**6]])})
+    found = dict(engine.generate_each([good, bad, good, bad, bad]))
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    first, again = ([sample.tokens for sample in found[i].samples] for i in (0, 2))
+    assert first == again and len(first) == 3
+    assert all("vocabulary has" in str(found[number].error) for number in (1, 3, 4))
+
+
+def test_a_wrong_option_of_a_batch_is_the_callers_mistake(engine: mmspec.Engine) -> None:
+    with pytest.raises(InputError, match="did you mean 'max_new_tokens'"):
+        engine.generate([TEXT, TEXT], max_new_token=3)
+    with pytest.raises(InputError, match="temperature=-1"):
+        engine.generate_each([TEXT], temperature=-1)
 
 
 def test_nan_logits_end_the_row_with_a_clear_error() -> None:
@@ -321,6 +359,40 @@ def test_unknown_drafters_verifiers_and_keys_are_refused() -> None:
         mmspec.load(model, overrides=["decode.verifier=typical"])
     with pytest.raises(ConfigError, match="max_nodes"):
         mmspec.load(model, overrides=["decode.max_node=3"])
+    with pytest.raises(ConfigError, match="max_rows=0: expected 1 or more"):
+        mmspec.load(model, overrides=["decode.max_rows=0"])
+    with pytest.raises(ConfigError, match="max_nodes=-3: expected 0"):
+        mmspec.load(model, overrides=["decode.max_nodes=-3"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "drafter.name=promt_lookup",
+        "decode.verifier=couple",
+        "decode.exactness=bits",
+        "inputs.control_tokens=drop",
+    ],
+)
+def test_a_misspelt_choice_is_told_before_the_model_is_loaded(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmspec.build.load_model", lambda *args, **options: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="expected"):
+        mmspec.load("tiny-vlm", overrides=[wrong])
+
+
+def test_every_option_is_told_in_the_docstring() -> None:
+    told = set(re.findall(r"`(\w+)`", mmspec.Request.__doc__ or ""))
+    assert set(FIELD_NAMES) <= told
+
+
+def test_a_result_is_shown_by_its_text(engine: mmspec.Engine) -> None:
+    result = engine.generate(TEXT, max_new_tokens=4, seed=1, logprobs=2)
+    assert repr(result) == (
+        f"Result(text={result.text!r}, finish_reason='length', seed=1, error=None, sample=0, "
+        "others=())"
+    )
 
 
 def test_a_drafter_that_fails_costs_no_text(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from importlib.metadata import version as installed_version
 
 import typer
 
+from mmspec.cli.batch import batch
 from mmspec.cli.bench import bench
 from mmspec.cli.chat import chat
 from mmspec.cli.check import CheckCommand, check
@@ -11,8 +12,9 @@ from mmspec.cli.generate import generate
 from mmspec.cli.index import index
 from mmspec.cli.plan import plan
 
-app = typer.Typer(no_args_is_help=True, add_completion=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
 app.command()(generate)
+app.command()(batch)
 app.command()(chat)
 app.command(cls=CheckCommand)(check)
 app.command()(bench)

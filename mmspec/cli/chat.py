@@ -10,10 +10,18 @@ from rich.text import Text
 
 import mmspec
 from mmspec.chat import Chat
-from mmspec.cli.console import consoles, mistake_text, mistakes_told, quiet_transformers, write
+from mmspec.cli.console import (
+    consoles,
+    mistake_text,
+    mistakes_told,
+    quiet_transformers,
+    tell,
+    write,
+)
 from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides
 from mmspec.cli.render import Palette
 from mmspec.errors import InputError, MmspecError
+from mmspec.inputs import open_image
 from mmspec.requests import Result
 
 _HELP = """\
@@ -62,7 +70,8 @@ def chat(
         }
         options = {name: value for name, value in given.items() if value is not None}
         conversation = _Conversation(engine, system, options, stdout, stderr)
-        conversation.images = list(image or ())
+        for path in image or ():
+            conversation.show(path)
         conversation.seed = secrets.randbits(32) if seed is None else seed
         if stderr.is_terminal:
             stderr.print(Text(f"{model} · /help lists what else can be typed", style="dim"))
@@ -100,7 +109,7 @@ class _Conversation:
             if command == "/image":
                 if not argument:
                     raise InputError("/image: no file; expected /image PATH")
-                self.images.append(argument.strip())
+                self.show(argument.strip())
             elif command == "/new":
                 self._chat, self.images = self._begin(), []
             elif command == "/help":
@@ -113,6 +122,12 @@ class _Conversation:
             self._stderr.print(mistake_text(error), soft_wrap=True)
             self.images = []
         return True
+
+    def show(self, image: str) -> None:
+        """With the next question. Raises InputError for what is no image."""
+        inputs = self._engine.inputs
+        open_image(image, limits=inputs.limits if inputs is not None else None)
+        self.images.append(image)
 
     def _begin(self) -> Chat:
         return self._engine.chat(system=self._system, **self._options)
@@ -138,7 +153,7 @@ class _Conversation:
             if shown and not shown.endswith("\n"):
                 write(self._stdout, "\n")
         self.images = []
-        self._stderr.print(turn_line(stream.result))
+        tell(self._stderr, turn_line(stream.result))
 
 
 def turn_line(result: Result) -> Text:

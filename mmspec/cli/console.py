@@ -44,6 +44,11 @@ def write(console: Console, text: str, colour: str = "") -> None:
     console.file.flush()
 
 
+def tell(console: Console, text: Text) -> None:
+    """Prints a paragraph: wrapped at words on a terminal, one line in a log or a pipe."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
 def printable(text: str) -> str:
     """`text` with its control characters spelled out, all but newline and tab.
 

@@ -21,6 +21,7 @@ from mmspec.cli.console import (
     has_colour,
     mistakes_told,
     quiet_transformers,
+    tell,
     write,
 )
 from mmspec.cli.options import AsJson, ConfigName, Device, Drafter, Dtype, Model, Overrides
@@ -148,7 +149,7 @@ def generate(
     elif comparison is not None:
         stderr.print(comparison_text(comparison))
     if explain and not as_json:
-        stderr.print(f"Controller: {result.stats.explanation}", style="dim", highlight=False)
+        tell(stderr, Text(f"Controller: {result.stats.explanation}", style="dim"))
     if comparison is not None and not comparison.is_identical:
         raise typer.Exit(EXIT_DIFFERENT)
 
@@ -216,7 +217,7 @@ def _streamed(
     if not as_json:
         if has_colour(stdout):
             stderr.print(Text.assemble("\n", palette.legend()))
-        stderr.print(closing_line(stream.result))
+        tell(stderr, closing_line(stream.result))
     return stream.result
 
 

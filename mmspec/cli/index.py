@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,15 +22,18 @@ from rich.text import Text
 from mmspec.cli.console import (
     EXIT_INTERRUPTED,
     consoles,
+    mistake_text,
     mistakes_told,
     printable,
     quiet_transformers,
+    tell,
     write,
 )
-from mmspec.errors import DatastoreError, ModelError
+from mmspec.errors import DatastoreError, InputError, ModelError
 from mmspec.inputs.documents import TextDocument, find_documents, read_documents
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval import Datastore, DatastoreWriter, Document
+from mmspec.retrieval.datastore import Longest
 from mmspec.retrieval.journal import read_journal
 from mmspec.retrieval.manifest import Manifest, read_manifest
 from mmspec.retrieval.writer import SEGMENT_TOKENS
@@ -53,6 +56,10 @@ _Dense = Annotated[
     bool,
     typer.Option("--dense", help="The target reads them, to be found by its hidden states too."),
 ]
+_SkipBroken = Annotated[
+    bool,
+    typer.Option("--skip-broken", help="Leave out what cannot be read, and say what that was."),
+]
 _Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -64,6 +71,7 @@ def build(
     field: _Field = "text",
     segment_tokens: _Segment = SEGMENT_TOKENS,
     fresh: _Fresh = False,
+    skip_broken: _SkipBroken = False,
     dense: _Dense = False,
 ) -> None:
     """Index documents in a new folder. Interrupted, the same command goes on where it was."""
@@ -81,10 +89,11 @@ def build(
                     f"{store}: holds a finished datastore of other documents; expected a new "
                     "folder, or use `mmspec index add`"
                 )
-            _fill(writer, tokens, files, described, field, segment_tokens, fresh, stderr)
+            done = writer.begin(inputs=described, segment_tokens=segment_tokens, fresh=fresh)
+            _fill(writer, tokens, files, field, done=done, skip_broken=skip_broken, stderr=stderr)
         if dense:
             _collect(store, model, stderr)
-        stdout.print(_summary(store, read_manifest(store)))
+        tell(stdout, _summary(store, read_manifest(store)))
 
 
 @index.command()
@@ -95,6 +104,7 @@ def add(
     field: _Field = "text",
     segment_tokens: _Segment = SEGMENT_TOKENS,
     fresh: _Fresh = False,
+    skip_broken: _SkipBroken = False,
     dense: _Dense = False,
 ) -> None:
     """Add documents. What reads the datastore meanwhile goes on with what it has."""
@@ -106,10 +116,11 @@ def add(
             writer.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=tokens.vocab_size)
             files = find_documents(inputs)
             described = _described(files, field)
-            _fill(writer, tokens, files, described, field, segment_tokens, fresh, stderr)
+            done = writer.begin(inputs=described, segment_tokens=segment_tokens, fresh=fresh)
+            _fill(writer, tokens, files, field, done=done, skip_broken=skip_broken, stderr=stderr)
         if dense or writer.manifest.dense is not None:
             _collect(store, target, stderr)
-        stdout.print(_summary(store, read_manifest(store)))
+        tell(stdout, _summary(store, read_manifest(store)))
 
 
 @index.command()
@@ -126,7 +137,7 @@ def delete(
         writer.delete(ids)
         if purge:
             writer.purge()
-        stdout.print(_summary(store, writer.manifest))
+        tell(stdout, _summary(store, writer.manifest))
 
 
 @index.command()
@@ -143,7 +154,8 @@ def info(
     """What a datastore holds, and whether it is sound. Exit code 2: it is not."""
     stdout, stderr = consoles()
     with mistakes_told(stderr):
-        if read_journal(store) is not None:
+        journal = read_journal(store)
+        if journal is not None and not journal.is_empty:
             stderr.print("An unfinished build or add is waiting: run it again to finish it.")
         opened = Datastore.open(store, verify=False)
         if verify:
@@ -160,7 +172,7 @@ def info(
                 values["documents"] = [name._asdict() for name in names]
             typer.echo(json.dumps(values))
             return
-        stdout.print(_summary(store, opened.manifest))
+        tell(stdout, _summary(store, opened.manifest))
         if verify:
             stdout.print(Text("✓ checksums, counts and order are right", style="green"))
         for name in names:
@@ -183,7 +195,9 @@ def query(
         opened = Datastore.open(store)
         tokens = _tokens_of(model or opened.manifest.target)
         opened.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=None)
-        longest = opened.longest(tokens.encode(text), max_match=64)
+        # A blank at the end is often a part of the next word's token.
+        ends = (tokens.encode(end) for end in (text, text.rstrip() or text))
+        longest = max((opened.longest(end, max_match=64) for end in ends), key=_length)
         found = []
         if longest.length >= min_match:
             for place in opened.places(longest, limit=limit):
@@ -218,21 +232,25 @@ def _fill(
     writer: DatastoreWriter,
     tokens: TextTokens,
     files: Sequence[Path],
-    described: str,
     field: str,
-    segment_tokens: int,
-    fresh: bool,
+    *,
+    done: int,
+    skip_broken: bool,
     stderr: Console,
 ) -> None:
     """Adds what is not in yet, file by file, and commits."""
-    done = writer.begin(inputs=described, segment_tokens=segment_tokens, fresh=fresh)
+    if not writer.is_adding:
+        stderr.print("All of it is in already")
+        return
     if done:
         stderr.print(f"Going on after {done} documents")
+    broken: list[InputError] = []
+    on_broken = broken.append if skip_broken else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     try:
         with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
             task = progress.add_task("Reading files", total=len(files))
-            for number, document in enumerate(_each(files, field, progress, task)):
+            for number, document in enumerate(_each(files, field, on_broken, progress, task)):
                 if number >= done:
                     encoded = tokens.encode(document.text)
                     writer.append(Document(document.id, document.source, encoded))
@@ -241,6 +259,10 @@ def _fill(
     except KeyboardInterrupt as error:
         stderr.print("Interrupted: run the same command again to go on.")
         raise typer.Exit(EXIT_INTERRUPTED) from error
+    if broken:
+        stderr.print(f"Left out {len(broken)} that cannot be read:")
+        for one in broken:
+            stderr.print(mistake_text(one), soft_wrap=True)
 
 
 def _collect(store: Path, model: str, stderr: Console) -> None:
@@ -279,10 +301,17 @@ def _collect(store: Path, model: str, stderr: Console) -> None:
 
 
 def _each(
-    files: Sequence[Path], field: str, progress: Progress, task: TaskID
+    files: Sequence[Path],
+    field: str,
+    on_broken: Callable[[InputError], None] | None,
+    progress: Progress,
+    task: TaskID,
 ) -> Iterator[TextDocument]:
     for path in files:
-        yield from read_documents(path, field=field)
+        try:
+            yield from read_documents(path, field=field, on_broken=on_broken)
+        except InputError as error:
+            raise InputError(f"{error}; or leave out what cannot be read: --skip-broken") from error
         progress.advance(task)
 
 
@@ -293,6 +322,10 @@ def _tokens_of(model: str) -> TextTokens:
     if processor is None:
         raise ModelError(f"{path}: this folder has no tokenizer; name the target's folder: --model")
     return TextTokens(getattr(processor, "tokenizer", processor))
+
+
+def _length(longest: Longest) -> int:
+    return longest.length
 
 
 def _one_line(text: str) -> str:

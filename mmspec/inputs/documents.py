@@ -38,9 +38,9 @@ class TextDocument:
         return "\n".join(page.text for page in self.pages)
 
 
-def find_documents(inputs: Sequence[str]) -> list[Path]:
+def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The files that `inputs` mean, each once: files as they are, globs ("notes/**/*.md"), and
-    folders with all files of known kinds below them; each folder and glob in sorted order.
+    folders with all files of these kinds below them; each folder and glob in sorted order.
 
     Raises InputError where one means nothing.
     """
@@ -48,7 +48,7 @@ def find_documents(inputs: Sequence[str]) -> list[Path]:
     for given in inputs:
         if os.path.isdir(given):
             below = sorted(path for path in Path(given).rglob("*") if path.is_file())
-            files = [path for path in below if path.suffix.lower() in SUFFIXES]
+            files = [path for path in below if path.suffix.lower() in suffixes]
         elif os.path.isfile(given):
             files = [Path(given)]
         else:
@@ -57,29 +57,37 @@ def find_documents(inputs: Sequence[str]) -> list[Path]:
         if not files:
             raise InputError(
                 f"{given!r}: no such file, folder or glob, or a folder without documents; expected "
-                f"files of {', '.join(SUFFIXES)}"
+                f"files of {', '.join(suffixes)}"
             )
         found.update(dict.fromkeys(files))
     return list(found)
 
 
-def read_documents(path: Path, *, field: str = "text") -> Iterator[TextDocument]:
+def read_documents(
+    path: Path, *, field: str = "text", on_broken: Callable[[InputError], None] | None = None
+) -> Iterator[TextDocument]:
     """The documents of one file: one, or of JSONL one a line, whose text is in `field`. A file of
     another kind is read as plain text.
 
-    Raises InputError: cannot be read, not UTF-8, not JSON, no such field, a broken PDF; and
+    Raises InputError: cannot be read, not UTF-8, not JSON, no such field, a broken PDF; with
+    `on_broken` that is told instead, and the document (of JSONL the line) is left out. Raises
     MissingExtraError where HTML or PDF needs a package that is not there.
     """
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES_OF_LINES:
-        yield from _read_lines(path, field)
-        return
     read: Callable[[Path], tuple[Page, ...]] = _read_text
     if suffix in _HTML:
         read = _read_html
     elif suffix == ".pdf":
         read = _read_pdf
-    yield TextDocument(str(path), str(path), read(path))
+    try:
+        if suffix in SUFFIXES_OF_LINES:
+            yield from _read_lines(path, field, on_broken)
+        else:
+            yield TextDocument(str(path), str(path), read(path))
+    except InputError as error:
+        if on_broken is None:
+            raise
+        on_broken(error)
 
 
 def _read_text(path: Path) -> tuple[Page, ...]:
@@ -89,12 +97,22 @@ def _read_text(path: Path) -> tuple[Page, ...]:
         raise _not_utf8(path, error) from error
 
 
-def _read_lines(path: Path, field: str) -> Iterator[TextDocument]:
+def _read_lines(
+    path: Path, field: str, on_broken: Callable[[InputError], None] | None
+) -> Iterator[TextDocument]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _line_document(path, number, line, field)
+                if not line.strip():
+                    continue
+                try:
+                    document = _line_document(path, number, line, field)
+                except InputError as error:
+                    if on_broken is None:
+                        raise
+                    on_broken(error)
+                else:
+                    yield document
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

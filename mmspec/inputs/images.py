@@ -3,17 +3,27 @@
 import io
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import error as StructError
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmspec.errors import InputError
 from mmspec.inputs.limits import InputLimits
 from mmspec.inputs.sources import describe, read_source
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """An open file: what `open(path, "rb")`, io.BytesIO and the uploads of web frameworks are."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+    def seek(self, offset: int, /) -> int: ...
+
+
+ImageSource = str | os.PathLike[str] | bytes | BinaryFile | Image.Image | np.ndarray
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +36,10 @@ def open_image(source: ImageSource, *, limits: InputLimits | None = None) -> Ima
     """Opens an image and makes it upright RGB (the EXIF orientation applied, transparency over
     white, 16-bit scaled to 8). Of an animation the first frame. The source is left as it was.
 
-    `source`: a path, the bytes of an image file, a data: URL, an http(s) URL (if allowed), a PIL
-    image, or an array (height, width), (height, width, 1|3|4) or (1|3|4, height, width) of uint8,
-    bool, or floats in [0, 1].
+    `source`: a path, the bytes of an image file, a file that is open for reading bytes (read from
+    its beginning), a data: URL, an http(s) URL (if allowed), a PIL image, or an array
+    (height, width), (height, width, 1|3|4) or (1|3|4, height, width) of uint8, bool, or floats in
+    [0, 1].
     Raises InputError: nothing there, not an image, truncated, too large, of zero size.
     """
     limits = limits or InputLimits()
@@ -37,21 +48,41 @@ def open_image(source: ImageSource, *, limits: InputLimits | None = None) -> Ima
     if isinstance(source, Image.Image):
         check_pixels(source, name="the PIL image", limits=limits)
         return upright_rgb(source, name="the PIL image")
+    if isinstance(source, BinaryFile):
+        source = _read_file(source)
     if isinstance(source, str | os.PathLike | bytes):
         name = describe(source)
         image = open_encoded(read_source(source, limits=limits), name=name, limits=limits)
         return upright_rgb(image, name=name)
     raise InputError(
-        f"got an image of type {type(source).__name__}; expected a path, bytes, a URL, a PIL image "
-        "or a numpy array (of a torch tensor: tensor.numpy())"
+        f"got an image of type {type(source).__name__}; expected a path, bytes, a URL, a PIL "
+        "image, an open file or a numpy array (of a torch tensor: tensor.numpy())"
     )
 
 
 def image_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     """One image or many -> a list of images."""
-    if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
-        return [images]
+    one = str | os.PathLike | bytes | Image.Image | np.ndarray | BinaryFile
+    if isinstance(images, one) or not isinstance(images, Iterable):
+        return [images]  # what is no image is told when it is opened
     return list(images)
+
+
+def _read_file(file: BinaryFile) -> bytes:
+    try:
+        file.seek(0)  # the same file may have been read before, by an earlier turn
+        data = file.read()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read the file object {file!r:.80}: {error}; expected one that is open for "
+            "reading, or its bytes"
+        ) from error
+    if not isinstance(data, bytes):
+        raise InputError(
+            f"got a file object that reads {type(data).__name__}; expected one that is open for "
+            'reading bytes: open(path, "rb")'
+        )
+    return data
 
 
 def open_encoded(data: bytes, *, name: str, limits: InputLimits) -> Image.Image:
@@ -86,7 +117,7 @@ def check_pixels(image: Image.Image, *, name: str, limits: InputLimits) -> None:
     if width * height > limits.max_image_pixels:
         raise InputError(
             f"{name} is {width}x{height} = {width * height} pixels, over the limit of "
-            f"{limits.max_image_pixels}; shrink it, or raise InputLimits.max_image_pixels"
+            f"{limits.max_image_pixels}; shrink it, or raise inputs.max_image_pixels"
         )
 
 
@@ -112,8 +143,10 @@ def upright_rgb(image: Image.Image, *, name: str) -> Image.Image:
 
 
 def _damaged(name: str, error: Exception) -> InputError:
+    # Pillow's own words name a buffer of ours.
+    why = "no known header" if isinstance(error, UnidentifiedImageError) else error
     return InputError(
-        f"{name} is a truncated or damaged image ({error}); copy or download the file again"
+        f"{name} is a truncated or damaged image ({why}); copy or download the file again"
     )
 
 
@@ -148,7 +181,7 @@ def _from_array(array: np.ndarray, limits: InputLimits) -> Image.Image:
     if array.shape[0] * array.shape[1] > limits.max_image_pixels:
         raise InputError(
             f"{name} is over the limit of {limits.max_image_pixels} pixels; shrink it, or raise "
-            "InputLimits.max_image_pixels"
+            "inputs.max_image_pixels"
         )
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255

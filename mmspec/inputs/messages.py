@@ -57,6 +57,11 @@ def build_conversation(
     if isinstance(prompt, str):
         parts: list[object] = [{"type": kind} for kind in loose for _ in loose[kind]]
         prompt = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
+    elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        raise InputError(
+            f"got a prompt of type {type(prompt).__name__}; expected a text, or a list of chat "
+            'messages such as {"role": "user", "content": "..."}'
+        )
     if system is not None:
         if any(_get(message, "role") == "system" for message in prompt):
             raise InputError(
@@ -85,6 +90,20 @@ def build_conversation(
     )
 
 
+def check_text(text: str) -> str:
+    """The text itself. Raises InputError for half a character, which no tokenizer takes: bytes that
+    are not UTF-8 come so out of file names and command lines."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"got a text with a lone surrogate, {text[error.start]!r}, as its character "
+            f"{error.start}; expected whole characters: decode the bytes that it was made of as "
+            'UTF-8, with errors="replace"'
+        ) from error
+    return text
+
+
 class _Reader:
     """Reads messages one by one and collects their media; a gap is a placeholder without data."""
 
@@ -99,11 +118,16 @@ class _Reader:
                 '{"role": "user", "content": "..."}'
             )
         role, content = message.get("role"), message.get("content")
+        if role is None and "prompt" in message:
+            raise InputError(
+                f"got a mapping with the keys {sorted(map(str, message))} among the messages; "
+                "expected mmspec.Request(prompt=...) for each request of a batch"
+            )
         if role not in ROLES:
             raise InputError(f"got a message with the role {role!r}; expected one of {ROLES}")
         parts: list[dict[str, object]] = []
         if isinstance(content, str):
-            parts = [{"type": "text", "text": content}] if content else []
+            parts = [{"type": "text", "text": check_text(content)}] if content else []
         elif isinstance(content, Iterable) and not isinstance(content, bytes | Mapping):
             parts = [self._read_part(part) for part in content]
         elif content is not None or not (role == "assistant" and len(message) > 2):
@@ -121,7 +145,7 @@ class _Reader:
             text = _get(part, "text")
             if not isinstance(text, str):
                 raise InputError(f'got a text part {part!r:.80}; expected {{"text": "..."}} in it')
-            return {"type": "text", "text": text}
+            return {"type": "text", "text": check_text(text)}
         if kind in _IMAGE_TYPES:
             return self._read_media(part, "image")
         if kind in _VIDEO_TYPES:

@@ -12,6 +12,7 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mmspec.errors import InputError
+from mmspec.inputs.messages import check_text
 
 DEFAULT_TEMPLATE = """\
 {% for passage in passages %}
@@ -53,6 +54,7 @@ def passage_list(given: Passages) -> tuple[Passage, ...]:
             raise InputError(
                 f"got a passage {one!r:.80}; expected a text, or mmspec.Passage(text, source=...)"
             )
+        check_text(text)
     passages = (one if isinstance(one, Passage) else Passage(one) for one in several)
     return tuple(passage for passage in passages if passage.text.strip())
 

@@ -51,7 +51,7 @@ def _check_size(num_bytes: int, name: str, limits: InputLimits) -> None:
     if num_bytes > limits.max_image_bytes:
         raise InputError(
             f"{name} has {num_bytes} bytes or more, over the limit of {limits.max_image_bytes}; "
-            "shrink it, or raise InputLimits.max_image_bytes"
+            "shrink it, or raise inputs.max_image_bytes"
         )
 
 
@@ -71,11 +71,16 @@ def _read_file(source: str | os.PathLike[str], limits: InputLimits) -> bytes:
             "a data: URL, or set InputLimits.allow_files=True"
         )
     path = Path(text).expanduser()
+    if not text:
+        raise InputError("got an empty string for an image; expected a path, or leave it out")
     try:
         if path.is_dir():
             raise InputError(f"{name} is a folder; expected an image file, give one file of it")
         if not path.exists():
-            raise InputError(f"no such file: {name} (looked in {Path.cwd()}); check the path")
+            hint = (
+                "" if len(text) < 256 else "; for base64 a data: URL, 'data:image/png;base64,...'"
+            )
+            raise InputError(f"no such file: {name} (looked in {Path.cwd()}); check the path{hint}")
         if not path.is_file():
             raise InputError(f"{name} is not a regular file; expected an image file")
         _check_size(path.stat().st_size, name, limits)
@@ -126,7 +131,8 @@ def _fetch(url: str, limits: InputLimits) -> bytes:
     if not limits.allow_http:
         raise InputError(
             f"{name} is an http image, which mmspec does not fetch unless asked; download it and "
-            "give the path, or allow it with InputLimits(allow_http=True)"
+            "give the path, or allow it: --set inputs.allow_http=true (as overrides= of "
+            "mmspec.load)"
         )
     deadline = time.monotonic() + limits.http_timeout_s
     request = urllib.request.Request(url, headers={"User-Agent": "mmspec"})

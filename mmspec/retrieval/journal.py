@@ -28,6 +28,11 @@ class Journal:
     current: int  # the number of the shard that is being written; 0: none
     checkpoint: Checkpoint
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is on the disk yet: then there is nothing to go on from."""
+        return not (self.num_documents or self.finished or self.current)
+
     def continues(self, new: "Journal") -> bool:
         """Whether going on from here gives what starting with `new` would."""
 

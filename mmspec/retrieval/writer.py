@@ -162,6 +162,11 @@ class DatastoreWriter:
             self._appender = Appender(self.folder, journal, before=self.manifest.segments)
         return journal.num_documents
 
+    @property
+    def is_adding(self) -> bool:
+        """Whether `begin` has found anything left to append."""
+        return self._appender is not None
+
     def append(self, document: Document) -> None:
         """Adds one document. It counts when `commit` has returned.
 
@@ -326,8 +331,11 @@ class DatastoreWriter:
 
     def _unfinished(self) -> Journal | None:
         journal = read_journal(self.folder)
-        if journal is not None and journal.generation != self.manifest.generation:
-            (self.folder / JOURNAL).unlink()  # it was committed, and killed before it tidied up
+        if journal is None:
+            return None
+        is_committed = journal.generation != self.manifest.generation  # killed before it tidied up
+        if is_committed or journal.is_empty:
+            (self.folder / JOURNAL).unlink()
             return None
         return journal
 

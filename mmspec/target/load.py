@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeAlias
 
@@ -41,12 +42,17 @@ def resolve_path(path: str) -> str:
     if (BUNDLED / path / "config.json").is_file():
         return str(BUNDLED / path)
     if not _HUB_NAME.fullmatch(path):
-        bundled = ", ".join(sorted(file.parent.name for file in BUNDLED.glob("*/config.json")))
+        bundled = ", ".join(bundled_names())
         raise ModelError(
             f"{path}: no such folder, and no hub name either; expected a folder with config.json, "
             f"owner/name on the hub, or a bundled model ({bundled or 'none is here'})"
         )
     return path
+
+
+def bundled_names() -> list[str]:
+    """The names of the models that mmspec brings."""
+    return sorted(file.parent.name for file in BUNDLED.glob("*/config.json"))
 
 
 def load_model(
@@ -235,6 +241,9 @@ def _explained(path: str) -> Iterator[None]:
         if "trust_remote_code" in message:
             raise ModelError(
                 f"{path}: this model brings its own code, which is not run unless you ask for it; "
-                "read it, then load with trust_remote_code=True"
+                "read it, then allow it: --set model.trust_remote_code=true (as overrides= of "
+                "mmspec.load)"
             ) from error
-        raise ModelError(f"{path}: cannot be loaded: {message}") from error
+        near = get_close_matches(path, bundled_names(), n=1)
+        hint = f" (Did you mean the bundled model {near[0]}?)" if near else ""
+        raise ModelError(f"{path}: cannot be loaded: {message}{hint}") from error

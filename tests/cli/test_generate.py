@@ -26,6 +26,7 @@ def test_stdout_has_the_answer_alone_and_stderr_the_figures(scripted: Scripted) 
     run = generate(scripted("QUICK fox"), PROMPT, "--seed", 7)
     assert run.exit_code == 0, run.stderr
     assert run.stdout == "QUICK fox\n"
+    assert len(run.stderr.splitlines()) == 1, "a log is not wrapped"
     for figure in ("10 tokens", "a step", "prompt_lookup", "accepted", "seed 7", "ended by eos"):
         assert figure in run.stderr
 

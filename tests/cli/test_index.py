@@ -93,6 +93,42 @@ def test_html_and_pdf_go_in_too(tmp_path: Path) -> None:
     assert {place["continuation"] for place in found["places"]} == {"eggs", "pepper"}
 
 
+def test_a_blank_at_the_end_of_a_query_does_not_hide_what_agrees(store: Path) -> None:
+    assert "8 tokens agree" in index("query", store, "wise old\n ").stdout
+    assert "9 tokens agree" in index("query", store, "wise old ").stdout  # where it agrees as well
+
+
+def test_a_summary_is_one_line_in_a_pipe(store: Path) -> None:
+    assert index("info", store, env={"COLUMNS": "40"}).stdout.count("\n") == 1
+
+
+def test_what_cannot_be_read_is_left_out_where_that_is_asked_for(
+    notes: Path, tmp_path: Path
+) -> None:
+    (notes / "broken.txt").write_bytes(b"caf\xe9")
+    with (notes / "more.jsonl").open("a") as file:
+        file.write('no JSON\n{"id": "cow", "body": "A brown cow."}\n')
+    command = ("build", tmp_path / "s", notes, "--model", MODEL, "--field", "body")
+    assert "broken.txt: is not UTF-8" in (refused := index(*command, code=2).stderr)
+    assert "--skip-broken" in refused
+    run = index(*command, "--skip-broken")
+    assert "4 documents" in run.stdout
+    assert "Left out 2" in run.stderr
+    assert "broken.txt" in run.stderr and "more.jsonl, line 2" in run.stderr
+    assert "4 documents" in index(*command).stdout  # all of them are in already
+
+
+def test_a_mistake_does_not_stand_in_the_way_of_the_right_command(
+    store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new.jsonl").write_text('{"answer": "Yes."}\n')
+    refused = index("add", store, tmp_path / "new.jsonl", code=2)
+    assert "got answer; name the field" in refused.stderr
+    assert "unfinished" not in index("info", store).stderr
+    run = index("add", store, tmp_path / "new.jsonl", "--field", "answer")
+    assert "4 documents" in run.stdout
+
+
 def test_an_interrupted_build_goes_on(
     notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

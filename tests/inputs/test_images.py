@@ -14,8 +14,10 @@ from PIL import Image
 
 from mmspec.errors import InputError
 from mmspec.inputs import InputLimits, open_image
-from mmspec.inputs.images import ImageSource
+from mmspec.inputs.images import ImageSource, image_list
 
+SHUT = io.BytesIO(b"no matter")
+SHUT.close()
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -48,11 +50,24 @@ def test_every_kind_of_source_gives_the_same_image(tmp_path: Path) -> None:
     coded = base64.b64encode(data).decode()
     sources: list[ImageSource] = [
         *(path, str(path), path.as_uri(), data, red(), np.asarray(red())),
-        *(f"data:image/png;base64,{coded}", f"DATA:image/png;base64,{coded[:40]}\n{coded[40:]}"),
+        *(
+            f"data:image/png;base64,{coded}",
+            io.BytesIO(data),
+            f"DATA:image/png;base64,{coded[:40]}\n{coded[40:]}",
+        ),
     ]
     for source in sources:
         image = open_image(source)
         assert (image.mode, image.size, image.getpixel((1, 1))) == ("RGB", (6, 4), RED)
+
+
+def test_an_open_file_is_read_from_its_beginning_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "red.png"
+    path.write_bytes(encode(red()))
+    with path.open("rb") as file:
+        assert image_list(file) == [file]
+        for _ in range(2):
+            assert open_image(file).getpixel((1, 1)) == RED
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -141,11 +156,15 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
         (np.full((2, 2, 3), np.nan), ["outside [0, 1]"]),
         ("data:image/png;base64,@@@", ["base64", "b64encode"]),
         ("data:image/png", ["data URL", "data:image/png;base64,..."]),
-        ("http://127.0.0.1:9/a.png", ["allow_http=True", "download"]),
+        ("http://127.0.0.1:9/a.png", ["inputs.allow_http=true", "download"]),
         ("ftp://host/a.png", ["ftp://host/a.png", "kind"]),
         ("iVBORw0KGgo" * 2000, ["cannot read", "data: URL"]),
         ("a\0b.png", ["a\\x00b.png"]),
-        (42, ["int", "a path, bytes, a URL, a PIL image"]),
+        (42, ["int", "a path, bytes, a URL, a PIL image, an open"]),
+        ("", ["empty string", "leave it out"]),
+        ("iVBORw0KGgo/" * 30, ["no such file", "data: URL"]),
+        (io.StringIO("text"), ["reads str", 'open(path, "rb")']),
+        (SHUT, ["closed file", "open for reading"]),
         (None, ["NoneType"]),
     ],
 )

@@ -18,6 +18,7 @@ from mmspec.errors import DatastoreError
 from mmspec.retrieval import merging
 from mmspec.retrieval.corpus import Document
 from mmspec.retrieval.datastore import Datastore
+from mmspec.retrieval.journal import read_journal
 from mmspec.retrieval.manifest import MANIFEST, read_manifest
 from mmspec.retrieval.writer import DatastoreWriter
 
@@ -417,6 +418,8 @@ def test_other_inputs_do_not_go_on_with_an_unfinished_build(tmp_path: Path) -> N
     with DatastoreWriter.create(folder, tokenizer=TOKENIZER, vocab_size=VOCAB) as writer:
         assert writer.begin(inputs="one") == 0
         writer.append(Document("a", "", [1, 2, 3]))
+        assert writer._appender is not None
+        writer._appender.checkpoint()
     with DatastoreWriter.create(folder, tokenizer=TOKENIZER, vocab_size=VOCAB) as writer:
         with pytest.raises(DatastoreError, match="an unfinished build is waiting here"):
             writer.begin(inputs="two")
@@ -426,6 +429,17 @@ def test_other_inputs_do_not_go_on_with_an_unfinished_build(tmp_path: Path) -> N
         writer.append(Document("b", "", [4, 5, 6]))
         writer.commit()
     assert ids(Datastore.open(folder)) == ["b"]
+
+
+def test_a_build_of_which_nothing_was_written_is_in_nobodys_way(folder: Path) -> None:
+    with DatastoreWriter.open(folder) as writer:
+        writer.begin(inputs="a mistake")
+    assert read_journal(folder) is not None
+    with DatastoreWriter.open(folder) as writer:
+        assert writer.begin(inputs="what was meant") == 0
+        writer.append(Document("new", "", [1, 2, 3]))
+        writer.commit()
+    assert "new" in ids(Datastore.open(folder))
 
 
 def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:

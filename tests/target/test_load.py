@@ -149,7 +149,7 @@ def test_remote_code_is_refused_unless_asked_for(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     (tmp_path / "code.py").write_text(f"open({str(ran)!r}, 'w')\n", encoding="utf-8")
     message = refusal(tmp_path)
-    assert "trust_remote_code=True" in message
+    assert "model.trust_remote_code=true" in message
     assert not ran.exists()
 
 

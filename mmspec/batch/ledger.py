@@ -1,0 +1,117 @@
+"""The ledger: answers in a JSONL file, a line each, that a killed run goes on with."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from mmspec.errors import InputError
+
+
+class Ledger:
+    """A JSONL file of answers, each of which is on the disk before the next one is written.
+
+    A line is an object with `id`, `run` (what the answers of one file have in common: model,
+    prompt, settings) and either `text` or `error`. Opened again, what was answered stays; a line
+    that a kill cut off goes, and so do failures, which are tried again.
+    """
+
+    def __init__(self, path: str | Path, *, run: str, fresh: bool = False) -> None:
+        """Raises InputError: cannot be written, is no such file, holds answers of another run, or
+        another process writes it. `fresh` drops what is there."""
+        self.path = Path(path)
+        self.answered: set[str] = set()
+        self._run = run
+        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"{self.path}: another run writes this file; wait for it, or name another"
+            ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            if fresh:
+                self.path.unlink(missing_ok=True)
+            self._tidy()
+            self._file = self.path.open("ab")
+        except OSError as error:
+            self._lock.release()
+            raise self._unwritable(error) from error
+        except InputError:
+            self._lock.release()
+            raise
+
+    def write(self, values: Mapping[str, object]) -> None:
+        """Adds a line. Raises InputError where the disk is full."""
+        line = json.dumps({**values, "run": self._run}, ensure_ascii=False) + "\n"
+        try:
+            self._file.write(line.encode(errors="backslashreplace"))
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _tidy(self) -> None:
+        """Reads what is there, and leaves the whole lines of answers."""
+        if not self.path.exists():
+            return
+        has_failures, size = False, 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    size += len(line)
+                    has_failures |= not self._keeps(number, line)
+        os.truncate(self.path, size)  # a line that was cut off
+        if has_failures:
+            beside = self.path.with_name(f".{self.path.name}.kept")
+            with self.path.open("rb") as file, beside.open("wb") as kept:
+                kept.writelines(line for line in file if "error" not in json.loads(line))
+            beside.replace(self.path)
+
+    def _keeps(self, number: int, line: bytes) -> bool:
+        try:
+            values = json.loads(line)
+            name, run = values["id"], values["run"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.path}, line {number}: was not written by mmspec batch; expected a new file "
+                "or one of its own"
+            ) from error
+        if run != self._run:
+            raise InputError(
+                f"{self.path}: holds answers of another model, prompt or settings; name another "
+                "file, or drop them: --fresh"
+            )
+        if "error" in values:
+            return False
+        self.answered.add(name)
+        return True
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self.path}: cannot be written: {error.strerror or error}; what was answered is "
+            "safe, and the same command goes on from it"
+        )

@@ -1,0 +1,108 @@
+"""Tasks and an engine -> a ledger full of answers."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from mmspec.batch.ledger import Ledger
+from mmspec.batch.work import Task
+from mmspec.engine import Engine
+from mmspec.errors import InputError, MmspecError
+from mmspec.requests import Request, Result
+
+
+@dataclass
+class Tally:
+    """What became of a run so far."""
+
+    num_answered: int = 0
+    num_failed: int = 0
+    num_earlier: int = 0  # answered by an earlier run
+    new_tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)  # the first ones, "id: why"
+
+    @property
+    def num_done(self) -> int:
+        return self.num_answered + self.num_failed + self.num_earlier
+
+
+_FAILURES_KEPT = 20
+
+
+def run_batch(
+    engine: Engine,
+    tasks: Iterable[Task],
+    ledger: Ledger,
+    *,
+    options: Mapping[str, object],
+    seed: int,
+    on_progress: Callable[[Tally], None] = lambda tally: None,
+) -> Tally:
+    """Answers what the ledger does not hold yet, `decode.max_rows` tasks at a time, and writes each
+    answer as it ends: so in no fixed order. A task that fails costs no other.
+
+    `options` are fields of `Request`, for all. A task's seed comes from `seed` and its id, so its
+    answer depends on neither the batch nor on where an earlier run was stopped. Raises InputError:
+    a wrong option, a full disk.
+    """
+    tally, begun, seen = Tally(), time.perf_counter(), set[str]()
+    running: dict[int, Task] = {}
+
+    def write(task: Task, values: dict[str, object]) -> None:
+        ledger.write({"id": task.id, **values})
+
+    def fail(task: Task, error: MmspecError) -> None:
+        write(task, {"error": str(error)})
+        tally.num_failed += 1
+        if len(tally.failures) < _FAILURES_KEPT:
+            tally.failures.append(f"{task.id}: {error}")
+
+    def requests() -> Iterator[Request]:
+        number = 0
+        for task in tasks:
+            if task.id in seen:
+                fail(task, InputError("this id was there before; give each line its own"))
+            elif task.id in ledger.answered:
+                tally.num_earlier += 1
+            elif task.request is None:
+                assert task.error is not None
+                fail(task, task.error)
+            else:
+                running[number] = task
+                number += 1
+                yield replace(task.request, seed=task_seed(seed, task.id))
+            seen.add(task.id)
+
+    for number, result in engine.generate_each(requests(), **options):
+        task = running.pop(number)
+        if result.error is not None:
+            fail(task, result.error)
+        else:
+            write(task, _answer(result))
+            tally.num_answered += 1
+        tally.new_tokens += result.stats.new_tokens
+        tally.steps += result.stats.steps
+        tally.seconds = time.perf_counter() - begun
+        on_progress(tally)
+    tally.seconds = time.perf_counter() - begun
+    return tally
+
+
+def task_seed(seed: int, name: str) -> int:
+    """The seed of one task: the same in every run, whatever else is answered."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="backslashreplace")).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _answer(result: Result) -> dict[str, object]:
+    return {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "seed": result.seed,
+        "prompt_tokens": result.stats.prompt_tokens,
+        "new_tokens": result.stats.new_tokens,
+        "tokens_per_step": round(result.stats.tokens_per_step, 3),
+    }

@@ -1,0 +1,200 @@
+"""`mmspec batch`: thousands of documents or prompts, answered into a JSONL file."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+import mmspec
+from mmspec.batch import Ledger, Tally, count_tasks, find_inputs, read_tasks, run_batch
+from mmspec.cli.console import (
+    EXIT_DIFFERENT,
+    EXIT_INTERRUPTED,
+    consoles,
+    mistakes_told,
+    printable,
+    quiet_transformers,
+    tell,
+)
+from mmspec.cli.generate import read_prompt
+from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides
+from mmspec.requests import build_request
+
+_LOG_EVERY_S = 60
+
+
+def batch(
+    model: Model,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUTS...",
+            help="Files, folders, globs: JSONL of prompts, or with --prompt documents and images.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The JSONL file of answers, one line each.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What is asked about each document; - reads stdin, @FILE a file."),
+    ] = None,
+    field: Annotated[
+        str, typer.Option(help="With --prompt: the field of a JSONL line that holds its text.")
+    ] = "text",
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many at a time, in place of the configured decode.max_rows."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="At most so many an answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this string; may be repeated.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="With an input's id it gives that answer's own seed.")
+    ] = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Drop the answers that are in --out already.")
+    ] = False,
+    drafter: Drafter = None,
+    config: ConfigName = None,
+    overrides: Overrides = None,
+    speculate: Annotated[
+        bool | None,
+        typer.Option(
+            "--speculate/--no-speculate",
+            help="On: always draft. Off: plain decoding. The texts are the same.",
+            show_default="where it is faster",
+        ),
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Answer many prompts, or one prompt about many documents, into a JSONL file.
+
+    Each answer is written as it ends. Interrupted or killed, the same command goes on where it was,
+    with the same texts; what failed is tried again. Exit code 1 if something failed.
+    """
+    _, stderr = consoles()
+    with mistakes_told(stderr):
+        asked = None if prompt is None else read_prompt(prompt)
+        given: dict[str, object] = {
+            "system": system,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "stop": stop,
+        }
+        options = {name: value for name, value in given.items() if value is not None}
+        settings = [*(overrides or ()), *([] if rows is None else [f"decode.max_rows={rows}"])]
+        build_request("", options)
+        files = find_inputs(inputs)
+        told = [model, asked, field, seed, options, dtype, config, overrides]
+        run = hashlib.sha256(json.dumps(told).encode(errors="backslashreplace")).hexdigest()[:12]
+        with Ledger(out, run=run, fresh=fresh) as ledger:
+            quiet_transformers()
+            with stderr.status("Loading the model"):
+                engine = mmspec.load(
+                    model,
+                    config=config,
+                    overrides=settings,
+                    dtype=dtype,
+                    device=device,
+                    drafter=drafter,
+                )
+            if ledger.answered:
+                stderr.print(f"Going on: {len(ledger.answered):,} are answered already")
+            options["speculate"] = "auto" if speculate is None else speculate
+            total = count_tasks(files, prompt=asked)
+            tasks = read_tasks(files, prompt=asked, field=field)
+            shown = _Shown(stderr, total)
+            try:
+                with shown:
+                    tally = run_batch(
+                        engine, tasks, ledger, options=options, seed=seed, on_progress=shown.update
+                    )
+            except KeyboardInterrupt as error:
+                num_there = len(ledger.answered) + shown.tally.num_answered
+                told_last = f"Interrupted: {num_there:,} are in {out}; run the same command again"
+                tell(stderr, Text(printable(f"{told_last} to go on.")))
+                raise typer.Exit(EXIT_INTERRUPTED) from error
+        tell(stderr, summary(tally, out))
+    if tally.num_failed:
+        raise typer.Exit(EXIT_DIFFERENT)
+
+
+def summary(tally: Tally, out: Path) -> Text:
+    """A run in figures, and what failed."""
+    parts = [f"{tally.num_answered:,} answered"]
+    if tally.num_earlier:
+        parts.append(f"{tally.num_earlier:,} before")
+    if tally.num_failed:
+        parts.append(f"{tally.num_failed:,} failed")
+    text = Text(printable(f"{' · '.join([*parts, *_speeds(tally)])} · {out}"))
+    for failure in tally.failures:
+        text.append(f"\n{printable(' '.join(failure.split()))}", style="red")
+    if tally.num_failed > len(tally.failures):
+        text.append(f"\nand {tally.num_failed - len(tally.failures):,} more: see {out}", "red")
+    return text
+
+
+def _speeds(tally: Tally) -> list[str]:
+    if not tally.new_tokens or not tally.seconds:
+        return []
+    return [
+        f"{tally.new_tokens:,} tokens",
+        f"{tally.new_tokens / max(tally.steps, 1):.2f} a step",
+        f"{tally.new_tokens / tally.seconds:,.0f} tokens/s",
+    ]
+
+
+class _Shown:
+    """The progress: a bar on a terminal, a line a minute anywhere else."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.tally = Tally()
+        self._console, self._total = console, total
+        self._told_at = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._progress = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("Answering", total=total)
+
+    def update(self, tally: Tally) -> None:
+        self.tally = tally
+        failed = f" · {tally.num_failed:,} failed" if tally.num_failed else ""
+        told = f"{tally.new_tokens / max(tally.seconds, 1e-9):,.0f} tokens/s{failed}"
+        self._progress.update(self._task, completed=tally.num_done, description=told)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._told_at >= _LOG_EVERY_S:
+            self._told_at = now
+            self._console.print(f"{tally.num_done:,} of {self._total:,} · {told}")
+
+    def __enter__(self) -> "_Shown":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()

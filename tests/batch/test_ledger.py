@@ -1,0 +1,94 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmspec.batch import Ledger
+from mmspec.errors import InputError
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_what_was_answered_stays_and_failures_and_half_a_line_go(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Ledger(path, run="r") as ledger:
+        ledger.write({"id": "a", "text": "\u00e9\n"})
+        ledger.write({"id": "b", "error": "no such file"})
+        ledger.write({"id": "c", "text": "C"})
+    with path.open("ab") as file:
+        file.write(b'{"id": "d", "te')
+    with Ledger(path, run="r") as ledger:
+        assert ledger.answered == {"a", "c"}
+        ledger.write({"id": "d", "text": "D"})
+    assert [line["id"] for line in lines(path)] == ["a", "c", "d"]
+    assert lines(path)[0] == {"id": "a", "text": "\u00e9\n", "run": "r"}
+
+
+def test_half_a_character_is_written_all_the_same(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "out.jsonl", run="r") as ledger:
+        ledger.write({"id": "caf\udce9", "text": ""})
+    with Ledger(tmp_path / "out.jsonl", run="r") as ledger:
+        assert ledger.answered == {"caf\udce9"}
+
+
+def test_answers_of_another_run_are_not_mixed_in(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Ledger(path, run="one") as ledger:
+        ledger.write({"id": "a", "text": "A"})
+    with pytest.raises(InputError, match="another model, prompt or settings"):
+        Ledger(path, run="two")
+    assert len(lines(path)) == 1
+    with Ledger(path, run="two", fresh=True) as ledger:
+        assert not ledger.answered
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("text", ["notes\n", '{"text": "x"}\n', "[1]\n"])
+def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.jsonl").write_text(text)
+    with pytest.raises(InputError, match="line 1: was not written by mmspec batch"):
+        Ledger(tmp_path / "mine.jsonl", run="r")
+    assert (tmp_path / "mine.jsonl").read_text() == text
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Ledger(path, run="r"), pytest.raises(InputError, match="another run writes this file"):
+        Ledger(path, run="r")
+    Ledger(path, run="r").close()  # the first one is done
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "out.jsonl", tmp_path):
+        with pytest.raises(InputError, match="cannot be written"):
+            Ledger(path, run="r")
+
+
+def test_a_full_disk_is_told_and_what_was_answered_is_whole(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from mmspec.batch import Ledger
+from mmspec.errors import InputError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    with Ledger(sys.argv[1], run="r") as ledger:
+        for number in range(100):
+            ledger.write({"id": str(number), "text": "x" * 100})
+except InputError as error:
+    assert "cannot be written" in str(error) and "goes on from it" in str(error), error
+    sys.exit(7)
+"""
+    path = tmp_path / "out.jsonl"
+    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
+    assert run.returncode == 7, run.stderr
+    with Ledger(path, run="r") as ledger:
+        num_whole = len(ledger.answered)
+        ledger.write({"id": "next", "text": ""})
+    assert 10 < num_whole < 20
+    assert len(lines(path)) == num_whole + 1

@@ -1,0 +1,136 @@
+"""`mmspec batch`: on the bundled model, whose answers are seldom right and always the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import mmspec
+from mmspec.batch.run import run_batch as real_run_batch
+from mmspec.batch.run import task_seed
+from mmspec.cli import app
+
+COMMAND = sys.modules["mmspec.cli.batch"]  # `mmspec.cli.batch` is the function
+OPTIONS = ("--max-new-tokens", 6, "--temperature", 1)
+
+
+def batch(*words: object, code: int = 0) -> Result:
+    run = CliRunner().invoke(app, ["batch", *map(str, words)], env={"NO_COLOR": "1"})
+    assert run.exit_code == code, run.output
+    return run
+
+
+def answers(path: Path) -> dict[str, dict[str, object]]:
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len({line["id"] for line in lines}) == len(lines)
+    return {line["id"]: line for line in lines}
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    texts = ("Repeat: abcabc", "Repeat: a much longer text than that", "Hm?", "Repeat: xyz xyz")
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "prompt": t}) + "\n" for i, t in enumerate(texts)))
+    return path
+
+
+def test_every_answer_is_the_one_that_its_request_gets_alone(prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    run = batch("tiny-vlm", prompts, "--out", out, *OPTIONS, "--seed", 3)
+    assert "4 answered" in run.stderr and "a step" in run.stderr
+    engine = mmspec.load("tiny-vlm", drafter="none")
+    for name, line in answers(out).items():
+        prompt = json.loads(prompts.read_text().splitlines()[int(name)])["prompt"]
+        seed = task_seed(3, name)
+        alone = engine.generate(prompt, max_new_tokens=6, temperature=1, seed=seed)
+        assert (line["text"], line["seed"]) == (alone.text, seed)
+        assert line["finish_reason"] == alone.finish_reason
+
+
+def test_one_broken_document_costs_no_other_and_is_tried_again(tmp_path: Path) -> None:
+    folder, out = tmp_path / "docs", tmp_path / "out.jsonl"
+    folder.mkdir()
+    Image.new("RGB", (20, 20), "red").save(folder / "red.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "fox.txt").write_text("The quick fox.")
+    command = ("tiny-vlm", folder, "--out", out, "--prompt", "What is it?", *OPTIONS)
+    run = batch(*command, code=1)
+    assert "2 answered · 1 failed" in run.stderr and "broken.png" in run.stderr
+    found = answers(out)
+    assert "truncated or damaged" in str(found[str(folder / "broken.png")]["error"])
+    Image.new("RGB", (20, 20), "blue").save(folder / "broken.png")
+    assert "1 answered · 2 before" in batch(*command).stderr
+    again = answers(out)
+    assert "text" in again.pop(str(folder / "broken.png"))
+    assert again.items() <= found.items()
+
+
+def test_an_interrupted_run_goes_on(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    batch("tiny-vlm", prompts, "--out", whole, *OPTIONS)
+
+    def interrupted(*args: object, on_progress: object, **options: object) -> object:
+        def stop(tally: object) -> None:
+            on_progress(tally)  # type: ignore[operator]
+            raise KeyboardInterrupt
+
+        return real_run_batch(*args, on_progress=stop, **options)  # type: ignore[arg-type]
+
+    command = ("tiny-vlm", prompts, "--out", out, *OPTIONS, "--rows", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(COMMAND, "run_batch", interrupted)
+        assert f"1 are in {out}; run the same" in batch(*command, code=130).stderr
+    assert len(answers(out)) == 1
+    assert "3 answered · 1 before" in batch(*command).stderr
+    assert {k: v["text"] for k, v in answers(out).items()} == {
+        k: v["text"] for k, v in answers(whole).items()
+    }
+    refused = batch("tiny-vlm", prompts, "--out", out, "--max-new-tokens", 7, code=2)
+    assert "another model, prompt or settings" in refused.stderr
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_with_the_same_answers(tmp_path: Path) -> None:
+    prompts, whole, out = (tmp_path / name for name in ("p.jsonl", "whole.jsonl", "out.jsonl"))
+    prompts.write_text(
+        "".join(json.dumps({"id": i, "prompt": f"Repeat: {i} {i}"}) + "\n" for i in range(40))
+    )
+    batch("tiny-vlm", prompts, "--out", whole, "--max-new-tokens", 20)
+    code = "from mmspec.cli import main; main()"
+    command = [sys.executable, "-c", code, "batch", "tiny-vlm", prompts, "--out", out]
+    command += ["--max-new-tokens", "20", "--rows", "2"]
+    for wanted in (5, 15, 25):
+        run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while not out.exists() or out.read_bytes().count(b"\n") < wanted:
+            assert run.poll() is None
+            time.sleep(0.05)
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+    subprocess.run(command, check=True)
+    assert {k: v["text"] for k, v in answers(out).items()} == {
+        k: v["text"] for k, v in answers(whole).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--temperature", -1], "temperature=-1"),
+        (["--prompt", "@nowhere.txt"], "cannot read 'nowhere.txt'"),
+        (["--drafter", "promt_lookup"], "expected none, or one"),
+    ],
+)
+def test_a_mistake_in_the_command_is_told_before_anything_is_done(
+    prompts: Path, tmp_path: Path, words: list[object], message: str
+) -> None:
+    run = batch("tiny-vlm", prompts, "--out", tmp_path / "out.jsonl", *words, code=2)
+    assert message in run.stderr
