@@ -24,6 +24,7 @@ from mmspec.target.positions import prompt_positions
 
 logger = logging.getLogger(__name__)
 
+_TELLING_TOKENS = 64  # a prefill of fewer says little of what a token takes
 _EXPECTED_TOKENS = 512  # a row opens with room for so many; a longer text makes it grow
 
 
@@ -128,6 +129,9 @@ class Prefiller:
             if pending.features is not None:
                 encoded = row.stats.encoded_media = pending.features.num_encoded
                 row.stats.reused_media = pending.features.media.num_items - encoded
+            computed = row.prompt.num_tokens - row.stats.reused_tokens
+            if computed >= _TELLING_TOKENS:
+                prefill = replace(prefill, token_s=row.stats.seconds["prefill"] / computed)
             row.begin(prefill)
         return held - start
 

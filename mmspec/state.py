@@ -72,6 +72,7 @@ class Prefill:
     hidden: Mapping[int, Tensor] = field(default_factory=dict)  # tapped layer -> (seq, hidden) of
     # the prompt's last `seq` tokens; what was reused from an earlier request has none
     cache: "KVCache | None" = None  # that holds the row; for who drafts from the target's own keys
+    token_s: float | None = None  # that a token of the prompt took; None: too few were computed
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,27 @@ class Prices:
     token_s: float  # seconds in which it gets a token
     node_s: float  # that one more node costs in the target's forward
     most_s: float = math.inf  # that a proposal may take: what may be lost if nothing comes of it
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Work that a draft session has to do before its next proposal, told by what of the target's
+    takes as long. What it takes indeed is measured."""
+
+    steps: float = 0.0  # plain steps: for what is read and written in memory
+    tokens: float = 0.0  # of a prompt, as the target reads them: for another model's reading
+    seconds: float = 0.0  # for what depends on no model
+    lasts_tokens: float = math.inf  # of text, after which there is as much to do again
+    can_wait: bool = False  # a proposal can be made without it; what it brings is all requests'
+
+    def __add__(self, other: "Preparation") -> "Preparation":
+        return Preparation(
+            self.steps + other.steps,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            min(self.lasts_tokens, other.lasts_tokens),
+            self.can_wait and other.can_wait,
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@
 5. `outlook`    what a tree promises, by what became of nodes like its own
 6. `worth`      what asking saves
 7. `account`    what a drafter may still cost a request
-8. `pace`       one request's part of all this
+8. `outlay`     what preparing a drafter has cost all requests, and saved them
+9. `pace`       one request's part of all this
 
 None of this can change a text: coupled verification never looks at the tree. Under a rule that
 divides by q whether to ask is all there is to choose: from what became of earlier steps, before

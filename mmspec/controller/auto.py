@@ -4,6 +4,7 @@ The empty tree is a choice like any other, and so is not to ask. Each request ke
 drafter that has lost the time of one plain step and 0.5% of the rest pauses.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -11,11 +12,13 @@ from mmspec.calibration import Calibration
 from mmspec.controller.account import Account
 from mmspec.controller.costs import CostModel
 from mmspec.controller.fixed import FixedStep
+from mmspec.controller.lengths import TextLengths
+from mmspec.controller.outlay import Outlay
 from mmspec.controller.outlook import BUDGETS, Outlook
 from mmspec.controller.pace import Pace
 from mmspec.controller.step_cost import StepCost
 from mmspec.controller.worth import Worth, standing_of
-from mmspec.state import Prices, Verdict
+from mmspec.state import Preparation, Prices, Verdict
 from mmspec.tree import TokenTree
 
 _MARGIN = 1.02  # a tree must promise so much more tokens a second than none
@@ -33,9 +36,13 @@ class AutoController:
         self.costs = costs or CostModel([budget + 1 for budget in BUDGETS])
         self.calibration = Calibration(4.0, 0.99)
         self.worth = Worth()
+        self.outlays: dict[str, Outlay] = {}  # of drafters that have to be prepared
+        self.lengths = TextLengths()
         self.since_plain = 0  # steps
 
     def step(self, paces: Sequence[Pace], context: int) -> "AutoStep":
+        for pace in paces:
+            pace.lengths = self.lengths
         return AutoStep(self, paces, context)
 
 
@@ -55,8 +62,51 @@ class AutoStep(FixedStep):
         self._paused: set[int] = set()
         self._draft_s: dict[tuple[int, str], float] = {}
         self._spent_s = 0.0
+        self._prepared_s = 0.0
         self._outlooks: dict[int, Outlook] = {}
         self._scored: list[Outlook] = []
+
+    # Whom to prepare
+
+    def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
+        pace, cost = self.paces[row], self._cost
+        if pace.speculate is True:
+            return True
+        if self._is_plain:
+            return False
+        outlay = self._outlay(drafter)
+        cost_s = self._preparation_s(pace, drafter, due)
+        tokens = math.inf if due.can_wait else min(pace.tokens_to_come, due.lasts_tokens)
+        if outlay.allows(cost_s, tokens, cost.row_plain_s):
+            return True
+        if not due.can_wait:
+            pace.unprepared_s[drafter] = cost_s
+        return False
+
+    def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
+        super().prepared(row, drafter, due, seconds)
+        self._prepared_s += seconds
+        cost, outlay = self._cost, self._outlay(drafter)
+        if cost.is_known:
+            # The first one pays for what is done only once, too: it is booked as it was expected.
+            expected_s = self._preparation_s(self.paces[row], drafter, due)
+            outlay.paid(seconds if outlay.newest_s else min(seconds, expected_s))
+            self._controller.costs.observe_preparation(
+                drafter, due, seconds, plain_s=cost.plain_s, node_s=cost.row_node_s
+            )
+
+    def _preparation_s(self, pace: Pace, drafter: str, due: Preparation) -> float:
+        costs, cost = self._controller.costs, self._cost
+        if pace.token_s is not None:
+            costs.observe_prompt(pace.token_s)
+            pace.token_s = None  # it was told
+        return costs.preparation_s(drafter, due, plain_s=cost.plain_s, node_s=cost.row_node_s)
+
+    def _outlay(self, drafter: str) -> Outlay:
+        outlays = self._controller.outlays
+        if drafter not in outlays:
+            outlays[drafter] = Outlay.opened(self._cost.plain_s)
+        return outlays[drafter]
 
     # Whom to ask
 
@@ -163,7 +213,9 @@ class AutoStep(FixedStep):
     # What became of it
 
     def spent(self, seconds: float) -> None:
-        """Books the drafters' own time, and with it what it took to weigh their trees."""
+        """Books the drafters' own time, and with it what it took to weigh their trees. What it took
+        to prepare them is booked already."""
+        seconds -= self._prepared_s
         self._spent_s = seconds
         if self._draft_s:
             rest_s = max(seconds - sum(self._draft_s.values()), 0.0) / len(self._draft_s)
@@ -207,6 +259,10 @@ class AutoStep(FixedStep):
             if (row, name) in self._draft_s:
                 account.turned_out(saved_s[name])
             account.earn(saved_s.get(name, 0.0), seconds, cost.row_plain_s)
+        for name, outlay in self._controller.outlays.items() if cost.is_known else ():
+            if name in pace.prepared_s and verdict is not None:
+                outlay.saved(saved_s.get(name, 0.0), len(verdict.tokens), cost.row_plain_s)
+            outlay.earn(seconds, cost.plain_s)
 
     def _account(self, pace: Pace, drafter: str) -> Account:
         if drafter not in pace.accounts:

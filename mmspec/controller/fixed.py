@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mmspec.controller.pace import Pace
-from mmspec.state import Prices, Verdict
+from mmspec.state import Preparation, Prices, Verdict
 from mmspec.tree import TokenTree
 
 
@@ -24,6 +24,13 @@ class FixedStep:
         self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
     ) -> bool:
         return True
+
+    def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
+        return True
+
+    def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
+        pace = self.paces[row]
+        pace.prepared_s[drafter] = pace.prepared_s.get(drafter, 0.0) + seconds
 
     def prices(self, row: int, drafter: str) -> Prices | None:
         return None

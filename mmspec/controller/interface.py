@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from mmspec.controller.pace import Pace
-from mmspec.state import Prices, Verdict
+from mmspec.state import Preparation, Prices, Verdict
 from mmspec.tree import TokenTree
 
 
@@ -16,6 +16,12 @@ class Step(Protocol):
     ) -> bool:
         """Whether to ask the drafter for `row`, which has `tree` from others. `least_s`: what it
         takes at least, if it keeps to `Prices.most_s`."""
+
+    def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
+        """Whether what the drafter has to do before it can be asked for `row` may be done."""
+
+    def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
+        """It was done."""
 
     def prices(self, row: int, drafter: str) -> Prices | None:
         """What the row's time buys; None where that shall not matter, or is not known."""
@@ -29,7 +35,7 @@ class Step(Protocol):
         """What is to be scored of each row's tree."""
 
     def spent(self, seconds: float) -> None:
-        """What asking and deciding took, all told."""
+        """What preparing, asking and deciding took, all told."""
 
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
         """What became of the trees that `cut` gave, and the seconds from score to commit."""
