@@ -126,6 +126,4 @@ class BoundCompressedKV:
         if isinstance(growth.branching, DrawnBranching):
             session.num_draws = growth.branching.num_draws
             return replace(tree, q=growth.branching.q_of(growth, self._vocab_size))
-        likely = tree.cumulative_confidence
-        kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
-        return tree.keep(kept)
+        return tree.prune(budget, min_confidence=self.settings.min_confidence)

@@ -189,9 +189,7 @@ class BoundDraftModel:
         if isinstance(growth.branching, DrawnBranching):
             session.num_draws = growth.branching.num_draws
             return replace(tree, q=growth.branching.q_of(growth, self._vocab_size))
-        likely = tree.cumulative_confidence
-        kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
-        return tree.keep(kept)
+        return tree.prune(budget, min_confidence=self.settings.min_confidence)
 
     def _captions(self, target: Target, target_inputs: InputProcessor | None) -> Captions:
         """The given ones, or what the smaller of the models that can see says."""

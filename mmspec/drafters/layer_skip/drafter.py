@@ -174,6 +174,4 @@ class BoundLayerSkip:
     def _proposed(self, session: LayerSkipSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
         session.remember(tree, growth.buckets, self.skipped)
-        likely = tree.cumulative_confidence
-        kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
-        return tree.keep(kept)
+        return tree.prune(budget, min_confidence=self.settings.min_confidence)
