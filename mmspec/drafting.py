@@ -9,6 +9,8 @@ from functools import partial, reduce
 from operator import or_
 from typing import Protocol
 
+import torch
+
 from mmspec.controller import Controller, Pace, Speculate, Step
 from mmspec.drafters.base import (
     BatchDrafter,
@@ -41,6 +43,7 @@ class Drafting:
         is told the budget before it draws, and keeps to it."""
         self.pace = Pace(speculate, keeps_trees=needs_q)
         self._drafters = drafters if speculate else ()
+        self._device = torch.device("cpu")
         self._sessions: dict[str, DraftSession] = {}
         self._priced: dict[str, PricedSession] = {}  # those of them that look at the time
         self._prepared: dict[str, PreparedSession] = {}  # and that have something to do beforehand
@@ -48,7 +51,7 @@ class Drafting:
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
         """Opens a session of every drafter."""
-        self.pace.token_s = prefill.token_s
+        self._device = prefill.logits.device
         for drafter in self._drafters:
             with self.guarded(drafter.name):
                 session = drafter.start(prompt, prefill, guide)
@@ -78,6 +81,11 @@ class Drafting:
     def prepared(self, drafter: Drafter) -> PreparedSession | None:
         """The drafter's session, if it has something to do before it can propose."""
         return self._prepared.get(drafter.name)
+
+    def wait(self) -> None:
+        """For what was launched on the target's device, so that the clock sees it."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """Tells every drafter what became of the step's tree."""
@@ -208,6 +216,7 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
         begun = time.perf_counter()
         with drafting.guarded(name):
             session.prepare(row.tokens.copy())
+            drafting.wait()
         step.prepared(index, name, due, time.perf_counter() - begun)
     return drafter in drafting.drafters  # it may have failed
 

@@ -1,6 +1,7 @@
 """Prefiller: prompts into the KV cache, a chunk at a time, from what is known of them already."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,10 +130,12 @@ class Prefiller:
             if pending.features is not None:
                 encoded = row.stats.encoded_media = pending.features.num_encoded
                 row.stats.reused_media = pending.features.media.num_items - encoded
+            begun = time.perf_counter()
+            row.begin(prefill)  # waits for the logits: now all of it has been computed
             computed = row.prompt.num_tokens - row.stats.reused_tokens
             if computed >= _TELLING_TOKENS:
-                prefill = replace(prefill, token_s=row.stats.seconds["prefill"] / computed)
-            row.begin(prefill)
+                spent_s = row.stats.seconds["prefill"] + time.perf_counter() - begun
+                row.drafting.pace.token_s = spent_s / computed
         return held - start
 
     def _run_chunk(self, pending: "_Pending") -> tuple[int, Prefill]:

@@ -72,7 +72,6 @@ class Prefill:
     hidden: Mapping[int, Tensor] = field(default_factory=dict)  # tapped layer -> (seq, hidden) of
     # the prompt's last `seq` tokens; what was reused from an earlier request has none
     cache: "KVCache | None" = None  # that holds the row; for who drafts from the target's own keys
-    token_s: float | None = None  # that a token of the prompt took; None: too few were computed
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ class Allowing(FixedController):
         self.allows = allows
         self.due: list[Preparation] = []
         self.done: list[Preparation] = []
+        self.paces: Sequence[Pace] = ()
 
     def step(self, paces: Sequence[Pace], context: int) -> "AllowingStep":
+        self.paces = paces
         return AllowingStep(self, paces)
 
 
@@ -168,6 +170,18 @@ def test_a_view_of_all_keys_is_dearer_than_one_of_a_few() -> None:
         )
         works.append(controller.done[0].steps)
     assert works[1] > 2 * works[0]
+
+
+def test_what_a_prompts_token_takes_is_measured_where_enough_of_it_was_computed() -> None:
+    controller = Allowing(lambda: True)
+    engine = Engine(target_of("llama"), None, controller=controller, prefix_bytes=2**20)
+    for length, reused, is_told in ((100, 0, True), (101, 99, False), (20, 0, False)):
+        prompt = Prompt(torch.arange(length) % 90)
+        result = engine.generate(prompt, max_new_tokens=2, do_sample=False)
+        assert result.stats.reused_tokens >= reused
+        token_s = controller.paces[0].token_s
+        assert (token_s is not None) == is_told
+        assert token_s is None or 0 < token_s < 1
 
 
 def test_indexing_a_prompt_waits_for_the_first_proposal() -> None:
