@@ -86,14 +86,16 @@ class AutoStep(FixedStep):
     def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
         super().prepared(row, drafter, due, seconds)
         self._prepared_s += seconds
-        cost, outlay = self._cost, self._outlay(drafter)
-        if cost.is_known:
+        pace, cost = self.paces[row], self._cost
+        if not cost.is_known:
+            return
+        if pace.speculate == "auto":  # what was asked for is not the drafter's to answer for
             # The first one pays for what is done only once, too: it is booked as it was expected.
-            expected_s = self._preparation_s(self.paces[row], drafter, due)
+            outlay, expected_s = self._outlay(drafter), self._preparation_s(pace, drafter, due)
             outlay.paid(seconds if outlay.newest_s else min(seconds, expected_s))
-            self._controller.costs.observe_preparation(
-                drafter, due, seconds, plain_s=cost.plain_s, node_s=cost.row_node_s
-            )
+        self._controller.costs.observe_preparation(
+            drafter, due, seconds, plain_s=cost.plain_s, node_s=cost.row_node_s
+        )
 
     def _preparation_s(self, pace: Pace, drafter: str, due: Preparation) -> float:
         costs, cost = self._controller.costs, self._cost
@@ -259,10 +261,11 @@ class AutoStep(FixedStep):
             if (row, name) in self._draft_s:
                 account.turned_out(saved_s[name])
             account.earn(saved_s.get(name, 0.0), seconds, cost.row_plain_s)
-        for name, outlay in self._controller.outlays.items() if cost.is_known else ():
-            if name in pace.prepared_s and verdict is not None:
-                outlay.saved(saved_s.get(name, 0.0), len(verdict.tokens), cost.row_plain_s)
-            outlay.earn(seconds, cost.plain_s)
+        if pace.speculate == "auto" and cost.is_known:
+            for name, outlay in self._controller.outlays.items():
+                if name in pace.prepared_s and verdict is not None:
+                    outlay.saved(saved_s.get(name, 0.0), len(verdict.tokens), cost.row_plain_s)
+                outlay.earn(seconds, cost.plain_s)
 
     def _account(self, pace: Pace, drafter: str) -> Account:
         if drafter not in pace.accounts:

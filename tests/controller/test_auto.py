@@ -226,6 +226,39 @@ def test_a_good_drafter_is_prepared_for_every_request_once_it_has_shown_it() -> 
     assert all(pace.prepared_s for pace in paces[1:]) and ratio > 1.8, ratio
 
 
+def test_who_pins_speculation_pays_for_it_alone() -> None:
+    controller = AutoController()
+    for _ in range(3):
+        controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    dear = Preparation(steps=1000.0)
+    for speculate in ("auto", True):
+        step = controller.step([Pace(speculate=speculate, room=9)], 50)  # type: ignore[arg-type]
+        assert step.prepares(0, "any", dear) == (speculate is True)
+    before = controller.outlays["any"].balance_s
+    step.prepared(0, "any", dear, 10.0)
+    step.cut([TokenTree.root(1)])
+    step.observe([Verdict((0,), (1,))], PLAIN_S)
+    assert controller.outlays["any"].balance_s == before
+
+
+def test_the_rows_of_a_batch_are_prepared_as_the_first_ones_pay() -> None:
+    """Each would be, alone; what they cost together is more than may be lost."""
+    controller = AutoController()
+    for _ in range(3):
+        controller.costs.observe_step(8, 1, 50, PLAIN_S)
+    paces = [Pace(room=2000, num_tokens=1000) for _ in range(8)]
+    step, due = controller.step(paces, 50), Preparation(steps=6.0)
+    done = 0
+    for row in range(8):
+        if step.prepares(row, "any", due):
+            step.prepared(row, "any", due, 6 * PLAIN_S)
+            done += 1
+    assert 1 <= done < 8
+    outlay = controller.outlays["any"]
+    outlay.saved(100 * PLAIN_S, 100, PLAIN_S / 8)
+    assert step.prepares(7, "any", due)
+
+
 def test_work_that_can_wait_is_paid_from_what_was_saved() -> None:
     controller = AutoController()
     for _ in range(3):
