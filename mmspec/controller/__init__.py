@@ -7,7 +7,8 @@
 5. `outlook`    what a tree promises, by what became of nodes like its own
 6. `worth`      what asking saves
 7. `account`    what a drafter may still cost a request
-8. `outlay`     what preparing a drafter has cost all requests, and saved them
+8. `preparing`  whether what it has to do before its first draft can pay; `outlay` what that has
+                cost all requests, and saved them
 9. `pace`       one request's part of all this
 
 None of this can change a text: coupled verification never looks at the tree. Under a rule that

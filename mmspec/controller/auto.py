@@ -4,7 +4,6 @@ The empty tree is a choice like any other, and so is not to ask. Each request ke
 drafter that has lost the time of one plain step and 0.5% of the rest pauses.
 """
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from mmspec.controller.lengths import TextLengths
 from mmspec.controller.outlay import Outlay
 from mmspec.controller.outlook import BUDGETS, Outlook
 from mmspec.controller.pace import Pace
+from mmspec.controller.preparing import Preparing
 from mmspec.controller.step_cost import StepCost
 from mmspec.controller.worth import Worth, standing_of
 from mmspec.state import Preparation, Prices, Verdict
@@ -62,53 +62,21 @@ class AutoStep(FixedStep):
         self._paused: set[int] = set()
         self._draft_s: dict[tuple[int, str], float] = {}
         self._spent_s = 0.0
-        self._prepared_s = 0.0
+        self._preparing = Preparing(costs, controller.outlays, self._cost)
         self._outlooks: dict[int, Outlook] = {}
         self._scored: list[Outlook] = []
 
     # Whom to prepare
 
     def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
-        pace, cost = self.paces[row], self._cost
+        pace = self.paces[row]
         if pace.speculate is True:
             return True
-        if self._is_plain:
-            return False
-        outlay = self._outlay(drafter)
-        cost_s = self._preparation_s(pace, drafter, due)
-        tokens = math.inf if due.can_wait else min(pace.tokens_to_come, due.lasts_tokens)
-        if outlay.allows(cost_s, tokens, cost.row_plain_s):
-            return True
-        if not due.can_wait:
-            pace.unprepared_s[drafter] = cost_s
-        return False
+        return not self._is_plain and self._preparing.is_worth(pace, drafter, due)
 
     def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
         super().prepared(row, drafter, due, seconds)
-        self._prepared_s += seconds
-        pace, cost = self.paces[row], self._cost
-        if not cost.is_known:
-            return
-        if pace.speculate == "auto":  # what was asked for is not the drafter's to answer for
-            # The first one pays for what is done only once, too: it is booked as it was expected.
-            outlay, expected_s = self._outlay(drafter), self._preparation_s(pace, drafter, due)
-            outlay.paid(seconds if outlay.newest_s else min(seconds, expected_s))
-        self._controller.costs.observe_preparation(
-            drafter, due, seconds, plain_s=cost.plain_s, node_s=cost.row_node_s
-        )
-
-    def _preparation_s(self, pace: Pace, drafter: str, due: Preparation) -> float:
-        costs, cost = self._controller.costs, self._cost
-        if pace.token_s is not None:
-            costs.observe_prompt(pace.token_s)
-            pace.token_s = None  # it was told
-        return costs.preparation_s(drafter, due, plain_s=cost.plain_s, node_s=cost.row_node_s)
-
-    def _outlay(self, drafter: str) -> Outlay:
-        outlays = self._controller.outlays
-        if drafter not in outlays:
-            outlays[drafter] = Outlay.opened(self._cost.plain_s)
-        return outlays[drafter]
+        self._preparing.book(self.paces[row], drafter, due, seconds)
 
     # Whom to ask
 
@@ -217,7 +185,7 @@ class AutoStep(FixedStep):
     def spent(self, seconds: float) -> None:
         """Books the drafters' own time, and with it what it took to weigh their trees. What it took
         to prepare them is booked already."""
-        seconds -= self._prepared_s
+        seconds -= self._preparing.spent_s
         self._spent_s = seconds
         if self._draft_s:
             rest_s = max(seconds - sum(self._draft_s.values()), 0.0) / len(self._draft_s)
@@ -261,11 +229,7 @@ class AutoStep(FixedStep):
             if (row, name) in self._draft_s:
                 account.turned_out(saved_s[name])
             account.earn(saved_s.get(name, 0.0), seconds, cost.row_plain_s)
-        if pace.speculate == "auto" and cost.is_known:
-            for name, outlay in self._controller.outlays.items():
-                if name in pace.prepared_s and verdict is not None:
-                    outlay.saved(saved_s.get(name, 0.0), len(verdict.tokens), cost.row_plain_s)
-                outlay.earn(seconds, cost.plain_s)
+        self._preparing.settle(pace, saved_s, verdict, seconds)
 
     def _account(self, pace: Pace, drafter: str) -> Account:
         if drafter not in pace.accounts:
