@@ -9,6 +9,8 @@ from functools import partial, reduce
 from operator import or_
 from typing import Protocol
 
+import torch
+
 from mmspec.controller import Controller, Pace, Speculate, Step
 from mmspec.drafters.base import (
     BatchDrafter,
@@ -41,18 +43,23 @@ class Drafting:
         is told the budget before it draws, and keeps to it."""
         self.pace = Pace(speculate, keeps_trees=needs_q)
         self._drafters = drafters if speculate else ()
+        self._device = torch.device("cpu")
         self._sessions: dict[str, DraftSession] = {}
         self._priced: dict[str, PricedSession] = {}  # those of them that look at the time
+        self._prepared: dict[str, PreparedSession] = {}  # and that have something to do beforehand
         self._taps = {d.name: d.taps for d in self._drafters if isinstance(d, TappingDrafter)}
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
         """Opens a session of every drafter."""
+        self._device = prefill.logits.device
         for drafter in self._drafters:
             with self.guarded(drafter.name):
                 session = drafter.start(prompt, prefill, guide)
                 self._sessions[drafter.name] = session
                 if isinstance(session, PricedSession):  # a check that takes its time
                     self._priced[drafter.name] = session
+                if isinstance(session, PreparedSession):
+                    self._prepared[drafter.name] = session
 
     @property
     def drafters(self) -> list[Drafter]:
@@ -71,6 +78,15 @@ class Drafting:
         """The drafter's session, if it makes its proposals as long as they pay."""
         return self._priced.get(drafter.name)
 
+    def prepared(self, drafter: Drafter) -> PreparedSession | None:
+        """The drafter's session, if it has something to do before it can propose."""
+        return self._prepared.get(drafter.name)
+
+    def wait(self) -> None:
+        """For what was launched on the target's device, so that the clock sees it."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """Tells every drafter what became of the step's tree."""
         for name, session in list(self._sessions.items()):
@@ -79,6 +95,8 @@ class Drafting:
 
     def close(self, chosen: Sequence[int] = ()) -> None:
         """The request ended with the tokens `chosen`, or nobody waits for it any more."""
+        if chosen:
+            self.pace.lengths.observe(len(chosen))
         for name, session in list(self._sessions.items()):
             with self.guarded(name):
                 if isinstance(session, LearningSession):
@@ -143,9 +161,11 @@ def propose(
     """The step's decisions, and one tree a row: what the row's drafters proposed, merged, made fit
     for the target and cut to what the controller says. Where a row's trees must be kept whole all
     this leaves them alone, but for a cut at the depth that the text has room for."""
-    begun, prepared_s = time.perf_counter(), 0.0
+    begun = time.perf_counter()
     fit, max_nodes = settings.fit, settings.max_nodes
     context = max(len(row.tokens) for row in rows)
+    for row in rows:
+        row.drafting.pace.room = row.room
     step = settings.controller.step([row.drafting.pace for row in rows], context)
     trees = [TokenTree.root(row.tokens[-1]) for row in rows]
     drafters = {drafter.name: drafter for row in rows for drafter in row.drafting.drafters}
@@ -156,18 +176,15 @@ def propose(
             if row.room > 1  # the target adds a token of its own
             and max_nodes > 0
             and drafter in row.drafting.drafters
-            and step.asks(index, name, trees[index], least_s=_least_s(row, drafter))
+            and _is_asked(index, row, drafter, trees[index], step)
         ]
         if not asked:
             continue
-        preparing = time.perf_counter()
-        asked = [index for index in asked if _is_prepared(rows[index], drafter)]
         for index in asked:
             priced = rows[index].drafting.priced(drafter)
             if priced is not None:
                 priced.prices = step.prices(index, name)
         asking = time.perf_counter()
-        prepared_s += asking - preparing
         proposed = _ask(drafter, [rows[index] for index in asked], max_nodes, vocab_size)
         seconds = (time.perf_counter() - asking) / max(len(asked), 1)
         for index, tree in zip(asked, proposed, strict=True):
@@ -177,23 +194,31 @@ def propose(
                 trees[index] = cut if before.num_nodes == 1 else fit(before.merge(cut))
             step.learn(index, name, before, trees[index], seconds)
     cut_trees = step.cut([tree.prune(max_nodes) for tree in trees])
-    step.spent(time.perf_counter() - begun - prepared_s)
+    step.spent(time.perf_counter() - begun)
     return step, cut_trees
 
 
-def _least_s(row: Drafted, drafter: Drafter) -> float | None:
-    """What the drafter takes at least, where it makes its proposals as long as they pay."""
-    priced = row.drafting.priced(drafter)
-    return None if priced is None else priced.least_s
-
-
-def _is_prepared(row: Drafted, drafter: Drafter) -> bool:
-    """Prepares the row's session; False where that failed."""
-    session = row.drafting.session(drafter)
-    if isinstance(session, PreparedSession):
-        with row.drafting.guarded(drafter.name):
-            session.prepare()
-    return drafter in row.drafting.drafters
+def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step: Step) -> bool:
+    """Whether the drafter is asked for the row. If so, its session is prepared: rows are, one
+    after the other, as what each of them takes bears on the next one."""
+    drafting, name = row.drafting, drafter.name
+    session, priced = drafting.prepared(drafter), drafting.priced(drafter)
+    due = None
+    with drafting.guarded(name):
+        due = None if session is None else session.preparation(len(row.tokens))
+    if due is not None and not due.can_wait and not step.prepares(index, name, due):
+        return False
+    # Where proposals are made as long as they pay: what the shortest takes.
+    least_s = None if priced is None else priced.least_s
+    if not step.asks(index, name, tree, least_s=least_s):
+        return False
+    if session is not None and due is not None and step.prepares(index, name, due):
+        begun = time.perf_counter()
+        with drafting.guarded(name):
+            session.prepare(row.tokens.copy())
+            drafting.wait()
+        step.prepared(index, name, due, time.perf_counter() - begun)
+    return drafter in drafting.drafters  # it may have failed
 
 
 def _ask(

@@ -1,6 +1,7 @@
 """Prefiller: prompts into the KV cache, a chunk at a time, from what is known of them already."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from mmspec.target.positions import prompt_positions
 
 logger = logging.getLogger(__name__)
 
+_TELLING_TOKENS = 64  # a prefill of fewer says little of what a token takes
 _EXPECTED_TOKENS = 512  # a row opens with room for so many; a longer text makes it grow
 
 
@@ -128,7 +130,12 @@ class Prefiller:
             if pending.features is not None:
                 encoded = row.stats.encoded_media = pending.features.num_encoded
                 row.stats.reused_media = pending.features.media.num_items - encoded
-            row.begin(prefill)
+            begun = time.perf_counter()
+            row.begin(prefill)  # waits for the logits: now all of it has been computed
+            computed = row.prompt.num_tokens - row.stats.reused_tokens
+            if computed >= _TELLING_TOKENS:
+                spent_s = row.stats.seconds["prefill"] + time.perf_counter() - begun
+                row.drafting.pace.token_s = spent_s / computed
         return held - start
 
     def _run_chunk(self, pending: "_Pending") -> tuple[int, Prefill]:

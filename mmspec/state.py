@@ -92,6 +92,27 @@ class Prices:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """Work that a draft session has to do before its next proposal, told by what of the target's
+    takes as long. What it takes indeed is measured."""
+
+    steps: float = 0.0  # plain steps: for what is read and written in memory
+    tokens: float = 0.0  # of a prompt, as the target reads them: for another model's reading
+    seconds: float = 0.0  # for what depends on no model
+    lasts_tokens: float = math.inf  # of text, after which there is as much to do again
+    can_wait: bool = False  # a proposal can be made without it; what it brings is all requests'
+
+    def __add__(self, other: "Preparation") -> "Preparation":
+        return Preparation(
+            self.steps + other.steps,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+            min(self.lasts_tokens, other.lasts_tokens),
+            self.can_wait and other.can_wait,
+        )
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the verifier took of a tree. `tokens[i]` is the target's choice after node `path[i]`.
 

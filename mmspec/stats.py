@@ -47,6 +47,10 @@ class Choices:
     budgets: Mapping[int, int] = field(default_factory=dict)  # drafted nodes scored -> steps
     expected_tokens_per_step: float = 1.0
     plain_step_s: float = 0.0  # measured cost of a step without drafts; 0: not measured
+    prepared_s: Mapping[str, float] = field(default_factory=dict)  # drafter -> what it took, all
+    # in all, to make it ready to propose
+    unprepared_s: Mapping[str, float] = field(default_factory=dict)  # drafter -> what that would
+    # have taken, where it was not done
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,18 @@ class Stats:
         """What the controller did and why, in a sentence or two."""
         choices = self.choices
         asked = [f"{name} in {n}" for name, n in choices.asked.items()]
+        ready = [f"{name} in {s * 1e3:.1f} ms" for name, s in choices.prepared_s.items()]
+        left = [
+            f"{name} ({s * 1e3:.1f} ms)"
+            for name, s in choices.unprepared_s.items()
+            if name not in choices.prepared_s
+        ]
         drafted = {nodes: steps for nodes, steps in choices.budgets.items() if nodes}
         parts = [f"asked {', '.join(asked) or 'no drafter'} of {self.steps} steps"]
+        if ready:
+            parts.append(f"prepared {', '.join(ready)}")
+        if left:
+            parts.append(f"left unprepared, as it would not pay: {', '.join(left)}")
         if drafted:
             nodes = sum(n * steps for n, steps in drafted.items()) / sum(drafted.values())
             parts.append(f"scored {nodes:.1f} nodes in each of {sum(drafted.values())}")

@@ -106,13 +106,17 @@ class TokenTree:
             path.append(self.parents[path[-1]])
         return tuple(reversed(path))
 
-    def prune(self, budget: int) -> "TokenTree":
+    def prune(self, budget: int, *, min_confidence: float = 0.0) -> "TokenTree":
         """The connected subtree of the `budget` drafted nodes of highest cumulative confidence
-        (EAGLE-2's re-ranking, arXiv 2406.16858 section 4.2, made general).
+        (EAGLE-2's re-ranking, arXiv 2406.16858 section 4.2, made general), less those below
+        `min_confidence`, in [0, 1].
 
         It looks at the tokens that were drawn, so what is left has no `q` any more.
         """
-        return self if self.num_nodes - 1 <= budget else self.keep(self.best(budget))
+        likely = self.cumulative_confidence
+        kept = self.best(budget) if self.num_nodes - 1 > budget else range(self.num_nodes)
+        kept = [node for node in kept if likely[node] >= min_confidence]
+        return self if len(kept) == self.num_nodes else self.keep(kept)
 
     def best(self, budget: int) -> list[int]:
         """Node 0 and the `budget` nodes of highest cumulative confidence, in their order."""

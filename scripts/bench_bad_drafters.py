@@ -1,10 +1,11 @@
-"""What a bad drafter costs: one that is always wrong, one that is slow, one that raises.
+"""What a bad drafter costs: always wrong, slow, raising, or with much to do before it is wrong.
 
     python scripts/bench_bad_drafters.py --out build/bad_drafters.json
 
 Decodes some prompts of 200 new tokens with each of them under the automatic controller, and
 plainly, interleaved, end to end, by the wall clock and by CPU time; all texts must be identical.
-The slow drafter computes for ten times as long as the target's step takes, and is right. Each
+The slow drafter computes for ten times as long as the target's step takes, and is right; the one
+that prepares itself takes as long for that, says so, and is always wrong. Each
 drafter's engine is new and decodes the first prompt unmeasured in one column, measured in the
 other: what a drafter costs is not known before it was asked once.
 """
@@ -28,9 +29,11 @@ from mmspec.drafters.base import Drafter
 from mmspec.engine import Engine
 from mmspec.requests import Request
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.state import Prefill, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
+WRONG, SLOW, RAISES = "always wrong", "ten times slower", "raises"
+LONG = "ten steps to prepare, then wrong"
 NEW_TOKENS, PAIRS, DEPTH = 200, 9, 16
 QUESTIONS = (
     "Tell me a story about a lighthouse.",
@@ -39,23 +42,37 @@ QUESTIONS = (
 )
 
 
+def _spin(seconds: float) -> None:
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        pass
+
+
 class Bad:
     """Its own session; knows the plain texts."""
 
-    def __init__(self, name: str, truths: dict[tuple[int, ...], Sequence[int]], slow_s: float):
-        self.name, self._truths, self._slow_s = name, truths, slow_s
+    def __init__(self, name: str, truths: dict[tuple[int, ...], Sequence[int]], step_s: float):
+        self.name, self._truths, self._ten_s = name, truths, 10 * step_s
+        self._is_ready = False
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> "Bad":
+        self._is_ready = self.name != LONG
         return self
 
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        return None if self._is_ready else Preparation(steps=10.0)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        self._is_ready = True
+        _spin(self._ten_s)
+
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
-        if self.name == "raises":
+        if self.name == RAISES:
             raise RuntimeError("no draft")
-        begun = time.perf_counter()
-        while time.perf_counter() - begun < self._slow_s:
-            pass
+        if self.name == SLOW:
+            _spin(self._ten_s)
         draft = self._ahead(tokens)[: min(DEPTH, budget)]
-        if self.name == "always wrong":
+        if self.name in (WRONG, LONG):
             draft = [token ^ 1 for token in draft]
         return TokenTree.chain(tokens[-1], draft, [0.95] * len(draft), self.name)
 
@@ -100,9 +117,8 @@ def main() -> None:
         step_s = min(step_s, result.stats.times.decode_s / result.stats.steps)
     table = Table("drafter", "first request", "later: wall", "CPU", "texts", "asked")
     rows: dict[str, Any] = {}
-    for name in ("always wrong", "ten times slower", "raises"):
-        slow_s = 10 * step_s if name == "ten times slower" else 0.0
-        rows[name] = row = _measured(plain, Bad(name, truths, slow_s), requests)
+    for name in (WRONG, SLOW, RAISES, LONG):
+        rows[name] = row = _measured(plain, Bad(name, truths, step_s), requests)
         later, cpu = row["later_wall"], row["later_cpu"]
         table.add_row(
             name,

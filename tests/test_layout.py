@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mmspec"
 FLOORS = (
     {"kv", "retrieval", "errors", "uploads"},
     {
-        "attention", "calibration", "config", "costs", "encoders", "inputs", "logprobs", "noise",
+        "attention", "calibration", "config", "encoders", "inputs", "logprobs", "noise",
         "noise_kernels",
         "params", "penalties", "plan", "prefixes", "sampling",
         "state", "stats", "stream", "tree", "verify",

@@ -111,6 +111,17 @@ def test_q_is_no_part_of_what_a_tree_says() -> None:
     assert DRAWN == FIVE and hash(DRAWN) == hash(FIVE)
 
 
+@given(trees(), st.integers(0, 12), st.floats(0.0, 1.0))
+def test_pruned_below_a_confidence_no_path_is_less_likely(
+    tree: TokenTree, budget: int, least: float
+) -> None:
+    pruned, best = tree.prune(budget, min_confidence=least), tree.prune(budget)
+    pruned.check_integrity()
+    kept = [n for n, likely in enumerate(best.cumulative_confidence) if likely >= least]
+    assert is_connected(best, set(kept))
+    assert path_tokens(pruned) == path_tokens(best.keep(kept))
+
+
 def test_prune_to_nothing_is_plain_decoding() -> None:
     assert FIVE.prune(0) == TokenTree.root(7)
 

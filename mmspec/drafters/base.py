@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prices, Prompt, Scores, Taps, Verdict
+from mmspec.state import Prefill, Preparation, Prices, Prompt, Scores, Taps, Verdict
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -28,10 +28,16 @@ class DraftSession(Protocol):
 
 @runtime_checkable
 class PreparedSession(DraftSession, Protocol):
-    """One that has something to do before its first proposal, such as reading the prompt."""
+    """One that has something to do before its first proposal, and perhaps again before later ones,
+    such as reading the prompt. Where that can't be worth its while it is not asked."""
 
-    def prepare(self) -> None:
-        """Called before each proposal; its time is not counted as what a proposal costs."""
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        """What is due before a proposal for a text of `num_tokens`, the prompt's and the chosen
+        ones; None: nothing. Asked at every step: it takes microseconds and changes nothing."""
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        """Does it, for a text that is proposed for next. Its time is not counted as what a proposal
+        costs. A session that is asked unprepared prepares itself."""
 
 
 @runtime_checkable

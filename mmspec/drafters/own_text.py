@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 from mmspec.retrieval import Continuation, OnlineIndex
-from mmspec.state import Prompt
+from mmspec.state import Preparation, Prompt
 
+_MANY = 64  # tokens from which on indexing them is no part of a proposal
+_TOKEN_S = 2e-6  # as `OnlineIndex` has it
 SEPARATOR = -1  # stands for media placeholders, which are never copied, and between texts
 
 
@@ -15,14 +17,23 @@ class OwnText:
     """
 
     def __init__(self, prompt: Prompt, *, min_match: int = 1) -> None:
+        """Nothing is indexed before the first `grow`."""
         self.index = OnlineIndex(min_match)
-        for text in prompt.draft_texts:
-            self.index.extend((*text, SEPARATOR))
-        self._num_beside = len(self.index)
-        self.index.extend(prompt_tokens(prompt))
+        self._prompt: Prompt | None = prompt
+        self._num_beside = sum(len(text) + 1 for text in prompt.draft_texts)
+
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        """The indexing of many tokens, as a prompt has them, for a text of `num_tokens`."""
+        late = self._num_beside + num_tokens - len(self.index)
+        return Preparation(seconds=_TOKEN_S * late) if late >= _MANY else None
 
     def grow(self, tokens: Sequence[int]) -> None:
         """`tokens` are the prompt's and all chosen ones; those that are new join."""
+        prompt, self._prompt = self._prompt, None
+        if prompt is not None:
+            for text in prompt.draft_texts:
+                self.index.extend((*text, SEPARATOR))
+            self.index.extend(prompt_tokens(prompt))
         self.index.extend(tokens[len(self.index) - self._num_beside :])
 
     def take_back(self, num_tokens: int) -> None:
@@ -31,6 +42,8 @@ class OwnText:
 
     def tail(self, count: int) -> list[int]:
         """The text's last tokens, at most `count`."""
+        if self._prompt is not None:
+            return prompt_tokens(self._prompt)[-count:] if count else []
         size = len(self.index) - self._num_beside
         return self.index.tokens[-min(count, size) :] if size and count else []
 

@@ -10,7 +10,7 @@ from mmspec.calibration import Calibration
 from mmspec.drafters.copying import Copier
 from mmspec.drafters.own_text import OwnText
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.state import Prefill, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
 
@@ -50,6 +50,12 @@ class PromptLookupSession:
         self._copier = Copier(
             drafter.name, min_confidence=drafter.min_confidence, shared=drafter.calibration
         )
+
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        return self._text.preparation(num_tokens)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        self._text.grow(tokens)
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         drafter = self._drafter

@@ -128,6 +128,35 @@ class KVView(KVCache):
         shown.seen, shown.epoch = length, epoch
         return True
 
+    def due_bytes(self, source_row: int) -> int:
+        """Bytes that the next `catch_up` reads and writes to choose anew; 0 where at most newer
+        tokens join, or the row is too short to be worth a view."""
+        length, shown = self.source.length(source_row), self._shown.get(source_row)
+        if shown is None or self._has_outgrown(source_row, shown, length):
+            chosen = self.size.chosen(length, logged=self._logged_tokens(source_row))
+        elif shown.epoch != self.source.epoch(source_row) or self._is_due(shown, length):
+            chosen = shown.chosen
+        else:
+            return 0
+        token_bytes = self.token_bytes
+        # All keys, half of the row's bytes, are looked at; what is chosen is read and written.
+        return token_bytes * (length + 4 * chosen) // 2 if chosen else 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token's keys and values in all layers."""
+        return sum(
+            buffer[:1].nbytes
+            for layer, _ in self._layers()
+            for buffer in (layer.keys, layer.values)
+        )
+
+    @property
+    def lasts_tokens(self) -> int:
+        """Tokens of text after which all is chosen anew, at the latest."""
+        every = self.policy.refresh_every
+        return self.size.recent if every is None else min(self.size.recent, every)
+
     def outdate(self, source_row: int) -> None:
         """The next `catch_up` chooses anew."""
         if source_row in self._shown:
@@ -152,12 +181,7 @@ class KVView(KVCache):
         log = self.source.queries
         if log is None:
             return 0
-        token_bytes = sum(
-            buffer[:1].nbytes
-            for layer, _ in self._layers()
-            for buffer in (layer.keys, layer.values)
-        )
-        return -(-log.most_bytes(source_row) // max(token_bytes, 1))
+        return -(-log.most_bytes(source_row) // max(self.token_bytes, 1))
 
     def _has_outgrown(self, source_row: int, shown: _Shown, length: int) -> bool:
         """A view that had to be small while its text was short, or is larger than its text now."""

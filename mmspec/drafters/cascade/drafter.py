@@ -108,7 +108,7 @@ class BoundCascade:
         if session.must_draw:
             return replace(chain, q=run.q(session.middle, self._vocab_size))
         least = self.settings.middle.min_confidence
-        return chain.keep([n for n, c in enumerate(chain.cumulative_confidence) if c >= least])
+        return chain.prune(chain.num_nodes, min_confidence=least)
 
 
 def _ask(

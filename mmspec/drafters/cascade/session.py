@@ -7,7 +7,7 @@ from mmspec.drafters.base import DraftSession, PreparedSession, RevisableSession
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching
-from mmspec.state import Prices, Scores, Verdict
+from mmspec.state import Preparation, Prices, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -28,12 +28,19 @@ class CascadeSession:
         self.prices: Prices | None = None
         self._tokens_per_forward = 1.0  # over the view
         self._drafter = drafter
+        self._prepared = lower if isinstance(lower, PreparedSession) else None
         self._has_run = False  # in this step, as against the lower level alone
 
-    def prepare(self) -> None:
-        if isinstance(self.lower, PreparedSession):
-            self.lower.prepare()
-        self.middle.prepare()
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        """Of both levels."""
+        due = self.middle.preparation(num_tokens)
+        below = None if self._prepared is None else self._prepared.preparation(num_tokens)
+        return below if due is None else due if below is None else due + below
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        if self._prepared is not None:
+            self._prepared.prepare(tokens)
+        self.middle.prepare(tokens)
 
     @property
     def least_s(self) -> float | None:

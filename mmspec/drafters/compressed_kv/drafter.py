@@ -33,6 +33,7 @@ class BoundCompressedKV:
         self.model = target if settings.forward is None else settings.forward(target)
         self.draws = settings.draw == "sample"
         self.watched_queries = settings.policy.watched_queries
+        self.weight_bytes = sum(weight.nbytes for weight in target.model.parameters())
         self._vocab_size = target.vocab_size
         reaches = layer_reaches(target.model.config, target.mask_rule)
         self._newest_only = [not reach.is_full for reach in reaches]
@@ -125,6 +126,4 @@ class BoundCompressedKV:
         if isinstance(growth.branching, DrawnBranching):
             session.num_draws = growth.branching.num_draws
             return replace(tree, q=growth.branching.q_of(growth, self._vocab_size))
-        likely = tree.cumulative_confidence
-        kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
-        return tree.keep(kept)
+        return tree.prune(budget, min_confidence=self.settings.min_confidence)

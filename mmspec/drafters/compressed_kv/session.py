@@ -7,7 +7,7 @@ from mmspec.calibration import Calibration
 from mmspec.drafters.walked import learn_choices
 from mmspec.kv import KVView
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Prices, Scores, Verdict
+from mmspec.state import Placement, Preparation, Prices, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -34,13 +34,17 @@ class CompressedKVSession:
         self._drafter = drafter
         self._placement = placement
         self._proposal: tuple[TokenTree, Sequence[Hashable]] | None = None
-        self._is_prepared = False
 
-    def prepare(self) -> None:
-        """Gathers the first view, once: not a part of what a proposal costs, as later ones are."""
-        if not self._is_prepared:
-            self._is_prepared = True
-            self.view.catch_up(self._placement.row)
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        """Choosing anew what the view shows; that newer tokens join is a part of a proposal."""
+        due_bytes = self.view.due_bytes(self._placement.row)
+        if not due_bytes:
+            return None
+        step_bytes = self._drafter.weight_bytes + num_tokens * self.view.token_bytes
+        return Preparation(steps=due_bytes / step_bytes, lasts_tokens=self.view.lasts_tokens)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        self.view.catch_up(self._placement.row)
 
     @property
     def least_s(self) -> float | None:

@@ -22,7 +22,7 @@ from mmspec.drafters.draft_model.prompts import (
     can_see,
     takes_same_inputs,
 )
-from mmspec.drafters.draft_model.session import DraftModelSession
+from mmspec.drafters.draft_model.session import CHUNK, DraftModelSession
 from mmspec.drafters.draft_model.vocabulary import (
     SharedTexts,
     SharedVocabulary,
@@ -39,8 +39,6 @@ from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
     from mmspec.drafters.draft_model.model import DraftModel
-
-_CHUNK = 64  # ids caught up with in one forward
 
 
 class BoundDraftModel:
@@ -60,6 +58,7 @@ class BoundDraftModel:
         self.cache = self.model.new_cache()
         self.lock = threading.RLock()
         self.cost = ForwardCost()
+        self.size_share = _num_weights(self.model) / max(_num_weights(target), 1)  # of the target's
         tokenizer = target_inputs and target_inputs.tokenizer
         own_tokenizer = settings.inputs and settings.inputs.tokenizer
         self._vocabulary = _vocabulary(self.model, target, own_tokenizer, tokenizer)
@@ -110,7 +109,7 @@ class BoundDraftModel:
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
             ready = [s for s in own if budget and s.wording.can_continue and s.wording.ids]
-            self._score_late(ready)
+            self.read_late(ready)
             growths = {
                 id(session): Growth(
                     session.placement,
@@ -133,15 +132,15 @@ class BoundDraftModel:
         if not self.cache.rows:
             self.cache.release()
 
-    def _score_late(self, sessions: Sequence[DraftModelSession]) -> None:
+    def read_late(self, sessions: Sequence[DraftModelSession]) -> None:
         """Reads what was chosen while nobody asked, all rows together, in chunks."""
-        while late := [s for s in sessions if len(s.missing) > _CHUNK]:
-            chunks = [session.missing[:_CHUNK] for session in late]
-            trees = [TokenTree.chain(c[0], c[1:], (1.0,) * (_CHUNK - 1), "") for c in chunks]
+        while late := [s for s in sessions if len(s.missing) > CHUNK]:
+            chunks = [session.missing[:CHUNK] for session in late]
+            trees = [TokenTree.chain(c[0], c[1:], (1.0,) * (CHUNK - 1), "") for c in chunks]
             self.model.score(trees, self.cache, [session.placement for session in late])
-            self.cache.commit({session.placement.row: range(_CHUNK) for session in late})
+            self.cache.commit({session.placement.row: range(CHUNK) for session in late})
             for session in late:
-                session.num_cached += _CHUNK
+                session.num_cached += CHUNK
 
     def _branching(self, session: DraftModelSession, index: int, budget: int) -> Branching:
         settings, guide = self.settings, session.guide
@@ -190,9 +189,7 @@ class BoundDraftModel:
         if isinstance(growth.branching, DrawnBranching):
             session.num_draws = growth.branching.num_draws
             return replace(tree, q=growth.branching.q_of(growth, self._vocab_size))
-        likely = tree.cumulative_confidence
-        kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
-        return tree.keep(kept)
+        return tree.prune(budget, min_confidence=self.settings.min_confidence)
 
     def _captions(self, target: Target, target_inputs: InputProcessor | None) -> Captions:
         """The given ones, or what the smaller of the models that can see says."""
@@ -206,6 +203,10 @@ class BoundDraftModel:
             "drafter.draft_model.images='caption': neither model can see and has a processor; "
             "expected drafter.draft_model.caption, a text for all images"
         )
+
+
+def _num_weights(target: Target) -> int:
+    return sum(weight.numel() for weight in target.model.parameters())
 
 
 def _vocabulary(

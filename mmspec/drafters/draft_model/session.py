@@ -10,13 +10,14 @@ from mmspec.drafters.draft_model.wording import Proposal, Wording
 from mmspec.drafters.walked import learn_choices
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Prices, Prompt, Scores, Verdict
+from mmspec.state import Placement, Preparation, Prices, Prompt, Scores, Verdict
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
     from mmspec.drafters.draft_model.drafter import BoundDraftModel
 
+CHUNK = 64  # ids caught up with in one forward
 _EXPECTED_TOKENS = 256  # a row opens with room for so many beyond its prompt
 
 
@@ -38,19 +39,41 @@ class DraftModelSession:
         self._prompt_ids: list[int] = []  # its text alone: what is read again past the context
         self._placement: Placement | None = None
         self._num_prompt = 0  # tokens of the cache before ids[0]; < 0 where those left
+        self._num_seen = 0  # tokens of the target's text at the last proposal
         self.num_cached = 0
         self._written: TokenTree | None = None
         self._proposal: Proposal | None = None
 
     # The drafter's calls
 
-    def prepare(self) -> None:
-        """Reads the prompt, once: not a part of what a proposal costs."""
-        if self._prompt is None:
-            return
-        read = self._drafter.prompts.read(self._prompt)  # may describe images: without the lock
-        with self._drafter.lock:
-            self._prefill(read)
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        """Reading the prompt; later what was chosen while nobody asked, or, past the model's
+        context, the newest half of it anew."""
+        late = num_tokens - self._num_seen
+        if self._prompt is None and late <= CHUNK and self._has_room(late):
+            return None
+        drafter, prompt = self._drafter, self._prompt
+        most = drafter.num_readable
+        anew = most // 2  # what is read where not all has room
+        if prompt is None:
+            num_read = late if self._has_room(late) else anew
+        else:
+            unseen = 0 if drafter.settings.images in ("give", "thin") else _num_placeholders(prompt)
+            num_read = num_tokens - unseen if num_tokens - unseen <= most else anew
+        return Preparation(
+            tokens=drafter.size_share * num_read, lasts_tokens=max(most - num_tokens, anew)
+        )
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        drafter = self._drafter
+        # It may describe images: without the lock.
+        read = None if self._prompt is None else drafter.prompts.read(self._prompt)
+        with drafter.lock:
+            if read is not None:
+                self._prefill(read)
+            self.catch_up(tokens)
+            if self.wording.ids:
+                drafter.read_late([self])
 
     @property
     def least_s(self) -> float | None:
@@ -90,6 +113,7 @@ class DraftModelSession:
         """Keeps what the target took of the last proposal, drops the rest."""
         if self._prompt is not None:
             self._prefill(self._drafter.prompts.read(self._prompt))
+        self._num_seen = len(tokens)
         unchanged = self.wording.read(tokens)
         written, self._written = self._written, None
         if not self.wording.ids:
@@ -139,8 +163,12 @@ class DraftModelSession:
     @property
     def _fits(self) -> bool:
         """Whether the text's positions, its tree's included, lie within the model's context."""
-        last = self._num_prompt + len(self.wording.ids) + max(self.placement.position_offsets)
-        return last <= self._drafter.num_readable
+        return self._has_room(0)
+
+    def _has_room(self, more: int) -> bool:
+        """The same with so many ids more."""
+        last = self._num_prompt + len(self.wording.ids) + more
+        return last + max(self.placement.position_offsets) <= self._drafter.num_readable
 
     def _begin_again(self) -> None:
         """Past the context the oldest tokens leave, and images with them: the newest half of it is
@@ -153,6 +181,11 @@ class DraftModelSession:
         self._placement = self._model.prefill(prompt, self._cache, row).placement
         self.num_cached = len(ids) - 1
         self._num_prompt = prompt.num_tokens - self.num_cached
+
+
+def _num_placeholders(prompt: Prompt) -> int:
+    """Tokens of the prompt that stand for its images and videos."""
+    return sum(span.stop - span.start for span in prompt.media)
 
 
 def _accepted(written: TokenTree, ids: Sequence[int]) -> list[int]:

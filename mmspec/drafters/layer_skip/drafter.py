@@ -77,6 +77,7 @@ class BoundLayerSkip:
         for session, tokens in zip(own, texts, strict=True):
             held = session.cache.length(session.placement.row)
             assert held == len(tokens) - 1, "the cache is not the text's"
+            session.num_untried += 1
             depth = self._depth(tokens, budget)
             branching = self._branching(session, len(tokens) - 1, budget, depth)
             growth = Growth(session.placement, tokens[-1:], branching, self.name)
@@ -100,18 +101,24 @@ class BoundLayerSkip:
             if self.search is not None and not self.search.is_over:
                 self.search.learn(skipped, matched, tested)
 
+    def is_trial_due(self, session: LayerSkipSession) -> bool:
+        """Whether the search goes on, and the session was asked often enough since its last one."""
+        if self.search is None or self.search.is_over:
+            return False
+        settings = self.settings
+        is_time = session.num_untried + 1 >= settings.trial_every
+        return is_time and session.num_told >= settings.trial_tokens
+
     def try_out(self, session: LayerSkipSession) -> None:
         """One trial of the search on what the session's target chose last, if one is due: what
         would another set of layers have said of each of these tokens?"""
         with self._lock:
-            if self.search is None or self.search.is_over:
+            if self.search is None or not self.is_trial_due(session):
                 return
-            session.num_asked += 1
-            count = self.settings.trial_tokens
-            if session.num_asked % self.settings.trial_every or session.num_told < count:
-                return
-            skipped = self.search.propose()
-            self.search.learn(skipped, self._matched(session, skipped), count, is_trial=True)
+            session.num_untried = -1  # the proposal that follows is the trial's
+            skipped, count = self.search.propose(), self.settings.trial_tokens
+            matched = self._matched(session, skipped)
+            self.search.learn(skipped, matched, count, is_trial=True)
 
     def _matched(self, session: LayerSkipSession, skipped: frozenset[int]) -> int:
         """How many of the newest chosen tokens the layers left in would have chosen as well. The
@@ -167,6 +174,4 @@ class BoundLayerSkip:
     def _proposed(self, session: LayerSkipSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
         session.remember(tree, growth.buckets, self.skipped)
-        likely = tree.cumulative_confidence
-        kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
-        return tree.keep(kept)
+        return tree.prune(budget, min_confidence=self.settings.min_confidence)

@@ -8,7 +8,7 @@ from mmspec.calibration import Calibration
 from mmspec.drafters.walked import learn_choices, walked
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Prices, Prompt, Scores, Verdict
+from mmspec.state import Placement, Preparation, Prices, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class LayerSkipSession:
         self.calibration = Calibration()
         self.prices: Prices | None = None
         self.text: list[int] = prompt.token_ids.tolist()  # as far as it was told
-        self.num_asked = 0
+        self.num_untried = 0  # proposals since the last trial
         self._num_prompt = prompt.num_tokens
         self._drafter = drafter
         self._proposal: _Proposal | None = None
@@ -49,8 +49,13 @@ class LayerSkipSession:
         """Chosen tokens that it knows of."""
         return len(self.text) - self._num_prompt
 
-    def prepare(self) -> None:
-        """A trial of the drafter's search, now and then."""
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        """A trial of the drafter's search, now and then: about one forward."""
+        if not self._drafter.is_trial_due(self):
+            return None
+        return Preparation(steps=1.0, can_wait=True)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
         self._drafter.try_out(self)
 
     @property

@@ -9,7 +9,7 @@ from mmspec.drafters.copying import Copier
 from mmspec.drafters.own_text import OwnText
 from mmspec.drafters.retrieval.source import Query
 from mmspec.retrieval import Continuation
-from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.state import Prefill, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ class RetrievalSession:
             shared=drafter.calibration,
             was_useful=drafter.was_useful,
         )
+
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        return self._text.preparation(num_tokens)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        self._text.grow(tokens)
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]

@@ -5,7 +5,10 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
+from mmspec.state import Preparation
+
 _RECENT = 9  # measurements that an estimate is the median of: one slow step does not move it
+_LEAST_S = 1e-6  # that work is taken for, so that one who says there is none is corrected, too
 _SLOPE = 0.02  # of a plain step: what one more node is believed to cost before it was measured
 
 
@@ -21,6 +24,8 @@ class CostModel:
         self._nodes = nodes
         self._curves: dict[tuple[int, int], _Curve] = {}
         self._drafts: dict[str, deque[float]] = {}
+        self._prompt_tokens: deque[float] = deque(maxlen=_RECENT)
+        self._misjudged: dict[str, deque[float]] = {}
 
     def observe_step(self, rows: int, nodes: int, context: int, seconds: float) -> None:
         """A step of `rows` requests took `seconds` from its score call to its commit."""
@@ -52,6 +57,32 @@ class CostModel:
         """Expected seconds of a proposal for one row; None before one was measured."""
         recent = self._drafts.get(drafter)
         return median(recent) if recent else None
+
+    def observe_prompt(self, token_s: float) -> None:
+        """Each token of a prompt took `token_s` to read."""
+        self._prompt_tokens.append(token_s)
+
+    def observe_preparation(
+        self, drafter: str, due: Preparation, seconds: float, *, plain_s: float, node_s: float
+    ) -> None:
+        """What was due took `seconds`, where a plain step takes `plain_s`."""
+        if drafter not in self._misjudged:  # as with steps: done only once
+            self._misjudged[drafter] = deque(maxlen=_RECENT)
+            return
+        self._misjudged[drafter].append(seconds / self._judged_s(due, plain_s, node_s))
+
+    def preparation_s(
+        self, drafter: str, due: Preparation, *, plain_s: float, node_s: float
+    ) -> float:
+        """Expected seconds of what is due, by what the target takes for such work, and by how far
+        that was wrong for the drafter so far. `node_s` stands in for a prompt's token before one
+        was measured."""
+        recent = self._misjudged.get(drafter)
+        return (median(recent) if recent else 1.0) * self._judged_s(due, plain_s, node_s)
+
+    def _judged_s(self, due: Preparation, plain_s: float, node_s: float) -> float:
+        token_s = median(self._prompt_tokens) if self._prompt_tokens else node_s
+        return max(due.steps * plain_s + due.tokens * token_s + due.seconds, _LEAST_S)
 
     def _curve(self, rows: int, context: int) -> "_Curve | None":
         size = context.bit_length()

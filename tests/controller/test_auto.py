@@ -3,11 +3,12 @@ the best fixed budget where drafts pay, whatever the drafter is like."""
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from mmspec.controller import AutoController, Controller, FixedController, Pace
-from mmspec.state import Verdict
+from mmspec.state import Preparation, Verdict
 from mmspec.tree import TokenTree
 
 PLAIN_S = 0.010
@@ -28,16 +29,32 @@ class World:
         self.random = random.Random(seed)
 
     def decode(
-        self, drafters: dict[str, tuple[Draft, float]], num_tokens: int = 200
+        self,
+        drafters: dict[str, tuple[Draft, float]],
+        num_tokens: int = 200,
+        *,
+        first: Preparation | None = None,
+        first_s: float = 0.0,
+        max_tokens: int | None = None,
     ) -> tuple[float, Pace]:
-        """Seconds that `num_tokens` took, against plain decoding, and the request's pace."""
+        """Seconds that `num_tokens` took, against plain decoding, and the request's pace. Each
+        drafter has `first` to do, which takes `first_s`; the text had room for `max_tokens`."""
         pace, tokens, clock = Pace(), 0, 0.0
+        ready = set(drafters if first is None else ())
         while tokens < num_tokens:
+            pace.room = (max_tokens or num_tokens) - tokens
             step = self.controller.step([pace], 100 + tokens)
             tree, right, asked_s = TokenTree.root(1), {0: True}, list[float]()
             for name, (draft, draft_s) in drafters.items():
+                if name not in ready and not step.prepares(0, name, first):
+                    continue
                 if not step.asks(0, name, tree):
                     continue
+                if name not in ready:
+                    ready.add(name)
+                    clock += first_s
+                    asked_s.append(first_s)
+                    step.prepared(0, name, first, first_s)
                 confidence, hits = draft(self.random, tokens)
                 chain = TokenTree.chain(1, range(2, 2 + len(hits)), confidence, name)
                 merged = tree.merge(chain)
@@ -56,6 +73,7 @@ class World:
             step.spent(sum(asked_s))
             step.observe([verdict], seconds)
             tokens += len(path)
+        pace.lengths.observe(num_tokens)
         return num_tokens * PLAIN_S / clock, pace
 
 
@@ -144,6 +162,113 @@ def test_a_dear_drafter_is_left_alone_where_a_cheap_one_does_it_all() -> None:
     alone, _ = World(AutoController()).decode({"cheap": both["cheap"]}, 2000)
     assert pace.asked["dear"] < 0.05 * pace.asked["cheap"]
     assert ratio > 0.9 * alone
+
+
+# LAW: what it takes before a first draft
+
+GOOD_ONE = {"good": (chain_of(8, 0.9, 0.9), 0.0002)}
+BAD_ONE = {"bad": (chain_of(8, 0.9, 0.0), 0.0002)}
+
+
+def steps_taking(steps: float) -> dict[str, Any]:
+    return {"first": Preparation(steps=steps), "first_s": steps * PLAIN_S}
+
+
+def test_what_cannot_pay_in_the_tokens_left_is_not_prepared() -> None:
+    world = World(AutoController())
+    for _ in range(3):
+        world.decode(GOOD_ONE, 400, **steps_taking(1.0))  # it is known to be good
+    _, pace = world.decode(GOOD_ONE, 16, **steps_taking(20.0))
+    assert not pace.prepared_s and not pace.asked
+    assert pace.choices.unprepared_s["good"] == pytest.approx(20 * PLAIN_S, rel=0.2)
+    _, pace = world.decode(GOOD_ONE, 400, **steps_taking(20.0))
+    assert pace.prepared_s == {"good": 20 * PLAIN_S} and pace.asked["good"] > 20
+
+
+def test_a_text_that_may_get_long_but_never_does_is_not_prepared_for() -> None:
+    world = World(AutoController())
+    for request in range(5):
+        ratio, pace = world.decode(GOOD_ONE, 20, max_tokens=2000, **steps_taking(10.0))
+        assert not pace.prepared_s, f"request {request}: {ratio:.2f}x"
+
+
+def test_before_any_text_has_ended_one_is_prepared_for_that_has_become_long() -> None:
+    _, pace = World(AutoController()).decode(GOOD_ONE, 1000, **steps_taking(20.0))
+    assert 0 < pace.asked["good"] < 0.9 * sum(pace.budgets.values())
+
+
+def test_a_preparation_that_never_pays_costs_a_fraction_of_all_time() -> None:
+    world, ratios = World(AutoController()), list[float]()
+    for _ in range(40):
+        ratio, _ = world.decode(BAD_ONE, 200, **steps_taking(10.0))
+        ratios.append(1 / ratio)
+    total = sum(ratios) / len(ratios)
+    assert total < 1.03, f"{total:.3f} of the plain time"
+    assert min(1 / r for r in ratios) > 0.9
+
+
+@pytest.mark.parametrize("steps", [0.0, 0.5])
+def test_what_preparing_takes_is_measured_whatever_the_drafter_says(steps: float) -> None:
+    """It says half a step, or nothing, and takes thirty, of which forty tokens save it less."""
+    world, prepared = World(AutoController()), list[bool]()
+    for _ in range(20):
+        first = Preparation(steps=steps)
+        _, pace = world.decode(GOOD_ONE, 40, first=first, first_s=30 * PLAIN_S)
+        prepared.append(bool(pace.prepared_s))
+    assert prepared[0] and sum(prepared) <= 2, prepared
+
+
+def test_a_good_drafter_is_prepared_for_every_request_once_it_has_shown_it() -> None:
+    world, paces = World(AutoController()), list[Pace]()
+    for _ in range(6):
+        ratio, pace = world.decode(GOOD_ONE, 300, **steps_taking(15.0))
+        paces.append(pace)
+    assert all(pace.prepared_s for pace in paces[1:]) and ratio > 1.8, ratio
+
+
+def test_who_pins_speculation_pays_for_it_alone() -> None:
+    controller = AutoController()
+    for _ in range(3):
+        controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    dear = Preparation(steps=1000.0)
+    for speculate in ("auto", True):
+        step = controller.step([Pace(speculate=speculate, room=9)], 50)  # type: ignore[arg-type]
+        assert step.prepares(0, "any", dear) == (speculate is True)
+    before = controller.outlays["any"].balance_s
+    step.prepared(0, "any", dear, 10.0)
+    step.cut([TokenTree.root(1)])
+    step.observe([Verdict((0,), (1,))], PLAIN_S)
+    assert controller.outlays["any"].balance_s == before
+
+
+def test_the_rows_of_a_batch_are_prepared_as_the_first_ones_pay() -> None:
+    """Each would be, alone; what they cost together is more than may be lost."""
+    controller = AutoController()
+    for _ in range(3):
+        controller.costs.observe_step(8, 1, 50, PLAIN_S)
+    paces = [Pace(room=2000, num_tokens=1000) for _ in range(8)]
+    step, due = controller.step(paces, 50), Preparation(steps=6.0)
+    done = 0
+    for row in range(8):
+        if step.prepares(row, "any", due):
+            step.prepared(row, "any", due, 6 * PLAIN_S)
+            done += 1
+    assert 1 <= done < 8
+    outlay = controller.outlays["any"]
+    outlay.saved(100 * PLAIN_S, 100, PLAIN_S / 8)
+    assert step.prepares(7, "any", due)
+
+
+def test_work_that_can_wait_is_paid_from_what_was_saved() -> None:
+    controller = AutoController()
+    for _ in range(3):
+        controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    step, trial = controller.step([Pace()], 50), Preparation(steps=1.0, can_wait=True)
+    done = 0
+    while step.prepares(0, "searching", trial) and done < 100:
+        step.prepared(0, "searching", trial, PLAIN_S)
+        done += 1
+    assert 1 < done < 20, "an engine's first ones, then none before the drafter has saved something"
 
 
 # LAW: choices

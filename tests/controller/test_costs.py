@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmspec.costs import CostModel
+from mmspec.controller.costs import CostModel
 
 NODES = (1, 2, 4, 8, 16)
 

@@ -1,0 +1,259 @@
+"""AutoController: asks and scores what promises most tokens a second, by what was measured.
+
+The empty tree is a choice like any other, and so is not to ask. Each request keeps accounts: a
+drafter that has lost the time of one plain step and 0.5% of the rest pauses.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from mmspec.calibration import Calibration
+from mmspec.controller.account import Account
+from mmspec.controller.costs import CostModel
+from mmspec.controller.fixed import FixedStep
+from mmspec.controller.lengths import TextLengths
+from mmspec.controller.outlay import Outlay
+from mmspec.controller.outlook import BUDGETS, Outlook
+from mmspec.controller.pace import Pace
+from mmspec.controller.preparing import Preparing
+from mmspec.controller.step_cost import StepCost
+from mmspec.controller.worth import Worth, standing_of
+from mmspec.state import Preparation, Prices, Verdict
+from mmspec.tree import TokenTree
+
+_MARGIN = 1.02  # a tree must promise so much more tokens a second than none
+_LEAST_LOSS = 0.25  # of what it costs, that an ask which is not believed to pay is taken to lose
+_USUAL = 2.0  # times its usual cost, that a proposal may count for: now and then one does more
+_AT_STAKE = 0.5  # of what a drafter may lose, that one proposal may take
+_REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
+
+
+class AutoController:
+    """Learns costs, acceptance and the worth of asking from all requests; each request's own
+    experience comes on top."""
+
+    def __init__(self, costs: CostModel | None = None) -> None:
+        self.costs = costs or CostModel([budget + 1 for budget in BUDGETS])
+        self.calibration = Calibration(4.0, 0.99)
+        self.worth = Worth()
+        self.outlays: dict[str, Outlay] = {}  # of drafters that have to be prepared
+        self.lengths = TextLengths()
+        self.since_plain = 0  # steps
+
+    def step(self, paces: Sequence[Pace], context: int) -> "AutoStep":
+        for pace in paces:
+            pace.lengths = self.lengths
+        return AutoStep(self, paces, context)
+
+
+class AutoStep(FixedStep):
+    """A step in which some rows may have pinned speculation to on."""
+
+    def __init__(self, controller: AutoController, paces: Sequence[Pace], context: int) -> None:
+        super().__init__(paces)
+        self._controller = controller
+        self._context = context
+        rows, costs = len(paces), controller.costs
+        self._cost = StepCost(rows, costs.step_s(rows, context) or (), costs.largest(rows, context))
+        # Without a plain step's cost nothing can be weighed: the first one of its size is plain.
+        stale = controller.since_plain >= _REFRESH_STEPS
+        self._is_plain = not self._cost.is_known or stale or not costs.knows(rows, context)
+        self._probing: set[int] = set()
+        self._paused: set[int] = set()
+        self._draft_s: dict[tuple[int, str], float] = {}
+        self._spent_s = 0.0
+        self._preparing = Preparing(costs, controller.outlays, self._cost)
+        self._outlooks: dict[int, Outlook] = {}
+        self._scored: list[Outlook] = []
+
+    # Whom to prepare
+
+    def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
+        pace = self.paces[row]
+        if pace.speculate is True:
+            return True
+        return not self._is_plain and self._preparing.is_worth(pace, drafter, due)
+
+    def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
+        super().prepared(row, drafter, due, seconds)
+        self._preparing.book(self.paces[row], drafter, due, seconds)
+
+    # Whom to ask
+
+    def asks(
+        self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
+    ) -> bool:
+        pace = self.paces[row]
+        if pace.speculate is True:
+            return True
+        if self._is_plain:
+            return False
+        cost_s = self._controller.costs.draft_s(drafter)
+        if cost_s is None:
+            return True
+        if least_s is not None:
+            cost_s = min(cost_s, least_s)
+        account = self._account(pace, drafter)
+        standing = standing_of(tree)
+        worth = pace.worth.nearest(drafter, standing)
+        if worth is None:
+            worth = self._controller.worth.nearest(drafter, standing)
+        pays = worth is None or worth > 0.0 or account.ask_s > 0.0
+        if pays and account.balance_s >= cost_s:
+            return True
+        # Paused, or not believed to pay: asked now and then, and then one node is scored at least.
+        is_paused = account.balance_s < cost_s
+        probe_s = cost_s + self._cost.probe_s
+        if pace.keeps_trees:  # scored whole
+            probe_s = max(probe_s, -(worth or 0.0))
+        elif worth is not None and not is_paused:  # the rest of its cost comes back
+            probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s) + self._cost.probe_s)
+        if account.probe_s < probe_s:
+            return False
+        account.probe_s -= probe_s
+        self._probing.add(row)
+        if is_paused:
+            self._paused.add(row)
+        return True
+
+    def prices(self, row: int, drafter: str) -> Prices | None:
+        pace, cost = self.paces[row], self._cost
+        if not cost.is_known or pace.speculate is True or pace.keeps_trees:
+            return None
+        token_s = cost.row_plain_s
+        if pace.recent_tokens:
+            token_s = min(token_s, pace.recent_s / pace.recent_tokens)
+        most_s = _AT_STAKE * self._account(pace, drafter).balance_s
+        return Prices(token_s, cost.row_node_s, most_s)
+
+    def learn(
+        self, row: int, drafter: str, before: TokenTree, after: TokenTree, seconds: float
+    ) -> None:
+        super().learn(row, drafter, before, after, seconds)
+        self._draft_s[row, drafter] = seconds
+        if self._is_plain:
+            return
+        usual_s = self._controller.costs.draft_s(drafter)
+        if usual_s is not None:
+            seconds = min(seconds, _USUAL * usual_s)
+        saved_s = self._saved_s(row, after) - self._saved_s(row, before) - seconds
+        standing, shared = standing_of(before), self._controller.worth
+        prior_s = shared.at(drafter, standing)
+        self.paces[row].worth.learn(drafter, standing, saved_s, prior_s=prior_s)
+        shared.learn(drafter, standing, saved_s)
+
+    # What to score
+
+    def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
+        outlooks = [self._outlook(row, tree) for row, tree in enumerate(trees)]
+        free = [row for row, outlook in enumerate(outlooks) if self._is_free(row, outlook.tree)]
+        budget = self._budget(outlooks, free)
+        self._scored = list(outlooks)
+        for row in free:
+            affordable = 1 if row in self._paused else max(budget, int(row in self._probing))
+            self._scored[row] = outlooks[row].best(affordable)
+        return super().cut([outlook.tree for outlook in self._scored])
+
+    def _is_free(self, row: int, tree: TokenTree) -> bool:
+        """Whether the row's tree may be cut. Not where the rule divides by q: the cut would look at
+        the tokens that were drawn. There all that may be chosen is whether to draw."""
+        pace = self.paces[row]
+        return tree.num_nodes > 1 and not (pace.speculate is True or pace.keeps_trees)
+
+    def _budget(self, outlooks: Sequence[Outlook], free: Sequence[int]) -> int:
+        """The number of nodes a row that promises most tokens a second of the whole batch."""
+        if self._is_plain or not free:
+            return 0
+        cost, num_rows = self._cost, len(outlooks)
+        # The other rows' nodes are scored anyway.
+        pinned = max(
+            (o.tree.num_nodes - 1 for r, o in enumerate(outlooks) if r not in free), default=0
+        )
+        most = min(max(outlooks[row].tree.num_nodes for row in free) - 1, cost.most_nodes)
+        rest = float(num_rows - len(free))
+        tokens = [outlooks[row].tokens for row in free]
+        best, best_rate = 0, _MARGIN * num_rows / cost.seconds(pinned)
+        for place, budget in enumerate(BUDGETS[: bisect_left(BUDGETS, most) + 1]):
+            expected = rest + sum(row[min(place, len(row) - 1)] for row in tokens)
+            rate = expected / cost.seconds(max(budget, pinned))
+            if budget and rate > best_rate:
+                best, best_rate = budget, rate
+        return best
+
+    # What became of it
+
+    def spent(self, seconds: float) -> None:
+        """Books the drafters' own time, and with it what it took to weigh their trees. What it took
+        to prepare them is booked already."""
+        seconds -= self._preparing.spent_s
+        self._spent_s = seconds
+        if self._draft_s:
+            rest_s = max(seconds - sum(self._draft_s.values()), 0.0) / len(self._draft_s)
+            for (row, drafter), own_s in self._draft_s.items():
+                self._draft_s[row, drafter] = own_s + rest_s
+                self._controller.costs.observe_draft(drafter, own_s + rest_s)
+
+    def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
+        controller, rows = self._controller, len(self.paces)
+        nodes = max(outlook.tree.num_nodes for outlook in self._scored)
+        controller.costs.observe_step(rows, nodes, self._context, seconds)
+        controller.since_plain = 0 if nodes == 1 else controller.since_plain + 1
+        for row, (pace, outlook, verdict) in enumerate(
+            zip(self.paces, self._scored, verdicts, strict=True)
+        ):
+            pace.expected_tokens += sum(outlook.tree.cumulative_confidence)
+            pace.plain_s += (self._cost.plain_s or seconds) / rows
+            self._settle(row, pace, outlook.tree, verdict, seconds / rows)
+            if verdict is not None:
+                pace.got(len(verdict.tokens), (seconds + self._spent_s) / rows)
+            if verdict is not None and outlook.tree.num_nodes > 1:
+                for bucket, accepted in outlook.outcomes(verdict):
+                    pace.calibration.observe(bucket, accepted)
+                    controller.calibration.observe(bucket, accepted)
+
+    def _settle(
+        self, row: int, pace: Pace, tree: TokenTree, verdict: Verdict | None, seconds: float
+    ) -> None:
+        """Books what each drafter saved or lost, at what such steps usually cost: an accepted node
+        saves a plain step; the tree's cost is shared by the nodes."""
+        saved_s = {name: -s for (index, name), s in self._draft_s.items() if index == row}
+        nodes, cost = tree.num_nodes - 1, self._cost
+        if nodes and verdict is not None and cost.is_known:
+            node_s = (cost.seconds(nodes) - cost.plain_s) / cost.rows / nodes
+            for name in tree.drafters[1:]:
+                saved_s[name] = saved_s.get(name, 0.0) - node_s
+            for node in verdict.path[1:]:
+                saved_s[tree.drafters[node]] += cost.row_plain_s
+        for name in {*saved_s, *pace.accounts}:
+            account = self._account(pace, name)
+            if (row, name) in self._draft_s:
+                account.turned_out(saved_s[name])
+            account.earn(saved_s.get(name, 0.0), seconds, cost.row_plain_s)
+        self._preparing.settle(pace, saved_s, verdict, seconds)
+
+    def _account(self, pace: Pace, drafter: str) -> Account:
+        if drafter not in pace.accounts:
+            pace.accounts[drafter] = Account.opened(self._cost.row_plain_s)
+        return pace.accounts[drafter]
+
+    def _saved_s(self, row: int, tree: TokenTree) -> float:
+        """What the row's share of a step saves by this tree, best cut, against plain steps."""
+        cost = self._cost
+        if tree.num_nodes == 1 or not cost.is_known:
+            return 0.0
+        outlook = self._outlook(row, tree)
+        if self.paces[row].keeps_trees:  # scored whole, also where that is a loss
+            return (
+                outlook.tokens[-1] * cost.plain_s - cost.seconds(tree.num_nodes - 1)
+            ) / cost.rows
+        choices = zip(outlook.tokens, cost.expected_s, strict=False)
+        best = max(expected * cost.plain_s - seconds for expected, seconds in choices)
+        return max(best, 0.0) / cost.rows
+
+    def _outlook(self, row: int, tree: TokenTree) -> Outlook:
+        known = self._outlooks.get(row)
+        if known is None or known.drafted is not tree:
+            calibration = self.paces[row].calibration
+            known = Outlook.of(tree, calibration, self._controller.calibration)
+            self._outlooks[row] = known
+        return known

@@ -1,0 +1,48 @@
+"""What the decode loop asks of a controller."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mmspec.controller.pace import Pace
+from mmspec.state import Preparation, Prices, Verdict
+from mmspec.tree import TokenTree
+
+
+class Step(Protocol):
+    """One step's decisions, for all rows of a batch."""
+
+    def asks(
+        self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
+    ) -> bool:
+        """Whether to ask the drafter for `row`, which has `tree` from others. `least_s`: what it
+        takes at least, if it keeps to `Prices.most_s`."""
+
+    def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
+        """Whether what the drafter has to do before it can be asked for `row` may be done."""
+
+    def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
+        """It was done."""
+
+    def prices(self, row: int, drafter: str) -> Prices | None:
+        """What the row's time buys; None where that shall not matter, or is not known."""
+
+    def learn(
+        self, row: int, drafter: str, before: TokenTree, after: TokenTree, seconds: float
+    ) -> None:
+        """The drafter was asked, took `seconds` and made `after` of `before`."""
+
+    def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
+        """What is to be scored of each row's tree."""
+
+    def spent(self, seconds: float) -> None:
+        """What preparing, asking and deciding took, all told."""
+
+    def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
+        """What became of the trees that `cut` gave, and the seconds from score to commit."""
+
+
+class Controller(Protocol):
+    """Shared by all requests of an engine."""
+
+    def step(self, paces: Sequence[Pace], context: int) -> Step:
+        """Decides for a batch whose longest row has `context` tokens."""

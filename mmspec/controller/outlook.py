@@ -1,0 +1,63 @@
+"""Outlook: what a drafted tree promises, by what became of nodes like its own."""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+
+from mmspec.calibration import Calibration
+from mmspec.state import Verdict
+from mmspec.tree import TokenTree
+
+BUDGETS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128)
+# drafted nodes a row that are weighed against each other
+
+_LEVELS = 8  # of confidence, told apart by the calibration
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A drafted tree, and the same with confidences as they turned out for nodes like its own."""
+
+    drafted: TokenTree
+    tree: TokenTree
+    buckets: tuple[tuple[str, int], ...]  # (nodes - 1,) what counts as alike, of nodes 1, 2, ...
+
+    @staticmethod
+    def of(drafted: TokenTree, own: Calibration, shared: Calibration) -> "Outlook":
+        """By what the request has seen itself first, by what all others have second."""
+        if drafted.num_nodes == 1:
+            return Outlook(drafted, drafted, ())
+        pairs = zip(drafted.drafters[1:], drafted.confidence[1:], strict=True)
+        buckets = tuple((drafter, int(believed * (_LEVELS - 0.01))) for drafter, believed in pairs)
+        rates = [
+            own.rate(bucket, shared.rate(bucket, believed))
+            for bucket, believed in zip(buckets, drafted.confidence[1:], strict=True)
+        ]
+        return Outlook(drafted, replace(drafted, confidence=(1.0, *rates)), buckets)
+
+    @cached_property
+    def tokens(self) -> list[float]:
+        """Expected tokens of a step that scores the tree's best nodes, for each of `BUDGETS` up
+        to the first that holds them all."""
+        sums = list(accumulate(sorted(self.tree.cumulative_confidence, reverse=True)))
+        last = len(sums) - 1
+        return [sums[min(n, last)] for n in BUDGETS[: bisect_left(BUDGETS, last) + 1]]
+
+    def best(self, budget: int) -> "Outlook":
+        """Its best `budget` nodes."""
+        if budget >= self.tree.num_nodes - 1:
+            return self
+        kept = self.tree.best(budget)
+        buckets = tuple(self.buckets[node - 1] for node in kept[1:])
+        return Outlook(self.drafted, self.tree.keep(kept), buckets)
+
+    def outcomes(self, verdict: Verdict) -> Iterator[tuple[tuple[str, int], bool]]:
+        """Of each node whose parent was accepted: what it is like, and whether it was."""
+        accepted = set(verdict.path)
+        for node, (parent, bucket) in enumerate(
+            zip(self.tree.parents[1:], self.buckets, strict=True), start=1
+        ):
+            if parent in accepted:
+                yield bucket, node in accepted
