@@ -40,7 +40,9 @@ def test_texts_are_the_cpus_and_a_step_waits_once() -> None:
 
 
 def test_kernels_and_graphs_too() -> None:
-    run = run_on_cuda(Cell("llama", "prompt_lookup", "t1", 1, "text", dtype="float32"), new_tokens=8)
+    run = run_on_cuda(
+        Cell("llama", "prompt_lookup", "t1", 1, "text", dtype="float32"), new_tokens=8
+    )
     assert_as_plain(run)
     assert_replayed(run)
 
