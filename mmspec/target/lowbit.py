@@ -16,7 +16,9 @@ from mmspec.target.torchao_weights import TorchaoFp8, TorchaoInt4
 
 Bits = Literal["int8", "int4", "fp8", "torchao_int4", "torchao_fp8"]
 _GROUP = 32  # inputs that share a scale in int4: at 64 a small model agrees with itself far less
-_LINEAR_DYNAMIC = torch.ops.quantized.linear_dynamic.default
+# Past OpOverload.__call__, which asks of every argument whether it is a tracer's: 2 us a call, and
+# three times that when it has to be fetched again after the weights have passed the cache.
+_LINEAR_DYNAMIC = torch.ops.quantized.linear_dynamic.default._op
 _ONE_SCALE = 1e-8  # of a row of zeros: any will do, but 0
 _TRIED = 128  # inputs and outputs of the weight that a kernel is tried on
 _MOST_ERROR = 0.3  # of a trial, relative: four bits of random weights are off by a tenth
@@ -27,8 +29,8 @@ class LowBit(Protocol):
 
     num_bytes: int
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """(rows, in_features) in any floating dtype -> (rows, out_features) in the same."""
+    def __call__(self, states: Tensor) -> Tensor:
+        """(..., in_features) in any floating dtype -> (..., out_features) in the same."""
 
 
 class DynamicInt8:
@@ -48,9 +50,9 @@ class DynamicInt8:
         self._reduce_range = not torch.cpu._is_vnni_supported()
         self.num_bytes = weight.numel() + 12 * weight.shape[0]  # scales, zero points, row sums
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        out = _LINEAR_DYNAMIC(rows.float(), self._packed, self._reduce_range)
-        return out.to(rows.dtype)
+    def __call__(self, states: Tensor) -> Tensor:
+        out = _LINEAR_DYNAMIC(states.float(), self._packed, self._reduce_range)
+        return out.to(states.dtype)
 
 
 class WeightInt8:
@@ -62,8 +64,10 @@ class WeightInt8:
         self._scale = scale.bfloat16()
         self.num_bytes = self._packed.nbytes + self._scale.nbytes
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(rows.bfloat16(), self._packed, self._scale).to(rows.dtype)
+    def __call__(self, states: Tensor) -> Tensor:
+        rows = states.bfloat16().flatten(0, -2)
+        out = torch._weight_int8pack_mm(rows, self._packed, self._scale)
+        return out.to(states.dtype).view(*states.shape[:-1], -1)
 
 
 class WeightInt4:
@@ -90,9 +94,10 @@ class WeightInt4:
             self._multiply = torch._weight_int4pack_mm
         self.num_bytes = self._packed.nbytes + self._scales.nbytes
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        out = self._multiply(rows.bfloat16(), self._packed, _GROUP, self._scales)
-        return out.to(rows.dtype)
+    def __call__(self, states: Tensor) -> Tensor:
+        rows = states.bfloat16().flatten(0, -2)
+        out = self._multiply(rows, self._packed, _GROUP, self._scales)
+        return out.to(states.dtype).view(*states.shape[:-1], -1)
 
 
 Pack = Callable[[Tensor], LowBit]

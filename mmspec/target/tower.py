@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from mmspec.attention import TreeCall
 from mmspec.kv import QueryTap
 from mmspec.target.blocks import Block, Blocks, is_known, is_ready, is_rms_norm
-from mmspec.target.parts import Kit, Product
+from mmspec.target.parts import Kit, Products
 from mmspec.target.torch_parts import TorchKit
 from mmspec.target.untouched import are_untouched, is_plain, places_of
 
@@ -61,7 +61,7 @@ class TextTower:
         own = [self._embedding, self._rotary, parts.norm, head]
         self._places = places_of([*around, *own], model)
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "TextTower":
+    def with_products(self, products: Products) -> "TextTower":
         """The same, some of its linear layers computed otherwise."""
         other = copy.copy(self)
         other._blocks = [block.with_products(products) for block in self._blocks]
