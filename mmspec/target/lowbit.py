@@ -4,7 +4,8 @@ What torch itself has, found out by trying it: kernels differ by torch version, 
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
@@ -37,9 +38,13 @@ class DynamicInt8:
     """Eight bits on both sides: weights with a scale a row, activations with one a call, found on
     the fly. What CPUs multiply fastest (FBGEMM, oneDNN, QNNPACK, as torch was built)."""
 
+    engine: str | None = None  # of torch.backends.quantized; None: what torch takes by itself
+
     def __init__(self, weight: Tensor) -> None:
+        """Raises RuntimeError for an engine that torch was built without."""
         scale = _row_scale(weight)
-        with warnings.catch_warnings():  # quantised tensors are deprecated, the kernel is not
+        # Quantised tensors are deprecated, the kernel is not.
+        with _engine(self.engine), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             quantised = torch.quantize_per_channel(
                 weight.float(), scale.double(), torch.zeros_like(scale, dtype=torch.long), 0,
@@ -53,6 +58,12 @@ class DynamicInt8:
     def __call__(self, states: Tensor) -> Tensor:
         out = _LINEAR_DYNAMIC(states.float(), self._packed, self._reduce_range)
         return out.to(states.dtype)
+
+
+class OneDnnInt8(DynamicInt8):
+    """The same by oneDNN, where that is not what torch takes by itself."""
+
+    engine = "onednn"
 
 
 class WeightInt8:
@@ -102,7 +113,7 @@ class WeightInt4:
 
 Pack = Callable[[Tensor], LowBit]
 _LADDER: dict[Bits, Sequence[type]] = {
-    "int8": (DynamicInt8, WeightInt8),
+    "int8": (DynamicInt8, OneDnnInt8, WeightInt8),
     "int4": (WeightInt4,),
     "fp8": (ScaledFp8,),
     "torchao_int4": (TorchaoInt4,),
@@ -111,20 +122,28 @@ _LADDER: dict[Bits, Sequence[type]] = {
 
 
 def packer(bits: Bits, device: torch.device) -> Pack:
-    """The first of the ladder that this torch can run on the device, by a trial.
+    """The first of `packers`."""
+    return packers(bits, device)[0]
+
+
+def packers(bits: Bits, device: torch.device) -> Sequence[Pack]:
+    """Those of the ladder that this torch can run on the device, by a trial.
 
     Raises ModelError where there is none, with what each of them said.
     """
     failures: list[str] = []
+    found: list[Pack] = []
     for kind in _LADDER[bits]:
-        if kind is DynamicInt8 and device.type != "cpu":
+        if issubclass(kind, DynamicInt8) and device.type != "cpu":
             continue
         try:
             _try(kind, device)
         except _FAILURES as error:
             failures.append(f"{kind.__name__}: {(str(error) or repr(error)).splitlines()[0]}")
         else:
-            return kind
+            found.append(kind)
+    if found:
+        return found
     raise ModelError(
         f"{bits} weights: torch {torch.__version__} has no kernel for them on {device.type} "
         f"({'; '.join(failures)}); take weights=same there{_INSTEAD.get(bits, '')}"
@@ -151,6 +170,18 @@ def _try(kind: Pack, device: torch.device) -> None:
     error = float((kind(weight)(row) - expected).norm() / expected.norm())
     if not error < _MOST_ERROR:
         raise ValueError(f"its product is off by {error:.2g}")
+
+
+@contextmanager
+def _engine(name: str | None) -> Iterator[None]:
+    """Within it, weights are packed for that engine; a packed weight knows its own."""
+    own = torch.backends.quantized.engine
+    try:
+        if name is not None:
+            torch.backends.quantized.engine = name
+        yield
+    finally:
+        torch.backends.quantized.engine = own
 
 
 def _inner_tiles(ins: int) -> int:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from mmspec.errors import ConfigError, ModelError
 from mmspec.target.linears import text_linears
-from mmspec.target.lowbit import Bits, Pack, packer
+from mmspec.target.lowbit import Bits, Pack
+from mmspec.target.lowbit_choice import LowBitKernels
 from mmspec.target.lowbit_layers import LowBitLayers
 from mmspec.target.parts import Product
 from mmspec.target.stacking import TOGETHER
@@ -63,13 +64,15 @@ class QuantisedLinears:
             if _is_floating(module) and module.weight.numel() >= min_weights
             if with_head or module is not head
         ]
-        pack = {device: packer(bits, device) for device in {m.weight.device for m in modules}}
+        kernels = {
+            device: LowBitKernels(bits, device) for device in {m.weight.device for m in modules}
+        }
         self._copies: list[LowBitLayers] = []
         for group in _groups(model, modules):
             device = group[0].weight.device
-            packed = pack[device] if group[0] is not head else _head_packer(bits, device)
-            if packed is not None:
-                self._copies += _copied(group, packed)
+            own = kernels[device] if group[0] is not head else _head_kernels(bits, device)
+            if own is not None:
+                self._copies += _copied(group, own.pack_for(group))
         self._forwards = [
             pair for one in self._copies for pair in zip(one.modules, one.forwards, strict=True)
         ]
@@ -154,11 +157,11 @@ def _copied(group: Sequence[nn.Linear], pack: Pack) -> list[LowBitLayers]:
         return []
 
 
-def _head_packer(bits: Bits, device: torch.device) -> Pack | None:
+def _head_kernels(bits: Bits, device: torch.device) -> LowBitKernels | None:
     """In 4 bits a head costs most of what they lose. None: it stays as it is."""
     if device.type == "cpu":
-        return packer("int8", device)
-    return packer(bits, device) if bits in ("fp8", "torchao_fp8") else None
+        return LowBitKernels("int8", device)
+    return LowBitKernels(bits, device) if bits in ("fp8", "torchao_fp8") else None
 
 
 def check_weights(weights: str, key: str) -> Weights:
