@@ -56,6 +56,8 @@ class DynamicInt8:
         self.num_bytes = weight.numel() + 12 * weight.shape[0]  # scales, zero points, row sums
 
     def __call__(self, states: Tensor) -> Tensor:
+        if states.dtype == torch.float32:
+            return _LINEAR_DYNAMIC(states, self._packed, self._reduce_range)
         out = _LINEAR_DYNAMIC(states.float(), self._packed, self._reduce_range)
         return out.to(states.dtype)
 

@@ -56,6 +56,12 @@ class TextTower:
         self._blocks = blocks
         self.kit = kit
         self._head = kit.head(parts.norm, head)
+        self._linears = {
+            module
+            for parent in (*(block.layer for block in blocks), head)
+            for module in parent.modules()
+            if isinstance(module, nn.Linear)
+        }
         self._model = ref(model)
         around = [m for m in model.modules() if m is not model and decoder in set(m.modules())]
         own = [self._embedding, self._rotary, parts.norm, head]
@@ -66,6 +72,7 @@ class TextTower:
         other = copy.copy(self)
         other._blocks = [block.with_products(products) for block in self._blocks]
         other._head = self._head.with_products(products)
+        other._linears = self._linears - products.keys()
         return other
 
     def without(self, layers: Collection[nn.Module]) -> "TextTower":
@@ -73,6 +80,11 @@ class TextTower:
         other = copy.copy(self)
         other._blocks = [block for block in self._blocks if block.layer not in layers]
         return other
+
+    @property
+    def calls_linears(self) -> bool:
+        """Whether any linear layer is computed by its own module."""
+        return bool(self._linears)
 
     def can_run(self) -> bool:
         """Whether nobody has a hand in any module that is run, or passed by."""

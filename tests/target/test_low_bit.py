@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +18,11 @@ from mmspec.kv import KVCache
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target, lowbit
 from mmspec.target.fp8 import ScaledFp8
+from mmspec.target.linears import Linears
 from mmspec.target.lowbit import DynamicInt8, WeightInt4, WeightInt8, packer
 from mmspec.target.lowbit_layers import LowBitLayers
 from mmspec.target.probe import probe
+from mmspec.target.projections import Projections
 from mmspec.target.quantised import QuantisedLinears
 from mmspec.target.skipping import SkippedLayers, decoder_layers
 from mmspec.target.tower import quick_blocks
@@ -249,6 +253,48 @@ def test_layers_that_read_the_same_states_are_one_product_each_block() -> None:
         drafted.append(draft.score([FIVE], cache, [placement])[0].logits)
         assert len(calls) == 2 * 4 + 1
     torch.testing.assert_close(*drafted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_drafts_norm_is_the_models_but_for_its_last_bits() -> None:
+    model = FAMILIES["llama"].build(torch.float32)
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        layer.input_layernorm.weight.normal_()
+        project = Projections(layer.input_layernorm, [layer.self_attn.q_proj], copied=False)
+        width = layer.self_attn.q_proj.in_features
+        states = torch.randn(2, 3, width) * torch.tensor([0.0, 1e-4, 1e3])[:, None]
+        drafted = project.with_products({layer.self_attn.q_proj: lambda normed: normed})(states)
+        expected = layer.input_layernorm(states)
+    torch.testing.assert_close(drafted, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(drafted, project._normed(states))  # it is another computation
+
+
+def test_quick_layers_are_attached_for_what_the_copy_leaves_to_them() -> None:
+    model = FAMILIES["llama"].build(torch.float32)
+    blocks = quick_blocks(model)
+    assert blocks is not None and blocks.tower is not None
+    assert blocks.tower.calls_linears
+    assert (
+        QuantisedLinears(model, with_head=False, min_weights=1).within(blocks.tower).calls_linears
+    )  # type: ignore[union-attr]
+    copied = QuantisedLinears(model, min_weights=1)
+    assert not copied.within(blocks.tower).calls_linears  # type: ignore[union-attr]
+    attached: list[bool] = []
+
+    class Watched(Linears):
+        @contextmanager
+        def attached(self) -> Iterator[None]:
+            attached.append(True)
+            with super().attached():
+                yield
+
+    target = probe(model, blocks=blocks, linears=Watched(model))[0]
+    draft = target.variant(copied)
+    cache, placement = prefilled(draft)
+    draft.score([FIVE], cache, [placement])
+    assert not attached
+    target.score([FIVE], cache, [placement])
+    assert attached == [True]
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4", "fp8"])
