@@ -56,7 +56,7 @@ def ways(ins: int, outs: int) -> Ways:
     """What multiplies, a list of matrices for each way."""
     layers = _layers(ins, (outs,), _count(ins * outs))
     found: Ways = {
-        "F.linear": [lambda rows, layer=layer: F.linear(rows, layer.weight) for (layer,) in layers],
+        "F.linear": [partial(F.linear, weight=layer.weight) for (layer,) in layers],
         "quick": [_QuickLinear(layer, packed=True) for (layer,) in layers],
     }
     for bits in ("int8", "int4"):
