@@ -1,11 +1,14 @@
 """Linear layers at few rows: the model's own, mmspec's quick ones, and low-bit copies for drafts.
 
     python scripts/bench_linears.py --out build/linears.json
+    python scripts/bench_linears.py --threads 1 2 --rounds 15
     python scripts/bench_linears.py --model FOLDER --text FILE
 
 Every way is timed once a round, one after the other, over as many matrices of a shape as a model
 would read between two uses of one, so that weights come from memory; ratios are within a round.
-Time is this thread's (single-threaded; another process does not count in, but takes bandwidth).
+With one thread time is this thread's (another process does not count in, but takes bandwidth), with
+more it is the wall's: such figures want a quiet machine. Of int8 every kernel is timed that this
+torch has; a second table shows layers of the same states as one product beside one each.
 With `--model` also what the copies cost in memory and how often they choose the token that the
 model itself would choose after the same text, by greedy choice, and the milliseconds of a forward
 of one node.
@@ -16,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,44 +35,77 @@ from mmspec.kv import KVCache
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target
 from mmspec.target.linears import _QuickLinear
-from mmspec.target.lowbit import packer
+from mmspec.target.lowbit import packer, packers
+from mmspec.target.lowbit_layers import LowBitLayers
 from mmspec.target.quantised import QuantisedLinears
 from mmspec.tree import TokenTree
 
-SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048))  # (in, out)
+SHAPES = ((576, 576), (576, 1536), (1536, 576), (2048, 2048), (2048, 8192))  # (in, out)
+GROUPS = (  # in, outs of layers that read the same states
+    (576, (576, 192, 192)),
+    (576, (1536, 1536)),
+    (2048, (2048, 512, 512)),
+    (2048, (8192, 8192)),
+)
 ROWS = (1, 2, 4, 8, 16)
+Ways = dict[str, list[Callable[[Tensor], Tensor]]]
 _BYTES = 96 * 2**20  # of float weights a round: more than a CPU's caches hold
 
 
-def ways(ins: int, outs: int) -> dict[str, list[Callable[[Tensor], Tensor]]]:
+def ways(ins: int, outs: int) -> Ways:
     """What multiplies, a list of matrices for each way."""
-    count = max(2, min(24, _BYTES // (4 * ins * outs)))
-    layers = [nn.Linear(ins, outs, bias=False).requires_grad_(False) for _ in range(count)]
-    found: dict[str, list[Callable[[Tensor], Tensor]]] = {
-        "F.linear": [lambda rows, layer=layer: F.linear(rows, layer.weight) for layer in layers],
-        "quick": [_QuickLinear(layer, packed=True) for layer in layers],
+    layers = _layers(ins, (outs,), _count(ins * outs))
+    found: Ways = {
+        "F.linear": [partial(F.linear, weight=layer.weight) for (layer,) in layers],
+        "quick": [_QuickLinear(layer, packed=True) for (layer,) in layers],
     }
     for bits in ("int8", "int4"):
         try:
-            pack = packer(bits, torch.device("cpu"))
+            kinds = packers(bits, torch.device("cpu"))
         except ModelError:
             continue
-        found[bits] = [pack(layer.weight) for layer in layers]
+        for kind in kinds:
+            found[kind.__name__] = [kind(layer.weight) for (layer,) in layers]
     return found
 
 
-def measure_shape(ins: int, outs: int, rows: int, *, rounds: int) -> dict[str, list[float]]:
+def group_ways(ins: int, outs: tuple[int, ...]) -> Ways:
+    """int8 layers of the same states: each by its own copy, and all by one."""
+    groups = _layers(ins, outs, _count(ins * sum(outs)))
+    pack = packer("int8", torch.device("cpu"))
+    joint = [LowBitLayers(group, pack) for group in groups]
+    alone = [[LowBitLayers([layer], pack) for layer in group] for group in groups]
+
+    def each(rows: Tensor, group: list[LowBitLayers]) -> Tensor:
+        return torch.cat([one(rows) for one in group], dim=-1)
+
+    return {"one each": [partial(each, group=group) for group in alone], "one of all": list(joint)}
+
+
+def _count(weights: int) -> int:
+    return max(2, min(24, _BYTES // (4 * weights)))
+
+
+def _layers(ins: int, outs: tuple[int, ...], count: int) -> list[list[nn.Linear]]:
+    return [
+        [nn.Linear(ins, size, bias=False).requires_grad_(False) for size in outs]
+        for _ in range(count)
+    ]
+
+
+def measure(ways: Ways, ins: int, rows: int, *, rounds: int) -> dict[str, list[float]]:
     """Microseconds of one product, by way, a number a round."""
-    states, candidates = torch.randn(rows, ins), ways(ins, outs)
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    states = torch.randn(rows, ins)
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
     for turn in range(-1, rounds):  # the first one packs and is not counted
         first = turn % len(names)
         for name in [*names[first:], *names[:first]]:
-            start = time.thread_time()
-            for multiply in candidates[name]:
+            start = clock()
+            for multiply in ways[name]:
                 multiply(states)
-            spent = 1e6 * (time.thread_time() - start) / len(candidates[name])
+            spent = 1e6 * (clock() - start) / len(ways[name])
             if turn >= 0:
                 samples[name].append(spent)
     return samples
@@ -124,6 +161,7 @@ def _prefilled(target: Target, ids: list[int]) -> tuple[KVCache, Placement]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--model", help="folder, hub name or bundled name")
     parser.add_argument("--text", type=Path, help="what is read for the agreement")
     parser.add_argument("--context", type=int, default=1024, help="tokens of it, at most")
@@ -131,11 +169,14 @@ def main() -> None:
     parser.add_argument("--skip-shapes", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("build/linears.json"))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     console, report = Console(), dict[str, Any]()
     report["torch"] = torch.__version__
-    if not arguments.skip_shapes:
-        report["shapes"] = _shapes(console, arguments.rounds)
+    report["shapes"], report["groups"] = [], []
+    for threads in [] if arguments.skip_shapes else arguments.threads:
+        torch.set_num_threads(threads)
+        report["shapes"] += _shapes(console, arguments.rounds)
+        report["groups"] += _groups(console, arguments.rounds)
+    torch.set_num_threads(1)
     if arguments.model:
         report["model"] = _model(console, arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,22 +185,45 @@ def main() -> None:
 
 
 def _shapes(console: Console, rounds: int) -> list[dict[str, Any]]:
-    table, kept = Table("in, out", "rows", "F.linear us", "quick", "int8", "int4"), []
+    """Every way of computing one matrix beside F.linear."""
+    kept = []
     for ins, outs in SHAPES:
+        made = ways(ins, outs)
         for rows in ROWS:
-            samples = measure_shape(ins, outs, rows, rounds=rounds)
-            kept.append({"in": ins, "out": outs, "rows": rows, "samples_us": samples})
-            base = samples["F.linear"]
-            cells = [f"{statistics.median(base):.0f}"]
-            for name in ("quick", "int8", "int4"):
-                if name in samples:
-                    pairs = zip(base, samples[name], strict=True)
-                    cells.append(f"{statistics.median(a / b for a, b in pairs):.2f} x")
-                else:
-                    cells.append("-")
-            table.add_row(f"{ins}, {outs}", str(rows), *cells)
-    console.print(table)
+            samples = measure(made, ins, rows, rounds=rounds)
+            kept.append({"in": ins, "out": outs, **_told(rows, samples)})
+    _print(console, "times as fast as F.linear", kept)
     return kept
+
+
+def _groups(console: Console, rounds: int) -> list[dict[str, Any]]:
+    """Layers of the same states by one int8 product beside one each."""
+    kept = []
+    for ins, outs in GROUPS:
+        made = group_ways(ins, outs)
+        for rows in ROWS:
+            samples = measure(made, ins, rows, rounds=rounds)
+            kept.append({"in": ins, "out": outs, **_told(rows, samples)})
+    _print(console, "int8, times as fast as one each", kept)
+    return kept
+
+
+def _told(rows: int, samples: dict[str, list[float]]) -> dict[str, Any]:
+    return {"rows": rows, "threads": torch.get_num_threads(), "samples_us": samples}
+
+
+def _print(console: Console, title: str, kept: list[dict[str, Any]]) -> None:
+    base, *others = kept[0]["samples_us"]
+    title = f"{title}, {torch.get_num_threads()} threads"
+    table = Table("in, out", "rows", f"{base} us", *others, title=title)
+    for measured in kept:
+        samples = measured["samples_us"]
+        cells = [f"{statistics.median(samples[base]):.0f}"]
+        for name in others:
+            pairs = zip(samples[base], samples[name], strict=True)
+            cells.append(f"{statistics.median(a / b for a, b in pairs):.2f} x")
+        table.add_row(f"{measured['in']}, {measured['out']}", str(measured["rows"]), *cells)
+    console.print(table)
 
 
 def _model(console: Console, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Attachments:
                     stack.enter_context(attachment.attached())
                 if self.blocks is not None and self.attention == "tree":
                     stack.enter_context(self.blocks.attached())
-            if self.linears is not None:
+            if self.linears is not None and (tower is None or tower.calls_linears):
                 stack.enter_context(self.linears.attached())
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]

@@ -9,7 +9,7 @@ block is two residual branches:
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmspec.attention import LayerRule, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attend_layer
 from mmspec.kv import QueryTap
-from mmspec.target.parts import Angles, Kit, Product, activation_of
+from mmspec.target.parts import Angles, Kit, Products, activation_of
 from mmspec.target.untouched import are_untouched, is_plain, places_in
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Block:
     def num_bytes(self) -> int:
         return self._parts.num_bytes
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "Block":
+    def with_products(self, products: Products) -> "Block":
         """The same, some of its linear layers computed otherwise."""
         other = copy.copy(self)
         other._parts = self._parts.with_products(products)

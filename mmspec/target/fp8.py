@@ -25,13 +25,13 @@ class ScaledFp8:
         except (RuntimeError, ValueError):
             self._scales_rows = False
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        packed, scale = _by_rows(rows)
+    def __call__(self, states: Tensor) -> Tensor:
+        packed, scale = _by_rows(states.flatten(0, -2))
         if self._scales_rows:
             out = self._product(packed, scale, self._scale)
         else:
             out = self._product(packed, self._unit, self._unit) * scale * self._scale
-        return out.to(rows.dtype)
+        return out.to(states.dtype).view(*states.shape[:-1], -1)
 
     def _product(self, packed: Tensor, scale: Tensor, own_scale: Tensor) -> Tensor:
         """(rows, out_features) bfloat16"""

@@ -12,7 +12,7 @@ from triton.runtime.errors import OutOfResources
 
 from mmspec.target.kernels.gate import gate
 from mmspec.target.kernels.skinny import PADDED_ROWS, Tiling, multiply, multiply_gated
-from mmspec.target.parts import Activation, Product
+from mmspec.target.parts import Activation, Product, Products
 from mmspec.target.stacking import joint_layer
 from mmspec.target.tilings import Shape, Tilings
 
@@ -44,7 +44,7 @@ class GpuLinears:
         self._tilings = tilings
         self._activation = activation
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "GpuLinears":
+    def with_products(self, products: Products) -> "GpuLinears":
         """The same, some of its layers computed otherwise."""
         other = copy.copy(self)
         other._products = {

@@ -4,7 +4,8 @@ What torch itself has, found out by trying it: kernels differ by torch version, 
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, Protocol
 
 import torch
@@ -16,7 +17,9 @@ from mmspec.target.torchao_weights import TorchaoFp8, TorchaoInt4
 
 Bits = Literal["int8", "int4", "fp8", "torchao_int4", "torchao_fp8"]
 _GROUP = 32  # inputs that share a scale in int4: at 64 a small model agrees with itself far less
-_LINEAR_DYNAMIC = torch.ops.quantized.linear_dynamic.default
+# Past OpOverload.__call__, which asks of every argument whether it is a tracer's: 2 us a call, and
+# three times that when it has to be fetched again after the weights have passed the cache.
+_LINEAR_DYNAMIC = torch.ops.quantized.linear_dynamic.default._op
 _ONE_SCALE = 1e-8  # of a row of zeros: any will do, but 0
 _TRIED = 128  # inputs and outputs of the weight that a kernel is tried on
 _MOST_ERROR = 0.3  # of a trial, relative: four bits of random weights are off by a tenth
@@ -27,17 +30,21 @@ class LowBit(Protocol):
 
     num_bytes: int
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """(rows, in_features) in any floating dtype -> (rows, out_features) in the same."""
+    def __call__(self, states: Tensor) -> Tensor:
+        """(..., in_features) in any floating dtype -> (..., out_features) in the same."""
 
 
 class DynamicInt8:
     """Eight bits on both sides: weights with a scale a row, activations with one a call, found on
     the fly. What CPUs multiply fastest (FBGEMM, oneDNN, QNNPACK, as torch was built)."""
 
+    engine: str | None = None  # of torch.backends.quantized; None: what torch takes by itself
+
     def __init__(self, weight: Tensor) -> None:
+        """Raises RuntimeError for an engine that torch was built without."""
         scale = _row_scale(weight)
-        with warnings.catch_warnings():  # quantised tensors are deprecated, the kernel is not
+        # Quantised tensors are deprecated, the kernel is not.
+        with _engine(self.engine), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             quantised = torch.quantize_per_channel(
                 weight.float(), scale.double(), torch.zeros_like(scale, dtype=torch.long), 0,
@@ -48,9 +55,17 @@ class DynamicInt8:
         self._reduce_range = not torch.cpu._is_vnni_supported()
         self.num_bytes = weight.numel() + 12 * weight.shape[0]  # scales, zero points, row sums
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        out = _LINEAR_DYNAMIC(rows.float(), self._packed, self._reduce_range)
-        return out.to(rows.dtype)
+    def __call__(self, states: Tensor) -> Tensor:
+        if states.dtype == torch.float32:
+            return _LINEAR_DYNAMIC(states, self._packed, self._reduce_range)
+        out = _LINEAR_DYNAMIC(states.float(), self._packed, self._reduce_range)
+        return out.to(states.dtype)
+
+
+class OneDnnInt8(DynamicInt8):
+    """The same by oneDNN, where that is not what torch takes by itself."""
+
+    engine = "onednn"
 
 
 class WeightInt8:
@@ -62,8 +77,10 @@ class WeightInt8:
         self._scale = scale.bfloat16()
         self.num_bytes = self._packed.nbytes + self._scale.nbytes
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(rows.bfloat16(), self._packed, self._scale).to(rows.dtype)
+    def __call__(self, states: Tensor) -> Tensor:
+        rows = states.bfloat16().flatten(0, -2)
+        out = torch._weight_int8pack_mm(rows, self._packed, self._scale)
+        return out.to(states.dtype).view(*states.shape[:-1], -1)
 
 
 class WeightInt4:
@@ -90,14 +107,15 @@ class WeightInt4:
             self._multiply = torch._weight_int4pack_mm
         self.num_bytes = self._packed.nbytes + self._scales.nbytes
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        out = self._multiply(rows.bfloat16(), self._packed, _GROUP, self._scales)
-        return out.to(rows.dtype)
+    def __call__(self, states: Tensor) -> Tensor:
+        rows = states.bfloat16().flatten(0, -2)
+        out = self._multiply(rows, self._packed, _GROUP, self._scales)
+        return out.to(states.dtype).view(*states.shape[:-1], -1)
 
 
 Pack = Callable[[Tensor], LowBit]
 _LADDER: dict[Bits, Sequence[type]] = {
-    "int8": (DynamicInt8, WeightInt8),
+    "int8": (DynamicInt8, OneDnnInt8, WeightInt8),
     "int4": (WeightInt4,),
     "fp8": (ScaledFp8,),
     "torchao_int4": (TorchaoInt4,),
@@ -106,20 +124,28 @@ _LADDER: dict[Bits, Sequence[type]] = {
 
 
 def packer(bits: Bits, device: torch.device) -> Pack:
-    """The first of the ladder that this torch can run on the device, by a trial.
+    """The first of `packers`."""
+    return packers(bits, device)[0]
+
+
+def packers(bits: Bits, device: torch.device) -> Sequence[Pack]:
+    """Those of the ladder that this torch can run on the device, by a trial.
 
     Raises ModelError where there is none, with what each of them said.
     """
     failures: list[str] = []
+    found: list[Pack] = []
     for kind in _LADDER[bits]:
-        if kind is DynamicInt8 and device.type != "cpu":
+        if issubclass(kind, DynamicInt8) and device.type != "cpu":
             continue
         try:
             _try(kind, device)
         except _FAILURES as error:
             failures.append(f"{kind.__name__}: {(str(error) or repr(error)).splitlines()[0]}")
         else:
-            return kind
+            found.append(kind)
+    if found:
+        return found
     raise ModelError(
         f"{bits} weights: torch {torch.__version__} has no kernel for them on {device.type} "
         f"({'; '.join(failures)}); take weights=same there{_INSTEAD.get(bits, '')}"
@@ -146,6 +172,18 @@ def _try(kind: Pack, device: torch.device) -> None:
     error = float((kind(weight)(row) - expected).norm() / expected.norm())
     if not error < _MOST_ERROR:
         raise ValueError(f"its product is off by {error:.2g}")
+
+
+@contextmanager
+def _engine(name: str | None) -> Iterator[None]:
+    """Within it, weights are packed for that engine; a packed weight knows its own."""
+    own = torch.backends.quantized.engine
+    try:
+        if name is not None:
+            torch.backends.quantized.engine = name
+        yield
+    finally:
+        torch.backends.quantized.engine = own
 
 
 def _inner_tiles(ins: int) -> int:

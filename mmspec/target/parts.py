@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from mmspec.attention import TreeCall
 
 Product = Callable[[Tensor], Tensor]  # (..., in_features) -> (..., out_features)
+# What computes a layer; or several that read the same states, their outputs side by side.
+Products = Mapping[nn.Module | tuple[nn.Module, ...], Product]
 Activation = Literal["silu", "gelu_tanh"]
 _ACTIVATIONS: dict[str, Activation] = {  # transformers' modules
     "SiLU": "silu",
@@ -66,7 +68,7 @@ class BlockParts(Protocol):
 
     def down(self, product: Tensor) -> Tensor: ...
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "BlockParts":
+    def with_products(self, products: Products) -> "BlockParts":
         """The same, some of its linear layers computed otherwise."""
 
 
@@ -75,7 +77,7 @@ class HeadParts(Protocol):
 
     def __call__(self, states: Tensor, added: Tensor | None, *, wants_normed: bool) -> Headed: ...
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "HeadParts":
+    def with_products(self, products: Products) -> "HeadParts":
         """The same, the head computed otherwise if it is among them."""
 
 

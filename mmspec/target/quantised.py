@@ -5,18 +5,21 @@ weights: a quarter of the bytes to read, or less. Embeddings, norms and KV are t
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from mmspec.errors import ConfigError, ModelError
 from mmspec.target.linears import text_linears
-from mmspec.target.lowbit import Bits, LowBit, Pack, packer
+from mmspec.target.lowbit import Bits, Pack
+from mmspec.target.lowbit_choice import LowBitKernels
+from mmspec.target.lowbit_layers import LowBitLayers
+from mmspec.target.parts import Product
+from mmspec.target.stacking import TOGETHER
 from mmspec.target.tower import TextTower
 
 logger = logging.getLogger(__name__)
@@ -24,7 +27,6 @@ logger = logging.getLogger(__name__)
 Weights = Literal["same", "int8", "int4", "fp8", "torchao_int4", "torchao_fp8"]
 
 _MIN_WEIGHTS = 4_096  # smaller layers cost nothing, and a low-bit kernel's call more than that
-_MAX_ROWS = 256  # above, the full weights are as quick: their product is no longer bound by memory
 
 
 class QuantisedLinears:
@@ -62,19 +64,18 @@ class QuantisedLinears:
             if _is_floating(module) and module.weight.numel() >= min_weights
             if with_head or module is not head
         ]
-        pack = {device: packer(bits, device) for device in {m.weight.device for m in modules}}
-        self._forwards: list[tuple[nn.Linear, _LowBitLinear]] = []
-        for module in modules:
-            device = module.weight.device
-            try:
-                packed = pack[device] if module is not head else _head_packer(bits, device)
-                if packed is None:
-                    continue
-                forward = _LowBitLinear(module, packed)
-            except (ModelError, ValueError, RuntimeError) as error:  # no kernel of this shape
-                logger.debug("%s: stays as it is: %s", module, error)
-                continue
-            self._forwards.append((module, forward))
+        kernels = {
+            device: LowBitKernels(bits, device) for device in {m.weight.device for m in modules}
+        }
+        self._copies: list[LowBitLayers] = []
+        for group in _groups(model, modules):
+            device = group[0].weight.device
+            own = kernels[device] if group[0] is not head else _head_kernels(bits, device)
+            if own is not None:
+                self._copies += _copied(group, own.pack_for(group))
+        self._forwards = [
+            pair for one in self._copies for pair in zip(one.modules, one.forwards, strict=True)
+        ]
         self._made: tuple[TextTower, TextTower] | None = None  # a tower, and the same by the copy
         if not self._forwards:
             raise ModelError(
@@ -90,7 +91,7 @@ class QuantisedLinears:
     @property
     def num_bytes(self) -> int:
         """Memory that the copy takes beside the target."""
-        return sum(forward.num_bytes for _, forward in self._forwards)
+        return sum(one.num_bytes for one in self._copies)
 
     @property
     def full_bytes(self) -> int:
@@ -100,7 +101,9 @@ class QuantisedLinears:
     def within(self, tower: TextTower) -> TextTower | None:
         """The tower, its linear layers computed by the copy."""
         if self._made is None or self._made[0] is not tower:
-            self._made = tower, tower.with_products(dict(self._forwards))
+            products: dict[nn.Module | tuple[nn.Module, ...], Product] = dict(self._forwards)
+            products |= {one.modules: one for one in self._copies}
+            self._made = tower, tower.with_products(products)
         return self._made[1]
 
     @property
@@ -119,13 +122,46 @@ class QuantisedLinears:
         finally:
             for module, _ in taken:
                 module.__dict__.pop("forward", None)
+            for one in self._copies:
+                one.forget()
 
 
-def _head_packer(bits: Bits, device: torch.device) -> Pack | None:
+def _groups(model: PreTrainedModel, modules: Sequence[nn.Linear]) -> list[list[nn.Linear]]:
+    """All of the modules; on a CPU those that read the same states together."""
+    left = dict.fromkeys(modules)
+    groups: list[list[nn.Linear]] = []
+    for parent in model.get_decoder().modules():
+        for names in TOGETHER:
+            group = [parent._modules.get(name) for name in names]
+            some = [module for module in group if isinstance(module, nn.Linear) and module in left]
+            if len(some) == len(group) and _are_alike(some):
+                groups.append(some)
+                for module in some:
+                    del left[module]
+    return [*groups, *([module] for module in left)]
+
+
+def _are_alike(modules: Sequence[nn.Linear]) -> bool:
+    kinds = {(m.weight.shape[1], m.weight.dtype, m.weight.device.type) for m in modules}
+    return len(kinds) == 1 and modules[0].weight.device.type == "cpu"
+
+
+def _copied(group: Sequence[nn.Linear], pack: Pack) -> list[LowBitLayers]:
+    """One copy of all; else of each that the kernel takes."""
+    try:
+        return [LowBitLayers(group, pack)]
+    except (ModelError, ValueError, RuntimeError) as error:  # no kernel of this shape
+        if len(group) > 1:
+            return [one for module in group for one in _copied([module], pack)]
+        logger.debug("%s: stays as it is: %s", group[0], error)
+        return []
+
+
+def _head_kernels(bits: Bits, device: torch.device) -> LowBitKernels | None:
     """In 4 bits a head costs most of what they lose. None: it stays as it is."""
     if device.type == "cpu":
-        return packer("int8", device)
-    return packer(bits, device) if bits in ("fp8", "torchao_fp8") else None
+        return LowBitKernels("int8", device)
+    return LowBitKernels(bits, device) if bits in ("fp8", "torchao_fp8") else None
 
 
 def check_weights(weights: str, key: str) -> Weights:
@@ -133,37 +169,6 @@ def check_weights(weights: str, key: str) -> Weights:
     if weights not in get_args(Weights):
         raise ConfigError(f"{key}={weights!r}: expected one of {', '.join(get_args(Weights))}")
     return cast(Weights, weights)
-
-
-class _LowBitLinear:
-    """One layer's forward: (..., in_features) -> (..., out_features)."""
-
-    def __init__(self, module: nn.Linear, pack: Pack) -> None:
-        self._module = module
-        self._pack = pack
-        self._packed, self._packed_from = self._made()
-        weight = module.weight
-        self._packed(weight.new_ones(1, weight.shape[1]).detach())  # the kernel checks shapes here
-
-    @property
-    def num_bytes(self) -> int:
-        return self._packed.num_bytes
-
-    def __call__(self, states: Tensor) -> Tensor:
-        parameters = self._module._parameters  # nn.Module's own look-up takes a microsecond
-        weight, bias = cast(Tensor, parameters["weight"]), parameters["bias"]
-        if not 0 < states.numel() // states.shape[-1] <= _MAX_ROWS:
-            return F.linear(states, weight, bias)
-        if self._packed_from != (weight.data_ptr(), weight._version):
-            self._packed, self._packed_from = self._made()
-        out = self._packed(states.reshape(-1, states.shape[-1]))
-        if bias is not None:
-            out = out + bias
-        return out.reshape(*states.shape[:-1], -1)
-
-    def _made(self) -> tuple[LowBit, tuple[int, int]]:
-        weight = self._module.weight.detach()
-        return self._pack(weight), (weight.data_ptr(), self._module.weight._version)
 
 
 def _is_floating(module: nn.Linear) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class JointLayer(NamedTuple):
@@ -26,7 +26,7 @@ def stack_weights(model: PreTrainedModel) -> None:
     """Moves the weights and biases of plain linear layers that read the same states. Takes the
     memory of one such group more while it runs."""
     for module in model.get_decoder().modules():
-        for names in _TOGETHER:
+        for names in TOGETHER:
             layers: list[Any] = [getattr(module, name, None) for name in names]
             if all(type(layer) is nn.Linear for layer in layers):
                 _stack([layer.weight for layer in layers])

@@ -2,7 +2,6 @@
 projections stacked, one rotation for queries and keys."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmspec.attention import TreeCall
-from mmspec.target.parts import Angles, Entered, Headed, Product, activation_of
+from mmspec.target.parts import Angles, Entered, Headed, Product, Products, activation_of
 from mmspec.target.projections import Projections
 
 
@@ -68,7 +67,7 @@ class TorchParts:
     def num_bytes(self) -> int:
         return self._qkv.num_bytes + self._gate_up.num_bytes
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "TorchParts":
+    def with_products(self, products: Products) -> "TorchParts":
         other = copy.copy(self)
         other._qkv = self._qkv.with_products(products)
         other._gate_up = self._gate_up.with_products(products)
@@ -116,7 +115,7 @@ class TorchHead:
         states = states if added is None else states + added
         return Headed(self._project(states), self._norm(states) if wants_normed else None)
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "TorchHead":
+    def with_products(self, products: Products) -> "TorchHead":
         other = copy.copy(self)
         other._project = self._project.with_products(products)
         return other

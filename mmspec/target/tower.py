@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from mmspec.attention import TreeCall
 from mmspec.kv import QueryTap
 from mmspec.target.blocks import Block, Blocks, is_known, is_ready, is_rms_norm
-from mmspec.target.parts import Kit, Product
+from mmspec.target.parts import Kit, Products
 from mmspec.target.torch_parts import TorchKit
 from mmspec.target.untouched import are_untouched, is_plain, places_of
 
@@ -56,16 +56,23 @@ class TextTower:
         self._blocks = blocks
         self.kit = kit
         self._head = kit.head(parts.norm, head)
+        self._linears = {
+            module
+            for parent in (*(block.layer for block in blocks), head)
+            for module in parent.modules()
+            if isinstance(module, nn.Linear)
+        }
         self._model = ref(model)
         around = [m for m in model.modules() if m is not model and decoder in set(m.modules())]
         own = [self._embedding, self._rotary, parts.norm, head]
         self._places = places_of([*around, *own], model)
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "TextTower":
+    def with_products(self, products: Products) -> "TextTower":
         """The same, some of its linear layers computed otherwise."""
         other = copy.copy(self)
         other._blocks = [block.with_products(products) for block in self._blocks]
         other._head = self._head.with_products(products)
+        other._linears = self._linears - products.keys()
         return other
 
     def without(self, layers: Collection[nn.Module]) -> "TextTower":
@@ -73,6 +80,11 @@ class TextTower:
         other = copy.copy(self)
         other._blocks = [block for block in self._blocks if block.layer not in layers]
         return other
+
+    @property
+    def calls_linears(self) -> bool:
+        """Whether any linear layer is computed by its own module."""
+        return bool(self._linears)
 
     def can_run(self) -> bool:
         """Whether nobody has a hand in any module that is run, or passed by."""

@@ -3,7 +3,6 @@ a captured graph. No host-side number depends on a length, and nothing waits for
 
 import copy
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from mmspec.kv import FlatLayer
 from mmspec.target.gpu_linears import Clock, GpuLinears, measured
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.kernels.rotary import HeadNorms, turn
-from mmspec.target.parts import Angles, Entered, Headed, Product, activation_of
+from mmspec.target.parts import Angles, Entered, Headed, Products, activation_of
 from mmspec.target.tilings import Tilings
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class TritonParts:
     def linears(self) -> "list[GpuLinears]":
         return [self._qkv, self._o, self._gate_up, self._down]
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "TritonParts":
+    def with_products(self, products: Products) -> "TritonParts":
         other = copy.copy(self)
         other._qkv, other._o = self._qkv.with_products(products), self._o.with_products(products)
         other._gate_up = self._gate_up.with_products(products)
@@ -150,7 +149,7 @@ class TritonHead:
         _, normed = _normed(self._norm, states, added)
         return Headed(self.linear(normed)[0], normed if wants_normed else None)
 
-    def with_products(self, products: Mapping[nn.Module, Product]) -> "TritonHead":
+    def with_products(self, products: Products) -> "TritonHead":
         other = copy.copy(self)
         other.linear = self.linear.with_products(products)
         return other

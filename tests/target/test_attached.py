@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from families import FAMILIES, prompt_inputs
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
@@ -232,6 +233,28 @@ def test_a_changed_weight_is_packed_again(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(score(target), 2 * before, rtol=1e-4, atol=1e-4)
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach() / 2)
     torch.testing.assert_close(score(target), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "inputs, rows, threads, is_from_left",
+    [(576, 1, 1, True), (2048, 1, 1, False), (2048, 1, 2, True), (2048, 2, 1, True)],
+)
+def test_one_row_of_many_inputs_is_left_to_torch_on_one_thread(
+    monkeypatch: pytest.MonkeyPatch, inputs: int, rows: int, threads: int, is_from_left: bool
+) -> None:
+    made: list[Tensor] = []
+
+    def recorded(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        made.append(states)
+        return F.linear(states, weight, bias)
+
+    monkeypatch.setattr(linears, "_from_the_left", recorded)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    layer = nn.Linear(inputs, 64)
+    states = torch.randn(1, rows, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(linears._QuickLinear(layer, packed=True)(states), layer(states))
+    assert bool(made) == is_from_left
 
 
 def test_only_plain_float32_layers_of_the_text_tower_are_quick(

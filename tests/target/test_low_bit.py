@@ -2,6 +2,8 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,10 +18,14 @@ from mmspec.kv import KVCache
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target, lowbit
 from mmspec.target.fp8 import ScaledFp8
+from mmspec.target.linears import Linears
 from mmspec.target.lowbit import DynamicInt8, WeightInt4, WeightInt8, packer
+from mmspec.target.lowbit_layers import LowBitLayers
 from mmspec.target.probe import probe
+from mmspec.target.projections import Projections
 from mmspec.target.quantised import QuantisedLinears
 from mmspec.target.skipping import SkippedLayers, decoder_layers
+from mmspec.target.tower import quick_blocks
 from mmspec.tree import TokenTree
 
 FIVE = TokenTree((60, 61, 62, 63, 64), (-1, 0, 0, 1, 1), (1.0,) * 5, ("", *"aaaa"))
@@ -142,7 +148,8 @@ def test_torchao_packs_a_copy_and_is_asked_for_what_torch_can_multiply(
     before, clean = logits(target), traces(model)
     for bits in ("torchao_int4", "torchao_fp8"):
         quantised = QuantisedLinears(model, bits, with_head=False, min_weights=1)  # type: ignore[arg-type]
-        assert quantised.num_bytes == quantised.full_bytes // 2 + 4 * quantised.num_layers
+        num_copies = 2 * 4  # of two layers: q with k and v, o, gate with up, down
+        assert quantised.num_bytes == quantised.full_bytes // 2 + 4 * num_copies
         drafted = logits(target.variant(quantised))
         assert 0 < (drafted - before).norm() / before.norm() < 0.05
     assert asked[0] == (
@@ -174,6 +181,120 @@ def test_a_gpu_multiplies_low_bits(bits: Any, most: float) -> None:
 @pytest.mark.parametrize("ins, tiles", [(4096, 8), (192, 4), (96, 2)])
 def test_cuda_takes_as_many_tiles_as_divide_the_inputs(ins: int, tiles: int) -> None:
     assert lowbit._inner_tiles(ins) == tiles
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("rows", [1, 5, 300])
+def test_layers_by_one_copy_are_the_layers_by_their_own(bits: Any, rows: int) -> None:
+    """Each output has a scale of its own, and the states are rounded alike: the same bits."""
+    layers = [nn.Linear(64, outs, bias=outs == 32) for outs in (96, 32, 64)]
+    pack = packer(bits, torch.device("cpu"))
+    joint, alone = LowBitLayers(layers, pack), [LowBitLayers([layer], pack) for layer in layers]
+    with torch.no_grad():
+        for _ in range(2):
+            states = torch.randn(2, rows, 64)
+            expected = [one(states) for one in alone]
+            assert torch.equal(joint(states), torch.cat(expected, dim=-1))
+            shared = [forward(states) for forward in joint.forwards]
+            assert all(map(torch.equal, shared, expected))
+            assert all(part.is_contiguous() for part in shared)
+            layers[1].weight.add_(1.0)  # weights and biases that change are followed
+            layers[1].bias.add_(1.0)
+
+
+def test_layers_that_are_given_the_same_states_share_a_product() -> None:
+    calls: list[Tensor] = []
+
+    class Counted(DynamicInt8):
+        def __call__(self, states: Tensor) -> Tensor:
+            calls.append(states)
+            return super().__call__(states)
+
+    joint = LowBitLayers([nn.Linear(16, 16) for _ in range(3)], Counted)
+    q, k, v = joint.forwards
+    with torch.no_grad():
+        for wrap in (torch.no_grad, torch.inference_mode):
+            with wrap():
+                states = torch.randn(1, 16)
+                calls.clear()
+                assert not torch.equal(q(states), k(states))
+                v(states)
+                assert len(calls) == 1
+                v(states)  # once all are served nothing is kept
+                assert len(calls) == 2
+                joint.forget()
+                q(states.clone())
+                assert len(calls) == 3
+        before = v(states := torch.randn(1, 16))
+        states.mul_(2.0)
+        assert not torch.equal(v(states), before)
+
+
+def test_layers_that_read_the_same_states_are_one_product_each_block() -> None:
+    """In the tower as in a model's own forward: q with k and v, o, gate with up, down, the head."""
+    calls: list[int] = []
+
+    class Counted(DynamicInt8):
+        def __call__(self, states: Tensor) -> Tensor:
+            calls.append(states.shape[-1])
+            return super().__call__(states)
+
+    model = FAMILIES["llama"].build(torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(lowbit._LADDER, "int8", (Counted,))
+        copied = QuantisedLinears(model, min_weights=1)
+    own = Target(model)
+    towered = probe(model, blocks=quick_blocks(model))[0]
+    drafted = []
+    for target in (own, towered):
+        draft = target.variant(copied)
+        cache, placement = prefilled(draft)
+        calls.clear()
+        drafted.append(draft.score([FIVE], cache, [placement])[0].logits)
+        assert len(calls) == 2 * 4 + 1
+    torch.testing.assert_close(*drafted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_drafts_norm_is_the_models_but_for_its_last_bits() -> None:
+    model = FAMILIES["llama"].build(torch.float32)
+    layer = model.model.layers[0]
+    with torch.no_grad():
+        layer.input_layernorm.weight.normal_()
+        project = Projections(layer.input_layernorm, [layer.self_attn.q_proj], copied=False)
+        width = layer.self_attn.q_proj.in_features
+        states = torch.randn(2, 3, width) * torch.tensor([0.0, 1e-4, 1e3])[:, None]
+        drafted = project.with_products({layer.self_attn.q_proj: lambda normed: normed})(states)
+        expected = layer.input_layernorm(states)
+    torch.testing.assert_close(drafted, expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(drafted, project._normed(states))  # it is another computation
+
+
+def test_quick_layers_are_attached_for_what_the_copy_leaves_to_them() -> None:
+    model = FAMILIES["llama"].build(torch.float32)
+    blocks = quick_blocks(model)
+    assert blocks is not None and blocks.tower is not None
+    assert blocks.tower.calls_linears
+    assert (
+        QuantisedLinears(model, with_head=False, min_weights=1).within(blocks.tower).calls_linears
+    )  # type: ignore[union-attr]
+    copied = QuantisedLinears(model, min_weights=1)
+    assert not copied.within(blocks.tower).calls_linears  # type: ignore[union-attr]
+    attached: list[bool] = []
+
+    class Watched(Linears):
+        @contextmanager
+        def attached(self) -> Iterator[None]:
+            attached.append(True)
+            with super().attached():
+                yield
+
+    target = probe(model, blocks=blocks, linears=Watched(model))[0]
+    draft = target.variant(copied)
+    cache, placement = prefilled(draft)
+    draft.score([FIVE], cache, [placement])
+    assert not attached
+    target.score([FIVE], cache, [placement])
+    assert attached == [True]
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4", "fp8"])
