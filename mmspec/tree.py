@@ -83,9 +83,16 @@ class TokenTree:
         pairs = zip(self.parents, self.tokens, strict=True)
         return {pair: node for node, pair in enumerate(pairs) if node}
 
+    @cached_property
+    def _children(self) -> list[list[int]]:
+        children: list[list[int]] = [[] for _ in self.tokens]
+        for child, parent in enumerate(self.parents[1:], start=1):
+            children[parent].append(child)
+        return children
+
     def children(self, node: int) -> list[int]:
         """The children of `node`, in their order."""
-        return [child for child, parent in enumerate(self.parents) if parent == node]
+        return self._children[node].copy()
 
     def child(self, node: int, token: int) -> int | None:
         """The child of `node` that holds `token`, or None."""
