@@ -9,8 +9,8 @@ from torch import Tensor
 def read(*tensors: Tensor) -> list[list[Any]]:
     """The values of each tensor (first, ...), nested as it is, as floats: token ids are exact in
     float64."""
-    if len(tensors) == 1:
-        return [tensors[0].double().tolist()]
+    if not tensors:
+        return []
     values = torch.cat([tensor.double().reshape(-1) for tensor in tensors]).cpu()
     parts = values.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape).tolist() for part, tensor in zip(parts, tensors, strict=True)]

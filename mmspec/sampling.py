@@ -24,7 +24,7 @@ from transformers import (
 
 from mmspec.errors import ConfigError, DecodeError
 from mmspec.logprobs import ScoreRecorder
-from mmspec.noise import Place, choose, gumbel, uniforms
+from mmspec.noise import TARGET_STREAM, Place, choose, gumbel, gumbel_at, uniforms
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
 from mmspec.prefixes import can_apply
@@ -301,27 +301,18 @@ class DraftGuide:
         nothing = torch.empty(logits.shape[0], 0, dtype=torch.long, device=logits.device)
         return self.warpers(nothing, logits.float())
 
-    def noise(
-        self,
-        index: int,
-        vocab_size: int,
-        *,
-        token_ids: Tensor | None = None,
-        device: torch.device | str = "cpu",
+    def place(self, index: int, *, stream: int = TARGET_STREAM) -> Place:
+        """Of the token at `index` of the whole text, prompt included."""
+        return Place(self.seed, self.sample, index - self.prompt_length, stream)
+
+    def noise_at(
+        self, indices: Sequence[int], vocab_size: int, *, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """The Gumbel noise with which the target will choose the token at `index` of the whole
-        text, prompt included: (vocab_size,), or (tokens,) of `token_ids`. Zeros if greedy."""
+        """(indices, vocab_size), to be read only: the Gumbel noise with which the target will
+        choose the tokens there. Zeros if greedy."""
         if self.is_greedy:
-            size = vocab_size if token_ids is None else token_ids.shape[0]
-            return torch.zeros(size, device=device)
-        return gumbel(
-            self.seed,
-            index - self.prompt_length,
-            vocab_size,
-            sample=self.sample,
-            token_ids=token_ids,
-            device=device,
-        )
+            return torch.zeros(1, 1, device=device).expand(len(indices), vocab_size)
+        return gumbel_at([self.place(index) for index in indices], vocab_size, device=device)
 
 
 def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Tensor]:

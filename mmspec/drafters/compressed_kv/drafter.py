@@ -123,8 +123,8 @@ class BoundCompressedKV:
         tree = growth.tree
         session.remember(tree, growth.buckets)
         if isinstance(growth.branching, DrawnBranching):
-            session.num_draws = growth.branching.num_draws
-            return replace(tree, q=growth.branching.q_of(growth, self._vocab_size))
+            session.num_draws += len(growth.expanded)
+            return replace(tree, q=growth.q(self._vocab_size))
         likely = tree.cumulative_confidence
         kept = [n for n in tree.best(budget) if likely[n] >= self.settings.min_confidence]
         return tree.keep(kept)
