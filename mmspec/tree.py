@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmspec.uploads import upload
+
 
 @dataclass(frozen=True)
 class TokenTree:
@@ -134,7 +136,10 @@ class TokenTree:
         if max(self.depths) <= max_depth:
             return self
         kept = [n for n, depth in enumerate(self.depths) if depth <= max_depth]
-        return replace(self.keep(kept), q=None if self.q is None else self.q[kept])
+        cut = self.keep(kept)
+        if self.q is None:
+            return cut
+        return replace(cut, q=self.q.index_select(0, upload(kept, self.q.device)))
 
     def best_chain(self) -> "TokenTree":
         """The one path that goes to the most confident child at each node."""

@@ -2,9 +2,10 @@
 draft, and one for a whole chain that no token can end."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
+import pretend
 import pytest
 import torch
 from families import FAMILIES, prompt_inputs
@@ -13,6 +14,7 @@ from matrix import letters, model_of
 from verify.node_by_node import ORACLES
 
 import mmspec
+from mmspec import decoder
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
@@ -76,7 +78,12 @@ def engine_of(cell: str, choosing: str, *, rule: Rule | None = None) -> Engine:
     verifier, make, _ = CELLS[cell]
     config = Config(
         decode=DecodeConfig(
-            max_nodes=10, max_rows=3, controller="fixed", verifier=verifier, choosing=choosing
+            max_nodes=10,
+            max_rows=3,
+            controller="fixed",
+            verifier=verifier,
+            choosing=choosing,
+            cuda_graphs="never",
         ),
         cache=CacheConfig(prefix_bytes=0),
     )
@@ -109,8 +116,12 @@ def said(results: Sequence[Result]) -> list[Any]:
     return [(r.tokens, r.text, r.finish_reason, r.logprobs, r.stats.by_drafter) for r in results]
 
 
+GREEDY = ("speculative-view", "recursive-view", "coupled-draft", "coupled-cascade")
+
+
 @pytest.mark.parametrize(
-    ("cell", "sampling"), [*product(CELLS, ("greedy", "t1")), ("recursive-draft", "warped")]
+    ("cell", "sampling"),
+    [*product(CELLS, ["t1"]), *product(GREEDY, ["greedy"]), ("recursive-draft", "warped")],
 )
 def test_a_step_waits_once_to_verify_and_once_a_level(cell: str, sampling: str) -> None:
     engine = engine_of(cell, "device")
@@ -129,11 +140,16 @@ def test_a_step_waits_once_to_verify_and_once_a_level(cell: str, sampling: str) 
     assert said(results) == said(plain)
 
 
-@pytest.mark.parametrize("sampling", ["t1", "warped"])
 @pytest.mark.parametrize(
-    "cell", ["speculative-draft", "recursive-draft", "recursive-view", "block-draft"]
+    ("cell", "sampling", "choosing"),
+    [
+        ("speculative-draft", "warped", "host"),
+        ("recursive-draft", "t1", "host"),
+        ("block-draft", "t1", "host"),
+        ("recursive-view", "warped", "device"),
+        ("block-draft", "warped", "device"),
+    ],
 )
-@pytest.mark.parametrize("choosing", ["host", "device"])
 def test_what_is_weighed_is_what_the_papers_write_down(
     cell: str, sampling: str, choosing: str
 ) -> None:
@@ -141,6 +157,42 @@ def test_what_is_weighed_is_what_the_papers_write_down(
     oracle = engine_of(cell, "host", rule=ORACLES[CELLS[cell][0]])
     expected = said(oracle.generate(requests_of(sampling)))
     assert said(engine_of(cell, choosing).generate(requests_of(sampling))) == expected
+
+
+@pytest.mark.slow  # a minute, as each operation and each kernel goes by Python
+@pytest.mark.parametrize(
+    ("cell", "waits"),
+    [
+        ("block-draft", 2),  # a whole chain, one step
+        ("recursive-view", 3),  # two levels, one step
+        ("speculative-view", 2),
+        ("coupled-set-chain", 2),
+        ("coupled-view", 4),
+        ("coupled-layer-skip", 4),
+        ("coupled-cascade", 5),  # four forwards over the view at most
+    ],
+)
+def test_whole_steps_on_a_pretended_device(
+    cell: str, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a step does is counted: forwards, commits, views that are chosen anew."""
+    expected = said(engine_of(cell, "host").generate(requests_of("t1")))
+    with pretend.device() as device:
+        model = FAMILIES["llama"].build(torch.float64).to("cuda")
+        monkeypatch.setitem(globals(), "model_of", lambda *_: model)
+        engine = engine_of(cell, "auto")
+        begun, propose = list[int](), decoder.propose
+
+        def noted_propose(*args: Any) -> Any:
+            begun.append(len(device.waits))
+            return propose(*args)
+
+        monkeypatch.setattr(decoder, "propose", noted_propose)
+        results = engine.generate(requests_of("t1"))
+    assert said(results) == expected
+    # The first step makes what stays: draft models read their prompts, views are gathered.
+    steps = [b - a for a, b in pairwise([*begun[1:], len(device.waits)])]
+    assert steps and max(steps) <= waits, f"{steps}: {[*map(str, device.waits[begun[1] :])]}"
 
 
 def test_node_by_node_reads_more_often() -> None:

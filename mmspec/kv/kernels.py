@@ -173,8 +173,8 @@ class BufferTable:
         widths = [size // word_bytes for size in sizes]
         device = buffers[0].device
         return BufferTable(
-            torch.tensor([buffer.data_ptr() for buffer in buffers], device=device),
-            torch.tensor(widths, device=device),
+            upload([buffer.data_ptr() for buffer in buffers], device),
+            upload(widths, device),
             word_bytes,
             max(widths),
         )

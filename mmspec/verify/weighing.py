@@ -83,10 +83,8 @@ class Odds(NamedTuple):
 
 
 def _rows(q: Tensor, nodes: Sequence[int], device: torch.device) -> Tensor:
-    if q.device.type == "cpu" and device.type != "cpu":
-        return upload(q[list(nodes)].numpy(), device)
-    if q.device != device:  # as of a draft model on another GPU
-        q = q.to(device)
+    if q.device != device:
+        q = upload(q, device)
     if list(nodes) == list(range(q.shape[0])):
         return q
     return q.index_select(0, upload(list(nodes), device))
