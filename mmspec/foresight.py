@@ -1,8 +1,8 @@
-"""Foresight: what the target chooses at every node of all rows, found in one go.
+"""Foresight: what a rule asks of every node of all rows, found in one go.
 
-Along a walk each choice is asked for once the one before it is known: on a GPU that is a wait a
-token. But each is a function of its node's own prefix, so all of them are computed together, those
-that the walk never comes to as well, and one copy to the host brings them back.
+Along a walk each choice, chance or draw is asked for once the token before it is known: on a GPU
+that is a wait a token. But each is a function of its node's own prefix, so all of them are computed
+together, those that the walk never comes to as well, and one copy to the host brings them back.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmspec.prefixes import Prefixes, apply, cumulates, looks_at_scores_alone
+from mmspec.reads import read
 from mmspec.row import Row
-from mmspec.sampling import Choice, best_of, to_host
+from mmspec.sampling import Choice, best_of
 from mmspec.state import Scores, Verdict
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
-from mmspec.verify import Rule, Verifier
+from mmspec.verify import Nodes, Rule, Verifier, Weigh
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class _Part:
     """The nodes of one row, in the order of their depths, on their way to a choice."""
 
     row: Row
+    tree: TokenTree
     prefixes: Prefixes
+    weigh: Weigh | None  # None: the target chooses
     scores: Tensor  # (nodes, vocab)
     warpers: LogitsProcessorList  # still to come: the last ones that look at the scores alone
 
@@ -42,35 +45,38 @@ def verify_together(
 
 
 def foresee(rule: Verifier, steps: Iterable[tuple[Row, TokenTree, Scores]]) -> None:
-    """Tells each row the target's choices at all nodes of its tree, where `rule` asks for nothing
-    else and the row's sampler allows it. One wait for the device, however many rows and nodes.
+    """Tells each row what `rule` will ask of the nodes of its tree, where that is known and the
+    row's sampler allows it. One wait for the device, however many rows and nodes.
 
     A row whose processors raise ends with that error, as it would along the walk.
     """
     parts = list[_Part]()
     for row, tree, scores in steps:
-        if row.sampler.can_foresee and _only_chooses(rule, row, tree):
-            part = row.attempt(partial(_part, row, tree, scores.logits))
-            if part is not None:
-                parts.append(part)
+        if row.sampler.can_foresee and isinstance(rule, Rule):
+            # A greedy request, or node 0 alone, is walked by the target's choices.
+            chooses = rule.only_chooses or row.is_greedy or tree.num_nodes == 1
+            if chooses or _weighs(rule, tree, scores.logits):
+                weigh = None if chooses else rule.weigh
+                part = row.attempt(partial(_part, row, tree, scores.logits, weigh))
+                if part is not None:
+                    parts.append(part)
     if parts:
-        _choose(parts)
+        _find(parts)
 
 
-def _only_chooses(rule: Verifier, row: Row, tree: TokenTree) -> bool:
-    """Whether the rule takes nothing of the logits but the target's own choices."""
-    if not isinstance(rule, Rule):
-        return False
-    return rule.only_chooses or row.is_greedy or tree.num_nodes == 1  # then all rules walk
+def _weighs(rule: Rule, tree: TokenTree, logits: Tensor) -> bool:
+    """Whether the walk asks for nothing but the rule's `weigh`, and will not refuse the tree."""
+    has_q = tree.q is not None and tree.q.shape == logits.shape
+    return rule.weigh is not None and (has_q or not rule.needs_q)
 
 
-def _part(row: Row, tree: TokenTree, logits: Tensor) -> _Part:
+def _part(row: Row, tree: TokenTree, logits: Tensor, weigh: Weigh | None) -> _Part:
     sampler = row.sampler
     prefixes = Prefixes(tree, sampler.ids if sampler.processors else logits.new_empty(1, 0))
     if not prefixes.is_in_order:
         logits = logits.index_select(0, upload(prefixes.order, logits.device))
     if not sampler.changes_logits:
-        return _Part(row, prefixes, logits, LogitsProcessorList())
+        return _Part(row, tree, prefixes, weigh, logits, LogitsProcessorList())
     # A copy in float32, as transformers makes it: processors may write into it.
     scores = logits.to(dtype=torch.float32, copy=prefixes.is_in_order)
     processors = list(sampler.processors)
@@ -79,38 +85,45 @@ def _part(row: Row, tree: TokenTree, logits: Tensor) -> _Part:
         shared -= 1
     for processor in processors[:shared]:
         scores = apply(processor, prefixes, scores)
-    return _Part(row, prefixes, scores, LogitsProcessorList(processors[shared:]))
+    return _Part(row, tree, prefixes, weigh, scores, LogitsProcessorList(processors[shared:]))
 
 
-def _choose(parts: Sequence[_Part]) -> None:
+def _find(parts: Sequence[_Part]) -> None:
     number = _Sameness()
-    found = list[tuple[list[_Part], Tensor, Tensor, Tensor]]()
-    for _, same in groupby(sorted(parts, key=number), key=number):
-        some = list(same)
-        scores = _warped(some[0].warpers, _joined([part.scores for part in some]))
-        places = [part.row.sampler.place(d) for part in some for d in part.prefixes.depths]
-        best = best_of(scores, None if some[0].row.is_greedy else places)
-        found.append((some, scores, *best))
-    tokens = _joined([tokens for _, _, tokens, _ in found])
-    values = _joined([values.double() for *_, values in found])
-    choices = iter(to_host(tokens, values))  # the one wait
-    for some, scores, *_ in found:
-        first = 0
-        for part in some:
-            part.row.sampler.foresee(dict(_choices(part, scores[first:], choices)))
-            first += len(part.prefixes.paths)
+    groups = [list(same) for _, same in groupby(sorted(parts, key=number), key=number)]
+    found = [_of_group(group) for group in groups]
+    values = iter(read(*(tensor for _, *small in found for tensor in small)))  # the one wait
+    for group, (scores, *_) in zip(groups, found, strict=True):
+        nodes = zip(next(values), next(values), next(values), scores, strict=True)
+        for part in group:
+            part.row.sampler.foresee(dict(_choices(part, nodes)))
 
 
 def _choices(
-    part: _Part, scores: Tensor, choices: Iterator[tuple[int, float]]
+    part: _Part, nodes: Iterator[tuple[float, float, list[float], Tensor]]
 ) -> Iterator[tuple[tuple[int, ...], Choice]]:
     is_recorded = part.row.sampler.recorder.is_needed
-    for place, path in enumerate(part.prefixes.paths):
-        yield path, Choice(*next(choices), scores[place] if is_recorded else None)
+    for path, node in zip(part.prefixes.paths, part.prefixes.order, strict=True):
+        token, value, chances, scores = next(nodes)
+        children = len(part.tree.children(node)) if part.weigh else 0
+        seen = scores if is_recorded else None
+        yield path, Choice(int(token), value, seen, chances[:children])
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+def _of_group(parts: Sequence[_Part]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of all nodes of the parts: processed scores (nodes, vocab), tokens (nodes,), the value that
+    is not finite where there was nothing to choose (nodes,), and chances (nodes, most children)."""
+    weigh = parts[0].weigh
+    joined = torch.cat([part.scores for part in parts]) if len(parts) > 1 else parts[0].scores
+    scores = _warped(parts[0].warpers, joined)
+    places = [part.row.sampler.place(d) for part in parts for d in part.prefixes.depths]
+    if weigh is None:
+        best = best_of(scores, None if parts[0].row.is_greedy else places)
+        return scores, *best, scores.new_empty(len(places), 0)
+    nodes = [Nodes.of(part.tree, part.prefixes.order, part.scores) for part in parts]
+    weighed = weigh(Nodes.joined(nodes, scores))
+    tokens, _ = best_of(weighed.rests, places)
+    return scores, tokens, scores.amax(dim=-1), weighed.chances
 
 
 def _warped(warpers: LogitsProcessorList, scores: Tensor) -> Tensor:
@@ -126,14 +139,15 @@ def _warped(warpers: LogitsProcessorList, scores: Tensor) -> Tensor:
 
 class _Sameness:
     """Numbers parts, alike where they may be warped and chosen from as one: by the same processors,
-    with noise or without, in one dtype."""
+    with noise or without, by choices or a rule's weighing, in one dtype."""
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
 
     def __call__(self, part: _Part) -> int:
         processors = tuple(map(_settings, part.warpers))
-        key = (part.row.is_greedy, part.scores.dtype, part.scores.device, processors)
+        row, scores = part.row, part.scores
+        key = (row.is_greedy, part.weigh is None, scores.dtype, scores.device, processors)
         return self._numbers.setdefault(key, len(self._numbers))
 
 

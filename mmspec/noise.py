@@ -30,11 +30,12 @@ DRAFT_STREAM = 2  # and on: draws drafted ones, a stream for each node of a tree
 
 
 class Place(NamedTuple):
-    """Whose noise, and for which token of the generated text."""
+    """Whose noise, for which token of the generated text, and what for."""
 
     seed: int
     sample: int
     position: int
+    stream: int = TARGET_STREAM
 
 
 def gumbel(
@@ -54,10 +55,10 @@ def gumbel(
     are the same bits as in the whole vector.
     """
     if (kernels := _kernels(device)) is not None:
-        place = Place(seed, sample, position)
+        place = Place(seed, sample, position, stream)
         if token_ids is None:
-            return kernels.gumbel_at([place], vocab_size, device=device, stream=stream)[0]
-        return kernels.gumbel_of(place, token_ids.to(device), stream=stream)
+            return kernels.gumbel_at([place], vocab_size, device=device)[0]
+        return kernels.gumbel_of(place, token_ids.to(device))
     if token_ids is None:
         blocks = torch.arange(-(-vocab_size // WORDS_PER_BLOCK), device=device)
         words = philox((blocks, position, sample, stream), _key(seed))
@@ -74,25 +75,33 @@ def gumbel(
 def gumbel_at(
     places: Sequence[Place], vocab_size: int, *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """(places, vocab_size) float32: the target's noise at each place, as `gumbel` makes it."""
+    """(places, vocab_size) float32, to be read only: the noise at each place, as `gumbel` makes it.
+    Equal places, as siblings have them, share one row."""
+    rows = {place: row for row, place in enumerate(dict.fromkeys(places))}
     if (kernels := _kernels(device)) is not None:
-        return kernels.gumbel_at(places, vocab_size, device=device)
-    each = [gumbel(p.seed, p.position, vocab_size, sample=p.sample, device=device) for p in places]
-    return torch.stack(each)
+        noise = kernels.gumbel_at(list(rows), vocab_size, device=device)
+    else:
+        noise = torch.stack([_gumbel_of_place(place, vocab_size, device) for place in rows])
+    if len(rows) == 1:
+        return noise.expand(len(places), -1)
+    if len(rows) < len(places):
+        return noise.index_select(0, upload([rows[place] for place in places], noise.device))
+    return noise
+
+
+def _gumbel_of_place(place: Place, vocab_size: int, device: torch.device | str) -> Tensor:
+    seed, sample, position, stream = place
+    return gumbel(seed, position, vocab_size, sample=sample, stream=stream, device=device)
 
 
 def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
-    """Of each row of `scores` (nodes, vocab) float32 the entry that is largest with the noise of
-    its place, the first among equals, a NaN counting as largest: tokens (nodes,) int64 and their
+    """Of each row of `scores` (nodes, vocab) the entry that is largest with the noise of its place,
+    in float32, the first among equals, a NaN counting as largest: tokens (nodes,) int64 and their
     scores (nodes,). Nothing waits for the device."""
     if (kernels := _kernels(scores.device)) is not None:
         return kernels.choose(scores, places)
-    different = list(dict.fromkeys(places))  # siblings share theirs
-    noise = gumbel_at(different, scores.shape[1], device=scores.device)
-    if len(different) < len(places):
-        rows = {place: row for row, place in enumerate(different)}
-        noise = noise[upload([rows[place] for place in places], scores.device)]
-    tokens = (scores + noise).argmax(dim=-1)
+    noise = gumbel_at(places, scores.shape[1], device=scores.device)
+    tokens = (scores + noise).float().argmax(dim=-1)
     return tokens, scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 

@@ -88,7 +88,7 @@ def _choose_kernel(
         row = scores + node * vocab_size
         score = tl.load(row + token, mask=is_there & is_own, other=-float("inf"))
         # A NaN must not be lost: it counts as largest, as for argmax.
-        perturbed = tl.where(score == score, score + noise, float("inf"))
+        perturbed = tl.where(score == score, (score + noise).to(tl.float32), float("inf"))
         value, index = tl.max(
             perturbed, axis=0, return_indices=True, return_indices_tie_break_left=True
         )
@@ -110,22 +110,20 @@ def _best_part_kernel(tokens, values, best, best_tokens, best_scores, parts, PAR
     tl.store(values + node, tl.load(best_scores + at))
 
 
-def gumbel_at(
-    places: Sequence[Place], vocab_size: int, *, device: torch.device | str, stream: int = 0
-) -> Tensor:
+def gumbel_at(places: Sequence[Place], vocab_size: int, *, device: torch.device | str) -> Tensor:
     """(places, vocab_size) float32, in one launch."""
     out = torch.empty(len(places), vocab_size, device=device)
     grid = (len(places), triton.cdiv(vocab_size, _PART))
-    rows = _uploaded([(place, 0) for place in places], stream, device)
+    rows = _uploaded([(place, 0) for place in places], device)
     _gumbel_kernel[grid](out, rows, vocab_size, BLOCKS=_BLOCKS)
     return out
 
 
-def gumbel_of(place: Place, token_ids: Tensor, *, stream: int = 0) -> Tensor:
+def gumbel_of(place: Place, token_ids: Tensor) -> Tensor:
     """(tokens,) float32: the entries of `token_ids` (tokens,) int64."""
     out = torch.empty(token_ids.shape, device=token_ids.device)
     if token_ids.shape[0]:
-        rows = _uploaded([(place, 0)], stream, token_ids.device)
+        rows = _uploaded([(place, 0)], token_ids.device)
         grid = (triton.cdiv(token_ids.shape[0], _PART),)
         _gumbel_of_tokens_kernel[grid](
             out, rows, token_ids.contiguous(), token_ids.shape[0], TOKENS=_PART
@@ -138,10 +136,11 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
     the noise of its place, and its score (nodes,). Neighbours of one place share its noise."""
     nodes, vocab_size = scores.shape
     scores, parts = scores.contiguous(), triton.cdiv(vocab_size, _PART)
-    best, best_scores = scores.new_empty(2, nodes, parts).unbind(0)
+    best = torch.empty(nodes, parts, device=scores.device)
+    best_scores = scores.new_empty(nodes, parts)
     best_tokens = torch.empty(nodes, parts, dtype=torch.int64, device=scores.device)
     runs = [(place, len(list(same))) for place, same in groupby(places)]
-    rows = _uploaded(runs, 0, scores.device)
+    rows = _uploaded(runs, scores.device)
     longest = max(count for _, count in runs)
     _choose_kernel[(len(runs), parts)](
         best,
@@ -168,11 +167,11 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
     return tokens, values
 
 
-def _uploaded(runs: Sequence[tuple[Place, int]], stream: int, device: torch.device | str) -> Tensor:
+def _uploaded(runs: Sequence[tuple[Place, int]], device: torch.device | str) -> Tensor:
     """(runs, 6) int64: seed, sample, position, stream, and the nodes [first, stop) of each."""
     rows, first = [], 0
     for place, count in runs:
         seed = place.seed if place.seed < 2**63 else place.seed - 2**64  # the same 64 bits
-        rows.append([seed, place.sample, place.position, stream, first, first + count])
+        rows.append([seed, place.sample, place.position, place.stream, first, first + count])
         first += count
     return upload(rows, device)

@@ -14,7 +14,7 @@ from mmspec.state import Placement, Prefill, Prompt, Scores, Verdict
 from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream
 from mmspec.tree import TokenTree
-from mmspec.verify import Verifier
+from mmspec.verify import Odds, Verifier, Weigh
 
 FinishReason = Literal["eos", "stop", "length", "error", "closed"]
 T = TypeVar("T")
@@ -137,21 +137,19 @@ class Row:
         self._append(token)
         return token
 
-    def probabilities(self, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
-        """(vocab,) float64: what `choose` would sample from, after the tokens `ahead` if given."""
-        return self.sampler.probabilities(logits, ahead)
+    def weigh(
+        self, weigh: Weigh, tree: TokenTree, logits: Tensor, nodes: Sequence[int], *, at: int
+    ) -> list[Odds]:
+        """What a rule's `weigh` makes of `nodes`, of which `at` is where the walk has come to."""
+        return self.sampler.weigh(weigh, tree, logits, nodes, at=at)
 
     def uniforms(self, count: int) -> list[float]:
         """Numbers in (0, 1) of the next token's place."""
         return self.sampler.uniforms(count)
 
-    def draw(self, probabilities: Tensor) -> int:
-        """The token that the next place's noise draws from (vocab,)."""
-        return self.sampler.pick(probabilities.log())
-
-    def take(self, token: int) -> None:
-        """A rule chose the token; may end the text."""
-        self.sampler.record(token)
+    def take(self, token: int, odds: Odds) -> None:
+        """A rule chose the token by what it weighed; may end the text."""
+        self.sampler.record(token, odds.seen)
         self._append(token)
 
     def _append(self, token: int) -> None:

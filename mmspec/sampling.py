@@ -1,7 +1,8 @@
 """Sampler: the target's logits at one place -> the one token that the seed chooses there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,11 +24,14 @@ from transformers import (
 
 from mmspec.errors import ConfigError, DecodeError
 from mmspec.logprobs import ScoreRecorder
-from mmspec.noise import Place, choose, gumbel, uniforms
+from mmspec.noise import TARGET_STREAM, Place, choose, gumbel, gumbel_at, uniforms
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
 from mmspec.prefixes import can_apply
+from mmspec.reads import read
+from mmspec.tree import TokenTree
 from mmspec.uploads import upload
+from mmspec.verify import Nodes, Odds, Weigh
 
 _WARPERS = (
     TemperatureLogitsWarper,
@@ -44,11 +48,12 @@ _SPARSE_SHARE = 8  # noise is made for the surviving tokens alone, if at most 1 
 
 
 class Choice(NamedTuple):
-    """What the target chooses at one place."""
+    """What the target chooses at one place, or what a rule draws there."""
 
     token: int
-    value: float  # its processed logit; not finite where there was nothing to choose
+    value: float  # the largest processed logit; not finite where there was nothing to choose
     scores: Tensor | None = None  # (vocab,) processed, where they are recorded
+    chances: Sequence[float] = ()  # of the node's children, where a rule has weighed it
 
 
 class Sampler:
@@ -84,7 +89,6 @@ class Sampler:
         self._unwritten: list[int] = []  # the newest tokens, not yet in there
         self.num_chosen = 0
         self.recorder = recorder or ScoreRecorder()
-        self._open: dict[int, tuple[Tensor, Tensor]] = {}  # place -> its logits and scores
         self._on_device = prompt_ids.device.type != "cpu" if on_device is None else on_device
         self._foreseen: Mapping[tuple[int, ...], Choice] = {}
         self._since: tuple[int, ...] = ()  # tokens chosen since they were foreseen
@@ -105,14 +109,14 @@ class Sampler:
         Raises DecodeError where the logits hold no token to choose: NaN, or all forbidden.
         """
         choice = self._foreseen.get(self._since)
-        if choice is None:
-            token = self.pick(self.process(logits))
+        if choice is None or choice.chances:  # a rule's draw is another thing than a choice
+            scores = self.process(logits)
+            token = self.pick(scores)
+            self.record(token, (logits, scores))
         else:
             self._check(choice.value)
             token = choice.token
-            if choice.scores is not None:
-                self._open[self.num_chosen] = logits, choice.scores
-        self.record(token)
+            self.record(token, _seen(logits, choice))
         return token
 
     @property
@@ -153,8 +157,6 @@ class Sampler:
                 self._ids[0, length : length + len(ahead)] = upload(ahead, self._ids.device)
                 ids = self._ids[:, : length + len(ahead)]
             scores = self.processors(ids, scores.unsqueeze(0)).squeeze(0)
-        if self.recorder.is_needed:
-            self._open[self.num_chosen + len(ahead)] = logits, scores
         return scores
 
     def pick(self, scores: Tensor) -> int:
@@ -163,16 +165,51 @@ class Sampler:
         self._check(value)
         return token
 
-    def probabilities(self, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
-        """(vocab,) float64: what the next token is sampled from; one-hot if greedy. As `process`,
-        which is called once. Raises DecodeError as `choose` does."""
-        scores = self.process(logits, ahead)
-        self._check(float(scores.max()))
-        if self.is_greedy:
-            one_hot = torch.zeros(scores.shape, dtype=torch.float64, device=scores.device)
-            one_hot[_largest(scores)[0]] = 1.0
-            return one_hot
-        return torch.softmax(scores.double(), dim=-1)
+    def weigh(
+        self, weigh: Weigh, tree: TokenTree, logits: Tensor, nodes: Sequence[int], *, at: int
+    ) -> list[Odds]:
+        """What `weigh` makes of `nodes`, which lie at or below node `at`, whose token is the last
+        that was chosen; `logits` (nodes, vocab) are the whole tree's. As `process`, which is called
+        once a node. Raises DecodeError as `choose` does."""
+        depth = len(tree.path_to(at))
+        paths = [tuple(tree.tokens[n] for n in tree.path_to(node)[depth:]) for node in nodes]
+        foreseen = [self._foreseen.get((*self._since, *path)) for path in paths]
+        known = [choice for choice in foreseen if choice is not None]
+        if len(known) < len(foreseen):
+            return self._weigh_now(weigh, tree, logits, nodes, paths)
+        for choice in known:
+            self._check(choice.value)
+        return [
+            Odds(choice.chances, partial(int, choice.token), _seen(logits[node], choice))
+            for node, choice in zip(nodes, known, strict=True)
+        ]
+
+    def _weigh_now(
+        self,
+        weigh: Weigh,
+        tree: TokenTree,
+        logits: Tensor,
+        nodes: Sequence[int],
+        paths: Sequence[tuple[int, ...]],
+    ) -> list[Odds]:
+        pairs = zip(nodes, paths, strict=True)
+        scores = torch.stack([self.process(logits[node], path) for node, path in pairs])
+        weighed = weigh(Nodes.of(tree, nodes, scores))
+        largest = scores.amax(dim=-1)
+        draws: list[Callable[[], int]]
+        if self._on_device:
+            chosen, _ = best_of(weighed.rests, [self.place(len(path)) for path in paths])
+            values, chances, tokens = read(largest, weighed.chances, chosen)
+            draws = [partial(int, token) for token in tokens]
+        else:  # nothing is drawn but at the walk's end
+            values, chances = read(largest, weighed.chances)
+            draws = [partial(self.pick, rest) for rest in weighed.rests]
+        for value in values:
+            self._check(value)
+        return [
+            Odds(own[: len(tree.children(node))], draw, (logits[node], processed))
+            for node, own, draw, processed in zip(nodes, chances, draws, scores, strict=True)
+        ]
 
     def uniforms(self, count: int) -> list[float]:
         """Numbers in (0, 1) of the next token's place, independent of the noise that chooses."""
@@ -196,10 +233,12 @@ class Sampler:
                 "that calls them once a token, such as coupled or speculative"
             )
 
-    def record(self, token: int) -> None:
-        """The token stands; the next one comes after it."""
+    def record(self, token: int, seen: tuple[Tensor, Tensor] | None = None) -> None:
+        """The token stands; the next one comes after it. `seen`: the logits and scores (vocab,)
+        that it was chosen from."""
         if self.recorder.is_needed:
-            self.recorder.record(*self._open.pop(self.num_chosen), token)
+            assert seen is not None, "a token without the scores that are to be recorded"
+            self.recorder.record(*seen, token)
         self._unwritten.append(token)
         if self._foreseen:
             self._since += (token,)
@@ -208,8 +247,8 @@ class Sampler:
     def _best(self, scores: Tensor) -> tuple[int, float]:
         if self._on_device:
             places = None if self.is_greedy else [self.place(0)]
-            token, value = to_host(*best_of(scores.unsqueeze(0), places))[0]
-            return token, value
+            (token,), (value,) = read(*best_of(scores.unsqueeze(0), places))
+            return int(token), value
         if self.is_greedy:
             return _largest(scores)
         vocab_size = scores.shape[0]
@@ -262,27 +301,18 @@ class DraftGuide:
         nothing = torch.empty(logits.shape[0], 0, dtype=torch.long, device=logits.device)
         return self.warpers(nothing, logits.float())
 
-    def noise(
-        self,
-        index: int,
-        vocab_size: int,
-        *,
-        token_ids: Tensor | None = None,
-        device: torch.device | str = "cpu",
+    def place(self, index: int, *, stream: int = TARGET_STREAM) -> Place:
+        """Of the token at `index` of the whole text, prompt included."""
+        return Place(self.seed, self.sample, index - self.prompt_length, stream)
+
+    def noise_at(
+        self, indices: Sequence[int], vocab_size: int, *, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """The Gumbel noise with which the target will choose the token at `index` of the whole
-        text, prompt included: (vocab_size,), or (tokens,) of `token_ids`. Zeros if greedy."""
+        """(indices, vocab_size), to be read only: the Gumbel noise with which the target will
+        choose the tokens there. Zeros if greedy."""
         if self.is_greedy:
-            size = vocab_size if token_ids is None else token_ids.shape[0]
-            return torch.zeros(size, device=device)
-        return gumbel(
-            self.seed,
-            index - self.prompt_length,
-            vocab_size,
-            sample=self.sample,
-            token_ids=token_ids,
-            device=device,
-        )
+            return torch.zeros(1, 1, device=device).expand(len(indices), vocab_size)
+        return gumbel_at([self.place(index) for index in indices], vocab_size, device=device)
 
 
 def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Tensor]:
@@ -295,10 +325,8 @@ def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Ten
     return tokens, scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 
-def to_host(tokens: Tensor, values: Tensor) -> list[tuple[int, float]]:
-    """Both (nodes,), in one copy: token ids are exact in float64."""
-    both = torch.stack([tokens.double(), values.double()]).tolist()
-    return [(int(token), value) for token, value in zip(*both, strict=True)]
+def _seen(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor] | None:
+    return None if choice.scores is None else (logits, choice.scores)
 
 
 def _may_keep_state(processor: LogitsProcessor) -> bool:

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmspec.uploads import upload
+
 
 @dataclass(frozen=True)
 class TokenTree:
@@ -83,9 +85,16 @@ class TokenTree:
         pairs = zip(self.parents, self.tokens, strict=True)
         return {pair: node for node, pair in enumerate(pairs) if node}
 
+    @cached_property
+    def _children(self) -> list[list[int]]:
+        children: list[list[int]] = [[] for _ in self.tokens]
+        for child, parent in enumerate(self.parents[1:], start=1):
+            children[parent].append(child)
+        return children
+
     def children(self, node: int) -> list[int]:
         """The children of `node`, in their order."""
-        return [child for child, parent in enumerate(self.parents) if parent == node]
+        return self._children[node].copy()
 
     def child(self, node: int, token: int) -> int | None:
         """The child of `node` that holds `token`, or None."""
@@ -131,7 +140,10 @@ class TokenTree:
         if max(self.depths) <= max_depth:
             return self
         kept = [n for n, depth in enumerate(self.depths) if depth <= max_depth]
-        return replace(self.keep(kept), q=None if self.q is None else self.q[kept])
+        cut = self.keep(kept)
+        if self.q is None:
+            return cut
+        return replace(cut, q=self.q.index_select(0, upload(kept, self.q.device)))
 
     def best_chain(self) -> "TokenTree":
         """The one path that goes to the most confident child at each node."""

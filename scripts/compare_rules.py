@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mmspec.drafters.draw import draw_children
 from mmspec.noise import gumbel
-from mmspec.verify.block import accept_block
-from mmspec.verify.recursive import without
-from mmspec.verify.speculative import residual
+from mmspec.verify import Nodes, Weigh
+from mmspec.verify.block import weigh as weigh_block
+from mmspec.verify.rejection import weigh as weigh_rejection
 
 VOCAB, SPREAD, SIGMAS, DEPTH = 1000, 2.5, (0.3, 0.7, 1.2, 2.0), 4
 
@@ -74,11 +74,8 @@ def coupled_without_common_noise(pair: Pair, k: int) -> float:
 
 def recursive(pair: Pair, k: int) -> float:
     """Exact given the drawn children; with one child it is speculative sampling."""
-    p, q, rejected = pair.p, pair.q, 1.0
-    for token in pair.drawn(k):
-        rejected *= 1.0 - min(float(p[token] / q[token]), 1.0)
-        p, q = residual(p, q), without(q, token)
-    return 1.0 - rejected
+    chances = weighed(weigh_rejection, [pair], [pair.drawn(k)])[0]
+    return float(1.0 - (1.0 - chances).prod())
 
 
 def overlap(pair: Pair, k: int) -> float:
@@ -110,11 +107,17 @@ def speculative_chain(chain: Sequence[Pair]) -> float:
 
 
 def block_chain(chain: Sequence[Pair]) -> float:
-    p = torch.stack([*(pair.p for pair in chain), chain[-1].p])
-    q = torch.stack([pair.q for pair in chain])
-    drafted = [pair.drawn(1)[0] for pair in chain]
+    drafted = [pair.drawn(1) for pair in chain]
+    chances = weighed(weigh_block, [*chain, chain[-1]], [*drafted, []])[:-1, 0]
     uniforms = torch.rand(len(chain), generator=torch.Generator().manual_seed(chain[0].place))
-    return float(accept_block(p, q, drafted, uniforms=uniforms.tolist()).length)
+    kept = (uniforms < chances).nonzero()
+    return float(kept.max() + 1 if len(kept) else 0)
+
+
+def weighed(weigh: Weigh, pairs: Sequence[Pair], drafted: Sequence[Sequence[int]]) -> Tensor:
+    """(nodes, most children): the chances of what was drafted at each place."""
+    target, q = (torch.stack([getattr(pair, name) for pair in pairs]) for name in ("target", "q"))
+    return weigh(Nodes(target, drafted, q)).chances
 
 
 CHAINS: tuple[tuple[str, Callable[[Sequence[Pair]], float]], ...] = (

@@ -50,29 +50,46 @@ def _has_mask(index: object) -> bool:
 def counted(target: Target) -> Iterator[list[int]]:
     """Within it the target's logits are lent; yields the reads since the last score call, a number
     each: of what came before the first one, then of each step."""
-    steps, patch = [0], pytest.MonkeyPatch()
-    prefill, score = target.prefill, target.score
+    with noted(target) as forwards:
+        steps = list[int]()
+        yield steps
+    steps += [reads for _, reads in forwards]
+
+
+@contextmanager
+def noted(*targets: Target) -> Iterator[list[tuple[Target | None, int]]]:
+    """Within it these targets' logits are lent; gives at its end each of their score calls with
+    the reads from there to the next one, and before them the reads that came first."""
+    forwards, patch = list[tuple[Target | None, int]](), pytest.MonkeyPatch()
+    newest: list[Target | None] = [None]
     Lent.reads = []
 
-    def note() -> None:
-        steps[-1] = len(Lent.reads)
-        steps.append(0)
+    def note(target: Target | None) -> None:
+        forwards.append((newest[0], len(Lent.reads)))
+        newest[0] = target
         Lent.reads.clear()
 
-    def lent_prefill(*args: Any, **kwargs: Any) -> Prefill:
-        made = prefill(*args, **kwargs)
-        return Prefill(made.logits.as_subclass(Lent), made.placement, made.hidden, made.cache)
+    def lend(target: Target) -> None:
+        prefill, score = target.prefill, target.score
 
-    def lent_score(*args: Any, **kwargs: Any) -> list[Scores]:
-        note()
-        made = score(*args, **kwargs)
-        return [Scores(one.logits.as_subclass(Lent), one.hidden) for one in made]
+        def lent_prefill(*args: Any, **kwargs: Any) -> Prefill:
+            made = prefill(*args, **kwargs)
+            return Prefill(made.logits.as_subclass(Lent), made.placement, made.hidden, made.cache)
 
-    patch.setattr(target, "prefill", lent_prefill)
-    patch.setattr(target, "score", lent_score)
+        def lent_score(*args: Any, **kwargs: Any) -> list[Scores]:
+            note(target)
+            if kwargs.get("ids") is not None:  # what a forward reads is not counted
+                kwargs["ids"] = kwargs["ids"].as_subclass(Tensor)
+            made = score(*args, **kwargs)
+            return [Scores(one.logits.as_subclass(Lent), one.hidden) for one in made]
+
+        patch.setattr(target, "prefill", lent_prefill)
+        patch.setattr(target, "score", lent_score)
+
+    for target in targets:
+        lend(target)
     try:
-        yield steps
-        note()
-        steps.pop()
+        yield forwards
+        note(None)
     finally:
         patch.undo()

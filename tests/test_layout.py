@@ -14,7 +14,7 @@ FLOORS = (
     {"kv", "retrieval", "errors", "uploads"},
     {
         "attention", "calibration", "config", "encoders", "inputs", "logprobs", "noise",
-        "noise_kernels",
+        "noise_kernels", "reads",
         "params", "penalties", "plan", "prefixes", "sampling",
         "state", "stats", "stream", "tree", "verify",
     },

@@ -36,9 +36,11 @@ def on_cpu(place: Place, vocab_size: int, stream: int = 0) -> torch.Tensor:
 def test_the_noise_of_many_places_is_the_cpus(vocab_size: int, stream: int) -> None:
     from mmspec.noise_kernels import gumbel_at
 
-    found = gumbel_at(PLACES, vocab_size, device="cpu", stream=stream)
+    # Each another stream, as the nodes of a drawn level have it.
+    places = [place._replace(stream=stream + n) for n, place in enumerate(PLACES)]
+    found = gumbel_at(places, vocab_size, device="cpu")
     # numpy's logarithms are not torch's: a last bit may differ; a wrong word would tell.
-    expected = torch.stack([on_cpu(place, vocab_size, stream) for place in PLACES])
+    expected = torch.stack([on_cpu(place, vocab_size, place.stream) for place in places])
     torch.testing.assert_close(found, expected, rtol=2**-22, atol=2**-22)
     assert (found != expected).float().mean() < 1e-3
 
@@ -54,11 +56,12 @@ def test_the_noise_of_a_few_tokens_is_that_of_the_whole_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [3, 1024, 2500])
-def test_the_choice_is_that_of_the_noise_written_out(vocab_size: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_choice_is_that_of_the_noise_written_out(vocab_size: int, dtype: torch.dtype) -> None:
     from mmspec.noise_kernels import choose
 
     places = [PLACES[i] for i in (0, 1, 1, 1, 2, 3, 3, 0)]
-    scores = torch.randn(8, vocab_size)
+    scores = torch.randn(8, vocab_size, dtype=dtype)
     scores[3, torch.randperm(vocab_size)[vocab_size // 2 :]] = -torch.inf
     scores[4] = scores[5] = -torch.inf
     scores[4, vocab_size - 1] = -3.0

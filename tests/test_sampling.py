@@ -23,6 +23,8 @@ from mmspec.noise import gumbel
 from mmspec.params import SamplingParams, merged_generation_config
 from mmspec.penalties import GeneratedTokenPenalty
 from mmspec.sampling import Sampler, build_sampler
+from mmspec.tree import TokenTree
+from mmspec.verify import Nodes, Weighed
 
 VOCAB_SIZE = 112
 EOS = 2
@@ -262,42 +264,44 @@ def test_an_overflow_is_an_error_and_no_token(greedy: bool) -> None:
         bare(greedy=greedy).choose(logits)
 
 
-def test_probabilities_are_what_is_chosen_from() -> None:
-    """argmax(log p + g) is the token that `choose` takes, place by place."""
-    options = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.3}
-    chooser, sampler = sampler_of(**options), sampler_of(**options)
-    for position in range(NEW_TOKENS):
-        logits = logits_of(position)
-        p = sampler.probabilities(logits)
-        assert p.dtype == torch.float64 and float(p.sum()) == pytest.approx(1.0)
-        assert int((p > 0).sum()) == 9
-        assert sampler.pick(p.log()) == chooser.choose(logits)
-        sampler.record(chooser._ids[0, len(PROMPT) + position].item())
-
-
-def test_probabilities_ahead_are_those_after_the_tokens() -> None:
+def test_scores_ahead_are_those_after_the_tokens() -> None:
     options = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.3}
     looking, walking = sampler_of(**options), sampler_of(**options)
     ahead = logits_of(2).topk(2).indices.tolist()
     for token in ahead:
         walking.record(token)
-    expected = walking.probabilities(logits_of(2))
-    assert torch.equal(looking.probabilities(logits_of(2), ahead), expected)
+    expected = walking.process(logits_of(2))
+    assert torch.equal(looking.process(logits_of(2), ahead), expected)
     assert looking.num_chosen == 0
-    assert not torch.equal(looking.probabilities(logits_of(2)), expected), "no penalty seen"
+    assert not torch.equal(looking.process(logits_of(2)), expected), "no penalty seen"
 
 
-def test_greedy_probabilities_are_one_hot() -> None:
-    p = bare(greedy=True).probabilities(logits_of(0))
-    assert p.tolist() == [float(n == int(logits_of(0).argmax())) for n in range(VOCAB_SIZE)]
+def by_probability(nodes: Nodes) -> Weighed:
+    return Weighed(nodes.p.gather(1, nodes.tokens), nodes.p.log())
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_what_is_weighed_is_what_is_chosen_from(on_device: bool) -> None:
+    """argmax(log p + g) is the token that `choose` takes, place by place."""
+    options = {"temperature": 0.7, "top_k": 9, "repetition_penalty": 1.3}
+    chooser, sampler = sampler_of(**options), sampler_of(**options)
+    sampler._on_device = on_device
+    tree = TokenTree((1, 5, 6, 5), (-1, 0, 0, 1), (1.0,) * 4, ("",) * 4)
+    for position in range(NEW_TOKENS):
+        logits = torch.stack([logits_of(position)] * 4)
+        p = torch.softmax(sampler.process(logits[0]).double(), -1)
+        odds, ahead = sampler.weigh(by_probability, tree, logits, [0, 1], at=0)
+        assert odds.chances == p[[5, 6]].tolist() and len(ahead.chances) == 1
+        assert odds.draw() == chooser.choose(logits[0])
+        sampler.record(chooser._ids[0, len(PROMPT) + position].item())
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_probabilities_of_nothing_are_an_error(value: float) -> None:
+def test_nothing_is_weighed_where_nothing_can_be_chosen(value: float) -> None:
     logits = logits_of(0)
     logits[3] = value
     with pytest.raises(DecodeError, match="generated token 0"):
-        bare().probabilities(logits)
+        bare().weigh(by_probability, TokenTree.root(0), logits.unsqueeze(0), [0], at=0)
 
 
 def test_penalties_by_hand() -> None:

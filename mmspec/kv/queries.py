@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmspec.uploads import upload
+
 
 @dataclass(frozen=True)
 class NewestQueries:
@@ -29,8 +31,12 @@ class _Piece:
     def keep(self, path: Sequence[int]) -> None:
         """Forgets all but the tokens at `path` of those that the forward wrote."""
         kept = [index - self.first for index in path if index >= self.first]
-        if len(kept) < self.count - self.first:
-            self.states = {layer: states[kept] for layer, states in self.states.items()}
+        if len(kept) < self.count - self.first and self.states:
+            places = upload(kept, next(iter(self.states.values())).device)
+            self.states = {
+                layer: states.index_select(0, places.to(states.device))  # of models in parts
+                for layer, states in self.states.items()
+            }
         self.count, self.first = len(kept), 0
 
     def drop(self, count: int) -> None:

@@ -323,14 +323,17 @@ class Target:
         *,
         taps: Collection[int] = (),
         written: Sequence[int] = (),
+        ids: Tensor | None = None,
     ) -> list[Scores]:
         """Scores one tree a row, all in one forward. The nodes' keys are written behind each row's
         committed tokens, and kept or dropped by `cache.commit`.
 
         With `written`, calls since the last commit have written the first `written[i]` nodes of
-        tree i: only the others are computed, on top of those, and only theirs are the scores."""
+        tree i: only the others are computed, on top of those, and only theirs are the scores.
+        `ids` (batch, nodes) int64 on the device: the tokens of those, in place of the trees' own,
+        which are not known yet. As many of each row."""
         if self._shape is None:
-            return self._score(trees, cache, placements, taps=taps, written=written)
+            return self._score(trees, cache, placements, taps=taps, written=written, ids=ids)
         rows, nodes = self._shape
         assert len(trees) <= rows and not written, f"{len(trees)} rows, expected {rows} at most"
         spare = [cache.open(nodes) for _ in range(rows - len(trees))]
@@ -363,12 +366,14 @@ class Target:
         taps: Collection[int],
         written: Sequence[int] = (),
         padding: Sequence[int] = (),
+        ids: Tensor | None = None,
     ) -> list[Scores]:
         done = list(written) or [0] * len(trees)
         counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
         rows = [placement.row for placement in placements]
-        ids = _padded([tree.tokens[old:] for tree, old in zip(trees, done, strict=True)])
+        if ids is None:
+            ids = _padded([tree.tokens[old:] for tree, old in zip(trees, done, strict=True)])
         positions = _node_positions(trees, lengths, placements, done)
         for row, count in enumerate(padding):  # never past the context that the model was made for
             positions[..., row, positions.shape[-1] - count :] = positions[..., row, :1]

@@ -6,27 +6,34 @@ target's distribution, for trees that were drawn. docs/verification.md has their
 
 from mmspec.verify.base import Chooser, Rule, Verifier
 from mmspec.verify.block import block
+from mmspec.verify.block import weigh as weigh_by_block
 from mmspec.verify.coupled import coupled
 from mmspec.verify.greedy import greedy
 from mmspec.verify.recursive import recursive
+from mmspec.verify.rejection import weigh as weigh_by_rejection
 from mmspec.verify.speculative import speculative
 from mmspec.verify.typical import Typical
+from mmspec.verify.weighing import Nodes, Odds, Weigh, Weighed
 
 VERIFIERS: dict[str, Rule] = {
     "coupled": Rule(coupled, only_chooses=True),
     "greedy": Rule(greedy, only_chooses=True),
-    "speculative": Rule(speculative, needs_q=True),
-    "recursive": Rule(recursive, needs_q=True),
-    "block": Rule(block, needs_q=True),
-    "typical_lossy": Rule(Typical(), is_lossless=False),
+    "speculative": Rule(speculative, weigh_by_rejection, needs_q=True),
+    "recursive": Rule(recursive, weigh_by_rejection, needs_q=True),
+    "block": Rule(block, weigh_by_block, needs_q=True),
+    "typical_lossy": Typical().rule,
 }
 
 __all__ = [
     "VERIFIERS",
     "Chooser",
+    "Nodes",
+    "Odds",
     "Rule",
     "Typical",
     "Verifier",
+    "Weigh",
+    "Weighed",
     "block",
     "coupled",
     "greedy",

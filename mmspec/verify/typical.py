@@ -1,9 +1,8 @@
 """Typical acceptance: LOSSY, the texts are not distributed as the target's. Medusa, arXiv
 2401.10774 section 2.3.1."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, prod
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,15 +10,16 @@ from torch import Tensor
 from mmspec.errors import ConfigError
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
-from mmspec.verify.base import Chooser
+from mmspec.verify.base import Chooser, Rule
 from mmspec.verify.coupled import coupled
+from mmspec.verify.weighing import Nodes, Odds, Weighed
 
 
-def threshold(p: Tensor, *, epsilon: float, delta: float) -> float:
-    """min(epsilon, delta exp(-H(p))): the target's `p` (vocab,) accepts tokens that are likelier
-    than this. The more it hesitates, the less it asks."""
-    entropy = float(torch.special.entr(p).sum())
-    return min(epsilon, delta * exp(-entropy))
+def threshold(p: Tensor, *, epsilon: float, delta: float) -> Tensor:
+    """min(epsilon, delta exp(-H(p))), (..., 1): the target's `p` (..., vocab) accepts tokens that
+    are likelier than this. The more it hesitates, the less it asks."""
+    entropy = torch.special.entr(p).sum(-1, keepdim=True)
+    return (delta * torch.exp(-entropy)).clamp(max=epsilon)
 
 
 @dataclass(frozen=True)
@@ -39,34 +39,35 @@ class Typical:
             if not 0.0 < value <= 1.0:
                 raise ConfigError(f"typical: {name}={value!r}: expected a number in (0, 1]")
 
+    @property
+    def rule(self) -> Rule:
+        """As `Engine(verifier=...)` takes it."""
+        return Rule(self, self.weigh, is_lossless=False)
+
+    def weigh(self, nodes: Nodes) -> Weighed:
+        """A child's chance is its probability, where that is typical, else 0."""
+        p = nodes.p
+        own = p.gather(1, nodes.tokens)
+        least = threshold(p, epsilon=self.epsilon, delta=self.delta)
+        return Weighed(torch.where(own > least, own, 0.0), p.log())
+
     def __call__(self, tree: TokenTree, logits: Tensor, row: Chooser) -> Verdict:
         """`logits` (nodes, vocab)."""
         if row.is_greedy:
             return coupled(tree, logits, row)
-        path, tokens, p = [0], list[int](), self._accepted(tree, logits, row)
-        best = max(p, key=lambda node: (tree.depths[node], _likelihood(tree, node, p)))
-        for node in tree.path_to(best)[1:]:
-            tokens.append(tree.tokens[node])
-            row.take(tokens[-1])
-            if row.is_done:
-                return Verdict(tuple(path), tuple(tokens))
-            path.append(node)
-        tokens.append(row.draw(p[best]))
-        row.take(tokens[-1])
-        return Verdict(tuple(path), tuple(tokens))
-
-    def _accepted(self, tree: TokenTree, logits: Tensor, row: Chooser) -> dict[int, Tensor]:
-        """The nodes whose whole path is typical, each with what the target says after it."""
-        accepted, found = {0}, dict[int, Tensor]()
+        likely, odds = {0: 1.0}, dict[int, Odds]()  # of the nodes whose whole path is typical
         for node in range(tree.num_nodes):
-            if node not in accepted:
-                continue
-            ahead = [tree.tokens[above] for above in tree.path_to(node)[1:]]
-            p = found[node] = row.probabilities(logits[node], ahead)
-            least = threshold(p, epsilon=self.epsilon, delta=self.delta)
-            accepted |= {c for c in tree.children(node) if float(p[tree.tokens[c]]) > least}
-        return found
-
-
-def _likelihood(tree: TokenTree, node: int, p: Mapping[int, Tensor]) -> float:
-    return prod(float(p[tree.parents[n]][tree.tokens[n]]) for n in tree.path_to(node)[1:])
+            if node in likely:
+                (odds[node],) = row.weigh(self.weigh, tree, logits, [node], at=0)
+                children = zip(tree.children(node), odds[node].chances, strict=True)
+                likely |= {child: likely[node] * own for child, own in children if own > 0.0}
+        best = max(odds, key=lambda node: (tree.depths[node], likely[node]))
+        path, tokens = tree.path_to(best), list[int]()
+        for above, node in pairwise(path):
+            tokens.append(tree.tokens[node])
+            row.take(tokens[-1], odds[above])
+            if row.is_done:
+                return Verdict(path[: len(tokens)], tuple(tokens))
+        tokens.append(odds[best].draw())
+        row.take(tokens[-1], odds[best])
+        return Verdict(path, tuple(tokens))

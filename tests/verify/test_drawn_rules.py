@@ -8,9 +8,10 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,21 @@ from torch import Tensor
 from mmspec.errors import ConfigError
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
-from mmspec.verify import VERIFIERS, Typical, Verifier, block, recursive, speculative
-from mmspec.verify.block import accept_block
-from mmspec.verify.recursive import select
-from mmspec.verify.speculative import accepts, residual
+from mmspec.verify import (
+    VERIFIERS,
+    Nodes,
+    Odds,
+    Typical,
+    Verifier,
+    Weigh,
+    Weighed,
+    block,
+    recursive,
+    rejection,
+    speculative,
+)
+from mmspec.verify.block import weigh as weigh_block
+from mmspec.verify.rejection import residual
 from mmspec.verify.typical import threshold
 
 Text = tuple[int, ...]
@@ -87,24 +99,49 @@ class EnumeratedRow:
         return self._world.ends(self.chosen)
 
     def choose(self, logits: Tensor) -> int:
-        self.take(self.draw(self.probabilities(logits)))
-        return self.chosen[-1]
+        self._check(logits, ())
+        return self._append(self._trace.draw(self._world.p(self.chosen)))
 
-    def probabilities(self, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
-        expected = self._world.logits((*self.chosen, *ahead))
-        assert torch.equal(logits, expected), f"logits of another prefix than {self.chosen}+{ahead}"
-        return self._world.p((*self.chosen, *ahead))
+    def weigh(
+        self, weigh: Weigh, tree: TokenTree, logits: Tensor, nodes: Sequence[int], *, at: int
+    ) -> list[Odds]:
+        """Nothing is drawn before it is asked for: the walk's end alone has outcomes."""
+        above = len(tree.path_to(at))
+        for node in nodes:
+            self._check(logits[node], [tree.tokens[n] for n in tree.path_to(node)[above:]])
+        chances, rests = _weighed(weigh, Nodes.of(tree, nodes, logits[list(nodes)]))
+        return [
+            Odds(own[: len(tree.children(node))], partial(self._trace.draw, rest.exp()))
+            for node, own, rest in zip(nodes, chances, rests, strict=True)
+        ]
 
     def uniforms(self, count: int) -> Sequence[float]:
         assert self.chosen == self._started, "uniforms of a later place"
         return self._trace.uniforms(count)
 
-    def draw(self, probabilities: Tensor) -> int:
-        return self._trace.draw(probabilities)
+    def take(self, token: int, odds: Odds) -> None:
+        self._append(token)
 
-    def take(self, token: int) -> None:
+    def _append(self, token: int) -> int:
         assert not self.is_done or self.chosen == self._started, "a token after the end"
         self.chosen += (token,)
+        return token
+
+    def _check(self, logits: Tensor, ahead: Sequence[int]) -> None:
+        expected = self._world.logits((*self.chosen, *ahead))
+        assert torch.equal(logits, expected), f"logits of another prefix than {self.chosen}+{ahead}"
+
+
+_KNOWN: dict[Any, tuple[list[list[float]], Tensor]] = {}  # the same places come again and again
+
+
+def _weighed(weigh: Weigh, nodes: Nodes) -> tuple[list[list[float]], Tensor]:
+    bits = [t.numpy().tobytes() for t in (nodes.scores, nodes.q) if t is not None]
+    key = (weigh, rejection.without, *bits, *map(tuple, nodes.drafted))
+    if key not in _KNOWN:
+        weighed = weigh(nodes)
+        _KNOWN[key] = weighed.chances.tolist(), weighed.rests
+    return _KNOWN[key]
 
 
 Drafter = Callable[[World, Trace, Text], TokenTree]
@@ -282,8 +319,7 @@ def test_a_greedy_request_is_the_greedy_walk_down_any_tree(rule: Verifier) -> No
         is_greedy = True
 
         def choose(self, logits: Tensor) -> int:
-            self.take(int(logits.argmax()))
-            return self.chosen[-1]
+            return self._append(int(logits.argmax()))
 
     world = World(3, 5)
     best: Text = (1,)
@@ -410,7 +446,7 @@ def test_the_enumeration_catches_a_rule_that_draws_a_rejected_token_again(
     """Children drawn without replacement, tested as if each had been drawn from the whole of q."""
     worlds = [World(4, 3, seed, sharpness=2.0) for seed in range(4)]
     assert max(largest_error(world, recursive, drawing(2)) for world in worlds) <= EXACT
-    monkeypatch.setitem(recursive.__globals__, "without", lambda q, token: q)
+    monkeypatch.setattr(rejection, "without", lambda q, tokens: q)
     assert max(largest_error(world, recursive, drawing(2)) for world in worlds) > 0.01
 
 
@@ -430,11 +466,12 @@ def test_a_draft_that_shares_the_verifications_noise_is_not_exact() -> None:
     q = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     lattice = ((torch.arange(100) + 0.5) / 100).tolist()
     rest = residual(p, q)
+    chances = [float(weighed(rejection.weigh, [p], [q], [[t]]).chances) for t in range(3)]
 
     def outcome(drawn_by: float, tested_by: float) -> Tensor:
         token = int((q.cumsum(0) < drawn_by).sum())
-        is_kept = accepts(p, q, token, uniform=tested_by)
-        return torch.eye(3, dtype=torch.float64)[token] if is_kept else rest
+        kept = torch.eye(3, dtype=torch.float64)[token]
+        return kept if tested_by < chances[token] else rest
 
     shared = torch.stack([outcome(u, u) for u in lattice]).mean(0)
     apart = torch.stack([outcome(u, v) for u, v in product(lattice, lattice)]).mean(0)
@@ -452,32 +489,56 @@ def test_typical_acceptance_is_lossy_and_says_so() -> None:
 # ORACLE: the cores by hand
 
 
+def weighed(
+    weigh: Weigh, p: Sequence[Tensor], q: Sequence[Tensor], drafted: Sequence[Sequence[int]]
+) -> Weighed:
+    return weigh(Nodes(torch.stack(list(p)).log(), drafted, torch.stack(list(q))))
+
+
 def test_block_by_hand() -> None:
     """Two tokens; x1 = 0 is half as likely to the target as to the drafter, x2 = 0 twice."""
     p = torch.tensor([[0.4, 0.6], [0.8, 0.2], [0.5, 0.5]], dtype=torch.float64)
-    q = torch.tensor([[0.8, 0.2], [0.4, 0.6]], dtype=torch.float64)
+    q = torch.tensor([[0.8, 0.2], [0.4, 0.6], [0.0, 0.0]], dtype=torch.float64)
     # p_1 = 1/2, p_2 = min(1/2 * 2, 1) = 1: the whole block is kept where one token at a time would
     # lose half of it; h_1 = rest / (rest + 1 - p_1) with rest = max(p_1 * .8 - .4, 0) + 0 = 0.
-    assert accept_block(p, q, [0, 0], uniforms=[0.999, 0.999]).length == 2
+    found = weighed(weigh_block, p, q, [[0], [0], []])
+    assert found.chances[:2, 0].tolist() == pytest.approx([0.0, 1.0])
+    assert found.rests[0].exp().tolist() == pytest.approx([0.0, 0.4])  # max(p - q, 0)
+    assert found.rests[2].exp().tolist() == pytest.approx([0.5, 0.5])
     # x2 = 1: p_2 = 1/2 * .2 / .6 = 1/6
-    assert accept_block(p, q, [0, 1], uniforms=[0.0, 0.17]).length == 0
-    kept = accept_block(p, q, [0, 1], uniforms=[0.0, 0.16])
-    assert kept.length == 2 and torch.equal(kept.residual, p[2])
+    assert float(weighed(weigh_block, p, q, [[0], [1], []]).chances[1]) == pytest.approx(1 / 6)
 
 
-def test_select_by_hand() -> None:
+def test_rejection_by_hand() -> None:
     p, q = torch.tensor([0.1, 0.3, 0.6]).double(), torch.tensor([0.5, 0.3, 0.2]).double()
-    assert select(p, q, [0, 1], uniforms=[0.19, 0.9]).child == 0  # .1 / .5
     # Rejected: p -> (0, 0, 1), q -> (0, .6, .4): token 1 has no chance, token 2 is certain.
-    lost = select(p, q, [0, 1], uniforms=[0.21, 0.0])
-    assert lost.child is None and lost.residual.tolist() == pytest.approx([0.0, 0.0, 1.0])
-    assert select(p, q, [0, 2], uniforms=[0.21, 0.999]).child == 1
+    for second, chance in ((1, 0.0), (2, 1.0)):
+        found = weighed(rejection.weigh, [p], [q], [[0, second]])
+        assert found.chances.tolist() == [pytest.approx([0.2, chance])]  # .1 / .5
+        assert found.rests.exp().tolist() == [pytest.approx([0.0, 0.0, 1.0])]
+
+
+@pytest.mark.parametrize("rule", ["recursive", "block", "typical_lossy"])
+def test_several_trees_are_weighed_as_each_is(rule: str) -> None:
+    """Bit by bit; trees of other shapes, a single node among them."""
+    weigh, world = VERIFIERS[rule].weigh, World(4, 9, seed=8)
+    assert weigh is not None
+    widths = [(2, 1), (3,), (1, 1, 1), (1, 2)] if rule != "block" else [(1, 1), (1,), (1, 1, 1)]
+    trees = [drawing(*own)(world, Trace(), (n,)) for n, own in enumerate(widths)]
+    trees.insert(1, replace(TokenTree.root(3), q=torch.zeros(1, 4, dtype=torch.float64)))
+    each = [Nodes.of(t, range(t.num_nodes), scored(world, t, t.tokens[:1])) for t in trees]
+    together = weigh(Nodes.joined(each, torch.cat([nodes.scores for nodes in each])))
+    assert torch.equal(together.rests, torch.cat([weigh(nodes).rests for nodes in each]))
+    alone = [row for nodes in each for row in weigh(nodes).chances.tolist()]
+    drafted = [tokens for nodes in each for tokens in nodes.drafted]
+    for tokens, own, row in zip(drafted, alone, together.chances.tolist(), strict=True):
+        assert row[: len(tokens)] == own[: len(tokens)]
 
 
 def test_the_typical_threshold_falls_with_entropy() -> None:
     sure, unsure = torch.tensor([1.0, 0.0]).double(), torch.full((8,), 0.125).double()
-    assert threshold(sure, epsilon=0.09, delta=0.3) == pytest.approx(0.09)
-    assert threshold(unsure, epsilon=0.09, delta=0.3) == pytest.approx(0.3 / 8)
+    assert float(threshold(sure, epsilon=0.09, delta=0.3)) == pytest.approx(0.09)
+    assert float(threshold(unsure, epsilon=0.09, delta=0.3)) == pytest.approx(0.3 / 8)
 
 
 def test_typical_takes_the_longest_path_then_the_likelier() -> None:

@@ -9,9 +9,11 @@ from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession, WatchingDr
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import BoundCompressedKV
+from mmspec.drafters.draft_model.growth import Candidates
 from mmspec.drafters.forwards import ForwardCost
+from mmspec.reads import read
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt
+from mmspec.state import Prefill, Prompt, Scores
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -65,15 +67,18 @@ class BoundCascade:
         ]
 
     def _advance(self, runs: Sequence[Run]) -> None:
-        """One forward of the middle level, over the lower level's trees."""
-        trees = self._lower_trees(runs)
+        """One forward of the middle level, over the lower level's trees, and one wait for it."""
+        trees, scored = self._lower_trees(runs), list[tuple[Run, TokenTree, Scores, Candidates]]()
         for view in dict.fromkeys(run.view for run in runs):
             own = [(run, tree) for run, tree in zip(runs, trees, strict=True) if run.view is view]
             scores = self.middle.model.score(
                 [tree for _, tree in own], view, [run.placement for run, _ in own]
             )
             for (run, tree), score in zip(own, scores, strict=True):
-                run.verify(tree, score)
+                scored.append((run, tree, score, run.find(tree, score)))
+        known = iter(read(*(t for *_, found in scored for t in (found.tokens, found.beliefs))))
+        for run, tree, score, found in scored:
+            run.verify(tree, score, found, next(known), next(known))
 
     def _lower_trees(self, runs: Sequence[Run]) -> list[TokenTree]:
         trees = [TokenTree.root(run.text[-1]) for run in runs]
@@ -106,7 +111,8 @@ class BoundCascade:
         session.ran(run)
         session.middle.remember(chain, [None, *(child.bucket for child in children)])
         if session.must_draw:
-            return replace(chain, q=run.q(session.middle, self._vocab_size))
+            session.middle.num_draws += len(children)
+            return replace(chain, q=run.q(self._vocab_size))
         least = self.settings.middle.min_confidence
         return chain.prune(chain.num_nodes, min_confidence=least)
 

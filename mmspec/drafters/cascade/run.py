@@ -1,28 +1,25 @@
 """Run: one proposal of one request on its way: lower tree, middle verdict, lower tree, ..."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmspec.drafters.base import RevisableSession
-from mmspec.drafters.compressed_kv.session import CompressedKVSession
-from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching
-from mmspec.drafters.draft_model.growth import Child
+from mmspec.drafters.draft_model.growth import Branching, Candidates, Child
 from mmspec.state import Placement, Scores
 from mmspec.tree import TokenTree
-from mmspec.verify import Chooser
-from mmspec.verify.coupled import coupled
+from mmspec.verify.coupled import walk
 
 if TYPE_CHECKING:
     from mmspec.drafters.cascade.session import CascadeSession
 
 
 class Run:
-    """It is the verifier's Chooser for the middle level: what the target over its view would say
-    under the request's noise, or a draw from its q. So the chain is the middle level's own sample
-    path, whatever the lower level proposed.
+    """The middle level chooses: what the target over its view would say under the request's noise,
+    or a draw from its q. So the chain is the middle level's own sample path, whatever the lower
+    level proposed.
 
     Behind the view lie the tokens accepted so far, as committed ones do; `take_back` forgets them.
     """
@@ -32,7 +29,7 @@ class Run:
         session: "CascadeSession",
         tokens: Sequence[int],
         placement: Placement,
-        branching: BestBranching | DrawnBranching,
+        branching: Branching,
         *,
         max_depth: int,
         max_forwards: int | None,
@@ -45,6 +42,7 @@ class Run:
         self.placement = placement
         self.children: list[Child] = []  # the chain
         self.was_asked = False
+        self._drawn_from: list[Tensor] = []  # (vocab,) for each token of the chain
         self._branching = branching
         self._max_depth = max_depth
         self._max_forwards = max_forwards
@@ -70,22 +68,38 @@ class Run:
         proposal, before anything is uncertain."""
         return isinstance(self.session.lower, RevisableSession) or not self.children
 
-    # The verifier's Chooser
-
     @property
     def is_done(self) -> bool:
         return self._is_out or self.room <= 0 or self._likely < self._min_confidence
 
-    def choose(self, logits: Tensor) -> int:
-        """The middle level's token after the chain."""
-        child = self._branching.children(logits.unsqueeze(0), len(self.children) + 1)[0][0]
-        self.children.append(child)
-        self._likely *= child.rate
-        return child.token
+    # A forward over the view
 
-    def verify(self, tree: TokenTree, scores: Scores) -> None:
-        """Takes of a lower tree what the middle level says too, and one token more."""
-        verdict = coupled(tree, scores.logits, cast(Chooser, self))  # it asks for no more than this
+    def find(self, tree: TokenTree, scores: Scores) -> Candidates:
+        """What may follow each node of a lower tree. Waits for no device."""
+        depths = [len(self.children) + depth + 1 for depth in tree.depths]
+        # Siblings draw alike: the walk comes by one of them at most.
+        return self._branching.find(scores.logits, depths, [depth - 1 for depth in depths])
+
+    def verify(
+        self,
+        tree: TokenTree,
+        scores: Scores,
+        found: Candidates,
+        tokens: list[list[float]],
+        beliefs: list[list[float]],
+    ) -> None:
+        """Takes of a lower tree what the middle level says too, and one token more. `tokens` and
+        `beliefs` are the values of what was `found`."""
+
+        def choose(node: int) -> int:
+            (child,) = self._branching.children([int(t) for t in tokens[node]], beliefs[node])
+            self.children.append(child)
+            self._likely *= child.rate
+            if found.q is not None:
+                self._drawn_from.append(found.q[node])
+            return child.token
+
+        verdict = walk(tree, choose, lambda: self.is_done)
         self.view.commit({self.placement.row: verdict.path})
         lower = self.session.lower
         if isinstance(lower, RevisableSession):
@@ -100,11 +114,9 @@ class Run:
         if isinstance(lower, RevisableSession) and self.was_asked:
             lower.take_back(len(self.tokens))
 
-    def q(self, middle: CompressedKVSession, vocab_size: int) -> Tensor:
+    def q(self, vocab_size: int) -> Tensor:
         """(nodes, vocab_size) what each node's child was drawn from; zeros for the last."""
-        assert isinstance(self._branching, DrawnBranching)
-        middle.num_draws = self._branching.num_draws
-        drawn = torch.cat(self._branching.q)
+        drawn = torch.stack(self._drawn_from)
         q = drawn.new_zeros(len(self.children) + 1, vocab_size)
         q[:-1, : drawn.shape[1]] = drawn
         return q

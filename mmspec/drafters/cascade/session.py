@@ -7,6 +7,7 @@ from mmspec.drafters.base import DraftSession, PreparedSession, RevisableSession
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching
+from mmspec.drafters.draft_model.growth import Branching
 from mmspec.state import Preparation, Prices, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -76,7 +77,7 @@ class CascadeSession:
         self._has_run = True
         settings, guide, index = self._drafter.settings, self.middle.guide, len(tokens) - 1
         depth = min(settings.max_depth, budget)
-        branching: BestBranching | DrawnBranching
+        branching: Branching
         if self.must_draw:  # the length looks at no token
             branching = DrawnBranching(
                 guide,

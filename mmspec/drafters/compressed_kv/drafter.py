@@ -124,6 +124,6 @@ class BoundCompressedKV:
         tree = growth.tree
         session.remember(tree, growth.buckets)
         if isinstance(growth.branching, DrawnBranching):
-            session.num_draws = growth.branching.num_draws
-            return replace(tree, q=growth.branching.q_of(growth, self._vocab_size))
+            session.num_draws += len(growth.expanded)
+            return replace(tree, q=growth.q(self._vocab_size))
         return tree.prune(budget, min_confidence=self.settings.min_confidence)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from mmspec.calibration import Calibration
-from mmspec.drafters.draft_model.growth import Child, Growth
-from mmspec.drafters.draw import draw_children
+from mmspec.drafters.draft_model.growth import Candidates, Child, Growth
+from mmspec.drafters.draw import draw_level
+from mmspec.noise import DRAFT_STREAM
 from mmspec.sampling import DraftGuide
 
 _SPREAD = 0.7  # believed difference between the two models' logits, in nats
@@ -53,27 +54,28 @@ class BestBranching:
         self._budget = budget
         self._width = width
 
-    def children(self, logits: Tensor, depth: int) -> list[list[Child]]:
+    @property
+    def is_set(self) -> bool:
+        return self._top_k == 1 and self._min_confidence <= 0.0
+
+    def find(self, logits: Tensor, depths: Sequence[int], draws: Sequence[int]) -> Candidates:
         values = torch.log_softmax(self._warp(logits), dim=-1)
         if self._has_noise:
-            values = values + self._guide.noise(
-                self._index + depth, values.shape[-1], device=values.device
-            )
+            indices = [self._index + depth for depth in depths]
+            values = values + self._guide.noise_at(indices, values.shape[-1], device=values.device)
         best = values.topk(min(self._top_k + 1, values.shape[-1]), dim=-1)
         # With noise: that the models' difference leaves a value the largest, by its gap to the
         # others. Without: q itself.
         beliefs = (
             torch.softmax(best.values / _SPREAD, dim=-1) if self._has_noise else best.values.exp()
         )
+        return Candidates(best.indices[:, : self._top_k], beliefs[:, : self._top_k])
+
+    def children(self, tokens: Sequence[int], beliefs: Sequence[float]) -> list[Child]:
         return [
-            [
-                self._child(token, rank, belief)
-                for rank, (token, belief) in enumerate(
-                    zip(tokens[: self._top_k], row[: self._top_k], strict=True)
-                )
-                if belief > 0.0  # a token that the warpers forbid is no child
-            ]
-            for tokens, row in zip(best.indices.tolist(), beliefs.tolist(), strict=True)
+            self._child(token, rank, belief)
+            for rank, (token, belief) in enumerate(zip(tokens, beliefs, strict=True))
+            if belief > 0.0  # a token that the warpers forbid is no child
         ]
 
     def goes_on(self, growth: Growth, level: Sequence[int]) -> list[int]:
@@ -107,41 +109,35 @@ class DrawnBranching:
         profile: Sequence[int],
         first_draw: int,
     ) -> None:
-        """`profile[d]` children for each node of depth d."""
+        """`profile[d]` children for each node of depth d; `first_draw` is how many nodes of the
+        request's trees got children before."""
         self._guide = guide
         self._index = index
         self._warp = warp
         self._profile = profile
-        self.num_draws = first_draw
-        self.q: list[Tensor] = []  # (1, vocab) of each node that got children
+        self._first_draw = first_draw
 
-    def children(self, logits: Tensor, depth: int) -> list[list[Child]]:
-        guide, born = self._guide, list[list[Child]]()
-        for node_logits in self._warp(logits).float():
-            drawn = draw_children(
-                node_logits,
-                self._profile[depth - 1],
-                seed=guide.seed,
-                sample=guide.sample,
-                position=self._index + depth - guide.prompt_length,
-                draw=self.num_draws,
-            )
-            self.num_draws += 1
-            self.q.append(drawn.q.unsqueeze(0))
-            rates = drawn.q[drawn.tokens].tolist()
-            pairs = zip(drawn.tokens, rates, strict=True)
-            born.append([Child(token, min(rate, 1.0)) for token, rate in pairs])
-        return born
+    @property
+    def is_set(self) -> bool:
+        return max(self._profile, default=1) == 1
+
+    def find(self, logits: Tensor, depths: Sequence[int], draws: Sequence[int]) -> Candidates:
+        places = [
+            self._guide.place(self._index + depth, stream=DRAFT_STREAM + self._first_draw + draw)
+            for depth, draw in zip(depths, draws, strict=True)
+        ]
+        most = max(self._profile[depth - 1] for depth in set(depths))
+        return Candidates(*draw_level(self._warp(logits), most, places))
+
+    def children(self, tokens: Sequence[int], beliefs: Sequence[float]) -> list[Child]:
+        return [
+            Child(token, min(rate, 1.0))
+            for token, rate in zip(tokens, beliefs, strict=True)
+            if rate > 0.0
+        ]
 
     def goes_on(self, growth: Growth, level: Sequence[int]) -> list[int]:
         return list(level) if growth.depth < len(self._profile) else []
-
-    def q_of(self, growth: Growth, vocab_size: int) -> Tensor:
-        """(nodes, vocab_size) what a node's children were drawn from; zeros where it has none."""
-        drawn = torch.cat(self.q)
-        q = drawn.new_zeros(len(growth.tokens), vocab_size)
-        q[growth.expanded, : drawn.shape[1]] = drawn
-        return q
 
 
 def affordable(profile: Sequence[int], budget: int) -> list[int]:

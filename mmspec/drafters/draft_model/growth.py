@@ -1,16 +1,19 @@
 """Growing trees: all rows together, one forward of the draft model a level."""
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.kv import KVCache
+from mmspec.reads import read
 from mmspec.state import Placement
 from mmspec.target import Target
 from mmspec.tree import TokenTree
+from mmspec.uploads import upload
 
 
 class Child(NamedTuple):
@@ -21,11 +24,28 @@ class Child(NamedTuple):
     bucket: Hashable = None  # what counts as alike when it turns out
 
 
+class Candidates(NamedTuple):
+    """Which tokens may follow some nodes, where their logits lie."""
+
+    tokens: Tensor  # (nodes, most children) int64, each node's in their order
+    beliefs: Tensor  # (nodes, most children) what is thought of each; 0: not a child
+    q: Tensor | None = None  # (nodes, vocab) what they were drawn from, if they were
+
+
 class Branching(Protocol):
     """How one row's tree grows."""
 
-    def children(self, logits: Tensor, depth: int) -> list[list[Child]]:
-        """The children, at `depth`, of each node that `logits` (nodes, vocab) were scored for."""
+    @property
+    def is_set(self) -> bool:
+        """Whether the tree is a chain whose length no token and no belief can change."""
+
+    def find(self, logits: Tensor, depths: Sequence[int], draws: Sequence[int]) -> Candidates:
+        """The candidates for the children, at `depths` (nodes,), of each node that `logits` (nodes,
+        vocab) were scored for. `draws` (nodes,) tell apart what is drawn for one tree. Nothing
+        waits for the device."""
+
+    def children(self, tokens: Sequence[int], beliefs: Sequence[float]) -> list[Child]:
+        """The children of one node, of its candidates."""
 
     def goes_on(self, growth: "Growth", level: Sequence[int]) -> list[int]:
         """Which nodes of the newest level get children of their own."""
@@ -42,17 +62,24 @@ class Growth:
         self, placement: Placement, chain: Sequence[int], branching: Branching, drafter: str
     ) -> None:
         self.placement = placement
-        self.tokens, self.parents = [chain[-1]], [-1]
+        self.branching = branching
+        self._drafter = drafter
+        self._text = tuple(chain)
+        self._unsettled: list[Candidates] = []  # of levels whose tokens were not read
+        self._drawn_from: list[Tensor] = []  # (nodes, vocab) of each level, where it was drawn
+        self._begin()
+
+    def _begin(self) -> None:
+        self.tokens, self.parents = [self._text[-1]], [-1]
         self.rates, self.cumulative = [1.0], [1.0]
         self.buckets: list[Hashable] = [None]
         self.expanded: list[int] = []  # nodes that were scored, in this order
         self.num_written = 0
+        self._is_guess = False
         self._frontier, self._depth = [0], 0
-        self.branching = branching
-        self._drafter = drafter
-        self._slots = {0: len(chain) - 1}  # node -> its place among the written tokens
-        self._chain = list(chain)
-        self._chain_parents = list(range(-1, len(chain) - 1))
+        self._slots = {0: len(self._text) - 1}  # node -> its place among the written tokens
+        self._chain = list(self._text)
+        self._chain_parents = list(range(-1, len(self._text) - 1))
 
     @property
     def is_growing(self) -> bool:
@@ -72,16 +99,50 @@ class Growth:
         names = ("", *[self._drafter] * (len(self.tokens) - 1))
         return TokenTree(tuple(self.tokens), tuple(self.parents), tuple(self.rates), names)
 
-    def branch(self, logits: Tensor) -> None:
-        """One level more. `logits` (nodes, vocab) of what was written last: the frontier's come
-        last of all."""
+    def find(self, logits: Tensor) -> Candidates:
+        """The candidates for one level more. `logits` (nodes, vocab) of what was written last: the
+        frontier's come last of all."""
+        count, before = len(self._frontier), len(self.expanded)
+        found = self.branching.find(
+            logits[-count:], [self._depth + 1] * count, range(before, before + count)
+        )
+        self._unsettled.append(found)
+        if found.q is not None:
+            self._drawn_from.append(found.q)
+        return found
+
+    def guess(self) -> None:
+        """One level more of a tree that is set, its token unknown: `settle` does it anew."""
+        self._branch([[0.0]], [[1.0]])
+        self._is_guess = True
+
+    @property
+    def unsettled(self) -> list[Tensor]:
+        """What `settle` has to know."""
+        return [tensor for found in self._unsettled for tensor in (found.tokens, found.beliefs)]
+
+    def settle(self, known: Iterator[list[list[float]]]) -> None:
+        """Grows by the candidates that were found; takes the values of `unsettled` from `known`."""
+        if self._is_guess:
+            self._begin()
+        for _ in self._unsettled:
+            self._branch(next(known), next(known))
+        self._unsettled.clear()
+
+    def q(self, vocab_size: int) -> Tensor:
+        """(nodes, vocab_size) what a node's children were drawn from; zeros where it has none."""
+        drawn = torch.cat(self._drawn_from)
+        q = drawn.new_zeros(len(self.tokens), vocab_size)
+        q[:, : drawn.shape[1]].index_copy_(0, upload(self.expanded, q.device), drawn)
+        return q
+
+    def _branch(self, tokens: list[list[float]], beliefs: list[list[float]]) -> None:
         self.num_written = len(self._chain)
         self.expanded += self._frontier
         self._depth += 1
-        children = self.branching.children(logits[-len(self._frontier) :], self._depth)
         level: list[int] = []
-        for parent, born in zip(self._frontier, children, strict=True):
-            for child in born:
+        for parent, own, rates in zip(self._frontier, tokens, beliefs, strict=True):
+            for child in self.branching.children([int(token) for token in own], rates):
                 level.append(len(self.tokens))
                 self.tokens.append(child.token)
                 self.parents.append(parent)
@@ -101,15 +162,35 @@ class Growth:
 
 
 def grow(model: Target, cache: KVCache, growths: Sequence[Growth], *, cost: ForwardCost) -> None:
-    """Grows all trees to their end; rows that have ended drop out. Tells `cost` what it took."""
-    begun = time.perf_counter()
+    """Grows all trees to their end; rows that have ended drop out. Tells `cost` what it took.
+
+    One wait for the device a level; where all trees are set, one after the last: the next forward
+    takes its tokens from where they were found.
+    """
+    begun, ids = time.perf_counter(), None
+    is_set = all(growth.branching.is_set for growth in growths)
     while growing := [growth for growth in growths if growth.is_growing]:
         scores = model.score(
             [growth.written for growth in growing],
             cache,
             [growth.placement for growth in growing],
             written=[growth.num_written for growth in growing],
+            ids=ids,
         )
-        for growth, score in zip(growing, scores, strict=True):
-            growth.branch(score.logits)
+        newest = [g.find(score.logits).tokens for g, score in zip(growing, scores, strict=True)]
+        if is_set:
+            for growth in growing:
+                growth.guess()
+            going = [t for g, t in zip(growing, newest, strict=True) if g.is_growing]
+            ids = torch.cat(going) if going else None
+        else:
+            _settle(growing)
+    if is_set:
+        _settle(growths)
     cost.observe(time.perf_counter() - begun, sum(growth.depth for growth in growths))
+
+
+def _settle(growths: Sequence[Growth]) -> None:
+    known = iter(read(*(tensor for growth in growths for tensor in growth.unsettled)))
+    for growth in growths:
+        growth.settle(known)

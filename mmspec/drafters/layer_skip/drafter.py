@@ -4,8 +4,6 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-import torch
-
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.draft_model.branching import BestBranching
 from mmspec.drafters.draft_model.growth import Growth, grow
@@ -137,12 +135,8 @@ class BoundLayerSkip:
         guide, first = session.guide, len(session.text) - count
         scores = guide.warp(logits)
         if not guide.is_greedy:
-            scores = scores + torch.stack(
-                [
-                    guide.noise(first + place, scores.shape[-1], device=scores.device)
-                    for place in range(count)
-                ]
-            )
+            places = range(first, first + count)
+            scores = scores + guide.noise_at(places, scores.shape[-1], device=scores.device)
         said = scores.argmax(dim=-1).tolist()
         return sum(a == b for a, b in zip(said, session.text[-count:], strict=True))
 

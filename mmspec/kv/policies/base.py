@@ -50,12 +50,14 @@ def marked(kept: Tensor, budget: int) -> Tensor:
     missing = budget - kept.sum(dim=-1, keepdim=True)
     free = ~kept
     newer = free.flip(-1).cumsum(-1).flip(-1)  # free tokens from this one on
-    return positions(kept | (free & (newer <= missing)))
+    return positions(kept | (free & (newer <= missing)), budget)
 
 
-def positions(kept: Tensor) -> Tensor:
-    """(heads, kept) of a mask (heads, tokens) that marks as many in each head."""
-    return kept.nonzero()[:, 1].reshape(kept.shape[0], -1)
+def positions(kept: Tensor, count: int) -> Tensor:
+    """(heads, count) of a mask (heads, tokens) that marks so many in each head: as it is known how
+    many, nothing waits for the device."""
+    heads = kept.shape[0]
+    return kept.nonzero_static(size=heads * count)[:, 1].reshape(heads, count)
 
 
 def received_attention(layer: LayerState, queries: NewestQueries, *, every: int = 1) -> Tensor:

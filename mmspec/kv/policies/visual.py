@@ -11,11 +11,13 @@ Costs the products of the window's queries with all keys at a refresh, as `snapk
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmspec.kv.policies.base import LayerState, positions, received_attention
 from mmspec.kv.policies.window import Window
+from mmspec.uploads import upload
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Visual:
 
     def choose(self, layer: LayerState, budget: int) -> Tensor:
         tokens, device = layer.num_tokens, layer.keys.device
-        is_media = torch.zeros(tokens, dtype=torch.bool, device=device)
+        is_media = np.zeros(tokens, dtype=np.bool_)
         for span in layer.media:
             is_media[span.start : span.stop] = True
-        media, text = (mask.nonzero().squeeze(-1) for mask in (is_media, ~is_media))
+        media, text = (upload(np.flatnonzero(mask), device) for mask in (is_media, ~is_media))
         num_text = max(min(text.numel(), budget // 2), budget - media.numel())
         num_text = min(max(num_text, 0), text.numel())
         num_media = budget - num_text
@@ -40,20 +42,21 @@ class Visual:
             return Window(self.sinks).choose(layer, budget)
         kept = torch.zeros(layer.kv_heads, tokens, dtype=torch.bool, device=device)
         sinks = min(self.sinks, num_text)
-        kept[:, text[:sinks]] = True
-        kept[:, text[text.numel() - (num_text - sinks) :]] = True
-        kept[:, media] = self._thin(layer, media, num_media)
-        return positions(kept)
+        kept.index_fill_(1, text[:sinks], True)
+        kept.index_fill_(1, text[text.numel() - (num_text - sinks) :], True)
+        kept.index_copy_(1, media, self._thin(layer, media, num_media))
+        return positions(kept, budget)
 
     def _thin(self, layer: LayerState, media: Tensor, count: int) -> Tensor:
         """(kv_heads, media) bool: which `count` of the media tokens stay."""
         kept = torch.zeros(layer.kv_heads, media.numel(), dtype=torch.bool, device=media.device)
+        attended = 0
         if layer.queries is not None:
-            attention = received_attention(layer, layer.queries)[:, media]
-            best = attention.topk(int(count * self.attended_share), dim=-1).indices
-            kept.scatter_(1, best, True)
-        others = positions(~kept)  # (kv_heads, others)
-        number = count - int(kept[0].sum())
+            attended = int(count * self.attended_share)
+            attention = received_attention(layer, layer.queries).index_select(1, media)
+            kept.scatter_(1, attention.topk(attended, dim=-1).indices, True)
+        others = positions(~kept, media.numel() - attended)  # (kv_heads, others)
+        number = count - attended
         # The middles of `number` equal stretches.
         even = (2 * torch.arange(number, device=media.device) + 1) * others.shape[1] // (2 * number)
         return kept.scatter_(1, others[:, even], True)

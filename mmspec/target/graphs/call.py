@@ -15,7 +15,7 @@ from mmspec.target.graphs.bucket import Bucket
 class ScoreCall:
     """The nodes of some rows, within `cache.writing`."""
 
-    ids: Tensor  # (batch, nodes) int64, on the CPU; short rows are padded
+    ids: Tensor  # (batch, nodes) int64; short rows are padded
     positions: Tensor  # (batch, nodes), or (planes, batch, nodes) under M-RoPE; on the CPU
     tree: TreeCall
     plan: WritePlan

@@ -45,7 +45,9 @@ class StaticInputs:
         bucket, given, rows = self.bucket, self._given, call.tree.rows
         batch, nodes = call.ids.shape
         self._on_cpu.zero_()
-        given["ids"][:batch, :nodes] = call.ids
+        is_known = call.ids.device.type == "cpu"  # as against found by the device a moment ago
+        if is_known:
+            given["ids"][:batch, :nodes] = call.ids
         given["positions"][:, :batch, :nodes] = call.positions
         first = [
             start + end for start, end in zip(call.plan.starts, call.plan.lengths, strict=True)
@@ -56,6 +58,8 @@ class StaticInputs:
             TreeTensors.of(rows, "cpu", batch=bucket.rows, nodes=bucket.nodes, tail=bucket.tail)
         )
         self._on_device.copy_(self._on_cpu, non_blocking=True)
+        if not is_known:
+            self.ids[:batch, :nodes] = call.ids
 
     def tree_call(self, call: ScoreCall) -> TreeCall:
         """What attention is told in place of a call's own: nothing of its rows but the tensors. To

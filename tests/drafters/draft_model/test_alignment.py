@@ -1,7 +1,7 @@
 """Alignment by text: what the draft model reads is the text, what it proposes continues it."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product, takewhile
 
 import pytest
@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.alignment import TextAlignment, TextWording, aligned
 from mmspec.drafters.draft_model.codec import SEAM
-from mmspec.drafters.draft_model.growth import Child, Growth
+from mmspec.drafters.draft_model.growth import Candidates, Child, Growth
 from mmspec.errors import ConfigError
+from mmspec.reads import read
 from mmspec.state import Placement, Prompt
 
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
@@ -34,17 +35,22 @@ class Script:
     def __init__(self, *paths: list[int]) -> None:
         self.paths = paths
 
-    def children(self, logits: torch.Tensor, depth: int) -> list[list[Child]]:
+    is_set = False
+
+    def find(self, logits: torch.Tensor, depths: Sequence[int], draws: Sequence[int]) -> Candidates:
+        depth = depths[0]
         frontier = dict.fromkeys(tuple(path[: depth - 1]) for path in self.paths)
-        longer = [path for path in self.paths if len(path) >= depth]
-        return [
-            [
-                Child(token, 0.9)
-                for token in dict.fromkeys(
-                    path[depth - 1] for path in longer if tuple(path[: depth - 1]) == above
-                )
-            ]
+        born = [
+            list(dict.fromkeys(p[depth - 1] for p in self.paths if tuple(p[: depth - 1]) == above))
             for above in frontier
+        ]
+        most = max(map(len, born))
+        tokens = [[*own, *[-1] * (most - len(own))] for own in born]
+        return Candidates(torch.tensor(tokens), 0.9 * (torch.tensor(tokens) >= 0))
+
+    def children(self, tokens: Sequence[int], beliefs: Sequence[float]) -> list[Child]:
+        return [
+            Child(token, belief) for token, belief in zip(tokens, beliefs, strict=True) if belief
         ]
 
     def goes_on(self, growth: Growth, level: list[int]) -> list[int]:
@@ -70,7 +76,8 @@ def grown(wording: TextWording, *paths: list[int]) -> Growth:
     """A growth that went down `paths` (of one length)."""
     growth = Growth(Placement(0, (0,)), [wording.ids[-1]], Script(*paths), "draft_model")
     for depth in range(len(paths[0])):
-        growth.branch(torch.zeros(len({tuple(path[:depth]) for path in paths}), 1))
+        growth.find(torch.zeros(len({tuple(path[:depth]) for path in paths}), 1))
+        growth.settle(iter(read(*growth.unsettled)))
     return growth
 
 

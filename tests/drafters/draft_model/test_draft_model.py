@@ -449,8 +449,10 @@ def test_children_are_drawn_from_q_without_replacement() -> None:
     guide = DraftGuide(is_greedy=False, seed=1, sample=0, prompt_length=3)
     branching = DrawnBranching(guide, 4, warp=lambda x: x, profile=[2], first_draw=0)
     first, second = torch.zeros(5), torch.zeros(5)
-    for _ in range(num_draws):
-        (children,) = branching.children(q.log().unsqueeze(0), depth=1)
+    logits = q.log().expand(num_draws, -1)
+    found = branching.find(logits, [1] * num_draws, range(num_draws))
+    for tokens, rates in zip(found.tokens.tolist(), found.beliefs.tolist(), strict=True):
+        children = branching.children(tokens, rates)
         first[children[0].token] += 1
         second[children[1].token] += 1
     expected = torch.stack(

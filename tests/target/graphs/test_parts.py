@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pretend
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import KVCache, WritePlan
 from mmspec.target.graphs import Bucket, Computed, CudaRecorder, ScoreCall, StaticInputs
 from mmspec.target.graphs.guard import NoSync, Unrepeatable
+from mmspec.uploads import upload
 
 CPU = torch.device("cpu")
 
@@ -97,6 +100,22 @@ def test_static_inputs_hold_the_last_call_alone(first: ScoreCall, second: ScoreC
     assert inputs.slots.counts.tolist() == [*plan.counts, *[0] * (4 - batch)]
     expected = TreeTensors.of(second.tree.rows, "cpu", batch=4, nodes=8, tail=32)
     assert all(map(torch.equal, vars(inputs.tree).values(), vars(expected).values()))
+
+
+@given(call=calls())
+@settings(max_examples=5, deadline=None)
+def test_tokens_that_the_device_found_take_the_same_place(call: ScoreCall) -> None:
+    cuda = torch.device("cuda", 0)
+    assert call.bucket is not None
+    with pretend.device() as device:
+        known, found = (StaticInputs(call.bucket, cuda) for _ in range(2))
+        known.fill(call)
+        ids = upload(call.ids, cuda)
+        with device.counted() as waits:
+            found.fill(replace(call, ids=ids))
+        assert not waits
+        assert found.ids.tolist() == known.ids.tolist()
+        assert found.positions.tolist() == known.positions.tolist()
 
 
 def tensors_of(inputs: StaticInputs) -> list[Tensor]:
