@@ -193,7 +193,7 @@ class Engine:
     @property
     def graph_info(self) -> GraphInfo | None:
         """What became of the target's score calls on a GPU; None where none is recorded."""
-        return None if self.target.graphs is None else self.target.graphs.info
+        return None if self._decoded.graphs is None else self._decoded.graphs.info
 
     def share_cache(self, other: "Engine") -> None:
         """Takes and keeps KV and features where `other`, an engine of the same model, does.
@@ -218,7 +218,8 @@ class Engine:
             if isinstance(drafter, LearningDrafter):
                 drafter.forget(namespace)
         if namespace is None:
-            self.target.free()
+            for target in {self.target, self._decoded}:
+                target.free()
 
     def _run(self, prompts: Iterable[object], options: Mapping[str, Any]) -> list[Result]:
         samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmspec.attention.rung import LayerRule
+from mmspec.attention.tensors import TreeTensors
 
 _PAIRS = 32  # of (node, query head of one KV head) in a tile
 _LOG2_E = 1.4426950408889634
@@ -26,7 +27,11 @@ def bitwise_kernel(
     values,
     out,  # (batch, nodes, heads, value_dim)
     sinks,
-    places,  # (batch, 2 + nodes + nodes * depth): see `attend`
+    starts,  # (batch,), and so on: see TreeTensors
+    committed_of,
+    num_nodes,
+    depths,
+    ancestors,  # (batch, nodes, depth), see `ancestors_of`
     scale_in,  # scores become scores * scale_in, or tanh(scores * scale_in) * scale_out; base 2
     scale_out,
     query_batch,  # strides from here on; the last dimension is contiguous
@@ -59,7 +64,8 @@ def bitwise_kernel(
     place = pair // MEMBERS
     node = tile * TILE + place
     head = kv_head * GROUP + pair % MEMBERS
-    is_real = (node < NODES) & (pair % MEMBERS < GROUP)
+    own_nodes = tl.load(num_nodes + row)
+    is_real = (node < own_nodes) & (pair % MEMBERS < GROUP)
     dims = tl.arange(0, BLOCK_D)
     value_dims = tl.arange(0, BLOCK_V)
     columns = tl.arange(0, BLOCK_N)
@@ -74,10 +80,10 @@ def bitwise_kernel(
     )
 
     # 1. Which positions: [first, position] of each node.
-    own_places = places + row * (2 + NODES + NODES * DEPTH)
-    start = tl.load(own_places).to(tl.int64)
-    committed = tl.load(own_places + 1)
-    position = tl.load(own_places + 2 + node, mask=is_real, other=0)
+    start = tl.load(starts + row)
+    committed = tl.load(committed_of + row)
+    depth_of = tl.load(depths + row * DEPTH + node, mask=is_real, other=0)
+    position = tl.where(is_real, committed + depth_of, -1)  # padding sees nothing
     first = tl.zeros([TILE * MEMBERS], dtype=tl.int32)
     if WINDOW > 0:
         first = tl.maximum(first, position - WINDOW + 1)
@@ -86,7 +92,8 @@ def bitwise_kernel(
     begin = tl.min(tl.where(is_real, first, 2147483647), axis=0) // BLOCK_N
     end = tl.max(tl.where(is_real, position, 0), axis=0) // BLOCK_N + 1
     shared = tl.maximum(committed // BLOCK_N, begin)  # blocks before it are the same for all nodes
-    steps = (shared - begin) + tl.maximum(end - shared, 0) * TILE
+    count = tl.maximum(tl.minimum(own_nodes - tile * TILE, TILE), 1)
+    steps = (shared - begin) + tl.maximum(end - shared, 0) * count
 
     # 2. Online softmax: largest score, sum of weights, weighted values.
     largest = tl.full([TILE * MEMBERS], -3.0e38, dtype=tl.float32)
@@ -95,14 +102,16 @@ def bitwise_kernel(
     for step in range(0, steps):
         rest = step - (shared - begin)
         is_shared = rest < 0
-        block = tl.where(is_shared, begin + step, shared + rest // TILE)
-        own = tl.where(is_shared, 0, rest % TILE)
+        block = tl.where(is_shared, begin + step, shared + rest // count)
+        own = tl.where(is_shared, 0, rest % count)
         column = block * BLOCK_N + columns
         is_committed = column < committed
         depth = column - committed
         own_node = tile * TILE + own
-        in_tail = (depth >= 0) & (depth < DEPTH) & (own_node < NODES)
-        behind = tl.load(own_places + 2 + NODES + own_node * DEPTH + depth, mask=in_tail, other=-1)
+        in_tail = (depth >= 0) & (depth < DEPTH) & (own_node < own_nodes)
+        behind = tl.load(
+            ancestors + (row * NODES + own_node) * DEPTH + depth, mask=in_tail, other=-1
+        )
         is_there = is_committed | (behind >= 0)
         slot = start + tl.where(is_committed, column, committed + behind)
         k = tl.load(
@@ -132,25 +141,33 @@ def bitwise_kernel(
         weight = tl.where(is_own, new_weight, weight)
         acc = tl.where(is_own[:, None], new_acc, acc)
 
-    # 3. The result.
+    # 3. The result; zeros for padding, which goes through the model's layers as well.
     if HAS_SINKS:
         sink = tl.load(sinks + head, mask=is_real, other=0.0).to(tl.float32)
-        weight += tl.exp2(sink * 1.4426950408889634 - largest)
+        weight += tl.exp2(tl.where(is_real, sink * 1.4426950408889634 - largest, 0.0))
     result = acc / tl.where(is_real, weight, 1.0)[:, None]
     at = ((row * NODES + node) * KV_HEADS * GROUP + head) * VALUE_DIM
     tl.store(
         out + at[:, None] + value_dims[None, :],
         result.to(out.dtype.element_ty),
-        mask=is_real[:, None] & (value_dims[None, :] < VALUE_DIM),
+        mask=(node < NODES)[:, None]
+        & (pair % MEMBERS < GROUP)[:, None]
+        & (value_dims[None, :] < VALUE_DIM),
     )
 
 
 def attend(
-    query: Tensor, keys: Tensor, values: Tensor, places: Tensor, *, rule: LayerRule
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tensors: TreeTensors,
+    ancestors: Tensor,
+    *,
+    rule: LayerRule,
 ) -> Tensor:
-    """As `tree_attention`, of one shape of calls. `places` (batch, 2 + nodes + nodes * depth) int32
-    are a row's first slot and committed tokens; each node's position; and for each node its
-    ancestors by depth, itself the last: their slots behind the committed ones, then -1."""
+    """As `tree_attention`, of one shape of calls: `tensors` of rows whose tail is their nodes, and
+    `ancestors_of` them. The launch depends on shapes alone, what it reads lies on the device: no
+    choice is made by a length, so a graph of it holds for every call."""
     batch, heads, nodes, head_dim = query.shape
     kv_heads, value_dim = keys.shape[1], values.shape[2]
     group = heads // kv_heads
@@ -162,13 +179,19 @@ def attend(
     scale, softcap = rule.scaling, rule.softcap
     if query.stride(3) != 1:
         query = query.contiguous()
-    bitwise_kernel[(triton.cdiv(nodes, tile), batch * kv_heads)](
+    assert ancestors.shape == (batch, nodes, tensors.depths.shape[1]), "another call's rows"
+    launch = bitwise_kernel[(triton.cdiv(nodes, tile), batch * kv_heads)]
+    launch(
         query,
         keys,
         values,
         out,
         sinks=out if rule.sinks is None else rule.sinks,
-        places=places,
+        starts=tensors.starts,
+        committed_of=tensors.committed,
+        num_nodes=tensors.num_nodes,
+        depths=tensors.depths,
+        ancestors=ancestors,
         scale_in=scale * _LOG2_E if softcap is None else scale / softcap,
         scale_out=1.0 if softcap is None else softcap * _LOG2_E,
         query_batch=query.stride(0),
@@ -179,7 +202,7 @@ def attend(
         value_slot=values.stride(0),
         value_head=values.stride(1),
         NODES=nodes,
-        DEPTH=(places.shape[1] - 2 - nodes) // nodes,
+        DEPTH=ancestors.shape[2],
         KV_HEADS=kv_heads,
         GROUP=group,
         MEMBERS=members,

@@ -31,6 +31,11 @@ class Bucket:
             planes,
         )
 
+    @staticmethod
+    def fixed(rows: int, nodes: int, *, planes: int) -> "Bucket":
+        """The one bucket of bitwise mode, whose attention divides nothing by a length."""
+        return Bucket(rows, nodes, nodes, 0, planes)
+
 
 def _power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
