@@ -34,7 +34,7 @@ from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.sampling import Choosing
 from mmspec.target import Target
 from mmspec.target.attached import Attention
-from mmspec.target.bits import differing_node, has_experts
+from mmspec.target.bits import differing_node, reason_against
 from mmspec.target.graphs import CudaRecorder
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import (
@@ -279,15 +279,14 @@ def check_bits(target: Target, config: DecodeConfig) -> None:
             "decode.exactness=bitwise got a model that is scored by its own attention; expected "
             "mmspec's: decode.probe=true and decode.attention=auto, and a model that agrees with it"
         )
-    if has_experts(target):
-        raise ModelError(
-            f"{name} is a mixture of experts: how many tokens an expert reads at once, and so how "
-            "their sums are rounded, depends on the other tokens of a step; "
-            "decode.exactness=bitwise is not possible here, standard is"
+    if target.device.type == "cuda" and torch.cuda.tunable.is_enabled():
+        raise ConfigError(
+            "decode.exactness=bitwise got PYTORCH_TUNABLEOP_ENABLED=1, with which products are "
+            "computed by whatever was quickest in this process; expected it to be off"
         )
-    found = differing_node(target, rows=config.max_rows, nodes=config.max_nodes + 1)
+    why = reason_against(target)
+    found = why or differing_node(target, rows=config.max_rows, nodes=config.max_nodes + 1)
     if found is not None:
         raise ModelError(
-            f"{name} gives {found} other bits in a tree than alone (some matrix libraries do so); "
-            "decode.exactness=bitwise is not possible here, standard is"
+            f"{name} {found}; decode.exactness=bitwise is not possible here, standard is"
         )

@@ -292,6 +292,7 @@ class Engine:
             seed=secrets.randbits(64) if request.seed is None else request.seed,
             index=index,
             on_device=self._chooses_on_device,
+            is_bitwise=self._prefill.is_bitwise,
         )
         needs_q = self._rule.needs_q and not sampler.is_greedy  # the greedy walk takes any tree
         return Row(

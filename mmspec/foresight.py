@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from mmspec.pieces import in_pieces, process, sums
 from mmspec.prefixes import Prefixes, apply, cumulates, looks_at_scores_alone
 from mmspec.row import Row
 from mmspec.sampling import Choice, best_of, to_host
@@ -78,7 +79,10 @@ def _part(row: Row, tree: TokenTree, logits: Tensor) -> _Part:
     while shared and looks_at_scores_alone(processors[shared - 1]):
         shared -= 1
     for processor in processors[:shared]:
-        scores = apply(processor, prefixes, scores)
+        if sampler.is_bitwise and sums(processor):
+            scores = in_pieces(processor, scores)
+        else:
+            scores = apply(processor, prefixes, scores)
     return _Part(row, prefixes, scores, LogitsProcessorList(processors[shared:]))
 
 
@@ -87,7 +91,8 @@ def _choose(parts: Sequence[_Part]) -> None:
     found = list[tuple[list[_Part], Tensor, Tensor, Tensor]]()
     for _, same in groupby(sorted(parts, key=number), key=number):
         some = list(same)
-        scores = _warped(some[0].warpers, _joined([part.scores for part in some]))
+        joined = _joined([part.scores for part in some])
+        scores = _warped(some[0].warpers, joined, some[0].row.sampler.is_bitwise)
         places = [part.row.sampler.place(d) for part in some for d in part.prefixes.depths]
         best = best_of(scores, None if some[0].row.is_greedy else places)
         found.append((some, scores, *best))
@@ -113,15 +118,21 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
-def _warped(warpers: LogitsProcessorList, scores: Tensor) -> Tensor:
+def _warped(warpers: LogitsProcessorList, scores: Tensor, is_bitwise: bool) -> Tensor:
     if not warpers:
         return scores
     count = scores.shape[0]
+    if is_bitwise:
+        return process(warpers, _nothing(scores), scores)
     if count == 1 and any(map(cumulates, warpers)):
         # CUDA sums up a single row by an algorithm of its own, whose order is not fixed.
         scores = scores.repeat(2, 1)
-    nothing = torch.empty(scores.shape[0], 0, dtype=torch.long, device=scores.device)
-    return warpers(nothing, scores)[:count]
+    return warpers(_nothing(scores), scores)[:count]
+
+
+def _nothing(scores: Tensor) -> Tensor:
+    """(nodes, 0): for those that look at no token."""
+    return torch.empty(scores.shape[0], 0, dtype=torch.long, device=scores.device)
 
 
 class _Sameness:

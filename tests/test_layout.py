@@ -15,7 +15,7 @@ FLOORS = (
     {
         "attention", "calibration", "config", "costs", "encoders", "inputs", "logprobs", "noise",
         "noise_kernels",
-        "params", "penalties", "plan", "prefixes", "sampling",
+        "params", "penalties", "pieces", "plan", "prefixes", "sampling",
         "state", "stats", "stream", "tree", "verify",
     },
     {"controller", "drafters", "indexing", "target"},
