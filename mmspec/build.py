@@ -121,6 +121,7 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}
 _CUDA_GRAPHS = ("auto", "never")
+_MANY_NODES = 128  # up to some such number a GPU reads weights for longer than it multiplies
 _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
     "tree": lambda tree: tree,
     "chain": TokenTree.best_chain,
@@ -284,8 +285,16 @@ def check_bits(target: Target, config: DecodeConfig) -> None:
             "decode.exactness=bitwise got PYTORCH_TUNABLEOP_ENABLED=1, with which products are "
             "computed by whatever was quickest in this process; expected it to be off"
         )
+    rows, nodes = config.max_rows, config.max_nodes + 1
+    if rows * nodes > _MANY_NODES:
+        logger.warning(
+            "bitwise mode computes %d rows of %d nodes at every step, however few there are: set "
+            "decode.max_rows and decode.max_nodes as small as they may be",
+            rows,
+            nodes,
+        )
     why = reason_against(target)
-    found = why or differing_node(target, rows=config.max_rows, nodes=config.max_nodes + 1)
+    found = why or differing_node(target, rows=rows, nodes=nodes)
     if found is not None:
         raise ModelError(
             f"{name} {found}; decode.exactness=bitwise is not possible here, standard is"

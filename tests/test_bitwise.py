@@ -10,6 +10,7 @@ from families import FAMILIES, prompt_inputs
 from matrix import DRAFTERS, KNOWING, Cell, letters, model_of, run_cell
 
 import mmspec
+import mmspec.attention.interface
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
@@ -195,6 +196,18 @@ def test_experts_are_found_by_their_module_too() -> None:
     model.model.layers[0].mlp.experts = torch.nn.Linear(2, 2)
     why = reason_against(probe(model)[0])
     assert why is not None and "mixture of experts" in why
+
+
+def test_a_layer_that_asks_for_more_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmspec.attention.interface, "_is_understood", lambda *_: False)
+    with pytest.raises(ModelError, match="of layer 0 asks its attention for more"):
+        engine_of("bitwise")
+
+
+def test_a_large_shape_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = Config(decode=DecodeConfig(exactness="bitwise", max_nodes=64, max_rows=2))
+    mmspec.load(model_of("llama", "bfloat16"), letters(), config=config, drafter="none")
+    assert "2 rows of 65 nodes" in caplog.text and "decode.max_rows" in caplog.text
 
 
 def test_weights_whose_kernels_round_by_the_step_are_refused() -> None:
