@@ -127,7 +127,8 @@ def attend_bitwise(
     if kernel is not None and kernel.can_attend(query, keys, values):
         tensors = call.tensors(query.device)
         ancestors = call.paths.ancestors(tensors)
-        return kernel.attend(query, keys, values, tensors, ancestors, rule=rule)
+        columns = call.max_columns
+        return kernel.attend(query, keys, values, tensors, ancestors, columns=columns, rule=rule)
     batch, heads, width, _ = query.shape
     rows = call.paths.rows(call, width)
     out = query.new_zeros(batch, width, heads, values.shape[2])

@@ -23,7 +23,6 @@ from mmspec.target.attached import Attachment, Attachments, Attention, ForwardIn
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.graphs import (
-    Bucket,
     Computed,
     HeldQueries,
     Recorder,
@@ -391,7 +390,8 @@ class Target:
                 call, self._compute, mode=self.attachments.state, model=self.model
             )
         if computed is None and call.shape is not None:
-            inputs = StaticInputs(Bucket.fixed(*call.shape, planes=call.planes), self.device)
+            assert call.bucket is not None
+            inputs = StaticInputs(call.bucket, self.device)
             inputs.fill(call)
             computed = self._compute(inputs, call, rows=call.tree.rows)
         if computed is not None and call.cache.queries is not None:

@@ -80,7 +80,10 @@ def attended(
         kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
         assert kernel.can_attend(query, keys, values)
         tensors = TreeTensors.of(rows, "cpu", batch=2, nodes=WIDTH, tail=WIDTH)
-        out = kernel.attend(query, keys, values, tensors, ancestors_of(tensors), rule=rule)
+        longest = max(row.num_columns for row in rows)
+        columns = int(draw.integers(longest, longest + 200))
+        ancestors = ancestors_of(tensors)
+        out = kernel.attend(query, keys, values, tensors, ancestors, columns=columns, rule=rule)
         for index in range(2):  # NaN there would go on through the model
             count = rows[index].num_nodes if index < len(rows) else 0
             assert not out[index, count:].any(), "padding is not zero"
@@ -132,6 +135,14 @@ def test_a_node_that_skips_a_position_is_refused() -> None:
 CUTS = ((9, BLOCK - 4), (3, 2 * BLOCK - 1), (5, BLOCK), (7, 2 * BLOCK - 7), (4, 0), (6, 131))
 
 
+@pytest.fixture(autouse=True)
+def segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a text has several, and more than are summed up at once."""
+    kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
+    monkeypatch.setattr(kernel, "_SEGMENT", BLOCK)
+    monkeypatch.setattr(kernel, "_TOGETHER", 2)
+
+
 def check_kernel(name: str, dtype: torch.dtype, cuts: Sequence[tuple[int, int]]) -> None:
     rule, text, draw = RULES[name], text_of(2 * BLOCK + 12, dtype), np.random.default_rng(2)
     for depth, committed in cuts:
@@ -175,7 +186,8 @@ def test_the_kernel_takes_heads_of_any_size_and_group() -> None:
         tensors = TreeTensors.of([row], "cpu")
         keys, values = (torch.randn(90, kv_heads, head_dim) for _ in range(2))
         query = torch.randn(1, heads, 6, head_dim)
-        found = kernel.attend(query, keys, values, tensors, ancestors_of(tensors), rule=rule)
+        ancestors = ancestors_of(tensors)
+        found = kernel.attend(query, keys, values, tensors, ancestors, columns=90, rule=rule)
         expected = tree_attention(
             query, keys, values, call=TreeCall([row], [FlatLayer()], [rule.reach]), rule=rule
         )

@@ -32,9 +32,10 @@ class Bucket:
         )
 
     @staticmethod
-    def fixed(rows: int, nodes: int, *, planes: int) -> "Bucket":
-        """The one bucket of bitwise mode, whose attention divides nothing by a length."""
-        return Bucket(rows, nodes, nodes, 0, planes)
+    def fixed(rows: int, nodes: int, *, columns: int, planes: int) -> "Bucket":
+        """Of bitwise mode: as many rows and nodes as all its calls have. More columns are more
+        room, nothing is divided by them."""
+        return Bucket(rows, nodes, nodes, max(_power_of_two(columns), _LEAST_COLUMNS), planes)
 
 
 def _power_of_two(size: int) -> int:

@@ -29,7 +29,8 @@ class ScoreCall:
     def bucket(self) -> Bucket | None:
         """The graph's shapes; None where none takes it."""
         if self.shape is not None:
-            return Bucket.fixed(*self.shape, planes=self.planes)
+            rows, nodes = self.shape
+            return Bucket.fixed(rows, nodes, columns=self.tree.max_columns, planes=self.planes)
         batch, nodes = self.ids.shape
         return Bucket.of(
             rows=batch,

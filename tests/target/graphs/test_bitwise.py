@@ -20,6 +20,7 @@ import mmspec.attention.interface
 import mmspec.kv.cache
 import mmspec.kv.layer
 import mmspec.kv.slots
+import mmspec.target.graphs.bucket
 from mmspec.attention import LayerRule, TreeCall
 from mmspec.attention.tensors import TreeTensors
 from mmspec.errors import GraphWarning
@@ -76,12 +77,18 @@ def by_kernel(
     kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
     tensors = call.tensors(query.device)
     ancestors = call.paths.ancestors(tensors)
-    return kernel.attend(query, keys, values, tensors, ancestors, rule=rule)  # type: ignore[no-any-return]
+    columns = call.max_columns
+    return kernel.attend(  # type: ignore[no-any-return]
+        query, keys, values, tensors, ancestors, columns=columns, rule=rule
+    )
 
 
 @pytest.fixture(autouse=True)
 def borders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Texts that cross the borders of blocks of positions; what they were before is forgotten."""
+    """Texts that cross the borders of blocks of positions, of segments and of buckets; what they
+    were before is forgotten."""
+    kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
+    monkeypatch.setattr(kernel, "_SEGMENT", 64)
     monkeypatch.setattr(matrix, "PROMPT_TOKENS", (52, 117, 60))
     matrix._plain.cache_clear()
     yield
@@ -185,12 +192,20 @@ def test_all_kernels_of_a_call_are_replayed_to_the_bit(
     assert all(torch.equal(*pair) for pair in zip(*logits, strict=True))
 
 
-def test_one_graph_takes_every_tree_and_batch() -> None:
-    """What the shape of a call was padded to is all that tells graphs apart: 3 rows at first, 1 at
-    last; trees of 1 to 10 nodes; prompts of 52 to 117 tokens."""
-    outcome, seen = run(CELLS[0])
-    check(outcome, seen)
-    assert {g.info.recorded for g in seen.graphs if g.info.replayed > 5} == {1}
+def test_one_graph_takes_every_tree_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a bucket of context: 3 rows at first, 1 at last; trees of 1 to 10 nodes."""
+    recorded = []
+    for least in (64, 512):
+        with graphed(by_tensors) as seen:
+            monkeypatch.setattr(mmspec.target.graphs.bucket, "_LEAST_COLUMNS", least)
+            engine = matrix._engine("llama", "bfloat16", 9, [matrix._lookup()], exactness="bitwise")
+            requests = matrix._requests(CELLS[0])
+            for _ in range(2):
+                engine.generate(requests)
+        assert not seen.given_up
+        assert engine.graph_info is not None and engine.graph_info.replayed > 10
+        recorded.append(engine.graph_info.recorded)
+    assert recorded[0] > recorded[1] == 1
 
 
 # Mutants
