@@ -280,7 +280,9 @@ def check_bits(target: Target, config: DecodeConfig) -> None:
             "decode.exactness=bitwise got a model that is scored by its own attention; expected "
             "mmspec's: decode.probe=true and decode.attention=auto, and a model that agrees with it"
         )
-    if target.device.type == "cuda" and torch.cuda.tunable.is_enabled():
+    # What torch.cuda.tunable asks, which a torch built for CPUs alone does not have.
+    is_tuned = getattr(torch._C, "_cuda_tunableop_is_enabled", lambda: False)
+    if target.device.type == "cuda" and is_tuned():
         raise ConfigError(
             "decode.exactness=bitwise got PYTORCH_TUNABLEOP_ENABLED=1, with which products are "
             "computed by whatever was quickest in this process; expected it to be off"

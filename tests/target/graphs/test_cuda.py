@@ -45,8 +45,17 @@ def test_replayed_calls_give_the_tokens_of_eager_ones(family: str, drafter: str)
     assert engine.graph_info.replayed > engine.graph_info.eager > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("max_nodes", [9, 64])
+_ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="slow where pretended")
+
+
+@pytest.mark.parametrize(
+    ("max_nodes", "dtype"),
+    [
+        (4, torch.bfloat16),
+        pytest.param(64, torch.bfloat16, marks=_ON_A_GPU),
+        pytest.param(64, torch.float32, marks=_ON_A_GPU),
+    ],
+)
 def test_in_bitwise_mode_replays_have_the_bits_of_launches(
     max_nodes: int, dtype: torch.dtype
 ) -> None:
@@ -55,18 +64,17 @@ def test_in_bitwise_mode_replays_have_the_bits_of_launches(
     requests = [
         Request(
             prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=length, seed=length),
-            max_new_tokens=24, output_logits=True, **sampling,
+            max_new_tokens=min(max_nodes + 2, 32), output_logits=True, seed=1, **sampling,
         )
         for length, sampling in (
-            (52, {"temperature": 0.0}),
-            (117, {"temperature": 1.0, "top_k": 0, "seed": 1}),
-            (60, {"temperature": 0.7, "top_k": 0, "top_p": 0.9, "seed": 2}),
+            (60, {"temperature": 0.0}),
+            (117, {"temperature": 0.7, "top_k": 0, "top_p": 0.9}),
         )
     ]  # fmt: skip
     found = []
     for graphs in ("never", "auto"):
         decode = DecodeConfig(
-            exactness="bitwise", max_rows=3, max_nodes=max_nodes, cuda_graphs=graphs,
+            exactness="bitwise", max_rows=2, max_nodes=max_nodes, cuda_graphs=graphs,
             controller="fixed",
         )  # fmt: skip
         engine = mmspec.load(
@@ -74,9 +82,8 @@ def test_in_bitwise_mode_replays_have_the_bits_of_launches(
         )
         with warnings.catch_warnings():
             warnings.simplefilter("error", mmspec.errors.GraphWarning)
-            for speculate in (False, True):
-                found.append(engine.generate(requests, speculate=speculate))
-                found.append([engine.generate(r, speculate=speculate) for r in requests])
+            found.append(engine.generate(requests, speculate=graphs == "auto"))
+            found.append([engine.generate(r, speculate=graphs == "never") for r in requests])
         info = engine.graph_info
         assert (info is None) == (graphs == "never")
         assert info is None or (info.replayed > info.eager and info.recorded == 1)
