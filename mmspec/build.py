@@ -34,7 +34,7 @@ from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.sampling import CHOOSING, Choosing
 from mmspec.target import Target
 from mmspec.target.attached import Attention
-from mmspec.target.bits import differing_node, has_experts
+from mmspec.target.bits import differing_node, reason_against
 from mmspec.target.graphs import CudaRecorder
 from mmspec.target.linears import quick_linears
 from mmspec.target.load import (
@@ -122,6 +122,7 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}
 _CUDA_GRAPHS = ("auto", "never")
+_MANY_NODES = 128  # up to some such number a GPU reads weights for longer than it multiplies
 _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
     "tree": lambda tree: tree,
     "chain": TokenTree.best_chain,
@@ -300,15 +301,24 @@ def check_bits(target: Target, config: DecodeConfig) -> None:
             "decode.exactness=bitwise got a model that is scored by its own attention; expected "
             "mmspec's: decode.probe=true and decode.attention=auto, and a model that agrees with it"
         )
-    if has_experts(target):
-        raise ModelError(
-            f"{name} is a mixture of experts: how many tokens an expert reads at once, and so how "
-            "their sums are rounded, depends on the other tokens of a step; "
-            "decode.exactness=bitwise is not possible here, standard is"
+    # What torch.cuda.tunable asks, which a torch built for CPUs alone does not have.
+    is_tuned = getattr(torch._C, "_cuda_tunableop_is_enabled", lambda: False)
+    if target.device.type == "cuda" and is_tuned():
+        raise ConfigError(
+            "decode.exactness=bitwise got PYTORCH_TUNABLEOP_ENABLED=1, with which products are "
+            "computed by whatever was quickest in this process; expected it to be off"
         )
-    found = differing_node(target, rows=config.max_rows, nodes=config.max_nodes + 1)
+    rows, nodes = config.max_rows, config.max_nodes + 1
+    if rows * nodes > _MANY_NODES:
+        logger.warning(
+            "bitwise mode computes %d rows of %d nodes at every step, however few there are: set "
+            "decode.max_rows and decode.max_nodes as small as they may be",
+            rows,
+            nodes,
+        )
+    why = reason_against(target)
+    found = why or differing_node(target, rows=rows, nodes=nodes)
     if found is not None:
         raise ModelError(
-            f"{name} gives {found} other bits in a tree than alone (some matrix libraries do so); "
-            "decode.exactness=bitwise is not possible here, standard is"
+            f"{name} {found}; decode.exactness=bitwise is not possible here, standard is"
         )

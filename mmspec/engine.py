@@ -213,7 +213,7 @@ class Engine:
     @property
     def graph_info(self) -> GraphInfo | None:
         """What became of the target's score calls on a GPU; None where none is recorded."""
-        return None if self.target.graphs is None else self.target.graphs.info
+        return None if self._decoded.graphs is None else self._decoded.graphs.info
 
     def share_cache(self, other: "Engine") -> None:
         """Takes and keeps KV and features where `other`, an engine of the same model, does.
@@ -238,7 +238,8 @@ class Engine:
             if isinstance(drafter, LearningDrafter):
                 drafter.forget(namespace)
         if namespace is None:
-            self.target.free()
+            for target in {self.target, self._decoded}:
+                target.free()
 
     def _each(
         self, prompts: Iterable[AnyPrompt], options: Mapping[str, Any]
@@ -321,6 +322,7 @@ class Engine:
             seed=secrets.randbits(64) if request.seed is None else request.seed,
             index=index,
             on_device=self._chooses_on_device,
+            is_bitwise=self._prefill.is_bitwise,
         )
         needs_q = self._rule.needs_q and not sampler.is_greedy  # the greedy walk takes any tree
         return Row(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from mmspec.pieces import in_pieces, process, sums
 from mmspec.prefixes import Prefixes, apply, cumulates, looks_at_scores_alone
 from mmspec.reads import read
 from mmspec.row import Row
@@ -84,7 +85,10 @@ def _part(row: Row, tree: TokenTree, logits: Tensor, weigh: Weigh | None) -> _Pa
     while shared and looks_at_scores_alone(processors[shared - 1]):
         shared -= 1
     for processor in processors[:shared]:
-        scores = apply(processor, prefixes, scores)
+        if sampler.is_bitwise and sums(processor):
+            scores = in_pieces(processor, scores)
+        else:
+            scores = apply(processor, prefixes, scores)
     return _Part(row, tree, prefixes, weigh, scores, LogitsProcessorList(processors[shared:]))
 
 
@@ -115,7 +119,7 @@ def _of_group(parts: Sequence[_Part]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     is not finite where there was nothing to choose (nodes,), and chances (nodes, most children)."""
     weigh = parts[0].weigh
     joined = torch.cat([part.scores for part in parts]) if len(parts) > 1 else parts[0].scores
-    scores = _warped(parts[0].warpers, joined)
+    scores = _warped(parts[0].warpers, joined, parts[0].row.sampler.is_bitwise)
     places = [part.row.sampler.place(d) for part in parts for d in part.prefixes.depths]
     if weigh is None:
         best = best_of(scores, None if parts[0].row.is_greedy else places)
@@ -126,15 +130,21 @@ def _of_group(parts: Sequence[_Part]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return scores, tokens, scores.amax(dim=-1), weighed.chances
 
 
-def _warped(warpers: LogitsProcessorList, scores: Tensor) -> Tensor:
+def _warped(warpers: LogitsProcessorList, scores: Tensor, is_bitwise: bool) -> Tensor:
     if not warpers:
         return scores
     count = scores.shape[0]
+    if is_bitwise:
+        return process(warpers, _nothing(scores), scores)
     if count == 1 and any(map(cumulates, warpers)):
         # CUDA sums up a single row by an algorithm of its own, whose order is not fixed.
         scores = scores.repeat(2, 1)
-    nothing = torch.empty(scores.shape[0], 0, dtype=torch.long, device=scores.device)
-    return warpers(nothing, scores)[:count]
+    return warpers(_nothing(scores), scores)[:count]
+
+
+def _nothing(scores: Tensor) -> Tensor:
+    """(nodes, 0): for those that look at no token."""
+    return torch.empty(scores.shape[0], 0, dtype=torch.long, device=scores.device)
 
 
 class _Sameness:

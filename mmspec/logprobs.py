@@ -6,12 +6,14 @@ from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mmspec.uploads import upload
 
 LogprobsOf = Literal["raw", "processed"]
 
 _POSITIONS_AT_ONCE = 256  # of a prompt: bounds the copy in float32
+_ALIGNED = 4  # float32 values in 16 bytes
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,11 @@ class _Likeliest(NamedTuple):
 def _likeliest(scores: Tensor, tokens: Tensor, top: int) -> _Likeliest:
     """Of `scores` (places, vocab) and the token (places,) at each place."""
     scores = scores if scores.dtype == torch.float64 else scores.float()
-    logprobs = scores.log_softmax(dim=-1)
+    vocab_size = scores.shape[1]
+    # On a GPU the order of a row's sum depends on whether it begins at a multiple of 16 bytes.
+    if excess := vocab_size % _ALIGNED:
+        scores = pad(scores, (0, _ALIGNED - excess), value=-torch.inf)
+    logprobs = scores.log_softmax(dim=-1)[:, :vocab_size]
     chosen = logprobs.gather(1, tokens.unsqueeze(1)).squeeze(1)
     best = logprobs.topk(min(top, logprobs.shape[1]), dim=-1)
     return _Likeliest(tokens, chosen, best.indices, best.values)

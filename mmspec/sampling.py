@@ -27,6 +27,7 @@ from mmspec.logprobs import ScoreRecorder
 from mmspec.noise import TARGET_STREAM, Place, choose, gumbel, gumbel_at, uniforms
 from mmspec.params import SamplingParams
 from mmspec.penalties import GeneratedTokenPenalty
+from mmspec.pieces import process
 from mmspec.prefixes import can_apply
 from mmspec.reads import read
 from mmspec.tree import TokenTree
@@ -75,10 +76,12 @@ class Sampler:
         sample: int = 0,
         recorder: ScoreRecorder | None = None,
         on_device: bool | None = None,
+        is_bitwise: bool = False,
     ) -> None:
         """`prompt_ids` (seq,) int64, on the device where the logits will be. `recorder` is told
         what each token was chosen from. `on_device` chooses without waiting for the device more
-        than once a token, or once a step where choices are foreseen; None: if it is not the CPU."""
+        than once a token, or once a step where choices are foreseen; None: if it is not the CPU.
+        `is_bitwise`: processed logits have the same bits, however many are processed at once."""
         self.processors = processors
         self.is_greedy = is_greedy
         self.seed = seed
@@ -92,6 +95,7 @@ class Sampler:
         self._on_device = prompt_ids.device.type != "cpu" if on_device is None else on_device
         self._foreseen: Mapping[tuple[int, ...], Choice] = {}
         self._since: tuple[int, ...] = ()  # tokens chosen since they were foreseen
+        self.is_bitwise = is_bitwise
 
     @property
     def ids(self) -> Tensor:
@@ -156,7 +160,10 @@ class Sampler:
                 length = ids.shape[1]
                 self._ids[0, length : length + len(ahead)] = upload(ahead, self._ids.device)
                 ids = self._ids[:, : length + len(ahead)]
-            scores = self.processors(ids, scores.unsqueeze(0)).squeeze(0)
+            if self.is_bitwise:
+                scores = process(self.processors, ids, scores.unsqueeze(0)).squeeze(0)
+            else:
+                scores = self.processors(ids, scores.unsqueeze(0)).squeeze(0)
         return scores
 
     def pick(self, scores: Tensor) -> int:
@@ -357,6 +364,7 @@ def build_sampler(
     seed: int,
     index: int = 0,
     on_device: bool | None = None,
+    is_bitwise: bool = False,
 ) -> Sampler:
     """The sampler of a request's first sample; `config` is its merged generation_config, `index`
     its place in the call, `prompt_ids` (seq,) lie where the logits will.
@@ -397,4 +405,5 @@ def build_sampler(
         sample=params.sample,
         recorder=recorder,
         on_device=on_device,
+        is_bitwise=is_bitwise,
     )

@@ -1,5 +1,6 @@
-"""Compiles the kernels of blocks to machine code for a GPU that is not there: an interpreter
-forgives what a compiler does not. Run by itself, without the interpreter; prints a line a kernel.
+"""Compiles the kernels of blocks and of bitwise attention to machine code for a GPU that is not
+there: an interpreter forgives what a compiler does not. Run by itself, without the interpreter;
+prints a line a kernel.
 
     python tests/compile_kernels.py 90
 """
@@ -12,11 +13,19 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mmspec.attention.kernels import bitwise
 from mmspec.target.gpu_linears import _CANDIDATES
 from mmspec.target.kernels import gate, norm, rotary, skinny
 
-_POINTERS = {"committed": "*i32", "num_nodes": "*i32", "num_tail": "*i32", "starts": "*i64"}
-_NUMBERS = {"count": "i32", "nodes": "i32", "epsilon": "fp32"}
+_POINTERS = {
+    "committed": "*i32", "num_nodes": "*i32", "num_tail": "*i32", "starts": "*i64",
+    "committed_of": "*i32", "depths": "*i32", "ancestors": "*i32",
+    "partial": "*fp32", "partial_largest": "*fp32", "partial_weight": "*fp32",
+}  # fmt: skip
+_NUMBERS = {
+    "count": "i32", "nodes": "i32", "epsilon": "fp32", "segments": "i32",
+    "scale_in": "fp32", "scale_out": "fp32",
+}  # fmt: skip
 
 
 def compiled(
@@ -87,6 +96,26 @@ def main(capability: int, *, is_quick: bool) -> None:
         capability=capability,
         warps=1,
     )
+    compile_bitwise(capability)
+
+
+def compile_bitwise(capability: int) -> None:
+    """At Llama-3-8B's shape and 65 nodes a row."""
+    both = {
+        "NODES": 65, "DEPTH": 65, "VALUE_DIM": 128, "BLOCK_V": 128, "WINDOW": 512, "CHUNK": 0,
+        "SEGMENT": bitwise._SEGMENT,
+    }  # fmt: skip
+    attended = {
+        **both, "KV_HEADS": 8, "GROUP": 4, "MEMBERS": 4, "TILE": 8, "HEAD_DIM": 128,
+        "BLOCK_D": 128, "BLOCK_N": 64, "HAS_SOFTCAP": True,
+    }  # fmt: skip
+    strides = (
+        "query_batch", "query_head", "query_node", "key_slot", "key_head", "value_slot",
+        "value_head",
+    )  # fmt: skip
+    compiled(bitwise.bitwise_kernel, attended, multiples=strides, capability=capability, stages=2)
+    merged = {**both, "HEADS": 32, "TOGETHER": bitwise._TOGETHER, "HAS_SINKS": True}
+    compiled(bitwise.merge_segments, merged, capability=capability)
 
 
 if __name__ == "__main__":

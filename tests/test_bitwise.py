@@ -10,11 +10,14 @@ from families import FAMILIES, prompt_inputs
 from matrix import DRAFTERS, KNOWING, Cell, letters, model_of, run_cell
 
 import mmspec
+import mmspec.attention.interface
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.requests import Request
+from mmspec.target.bits import reason_against
+from mmspec.target.probe import probe
 
 _PLACES = (("llama", "text"), ("qwen2_sliding", "text"), ("qwen2_5_vl", "image_middle"))
 _REUSES = ("none", "chunks", "chunks_and_prefixes")
@@ -150,5 +153,68 @@ def test_a_model_whose_rows_meet_is_refused() -> None:
 
     norm.register_forward_hook(meet)
     config = Config(decode=DecodeConfig(exactness="bitwise", max_nodes=9, max_rows=3))
-    with pytest.raises(ModelError, match="other bits in a tree"):
+    with pytest.raises(ModelError, match="gives node 1 of row 0 other bits than"):
         mmspec.load(model, letters(), config=config)
+
+
+@pytest.mark.parametrize("place", [(0, 9), (2, 0), (1, 4)])
+def test_a_model_that_rounds_otherwise_at_one_place_is_refused(place: tuple[int, int]) -> None:
+    """As a library would that splits some tiles of a product and not others."""
+    model = FAMILIES["llama"].build(torch.bfloat16)
+
+    def split(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        if output.shape[:2] == (3, 10):
+            output[place] = torch.nextafter(output[place], torch.zeros_like(output[place]))
+        return output
+
+    model.model.layers[0].mlp.down_proj.register_forward_hook(split)
+    config = Config(decode=DecodeConfig(exactness="bitwise", max_nodes=9, max_rows=3))
+    with pytest.raises(ModelError, match=rf"gives node {place[1]} of row {place[0]} other bits"):
+        mmspec.load(model, letters(), config=config)
+
+
+def test_positions_that_a_neighbour_changes_are_refused() -> None:
+    model = FAMILIES["llama"].build(torch.bfloat16)
+    target = probe(model)[0]
+    assert reason_against(target) is None
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+    }
+    model.config.rope_parameters = rope
+    why = reason_against(target)
+    assert why is not None and "longer than 32 tokens" in why
+    rope["original_max_position_embeddings"] = model.config.max_position_embeddings
+    assert reason_against(target) is None  # no text is as long
+
+
+def test_experts_are_found_by_their_module_too() -> None:
+    model = FAMILIES["llama"].build(torch.bfloat16)
+    model.model.layers[0].mlp.experts = torch.nn.Linear(2, 2)
+    why = reason_against(probe(model)[0])
+    assert why is not None and "mixture of experts" in why
+
+
+def test_a_layer_that_asks_for_more_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmspec.attention.interface, "_is_understood", lambda *_: False)
+    with pytest.raises(ModelError, match="of layer 0 asks its attention for more"):
+        engine_of("bitwise")
+
+
+def test_a_large_shape_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = Config(decode=DecodeConfig(exactness="bitwise", max_nodes=64, max_rows=2))
+    mmspec.load(model_of("llama", "bfloat16"), letters(), config=config, drafter="none")
+    assert "2 rows of 65 nodes" in caplog.text and "decode.max_rows" in caplog.text
+
+
+def test_weights_whose_kernels_round_by_the_step_are_refused() -> None:
+    model = FAMILIES["llama"].build(torch.bfloat16)
+    target = probe(model)[0]
+    model.is_quantized = True
+    for settings, is_refused in (({"load_in_8bit": True}, True), ({"load_in_4bit": True}, False)):
+        model.config.quantization_config = settings
+        why = reason_against(target)
+        assert (why is not None and "quantised" in why) == is_refused

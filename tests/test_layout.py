@@ -15,7 +15,7 @@ FLOORS = (
     {
         "attention", "calibration", "config", "encoders", "inputs", "logprobs", "noise",
         "noise_kernels", "reads",
-        "params", "penalties", "plan", "prefixes", "sampling",
+        "params", "penalties", "pieces", "plan", "prefixes", "sampling",
         "state", "stats", "stream", "tree", "verify",
     },
     {"controller", "drafters", "indexing", "target"},

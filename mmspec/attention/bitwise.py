@@ -21,7 +21,7 @@ from torch import Tensor
 from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
-from mmspec.uploads import upload
+from mmspec.attention.tensors import WORD_BITS, TreeTensors
 
 BLOCK = 64  # positions
 _TILE = 16
@@ -49,12 +49,13 @@ class RowPaths:
         return int(self.positions.max()) // BLOCK + 1
 
     @staticmethod
-    def of(row: RowNodes) -> "RowPaths":
-        """Raises ValueError for a node that does not see one token of each position before it."""
-        count = row.num_nodes
-        own = row.visible.shape[1] - count  # where the nodes begin in the tail
-        positions = row.committed + row.depths[own:]
-        real = count - row.padding
+    def of(row: RowNodes, width: int) -> "RowPaths":
+        """Of `width` nodes, the last of them padding. Raises ValueError for a node that does not
+        see one token of each position before it."""
+        real = row.num_nodes
+        own = row.visible.shape[1] - real  # where the nodes begin in the tail
+        positions = np.empty(width, dtype=np.int64)
+        positions[:real] = row.committed + row.depths[own:]
         paths: list[tuple[NDArray[np.bool_], list[int]]] = []
         for node in sorted(range(real), key=lambda n: -positions[n]):
             seen = row.visible[node]
@@ -66,7 +67,7 @@ class RowPaths:
                     break
             else:
                 paths.append((seen, [node]))
-        paths[0][1].extend(range(real, count))
+        paths[0][1].extend(range(real, width))
         first = row.start + row.committed
         positions[real:] = positions[0]
         return RowPaths(
@@ -74,58 +75,66 @@ class RowPaths:
             row.committed,
             positions,
             [
-                Path(first + np.flatnonzero(seen), np.isin(np.arange(count), owners))
+                Path(first + np.flatnonzero(seen), np.isin(np.arange(width), owners))
                 for seen, owners in paths
             ],
         )
 
 
-@dataclass
 class CallPaths:
-    """The rows of a score call in bitwise mode, and what its layers share of them."""
+    """What the layers of a call in bitwise mode share, made when the first one asks for it."""
 
-    rows: Sequence[RowPaths]  # (batch,)
-    _places: Tensor | None = None
+    def __init__(self) -> None:
+        self._rows: list[RowPaths] | None = None
+        self._ancestors: dict[torch.device, Tensor] = {}
 
-    @staticmethod
-    def of(rows: Sequence[RowNodes]) -> "CallPaths":
-        """Raises ValueError as `RowPaths.of` does."""
-        return CallPaths([RowPaths.of(row) for row in rows])
+    def rows(self, call: TreeCall, width: int) -> Sequence[RowPaths]:
+        """(batch,), of `width` nodes each. Raises ValueError as `RowPaths.of` does."""
+        if self._rows is None:
+            self._rows = [RowPaths.of(row, width) for row in call.rows]
+        return self._rows
 
-    def places(self, device: torch.device) -> Tensor:
-        """What the kernel reads: (batch, 2 + nodes + nodes * depth) int32, of one shape for one
-        number of nodes."""
-        if self._places is None:
-            self._places = upload(np.stack([_places_of(row) for row in self.rows]), device)
-        return self._places
+    def ancestors(self, tensors: TreeTensors) -> Tensor:
+        """As `ancestors_of`, once for all layers on a device."""
+        device = tensors.depths.device
+        if device not in self._ancestors:
+            self._ancestors[device] = ancestors_of(tensors)
+        return self._ancestors[device]
 
 
-def _places_of(row: RowPaths) -> NDArray[np.int32]:
-    nodes = len(row.positions)
-    ancestors = np.full((nodes, nodes), -1, dtype=np.int64)
-    for path in row.paths:
-        behind = path.slots - row.start - row.committed
-        for node in np.flatnonzero(path.owners):
-            count = row.positions[node] - row.committed + 1
-            ancestors[node, :count] = behind[:count]
-    head = [np.array([row.start, row.committed]), row.positions, ancestors.ravel()]
-    return np.concatenate(head).astype(np.int32)
+def ancestors_of(tensors: TreeTensors) -> Tensor:
+    """(batch, nodes, tail) int32: each node's ancestors by their depth, itself the last, as places
+    in the tail; -1 behind them. Computed where the tensors lie, so that a graph does it anew."""
+    depths = tensors.depths
+    bits = torch.arange(WORD_BITS, device=depths.device)
+    seen = (tensors.visible.unsqueeze(-1) >> bits).bitwise_and(1).flatten(2).bool()
+    batch, tail = depths.shape
+    nodes = seen.shape[1]
+    # What a node does not see goes to a column of its own, which is cut off.
+    column = torch.where(seen[..., :tail], depths.unsqueeze(1), tail).long()
+    place = torch.arange(tail, device=depths.device, dtype=torch.int32).expand(batch, nodes, -1)
+    found = torch.full((batch, nodes, tail + 1), -1, device=depths.device, dtype=torch.int32)
+    return found.scatter_(2, column, place)[..., :tail].contiguous()
 
 
 def attend_bitwise(
     query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
 ) -> Tensor:
-    """As `tree_attention`; sums in float32 at least. The bits also depend on the shape of the call:
-    a caller keeps to one."""
+    """As `tree_attention`; sums in float32 at least. The bits also depend on the nodes that the
+    query is padded to: a caller keeps to one number. Rows behind the call's are padding too."""
     assert call.paths is not None
     kernel = _kernel() if query.device.type == "cuda" else None
     if kernel is not None and kernel.can_attend(query, keys, values):
-        return kernel.attend(query, keys, values, call.paths.places(query.device), rule=rule)
-    rows = [
-        _attend_row(own, keys, values, row, rule)
-        for own, row in zip(query, call.paths.rows, strict=True)
-    ]
-    return torch.stack(rows).to(query.dtype)
+        tensors = call.tensors(query.device)
+        ancestors = call.paths.ancestors(tensors)
+        columns = call.max_columns
+        return kernel.attend(query, keys, values, tensors, ancestors, columns=columns, rule=rule)
+    batch, heads, width, _ = query.shape
+    rows = call.paths.rows(call, width)
+    out = query.new_zeros(batch, width, heads, values.shape[2])
+    for index, row in enumerate(rows):
+        out[index] = _attend_row(query[index], keys, values, row, rule)
+    return out
 
 
 @cache

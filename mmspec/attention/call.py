@@ -28,7 +28,6 @@ class RowNodes:
     committed: int  # tokens that every node sees, as far as its layer reaches
     visible: NDArray[np.bool_]  # (nodes, tail): which of the tail each node sees
     depths: NDArray[np.int64]  # (tail,) position of each tail token - committed
-    padding: int = 0  # of the nodes, the last ones: their results are read by nobody
 
     @property
     def num_nodes(self) -> int:
@@ -95,8 +94,8 @@ class TreeCall:
     layers: Sequence[FlatLayer]  # the cache's, by layer index
     reaches: Sequence[Reach]  # by layer index
     backend: str = "auto"  # the rung that is asked first, by its name
-    # For a graph: the rows as tensors whose values change from replay to replay, and the most
-    # columns that a row of them may have. `rows` is not read then.
+    # For a graph, and in bitwise mode: the rows as tensors, whose values change from replay to
+    # replay, and the most columns that a row of them may have. A graph does not read `rows`.
     prepared: TreeTensors | None = None
     max_columns: int = 0
     paths: "CallPaths | None" = None  # in bitwise mode
@@ -120,10 +119,10 @@ class TreeCall:
 
     def tensors(self, device: torch.device) -> TreeTensors:
         """The rows as kernels read them, made once for all layers on the device."""
-        if self.prepared is not None:
-            return self.prepared
         if device not in self._tensors:
-            self._tensors[device] = TreeTensors.of(self.rows, device)
+            given = self.prepared
+            made = TreeTensors.of(self.rows, device) if given is None else given.on(device)
+            self._tensors[device] = made
         return self._tensors[device]
 
     def prefixes(self, device: torch.device) -> Prefixes:

@@ -17,6 +17,7 @@ from mmspec.attention.chunk import ChunkCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
+from mmspec.errors import ModelError
 from mmspec.kv import QueryTap
 
 KEYWORD = "tree_call"  # of model.forward; it arrives in every layer's attention
@@ -93,6 +94,11 @@ def _attend(
         if not dropout and _is_understood(reach, query, key, kwargs):
             rule = LayerRule(reach, factor, kwargs.get("softcap"), kwargs.get("s_aux"))
             return attend_layer(query, call, index, rule), None
+        if isinstance(call, TreeCall) and call.paths is not None:
+            raise ModelError(
+                f"{type(module).__name__} of layer {index} asks its attention for more than "
+                "mmspec's does; decode.exactness=bitwise is not possible here, standard is"
+            )
         key, value = layer.view(layer.keys), layer.view(layer.values)
         attention_mask = call.dense_mask(reach, query)
     own_attention = _own_attention(own, module)

@@ -65,6 +65,10 @@ class TreeTensors:
         )
         return TreeTensors(first.view(torch.int64), *others)
 
+    def on(self, device: torch.device) -> "TreeTensors":
+        """The same on another device; these themselves where they lie there already."""
+        return TreeTensors(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
     def copy_(self, other: "TreeTensors") -> None:
         """Takes over the values of tensors of the same shapes."""
         for field in fields(self):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -84,6 +84,37 @@ def check(setting: Setting, recorder: Recorder) -> None:
                 one.identical == one.texts,
                 f"bitwise, {one.way}, {one.sampling}: {one.identical} of {one.texts} identical",
             )
+    with recorder.attempt("bitwise mode by graphs"):
+        by_graphs, by_launches = (
+            next(engines(*BITWISE.overrides(on=True), f"decode.cuda_graphs={graphs}"))[1]
+            for graphs in ("auto", "never")
+        )
+        _check_replays(by_graphs, by_launches, setting, recorder)
+
+
+def _check_replays(
+    by_graphs: Engine, by_launches: Engine, setting: Setting, recorder: Recorder
+) -> None:
+    """Every bit of the logits by which a batch's tokens were chosen, replayed and launch by
+    launch."""
+    assert by_graphs.inputs is not None
+    requests = [
+        replace(request, temperature=0.0, output_logits=True, max_new_tokens=32)
+        for request in default_requests(by_graphs.inputs)[:_ROWS]
+    ]
+    pairs = zip(by_graphs.generate(requests), by_launches.generate(requests), strict=True)
+    same = [
+        one.logits is not None and other.logits is not None and one.logits.equal(other.logits)
+        for one, other in pairs
+    ]
+    recorder.check(
+        all(same), f"bitwise, replayed and launched: {sum(same)} of {len(same)} identical"
+    )
+    info = by_graphs.graph_info
+    recorder.found("bitwise graphs", None if info is None else asdict(info))
+    if setting.device.type == "cuda":
+        replayed = 0 if info is None else info.replayed
+        recorder.check(replayed > 0, f"bitwise: {replayed} calls replayed")
 
 
 def _compared(engine: Engine, setting: Setting, *, is_stressed: bool) -> CheckReport:

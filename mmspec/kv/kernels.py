@@ -137,22 +137,23 @@ def write(
         if buffer.shape[1:] != (kv_heads, states.shape[3]) or states.shape[2] != nodes:
             raise ValueError(f"states {tuple(states.shape)} for a buffer {tuple(buffer.shape)}")
     grid = (nodes, batch, triton.cdiv(kv_heads, _HEADS))
-    _write[grid](
-        keys,
-        values,
-        key_states,
-        value_states,
-        first,
-        counts,
-        kv_heads,
-        key_dim,
-        value_dim,
-        *key_states.stride(),
-        *value_states.stride(),
-        HEADS=min(_HEADS, triton.next_power_of_2(kv_heads)),
-        KEY_DIM=triton.next_power_of_2(key_dim),
-        VALUE_DIM=triton.next_power_of_2(value_dim),
-    )
+    with torch.cuda.device_of(keys):  # a model may be spread over several
+        _write[grid](
+            keys,
+            values,
+            key_states,
+            value_states,
+            first,
+            counts,
+            kv_heads,
+            key_dim,
+            value_dim,
+            *key_states.stride(),
+            *value_states.stride(),
+            HEADS=min(_HEADS, triton.next_power_of_2(kv_heads)),
+            KEY_DIM=triton.next_power_of_2(key_dim),
+            VALUE_DIM=triton.next_power_of_2(value_dim),
+        )
 
 
 @dataclass(frozen=True)
@@ -192,12 +193,13 @@ def commit(table: BufferTable, paths: Sequence[tuple[int, Sequence[int]]]) -> No
         packed[row, : 2 + len(path)] = torch.tensor([end, len(path), *path])
     on_device = upload(packed, table.addresses.device)
     grid = (len(table.widths), len(paths), triton.cdiv(table.widest, _BLOCK))
-    _commit[grid](
-        table.addresses,
-        table.widths,
-        on_device,
-        on_device.stride(0),
-        WORD=_WORDS[table.word_bytes],
-        BLOCK=min(_BLOCK, triton.next_power_of_2(table.widest)),
-        LONGEST=triton.next_power_of_2(longest),  # a bound known before: compiled once for each
-    )
+    with torch.cuda.device_of(on_device):
+        _commit[grid](
+            table.addresses,
+            table.widths,
+            on_device,
+            on_device.stride(0),
+            WORD=_WORDS[table.word_bytes],
+            BLOCK=min(_BLOCK, triton.next_power_of_2(table.widest)),
+            LONGEST=triton.next_power_of_2(longest),  # a bound known before: compiled once for each
+        )

@@ -42,7 +42,7 @@ class WritePlan:
         """What a kernel on the device is told; where the forward is captured, the tensors that
         stay."""
         if self.captured is not None:
-            return self.captured
+            return self.captured.on(device)
         if device not in self._slots:
             rows = zip(self.starts, self.lengths, strict=True)
             told = [[start + length for start, length in rows], self.counts]

@@ -22,6 +22,10 @@ class WriteSlots:
     first: Tensor  # (batch,) int64
     counts: Tensor  # (batch,) int64; 0 for a row that is only padding, never the first one
 
+    def on(self, device: torch.device) -> "WriteSlots":
+        """The same on another device; themselves where they lie there already."""
+        return WriteSlots(self.first.to(device), self.counts.to(device))
+
     def write(self, keys: Tensor, values: Tensor, key_states: Tensor, value_states: Tensor) -> None:
         """Writes states (batch, kv_heads, nodes, head_dim) into a layer's flat buffers (slots,
         kv_heads, head_dim). Nothing in it depends on the values of the tensors but their

@@ -92,13 +92,11 @@ class Attachments:
         like: Tensor,
         device: torch.device,
         call: TreeCall | None = None,
-        padding: Sequence[int] = (),
     ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields who runs it (None: the model) and the keywords that it needs
         for it. `like` has the model's dtype, `device` is where its inputs go; `call`: what
-        attention is told, in place of a call made of the trees; the last `padding[i]` nodes of tree
-        i are read by nobody."""
+        attention is told, in place of a call made of the trees."""
         with ExitStack() as stack:
             tower = self._tower()
             if tower is None:
@@ -114,7 +112,7 @@ class Attachments:
                 yield None, {"attention_mask": on_device(mask, device)}
                 return
             plan.is_viewed = False
-            call = call or self.tree_call(trees, cache, plan, written, padding=padding)
+            call = call or self.tree_call(trees, cache, plan, written)
             if tower is not None:
                 yield tower, {KEYWORD: call}
                 return
@@ -180,15 +178,12 @@ class Attachments:
         cache: KVCache,
         plan: WritePlan,
         written: Sequence[int],
-        *,
-        padding: Sequence[int] = (),
     ) -> TreeCall:
         """What attention is told of the trees' nodes behind the first `written` ones."""
-        unread = padding or [0] * len(trees)
-        placed = zip(trees, plan.starts, plan.lengths, written, unread, strict=True)
+        placed = zip(trees, plan.starts, plan.lengths, written, strict=True)
         rows = [
-            RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths), last)
-            for tree, start, end, old, last in placed
+            RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
+            for tree, start, end, old in placed
         ]
-        paths = CallPaths.of(rows) if self._is_bitwise else None
+        paths = CallPaths() if self._is_bitwise else None
         return TreeCall(rows, cache.flat_layers, self._reaches, backend=self.backend, paths=paths)

@@ -28,11 +28,32 @@ def prompt_cuts(config: PreTrainedConfig) -> Cuts:
     text = config.get_text_config(decoder=True)
     if {config.model_type, text.model_type} & set(_SEES_WHOLE_PROMPT):
         return Cuts(f"in {config.model_type} the prompt's tokens see later ones")
-    rope = getattr(text, "rope_parameters", None) or {}
-    for one in (rope, *rope.values()):
-        if isinstance(one, dict) and str(one.get("rope_type", "")).startswith(_ROPE_BY_LENGTH):
-            return Cuts(f"{one['rope_type']} positions depend on the prompt's length")
+    for rope in _ropes_by_length(text):
+        return Cuts(f"{rope['rope_type']} positions depend on the prompt's length")
     return Cuts(has_blocks=config.model_type in _MEDIA_BLOCKS)
+
+
+def _ropes_by_length(text: PreTrainedConfig) -> list[dict[str, object]]:
+    rope = getattr(text, "rope_parameters", None) or {}
+    return [
+        one
+        for one in (rope, *rope.values())
+        if isinstance(one, dict) and str(one.get("rope_type", "")).startswith(_ROPE_BY_LENGTH)
+    ]
+
+
+def rope_border(config: PreTrainedConfig) -> int | None:
+    """The length from which on a text, or another of its batch, changes how all of them are
+    rotated; None where none of the model's context is as long."""
+    text = config.get_text_config(decoder=True)
+    context = getattr(text, "max_position_embeddings", None)
+    borders = [
+        # A dynamic one changes beyond the model's context alone.
+        rope.get("original_max_position_embeddings") if rope["rope_type"] == "longrope" else context
+        for rope in _ropes_by_length(text)
+    ]
+    known = [border for border in borders if isinstance(border, int)]
+    return min((b for b in known if context is None or b < context), default=None)
 
 
 def first_position(config: PreTrainedConfig) -> int:

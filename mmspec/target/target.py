@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mmspec.attention import RowNodes
 from mmspec.encoders.features import FeatureSource
 from mmspec.encoders.media import join, token_inputs
 from mmspec.errors import ConfigError
@@ -132,10 +133,12 @@ class Target:
     def bitwise(self, *, rows: int, nodes: int) -> "Target":
         """The same model, whose score calls all have one shape: `rows` rows of `nodes` nodes, the
         most that a call may ask for. Then a node's logits have the same bits whatever the tree, the
-        batch, and what of its text was committed before (see `bits`)."""
+        batch, and what of its text was committed before (see `bits`), recorded or not."""
         fixed = copy.copy(self)
         fixed._shape = (rows, nodes)
-        fixed.graphs = fixed._buffers = None
+        if self.graphs is not None:
+            fixed.graphs = ScoreGraphs(self.graphs.recorder, self.device)
+            fixed._buffers = BufferPool()
         fixed.attachments = Attachments(
             self.model, mask_rule=self.mask_rule, attention="tree", is_bitwise=True
         )
@@ -332,42 +335,6 @@ class Target:
         tree i: only the others are computed, on top of those, and only theirs are the scores.
         `ids` (batch, nodes) int64 on the device: the tokens of those, in place of the trees' own,
         which are not known yet. As many of each row."""
-        if self._shape is None:
-            return self._score(trees, cache, placements, taps=taps, written=written, ids=ids)
-        rows, nodes = self._shape
-        assert len(trees) <= rows and not written, f"{len(trees)} rows, expected {rows} at most"
-        spare = [cache.open(nodes) for _ in range(rows - len(trees))]
-        whole = [*trees, *(TokenTree.root(0) for _ in spare)]
-        try:
-            scores = self._score(
-                [_widened(tree, nodes) for tree in whole],
-                cache,
-                [*placements, *(Placement(r, placements[0].position_offsets) for r in spare)],
-                taps=taps,
-                padding=[nodes - tree.num_nodes for tree in whole],
-            )
-        finally:
-            for row in spare:
-                cache.close(row)
-        return [
-            Scores(
-                score.logits[: tree.num_nodes],
-                {tap: states[: tree.num_nodes] for tap, states in score.hidden.items()},
-            )
-            for tree, score in zip(trees, scores, strict=False)
-        ]
-
-    def _score(
-        self,
-        trees: Sequence[TokenTree],
-        cache: KVCache,
-        placements: Sequence[Placement],
-        *,
-        taps: Collection[int],
-        written: Sequence[int] = (),
-        padding: Sequence[int] = (),
-        ids: Tensor | None = None,
-    ) -> list[Scores]:
         done = list(written) or [0] * len(trees)
         counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
@@ -375,14 +342,16 @@ class Target:
         if ids is None:
             ids = _padded([tree.tokens[old:] for tree, old in zip(trees, done, strict=True)])
         positions = _node_positions(trees, lengths, placements, done)
-        for row, count in enumerate(padding):  # never past the context that the model was made for
-            positions[..., row, positions.shape[-1] - count :] = positions[..., row, :1]
+        if self._shape is not None:
+            size = len(trees), max(counts)
+            assert not any(done), "in bitwise mode a tree is scored in one call"
+            assert size[0] <= self._shape[0] and size[1] <= self._shape[1], f"{size}: too large"
         with self._forward(), cache.writing(rows, counts, after=done) as plan:
             output: Any = None
-            if self.graphs is not None:
+            if self.graphs is not None or self._shape is not None:
                 tree_call = self.attachments.tree_call(trees, cache, plan, done)
-                output = self._by_graph(
-                    ScoreCall(ids, positions, tree_call, plan, cache, rows, taps)
+                output = self._by_inputs(
+                    ScoreCall(ids, positions, tree_call, plan, cache, rows, taps, self._shape)
                 )
             if output is None:
                 with (
@@ -393,7 +362,6 @@ class Target:
                         written=done,
                         like=self._first,
                         device=self.device,
-                        padding=padding,
                     ) as (tower, inputs),
                     self.attachments.watching(cache, rows, counts) as watched,
                 ):
@@ -416,21 +384,31 @@ class Target:
             for index, count in enumerate(counts)
         ]
 
-    def _by_graph(self, call: ScoreCall) -> Computed | None:
-        """The scores of a call that is replayed, whose queries go to the cache's log; None where
-        it is not."""
-        assert self.graphs is not None
-        computed = self.graphs.score(
-            call, self._compute, mode=self.attachments.state, model=self.model
-        )
+    def _by_inputs(self, call: ScoreCall) -> Computed | None:
+        """The scores of a call that is replayed, or is padded to the one shape of bitwise mode and
+        computed by the forward that a graph would repeat. Its queries go to the cache's log. None
+        where it is neither."""
+        computed: Computed | None = None
+        if self.graphs is not None:
+            computed = self.graphs.score(
+                call, self._compute, mode=self.attachments.state, model=self.model
+            )
+        if computed is None and call.shape is not None:
+            assert call.bucket is not None
+            inputs = StaticInputs(call.bucket, self.device)
+            inputs.fill(call)
+            computed = self._compute(inputs, call, rows=call.tree.rows)
         if computed is not None and call.cache.queries is not None:
             tap = call.cache.queries.tap(call.rows, call.plan.counts)
             for queries in computed.queries:
                 tap.take(queries.layer, queries.states, queries.scaling)
         return computed
 
-    def _compute(self, given: StaticInputs, call: ScoreCall) -> Computed:
-        """A call's forward, in the form that is recorded."""
+    def _compute(
+        self, given: StaticInputs, call: ScoreCall, *, rows: Sequence[RowNodes] | None = None
+    ) -> Computed:
+        """A call's forward, in the form that is recorded; with `rows`, for attention that reads
+        them on the CPU, it is not."""
         tap = HeldQueries() if call.cache.queries is not None else None
         plan = replace(call.plan, captured=given.slots)
         with (
@@ -442,7 +420,7 @@ class Target:
                 written=(),
                 like=self._first,
                 device=self.device,
-                call=given.tree_call(call),
+                call=given.tree_call(call, rows=rows),
             ) as (tower, inputs),
             self.attachments.tapped(tap) as tapped,
         ):
@@ -492,18 +470,6 @@ def _fed(
         return
     with features.attached(model, placeholders):
         yield
-
-
-def _widened(tree: TokenTree, nodes: int) -> TokenTree:
-    """The tree with so many nodes, the new ones below node 0."""
-    count = nodes - tree.num_nodes
-    assert count >= 0, f"{tree.num_nodes} nodes, expected {nodes} at most"
-    return TokenTree(
-        tokens=(*tree.tokens, *[0] * count),
-        parents=(*tree.parents, *[0] * count),
-        confidence=(*tree.confidence, *[0.0] * count),
-        drafters=(*tree.drafters, *[""] * count),
-    )
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

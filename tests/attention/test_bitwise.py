@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mmspec.attention import LayerRule, Reach, RowNodes, TreeCall, tree_attention
-from mmspec.attention.bitwise import BLOCK, CallPaths, RowPaths
+from mmspec.attention.bitwise import BLOCK, CallPaths, RowPaths, ancestors_of
+from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import FlatLayer
 from mmspec.tree import TokenTree
 
@@ -56,9 +57,8 @@ def attended(
             on_path.append(len(parents) - 1)
         else:
             parents.append(int(draw.integers(len(parents))))
-    real = len(parents)
-    parents += [0] * (WIDTH - real)
-    tree = TokenTree((0,) * WIDTH, tuple(parents), (1.0,) * WIDTH, ("",) * WIDTH)
+    real = len(parents)  # of WIDTH nodes: the others are padding
+    tree = TokenTree((0,) * real, tuple(parents), (1.0,) * real, ("",) * real)
     dtype = text.keys.dtype
     start, own_row = int(draw.integers(0, 40)), int(draw.integers(2))
     slots = start + committed + WIDTH + 300
@@ -70,16 +70,25 @@ def attended(
             buffer[start + committed + node] = own[committed + at]
     for at, node in enumerate(on_path):
         query[own_row, :, node] = text.queries[committed + at]
-    row = RowNodes(start, committed, tree.ancestor_mask, np.array(tree.depths), WIDTH - real)
+    row = RowNodes(start, committed, tree.ancestor_mask, np.array(tree.depths))
     behind = start + committed + WIDTH
     other = RowNodes(behind, int(draw.integers(0, 200)), tree.ancestor_mask, np.array(tree.depths))
     rows = [row, other] if own_row == 0 else [other, row]
-    call = TreeCall(rows, [FlatLayer()], [rule.reach], paths=CallPaths.of(rows))
+    # In some calls the second row is padding.
+    rows = rows[: int(draw.integers(own_row + 1, 3))]
     if by_kernel:
         kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
-        assert kernel.can_attend(query, keys, values) and call.paths is not None
-        out = kernel.attend(query, keys, values, call.paths.places(query.device), rule=rule)
+        assert kernel.can_attend(query, keys, values)
+        tensors = TreeTensors.of(rows, "cpu", batch=2, nodes=WIDTH, tail=WIDTH)
+        longest = max(row.num_columns for row in rows)
+        columns = int(draw.integers(longest, longest + 200))
+        ancestors = ancestors_of(tensors)
+        out = kernel.attend(query, keys, values, tensors, ancestors, columns=columns, rule=rule)
+        for index in range(2):  # NaN there would go on through the model
+            count = rows[index].num_nodes if index < len(rows) else 0
+            assert not out[index, count:].any(), "padding is not zero"
     else:
+        call = TreeCall(rows, [FlatLayer()], [rule.reach], paths=CallPaths())
         out = tree_attention(query, keys, values, call=call, rule=rule)
     return out[own_row, on_path]
 
@@ -120,10 +129,18 @@ def test_a_node_that_skips_a_position_is_refused() -> None:
     visible = np.array([[True, False, False], [True, True, False], [True, False, True]])
     row = RowNodes(0, 4, visible, np.array([0, 1, 2]))
     with pytest.raises(ValueError, match="sees the depths"):
-        RowPaths.of(row)
+        RowPaths.of(row, 3)
 
 
 CUTS = ((9, BLOCK - 4), (3, 2 * BLOCK - 1), (5, BLOCK), (7, 2 * BLOCK - 7), (4, 0), (6, 131))
+
+
+@pytest.fixture(autouse=True)
+def segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a text has several, and more than are summed up at once."""
+    kernel = pytest.importorskip("mmspec.attention.kernels.bitwise")
+    monkeypatch.setattr(kernel, "_SEGMENT", BLOCK)
+    monkeypatch.setattr(kernel, "_TOGETHER", 2)
 
 
 def check_kernel(name: str, dtype: torch.dtype, cuts: Sequence[tuple[int, int]]) -> None:
@@ -166,11 +183,36 @@ def test_the_kernel_takes_heads_of_any_size_and_group() -> None:
         parents = [-1, *(int(draw.integers(n)) for n in range(1, 6))]
         tree = TokenTree((0,) * 6, tuple(parents), (1.0,) * 6, ("",) * 6)
         row = RowNodes(3, 70, tree.ancestor_mask, np.array(tree.depths))
-        paths = CallPaths.of([row])
+        tensors = TreeTensors.of([row], "cpu")
         keys, values = (torch.randn(90, kv_heads, head_dim) for _ in range(2))
         query = torch.randn(1, heads, 6, head_dim)
-        found = kernel.attend(query, keys, values, paths.places(query.device), rule=rule)
+        ancestors = ancestors_of(tensors)
+        found = kernel.attend(query, keys, values, tensors, ancestors, columns=90, rule=rule)
         expected = tree_attention(
             query, keys, values, call=TreeCall([row], [FlatLayer()], [rule.reach]), rule=rule
         )
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ancestors_stand_by_their_depth() -> None:
+    #      0
+    #     / \
+    #    1   2
+    #    |   |
+    #    4   3
+    tree = TokenTree((0,) * 5, (-1, 0, 0, 2, 1), (1.0,) * 5, ("",) * 5)
+    rows = [RowNodes(7, 5, tree.ancestor_mask, np.array(tree.depths))]
+    tensors = TreeTensors.of(rows, "cpu", batch=2, nodes=6, tail=6)
+    expected = torch.full((2, 6, 6), -1, dtype=torch.int32)
+    for node in range(5):
+        path = tree.path_to(node)
+        expected[0, node, : len(path)] = torch.tensor(path, dtype=torch.int32)
+    assert torch.equal(ancestors_of(tensors), expected)
+
+
+def test_ancestors_of_more_nodes_than_a_word_of_bits_holds() -> None:
+    chain = TokenTree.chain(0, [0] * 69, [1.0] * 69, "")
+    tensors = TreeTensors.of([RowNodes(0, 5, chain.ancestor_mask, np.array(chain.depths))], "cpu")
+    places = torch.arange(70, dtype=torch.int32)
+    expected = torch.where(places <= places.unsqueeze(1), places, -1)
+    assert torch.equal(ancestors_of(tensors)[0], expected)

@@ -189,7 +189,8 @@ def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> 
     assert made.returncode == 0, made.stderr
     lines = [line.split() for line in made.stdout.splitlines()]
     assert {line[0] for line in lines} == {
-        *("_multiply", "_multiply_gated", "_add_norm", "_gate", "_turn")
+        *("_multiply", "_multiply_gated", "_add_norm", "_gate", "_turn"),
+        *("bitwise_kernel", "merge_segments"),
     }
     for name, shared, is_asynchronous in lines:
         assert int(shared) <= 227 * 1024, f"{name}: more shared memory than an H200 has"

@@ -31,6 +31,12 @@ class Bucket:
             planes,
         )
 
+    @staticmethod
+    def fixed(rows: int, nodes: int, *, columns: int, planes: int) -> "Bucket":
+        """Of bitwise mode: as many rows and nodes as all its calls have. More columns are more
+        room, nothing is divided by them."""
+        return Bucket(rows, nodes, nodes, max(_power_of_two(columns), _LEAST_COLUMNS), planes)
+
 
 def _power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()

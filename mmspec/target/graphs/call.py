@@ -3,10 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mmspec.attention import RowNodes, TreeCall
+from mmspec.attention import CallPaths, RowNodes, TreeCall
 from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.graphs.bucket import Bucket
 
@@ -22,18 +23,27 @@ class ScoreCall:
     cache: KVCache
     rows: Sequence[int]  # (batch,) the cache's numbers
     taps: Collection[int]
+    shape: tuple[int, int] | None = None  # (rows, nodes) of all calls, in bitwise mode
 
     @property
     def bucket(self) -> Bucket | None:
         """The graph's shapes; None where none takes it."""
+        if self.shape is not None:
+            rows, nodes = self.shape
+            return Bucket.fixed(rows, nodes, columns=self.tree.max_columns, planes=self.planes)
         batch, nodes = self.ids.shape
         return Bucket.of(
             rows=batch,
             nodes=nodes,
             tail=max(len(row.depths) for row in self.tree.rows),
             columns=self.tree.max_columns,
-            planes=1 if self.positions.ndim == 2 else self.positions.shape[0],
+            planes=self.planes,
         )
+
+    @property
+    def planes(self) -> int:
+        """Of position ids."""
+        return 1 if self.positions.ndim == 2 else self.positions.shape[0]
 
     @property
     def varied(self) -> "ScoreCall | None":
@@ -57,6 +67,7 @@ class ScoreCall:
                 self.tree.layers,
                 self.tree.reaches,
                 backend=self.tree.backend,
+                paths=None if self.tree.paths is None else CallPaths(),
             ),
             plan=WritePlan(
                 [start + 2 for start in plan.starts],
@@ -67,8 +78,16 @@ class ScoreCall:
 
 
 def _varied(row: RowNodes) -> RowNodes:
-    kept = -1 if row.num_nodes > 1 else None
-    return RowNodes(row.start + 2, row.committed - 1, row.visible[:kept, :kept], row.depths[:kept])
+    """A node fewer, and another tree: all below the first, or one path where that was so."""
+    nodes = max(row.num_nodes - 1, 1)
+    tail = len(row.depths) - row.num_nodes + nodes
+    if tail > 2 and row.depths.max() > 1:
+        seen = np.eye(tail, dtype=np.bool_)
+        seen[:, 0] = True
+        depths = np.minimum(np.arange(tail), 1)
+    else:
+        seen, depths = np.tri(tail, dtype=np.bool_), np.arange(tail)
+    return RowNodes(row.start + 2, row.committed - 1, seen[-nodes:], depths)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Never, overload
 import torch
 from torch import Tensor
 
-from mmspec.attention import RowNodes, TreeCall
+from mmspec.attention import CallPaths, RowNodes, TreeCall
 from mmspec.attention.tensors import WORD_BITS, TreeTensors
 from mmspec.kv import WriteSlots
 from mmspec.target.graphs.bucket import Bucket
@@ -61,17 +61,19 @@ class StaticInputs:
         if not is_known:
             self.ids[:batch, :nodes] = call.ids
 
-    def tree_call(self, call: ScoreCall) -> TreeCall:
-        """What attention is told in place of a call's own: nothing of its rows but the tensors. To
-        be made anew for each forward, which may keep there what it computed."""
+    def tree_call(self, call: ScoreCall, *, rows: Sequence[RowNodes] | None = None) -> TreeCall:
+        """What attention is told in place of a call's own: nothing of its rows but the tensors,
+        unless they are given, for a forward that nobody records. To be made anew for each forward,
+        which may keep there what it computed."""
         own = call.tree
         return TreeCall(
-            _Unread(),
+            _Unread() if rows is None else rows,
             own.layers,
             own.reaches,
             backend=own.backend,
             prepared=self.tree,
             max_columns=self.bucket.columns,
+            paths=None if own.paths is None else CallPaths(),
         )
 
 

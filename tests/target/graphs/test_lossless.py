@@ -96,8 +96,8 @@ def positions_are_those_of_the_call(patch: pytest.MonkeyPatch) -> None:
 def attention_is_told_of_the_call(patch: pytest.MonkeyPatch) -> None:
     right = StaticInputs.tree_call
 
-    def wrong(self: StaticInputs, call: ScoreCall) -> TreeCall:
-        made = right(self, call)
+    def wrong(self: StaticInputs, call: ScoreCall, **options: Any) -> TreeCall:
+        made = right(self, call, **options)
         assert made.prepared is not None
         made.prepared = replace(made.prepared, committed=made.prepared.committed.clone() * 1)
         made.prepared.committed[: len(call.plan.lengths)] = torch.tensor(
