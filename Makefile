@@ -24,7 +24,7 @@ demo: $(INSTALLED)
 	$(BIN)/python scripts/demo.py $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

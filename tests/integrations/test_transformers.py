@@ -121,7 +121,11 @@ def test_greedy_draws_nothing_from_torchs_generator() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("drafter", ["prompt_lookup", "none", None, [eager()], eager()], ids=repr)
+@pytest.mark.parametrize(
+    "drafter",
+    ["prompt_lookup", "none", None, [eager()], eager()],
+    ids=["named", "none", "default", "several", "one"],
+)
 def test_drafters_are_named_or_brought(drafter: Any) -> None:
     model = model_of("llama", "float64")
     expected = model.generate(**inputs(), **GREEDY)

@@ -229,6 +229,8 @@ class Numbered(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.cuda:
             return args[0].to(CUDA)
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
         args = tuple(map(_numbered, args))
         named = {name: _numbered(value) for name, value in (kwargs or {}).items()}
         if func in (torch.tensor, torch.as_tensor):  # they copy past all modes
