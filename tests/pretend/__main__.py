@@ -1,12 +1,9 @@
 """Runs a script where there is a CUDA device, or seems to be: `python -m pretend SCRIPT ...`."""
 
-import os
 import runpy
 import sys
 from collections import Counter
 from pathlib import Path
-
-os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is defined
 
 from pretend.device import device
 

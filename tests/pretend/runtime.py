@@ -97,6 +97,16 @@ class Capture:
             step()
 
 
+class Generator(torch.Generator):
+    """Of whatever device: there is one algorithm."""
+
+    def __new__(cls, device: Any = "cpu") -> "Generator":
+        return super().__new__(cls)
+
+    def __init__(self, device: Any = "cpu") -> None:
+        super().__init__()
+
+
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -132,10 +142,10 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
             return (0, 1)
 
     class Stream:
-        device = CUDA
+        device, device_index = CUDA, 0
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            pass
+            self.stream_id = self.cuda_stream = id(self)
 
         def wait_stream(self, stream: "Stream") -> None:
             pass
@@ -220,6 +230,7 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
         "Stream": Stream,
         "Event": Event,
         "stream": OnStream,
+        "set_stream": lambda stream: setattr(streams, "current", stream),
         "current_stream": lambda *a: streams.current,
         "default_stream": lambda *a: streams.default,
         "synchronize": lambda *a: device.wait("torch.cuda.synchronize"),
@@ -237,6 +248,10 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
         "max_memory_reserved": lambda *a: 0,
         "reset_peak_memory_stats": nothing,
         "empty_cache": nothing,
+        "get_rng_state": lambda *a: torch.get_rng_state(),
+        "set_rng_state": lambda state, *a: torch.set_rng_state(state),
+        "manual_seed": nothing,
+        "manual_seed_all": nothing,
     }
     for name, value in names.items():
         patch.setattr(torch.cuda, name, value)
@@ -248,6 +263,7 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
         return copy
 
     patch.setattr(Tensor, "pin_memory", pinned)
+    patch.setattr(torch, "Generator", Generator)
     shown = Tensor.__repr__
     patch.setattr(
         Tensor,
