@@ -133,6 +133,7 @@ def batch(
             "stop": stop,
         }
         options = {name: value for name, value in given.items() if value is not None}
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
         from mmspec.batch import Ledger, count_tasks, find_inputs, read_tasks, run_batch
         from mmspec.requests import build_request

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import mmspec
 from mmspec.cli.console import EXIT_DIFFERENT, consoles, mistakes_told, quiet_transformers
 from mmspec.cli.options import LOADING, SWITCH, ConfigName, Device, Dtype, Model
 from mmspec.errors import ConfigError, InputError
@@ -157,6 +158,7 @@ def bench(
     """
     stdout, stderr = consoles()
     with mistakes_told(stderr):
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
         import torch
 

@@ -76,6 +76,7 @@ def chat(
     """Talk with a model. Questions are read from stdin, a line each; answers go to stdout."""
     stdout, stderr = consoles()
     with mistakes_told(stderr):
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
         with stderr.status("Loading the model"):
             engine = mmspec.load(

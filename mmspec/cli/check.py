@@ -122,6 +122,7 @@ def check(
     """
     stdout, stderr = consoles()
     with mistakes_told(stderr, exit_code=EXIT_CHECK_MISTAKE):
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
         from mmspec.check import run_check
         from mmspec.check.prompts import default_requests

@@ -160,12 +160,14 @@ def generate(
             raise ConfigError("--compare with --no-speculate: nothing to compare; leave one out")
         if page and pdf is None:
             raise ConfigError("--page without --pdf: name the PDF that it is a page of")
+        text = read_prompt(prompt)
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
         from mmspec.inputs import pdf_pages
 
         pages = [] if pdf is None else list(pdf_pages(pdf, page or [1]))
         request = mmspec.Request(
-            prompt=read_prompt(prompt),
+            prompt=text,
             images=[*(image or ()), *(one.image for one in pages)],
             videos=video or (),
             passages=[

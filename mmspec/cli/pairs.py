@@ -69,6 +69,8 @@ def pairs_text(runs: Pairs) -> Text:
 def ratio_text(runs: Pairs) -> Text:
     """The ratio: in bold where it is what drafts brought, else why it is not."""
     ratio, per_step = f"{runs.ratio:.2f}x", f"{runs.tokens_per_step:.2f} tokens a step"
+    if len(runs.pairs) > 1:  # the engine may have learnt to draft more, or not at all
+        per_step += " in the faster run"
     if runs.tokens_per_step < _DRAFTED:
         return Text(f"{per_step}: drafts had next to no part; {ratio} is no gain of theirs")
     if not runs.is_explained:

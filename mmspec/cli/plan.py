@@ -147,9 +147,11 @@ def _values(found: Outlook, methods: list[Method], compared: list[Compared]) -> 
 
 
 def _shape(model: str) -> ModelShape:
+    if model.lower() in SHAPES:
+        return find_shape(model)
     from mmspec.target.load import resolve_path  # and torch with it
 
-    return find_shape(model if model.lower() in SHAPES else resolve_path(model))
+    return find_shape(resolve_path(model))
 
 
 def _precision(weights: str | None, *, is_cpu: bool) -> Precision:

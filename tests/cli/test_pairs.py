@@ -45,7 +45,7 @@ def test_a_gain_is_that_of_the_fastest_runs_and_each_pair_is_told() -> None:
     runs = Pairs([pair(1.0, 2.0, accepted=3), pair(1.25, 2.5, accepted=3)])
     assert runs.ratio == pytest.approx(2.0) and runs.is_gain
     text = shown(runs)
-    assert "\x1b[1m2.00x\x1b[0m plain decoding's speed, at 4.00 tokens a step" in text
+    assert "\x1b[1m2.00x\x1b[0m plain decoding's speed, at 4.00 tokens" in text
     assert "the fastest of 2 runs each, in turns" in text
     assert "pair by pair 2.00x and 2.00x" in text
 
