@@ -1,9 +1,8 @@
 """The command line: `mmspec <command>`."""
 
-from importlib.metadata import version as installed_version
-
 import typer
 
+import mmspec
 from mmspec.cli.batch import batch
 from mmspec.cli.bench import bench
 from mmspec.cli.chat import chat
@@ -35,7 +34,7 @@ def root() -> None:
 @app.command(cls=Command)
 def version() -> None:
     """Print the version of mmspec."""
-    typer.echo(installed_version("mmspec"))
+    typer.echo(mmspec.__version__)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import mmspec
 from mmspec.cli import app
 
 COLD = """
@@ -68,6 +69,10 @@ def test_help_shows_words_and_no_types_of_python(page: str, columns: int) -> Non
     for ugly in ("<", "list[", "{", "TEXT TEXT", "INTEGER", "BOOLEAN"):
         assert ugly not in run.stdout, run.stdout
     assert all(len(line) <= columns for line in run.stdout.splitlines())
+
+
+def test_the_version_is_the_package_s_own_installed_or_not() -> None:
+    assert CliRunner().invoke(app, ["version"]).stdout == f"{mmspec.__version__}\n"
 
 
 def test_usage_names_the_arguments() -> None:
