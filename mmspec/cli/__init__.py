@@ -1,24 +1,28 @@
 """The command line: `mmspec <command>`."""
 
-from importlib.metadata import version as installed_version
-
 import typer
 
+import mmspec
 from mmspec.cli.batch import batch
 from mmspec.cli.bench import bench
 from mmspec.cli.chat import chat
 from mmspec.cli.check import CheckCommand, check
+from mmspec.cli.command import Command, Group
 from mmspec.cli.generate import generate
 from mmspec.cli.index import index
 from mmspec.cli.plan import plan
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
-app.command()(generate)
-app.command()(batch)
-app.command()(chat)
+# A command's module imports at its top no more than its --help needs; torch and transformers come
+# inside the command, so that help and a misspelt word are answered at once.
+app = typer.Typer(
+    cls=Group, no_args_is_help=True, add_completion=False, rich_markup_mode="markdown"
+)
+app.command(cls=Command)(generate)
+app.command(cls=Command)(batch)
+app.command(cls=Command)(chat)
 app.command(cls=CheckCommand)(check)
-app.command()(bench)
-app.command()(plan)
+app.command(cls=Command)(bench)
+app.command(cls=Command)(plan)
 app.add_typer(index, name="index")
 
 
@@ -27,10 +31,10 @@ def root() -> None:
     """Generate faster with vision-language models, without changing what they say."""
 
 
-@app.command()
+@app.command(cls=Command)
 def version() -> None:
     """Print the version of mmspec."""
-    typer.echo(installed_version("mmspec"))
+    typer.echo(mmspec.__version__)
 
 
 def main() -> None:

@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from mmspec.cli.render import Comparison
-from mmspec.requests import Result
-from mmspec.stats import Stats
-from mmspec.stream import Piece
+from mmspec.cli.pairs import Pairs
+
+if TYPE_CHECKING:
+    from mmspec.requests import Result
+    from mmspec.stats import Stats
+    from mmspec.stream import Piece
 
 JsonObject = dict[str, object]
 
 
-def result_values(result: Result) -> JsonObject:
+def result_values(result: "Result") -> JsonObject:
     """The answer, who drafted which part of it, and its figures."""
     return {
         "text": result.text,
@@ -24,7 +27,7 @@ def result_values(result: Result) -> JsonObject:
     }
 
 
-def piece_values(pieces: Sequence[Piece]) -> list[JsonObject]:
+def piece_values(pieces: Sequence["Piece"]) -> list[JsonObject]:
     """Neighbours of one drafter joined; null is the target itself."""
     return [
         {"text": "".join(piece.text for piece in group), "drafter": drafter}
@@ -32,7 +35,7 @@ def piece_values(pieces: Sequence[Piece]) -> list[JsonObject]:
     ]
 
 
-def stats_values(stats: Stats) -> JsonObject:
+def stats_values(stats: "Stats") -> JsonObject:
     drafters = stats.by_drafter.items()
     return {
         "prompt_tokens": stats.prompt_tokens,
@@ -51,11 +54,13 @@ def stats_values(stats: Stats) -> JsonObject:
     }
 
 
-def comparison_values(comparison: Comparison) -> JsonObject:
-    """Plain decoding beside it, measured once."""
+def comparison_values(runs: Pairs) -> JsonObject:
+    """Plain decoding beside it; `ratio` is the fastest runs', `ratios` are the pairs' own."""
     return {
-        "identical": comparison.is_identical,
-        "ratio": comparison.ratio,
-        "runs": 1,
-        "plain": result_values(comparison.plain),
+        "identical": runs.is_identical,
+        "ratio": runs.ratio,
+        "ratios": [pair.ratio for pair in runs.pairs],
+        "explained": runs.is_explained,
+        "runs": len(runs.pairs),
+        "plain": result_values(runs.differing.plain),
     }

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,7 +19,6 @@ from rich.progress import (
 from rich.text import Text
 
 import mmspec
-from mmspec.batch import Ledger, Tally, count_tasks, find_inputs, read_tasks, run_batch
 from mmspec.cli.console import (
     EXIT_DIFFERENT,
     EXIT_INTERRUPTED,
@@ -30,8 +29,27 @@ from mmspec.cli.console import (
     tell,
 )
 from mmspec.cli.generate import read_prompt
-from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides
-from mmspec.requests import build_request
+from mmspec.cli.options import (
+    PROMPT,
+    SAMPLING,
+    SWITCH,
+    ConfigName,
+    Device,
+    Drafter,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    Overrides,
+    Speculate,
+    Stop,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+)
+
+if TYPE_CHECKING:
+    from mmspec.batch import Tally
 
 _LOG_EVERY_S = 60
 
@@ -45,43 +63,56 @@ def batch(
             help="Files, folders, globs: JSONL of prompts, or with --prompt documents and images.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The JSONL file of answers, one line each.")],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="The JSONL file of answers, one line each.")
+    ],
     prompt: Annotated[
         str | None,
-        typer.Option(help="What is asked about each document; - reads stdin, @FILE a file."),
+        typer.Option(
+            metavar="TEXT",
+            help="What is asked about each document; - reads stdin, @FILE a file.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
     field: Annotated[
-        str, typer.Option(help="With --prompt: the field of a JSONL line that holds its text.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="With --prompt: the field of a JSONL line that holds its text.",
+            rich_help_panel=PROMPT,
+        ),
     ] = "text",
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="So many at a time, in place of the configured decode.max_rows."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="So many at a time, in place of the configured decode.max_rows.",
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="At most so many an answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this string; may be repeated.")
-    ] = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    stop: Stop = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="With an input's id it gives that answer's own seed.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="With an input's id it gives that answer's own seed.",
+            rich_help_panel=SAMPLING,
+        ),
     ] = 0,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Drop the answers that are in --out already.")
+        bool,
+        typer.Option("--fresh", metavar=SWITCH, help="Drop the answers that are in --out already."),
     ] = False,
     drafter: Drafter = None,
     config: ConfigName = None,
     overrides: Overrides = None,
-    speculate: Annotated[
-        bool | None,
-        typer.Option(
-            "--speculate/--no-speculate",
-            help="On: always draft. Off: plain decoding. The texts are the same.",
-            show_default="where it is faster",
-        ),
-    ] = None,
+    speculate: Speculate = None,
     dtype: Dtype = None,
     device: Device = None,
 ) -> None:
@@ -102,13 +133,17 @@ def batch(
             "stop": stop,
         }
         options = {name: value for name, value in given.items() if value is not None}
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
+        quiet_transformers()
+        from mmspec.batch import Ledger, count_tasks, find_inputs, read_tasks, run_batch
+        from mmspec.requests import build_request
+
         settings = [*(overrides or ()), *([] if rows is None else [f"decode.max_rows={rows}"])]
         build_request("", options)
         files = find_inputs(inputs)
         told = [model, asked, field, seed, options, dtype, config, overrides]
         run = hashlib.sha256(json.dumps(told).encode(errors="backslashreplace")).hexdigest()[:12]
         with Ledger(out, run=run, fresh=fresh) as ledger:
-            quiet_transformers()
             with stderr.status("Loading the model"):
                 engine = mmspec.load(
                     model,
@@ -139,7 +174,7 @@ def batch(
         raise typer.Exit(EXIT_DIFFERENT)
 
 
-def summary(tally: Tally, out: Path) -> Text:
+def summary(tally: "Tally", out: Path) -> Text:
     """A run in figures, and what failed."""
     parts = [f"{tally.num_answered:,} answered"]
     if tally.num_earlier:
@@ -154,7 +189,7 @@ def summary(tally: Tally, out: Path) -> Text:
     return text
 
 
-def _speeds(tally: Tally) -> list[str]:
+def _speeds(tally: "Tally") -> list[str]:
     if not tally.new_tokens or not tally.seconds:
         return []
     return [
@@ -168,6 +203,8 @@ class _Shown:
     """The progress: a bar on a terminal, a line a minute anywhere else."""
 
     def __init__(self, console: Console, total: int) -> None:
+        from mmspec.batch import Tally
+
         self.tally = Tally()
         self._console, self._total = console, total
         self._told_at = time.monotonic()
@@ -182,7 +219,7 @@ class _Shown:
         )
         self._task = self._progress.add_task("Answering", total=total)
 
-    def update(self, tally: Tally) -> None:
+    def update(self, tally: "Tally") -> None:
         self.tally = tally
         failed = f" · {tally.num_failed:,} failed" if tally.num_failed else ""
         told = f"{tally.new_tokens / max(tally.seconds, 1e-9):,.0f} tokens/s{failed}"

@@ -6,30 +6,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from mmspec.bench import (
-    Method,
-    Report,
-    build_report,
-    measure,
-    parse_method,
-    parse_peer,
-    standard_methods,
-)
-from mmspec.bench.folder import folder_tasks
-from mmspec.bench.lineup import Lineup, build_lineup
-from mmspec.bench.machine import Machine, refuse_if_busy, this_machine
-from mmspec.bench.report import NOTES
-from mmspec.bench.suites import Task, bundled_tasks, chosen_tasks, file_tasks
-from mmspec.cli.bench_table import closing_lines, heading, task_table
+import mmspec
 from mmspec.cli.console import EXIT_DIFFERENT, consoles, mistakes_told, quiet_transformers
-from mmspec.cli.options import ConfigName, Device, Dtype, Model
+from mmspec.cli.options import LOADING, SWITCH, ConfigName, Device, Dtype, Model
 from mmspec.errors import ConfigError, InputError
-from mmspec.target.load import BUNDLED, resolve_path
+
+if TYPE_CHECKING:
+    from mmspec.bench import Method, Report
+    from mmspec.bench.lineup import Lineup
+    from mmspec.bench.machine import Machine
+    from mmspec.bench.suites import Task
 
 _SUITES = ("bundled", "data", "file")
 _QUESTIONS = 4
@@ -37,6 +27,7 @@ _DATA_TOKENS = 2048  # a meeting of 10,000 would take a CPU most of the time to 
 _REFRESH_HZ = 0.2  # beside when there is something new to say
 _SHARED_BYTES = 8 * 2**30  # of prompts' KV
 _PAIRS = 7  # the fewest that make a bar
+_WHAT, _WAYS = "What is decoded", "Ways of decoding"  # headings
 
 
 def bench(
@@ -44,63 +35,121 @@ def bench(
     suite: Annotated[
         str | None,
         typer.Option(
-            help="bundled (the bundled model's tasks), data (--data) or file (--prompts)."
+            metavar="NAME",
+            help="bundled (the bundled model's tasks), data (--data) or file (--prompts).",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder with qmsum/, state_union/, kv_lookup/ or prompts/."),
+        typer.Option(
+            metavar="PATH",
+            help="A folder with qmsum/, state_union/, kv_lookup/ or prompts/.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Your own prompts: JSONL, or text with one a line.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Your own prompts: JSONL, or text with one a line.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Only tasks that begin so; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only tasks that begin so; may be repeated.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
-    num_prompts: Annotated[int | None, typer.Option(min=1, help="Of each task.")] = None,
+    num_prompts: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of each task.", rich_help_panel=_WHAT)
+    ] = None,
     max_prompt_tokens: Annotated[
         int | None,
-        typer.Option(min=16, help="Longer ones lose the end of their document. With --data: 2048."),
+        typer.Option(
+            min=16,
+            metavar="N",
+            help="Longer ones lose the end of their document. With --data: 2048.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=2, help="In place of the tasks' own.")
+        int | None,
+        typer.Option(min=2, metavar="N", help="In place of the tasks' own.", rich_help_panel=_WHAT),
     ] = None,
     drafter: Annotated[
-        list[str] | None, typer.Option(help="Ours with this one; may be repeated. All by default.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Ours with this one; may be repeated. All by default.",
+            rich_help_panel=_WAYS,
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="Ours with settings, 'wide: decode.max_nodes=48'; may be repeated."),
+        typer.Option(
+            metavar="TEXT",
+            help="Ours with settings, 'wide: decode.max_nodes=48'; may be repeated.",
+            rich_help_panel=_WAYS,
+        ),
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="transformers with arguments of generate, 'NAME: argument=value'."),
+        typer.Option(
+            metavar="TEXT",
+            help="transformers with arguments of generate, 'NAME: argument=value'.",
+            rich_help_panel=_WAYS,
+        ),
     ] = None,
     draft_model: Annotated[
-        str | None, typer.Option(help="For transformers' assisted generation.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="For transformers' assisted generation.", rich_help_panel=_WAYS
+        ),
     ] = None,
-    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="transformers' ways.")] = True,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers/--no-peers", metavar=SWITCH, help="transformers' ways.", rich_help_panel=_WAYS
+        ),
+    ] = True,
     share_prefill: Annotated[
         bool,
         typer.Option(
             "--share-prefill",
+            metavar=SWITCH,
             help="Ours read a prompt once for all of them: for long ones. End to end then says "
             "nothing.",
         ),
     ] = False,
-    pairs: Annotated[int, typer.Option(min=1, help="Interleaved runs of every method.")] = _PAIRS,
-    threads: Annotated[int, typer.Option(min=1, help="torch's threads, for all.")] = 1,
+    pairs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Interleaved runs of every method.")
+    ] = _PAIRS,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="torch's threads, for all.")] = 1,
     config: ConfigName = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="For all methods of ours; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="For all methods of ours; may be repeated.",
+            rich_help_panel=LOADING,
+        ),
     ] = None,
     dtype: Dtype = None,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write everything measured to this file.")
+        Path | None, typer.Option(metavar="PATH", help="Write everything measured to this file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The same, on stdout.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Measure on a busy machine too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar=SWITCH, help="The same, on stdout.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", metavar=SWITCH, help="Measure on a busy machine too.")
+    ] = False,
 ) -> None:
     """Measure decoding speeds: mmspec's with each drafter, plain, and transformers' own.
 
@@ -109,6 +158,16 @@ def bench(
     """
     stdout, stderr = consoles()
     with mistakes_told(stderr):
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
+        quiet_transformers()
+        import torch
+
+        from mmspec.bench import build_report, measure
+        from mmspec.bench.lineup import build_lineup
+        from mmspec.bench.machine import refuse_if_busy, this_machine
+        from mmspec.bench.suites import Task, chosen_tasks
+        from mmspec.cli.bench_table import closing_lines, heading, task_table
+
         machine = this_machine(threads=threads)
         if not force:
             refuse_if_busy(machine)
@@ -117,7 +176,6 @@ def bench(
         tasks = chosen_tasks(_tasks(suite, data, prompts, num_prompts), task or ())
         if max_new_tokens is not None:
             tasks = [Task(t.name, t.questions, max_new_tokens) for t in tasks]
-        quiet_transformers()
         torch.set_num_threads(threads)
         # A spinner that turns would be measured too.
         with stderr.status("Loading the model", refresh_per_second=_REFRESH_HZ) as status:
@@ -169,8 +227,10 @@ def _methods(
     draft_model: str | None,
     *,
     peers: bool,
-) -> tuple[list[Method], list[Method]]:
+) -> tuple[list["Method"], list["Method"]]:
     """All methods, and those that were asked for by name: these must not be refused by mmspec."""
+    from mmspec.bench import parse_method, parse_peer, standard_methods
+
     given = [parse_method(text) for text in ours or ()]
     given += [parse_peer(text) for text in peers_given or ()]
     methods = standard_methods(drafters or (), draft_model=draft_model, peers=peers)
@@ -183,6 +243,8 @@ def _methods(
 
 def _suite(model: str, data: Path | None, prompts: Path | None) -> str:
     """The suite that is meant where none is named."""
+    from mmspec.target.load import BUNDLED, resolve_path
+
     if prompts is not None:
         return "file"
     if data is not None:
@@ -194,7 +256,10 @@ def _suite(model: str, data: Path | None, prompts: Path | None) -> str:
     )
 
 
-def _tasks(suite: str, data: Path | None, prompts: Path | None, number: int | None) -> list[Task]:
+def _tasks(suite: str, data: Path | None, prompts: Path | None, number: int | None) -> list["Task"]:
+    from mmspec.bench.folder import folder_tasks
+    from mmspec.bench.suites import bundled_tasks, file_tasks
+
     if suite == "bundled":
         return bundled_tasks(number or _QUESTIONS)
     if suite == "data" and data is not None:
@@ -206,15 +271,17 @@ def _tasks(suite: str, data: Path | None, prompts: Path | None, number: int | No
 
 
 def report_values(
-    report: Report,
-    machine: Machine,
-    lineup: Lineup,
-    methods: Sequence[Method],
+    report: "Report",
+    machine: "Machine",
+    lineup: "Lineup",
+    methods: Sequence["Method"],
     *,
     model: str,
     room: int,
 ) -> dict[str, object]:
     """Everything that was measured and where, as plain values for json.dumps."""
+    from mmspec.bench.report import NOTES
+
     return {
         **asdict(machine),
         "command": " ".join(["mmspec", *map(_without_folders, sys.argv[1:])]),

@@ -2,14 +2,13 @@
 
 import secrets
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 import mmspec
-from mmspec.chat import Chat
 from mmspec.cli.console import (
     consoles,
     mistake_text,
@@ -18,11 +17,26 @@ from mmspec.cli.console import (
     tell,
     write,
 )
-from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides
+from mmspec.cli.options import (
+    PROMPT,
+    SAMPLING,
+    ConfigName,
+    Device,
+    Drafter,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    Overrides,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+)
 from mmspec.cli.render import Palette
 from mmspec.errors import InputError, MmspecError
-from mmspec.inputs import open_image
-from mmspec.requests import Result
+
+if TYPE_CHECKING:
+    from mmspec import Chat, Engine, Result
 
 _HELP = """\
 /image PATH   show an image with the next question
@@ -35,14 +49,24 @@ Ctrl-C ends an answer early; what there is of it stays in the conversation."""
 def chat(
     model: Model,
     image: Annotated[
-        list[str] | None, typer.Option(help="An image for the first question; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="An image for the first question; may be repeated.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="At most so many an answer.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="The same seed gives the same texts.", rich_help_panel=SAMPLING
+        ),
+    ] = None,
     drafter: Drafter = None,
     config: ConfigName = None,
     overrides: Overrides = None,
@@ -52,6 +76,7 @@ def chat(
     """Talk with a model. Questions are read from stdin, a line each; answers go to stdout."""
     stdout, stderr = consoles()
     with mistakes_told(stderr):
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
         with stderr.status("Loading the model"):
             engine = mmspec.load(
@@ -85,7 +110,7 @@ class _Conversation:
 
     def __init__(
         self,
-        engine: mmspec.Engine,
+        engine: "Engine",
         system: str | None,
         options: dict[str, Any],
         stdout: Console,
@@ -125,11 +150,13 @@ class _Conversation:
 
     def show(self, image: str) -> None:
         """With the next question. Raises InputError for what is no image."""
+        from mmspec.inputs import open_image
+
         inputs = self._engine.inputs
         open_image(image, limits=inputs.limits if inputs is not None else None)
         self.images.append(image)
 
-    def _begin(self) -> Chat:
+    def _begin(self) -> "Chat":
         return self._engine.chat(system=self._system, **self._options)
 
     def _answer(self, question: str) -> None:
@@ -156,7 +183,7 @@ class _Conversation:
         tell(self._stderr, turn_line(stream.result))
 
 
-def turn_line(result: Result) -> Text:
+def turn_line(result: "Result") -> Text:
     """An answer in figures: its speed, and how much of its prompt was there already."""
     stats = result.stats
     parts = [

@@ -4,29 +4,38 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 import mmspec
-from mmspec.check import CheckReport, run_check
-from mmspec.check.prompts import default_requests
-from mmspec.check.stress import Stress
-from mmspec.cli.check_report import check_table, closing_lines, difference_lines, heading
+from mmspec.cli.command import Command
 from mmspec.cli.console import EXIT_MISTAKE, consoles, mistakes_told, quiet_transformers
 from mmspec.cli.generate import read_prompt
-from mmspec.cli.options import AsJson, ConfigName, Device, Drafter, Dtype, Model, Overrides
-from mmspec.engine import Engine
+from mmspec.cli.options import (
+    PROMPT,
+    SAMPLING,
+    SWITCH,
+    AsJson,
+    ConfigName,
+    Device,
+    Drafter,
+    Dtype,
+    Model,
+    Overrides,
+)
 from mmspec.errors import InputError
-from mmspec.inputs.prompt_file import read_prompts
-from mmspec.requests import Request
+
+if TYPE_CHECKING:
+    from mmspec import Engine, Request
+    from mmspec.check import CheckReport
+    from mmspec.check.stress import Stress
 
 EXIT_IDENTICAL, EXIT_NEAR_TIES, EXIT_BUG, EXIT_CHECK_MISTAKE = 0, 1, 2, 3
 _SHOWN = 3  # differences in full
 
 
-class CheckCommand(TyperCommand):
+class CheckCommand(Command):
     """Its exit codes 0, 1 and 2 are the verdict, so that a wrong command line needs another."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -42,23 +51,60 @@ def check(
     model: Model,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="A prompt; may be repeated; - reads stdin, @FILE a file."),
+        typer.Option(
+            metavar="TEXT",
+            help="A prompt; may be repeated; - reads stdin, @FILE a file.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A file of prompts: JSONL, or text with one a line.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A file of prompts: JSONL, or text with one a line.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
     image: Annotated[
-        list[str] | None, typer.Option(help="An image for every --prompt; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="An image for every --prompt; may be repeated.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
-    seeds: Annotated[int, typer.Option(min=0, help="Sampled runs, with seeds 1, 2, ...")] = 3,
-    temperature: Annotated[float, typer.Option(help="Of the sampled runs.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Of the sampled runs; 1 is off.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Of the sampled runs; 0 is off.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of each text, at most.")] = 64,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", metavar=SWITCH, help="No chat template.", rich_help_panel=PROMPT),
+    ] = False,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Sampled runs, with seeds 1, 2, ...", rich_help_panel=SAMPLING
+        ),
+    ] = 3,
+    temperature: Annotated[
+        float, typer.Option(metavar="X", help="Of the sampled runs.", rich_help_panel=SAMPLING)
+    ] = 1.0,
+    top_p: Annotated[
+        float,
+        typer.Option(metavar="X", help="Of the sampled runs; 1 is off.", rich_help_panel=SAMPLING),
+    ] = 1.0,
+    top_k: Annotated[
+        int,
+        typer.Option(metavar="N", help="Of the sampled runs; 0 is off.", rich_help_panel=SAMPLING),
+    ] = 0,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Of each text, at most.", rich_help_panel=SAMPLING),
+    ] = 64,
     stress: Annotated[
         bool,
-        typer.Option("--stress/--no-stress", help="Also a drafter that hides the truth in trees."),
+        typer.Option(
+            "--stress/--no-stress",
+            metavar=SWITCH,
+            help="Also a drafter that hides the truth in trees.",
+        ),
     ] = True,
     drafter: Drafter = None,
     config: ConfigName = None,
@@ -76,7 +122,13 @@ def check(
     """
     stdout, stderr = consoles()
     with mistakes_told(stderr, exit_code=EXIT_CHECK_MISTAKE):
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
+        from mmspec.check import run_check
+        from mmspec.check.prompts import default_requests
+        from mmspec.check.stress import Stress
+        from mmspec.cli.check_report import check_table, closing_lines, difference_lines, heading
+
         requests = _requests(prompt, prompts, image, raw=raw)
         with stderr.status("Loading the model") as status:
             engine = mmspec.load(
@@ -122,7 +174,7 @@ def check(
 _VERDICTS = {EXIT_IDENTICAL: "identical", EXIT_NEAR_TIES: "near-ties", EXIT_BUG: "bug"}
 
 
-def exit_code(report: CheckReport) -> int:
+def exit_code(report: "CheckReport") -> int:
     """0, 1 or 2, as the command's help says."""
     if report.is_identical:
         return EXIT_IDENTICAL
@@ -131,18 +183,22 @@ def exit_code(report: CheckReport) -> int:
 
 def _requests(
     prompts: Sequence[str] | None, file: Path | None, images: Sequence[str] | None, *, raw: bool
-) -> list[Request]:
+) -> list["Request"]:
+    from mmspec.inputs.prompt_file import read_prompts
+
     pictures = tuple(images or ())
     if pictures and not prompts:
         raise InputError("--image without --prompt: say what is asked about it with --prompt")
-    requests = [Request(read_prompt(text), images=pictures, raw=raw) for text in prompts or ()]
+    requests = [
+        mmspec.Request(read_prompt(text), images=pictures, raw=raw) for text in prompts or ()
+    ]
     if file is not None:
-        requests += [Request(p.prompt, images=p.images, raw=raw) for p in read_prompts(file)]
+        requests += [mmspec.Request(p.prompt, images=p.images, raw=raw) for p in read_prompts(file)]
     return requests
 
 
 def _beside(
-    engine: Engine, drafter: Stress, config: str | None, overrides: Sequence[str]
-) -> Engine:
+    engine: "Engine", drafter: "Stress", config: str | None, overrides: Sequence[str]
+) -> "Engine":
     """The same load of the model under another drafter."""
     return mmspec.load(engine.target.model, config=config, overrides=overrides, drafter=drafter)

@@ -3,10 +3,11 @@
 import json
 import secrets
 import sys
+import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,17 +25,36 @@ from mmspec.cli.console import (
     tell,
     write,
 )
-from mmspec.cli.options import AsJson, ConfigName, Device, Drafter, Dtype, Model, Overrides
+from mmspec.cli.options import (
+    DRAFTING,
+    PROMPT,
+    SAMPLING,
+    SWITCH,
+    AsJson,
+    ConfigName,
+    Device,
+    Drafter,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    Overrides,
+    Speculate,
+    Stop,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+)
+from mmspec.cli.pairs import Pairs, pairs_text
 from mmspec.cli.progress import ReadingBar
-from mmspec.cli.render import Comparison, Palette, closing_line, comparison_text
-from mmspec.engine import Engine
+from mmspec.cli.render import Comparison, Palette, closing_line
 from mmspec.errors import ConfigError, InputError
-from mmspec.inputs import Passage, pdf_pages
-from mmspec.inputs.documents import find_documents, read_documents
-from mmspec.requests import Request, Result
-from mmspec.stream import Piece
+
+if TYPE_CHECKING:
+    from mmspec import Engine, Passage, Piece, Request, Result
 
 _WARM_UP_PIECES = 8
+_SHORT_S = 5  # a comparison that took no longer is made twice
 
 
 def generate(
@@ -42,50 +62,89 @@ def generate(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text; - reads stdin, @FILE reads a file.")
     ],
-    image: Annotated[list[str] | None, typer.Option(help="An image; may be repeated.")] = None,
-    video: Annotated[list[str] | None, typer.Option(help="A video; may be repeated.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="An image; may be repeated.", rich_help_panel=PROMPT),
+    ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A video; may be repeated.", rich_help_panel=PROMPT),
+    ] = None,
     passage: Annotated[
         list[str] | None,
-        typer.Option(help="A file to put before the prompt and draft from; may be repeated."),
+        typer.Option(
+            metavar="PATH",
+            help="A file to put before the prompt and draft from; may be repeated.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
     draft_text: Annotated[
         list[str] | None,
-        typer.Option(help="A file to draft from alone, as an OCR tool's output; may be repeated."),
+        typer.Option(
+            metavar="PATH",
+            help="A file to draft from alone, as an OCR tool's output; may be repeated.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
     pdf: Annotated[
-        str | None, typer.Option(help="A PDF: its page as an image, drafted from its text layer.")
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="A PDF: its page as an image, drafted from its text layer.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
     page: Annotated[
-        list[int] | None, typer.Option(help="Of the PDF, 1 unless given; may be repeated.")
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Of the PDF, 1 unless given; may be repeated.",
+            rich_help_panel=PROMPT,
+        ),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
-    system: Annotated[str | None, typer.Option(help="The system prompt.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="At most so many.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="In (0, 1].")] = None,
-    top_k: Annotated[int | None, typer.Option(help="0 is off.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="In [0, 1].")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this string; may be repeated.")
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", metavar=SWITCH, help="No chat template.", rich_help_panel=PROMPT),
+    ] = False,
+    system: System = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    min_p: Annotated[
+        float | None, typer.Option(metavar="X", help="In [0, 1].", rich_help_panel=SAMPLING)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(metavar="X", help="1 is off.", rich_help_panel=SAMPLING)
+    ] = None,
+    stop: Stop = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="The same seed gives the same text.", rich_help_panel=SAMPLING
+        ),
+    ] = None,
     drafter: Drafter = None,
     config: ConfigName = None,
     overrides: Overrides = None,
-    speculate: Annotated[
-        bool | None,
-        typer.Option(
-            "--speculate/--no-speculate",
-            help="On: always draft. Off: plain decoding. The text is the same.",
-            show_default="where it is faster",
-        ),
-    ] = None,
+    speculate: Speculate = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say what the controller did and why.")
+        bool,
+        typer.Option(
+            "--explain",
+            metavar=SWITCH,
+            help="Say what the controller did and why.",
+            rich_help_panel=DRAFTING,
+        ),
     ] = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Then decode plainly too; exit code 1 if it differs.")
+        bool,
+        typer.Option(
+            "--compare",
+            metavar=SWITCH,
+            help="Then decode plainly too; exit code 1 if it differs.",
+            rich_help_panel=DRAFTING,
+        ),
     ] = False,
     as_json: AsJson = False,
     dtype: Dtype = None,
@@ -101,9 +160,14 @@ def generate(
             raise ConfigError("--compare with --no-speculate: nothing to compare; leave one out")
         if page and pdf is None:
             raise ConfigError("--page without --pdf: name the PDF that it is a page of")
+        text = read_prompt(prompt)
+        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
+        quiet_transformers()
+        from mmspec.inputs import pdf_pages
+
         pages = [] if pdf is None else list(pdf_pages(pdf, page or [1]))
-        request = Request(
-            prompt=read_prompt(prompt),
+        request = mmspec.Request(
+            prompt=text,
             images=[*(image or ()), *(one.image for one in pages)],
             videos=video or (),
             passages=[
@@ -123,7 +187,6 @@ def generate(
             seed=secrets.randbits(32) if seed is None else seed,
             speculate="auto" if speculate is None else speculate,
         )
-        quiet_transformers()
         with stderr.status("Loading the model"):
             engine = mmspec.load(
                 model,
@@ -135,22 +198,22 @@ def generate(
             )
             if compare:
                 warm_up(engine, request)
+        begun = time.perf_counter()
         result = _streamed(engine, request, stdout, stderr, as_json=as_json)
-        comparison = None
+        runs = None
         if compare:
             with stderr.status("Decoding plainly"):
-                plain = engine.generate(request, speculate=False)
-            comparison = Comparison(result, plain)
+                runs = compared(engine, request, result, begun=begun)
     if as_json:
         values = result_values(result)
-        if comparison is not None:
-            values["compare"] = comparison_values(comparison)
+        if runs is not None:
+            values["compare"] = comparison_values(runs)
         typer.echo(json.dumps(values))
-    elif comparison is not None:
-        stderr.print(comparison_text(comparison))
+    elif runs is not None:
+        stderr.print(pairs_text(runs))
     if explain and not as_json:
         tell(stderr, Text(f"Controller: {result.stats.explanation}", style="dim"))
-    if comparison is not None and not comparison.is_identical:
+    if runs is not None and not runs.is_identical:
         raise typer.Exit(EXIT_DIFFERENT)
 
 
@@ -174,16 +237,18 @@ def read_prompt(prompt: str) -> str:
         raise InputError(f"prompt {prompt!r}: {name} is not UTF-8 text: {error.reason}") from error
 
 
-def read_passages(files: Sequence[str], *, in_prompt: bool) -> list[Passage]:
+def read_passages(files: Sequence[str], *, in_prompt: bool) -> list["Passage"]:
     """A passage a document of each file. Raises InputError and MissingExtraError."""
+    from mmspec.inputs.documents import find_documents, read_documents
+
     return [
-        Passage(document.text, document.id, document.source, in_prompt)
+        mmspec.Passage(document.text, document.id, document.source, in_prompt)
         for path in find_documents(files)
         for document in read_documents(path)
     ]
 
 
-def warm_up(engine: Engine, request: Request) -> None:
+def warm_up(engine: "Engine", request: "Request") -> None:
     """The prompt and a few tokens both ways: what only a first call pays for is paid here. Nothing
     is kept of them, for drafters may copy what was said before."""
     for speculate in (True, False):
@@ -192,12 +257,22 @@ def warm_up(engine: Engine, request: Request) -> None:
                 pass
 
 
+def compared(engine: "Engine", request: "Request", result: "Result", *, begun: float) -> Pairs:
+    """`result`, which was begun at `begun` (perf_counter), beside plain decoding; both once more,
+    the other way round, if that is soon done. The second drafts know nothing of the first."""
+    pairs = [Comparison(result, engine.generate(request, speculate=False))]
+    if time.perf_counter() - begun < _SHORT_S:
+        plain = engine.generate(request, speculate=False)
+        pairs.append(Comparison(engine.generate(request, reuse=False), plain))
+    return Pairs(pairs)
+
+
 def _streamed(
-    engine: Engine, request: Request, stdout: Console, stderr: Console, *, as_json: bool
-) -> Result:
+    engine: "Engine", request: "Request", stdout: Console, stderr: Console, *, as_json: bool
+) -> "Result":
     """Generates, and prints the pieces as they come unless they go into JSON. Ctrl-C ends the
     command after what there is."""
-    palette, pieces, is_interrupted = Palette(), list[Piece](), False
+    palette, pieces, is_interrupted = Palette(), list[mmspec.Piece](), False
     try:
         bar = ReadingBar(stderr)
         with bar, engine.stream(request, on_prefill=bar.update) as stream:
@@ -222,7 +297,7 @@ def _streamed(
 
 
 def _print_interrupted(
-    request: Request, pieces: list[Piece], stderr: Console, *, as_json: bool
+    request: "Request", pieces: list["Piece"], stderr: Console, *, as_json: bool
 ) -> None:
     text = "".join(piece.text for piece in pieces)
     if as_json:

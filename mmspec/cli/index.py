@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mmspec.cli.command import Command, Group
 from mmspec.cli.console import (
     EXIT_INTERRUPTED,
     consoles,
@@ -29,45 +30,59 @@ from mmspec.cli.console import (
     tell,
     write,
 )
+from mmspec.cli.options import SWITCH, AsJson
 from mmspec.errors import DatastoreError, InputError, ModelError
-from mmspec.inputs.documents import TextDocument, find_documents, read_documents
-from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval import Datastore, DatastoreWriter, Document
 from mmspec.retrieval.datastore import Longest
 from mmspec.retrieval.journal import read_journal
 from mmspec.retrieval.manifest import Manifest, read_manifest
 from mmspec.retrieval.writer import SEGMENT_TOKENS
-from mmspec.target.load import load_processor, resolve_path
 
-index = typer.Typer(no_args_is_help=True, help="A datastore of documents to draft from.")
+if TYPE_CHECKING:
+    from mmspec.inputs.documents import TextDocument
+    from mmspec.inputs.text_tokens import TextTokens
+
+index = typer.Typer(cls=Group, no_args_is_help=True, help="A datastore of documents to draft from.")
 
 _Store = Annotated[Path, typer.Argument(metavar="STORE", help="The datastore's folder.")]
 _Inputs = Annotated[
     list[str],
     typer.Argument(metavar="INPUTS...", help="Files, folders, globs: text, JSONL, HTML, PDF."),
 ]
-_Field = Annotated[str, typer.Option(help="The field of a JSONL line that holds its text.")]
-_Model = Annotated[
-    str | None, typer.Option(help="Whose tokenizer; by default the datastore's target.")
+_Field = Annotated[
+    str, typer.Option(metavar="NAME", help="The field of a JSONL line that holds its text.")
 ]
-_Segment = Annotated[int, typer.Option(help="Tokens that are sorted in one piece.")]
-_Fresh = Annotated[bool, typer.Option("--fresh", help="Drop what an interrupted run has begun.")]
+_Model = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Whose tokenizer; by default the datastore's target."),
+]
+_Segment = Annotated[int, typer.Option(metavar="N", help="Tokens that are sorted in one piece.")]
+_Fresh = Annotated[
+    bool, typer.Option("--fresh", metavar=SWITCH, help="Drop what an interrupted run has begun.")
+]
 _Dense = Annotated[
     bool,
-    typer.Option("--dense", help="The target reads them, to be found by its hidden states too."),
+    typer.Option(
+        "--dense",
+        metavar=SWITCH,
+        help="The target reads them, to be found by its hidden states too.",
+    ),
 ]
 _SkipBroken = Annotated[
     bool,
-    typer.Option("--skip-broken", help="Leave out what cannot be read, and say what that was."),
+    typer.Option(
+        "--skip-broken",
+        metavar=SWITCH,
+        help="Leave out what cannot be read, and say what that was.",
+    ),
 ]
-_Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
-@index.command()
+@index.command(cls=Command)
 def build(
     store: _Store,
     inputs: _Inputs,
-    model: Annotated[str, typer.Option(help="The target: a folder or a name.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="The target: a folder or a name.")],
     field: _Field = "text",
     segment_tokens: _Segment = SEGMENT_TOKENS,
     fresh: _Fresh = False,
@@ -78,6 +93,8 @@ def build(
     stdout, stderr = consoles()
     with mistakes_told(stderr):
         tokens = _tokens_of(model)
+        from mmspec.inputs.documents import find_documents
+
         writer = DatastoreWriter.create(
             store, tokenizer=tokens.hash(), vocab_size=tokens.vocab_size, target=model
         )
@@ -96,7 +113,7 @@ def build(
         tell(stdout, _summary(store, read_manifest(store)))
 
 
-@index.command()
+@index.command(cls=Command)
 def add(
     store: _Store,
     inputs: _Inputs,
@@ -113,6 +130,8 @@ def add(
         with DatastoreWriter.open(store) as writer:
             target = model or writer.manifest.target
             tokens = _tokens_of(target)
+            from mmspec.inputs.documents import find_documents
+
             writer.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=tokens.vocab_size)
             files = find_documents(inputs)
             described = _described(files, field)
@@ -123,12 +142,15 @@ def add(
         tell(stdout, _summary(store, read_manifest(store)))
 
 
-@index.command()
+@index.command(cls=Command)
 def delete(
     store: _Store,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As `info --documents` says.")],
     purge: Annotated[
-        bool, typer.Option("--purge", help="Also take their tokens off the disk at once.")
+        bool,
+        typer.Option(
+            "--purge", metavar=SWITCH, help="Also take their tokens off the disk at once."
+        ),
     ] = False,
 ) -> None:
     """Delete documents: nothing finds them any more."""
@@ -140,16 +162,18 @@ def delete(
         tell(stdout, _summary(store, writer.manifest))
 
 
-@index.command()
+@index.command(cls=Command)
 def info(
     store: _Store,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check all files, counts and the order.")
+        bool,
+        typer.Option("--verify", metavar=SWITCH, help="Check all files, counts and the order."),
     ] = False,
     documents: Annotated[
-        bool, typer.Option("--documents", help="List the documents' ids and sources.")
+        bool,
+        typer.Option("--documents", metavar=SWITCH, help="List the documents' ids and sources."),
     ] = False,
-    as_json: _Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """What a datastore holds, and whether it is sound. Exit code 2: it is not."""
     stdout, stderr = consoles()
@@ -179,15 +203,19 @@ def info(
             write(stdout, f"{name.id}\t{name.source}\n")
 
 
-@index.command()
+@index.command(cls=Command)
 def query(
     store: _Store,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What was said so far.")],
     model: _Model = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many places.")] = 8,
-    length: Annotated[int, typer.Option(min=1, help="Tokens of each continuation.")] = 24,
-    min_match: Annotated[int, typer.Option(min=1, help="Tokens that have to agree.")] = 1,
-    as_json: _Json = False,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many places.")] = 8,
+    length: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens of each continuation.")
+    ] = 24,
+    min_match: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens that have to agree.")
+    ] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Show what followed the longest end of TEXT that the documents hold."""
     stdout, stderr = consoles()
@@ -230,7 +258,7 @@ def query(
 
 def _fill(
     writer: DatastoreWriter,
-    tokens: TextTokens,
+    tokens: "TextTokens",
     files: Sequence[Path],
     field: str,
     *,
@@ -306,7 +334,9 @@ def _each(
     on_broken: Callable[[InputError], None] | None,
     progress: Progress,
     task: TaskID,
-) -> Iterator[TextDocument]:
+) -> Iterator["TextDocument"]:
+    from mmspec.inputs.documents import read_documents
+
     for path in files:
         try:
             yield from read_documents(path, field=field, on_broken=on_broken)
@@ -315,8 +345,11 @@ def _each(
         progress.advance(task)
 
 
-def _tokens_of(model: str) -> TextTokens:
+def _tokens_of(model: str) -> "TextTokens":
     quiet_transformers()
+    from mmspec.inputs.text_tokens import TextTokens
+    from mmspec.target.load import load_processor, resolve_path
+
     path = resolve_path(model)
     processor = load_processor(path)
     if processor is None:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from mmspec.cli.console import consoles, mistakes_told
+from mmspec.cli.options import AsJson
 from mmspec.cli.plan_plot import plot
 from mmspec.cli.plan_table import compared_table, heading, pays_table, score_table, speed_tables
 from mmspec.errors import ConfigError
@@ -18,7 +19,6 @@ from mmspec.plan.methods import Method, standard_methods, with_range
 from mmspec.plan.outlook import SCORED_NODES, Outlook, outlook
 from mmspec.plan.roofline import Forward, Precision
 from mmspec.plan.shape import SHAPES, ModelShape, find_shape
-from mmspec.target.load import resolve_path
 
 _UNITS = {"k": 1024, "m": 1024**2}
 
@@ -34,25 +34,31 @@ def plan(
     gpu: Annotated[
         str,
         typer.Option(
+            metavar="NAME",
             help=f"{', '.join(HARDWARE)}, cpu (measured now), or TB/s,TFLOP/s,TFLOP/s: bandwidth, "
-            "matrix products, attention."
+            "matrix products, attention.",
         ),
     ] = "h200",
     context: Annotated[
-        list[str] | None, typer.Option(help="Tokens a row, 4k or 4096; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="N", help="Tokens a row, 4k or 4096; may be repeated."),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Rows decoded together; may be repeated.")
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Rows decoded together; may be repeated."),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(get_args(Precision))}; fp32 on a CPU, bf16 else."),
+        typer.Option(
+            metavar="NAME", help=f"{', '.join(get_args(Precision))}; fp32 on a CPU, bf16 else."
+        ),
     ] = None,
     draft_model: Annotated[
-        str | None, typer.Option(help="A smaller model that drafts, given as MODEL is.")
+        str | None,
+        typer.Option(metavar="MODEL", help="A smaller model that drafts, given as MODEL is."),
     ] = None,
     view: Annotated[
-        int, typer.Option(min=1, help="Tokens that compressed_kv's drafts see.")
+        int, typer.Option(min=1, metavar="N", help="Tokens that compressed_kv's drafts see.")
     ] = 4096,
     assume: Annotated[
         list[str] | None,
@@ -62,16 +68,22 @@ def plan(
         ),
     ] = None,
     host_ms: Annotated[
-        float, typer.Option(min=0, help="What a forward takes at least; 0: with CUDA graphs.")
+        float,
+        typer.Option(
+            min=0, metavar="X", help="What a forward takes at least; 0: with CUDA graphs."
+        ),
     ] = 0.0,
     measured: Annotated[
         list[Path] | None,
-        typer.Option(help="A result of scripts/bench_score.py, or a folder of them."),
+        typer.Option(
+            metavar="PATH", help="A result of scripts/bench_score.py, or a folder of them."
+        ),
     ] = None,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Also draw it; a PNG. Needs matplotlib.")
+        Path | None,
+        typer.Option("--plot", metavar="PATH", help="Also draw it; a PNG. Needs matplotlib."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict what each drafter brings on a GPU, by batch and context, and where it pays.
 
@@ -135,7 +147,11 @@ def _values(found: Outlook, methods: list[Method], compared: list[Compared]) -> 
 
 
 def _shape(model: str) -> ModelShape:
-    return find_shape(model if model.lower() in SHAPES else resolve_path(model))
+    if model.lower() in SHAPES:
+        return find_shape(model)
+    from mmspec.target.load import resolve_path  # and torch with it
+
+    return find_shape(resolve_path(model))
 
 
 def _precision(weights: str | None, *, is_cpu: bool) -> Precision:

@@ -1,13 +1,16 @@
-"""What a person sees of an answer: text coloured by drafter, legend, closing line, comparison."""
+"""What a person sees of an answer: text coloured by drafter, legend, closing line, sameness."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from mmspec.cli.console import printable
-from mmspec.requests import Result
-from mmspec.stream import Piece
+
+if TYPE_CHECKING:
+    from mmspec.requests import Result
+    from mmspec.stream import Piece
 
 _COLOURS = ("green", "cyan", "magenta", "yellow", "blue", "bright_red")
 _GOOD, _BAD, _ASIDE = "green", "bold red", "dim"
@@ -28,7 +31,7 @@ class Palette:
             return ""
         return self._colours.setdefault(drafter, _COLOURS[len(self._colours) % len(_COLOURS)])
 
-    def coloured(self, pieces: Iterable[Piece]) -> Text:
+    def coloured(self, pieces: Iterable["Piece"]) -> Text:
         """The pieces as one text."""
         text = Text(overflow="fold")
         for piece in pieces:
@@ -45,8 +48,8 @@ class Palette:
 class Comparison:
     """One request decoded with drafts and plainly, from the same seed."""
 
-    drafted: Result
-    plain: Result
+    drafted: "Result"
+    plain: "Result"
 
     @property
     def is_identical(self) -> bool:
@@ -67,7 +70,7 @@ class Comparison:
         }
 
 
-def closing_line(result: Result) -> Text:
+def closing_line(result: "Result") -> Text:
     """The answer in figures."""
     stats = result.stats
     parts = [f"{stats.new_tokens} tokens", f"{stats.tokens_per_step:.2f} a step"]
@@ -112,11 +115,3 @@ def sameness(comparison: Comparison) -> Text:
         f"plain {shown(plain)}",
         style=_BAD,
     )
-
-
-def comparison_text(comparison: Comparison) -> Text:
-    """Both speeds, their ratio and whether the texts are the same."""
-    lines = [speed_bars(comparison.speeds)]
-    if comparison.ratio:
-        lines.append(Text(f"{comparison.ratio:.2f}x plain decoding's speed, in this one run"))
-    return Text("\n").join([*lines, sameness(comparison)])

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmspec.cli.console import has_colour
+from mmspec.cli.pairs import Pairs
 from mmspec.cli.picture import picture
 from mmspec.cli.render import Comparison, sameness, speed_bars
 from mmspec.requests import Result
@@ -35,6 +36,10 @@ class Outcome:
     pairs: Sequence[Comparison]
 
     @property
+    def runs(self) -> Pairs:
+        return Pairs(self.pairs)
+
+    @property
     def comparison(self) -> Comparison:
         """The answer with a run that differs from it, where there is one."""
         runs = [run for pair in self.pairs for run in (pair.plain, pair.drafted)]
@@ -43,19 +48,15 @@ class Outcome:
 
     @property
     def speeds(self) -> dict[str, float]:
-        """The fastest run of each, in tokens a second: other load only ever slows a run down."""
-        return {name: max(p.speeds[name] for p in self.pairs) for name in self.pairs[0].speeds}
+        return self.runs.speeds
 
     @property
     def tokens_per_step(self) -> float:
-        """Of the drafted run whose speed is shown: the engine learns from one to the next."""
-        fastest = max(self.pairs, key=lambda pair: pair.drafted.stats.tokens_per_second)
-        return fastest.drafted.stats.tokens_per_step
+        return self.runs.tokens_per_step
 
     @property
     def ratio(self) -> float:
-        drafted, plain = self.speeds.values()
-        return drafted / plain if plain else 0.0
+        return self.runs.ratio
 
     @property
     def character_error(self) -> float:
@@ -91,7 +92,9 @@ def verdict_lines(outcome: Outcome) -> list[RenderableType]:
     return [
         speed_bars(outcome.speeds, columns=12),
         Text.assemble(
-            f"{per_step:.1f} tokens a step, ", (f"{outcome.ratio:.1f}x", "bold"), " plain decoding"
+            f"{per_step:.1f} tokens a step, ",
+            (f"{outcome.ratio:.1f}x", "bold" if outcome.runs.is_gain else "dim"),
+            " plain decoding",
         ),
         sameness(outcome.comparison),
         right,
@@ -112,7 +115,7 @@ def closing_table(outcomes: Sequence[Outcome]) -> Table:
             f"{outcome.tokens_per_step:.2f}",
             f"{drafted:,.0f}",
             f"{plain:,.0f}",
-            Text(f"{outcome.ratio:.2f}x", style="bold"),
+            Text(f"{outcome.ratio:.2f}x", style="bold" if outcome.runs.is_gain else "dim"),
             Text("yes", style="green") if is_same else Text("NO", style="bold red"),
             Text(f"{error:.1%} off", style="yellow") if error else Text("right", style="green"),
         )

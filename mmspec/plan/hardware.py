@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from mmspec.errors import ConfigError
 
 _MEASURED_S = 0.4  # for each of a CPU's figures
@@ -69,6 +67,8 @@ def find_hardware(name: str) -> Hardware:
 def this_cpu() -> Hardware:
     """The CPU that runs this, in float32 and with torch's present number of threads: a sum over
     more memory than its caches hold, and products of the sizes that occur."""
+    import torch  # here, since all else of a plan is arithmetic
+
     big = torch.ones(64 * 2**20)
     square, queries, keys = torch.ones(1024, 1024), torch.ones(64, 64), torch.ones(64, 8192)
     reading = big.nbytes / _best_s(lambda: big.sum())

@@ -1,18 +1,9 @@
+"""Models to ask; what they need is imported for the tests that do."""
+
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from mmspec.training.tiny.build import (
-    EOS,
-    NUM_SPECIALS,
-    VOCAB,
-    build_model,
-    build_processor,
-    build_tokenizer,
-)
 
 QUESTION = "?"  # a scripted model answers after it
 
@@ -20,6 +11,8 @@ QUESTION = "?"  # a scripted model answers after it
 @pytest.fixture(scope="session")
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random vision-language model."""
+    from mmspec.training.tiny.build import build_model, build_processor
+
     folder = tmp_path_factory.mktemp("vlm")
     build_model("nano").save_pretrained(folder)
     build_processor().save_pretrained(folder)
@@ -29,6 +22,11 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def scripted(tmp_path: Path) -> Callable[[str], Path]:
     """Gives folders of models that say one text, whose bytes must all be different, after '?'."""
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from mmspec.training.tiny.build import EOS, NUM_SPECIALS, VOCAB, build_tokenizer
 
     def build(answer: str) -> Path:
         said = [NUM_SPECIALS + byte for byte in f"{QUESTION}{answer}".encode()]

@@ -17,7 +17,6 @@ from mmspec.batch.run import run_batch as real_run_batch
 from mmspec.batch.run import task_seed
 from mmspec.cli import app
 
-COMMAND = sys.modules["mmspec.cli.batch"]  # `mmspec.cli.batch` is the function
 OPTIONS = ("--max-new-tokens", 6, "--temperature", 1)
 
 
@@ -87,7 +86,7 @@ def test_an_interrupted_run_goes_on(
 
     command = ("tiny-vlm", prompts, "--out", out, *OPTIONS, "--rows", 1)
     with monkeypatch.context() as patched:
-        patched.setattr(COMMAND, "run_batch", interrupted)
+        patched.setattr("mmspec.batch.run_batch", interrupted)
         assert f"1 are in {out}; run the same" in batch(*command, code=130).stderr
     assert len(answers(out)) == 1
     assert "3 answered · 1 before" in batch(*command).stderr

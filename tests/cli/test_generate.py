@@ -59,7 +59,9 @@ def test_json_is_one_object_and_nothing_else(scripted: Scripted) -> None:
     assert (values["seed"], values["finish_reason"]) == (7, "eos")
     assert "".join(piece["text"] for piece in values["pieces"]) == "QUICK fox"
     assert values["stats"]["by_drafter"]["prompt_lookup"]["accepted"] > 0
-    assert values["compare"]["identical"] is True
+    compared = values["compare"]
+    assert compared["identical"] is True
+    assert compared["runs"] == len(compared["ratios"]) == 2
     assert values["compare"]["plain"]["stats"]["steps"] == 9
     assert run.stderr == ""
 
@@ -69,7 +71,7 @@ def test_compare_shows_both_speeds_and_that_sampled_texts_are_identical(vlm: Pat
         vlm, "abc abc", "--compare", "--temperature", 1, "--seed", 3, "--max-new-tokens", 20
     )
     assert run.exit_code == 0, run.stderr
-    for line in ("with drafts", "plain", "in this one run", "identical texts: all 20 tokens"):
+    for line in ("with drafts", "plain", "of 2 runs each, in turns", "all 20 tokens agree"):
         assert line in run.stderr
 
 
