@@ -35,8 +35,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     skip_gpu = pytest.mark.skip(reason="needs a CUDA device")
     skip_slow = pytest.mark.skip(reason="takes minutes; run with --slow")
     for item in items:
-        has_cuda = torch.cuda.is_available() or config.getoption("--pretend-cuda")
-        if "gpu" in item.keywords and not has_cuda:
+        gpu = item.get_closest_marker("gpu")
+        may_pretend = config.getoption("--pretend-cuda") and not (gpu and gpu.kwargs.get("real"))
+        if gpu and not torch.cuda.is_available() and not may_pretend:
             item.add_marker(skip_gpu)
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(skip_slow)

@@ -138,7 +138,7 @@ def test_long_texts_and_large_trees(rung: str) -> None:
         assert_conforms(own, case, torch.bfloat16, CPU)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(real=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("rung", RUNGS)
 def test_on_the_gpu(rung: str, dtype: torch.dtype) -> None:

@@ -128,7 +128,7 @@ def test_heads_are_turned_and_written_to_their_slots(
         assert torch.equal(turned, expected) and torch.equal(keys, own_keys)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(real=True)
 def test_a_replayed_graph_writes_where_the_tensors_say_by_then() -> None:
     tensors = TreeTensors.of(ROWS[:1], DEVICE, nodes=4, tail=4)
     keys, values = (torch.zeros(60, 1, 16, device=DEVICE) for _ in range(2))

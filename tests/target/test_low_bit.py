@@ -169,7 +169,7 @@ def test_torchao_itself_multiplies() -> None:
     assert packed.num_bytes < weight.nbytes / 3
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(real=True)
 @pytest.mark.parametrize("bits, most", [("int4", 0.15), ("fp8", 0.06), ("int8", 0.02)])
 def test_a_gpu_multiplies_low_bits(bits: Any, most: float) -> None:
     weight, rows = torch.randn(256, 160, device="cuda"), torch.randn(3, 160, device="cuda")

@@ -289,7 +289,7 @@ def test_where_tilings_cannot_be_measured_the_library_multiplies(
     assert "no graph can be captured" in caplog.text
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(real=True)
 def test_on_a_gpu_blocks_are_of_kernels_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_linears, "_LEAST_WEIGHTS", 1)
     model = built("llama", torch.bfloat16)
