@@ -203,16 +203,19 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
     after the other, as what each of them takes bears on the next one."""
     drafting, name = row.drafting, drafter.name
     session, priced = drafting.prepared(drafter), drafting.priced(drafter)
-    due = None
-    with drafting.guarded(name):
-        due = None if session is None else session.preparation(len(row.tokens))
-    if due is not None and not due.can_wait and not step.prepares(index, name, due):
-        return False
+    due, may_prepare = None, False
+    if session is not None:
+        with drafting.guarded(name):
+            due = session.preparation(len(row.tokens))
+    if due is not None:
+        may_prepare = step.prepares(index, name, due)
+        if not may_prepare and not due.can_wait:
+            return False
     # Where proposals are made as long as they pay: what the shortest takes.
     least_s = None if priced is None else priced.least_s
     if not step.asks(index, name, tree, least_s=least_s):
         return False
-    if session is not None and due is not None and step.prepares(index, name, due):
+    if session is not None and due is not None and may_prepare:
         begun = time.perf_counter()
         with drafting.guarded(name):
             session.prepare(row.tokens.copy())

@@ -257,13 +257,12 @@ class Engine:
                         row = self._row(request, index)
                         num_begun += 1
                         yield row
-                except MmspecError as error:
-                    answers.expect(index, num_begun + 1)  # samples behind a failed one don't begin
-                    answers.add(index, number, _failed(error))
                 except Exception as error:  # raised again by `generate`, or shown in the Result
-                    failure = InputError(f"{type(error).__name__}: {error}")
-                    failure.__cause__ = error
-                    answers.expect(index, num_begun + 1)
+                    failure = error if isinstance(error, MmspecError) else None
+                    if failure is None:
+                        failure = InputError(f"{type(error).__name__}: {error}")
+                        failure.__cause__ = error
+                    answers.expect(index, num_begun + 1)  # samples behind a failed one don't begin
                     answers.add(index, number, _failed(failure))
 
         with closing(self._decode(rows())) as decoded:

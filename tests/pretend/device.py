@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from mmspec.target.graphs.guard import looks_at_values
 from pretend.memory import CUDA, known_to_torch, on_cpu, on_cuda
 from pretend.runtime import Capture, take_place_of_cuda
 from pretend.values import spoil
@@ -24,7 +25,6 @@ _COPIES = (_ATEN.copy_.default, _ATEN._to_copy.default)
 _INDEXING = (_ATEN.index.Tensor, _ATEN.index_put_.default, _ATEN.index_put.default)
 _HERE_ONLY = ("for_cpu", "mkldnn", "onednn", "quantized::", "fbgemm")  # no kernels on a GPU
 _OWN = Path(__file__).parent
-_MASKS = (torch.bool, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Device(TorchDispatchMode):
             return self._flash(*args, **named)
         if func in _COPIES:
             self._see_copy(func, args, named)
-        elif _looks(func, args):
+        elif looks_at_values(func, args):
             self.wait(str(func))
         to_cuda = any(t.is_cuda for t in tensors) if place is None else place.type == "cuda"
         if place is not None:
@@ -219,15 +219,6 @@ def _leaves_undefined(func: Any) -> bool:
         _ATEN.new_empty.default,
         _ATEN.new_empty_strided.default,
     )
-
-
-def _looks(func: Any, args: Sequence[Any]) -> bool:
-    """Whether the CPU must know values to go on."""
-    if func in _INDEXING:
-        masked = any(i is not None and i.dtype in _MASKS for i in args[1])
-        return masked and (func is _ATEN.index.Tensor or args[2].numel() > 1)
-    depends = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-    return any(tag in func.tags for tag in depends)
 
 
 def _caller() -> str:

@@ -33,7 +33,7 @@ class NoSync(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if _waits(func, args) and any(t.device.type == self._device.type for t in given):
+        if looks_at_values(func, args) and any(t.device.type == self._device.type for t in given):
             raise Unrepeatable(f"it looks at values on the device ({func})")
         made = func(*args, **(kwargs or {}))
         tensors = [*given, *(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))]
@@ -43,7 +43,8 @@ class NoSync(TorchDispatchMode):
         return made
 
 
-def _waits(func: Any, args: Sequence[Any]) -> bool:
+def looks_at_values(func: Any, args: Sequence[Any]) -> bool:
+    """Whether the CPU has to know what its tensors hold to go on behind the operation."""
     if func is torch.ops.aten.index.Tensor:  # a number of results that depends on the values
         return any(index is not None and index.dtype in _MASKS for index in args[1])
     if func in (torch.ops.aten.index_put_.default, torch.ops.aten.index_put.default):
