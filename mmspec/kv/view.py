@@ -12,6 +12,7 @@ text, and a layer with a window shows the newest tokens alone: there a distance 
 positions, and the model's own window cuts it where it cuts the text.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -138,15 +139,16 @@ class KVView(KVCache):
             chosen = shown.chosen
         else:
             return 0
-        token_bytes = self.token_bytes
+        if not chosen:  # asked at every step of a short text
+            return 0
         # All keys, half of the row's bytes, are looked at; what is chosen is read and written.
-        return token_bytes * (length + 4 * chosen) // 2 if chosen else 0
+        return self.token_bytes * (length + 4 * chosen) // 2
 
     @property
     def token_bytes(self) -> int:
         """Of one token's keys and values in all layers."""
         return sum(
-            buffer[:1].nbytes
+            math.prod(buffer.shape[1:]) * buffer.element_size()
             for layer, _ in self._layers()
             for buffer in (layer.keys, layer.values)
         )
