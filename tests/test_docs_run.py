@@ -1,0 +1,156 @@
+"""The code that README and docs show runs as it is shown, page by page: on the smallest bundled
+model, with the names that the text around it takes for granted."""
+
+import re
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pdfs import pdf
+from PIL import Image
+from test_docs import ROOT, blocks
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import mmspec
+from mmspec.engine import Engine
+from mmspec.inputs.text_tokens import TextTokens
+from mmspec.requests import Request
+from mmspec.retrieval import DatastoreWriter, Document
+from mmspec.state import Prompt
+from mmspec.target.load import resolve_path
+
+Names = dict[str, Any]
+MODEL = "nano-vlm"
+_ANY_MODEL = re.compile(r"path-or-hub-id|\borg/[\w.-]+")
+_ANY_LAYERS = "[9, 11]"  # MODEL has two
+_FOUND = "The budget is 40 pears.\nThe minutes say that Bob sold 4 plums."
+_OUTLINES = {"docs/dense.md": 74}
+_ELSEWHERE = {"docs/rag.md"}  # tests/integrations and tests/test_examples.py, frameworks at hand
+
+
+def pages() -> list[Any]:
+    of_page: dict[str, list[str]] = {}
+    for place, code in blocks("python"):
+        page, line = place.rsplit(":", 1)
+        if page not in _ELSEWHERE and _OUTLINES.get(page) != int(line):
+            of_page.setdefault(page, []).append(code)
+    return [pytest.param(page, codes, id=page) for page, codes in of_page.items()]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[mmspec.Engine]:
+    yield mmspec.load(MODEL)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the code runs: with the files that it reads."""
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "invoice.png")
+    (tmp_path / "minutes.md").write_text(_FOUND)
+    (tmp_path / "report.pdf").write_bytes(pdf("first page", "second page"))
+    (tmp_path / "mmspec").symlink_to(ROOT / "mmspec")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Retriever:
+    """What a RAG pipeline has."""
+
+    def invoke(self, question: str) -> list[str]:
+        return [_FOUND]
+
+
+def of_readme(engine: mmspec.Engine) -> Names:
+    folder = resolve_path(MODEL)
+    processor = AutoProcessor.from_pretrained(folder)
+    asked = [Request(f"question {number}", max_new_tokens=4) for number in range(3)]
+    return {
+        "request1": asked[0],
+        "request2": asked[1],
+        "request3": asked[2],
+        "prompts": [request.prompt for request in asked],
+        "prompt": "What is the total?",
+        "question": "What is the total?",
+        "retriever": Retriever(),
+        "scan": Image.new("RGB", (64, 64), "white"),
+        "ocr_text": _FOUND,
+        "model": AutoModelForImageTextToText.from_pretrained(folder),
+        "inputs": processor(text="<s>What?", return_tensors="pt"),
+    }
+
+
+def of_batch(engine: mmspec.Engine) -> Names:
+    return {"engine": engine, "requests": [Request("one", max_new_tokens=4), Request("two")]}
+
+
+def of_datastore(engine: mmspec.Engine) -> Names:
+    return {"texts": {"a.txt": _FOUND, "b.txt": "Anna bought 3 pears."}, "engine": engine}
+
+
+def of_dense(engine: mmspec.Engine) -> Names:
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
+    tokens = TextTokens(tokenizer)
+    kind: Names = {"tokenizer": tokens.hash(), "vocab_size": tokens.vocab_size}
+    with DatastoreWriter.create("answers.store", **kind) as writer:
+        writer.begin(inputs="answers")
+        writer.append(Document(id="a", source="a", tokens=tokens.encode(_FOUND)))
+        writer.commit()
+    return {
+        "engine": engine,
+        "prompts": {"a": Prompt(torch.tensor(tokens.encode("What was sold?")))},
+    }
+
+
+def of_draft_model(engine: mmspec.Engine) -> Names:
+    folder = resolve_path(MODEL)
+    processor = AutoProcessor.from_pretrained(folder)
+    return {
+        "target": AutoModelForImageTextToText.from_pretrained(folder),
+        "small": AutoModelForImageTextToText.from_pretrained(folder),
+        "processor": processor,
+        "its_processor": processor,
+    }
+
+
+def of_retrieval(engine: mmspec.Engine) -> Names:
+    of_dense(engine)
+    Path("answers.store").rename("notes.store")
+    return {
+        "passages": [_FOUND],
+        "question": "How many?",
+        "scan": Image.new("RGB", (64, 64)),
+        "ocr_text": _FOUND,
+    }
+
+
+GIVEN: dict[str, Callable[[mmspec.Engine], Names]] = {
+    "README.md": of_readme,
+    "docs/batch.md": of_batch,
+    "docs/datastore.md": of_datastore,
+    "docs/dense.md": of_dense,
+    "docs/draft_model.md": of_draft_model,
+    "docs/retrieval.md": of_retrieval,
+}
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers end after a few tokens."""
+    room = Engine._room
+    monkeypatch.setattr(Engine, "_room", lambda *asked: min(room(*asked), 4))
+
+
+@pytest.mark.parametrize(("page", "codes"), pages())
+def test_the_code_of_a_page_runs(
+    page: str, codes: list[str], engine: mmspec.Engine, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten(monkeypatch)
+    names = {"mmspec": mmspec, **(GIVEN[page](engine) if page in GIVEN else {})}
+    for code in codes:
+        if "langchain" in code and find_spec("langchain_core") is None:
+            continue
+        code = _ANY_MODEL.sub(MODEL, code).replace(_ANY_LAYERS, "[1]")
+        exec(compile(code, page, "exec"), names)
