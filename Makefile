@@ -48,7 +48,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH)
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
-	$(BIN)/python -m pip install -c .venv/constraints.txt -e '.[dev,lora,cpu,docs,langchain,haystack]'
+	$(BIN)/python -m pip install -c .venv/constraints.txt -e '.[dev,lora,cpu,docs,parquet,langchain,haystack]'
 	touch $@
 
 clean:

@@ -2,10 +2,14 @@
 
 python scripts/demo.py            make demo
 python scripts/demo.py --seed 7   other pictures and texts
+python scripts/demo.py --svg a.svg
 """
 
 import argparse
+import io
+import re
 import time
+from pathlib import Path
 from random import Random
 
 import torch
@@ -89,18 +93,32 @@ def demo(engine: mmspec.Engine, seed: int, console: Console) -> int:
     return 0 if is_same else EXIT_DIFFERENT
 
 
+def as_svg(console: Console) -> str:
+    """What a recording console was given, in whatever fixed-width font the viewer has."""
+    svg = console.export_svg(title="make demo")
+    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="other pictures and texts")
     parser.add_argument("--model", default="tiny-vlm", help="a folder, in place of the bundled one")
+    parser.add_argument("--svg", metavar="FILE", help="what was shown, as a picture")
     options = parser.parse_args()
-    console = Console(highlight=False)
+    console = Console(highlight=False, record=bool(options.svg))
+    if options.svg and not console.is_terminal:  # a picture has colours wherever it is made
+        console = Console(
+            highlight=False, record=True, color_system="truecolor", file=io.StringIO()
+        )
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     quiet_transformers()
     torch.set_num_threads(1)  # the model is too small to gain from more
     try:
         with mistakes_told(Console(stderr=True)):
-            return demo(mmspec.load(options.model), options.seed, console)
+            exit_code = demo(mmspec.load(options.model), options.seed, console)
+        if options.svg:
+            Path(options.svg).write_text(as_svg(console), encoding="utf-8")
+        return exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

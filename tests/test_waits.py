@@ -175,7 +175,8 @@ def test_what_is_weighed_is_what_the_papers_write_down(
 def test_whole_steps_on_a_pretended_device(
     cell: str, waits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that a step does is counted: forwards, commits, views that are chosen anew."""
+    """All that a step does is counted: forwards, commits, views that are chosen anew. These are
+    timed, which waits for the device once a view."""
     expected = said(engine_of(cell, "host").generate(requests_of("t1")))
     with pretend.device() as device:
         model = FAMILIES["llama"].build(torch.float64).to("cuda")
@@ -191,8 +192,11 @@ def test_whole_steps_on_a_pretended_device(
         results = engine.generate(requests_of("t1"))
     assert said(results) == expected
     # The first step makes what stays: draft models read their prompts, views are gathered.
-    steps = [b - a for a, b in pairwise([*begun[1:], len(device.waits)])]
-    assert steps and max(steps) <= waits, f"{steps}: {[*map(str, device.waits[begun[1] :])]}"
+    steps = [device.waits[a:b] for a, b in pairwise([*begun[1:], len(device.waits)])]
+    clocks = [sum("synchronize" in wait.why for wait in step) for step in steps]
+    reads = [len(step) - clock for step, clock in zip(steps, clocks, strict=True)]
+    assert reads and max(reads) <= waits, f"{reads}: {[*map(str, device.waits[begun[1] :])]}"
+    assert max(clocks) <= len(results) * any(kind in cell for kind in ("view", "cascade"))
 
 
 def test_node_by_node_reads_more_often() -> None:

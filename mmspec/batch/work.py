@@ -1,20 +1,23 @@
 """Files, folders and globs -> tasks: what is asked about each document, or prompts of a file."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmspec.errors import InputError
-from mmspec.inputs import Passage
-from mmspec.inputs.documents import (
-    SUFFIXES,
-    SUFFIXES_OF_LINES,
-    find_documents,
-    line_id,
-    read_documents,
+from mmspec.errors import InputError, MmspecError
+from mmspec.inputs import Passage, pdf_pages
+from mmspec.inputs.documents import SUFFIXES, find_documents, read_documents
+from mmspec.inputs.pdf import num_pages
+from mmspec.inputs.prompt_file import prompt_of
+from mmspec.inputs.records import (
+    Record,
+    count_records,
+    is_of_records,
+    parse_line,
+    read_records,
+    unreadable,
 )
-from mmspec.inputs.prompt_file import read_prompt_line
 from mmspec.requests import Request
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -26,9 +29,9 @@ _TEMPLATE = "{% for passage in passages %}{{ passage.text }}\n\n{% endfor %}{{ q
 class Task:
     """One thing to be answered."""
 
-    id: str  # the file's path; of a JSONL line its "id", or the path and the line's number
-    request: Request | None  # without seed and sampling; None where it cannot be read
-    error: InputError | None = None
+    id: str  # the file's path; of a record its "id", or the path and its number, as of a PDF's page
+    request: Request | None  # without seed and sampling; None where it cannot be read, or need not
+    error: MmspecError | None = None
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -36,46 +39,93 @@ def find_inputs(inputs: Sequence[str]) -> list[Path]:
     return find_documents(inputs, suffixes=(*SUFFIXES, *IMAGE_SUFFIXES))
 
 
-def read_tasks(files: Sequence[Path], *, prompt: str | None, field: str = "text") -> Iterator[Task]:
+def read_tasks(
+    files: Sequence[Path],
+    *,
+    prompt: str | None,
+    field: str = "text",
+    pages: bool = False,
+    answered: Container[str] = (),
+) -> Iterator[Task]:
     """The tasks of all files, in order, one in memory at a time.
 
-    With a `prompt` it is asked about each document: a text, Markdown, HTML or PDF file, a line of
-    JSONL (its `field`), or an image. Without, the files are JSONL of prompts, as `read_prompts`
-    takes them, or text with a prompt a line. What cannot be read is a Task with its error.
+    With a `prompt` it is asked about each document: a text, Markdown, HTML or PDF file, a record of
+    JSONL or Parquet (its `field`), or an image; with `pages` about each page of a PDF as it looks,
+    and the page's text layer is drafted from. Without, the files are records of prompts, as
+    `read_prompts` takes them, or text with a prompt a line. What cannot be read is a Task with its
+    error; pages that are `answered` are not rendered again.
     """
     for path in files:
         if prompt is None:
             yield from _prompts(path)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             yield Task(str(path), Request(prompt, images=(str(path),)))
+        elif pages and _is_pdf(path):
+            yield from _pages(path, prompt, answered)
         else:
             yield from _documents(path, prompt, field)
 
 
-def count_tasks(files: Sequence[Path], *, prompt: str | None) -> int:
+def count_tasks(files: Sequence[Path], *, prompt: str | None, pages: bool = False) -> int:
     """How many tasks the files hold, a file that cannot be read being one."""
-    has_lines = [prompt is None or path.suffix.lower() in SUFFIXES_OF_LINES for path in files]
-    return sum(
-        _count_lines(path) if is_it else 1 for path, is_it in zip(files, has_lines, strict=True)
-    )
+    return sum(_count(path, prompt, pages) for path in files)
+
+
+def _count(path: Path, prompt: str | None, pages: bool) -> int:
+    try:
+        if is_of_records(path):
+            return count_records(path)
+        if prompt is not None:
+            return num_pages(path) if pages and _is_pdf(path) else 1
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    except (OSError, MmspecError):
+        return 1
+
+
+def _is_pdf(path: Path) -> bool:
+    return path.suffix.lower() == ".pdf"
 
 
 def _documents(path: Path, prompt: str, field: str) -> Iterator[Task]:
     broken: list[InputError] = []
     documents = read_documents(path, field=field, on_broken=broken.append)
     for document in documents:
-        yield from _broken(path, broken)
+        yield from _broken(broken)
         passage = Passage(document.text, document.id, document.source)
         request = Request(prompt, passages=(passage,), passage_template=_TEMPLATE)
         if document.text.strip():
             yield Task(document.id, request)
         else:
-            empty = InputError(f"{document.id}: holds no text; of a scanned PDF give its images")
+            empty = InputError(f"{document.id}: holds no text; of a scanned PDF ask by --pages")
             yield Task(document.id, None, empty)
-    yield from _broken(path, broken)
+    yield from _broken(broken)
 
 
-def _broken(path: Path, errors: list[InputError]) -> Iterator[Task]:
+def _pages(path: Path, prompt: str, answered: Container[str]) -> Iterator[Task]:
+    left = deque[int]()
+    try:
+        for number in range(1, num_pages(path) + 1):
+            if _page_id(path, number) in answered:
+                yield Task(_page_id(path, number), None)
+            else:
+                left.append(number)
+    except InputError as error:
+        yield Task(str(path), None, error)
+    while left:
+        try:
+            for page in pdf_pages(path, tuple(left)):
+                request = Request(prompt, images=(page.image,), passages=(page.passage,))
+                yield Task(_page_id(path, left.popleft()), request)
+        except InputError as error:  # of one page: the others go on
+            yield Task(_page_id(path, left.popleft()), None, error)
+
+
+def _page_id(path: Path, number: int) -> str:
+    return f"{path}#{number}"
+
+
+def _broken(errors: list[InputError]) -> Iterator[Task]:
     """The errors so far, which begin with the place that they concern."""
     while errors:
         error = errors.pop(0)
@@ -83,33 +133,27 @@ def _broken(path: Path, errors: list[InputError]) -> Iterator[Task]:
 
 
 def _prompts(path: Path) -> Iterator[Task]:
-    is_jsonl = path.suffix.lower() in (*SUFFIXES_OF_LINES, ".json")
     try:
+        if is_of_records(path):
+            yield from map(_prompt, read_records(path))
+            return
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                if is_jsonl:
-                    yield _prompt(path, number, line)
+                if path.suffix.lower() == ".json":  # JSONL by another name
+                    yield _prompt(parse_line(path, number, line))
                 else:
                     yield Task(f"{path}#{number}", Request(line.rstrip("\n")))
-    except OSError as error:
-        yield Task(str(path), None, InputError(f"{path}: cannot be read: {error.strerror}"))
-    except UnicodeDecodeError as error:
-        yield Task(str(path), None, InputError(f"{path}: is not UTF-8 text: {error.reason}"))
-
-
-def _prompt(path: Path, number: int, line: str) -> Task:
-    try:
-        found = read_prompt_line(path, number, line)
+    except (OSError, UnicodeDecodeError) as error:
+        yield Task(str(path), None, unreadable(path, error))
     except InputError as error:
-        return Task(f"{path}#{number}", None, error)
-    return Task(line_id(json.loads(line), path, number), Request(found.prompt, images=found.images))
+        yield Task(str(path), None, error)
 
 
-def _count_lines(path: Path) -> int:
+def _prompt(record: Record) -> Task:
     try:
-        with path.open("rb") as file:
-            return sum(1 for line in file if line.strip())
-    except OSError:
-        return 1
+        found = prompt_of(record)
+    except InputError as error:
+        return Task(record.id, None, error)
+    return Task(record.id, Request(found.prompt, images=found.images))

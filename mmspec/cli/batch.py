@@ -60,7 +60,8 @@ def batch(
         list[str],
         typer.Argument(
             metavar="INPUTS...",
-            help="Files, folders, globs: JSONL of prompts, or with --prompt documents and images.",
+            help="Files, folders, globs: JSONL or Parquet of prompts, or with --prompt documents "
+            "and images.",
         ),
     ],
     out: Annotated[
@@ -78,10 +79,19 @@ def batch(
         str,
         typer.Option(
             metavar="NAME",
-            help="With --prompt: the field of a JSONL line that holds its text.",
+            help="With --prompt: the field of a record that holds its text.",
             rich_help_panel=PROMPT,
         ),
     ] = "text",
+    pages: Annotated[
+        bool,
+        typer.Option(
+            "--pages",
+            metavar=SWITCH,
+            help="With --prompt: about each page of a PDF as a picture; its text layer drafts.",
+            rich_help_panel=PROMPT,
+        ),
+    ] = False,
     rows: Annotated[
         int | None,
         typer.Option(
@@ -142,6 +152,7 @@ def batch(
         build_request("", options)
         files = find_inputs(inputs)
         told = [model, asked, field, seed, options, dtype, config, overrides]
+        told += ["pages"] if pages else []
         run = hashlib.sha256(json.dumps(told).encode(errors="backslashreplace")).hexdigest()[:12]
         with Ledger(out, run=run, fresh=fresh) as ledger:
             with stderr.status("Loading the model"):
@@ -156,8 +167,10 @@ def batch(
             if ledger.answered:
                 stderr.print(f"Going on: {len(ledger.answered):,} are answered already")
             options["speculate"] = "auto" if speculate is None else speculate
-            total = count_tasks(files, prompt=asked)
-            tasks = read_tasks(files, prompt=asked, field=field)
+            total = count_tasks(files, prompt=asked, pages=pages)
+            tasks = read_tasks(
+                files, prompt=asked, field=field, pages=pages, answered=ledger.answered
+            )
             shown = _Shown(stderr, total)
             try:
                 with shown:

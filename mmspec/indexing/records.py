@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from mmspec.errors import InputError
 from mmspec.inputs import InputProcessor
-from mmspec.inputs.documents import SUFFIXES_OF_LINES, line_id
-from mmspec.inputs.prompt_file import PROMPT_FIELDS, read_prompt_line
+from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
+from mmspec.inputs.records import JSONL, Record, parse_line
 from mmspec.retrieval.corpus import DocumentName
 from mmspec.state import Prompt
 
@@ -39,11 +39,11 @@ class RecordPrompts:
         with Path(name.source).open("rb") as file:
             file.seek(offset)
             line = file.readline().decode("utf-8-sig")
-        found = read_prompt_line(Path(name.source), number, line)
+        found = prompt_of(parse_line(Path(name.source), number, line))
         return self._inputs.encode(found.prompt, images=found.images)
 
     def _lines(self, source: str) -> dict[str, _Line]:
-        if Path(source).suffix.lower() not in SUFFIXES_OF_LINES:
+        if Path(source).suffix.lower() not in JSONL:
             return {}
         if source not in self._files:
             try:
@@ -62,5 +62,5 @@ def _prompted_lines(source: str) -> Iterator[tuple[str, _Line]]:
         for number, line in enumerate(file, start=1):
             values = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
             if any(values.get(field) for field in PROMPT_FIELDS):
-                yield line_id(values, source, number), _Line(number, offset)
+                yield Record(Path(source), number, values).id, _Line(number, offset)
             offset += len(line)

@@ -1,19 +1,24 @@
-"""Documents: text, Markdown, HTML, PDF and JSONL files -> their text, page by page."""
+"""Documents: text, Markdown, HTML, PDF, JSONL and Parquet files -> their text, page by page."""
 
 import glob
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmspec.errors import InputError, MissingExtraError
 from mmspec.inputs.pdf import opened_pdf, page_text
+from mmspec.inputs.records import (
+    SUFFIXES_OF_RECORDS,
+    Record,
+    is_of_records,
+    read_records,
+    unreadable,
+)
 
 _TEXT = (".txt", ".text", ".md", ".markdown", ".rst")
 _HTML = (".html", ".htm", ".xhtml")
-SUFFIXES_OF_LINES = (".jsonl", ".ndjson")
-SUFFIXES = (*_TEXT, *_HTML, *SUFFIXES_OF_LINES, ".pdf")  # that are taken from a folder
+SUFFIXES = (*_TEXT, *_HTML, *SUFFIXES_OF_RECORDS, ".pdf")  # that are taken from a folder
 _EXTRA = "install mmspec[docs]"
 
 
@@ -29,7 +34,7 @@ class Page:
 class TextDocument:
     """A document as text."""
 
-    id: str  # the file's path; of a JSONL line its "id", or the path and the line's number
+    id: str  # the file's path; of a record its "id", or the path and its number
     source: str  # the file's path
     pages: tuple[Page, ...]
 
@@ -66,12 +71,12 @@ def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES)
 def read_documents(
     path: Path, *, field: str = "text", on_broken: Callable[[InputError], None] | None = None
 ) -> Iterator[TextDocument]:
-    """The documents of one file: one, or of JSONL one a line, whose text is in `field`. A file of
-    another kind is read as plain text.
+    """The documents of one file: one, or of JSONL and Parquet one a record, whose text is in
+    `field`. A file of another kind is read as plain text.
 
     Raises InputError: cannot be read, not UTF-8, not JSON, no such field, a broken PDF; with
-    `on_broken` that is told instead, and the document (of JSONL the line) is left out. Raises
-    MissingExtraError where HTML or PDF needs a package that is not there.
+    `on_broken` that is told instead, and the document (or the record) is left out. Raises
+    MissingExtraError where HTML, PDF or Parquet needs a package that is not there.
     """
     suffix = path.suffix.lower()
     read: Callable[[Path], tuple[Page, ...]] = _read_text
@@ -80,8 +85,8 @@ def read_documents(
     elif suffix == ".pdf":
         read = _read_pdf
     try:
-        if suffix in SUFFIXES_OF_LINES:
-            yield from _read_lines(path, field, on_broken)
+        if is_of_records(path):
+            yield from _read_records(path, field, on_broken)
         else:
             yield TextDocument(str(path), str(path), read(path))
     except InputError as error:
@@ -94,50 +99,33 @@ def _read_text(path: Path) -> tuple[Page, ...]:
     try:
         return (Page(1, _bytes(path).decode("utf-8-sig")),)
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def _read_lines(
+def _read_records(
     path: Path, field: str, on_broken: Callable[[InputError], None] | None
 ) -> Iterator[TextDocument]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    document = _line_document(path, number, line, field)
-                except InputError as error:
-                    if on_broken is None:
-                        raise
-                    on_broken(error)
-                else:
-                    yield document
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error) from error
+    for record in read_records(path):
+        try:
+            document = _record_document(record, field)
+        except InputError as error:
+            if on_broken is None:
+                raise
+            on_broken(error)
+        else:
+            yield document
 
 
-def _line_document(path: Path, number: int, line: str, field: str) -> TextDocument:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {number}: is not JSON: {error}") from error
-    text = values.get(field) if isinstance(values, dict) else None
+def _record_document(record: Record, field: str) -> TextDocument:
+    if record.error is not None:
+        raise record.error
+    text = record.values.get(field)
     if not isinstance(text, str):
-        names = ", ".join(values) if isinstance(values, dict) else type(values).__name__
         raise InputError(
-            f"{path}, line {number}: no text in the field {field!r}: got {names or 'nothing'}; "
-            "name the field that holds it: --field"
+            f"{record.where}: no text in the field {field!r}: got "
+            f"{', '.join(record.values) or 'nothing'}; name the field that holds it: --field"
         )
-    return TextDocument(line_id(values, path, number), str(path), (Page(1, text),))
-
-
-def line_id(values: Mapping[str, object], path: Path | str, number: int) -> str:
-    """The id of the document that a line of JSONL holds."""
-    own = values.get("id")
-    return str(own) if isinstance(own, str | int) and own != "" else f"{path}#{number}"
+    return TextDocument(record.id, str(record.path), (Page(1, text),))
 
 
 def _read_html(path: Path) -> tuple[Page, ...]:
@@ -163,8 +151,4 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> InputError:
-    return InputError(f"{path}: is not UTF-8 text: {error.reason}; convert it to UTF-8 first")
+        raise unreadable(path, error) from error

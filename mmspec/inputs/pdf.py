@@ -61,6 +61,12 @@ def pdf_pages(
             yield PdfPage(str(path), number, page_text(page), image)
 
 
+def num_pages(path: Path) -> int:
+    """Raises InputError and MissingExtraError, as `pdf_pages` does."""
+    with opened_pdf(path) as document:
+        return len(document)
+
+
 @contextmanager
 def opened_pdf(path: Path) -> Iterator[Any]:
     """A pypdfium2 document, closed again. Raises InputError and MissingExtraError."""

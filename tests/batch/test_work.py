@@ -1,10 +1,13 @@
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from pdfs import pdf
 from PIL import Image
 
-from mmspec.batch import Task, count_tasks, find_inputs, read_tasks
+from mmspec.batch import Task, count_tasks, find_inputs, read_tasks, work
 from mmspec.errors import InputError
+from mmspec.inputs import Passage, PdfPage, pdf_pages
 from mmspec.requests import Request
 
 
@@ -54,3 +57,85 @@ def test_without_a_prompt_files_hold_prompts(tmp_path: Path) -> None:
     assert [asked(t).prompt for t in (second, third, fourth)] == ["Two?", "Three?", "Four?"]
     assert isinstance(broken.error, InputError)
     assert count_tasks(files, prompt=None) == 5
+
+
+def test_pages_of_a_pdf_are_pictures_whose_text_is_drafted_from(tmp_path: Path) -> None:
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(pdf("first page", "second page", "third page"))
+    first, *later = read_tasks([path], prompt="Transcribe.", pages=True)
+    assert [task.id for task in (first, *later)] == [f"{path}#{n}" for n in (1, 2, 3)]
+    request = asked(first)
+    (image,), (passage,) = request.images, request.passages  # type: ignore[misc]
+    assert isinstance(image, Image.Image) and image.size == (600, 200)
+    assert passage == Passage("first page", f"{path}#1", str(path), in_prompt=False)
+    assert count_tasks([path], prompt="Transcribe.", pages=True) == 3
+    assert count_tasks([path], prompt="Transcribe.") == 1  # its text layer
+
+
+def test_pages_that_are_answered_are_not_rendered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rendered = tmp_path / "scan.pdf", list[int]()
+    path.write_bytes(pdf("first page", "second page", "third page"))
+
+    def noted(path: Path, numbers: Sequence[int]) -> Iterator[PdfPage]:
+        for page in pdf_pages(path, numbers):
+            rendered.append(page.number)
+            yield page
+
+    monkeypatch.setattr(work, "pdf_pages", noted)
+    tasks = read_tasks([path], prompt="What?", pages=True, answered={f"{path}#2"})
+    told = {task.id.rpartition("#")[2]: task.request is not None for task in tasks}
+    assert told == {"1": True, "2": False, "3": True}
+    assert rendered == [1, 3]
+
+
+def test_a_page_that_cannot_be_rendered_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(pdf("first page", "second page", "third page"))
+
+    def broken(path: Path, numbers: Sequence[int]) -> Iterator[PdfPage]:
+        for number in numbers:
+            if number == 2:
+                raise InputError("too large")
+            yield from pdf_pages(path, [number])
+
+    monkeypatch.setattr(work, "pdf_pages", broken)
+    first, second, third = read_tasks([path], prompt="What?", pages=True)
+    assert first.request and third.request and second.request is None
+    assert (second.id, str(second.error)) == (f"{path}#2", "too large")
+
+
+def test_a_broken_pdf_is_one_failure(tmp_path: Path) -> None:
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(b"%PDF-1.4 nothing")
+    (task,) = read_tasks([path], prompt="What?", pages=True)
+    assert task.request is None and "cannot be read as PDF" in str(task.error)
+    assert count_tasks([path], prompt="What?", pages=True) == 1
+
+
+def test_rows_of_parquet_are_prompts_or_documents(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    png = (tmp_path / "a.png").read_bytes()
+    rows = [
+        {"id": "x", "prompt": "One?", "image": {"bytes": png, "path": None}, "text": "A fox."},
+        {"id": None, "prompt": "Two?", "image": {"bytes": None, "path": "a.png"}, "text": "B."},
+        {"id": "z", "prompt": None, "image": None, "text": None},
+    ]
+    path = tmp_path / "data.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    first, second, broken = read_tasks([path], prompt=None)
+    assert (first.id, asked(first).prompt, asked(first).images) == ("x", "One?", (png,))
+    assert (second.id, asked(second).images) == (f"{path}#2", (str(tmp_path / "a.png"),))
+    assert "row 3: got the keys" in str(broken.error)
+    documents = list(read_tasks([path], prompt="What?"))
+    assert [task.request is not None for task in documents] == [True, True, False]
+    assert "row 3: no text in the field 'text'" in str(documents[2].error)
+    assert count_tasks([path], prompt=None) == 3
+    path.write_bytes(path.read_bytes()[:-20])
+    (cut,) = read_tasks([path], prompt=None)
+    assert "cannot be read as Parquet" in str(cut.error)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pdfs import pdf
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -133,3 +134,17 @@ def test_a_mistake_in_the_command_is_told_before_anything_is_done(
 ) -> None:
     run = batch("tiny-vlm", prompts, "--out", tmp_path / "out.jsonl", *words, code=2)
     assert message in run.stderr
+
+
+def test_pages_of_a_pdf_are_answered_one_by_one_and_gone_on_with(tmp_path: Path) -> None:
+    scan, out = tmp_path / "scan.pdf", tmp_path / "out.jsonl"
+    scan.write_bytes(pdf("first page", "second page"))
+    asked = (scan, "--pages", "--prompt", "Transcribe.", "--max-new-tokens", 3)
+    batch("nano-vlm", *asked, "--out", out)
+    whole = out.read_text().splitlines(keepends=True)
+    assert set(answers(out)) == {f"{scan}#1", f"{scan}#2"}
+    out.write_text(whole[0])
+    run = batch("nano-vlm", *asked, "--out", out)
+    assert "1 answered · 1 before" in run.stderr
+    assert out.read_text().splitlines(keepends=True) == whole
+    batch("nano-vlm", *asked[:1], *asked[2:], "--out", out, code=2)  # its text: another run
