@@ -26,6 +26,7 @@ from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.layer_skip import LayerSkip
+from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine, Exactness
@@ -100,7 +101,7 @@ def build_compressed_kv(config: CompressedKVConfig) -> CompressedKV:
 def build_cascade(config: DrafterConfig) -> Cascade:
     """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
     name = config.cascade.lower
-    known = sorted(set(DRAFTERS) - {"cascade", "compressed_kv", "layer_skip"})
+    known = sorted(set(DRAFTERS) - {"cascade", "compressed_kv", "layer_skip", "lookahead"})
     if name not in known:
         raise ConfigError(
             f"drafter.cascade.lower={name!r}: expected one of {', '.join(known)}, which is asked "
@@ -118,6 +119,7 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "compressed_kv": lambda config: build_compressed_kv(config.compressed_kv),
     "layer_skip": lambda config: LayerSkip(**asdict(config.layer_skip)),
     "cascade": build_cascade,
+    "lookahead": lambda config: Lookahead(**asdict(config.lookahead)),
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}

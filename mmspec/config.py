@@ -130,6 +130,16 @@ class LayerSkipConfig:
 
 
 @dataclass
+class LookaheadConfig:
+    """The target's own guesses at tokens yet to come, found while it verifies."""
+
+    window: int = 15  # W: columns of the window
+    ngram: int = 5  # N: tokens of an n-gram, levels of the window and one more
+    guess_set: int = 15  # G: n-grams kept for each first token
+    pool_from_prompt: bool = True  # the n-grams of the prompt and of the text join them
+
+
+@dataclass
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
@@ -140,6 +150,7 @@ class DrafterConfig:
     compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
     layer_skip: LayerSkipConfig = field(default_factory=LayerSkipConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
+    lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Row: one request on its way through the decode loop, and all of its state."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
@@ -95,7 +96,8 @@ class Row:
         if verdict is not None:
             self.stats.record_step(tree, verdict)
             if not self.is_done:
-                self.drafting.observe(tree, verdict, scores)
+                choices = self.sampler.foreseen
+                self.drafting.observe(tree, verdict, replace(scores, choices=choices))
 
     @property
     def placement(self) -> Placement:

@@ -135,6 +135,11 @@ class Sampler:
         self._foreseen, self._since = choices, ()
 
     @property
+    def foreseen(self) -> dict[tuple[int, ...], int] | None:
+        """The tokens that `foresee` was told of, by their paths; None if there are none."""
+        return {path: choice.token for path, choice in self._foreseen.items()} or None
+
+    @property
     def changes_logits(self) -> bool:
         return bool(self.processors) or not self.is_greedy
 

@@ -80,6 +80,8 @@ class Scores:
 
     logits: Tensor  # (nodes, vocab): of the token that follows each node
     hidden: Mapping[int, Tensor] = field(default_factory=dict)  # tapped layer -> (nodes, hidden)
+    choices: Mapping[tuple[int, ...], int] | None = None  # tokens of the path below node 0 -> what
+    # the target chooses behind it; once the step is verified, where it was found at all nodes
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ class TokenTree:
     probabilities over the target's vocabulary, after the drafter's warping; the children of a node
     stand in the order they were drawn in, without replacement. The rules that divide by q refuse a
     tree without it (docs/verification.md).
+
+    `scouts` are nodes that are scored for what the target says behind them, whatever is thought of
+    their being chosen: pruning takes the others first. With a node all those above it are scouts.
     """
 
     tokens: tuple[int, ...]  # (nodes,)
@@ -36,6 +39,7 @@ class TokenTree:
     confidence: tuple[float, ...]  # (nodes,) in [0, 1]; 1 for node 0
     drafters: tuple[str, ...]  # (nodes,) who proposed it; "" for node 0
     q: Tensor | None = field(default=None, compare=False, repr=False)  # (nodes, vocab) floating
+    scouts: frozenset[int] = frozenset()  # node 0 is not among them
 
     @staticmethod
     def root(token: int) -> "TokenTree":
@@ -118,21 +122,34 @@ class TokenTree:
     def prune(self, budget: int, *, min_confidence: float = 0.0) -> "TokenTree":
         """The connected subtree of the `budget` drafted nodes of highest cumulative confidence
         (EAGLE-2's re-ranking, arXiv 2406.16858 section 4.2, made general), less those below
-        `min_confidence`, in [0, 1].
+        `min_confidence`, in [0, 1]. Scouts have half of the budget, or what the others leave.
 
         It looks at the tokens that were drawn, so what is left has no `q` any more.
         """
-        likely = self.cumulative_confidence
-        kept = self.best(budget) if self.num_nodes - 1 > budget else range(self.num_nodes)
-        kept = [node for node in kept if likely[node] >= min_confidence]
-        return self if len(kept) == self.num_nodes else self.keep(kept)
+        likely, nodes = self.cumulative_confidence, self.num_nodes - 1
+        tree, kept = self, list(range(nodes + 1))
+        if nodes > budget:
+            tree = self.with_scouts(max(budget // 2, budget - nodes + len(self.scouts)))
+            kept = tree.best(budget)
+        kept = [n for n in kept if likely[n] >= min_confidence or n in tree.scouts]
+        return self if len(kept) == self.num_nodes else tree.keep(kept)
 
     def best(self, budget: int) -> list[int]:
-        """Node 0 and the `budget` nodes of highest cumulative confidence, in their order."""
+        """Node 0 and the `budget` nodes of highest cumulative confidence, in their order; scouts
+        before all others."""
         # A child is never more probable than its parent; among equals the lower index, which is
         # the parent's, comes first: so the set is connected.
-        ranked = sorted(range(1, self.num_nodes), key=lambda n: -self.cumulative_confidence[n])
+        likely, scouts = self.cumulative_confidence, self.scouts
+        if scouts:
+            likely = tuple(2.0 if n in scouts else value for n, value in enumerate(likely))
+        ranked = sorted(range(1, self.num_nodes), key=lambda n: -likely[n])
         return sorted([0, *ranked[:budget]])
+
+    def with_scouts(self, most: int) -> "TokenTree":
+        """The same tree, of whose scouts the first `most` are left."""
+        if len(self.scouts) <= most:
+            return self
+        return replace(self, scouts=frozenset(sorted(self.scouts)[: max(most, 0)]))
 
     def cut(self, max_depth: int) -> "TokenTree":
         """The nodes down to `max_depth`. The cut doesn't look at the tokens that were drawn, so
@@ -160,6 +177,7 @@ class TokenTree:
             parents=tuple(new_index[self.parents[n]] if n else -1 for n in kept),
             confidence=tuple(self.confidence[n] for n in kept),
             drafters=tuple(self.drafters[n] for n in kept),
+            scouts=frozenset(new_index[n] for n in self.scouts if n in new_index),
         )
 
     def merge(self, other: "TokenTree") -> "TokenTree":
@@ -185,7 +203,10 @@ class TokenTree:
             elif other.confidence[node] > confidence[merged]:
                 confidence[merged], drafters[merged] = other.confidence[node], other.drafters[node]
             image.append(merged)
-        return TokenTree(tuple(tokens), tuple(parents), tuple(confidence), tuple(drafters))
+        scouts = self.scouts | {image[node] for node in other.scouts}
+        return TokenTree(
+            tuple(tokens), tuple(parents), tuple(confidence), tuple(drafters), scouts=scouts
+        )
 
     def check_integrity(self, vocab_size: int | None = None) -> None:
         """Raises ValueError where this is not a tree of distinct children."""
@@ -212,6 +233,9 @@ class TokenTree:
                 )
         if len(self._child_of) != self.num_nodes - 1:
             raise ValueError("two children of one node hold the same token")
+        for node in self.scouts:
+            if not 0 < node < self.num_nodes or self.parents[node] not in self.scouts | {0}:
+                raise ValueError(f"scout {node} is no drafted node, or has a parent that is none")
         if vocab_size is not None:
             _check_tokens(self.tokens, vocab_size)
 

@@ -27,6 +27,7 @@ from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.layer_skip import LayerSkip
+from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
@@ -52,9 +53,11 @@ DRAFTERS = (
     "layer_skip",
     *(f"compressed_{policy}" for policy in COMPRESSED),
     "cascade",
+    "lookahead",
+    "prompt_lookup+lookahead",
 )
 # Parts of the names of those that draft truths.
-KNOWING = ("adversary", "draft_same", "retrieval", "compressed_", "cascade")
+KNOWING = ("adversary", "draft_same", "retrieval", "compressed_", "cascade", "lookahead")
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -138,6 +141,7 @@ def covering_cells() -> list[Cell]:
             "draft_same",
             ("draft_padded", "draft_other")[number % 2],
             (compressed, "cascade")[number % 3 == 2],
+            ("lookahead", "prompt_lookup+lookahead")[number % 2],
         ):
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
@@ -145,7 +149,7 @@ def covering_cells() -> list[Cell]:
         for place, drafter in enumerate(RETRIEVALS):
             fixed = [c for c in own if c.drafter == drafter and c.controller == "fixed"]
             chosen.append(fixed[(number * 5 + place * 7) % len(fixed)])
-        apart = ("draft_", "retrieval_", "compressed_", "cascade")
+        apart = ("draft_", "retrieval_", "compressed_", "cascade", "lookahead", "prompt_lookup+")
         cells = [cell for cell in own if not cell.drafter.startswith(apart)]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
@@ -292,6 +296,8 @@ def _drafter(
         return draft_model(name, cell.family, cell.dtype)
     if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
         return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
+    if name == "lookahead":
+        return Lookahead(window=3, ngram=3, guess_set=4)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return _lookup()
     truths = {

@@ -252,3 +252,45 @@ def test_prune_is_the_best_of_all_connected_subtrees(tree: TokenTree, budget: in
 def test_ancestor_mask_rows_are_the_paths(tree: TokenTree) -> None:
     for node, row in enumerate(tree.ancestor_mask):
         assert tuple(row.nonzero()[0]) == tree.path_to(node), f"node {node}"
+
+
+# LAW: scouts, which are scored whatever is thought of them
+
+SCOUTED = TokenTree(  # 0 - 1 - 2 is likely; 3 - 4 and 3 - 5 are scouts
+    (9, 1, 2, 3, 4, 5),
+    (-1, 0, 1, 0, 3, 3),
+    (1.0, 0.9, 0.9, 0.1, 0.1, 0.1),
+    ("", "a", "a", "b", "b", "b"),
+    scouts=frozenset({3, 4, 5}),
+)
+
+
+def test_scouts_have_half_of_a_budget_or_what_the_others_leave() -> None:
+    SCOUTED.check_integrity()
+    for budget, tokens, scouts in (
+        (5, (9, 1, 2, 3, 4, 5), {3, 4, 5}),
+        (4, (9, 1, 2, 3, 4), {3, 4}),
+        (3, (9, 1, 2, 3), {3}),
+        (2, (9, 1, 3), {2}),
+        (1, (9, 1), set()),
+    ):
+        pruned = SCOUTED.prune(budget)
+        assert (pruned.tokens, pruned.scouts) == (tokens, scouts), budget
+        pruned.check_integrity()
+    assert SCOUTED.prune(5, min_confidence=0.5) is SCOUTED
+    assert SCOUTED.with_scouts(0).prune(5, min_confidence=0.5).tokens == (9, 1, 2)
+
+
+def test_scouts_are_followed_through_cuts_and_merges() -> None:
+    assert SCOUTED.cut(1).scouts == {2}
+    other = TokenTree.chain(9, (3, 4), (0.8, 0.8), "c")
+    merged = other.merge(SCOUTED)
+    assert merged.tokens == (9, 3, 4, 1, 2, 5) and merged.scouts == {1, 2, 5}
+    assert merged.drafters[1] == "c"
+    merged.check_integrity()
+    assert SCOUTED.merge(other).scouts == {3, 4, 5}
+
+
+def test_a_scout_below_a_node_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="scout 4"):
+        replace(SCOUTED, scouts=frozenset({4})).check_integrity()

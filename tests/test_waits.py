@@ -20,6 +20,7 @@ from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.layer_skip import LayerSkip
+from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
@@ -69,6 +70,7 @@ CELLS: dict[str, tuple[str, Any, Sequence[str]]] = {
     "coupled-set-chain": ("coupled", lambda: draft(top_k=1, min_confidence=0.0, max_depth=4), ALL),
     "coupled-view": ("coupled", lambda: CompressedKV(**VIEW, top_k=2, width=2, max_depth=3), ()),
     "coupled-layer-skip": ("coupled", lambda: LayerSkip(max_depth=3, top_k=2), ()),
+    "coupled-lookahead": ("coupled", lambda: Lookahead(window=3, ngram=3), ()),
     "coupled-cascade": ("coupled", lambda: cascade(lookup()), ()),
     "coupled-cascade-draft": ("coupled", lambda: cascade(draft(min_confidence=0.0)), ()),
 }  # fmt: skip
@@ -169,6 +171,7 @@ def test_what_is_weighed_is_what_the_papers_write_down(
         ("coupled-set-chain", 2),
         ("coupled-view", 4),
         ("coupled-layer-skip", 4),
+        ("coupled-lookahead", 1),  # what the target says of the window is known with its choices
         ("coupled-cascade", 5),  # four forwards over the view at most
     ],
 )

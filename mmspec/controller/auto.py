@@ -137,6 +137,8 @@ class AutoStep(FixedStep):
         if usual_s is not None:
             seconds = min(seconds, _USUAL * usual_s)
         saved_s = self._saved_s(row, after) - self._saved_s(row, before) - seconds
+        if self._affordable_scouts(row, after):  # it shows later: the account bounds what they cost
+            saved_s = max(saved_s, seconds)
         standing, shared = standing_of(before), self._controller.worth
         prior_s = shared.at(drafter, standing)
         self.paces[row].worth.learn(drafter, standing, saved_s, prior_s=prior_s)
@@ -147,6 +149,8 @@ class AutoStep(FixedStep):
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         outlooks = [self._outlook(row, tree) for row, tree in enumerate(trees)]
         free = [row for row, outlook in enumerate(outlooks) if self._is_free(row, outlook.tree)]
+        for row in free:
+            outlooks[row] = outlooks[row].with_scouts(self._affordable_scouts(row, trees[row]))
         budget = self._budget(outlooks, free)
         self._scored = list(outlooks)
         for row in free:
@@ -165,20 +169,37 @@ class AutoStep(FixedStep):
         if self._is_plain or not free:
             return 0
         cost, num_rows = self._cost, len(outlooks)
-        # The other rows' nodes are scored anyway.
+        # The other rows' nodes are scored anyway, and so are scouts.
         pinned = max(
-            (o.tree.num_nodes - 1 for r, o in enumerate(outlooks) if r not in free), default=0
+            len(o.tree.scouts) if r in free else o.tree.num_nodes - 1
+            for r, o in enumerate(outlooks)
         )
         most = min(max(outlooks[row].tree.num_nodes for row in free) - 1, cost.most_nodes)
         rest = float(num_rows - len(free))
         tokens = [outlooks[row].tokens for row in free]
-        best, best_rate = 0, _MARGIN * num_rows / cost.seconds(pinned)
+        least = rest + sum(row[0] for row in tokens)  # without drafts: one a row
+        best, best_rate = 0, _MARGIN * least / cost.seconds(pinned)
         for place, budget in enumerate(BUDGETS[: bisect_left(BUDGETS, most) + 1]):
             expected = rest + sum(row[min(place, len(row) - 1)] for row in tokens)
             rate = expected / cost.seconds(max(budget, pinned))
             if budget and rate > best_rate:
                 best, best_rate = budget, rate
         return best
+
+    def _affordable_scouts(self, row: int, tree: TokenTree) -> int:
+        """How many of the tree's scouts may be scored: if nothing comes of them, all that they
+        cost is lost."""
+        if not tree.scouts or self._is_plain or row in self._paused:
+            return 0
+        names = {tree.drafters[node] for node in tree.scouts}
+        pace, cost = self.paces[row], self._cost
+        most_s = _AT_STAKE * min(self._account(pace, name).balance_s for name in names)
+        most = min(len(tree.scouts), 2 * cost.largest)  # other sizes' costs are guesses
+        affordable = 0
+        for size in (*(budget for budget in BUDGETS if 0 < budget < most), most):
+            if cost.seconds(size) - cost.plain_s <= most_s * cost.rows:
+                affordable = size
+        return affordable
 
     # What became of it
 
@@ -241,7 +262,7 @@ class AutoStep(FixedStep):
         cost = self._cost
         if tree.num_nodes == 1 or not cost.is_known:
             return 0.0
-        outlook = self._outlook(row, tree)
+        outlook = self._outlook(row, tree).with_scouts(0)
         if self.paces[row].keeps_trees:  # scored whole, also where that is a loss
             return (
                 outlook.tokens[-1] * cost.plain_s - cost.seconds(tree.num_nodes - 1)

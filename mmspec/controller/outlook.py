@@ -41,12 +41,23 @@ class Outlook:
     def tokens(self) -> list[float]:
         """Expected tokens of a step that scores the tree's best nodes, for each of `BUDGETS` up
         to the first that holds them all."""
-        sums = list(accumulate(sorted(self.tree.cumulative_confidence, reverse=True)))
-        last = len(sums) - 1
-        return [sums[min(n, last)] for n in BUDGETS[: bisect_left(BUDGETS, last) + 1]]
+        scouts, likely = self.tree.scouts, self.tree.cumulative_confidence
+        others = sorted((p for n, p in enumerate(likely) if n not in scouts), reverse=True)
+        sums = list(accumulate(others, initial=sum(likely[n] for n in scouts)))[1:]
+        least, last = len(scouts), self.tree.num_nodes - 1  # scouts are scored in any case
+        return [
+            sums[min(max(n, least), last) - least]
+            for n in BUDGETS[: bisect_left(BUDGETS, last) + 1]
+        ]
+
+    def with_scouts(self, most: int) -> "Outlook":
+        """The same, with at most so many nodes that are scored whatever they promise."""
+        tree = self.tree.with_scouts(most)
+        return self if tree is self.tree else replace(self, tree=tree)
 
     def best(self, budget: int) -> "Outlook":
-        """Its best `budget` nodes."""
+        """Its best `budget` nodes, and all of its scouts."""
+        budget = max(budget, len(self.tree.scouts))
         if budget >= self.tree.num_nodes - 1:
             return self
         kept = self.tree.best(budget)
