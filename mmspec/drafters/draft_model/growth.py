@@ -10,8 +10,7 @@ from torch import Tensor
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.kv import KVCache
 from mmspec.reads import read
-from mmspec.state import Placement
-from mmspec.target import Target
+from mmspec.state import Placement, Scores
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -30,6 +29,21 @@ class Candidates(NamedTuple):
     tokens: Tensor  # (nodes, most children) int64, each node's in their order
     beliefs: Tensor  # (nodes, most children) what is thought of each; 0: not a child
     q: Tensor | None = None  # (nodes, vocab) what they were drawn from, if they were
+
+
+class Scorer(Protocol):
+    """Who scores trees that grow: a Target, or a trained head."""
+
+    def score(
+        self,
+        trees: Sequence[TokenTree],
+        cache: KVCache,
+        placements: Sequence[Placement],
+        *,
+        written: Sequence[int] = (),
+        ids: Tensor | None = None,
+    ) -> list[Scores]:
+        """As `Target.score`, but that logits are needed of the nodes without children alone."""
 
 
 class Branching(Protocol):
@@ -161,7 +175,7 @@ class Growth:
         return self._depth
 
 
-def grow(model: Target, cache: KVCache, growths: Sequence[Growth], *, cost: ForwardCost) -> None:
+def grow(model: Scorer, cache: KVCache, growths: Sequence[Growth], *, cost: ForwardCost) -> None:
     """Grows all trees to their end; rows that have ended drop out. Tells `cost` what it took.
 
     One wait for the device a level; where all trees are set, one after the last: the next forward

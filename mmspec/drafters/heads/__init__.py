@@ -1,0 +1,38 @@
+"""What trained heads share: a decoder layer, its forward over ragged cached rows, and the target's
+two ends.
+
+1. `config`    the shape of a layer, as published config.json files give it
+2. `rotary`    positions -> rotations; a head counts the text's tokens, images' placeholders too
+3. `attention` whole sequences (training), or a tree's new nodes over a KV cache (drafting)
+4. `block`     the layer itself
+5. `nodes`     trees -> the ids, positions and attention of their new nodes
+6. `ends`      the target's embedding and head, which most heads borrow
+7. `scoring`   growing trees, scored by a head that reads a feature beside each token
+"""
+
+from mmspec.drafters.heads.attention import Attend, OverCache, SelfAttention, WholeSequences
+from mmspec.drafters.heads.block import DecoderBlock, GatedMLP, RMSNorm
+from mmspec.drafters.heads.config import BlockConfig
+from mmspec.drafters.heads.ends import TargetEnds
+from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
+from mmspec.drafters.heads.rotary import Rotary, Rotation
+from mmspec.drafters.heads.scoring import FeatureHead, FeatureScorer, HeadStates
+
+__all__ = [
+    "Attend",
+    "BlockConfig",
+    "DecoderBlock",
+    "FeatureHead",
+    "FeatureScorer",
+    "GatedMLP",
+    "HeadStates",
+    "NewNodes",
+    "OverCache",
+    "RMSNorm",
+    "Rotary",
+    "Rotation",
+    "SelfAttention",
+    "TargetEnds",
+    "WholeSequences",
+    "writing_nodes",
+]

@@ -1,0 +1,94 @@
+"""A head's attention, over whole sequences or over a KV cache."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from mmspec.attention import LayerRule, Reach, TreeCall, tree_attention
+from mmspec.drafters.heads.config import BlockConfig
+from mmspec.drafters.heads.norm import RMSNorm
+from mmspec.drafters.heads.rotary import Rotation
+from mmspec.kv import KVCache
+
+
+class Attend(Protocol):
+    """Which keys the queries of a layer meet."""
+
+    def __call__(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> Tensor:
+        """`query` (batch, heads, seq, head_dim), `keys` and `values` (batch, kv_heads, seq,
+        head_dim) of layer `layer`, rotated. Returns (batch, seq, heads, head_dim)."""
+
+
+class WholeSequences:
+    """Each token sees those before it and itself, or what a mask says. For training."""
+
+    def __init__(self, mask: Tensor | None = None) -> None:
+        """`mask`: bool, True where seen, or additive; broadcast to (batch, heads, seq, seq)."""
+        self._mask = mask
+
+    def __call__(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> Tensor:
+        group = query.shape[1] // keys.shape[1]
+        out = nn.functional.scaled_dot_product_attention(
+            query,
+            keys.repeat_interleave(group, dim=1),
+            values.repeat_interleave(group, dim=1),
+            attn_mask=self._mask,
+            is_causal=self._mask is None,
+            scale=scaling,
+        )
+        return out.transpose(1, 2)
+
+
+class OverCache:
+    """New tokens of ragged rows see their row's committed tokens, read where they lie, and of the
+    uncommitted ones those that their tree says. Their keys are written within `cache.writing`."""
+
+    def __init__(self, cache: KVCache, call: TreeCall) -> None:
+        self._cache = cache
+        self._call = call
+
+    def __call__(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> Tensor:
+        flat = self._cache.flat_layers[layer]
+        flat.update(keys, values)
+        rule = LayerRule(self._call.reaches[layer], scaling)
+        return tree_attention(query, flat.keys, flat.values, call=self._call, rule=rule)
+
+
+def reach_of(config: BlockConfig) -> Reach:
+    return Reach(window=config.window)
+
+
+class SelfAttention(nn.Module):
+    """Grouped queries; `width` is that of its input where that is not the layer's own."""
+
+    def __init__(self, config: BlockConfig, *, width: int | None = None) -> None:
+        super().__init__()
+        width = config.hidden_size if width is None else width
+        self.head_dim = config.head_dim
+        inner, kv_inner = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+        self.q_proj = nn.Linear(width, inner, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, kv_inner, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, kv_inner, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self._has_norms = config.qk_norm
+
+    def forward(self, states: Tensor, rotation: Rotation, attend: Attend, *, layer: int) -> Tensor:
+        """(batch, seq, width) -> (batch, seq, hidden)."""
+        query, keys, values = (
+            project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self._has_norms:
+            query, keys = self.q_norm(query), self.k_norm(keys)
+        query, keys = rotation(query), rotation(keys)
+        out = attend(layer, query, keys, values, self.head_dim**-0.5)
+        return self.o_proj(out.flatten(-2))

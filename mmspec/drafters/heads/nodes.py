@@ -1,0 +1,90 @@
+"""NewNodes: what a head's forward has to know of the new nodes of some trees."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmspec.attention import Reach, RowNodes, TreeCall
+from mmspec.drafters.heads.attention import OverCache
+from mmspec.kv import KVCache
+from mmspec.state import Placement
+from mmspec.tree import TokenTree
+from mmspec.uploads import upload
+
+
+@dataclass(frozen=True)
+class NewNodes:
+    """The nodes of each row that a forward computes; short rows are padded."""
+
+    ids: Tensor  # (batch, nodes) int64 on the device
+    positions: Tensor  # (batch, nodes) int64 on the device; siblings share one
+    counts: tuple[int, ...]  # (batch,) nodes of each row
+    leaves: tuple[tuple[int, ...], ...]  # of each row the new nodes without children, from 0 on
+    attend: OverCache
+
+    def leaves_of(self, states: Tensor) -> Tensor:
+        """(batch, nodes, hidden) -> (all rows' leaves, hidden), one row after the other."""
+        width = self.ids.shape[1]
+        flat = [row * width + leaf for row, own in enumerate(self.leaves) for leaf in own]
+        return states.flatten(0, 1).index_select(0, upload(flat, states.device))
+
+    def per_row(self, of_leaves: Tensor) -> list[Tensor]:
+        """(all rows' leaves, ...) -> one tensor a row."""
+        return list(of_leaves.split([len(own) for own in self.leaves]))
+
+
+@contextmanager
+def writing_nodes(
+    trees: Sequence[TokenTree],
+    cache: KVCache,
+    placements: Sequence[Placement],
+    *,
+    written: Sequence[int] = (),
+    ids: Tensor | None = None,
+    reaches: Sequence[Reach],
+    device: torch.device,
+) -> Iterator[NewNodes]:
+    """Within it, one forward of a head computes the nodes of each tree behind the first
+    `written[i]`, and writes their keys behind the row's committed tokens; `cache.commit` keeps
+    them, or not. What a row's first token counts as is its placement's one offset.
+
+    `ids` (batch, nodes) int64 on the device: the nodes' tokens, in place of the trees' own, which
+    are not known yet. `reaches`: of each layer.
+    """
+    done = list(written) or [0] * len(trees)
+    counts = tuple(tree.num_nodes - old for tree, old in zip(trees, done, strict=True))
+    rows = [placement.row for placement in placements]
+    firsts = [cache.length(p.row) + p.position_offsets[0] for p in placements]
+    positions = np.zeros((len(trees), max(counts)), dtype=np.int64)
+    tokens = np.zeros_like(positions)
+    for index, (tree, old, first) in enumerate(zip(trees, done, firsts, strict=True)):
+        positions[index, : counts[index]] = first + np.array(tree.depths[old:])
+        tokens[index, : counts[index]] = tree.tokens[old:]
+    if ids is None:  # one copy for both
+        told = upload(np.stack([tokens, positions]), device)
+        ids, placed = told[0], told[1]
+    else:
+        placed = upload(positions, device)
+    with cache.writing(rows, counts, after=done) as plan:
+        plan.is_viewed = False
+        call = TreeCall(
+            [
+                RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
+                for tree, start, end, old in zip(
+                    trees, plan.starts, plan.lengths, done, strict=True
+                )
+            ],
+            cache.flat_layers,
+            reaches,
+        )
+        leaves = tuple(_leaves(tree, old) for tree, old in zip(trees, done, strict=True))
+        yield NewNodes(ids, placed, counts, leaves, OverCache(cache, call))
+
+
+def _leaves(tree: TokenTree, old: int) -> tuple[int, ...]:
+    parents = set(tree.parents)
+    return tuple(node - old for node in range(old, tree.num_nodes) if node not in parents)

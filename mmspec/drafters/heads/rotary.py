@@ -1,0 +1,70 @@
+"""Rotary: the rotations of queries and keys (arXiv 2104.09864), scaled as transformers does it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from mmspec.drafters.heads.config import BlockConfig
+from mmspec.errors import ConfigError
+
+
+class Rotation(NamedTuple):
+    """Of some tokens; in the dtype of what is rotated."""
+
+    cos: Tensor  # (batch, 1, seq, head_dim)
+    sin: Tensor  # (batch, 1, seq, head_dim)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """(batch, heads, seq, head_dim), rotated."""
+        first, second = states.chunk(2, dim=-1)
+        return states * self.cos + torch.cat([-second, first], dim=-1) * self.sin
+
+
+class Rotary(nn.Module):
+    """Positions -> rotations. A text's length changes none of them: where a scaling depends on it
+    ("dynamic", "longrope"), it is the one of texts that the model was first made for.
+
+    A head counts the text's tokens one by one, an image's placeholders like any others, also
+    beside a target that counts in the planes of M-RoPE.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, config: BlockConfig) -> None:
+        """Raises ConfigError for a scaling that this transformers does not know."""
+        super().__init__()
+        kind = config.rope["rope_type"]
+        if kind == "default":
+            steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+            frequencies, self.scale = 1.0 / config.rope["rope_theta"] ** steps, 1.0
+        elif kind in ROPE_INIT_FUNCTIONS:
+            made = LlamaConfig(
+                hidden_size=config.hidden_size,
+                num_attention_heads=config.num_heads,
+                head_dim=config.head_dim,
+                max_position_embeddings=config.max_positions,
+                rope_parameters=dict(config.rope),
+            )
+            frequencies, self.scale = ROPE_INIT_FUNCTIONS[kind](made, device="cpu")
+        else:
+            raise ConfigError(
+                f"the head's rope_type is {kind!r}; expected default or one of "
+                f"{', '.join(ROPE_INIT_FUNCTIONS)}"
+            )
+        # No parameter and no buffer: `.to(dtype)` must not round it.
+        self._frequencies = {torch.device("cpu"): frequencies}
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """The rotations at `positions` (batch, seq)."""
+        frequencies = self._frequencies.get(positions.device)
+        if frequencies is None:
+            frequencies = self._frequencies[torch.device("cpu")].to(positions.device)
+            self._frequencies[positions.device] = frequencies
+        angles = positions.unsqueeze(-1).float() * frequencies
+        angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
+        return Rotation(
+            (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
+        )
