@@ -17,6 +17,7 @@ from mmspec.config import (
     DecodeConfig,
     DrafterConfig,
     DraftModelConfig,
+    EagleConfig,
     load_config,
 )
 from mmspec.controller import CONTROLLERS, Controller
@@ -25,6 +26,7 @@ from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.model import Draw, Images
+from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -98,10 +100,17 @@ def build_compressed_kv(config: CompressedKVConfig) -> CompressedKV:
     return CompressedKV(**settings, forward=forward)
 
 
+def build_eagle(config: EagleConfig) -> Eagle:
+    """The head that the configuration names. Raises ConfigError and ModelError."""
+    settings = asdict(config)
+    return Eagle(settings.pop("path"), **settings)
+
+
 def build_cascade(config: DrafterConfig) -> Cascade:
     """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
     name = config.cascade.lower
-    known = sorted(set(DRAFTERS) - {"cascade", "compressed_kv", "layer_skip", "lookahead"})
+    apart = {"cascade", "compressed_kv", "eagle", "layer_skip", "lookahead", "medusa"}
+    known = sorted(set(DRAFTERS) - apart)
     if name not in known:
         raise ConfigError(
             f"drafter.cascade.lower={name!r}: expected one of {', '.join(known)}, which is asked "
@@ -118,6 +127,7 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "draft_model": lambda config: load_draft_model(config.draft_model),
     "compressed_kv": lambda config: build_compressed_kv(config.compressed_kv),
     "layer_skip": lambda config: LayerSkip(**asdict(config.layer_skip)),
+    "eagle": lambda config: build_eagle(config.eagle),
     "cascade": build_cascade,
     "lookahead": lambda config: Lookahead(**asdict(config.lookahead)),
 }

@@ -107,6 +107,21 @@ class CompressedKVConfig:
 
 
 @dataclass
+class EagleConfig:
+    """A trained head over the target's hidden states (EAGLE-1 to 3), and how its trees grow."""
+
+    path: str = ""  # the head's folder or hub name
+    revision: str | None = None
+    dtype: str = "auto"  # "auto": the target's
+    max_depth: int = 6
+    top_k: int = 8  # children a node, and nodes a level that get children
+    min_confidence: float = 0.05
+    draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
+    profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
+    window: int = 4096  # newest tokens of a text that the head sees
+
+
+@dataclass
 class CascadeConfig:
     """A cheap drafter below compressed_kv, whose parameters hold for the middle level."""
 
@@ -149,6 +164,7 @@ class DrafterConfig:
     draft_model: DraftModelConfig = field(default_factory=DraftModelConfig)
     compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
     layer_skip: LayerSkipConfig = field(default_factory=LayerSkipConfig)
+    eagle: EagleConfig = field(default_factory=EagleConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
 

@@ -10,13 +10,19 @@ two ends.
 7. `scoring`   growing trees, scored by a head that reads a feature beside each token
 """
 
-from mmspec.drafters.heads.attention import Attend, OverCache, SelfAttention, WholeSequences
+from mmspec.drafters.heads.attention import (
+    Attend,
+    OverCache,
+    Reading,
+    SelfAttention,
+    WholeSequences,
+)
 from mmspec.drafters.heads.block import DecoderBlock, GatedMLP, RMSNorm
 from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.ends import TargetEnds
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.drafters.heads.rotary import Rotary, Rotation
-from mmspec.drafters.heads.scoring import FeatureHead, FeatureScorer, HeadStates
+from mmspec.drafters.heads.scoring import FeatureHead, FeatureScorer, HeadStates, read_text
 
 __all__ = [
     "Attend",
@@ -29,10 +35,12 @@ __all__ = [
     "NewNodes",
     "OverCache",
     "RMSNorm",
+    "Reading",
     "Rotary",
     "Rotation",
     "SelfAttention",
     "TargetEnds",
     "WholeSequences",
+    "read_text",
     "writing_nodes",
 ]

@@ -1,14 +1,15 @@
 """A head's attention, over whole sequences or over a KV cache."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from mmspec.attention import LayerRule, Reach, TreeCall, tree_attention
+from mmspec.attention import ChunkCall, LayerRule, Reach, TreeCall, tree_attention
 from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.norm import RMSNorm
 from mmspec.drafters.heads.rotary import Rotation
-from mmspec.kv import KVCache
+from mmspec.kv import KVCache, WritePlan
 
 
 class Attend(Protocol):
@@ -58,6 +59,26 @@ class OverCache:
         flat.update(keys, values)
         rule = LayerRule(self._call.reaches[layer], scaling)
         return tree_attention(query, flat.keys, flat.values, call=self._call, rule=rule)
+
+
+class Reading:
+    """Many tokens of one row, each seeing all before it. Their keys are written within
+    `cache.writing`."""
+
+    def __init__(self, cache: KVCache, plan: WritePlan, reaches: Sequence[Reach]) -> None:
+        place = plan.starts[0], plan.lengths[0], plan.counts[0]
+        self._cache = cache
+        self._call = ChunkCall(*place, cache.flat_layers, reaches)
+        self._whole = WholeSequences()
+
+    def __call__(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> Tensor:
+        flat, reach = self._cache.flat_layers[layer], self._call.reaches[layer]
+        flat.update(keys, values)
+        if not self._call.committed and reach.is_full:
+            return self._whole(layer, query, keys, values, scaling)
+        return self._call.attend(query, flat.keys, flat.values, rule=LayerRule(reach, scaling))
 
 
 def reach_of(config: BlockConfig) -> Reach:

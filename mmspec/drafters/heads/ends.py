@@ -13,12 +13,12 @@ class TargetEnds:
     def __init__(self, target: Target) -> None:
         model = target.model
         text = model.config.get_text_config(decoder=True)
-        self._embedding: nn.Module = model.get_input_embeddings()
-        self._head: nn.Module = model.get_output_embeddings()
+        self.embedding: nn.Module = model.get_input_embeddings()
+        self.head: nn.Module = model.get_output_embeddings()
         self.vocab_size = target.vocab_size
         self.hidden_size: int = text.hidden_size
-        weight = next(self._head.parameters())
-        self.device = input_device(self._head, weight)  # where features are read and logits made
+        weight = next(self.head.parameters())
+        self.device = input_device(self.head, weight)  # where features are read and logits made
         self.dtype = weight.dtype if weight.dtype.is_floating_point else target.dtype
         self._cap: float | None = getattr(text, "final_logit_softcapping", None)
         # Cohere multiplies by the one, Granite divides by the other.
@@ -29,15 +29,15 @@ class TargetEnds:
     def embed(self, ids: Tensor) -> Tensor:
         """(batch, seq) int64 -> (batch, seq, hidden), not scaled as some families do it. An id
         beyond the embedding, as some families' placeholders are, reads as 0."""
-        weight = self._embedding.weight
+        weight = self.embedding.weight
         assert isinstance(weight, Tensor)
         if weight.is_meta or not weight.is_floating_point():  # kept elsewhere, or packed
-            return self._embedding(ids)
+            return self.embedding(ids)
         ids = ids.to(weight.device)
         return nn.functional.embedding(ids.where(ids < weight.shape[0], 0), weight)
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., hidden) as after the final norm -> (..., vocab), as the target makes them; the
         gradient of the states is kept."""
-        logits = self._head(states.to(self.dtype))[..., : self.vocab_size] * self._scale
+        logits = self.head(states.to(self.dtype))[..., : self.vocab_size] * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)

@@ -31,29 +31,11 @@ class Rotary(nn.Module):
     beside a target that counts in the planes of M-RoPE.
     """
 
-    frequencies: Tensor
-
     def __init__(self, config: BlockConfig) -> None:
         """Raises ConfigError for a scaling that this transformers does not know."""
         super().__init__()
-        kind = config.rope["rope_type"]
-        if kind == "default":
-            steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-            frequencies, self.scale = 1.0 / config.rope["rope_theta"] ** steps, 1.0
-        elif kind in ROPE_INIT_FUNCTIONS:
-            made = LlamaConfig(
-                hidden_size=config.hidden_size,
-                num_attention_heads=config.num_heads,
-                head_dim=config.head_dim,
-                max_position_embeddings=config.max_positions,
-                rope_parameters=dict(config.rope),
-            )
-            frequencies, self.scale = ROPE_INIT_FUNCTIONS[kind](made, device="cpu")
-        else:
-            raise ConfigError(
-                f"the head's rope_type is {kind!r}; expected default or one of "
-                f"{', '.join(ROPE_INIT_FUNCTIONS)}"
-            )
+        with torch.device("cpu"):  # also where a module is made without memory
+            frequencies, self.scale = _frequencies(config)
         # No parameter and no buffer: `.to(dtype)` must not round it.
         self._frequencies = {torch.device("cpu"): frequencies}
 
@@ -68,3 +50,24 @@ class Rotary(nn.Module):
         return Rotation(
             (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)
         )
+
+
+def _frequencies(config: BlockConfig) -> tuple[Tensor, float]:
+    """(head_dim / 2,) float32, and what rotated states are multiplied by."""
+    kind = config.rope["rope_type"]
+    if kind == "default":
+        steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        return 1.0 / config.rope["rope_theta"] ** steps, 1.0
+    if kind not in ROPE_INIT_FUNCTIONS:
+        raise ConfigError(
+            f"the head's rope_type is {kind!r}; expected default or one of "
+            f"{', '.join(ROPE_INIT_FUNCTIONS)}"
+        )
+    made = LlamaConfig(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_positions,
+        rope_parameters=dict(config.rope),
+    )
+    return ROPE_INIT_FUNCTIONS[kind](made, device="cpu")

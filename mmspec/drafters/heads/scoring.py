@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mmspec.attention import Reach
+from mmspec.drafters.heads.attention import Attend, Reading
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Scores
@@ -24,11 +25,18 @@ class HeadStates(NamedTuple):
 class FeatureHead(Protocol):
     """A head that has all it needs: its weights, and the target's ends where it borrows them."""
 
-    reaches: Sequence[Reach]  # of each of its layers
-    device: torch.device
+    @property
+    def reaches(self) -> Sequence[Reach]:
+        """Of each of its layers."""
 
-    def states(self, nodes: NewNodes, features: Tensor) -> HeadStates:
-        """`features` (batch, nodes, hidden)"""
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+
+    def states(
+        self, ids: Tensor, features: Tensor, positions: Tensor, attend: Attend
+    ) -> HeadStates:
+        """`ids` and `positions` (batch, seq) int64, `features` (batch, seq, hidden)"""
 
     def logits(self, read: Tensor) -> Tensor:
         """(nodes, hidden) -> (nodes, vocab) over the target's vocabulary"""
@@ -51,12 +59,6 @@ class FeatureScorer:
         self._fed[row] = range(start, start + features.shape[0])
         self._said[row] = []
         self._pool = features if self._pool is None else torch.cat([self._pool, features])
-
-    def read(
-        self, trees: Sequence[TokenTree], cache: KVCache, placements: Sequence[Placement]
-    ) -> None:
-        """Writes the keys of tokens that nothing is asked of."""
-        self._forward(trees, cache, placements, (), None)
 
     def score(
         self,
@@ -105,9 +107,29 @@ class FeatureScorer:
                 beside += [*own, *[0] * (width - len(own))]
             places = upload(beside, pool.device)
             features = pool.index_select(0, places).unflatten(0, (len(trees), width))
-            states = head.states(nodes, features)
+            states = head.states(nodes.ids, features, nodes.positions, nodes.attend)
         for index, (placement, count) in enumerate(zip(placements, nodes.counts, strict=True)):
             first = pool.shape[0] + index * width
             self._said[placement.row] += range(first, first + count)
         self._pool = torch.cat([pool, states.features.flatten(0, 1)])
         return nodes, states
+
+
+@torch.no_grad()
+def read_text(
+    head: FeatureHead,
+    cache: KVCache,
+    placement: Placement,
+    ids: Sequence[int],
+    features: Tensor,
+) -> None:
+    """Commits the keys of `ids` behind what the row holds, `features` (tokens, hidden) beside
+    them: a prompt, or what came of a text meanwhile."""
+    first = cache.length(placement.row) + placement.position_offsets[0]
+    told = torch.stack([torch.tensor(ids), first + torch.arange(len(ids))]).unsqueeze(1)
+    given, positions = upload(told, head.device)
+    with cache.writing([placement.row], [len(ids)]) as plan:
+        plan.is_viewed = False
+        attend = Reading(cache, plan, head.reaches)
+        head.states(given, features.unsqueeze(0), positions, attend)
+    cache.commit({placement.row: range(len(ids))})

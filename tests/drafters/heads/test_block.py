@@ -10,13 +10,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from mmspec.attention import Reach
 from mmspec.drafters.heads import (
+    Attend,
     BlockConfig,
     DecoderBlock,
     FeatureScorer,
     HeadStates,
-    NewNodes,
     Rotary,
     WholeSequences,
+    read_text,
 )
 from mmspec.kv import KVCache
 from mmspec.state import Placement
@@ -76,8 +77,10 @@ class Head(nn.Module):
             states = layer(states, rotation, attend)
         return states
 
-    def states(self, nodes: NewNodes, features: Tensor) -> HeadStates:
-        states = self.run(nodes.ids, features, nodes.positions, nodes.attend)
+    def states(
+        self, ids: Tensor, features: Tensor, positions: Tensor, attend: Attend
+    ) -> HeadStates:
+        states = self.run(ids, features, positions, attend)
         return HeadStates(states, states)
 
     def logits(self, read: Tensor) -> Tensor:
@@ -132,11 +135,7 @@ def test_each_path_of_ragged_rows_is_scored_as_its_whole_sequence(
         # What is committed is read in two goes: the second over the first.
         for part in (slice(0, committed // 2), slice(committed // 2, committed)):
             if ids[part]:
-                reader = FeatureScorer(head)
-                reader.feed(place.row, features[part])
-                tree = TokenTree.chain(ids[part][0], ids[part][1:], [1.0] * len(ids[part][1:]), "")
-                reader.read([tree], cache, [place])
-                cache.commit({place.row: range(tree.num_nodes)})
+                read_text(head, cache, place, ids[part], features[part])
         nodes = len(parents)
         tree = TokenTree(tuple(ids[committed:]), parents, (1.0,) * nodes, ("",) * nodes)
         trees.append(tree)

@@ -1,0 +1,107 @@
+"""BoundHead: a head with what it borrows of its target."""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmspec.drafters.eagle.module import EagleHead
+from mmspec.drafters.heads import Attend, HeadStates, TargetEnds
+from mmspec.drafters.heads.attention import reach_of
+from mmspec.errors import ConfigError
+from mmspec.target import Target
+
+
+class BoundHead:
+    """Where the target's head is computed, there it is too. Its weights are its own, but for those
+    that are the target's to the bit."""
+
+    def __init__(self, head: EagleHead, target: Target, *, dtype: torch.dtype | None) -> None:
+        """`dtype` None: the target's. Raises ConfigError for a head of another target."""
+        config = head.config
+        self.ends = TargetEnds(target)
+        self.vocab_size = target.vocab_size
+        _check("hidden_size", config.target_hidden_size, self.ends.hidden_size)
+        borrows = not (config.has_embedding and config.has_head)
+        if borrows or config.version == 1:
+            _check("hidden_size", config.block.hidden_size, self.ends.hidden_size)
+        _check("vocab_size", config.block.vocab_size, target.vocab_size)
+        self.taps = config.taps(target.last_tap)
+        self.device = self.ends.device
+        self.dtype = dtype or self.ends.dtype
+        # Some folders bring the target's own weights along: those are not kept twice.
+        shared: dict[int, object] = {
+            id(own): None
+            for own, targets in (
+                (head.embed_tokens, self.ends.embedding),
+                (head.lm_head, self.ends.head),
+            )
+            if own is not None and _is_same(own.weight, targets)
+        }
+        first = next(head.parameters())
+        if shared or (first.device, first.dtype) != (self.device, self.dtype):
+            head = copy.deepcopy(head, shared).to(self.device, self.dtype)
+        self._head = head.eval()
+        self.num_layers = config.block.num_layers
+        self.reaches = [reach_of(config.block)] * self.num_layers
+        self._target_ids = head.target_ids
+        self.max_positions = config.block.max_positions
+
+    @property
+    def num_weights(self) -> int:
+        return sum(weight.numel() for weight in self._head.parameters())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the head's own weights."""
+        return sum(weight.nbytes for weight in self._head.parameters())
+
+    def joined(self, hidden: Mapping[int, Tensor]) -> Tensor:
+        """The states of each tap, (tokens, target_hidden), side by side in memory of their own."""
+        parts = [hidden[tap].to(self.device, non_blocking=True) for tap in self.taps]
+        return torch.cat(parts, dim=-1).to(self.dtype)
+
+    @torch.no_grad()
+    def project(self, features: Tensor) -> Tensor:
+        """Joined states -> (tokens, hidden)."""
+        return self._head.project(features)
+
+    def states(
+        self, ids: Tensor, features: Tensor, positions: Tensor, attend: Attend
+    ) -> HeadStates:
+        embeddings = self.ends.embed(ids) if self._head.embed_tokens is None else self._embed(ids)
+        embeddings = embeddings.to(self.device, self.dtype)
+        return self._head(embeddings, features, positions=positions, attend=attend)
+
+    def logits(self, read: Tensor) -> Tensor:
+        if self._head.lm_head is None:
+            return self.ends.logits(read)
+        logits = self._head.lm_head(read)
+        if self._target_ids is None:
+            return logits
+        # What it cannot draft is what nobody can choose: noise and warpers stay the target's.
+        all_logits = logits.new_full((logits.shape[0], self.vocab_size), -torch.inf)
+        return all_logits.index_copy_(1, self._target_ids, logits)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        embedding = self._head.embed_tokens
+        assert embedding is not None
+        # Some families' placeholders lie outside of the embedding.
+        return embedding(ids.where(ids < embedding.num_embeddings, 0))
+
+
+def _check(name: str, got: int, expected: int) -> None:
+    if got != expected:
+        raise ConfigError(
+            f"drafter.eagle: the head was made for a target of {name} {got}, this one has "
+            f"{expected}; take a head that was trained for this model"
+        )
+
+
+def _is_same(own: Tensor, module: nn.Module) -> bool:
+    """Whether a module's weight is what `own` would be beside it."""
+    weight = module.weight
+    if not isinstance(weight, Tensor) or weight.is_meta or weight.shape != own.shape:
+        return False
+    return weight.is_floating_point() and torch.equal(own.to(weight), weight)

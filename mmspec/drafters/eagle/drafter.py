@@ -1,0 +1,122 @@
+"""BoundEagle: a head at work for one target, the cache of all its sessions with it."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from mmspec.drafters.base import DraftSession
+from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
+from mmspec.drafters.draft_model.growth import Branching, Growth, grow
+from mmspec.drafters.eagle.bound_head import BoundHead
+from mmspec.drafters.eagle.session import EagleSession
+from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.heads import FeatureScorer, read_text
+from mmspec.kv import KVCache
+from mmspec.sampling import DraftGuide
+from mmspec.state import Placement, Prefill, Prompt, Taps
+from mmspec.target import Target
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.eagle.settings import Eagle
+
+
+class BoundEagle:
+    """Drafts for one target. One cache holds the rows of all its sessions, whatever call or thread
+    they belong to; `lock` is held while it is read or written."""
+
+    name = "eagle"
+
+    def __init__(self, settings: "Eagle", target: Target) -> None:
+        self.settings = settings
+        self.head = BoundHead(settings.head, target, dtype=settings.dtype)
+        self.taps = Taps(frozenset(self.head.taps), whole_prompt=True)
+        self.draws = settings.draw == "sample"
+        self.cache = KVCache(self.head.num_layers)
+        self.lock = threading.RLock()
+        self.cost = ForwardCost()
+        self.window = settings.window
+        weights = sum(weight.numel() for weight in target.model.parameters())
+        self.size_share = self.head.num_weights / max(weights, 1)  # of the target's
+        self._vocab_size = target.vocab_size
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> EagleSession:
+        return EagleSession(self, prompt.num_tokens, prefill, guide)
+
+    def propose_together(
+        self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        """One tree a session; a level is one forward over the new nodes of all of them."""
+        own = [cast(EagleSession, session) for session in sessions]
+        if not budget:
+            return [TokenTree.root(tokens[-1]) for tokens in texts]
+        with self.lock:
+            growths, beside = [], []
+            for session, tokens in zip(own, texts, strict=True):
+                session.catch_up(tokens)
+                chain, features = session.take(tokens)
+                branching = self._branching(session, len(tokens) - 1, budget)
+                growths.append(Growth(session.placement, chain, branching, self.name))
+                beside.append(features)
+            scorer = FeatureScorer(self.head)
+            projected = self.head.project(torch.cat(beside))
+            parts = projected.split([features.shape[0] for features in beside])
+            for session, part in zip(own, parts, strict=True):
+                scorer.feed(session.placement.row, part)
+            grow(scorer, self.cache, growths, cost=self.cost)
+            # Of what was written the chain has the target's own features: that stays.
+            self.cache.commit(
+                {
+                    session.placement.row: range(features.shape[0])
+                    for session, features in zip(own, beside, strict=True)
+                }
+            )
+        return [
+            self._proposed(session, growth, budget)
+            for session, growth in zip(own, growths, strict=True)
+        ]
+
+    def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
+        """Commits tokens beside the joined `features`, behind what the row holds."""
+        read_text(self.head, self.cache, placement, ids, self.head.project(features))
+
+    def free(self, row: int) -> None:
+        """Closes a row of the cache; the last one gives the memory back."""
+        self.cache.close(row)
+        if not self.cache.rows:
+            self.cache.release()
+
+    def _branching(self, session: EagleSession, index: int, budget: int) -> Branching:
+        settings, guide = self.settings, session.guide
+        if self.draws and not guide.is_greedy:
+            profile = affordable(settings.profile, budget)
+            return DrawnBranching(
+                guide, index, warp=guide.warp, profile=profile, first_draw=session.num_draws
+            )
+        return BestBranching(
+            guide,
+            index,
+            calibration=session.calibration,
+            warp=guide.warp,
+            is_coupled=True,
+            top_k=settings.top_k,
+            max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
+            min_confidence=max(
+                settings.min_confidence,
+                self.cost.least_likely(session.prices, session.calibration),
+            ),
+            budget=budget,
+            width=settings.top_k,
+        )
+
+    def _proposed(self, session: EagleSession, growth: Growth, budget: int) -> TokenTree:
+        tree = growth.tree
+        session.remember(tree, growth.buckets)
+        if isinstance(growth.branching, DrawnBranching):
+            session.num_draws += len(growth.expanded)
+            return replace(tree, q=growth.q(self._vocab_size))
+        return tree.prune(budget, min_confidence=self.settings.min_confidence)

@@ -1,0 +1,166 @@
+"""One request's drafting: the features that the head has not read, and its row of the cache."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.walked import learn_choices
+from mmspec.sampling import DraftGuide
+from mmspec.state import Placement, Prefill, Preparation, Prices, Scores, Verdict
+from mmspec.tree import TokenTree
+from mmspec.uploads import upload
+
+if TYPE_CHECKING:
+    from mmspec.drafters.eagle.drafter import BoundEagle
+
+CHUNK = 64  # tokens that a proposal reads on the way; more are read before
+_READ_TOKENS = 1024  # in one forward
+_ROOM = 256  # a row opens with room for so many tokens beyond those that it reads first
+
+
+class EagleSession:
+    """The token at index t is read beside the target's feature of the token before it, whose
+    position it has: the pair at position t - 1. The row holds the pairs from position `_first` on,
+    as many as are committed; behind them come those whose features wait in `_features`.
+
+    Where features are missing, as of a prompt's beginning that was reused, or are too many, the row
+    begins later. What touches the cache holds the drafter's lock.
+    """
+
+    def __init__(
+        self, drafter: "BoundEagle", num_tokens: int, prefill: Prefill, guide: DraftGuide
+    ) -> None:
+        """`num_tokens` of the prompt."""
+        self.guide = guide
+        self.calibration = Calibration()
+        self.prices: Prices | None = None
+        self.num_draws = 0  # from q, over all proposals
+        self._drafter = drafter
+        self._is_closed = False
+        self._row: int | None = None
+        self._first = 0
+        self._features: list[Tensor] = []  # joined, (tokens, taps * hidden) each
+        self._num_waiting = 0
+        self._num_known = num_tokens  # tokens of the text whose features are, or were, known
+        self._proposal: tuple[TokenTree, Sequence[Hashable]] | None = None
+        hidden = {tap: prefill.hidden[tap][-drafter.window :] for tap in drafter.head.taps}
+        self._wait(drafter.head.joined(hidden))
+
+    # The drafter's calls
+
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        """Reading the prompt, or what was chosen while nobody asked."""
+        if self._row is not None and self._num_waiting <= CHUNK:
+            return None
+        return Preparation(tokens=self._drafter.size_share * self._num_waiting)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        with self._drafter.lock:
+            self.catch_up(tokens)
+
+    @property
+    def least_s(self) -> float | None:
+        return self._drafter.cost.forward_s
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        return self._drafter.propose_together([self], [tokens], budget)[0]
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        """The accepted path's features wait until they are asked for; the target's choices tell of
+        every child on the way, scored or not."""
+        path = verdict.path
+        self._wait(self._drafter.head.joined(_along(path, scores.hidden)))
+        self._num_known += len(path)
+        if self._proposal is not None:
+            (own, buckets), self._proposal = self._proposal, None
+            learn_choices(self.calibration, own, buckets, verdict.tokens)
+
+    def close(self) -> None:
+        with self._drafter.lock:
+            self._is_closed = True
+            self._features.clear()
+            if self._row is not None:
+                self._drafter.free(self._row)
+                self._row = None
+
+    # A proposal, step by step
+
+    @property
+    def placement(self) -> Placement:
+        assert self._row is not None, "nothing was read"
+        return Placement(self._row, (self._first,))
+
+    def catch_up(self, tokens: Sequence[int]) -> None:
+        """Reads all but the newest pairs, and drops the oldest ones beyond the window."""
+        assert not self._is_closed, "the session is closed"
+        assert self._num_known == len(tokens) - 1, "the text is not what was observed"
+        drafter, cache = self._drafter, self._drafter.cache
+        if self._num_waiting > drafter.window:
+            self._keep_newest()
+        start = self._num_known - self._num_waiting  # of the first pair that waits
+        if self._row is None:
+            self._row, self._first = cache.open(self._num_waiting + _ROOM), start
+        held = cache.length(self._row)
+        if self._first + held != start:  # what lay between was dropped
+            cache.truncate(self._row, 0)
+            self._first = start
+        elif held + self._num_waiting > drafter.window:
+            self._forget(held)
+        while self._num_waiting > CHUNK:
+            count = min(self._num_waiting - 1, _READ_TOKENS)
+            features = self._joined()
+            first = self._num_known - self._num_waiting
+            ids = tokens[first + 1 : first + 1 + count]
+            drafter.read(self.placement, ids, features[:count])
+            self._features, self._num_waiting = [features[count:]], self._num_waiting - count
+
+    def take(self, tokens: Sequence[int]) -> tuple[Sequence[int], Tensor]:
+        """The pairs that are left, node 0's among them: tokens, and the features beside them."""
+        features = self._joined()
+        self._features, self._num_waiting = [], 0
+        return tokens[-features.shape[0] :], features
+
+    def remember(self, tree: TokenTree, buckets: Sequence[Hashable]) -> None:
+        """What was proposed."""
+        self._proposal = tree, tuple(buckets)
+
+    def _wait(self, features: Tensor) -> None:
+        self._features.append(features)
+        self._num_waiting += features.shape[0]
+        if self._num_waiting > 2 * self._drafter.window:  # nobody asks
+            self._keep_newest()
+
+    def _keep_newest(self) -> None:
+        """The oldest features will not be read."""
+        self._num_waiting = self._drafter.window
+        self._features = [self._joined()[-self._num_waiting :].clone()]
+
+    def _joined(self) -> Tensor:
+        if len(self._features) > 1:
+            self._features = [torch.cat(self._features)]
+        return self._features[0]
+
+    def _forget(self, held: int) -> None:
+        """The newer half of the window stays. Keys are rotated by where they stood, which is what
+        counts; so that they are moved, and not computed again."""
+        assert self._row is not None
+        cache, room = self._drafter.cache, self._drafter.window // 2
+        kept = min(max(room - self._num_waiting, 0), held)
+        segment = cache.read(self._row, held - kept, held)
+        cache.truncate(self._row, 0)
+        if kept:
+            cache.append(self._row, segment, count=kept)
+        self._first += held - kept
+
+
+def _along(path: Sequence[int], hidden: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """The nodes' states of each tap."""
+    count = len(path)
+    if tuple(path) == tuple(range(count)):
+        return {tap: states[:count] for tap, states in hidden.items()}
+    places = {states.device: None for states in hidden.values()}
+    picked = {device: upload(path, device) for device in places}
+    return {tap: states.index_select(0, picked[states.device]) for tap, states in hidden.items()}

@@ -1,0 +1,82 @@
+"""Eagle: which head drafts, and how its trees grow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from mmspec.drafters.eagle import checkpoint
+from mmspec.drafters.eagle.drafter import BoundEagle
+from mmspec.drafters.eagle.module import EagleHead
+from mmspec.errors import ConfigError
+from mmspec.inputs import InputProcessor
+from mmspec.target import Target
+
+Draw = Literal["coupled", "sample"]
+_NAME = "drafter.eagle"
+_DTYPES = {"auto": None, "float64": torch.float64, "float32": torch.float32,
+           "bfloat16": torch.bfloat16, "float16": torch.float16}  # fmt: skip
+_LEAST_WINDOW = 16
+
+
+class Eagle:
+    """Drafting at the level of features: EAGLE-1 (arXiv 2401.15077) and EAGLE-3 (2503.01840), which
+    of them the head says, with EAGLE-2's trees (2406.16858): they follow what the head is sure of.
+    """
+
+    name = "eagle"
+
+    def __init__(
+        self,
+        head: EagleHead | str | Path,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        max_depth: int = 6,
+        top_k: int = 8,
+        min_confidence: float = 0.05,
+        draw: Draw = "coupled",
+        profile: Sequence[int] = (),
+        window: int = 4096,
+    ) -> None:
+        """`head`: one, or its folder or hub name (`revision`); `dtype`: it is computed in, "auto"
+        the target's.
+
+        `top_k` children a node and nodes a level, down to `max_depth`, as long as a path is
+        believed to be accepted with `min_confidence`. With draw="sample" `profile[d]` children for
+        each node of depth d; empty: a chain of `max_depth`.
+        `window`: newest tokens of a text that the head sees.
+        Raises ConfigError for values that make no sense, ModelError for a folder without a head.
+        """
+        _check("dtype", dtype in _DTYPES, dtype, f"one of {', '.join(_DTYPES)}")
+        _check("max_depth", max_depth >= 1, max_depth, "at least 1")
+        _check("top_k", top_k >= 1, top_k, "at least 1")
+        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
+        _check("draw", draw in get_args(Draw), draw, f"one of {get_args(Draw)}")
+        _check("profile", all(n >= 1 for n in profile), list(profile), "children a node, >= 1")
+        _check("window", window >= _LEAST_WINDOW, window, f"at least {_LEAST_WINDOW} tokens")
+        if not isinstance(head, EagleHead):
+            if not str(head):
+                raise ConfigError(
+                    f"{_NAME}.path='': expected a head's folder or hub name: "
+                    f'overrides=["{_NAME}.path=..."], or --set {_NAME}.path=...'
+                )
+            head = checkpoint.load(head, revision=revision)
+        self.head = head
+        self.dtype = _DTYPES[dtype]
+        self.max_depth = max_depth
+        self.top_k = top_k
+        self.min_confidence = min_confidence
+        self.draw = draw
+        self.profile = tuple(profile) or (1,) * max_depth
+        self.window = window
+
+    def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundEagle:
+        """The drafter of one target. Raises ConfigError for a head of another one."""
+        return BoundEagle(self, target)
+
+
+def _check(name: str, is_right: bool, got: object, expected: str) -> None:
+    if not is_right:
+        raise ConfigError(f"{_NAME}.{name}={got!r}: expected {expected}")

@@ -1,0 +1,114 @@
+"""HeadFolder: the files of a published head, from a folder or the hub."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.utils import cached_file
+
+from mmspec.errors import ConfigError, ModelError
+from mmspec.target.load import resolve_path
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class HeadFolder:
+    """What a head is made of: its config.json and its tensors under their names there, on the CPU
+    as they are stored."""
+
+    path: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @staticmethod
+    def read(path: str | Path, *, revision: str | None = None) -> "HeadFolder":
+        """A folder or a hub name. Of weights stored by pickle (pytorch_model.bin) only tensors are
+        read. Raises ModelError where a file is not there or cannot be read."""
+        place = resolve_path(str(path))
+        file = _found(place, "config.json", revision)
+        if file is None:
+            raise ModelError(f"{path}: no config.json; expected a head's folder or hub name")
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{file}: not valid JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise ModelError(f"{file}: expected a JSON object")
+        for name in _WEIGHTS:
+            whole = _found(place, name, revision)
+            if whole is not None:
+                return HeadFolder(place, config, _tensors(whole))
+            index = _found(place, f"{name}.index.json", revision)
+            if index is not None:
+                parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                tensors: dict[str, Tensor] = {}
+                for part in parts:
+                    shard = _found(place, part, revision)
+                    if shard is None:
+                        raise ModelError(f"{path}: {part}, which its index names, is not there")
+                    tensors |= _tensors(shard)
+                return HeadFolder(place, config, tensors)
+        raise ModelError(f"{path}: no weights; expected {' or '.join(_WEIGHTS)}")
+
+    @staticmethod
+    def write(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Writes config.json and model.safetensors; the folder is made where there is none."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dict(config), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def take(
+    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, who: str
+) -> dict[str, Tensor]:
+    """The tensors for a module's state of the shapes `expected`. Raises ConfigError where one is
+    missing, has another shape, or is not known."""
+    missing = sorted(expected.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - expected.keys())
+    if missing or unknown:
+        raise ConfigError(
+            f"{who}: the weights are not this head's; missing: {', '.join(missing) or 'none'}; "
+            f"not known: {', '.join(unknown) or 'none'}"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ConfigError(
+                f"{who}: {name} has the shape {tuple(tensor.shape)}, expected "
+                f"{tuple(expected[name].shape)} by its config.json"
+            )
+    return dict(tensors)
+
+
+def _found(place: str, name: str, revision: str | None) -> Path | None:
+    if Path(place).is_dir():
+        file = Path(place) / name
+        return file if file.is_file() else None
+    try:
+        found = cached_file(
+            place, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    except OSError as error:  # no such repository, or no way to it
+        raise ModelError(f"{place}: {error}") from error
+    return None if found is None else Path(found)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, by what is wrong with the file
+        raise ModelError(f"{file}: cannot be read: {error}") from error
+    tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if len(tensors) != len(loaded):
+        raise ModelError(f"{file}: expected a dict of tensors")
+    return tensors
