@@ -57,25 +57,35 @@ def counted(target: Target) -> Iterator[list[int]]:
 
 
 @contextmanager
-def noted(*targets: Target) -> Iterator[list[tuple[Target | None, int]]]:
-    """Within it these targets' logits are lent; gives at its end each of their score calls with
-    the reads from there to the next one, and before them the reads that came first."""
-    forwards, patch = list[tuple[Target | None, int]](), pytest.MonkeyPatch()
-    newest: list[Target | None] = [None]
+def noted(*targets: Any) -> Iterator[list[tuple[Any, int]]]:
+    """Within it the logits of these targets, or of a class that scores as they do, are lent; gives
+    at its end each of their score calls with the reads from there to the next one, and before them
+    the reads that came first."""
+    forwards, patch = list[tuple[Any, int]](), pytest.MonkeyPatch()
+    newest: list[Any] = [None]
     Lent.reads = []
 
-    def note(target: Target | None) -> None:
+    def note(target: Any) -> None:
         forwards.append((newest[0], len(Lent.reads)))
         newest[0] = target
         Lent.reads.clear()
 
-    def lend(target: Target) -> None:
-        prefill, score = target.prefill, target.score
+    def lend(target: Any) -> None:
+        score = target.score
+        if hasattr(target, "prefill"):
+            lend_prefill(target)
+        patch.setattr(target, "score", lent(target, score))
+
+    def lend_prefill(target: Target) -> None:
+        prefill = target.prefill
 
         def lent_prefill(*args: Any, **kwargs: Any) -> Prefill:
             made = prefill(*args, **kwargs)
             return Prefill(made.logits.as_subclass(Lent), made.placement, made.hidden, made.cache)
 
+        patch.setattr(target, "prefill", lent_prefill)
+
+    def lent(target: Any, score: Any) -> Any:
         def lent_score(*args: Any, **kwargs: Any) -> list[Scores]:
             note(target)
             if kwargs.get("ids") is not None:  # what a forward reads is not counted
@@ -83,8 +93,7 @@ def noted(*targets: Target) -> Iterator[list[tuple[Target | None, int]]]:
             made = score(*args, **kwargs)
             return [Scores(one.logits.as_subclass(Lent), one.hidden) for one in made]
 
-        patch.setattr(target, "prefill", lent_prefill)
-        patch.setattr(target, "score", lent_score)
+        return lent_score
 
     for target in targets:
         lend(target)

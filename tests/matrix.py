@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from adversary import Adversary
 from draft_models import letters, shuffled, stranger
+from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
 from stores import write_store
@@ -26,6 +27,7 @@ from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -40,7 +42,8 @@ from mmspec.target import Target
 COMPRESSED = ("window", "snapkv", "topk_chunks", "visual", "composed")
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
 # draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
-# and look-alikes of it. compressed_*: the target over a view by that policy.
+# and look-alikes of it. compressed_*: the target over a view by that policy. eagle*: heads that
+# were fitted to the target.
 RETRIEVALS = ("retrieval_suffix", "retrieval_dense", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
@@ -51,13 +54,15 @@ DRAFTERS = (
     "adversary+draft_same",
     *RETRIEVALS,
     "layer_skip",
+    "eagle1",
+    "eagle3",
     *(f"compressed_{policy}" for policy in COMPRESSED),
     "cascade",
     "lookahead",
     "prompt_lookup+lookahead",
 )
 # Parts of the names of those that draft truths.
-KNOWING = ("adversary", "draft_same", "retrieval", "compressed_", "cascade", "lookahead")
+KNOWING = ("adversary", "draft_same", "retrieval", "compressed_", "cascade", "lookahead", "eagle")
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -131,7 +136,7 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of those that draft by a model, which take longer, three a family, with its other options in
+    of those that draft by a model, which take longer, four a family, with its other options in
     turn; of retrieval's sources, which draft alike, each once."""
     chosen: list[Cell] = []
     for number, name in enumerate(FAMILIES):
@@ -142,6 +147,7 @@ def covering_cells() -> list[Cell]:
             ("draft_padded", "draft_other")[number % 2],
             (compressed, "cascade")[number % 3 == 2],
             ("lookahead", "prompt_lookup+lookahead")[number % 2],
+            ("eagle1", "eagle3")[number % 2],
         ):
             drafted = [cell for cell in own if cell.drafter == drafter]
             fixed = [cell for cell in drafted if cell.controller == "fixed"]
@@ -149,7 +155,10 @@ def covering_cells() -> list[Cell]:
         for place, drafter in enumerate(RETRIEVALS):
             fixed = [c for c in own if c.drafter == drafter and c.controller == "fixed"]
             chosen.append(fixed[(number * 5 + place * 7) % len(fixed)])
-        apart = ("draft_", "retrieval_", "compressed_", "cascade", "lookahead", "prompt_lookup+")
+        apart = (
+            *("draft_", "retrieval_", "compressed_", "cascade", "lookahead", "prompt_lookup+"),
+            "eagle",
+        )
         cells = [cell for cell in own if not cell.drafter.startswith(apart)]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
@@ -294,6 +303,9 @@ def _drafter(
         return Cascade(_lookup(), _compressed("topk_chunks"), max_depth=6, lower_nodes=8)
     if name.startswith("draft_"):
         return draft_model(name, cell.family, cell.dtype)
+    if name.startswith("eagle"):
+        head = fitted(model_of(cell.family, cell.dtype), int(name.removeprefix("eagle")))
+        return Eagle(head, top_k=6, max_depth=3, min_confidence=0.0)
     if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
         return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
     if name == "lookahead":

@@ -78,6 +78,17 @@ def test_every_policy_drafts_for_one_and_for_three(
     assert outcome.accepted >= 3 * batch
 
 
+@pytest.mark.parametrize("drafter", ["eagle1", "eagle3"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("family", "layout"), [("llama", "text"), ("qwen2_vl", "image_middle")])
+def test_every_kind_of_head_drafts_for_one_and_for_three(
+    drafter: str, batch: int, family: str, layout: str
+) -> None:
+    outcome = run_cell(Cell(family, drafter, "t1", batch, layout, reuse="chunks_and_prefixes"))
+    assert not outcome.mismatches, "; ".join(outcome.mismatches)
+    assert outcome.accepted >= 2 * batch
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", COMPRESSED)
 @pytest.mark.parametrize(

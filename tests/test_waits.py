@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
 from typing import Any
 
+import matrix
 import pretend
 import pytest
 import torch
+from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
 from lent import Lent, noted
 from matrix import letters, model_of
@@ -19,12 +21,13 @@ from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.eagle import Eagle
+from mmspec.drafters.heads import FeatureScorer
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
-from mmspec.target import Target
 from mmspec.verify import VERIFIERS, Rule
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -42,6 +45,10 @@ def draft(**options: Any) -> DraftModel:
 
 def drawn(*profile: int) -> dict[str, Any]:
     return {"draw": "sample", "profile": profile, "min_confidence": 0.0}
+
+
+def eagle(version: int, **options: Any) -> Eagle:
+    return Eagle(fitted(matrix.model_of("llama", "float64"), version), **options)
 
 
 def lookup() -> PromptLookup:
@@ -71,6 +78,10 @@ CELLS: dict[str, tuple[str, Any, Sequence[str]]] = {
     "coupled-view": ("coupled", lambda: CompressedKV(**VIEW, top_k=2, width=2, max_depth=3), ()),
     "coupled-layer-skip": ("coupled", lambda: LayerSkip(max_depth=3, top_k=2), ()),
     "coupled-lookahead": ("coupled", lambda: Lookahead(window=3, ngram=3), ()),
+    "speculative-eagle": ("speculative", lambda: eagle(3, **drawn(1, 1, 1)), SAMPLED),
+    "recursive-eagle": ("recursive", lambda: eagle(1, **drawn(2, 2)), ()),
+    "block-eagle": ("block", lambda: eagle(1, **drawn(1, 1, 1)), SAMPLED),
+    "coupled-eagle": ("coupled", lambda: eagle(3, top_k=3, max_depth=3), ()),
     "coupled-cascade": ("coupled", lambda: cascade(lookup()), ()),
     "coupled-cascade-draft": ("coupled", lambda: cascade(draft(min_confidence=0.0)), ()),
 }  # fmt: skip
@@ -107,8 +118,10 @@ def requests_of(sampling: str) -> list[Request]:
     ]
 
 
-def models(drafter: Any) -> list[Target]:
+def models(drafter: Any) -> list[Any]:
     """Those that run while it drafts, beside the target itself."""
+    if drafter.name == "eagle":
+        return [FeatureScorer]
     if hasattr(drafter, "middle"):
         return [*models(drafter.middle), *models(drafter.lower)]
     return [drafter.model] if hasattr(drafter, "model") else []
@@ -172,6 +185,9 @@ def test_what_is_weighed_is_what_the_papers_write_down(
         ("coupled-view", 4),
         ("coupled-layer-skip", 4),
         ("coupled-lookahead", 1),  # what the target says of the window is known with its choices
+        ("block-eagle", 2),
+        ("recursive-eagle", 3),
+        ("coupled-eagle", 4),
         ("coupled-cascade", 5),  # four forwards over the view at most
     ],
 )
