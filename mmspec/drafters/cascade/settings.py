@@ -3,7 +3,7 @@
 from copy import copy
 from dataclasses import replace
 
-from mmspec.drafters.base import Drafter, DrafterForTarget
+from mmspec.drafters.base import Drafter, DrafterForTarget, TappingDrafter
 from mmspec.drafters.cascade.drafter import BoundCascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.errors import ConfigError
@@ -56,4 +56,9 @@ class Cascade:
         lower = self.lower
         if isinstance(lower, DrafterForTarget):
             lower = lower.for_target(target, inputs)
+        if isinstance(lower, TappingDrafter) and lower.taps.whole_prompt:
+            raise ConfigError(
+                f"{_NAME}.lower={lower.name}: it reads the target's states of every token, and the "
+                "view's forwards have none; expected one that copies, or a model of its own"
+            )
         return BoundCascade(self, lower, self.middle.for_target(target, inputs), target)
