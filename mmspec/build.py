@@ -18,6 +18,7 @@ from mmspec.config import (
     DrafterConfig,
     DraftModelConfig,
     EagleConfig,
+    MedusaConfig,
     load_config,
 )
 from mmspec.controller import CONTROLLERS, Controller
@@ -29,6 +30,7 @@ from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
+from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine, Exactness
@@ -106,6 +108,17 @@ def build_eagle(config: EagleConfig) -> Eagle:
     return Eagle(settings.pop("path"), **settings)
 
 
+def build_medusa(config: MedusaConfig) -> Medusa:
+    """The heads that the configuration names. Raises ConfigError and ModelError."""
+    if not config.path:
+        raise ConfigError(
+            "drafter.medusa.path='': expected the heads' folder or hub name: "
+            'overrides=["drafter.medusa.path=..."], or --set drafter.medusa.path=...'
+        )
+    settings = asdict(config)
+    return Medusa(settings.pop("path"), **settings)
+
+
 def build_cascade(config: DrafterConfig) -> Cascade:
     """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
     name = config.cascade.lower
@@ -129,6 +142,7 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "layer_skip": lambda config: LayerSkip(**asdict(config.layer_skip)),
     "eagle": lambda config: build_eagle(config.eagle),
     "cascade": build_cascade,
+    "medusa": lambda config: build_medusa(config.medusa),
     "lookahead": lambda config: Lookahead(**asdict(config.lookahead)),
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}

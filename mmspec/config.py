@@ -155,6 +155,20 @@ class LookaheadConfig:
 
 
 @dataclass
+class MedusaConfig:
+    """Medusa heads for the target, and how their trees grow."""
+
+    path: str = ""  # the heads' folder or hub name
+    revision: str | None = None
+    max_depth: int | None = None  # heads that are asked; None: all
+    top_k: int = 10  # tokens of each head
+    min_confidence: float = 0.05
+    tree: list[list[int]] = field(default_factory=list)  # a fixed one: paths of ranks
+    draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
+    profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
+
+
+@dataclass
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
@@ -167,6 +181,7 @@ class DrafterConfig:
     eagle: EagleConfig = field(default_factory=EagleConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
+    medusa: MedusaConfig = field(default_factory=MedusaConfig)
 
 
 @dataclass

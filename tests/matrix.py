@@ -19,6 +19,7 @@ from draft_models import letters, shuffled, stranger
 from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
+from medusa_heads import unfitted
 from stores import write_store
 
 import mmspec
@@ -30,6 +31,7 @@ from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
+from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
@@ -43,7 +45,8 @@ COMPRESSED = ("window", "snapkv", "topk_chunks", "visual", "composed")
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
 # draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
 # and look-alikes of it. compressed_*: the target over a view by that policy. eagle*: heads that
-# were fitted to the target.
+# were fitted to the target. medusa: heads that speak through the target's lm_head; medusa_own:
+# through their own.
 RETRIEVALS = ("retrieval_suffix", "retrieval_dense", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
@@ -60,9 +63,29 @@ DRAFTERS = (
     "cascade",
     "lookahead",
     "prompt_lookup+lookahead",
+    "medusa",
+    "medusa_own",
 )
 # Parts of the names of those that draft truths.
-KNOWING = ("adversary", "draft_same", "retrieval", "compressed_", "cascade", "lookahead", "eagle")
+KNOWING = (
+    "adversary",
+    "draft_same",
+    "retrieval",
+    "compressed_",
+    "cascade",
+    "lookahead",
+    "eagle",
+    "medusa_own",
+)
+# Those that draft by a model take longer: of each of these one a family, in turn.
+BY_A_MODEL = (
+    ("draft_same",),
+    ("draft_padded", "draft_other"),
+    ("cascade", *(f"compressed_{policy}" for policy in COMPRESSED)),
+    ("lookahead", "prompt_lookup+lookahead"),
+    ("eagle1", "eagle3"),
+    ("medusa", "medusa_own"),
+)
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -136,30 +159,17 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of those that draft by a model, which take longer, four a family, with its other options in
-    turn; of retrieval's sources, which draft alike, each once."""
+    of each kind of `BY_A_MODEL` one a family, with its other options in turn; of retrieval's
+    sources, which draft alike, each once."""
     chosen: list[Cell] = []
+    apart = {*RETRIEVALS, *(name for kind in BY_A_MODEL for name in kind)}
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
-        compressed = f"compressed_{COMPRESSED[number % len(COMPRESSED)]}"
-        for drafter in (
-            "draft_same",
-            ("draft_padded", "draft_other")[number % 2],
-            (compressed, "cascade")[number % 3 == 2],
-            ("lookahead", "prompt_lookup+lookahead")[number % 2],
-            ("eagle1", "eagle3")[number % 2],
-        ):
-            drafted = [cell for cell in own if cell.drafter == drafter]
-            fixed = [cell for cell in drafted if cell.controller == "fixed"]
-            chosen.append(fixed[number * 5 % len(fixed)])
-        for place, drafter in enumerate(RETRIEVALS):
+        turns = (kind[number % len(kind)] for kind in BY_A_MODEL)
+        for place, drafter in enumerate((*turns, *RETRIEVALS)):
             fixed = [c for c in own if c.drafter == drafter and c.controller == "fixed"]
             chosen.append(fixed[(number * 5 + place * 7) % len(fixed)])
-        apart = (
-            *("draft_", "retrieval_", "compressed_", "cascade", "lookahead", "prompt_lookup+"),
-            "eagle",
-        )
-        cells = [cell for cell in own if not cell.drafter.startswith(apart)]
+        cells = [cell for cell in own if cell.drafter not in apart]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -308,6 +318,8 @@ def _drafter(
         return Eagle(head, top_k=6, max_depth=3, min_confidence=0.0)
     if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
         return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
+    if name.startswith("medusa"):
+        return medusa(cell.family, cell.dtype, has_own_heads=name == "medusa_own")
     if name == "lookahead":
         return Lookahead(window=3, ngram=3, guess_set=4)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
@@ -361,6 +373,15 @@ def draft_model(name: str, family: str, dtype: str) -> DraftModel:
     if name == "draft_padded":
         return DraftModel(stranger(119), letters(), min_confidence=0.0)
     return DraftModel(*shuffled(stranger(), letters()), min_confidence=0.0)
+
+
+@cache
+def medusa(family: str, dtype: str, *, has_own_heads: bool) -> Medusa:
+    """Heads that know nothing, and a tree so wide for the vocabulary that those with lm_heads of
+    their own, which prefer none of the tokens much, are right at times."""
+    tree = [[rank] for rank in range(16)] + [[0, 0], [1, 0], [2, 0], [0, 1]]
+    heads = unfitted(model_of(family, dtype), spread=0.02, has_own_heads=has_own_heads)
+    return Medusa(heads, tree=tree)
 
 
 def dense_retrieval(

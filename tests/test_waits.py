@@ -13,6 +13,7 @@ from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
 from lent import Lent, noted
 from matrix import letters, model_of
+from medusa_heads import unfitted
 from verify.node_by_node import ORACLES
 
 import mmspec
@@ -25,6 +26,7 @@ from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.heads import FeatureScorer
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
+from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
@@ -49,6 +51,10 @@ def drawn(*profile: int) -> dict[str, Any]:
 
 def eagle(version: int, **options: Any) -> Eagle:
     return Eagle(fitted(matrix.model_of("llama", "float64"), version), **options)
+
+
+def medusa(**options: Any) -> Medusa:
+    return Medusa(unfitted(model_of("llama", "float64"), spread=0.02), **options)
 
 
 def lookup() -> PromptLookup:
@@ -77,6 +83,8 @@ CELLS: dict[str, tuple[str, Any, Sequence[str]]] = {
     "coupled-set-chain": ("coupled", lambda: draft(top_k=1, min_confidence=0.0, max_depth=4), ALL),
     "coupled-view": ("coupled", lambda: CompressedKV(**VIEW, top_k=2, width=2, max_depth=3), ()),
     "coupled-layer-skip": ("coupled", lambda: LayerSkip(max_depth=3, top_k=2), ()),
+    "coupled-medusa": ("coupled", lambda: medusa(tree=[[n] for n in range(10)]), ()),
+    "recursive-medusa": ("recursive", lambda: medusa(draw="sample", profile=(4, 1)), ()),
     "coupled-lookahead": ("coupled", lambda: Lookahead(window=3, ngram=3), ()),
     "speculative-eagle": ("speculative", lambda: eagle(3, **drawn(1, 1, 1)), SAMPLED),
     "recursive-eagle": ("recursive", lambda: eagle(1, **drawn(2, 2)), ()),
@@ -184,6 +192,8 @@ def test_what_is_weighed_is_what_the_papers_write_down(
         ("coupled-set-chain", 2),
         ("coupled-view", 4),
         ("coupled-layer-skip", 4),
+        ("coupled-medusa", 2),
+        ("recursive-medusa", 2),  # all levels at once
         ("coupled-lookahead", 1),  # what the target says of the window is known with its choices
         ("block-eagle", 2),
         ("recursive-eagle", 3),

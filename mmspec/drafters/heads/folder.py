@@ -1,7 +1,7 @@
 """HeadFolder: the files of a published head, from a folder or the hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 from mmspec.errors import ConfigError, ModelError
 from mmspec.target.load import resolve_path
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,12 @@ class HeadFolder:
     tensors: Mapping[str, Tensor]
 
     @staticmethod
-    def read(path: str | Path, *, revision: str | None = None) -> "HeadFolder":
-        """A folder or a hub name. Of weights stored by pickle (pytorch_model.bin) only tensors are
-        read. Raises ModelError where a file is not there or cannot be read."""
+    def read(
+        path: str | Path, *, revision: str | None = None, weights: Sequence[str] = WEIGHTS
+    ) -> "HeadFolder":
+        """A folder or a hub name. Its weights are the first of `weights` that is there; of those
+        stored by pickle (.bin, .pt) only tensors are read. Raises ModelError where a file is
+        not there or cannot be read."""
         place = resolve_path(str(path))
         file = _found(place, "config.json", revision)
         if file is None:
@@ -40,7 +43,7 @@ class HeadFolder:
             raise ModelError(f"{file}: not valid JSON: {error}") from error
         if not isinstance(config, dict):
             raise ModelError(f"{file}: expected a JSON object")
-        for name in _WEIGHTS:
+        for name in weights:
             whole = _found(place, name, revision)
             if whole is not None:
                 return HeadFolder(place, config, _tensors(whole))
@@ -54,17 +57,24 @@ class HeadFolder:
                         raise ModelError(f"{path}: {part}, which its index names, is not there")
                     tensors |= _tensors(shard)
                 return HeadFolder(place, config, tensors)
-        raise ModelError(f"{path}: no weights; expected {' or '.join(_WEIGHTS)}")
+        raise ModelError(f"{path}: no weights; expected {' or '.join(weights)}")
 
     @staticmethod
-    def write(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Writes config.json and model.safetensors; the folder is made where there is none."""
+    def write(
+        path: str | Path,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        *,
+        weights: str = WEIGHTS[0],
+    ) -> None:
+        """Writes config.json and the safetensors file `weights`; the folder is made where there is
+        none."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dict(config), indent=2, ensure_ascii=False)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(kept, folder / weights, metadata={"format": "pt"})
 
 
 def take(

@@ -1,0 +1,98 @@
+"""BoundMedusa: heads at work for one target."""
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from mmspec.drafters.base import DraftSession
+from mmspec.drafters.draft_model.branching import affordable
+from mmspec.drafters.heads import TargetEnds
+from mmspec.drafters.medusa.session import MedusaSession
+from mmspec.drafters.medusa.trees import BestPaths, DrawnPaths, Sketch
+from mmspec.reads import read
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prefill, Prompt, Taps
+from mmspec.target import Target
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.medusa.settings import Medusa
+
+
+class BoundMedusa:
+    """Drafts for one target, in its dtype and where its lm_head lies."""
+
+    name = "medusa"
+
+    def __init__(self, settings: "Medusa", target: Target, ends: TargetEnds) -> None:
+        self.settings = settings
+        self.draws = settings.draw == "sample"
+        self.tap = target.last_tap  # after the final norm, as the authors have it
+        self.taps = Taps(frozenset({self.tap}))
+        self._ends = ends
+        head = settings.head
+        if any(w.dtype != ends.dtype or w.device != ends.device for w in head.parameters()):
+            head = copy.deepcopy(head).to(ends.device, ends.dtype)
+        self._head = head.requires_grad_(False)
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> MedusaSession:
+        return MedusaSession(self, prefill, guide)
+
+    def propose_together(
+        self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        """One tree a session. All heads speak for all rows at once; one wait for the device."""
+        if budget <= 0:
+            return [TokenTree.root(tokens[-1]) for tokens in texts]
+        own = [cast(MedusaSession, session) for session in sessions]
+        logits = self._logits([session.state for session in own], budget)
+        rows = zip(own, texts, logits.unbind(1), strict=True)
+        sketches = [self._sketch(session, tokens, said, budget) for session, tokens, said in rows]
+        known = iter(read(*(tensor for sketch in sketches for tensor in sketch.unread)))
+        trees = list[TokenTree]()
+        for session, sketch in zip(own, sketches, strict=True):
+            grown = sketch.grow(known)
+            session.remember(grown)
+            trees.append(grown.tree)
+        return trees
+
+    @torch.no_grad()
+    def _logits(self, states: Sequence[Tensor], budget: int) -> Tensor:
+        """(heads, rows, vocab), of as many heads as a tree of `budget` nodes can be deep."""
+        joined = torch.stack(list(states)).to(self._ends.device, self._ends.dtype)
+        depth = min(self.settings.max_depth, budget)
+        return self._head.logits(joined, depth, self._ends.logits)
+
+    def _sketch(
+        self, session: MedusaSession, tokens: Sequence[int], logits: Tensor, budget: int
+    ) -> Sketch:
+        settings, guide = self.settings, session.guide
+        if self.draws and not guide.is_greedy:
+            profile = affordable(settings.profile[: logits.shape[0]], budget)
+            drawn = DrawnPaths(
+                tokens[-1],
+                logits,
+                len(tokens) - 1,
+                guide=guide,
+                profile=profile,
+                first_draw=session.num_draws,
+                vocab_size=self._ends.vocab_size,
+                drafter=self.name,
+            )
+            session.num_draws += drawn.num_draws
+            return drawn
+        return BestPaths(
+            tokens[-1],
+            logits,
+            len(tokens) - 1,
+            guide=guide,
+            calibration=session.calibration,
+            top_k=settings.top_k,
+            min_confidence=settings.min_confidence,
+            budget=budget,
+            paths=settings.tree,
+            drafter=self.name,
+        )
