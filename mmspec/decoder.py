@@ -19,7 +19,7 @@ _IN_ONE_GO = PrefillSettings()
 
 def decode(
     target: Target,
-    rows: Iterable[Row],
+    rows: Iterable[Row | None],
     *,
     verify: Verifier,
     drafts: DraftSettings,
@@ -29,8 +29,8 @@ def decode(
     """Yields a row whenever it has chosen more tokens, or ended.
 
     `rows` is taken from as places become free: at most `max_rows` are decoded together, each with
-    its own length, tree, seed and end. Closing the iterator frees all KV; what the stores in
-    `prefill` got of it stays.
+    its own length, tree, seed and end. A None says that there is none now; it ends with the last
+    one. Closing the iterator frees all KV; what the stores in `prefill` got of it stays.
     """
     waiting, active = iter(rows), list[Row]()
     cache = target.new_cache(watched_queries=drafts.watched_queries)
@@ -70,7 +70,7 @@ def decode(
                     row.observe(tree, verdict, score)
             for row in active:
                 row.stats.add_seconds(watch.seconds)
-                yield row
+                yield row.end_if_unwanted()
             active = _keep_unfinished(active, prefiller)
     finally:
         for row in (*active, *prefiller.rows):

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
@@ -36,7 +37,7 @@ from mmspec.params import (
     with_own_state,
 )
 from mmspec.prefiller import CacheInfo, PrefillSettings
-from mmspec.requests import Messages, Request, Result, build_request
+from mmspec.requests import Messages, Progress, Request, Result, build_request
 from mmspec.row import Row
 from mmspec.sampling import CHOOSING, Choosing, build_sampler
 from mmspec.state import Prompt
@@ -171,7 +172,7 @@ class Engine:
         return result
 
     def generate_each(
-        self, prompts: Iterable[AnyPrompt], **options: Any
+        self, prompts: Iterable[AnyPrompt | None], **options: Any
     ) -> Iterator[tuple[int, Result]]:
         """Generates for as many prompts as there are, and yields each answer as it ends, with its
         prompt's number from 0.
@@ -182,7 +183,29 @@ class Engine:
         Closing the iterator ends the decoding. Raises InputError for a wrong option.
         """
         build_request("", options)  # a wrong option is not each prompt's own mistake
-        return self._each(prompts, options)
+        return _ended(self._each(prompts, options, tells_steps=False))
+
+    def stream_each(
+        self, prompts: Iterable[AnyPrompt | None], **options: Any
+    ) -> Iterator[Progress]:
+        """As `generate_each`, and tells what each step brings each sample of each request.
+
+        A None among the prompts says that there is none now: those that are decoded go on, and
+        `prompts` is asked again after their step; where none is decoded, all have ended. So
+        requests can join at any time; by `Request.is_wanted` they leave; and what the others say
+        depends on neither.
+        """
+        build_request("", options)  # a wrong option is not each prompt's own mistake
+        return self._each(prompts, options, tells_steps=True)
+
+    def prepare(self, prompt: AnyPrompt, **options: Any) -> Request:
+        """The request with its prompt processed: images opened, text tokenised. What generates
+        takes it as it is; so this can be done in another thread, while others are decoded.
+        `options` are fields of `Request`. Raises InputError."""
+        request = build_request(prompt, options)
+        processed = self._prompt(request)
+        self._room(request, processed)
+        return replace(request, prompt=processed, passages=(), prediction=None)
 
     def stream(self, prompt: AnyPrompt, **options: Any) -> "Stream":
         """Generates for one prompt, a piece of text at a time. Closing it early frees its KV."""
@@ -242,12 +265,16 @@ class Engine:
                 target.free()
 
     def _each(
-        self, prompts: Iterable[AnyPrompt], options: Mapping[str, Any]
-    ) -> Iterator[tuple[int, Result]]:
-        answers = _Answers()
+        self, prompts: Iterable[AnyPrompt | None], options: Mapping[str, Any], *, tells_steps: bool
+    ) -> Generator[Progress]:
+        answers, numbers = _Answers(), count()
 
-        def rows() -> Iterator[Row]:
-            for index, prompt in enumerate(prompts):
+        def rows() -> Iterator[Row | None]:
+            for prompt in prompts:
+                if prompt is None:
+                    yield None
+                    continue
+                index = next(numbers)
                 number = num_begun = 0
                 try:
                     requests = self._samples(build_request(prompt, options))
@@ -265,15 +292,21 @@ class Engine:
                     answers.expect(index, num_begun + 1)  # samples behind a failed one don't begin
                     answers.add(index, number, _failed(failure))
 
+        pieces: dict[Row, list[Piece]] = {}  # of those that are decoded
         with closing(self._decode(rows())) as decoded:
             for row in decoded:
+                if tells_steps:
+                    step = _progress(row, self.tokenizer)
+                    pieces.setdefault(row, []).extend(step.pieces)
+                    yield step
                 if row.is_done:
-                    result = _result(row, row.take_pieces(), self.tokenizer)
+                    all_pieces = [*pieces.pop(row, ()), *row.take_pieces()]
+                    result = _result(row, all_pieces, self.tokenizer)
                     answers.add(row.index, row.sampler.sample, result)
                 yield from answers.take()
         yield from answers.take()
 
-    def _decode(self, rows: Iterable[Row]) -> Generator[Row]:
+    def _decode(self, rows: Iterable[Row | None]) -> Generator[Row]:
         return decode(
             self._decoded,
             rows,
@@ -286,11 +319,10 @@ class Engine:
     def _samples(self, request: Request) -> list[Request]:
         """One request a sample. They share the prompt, processed once; of what keeps state
         (processors, criteria) each has its own."""
-        prompt = self._prompt(request)
+        request = replace(request, prompt=self._prompt(request), passages=(), prediction=None)
         seed = secrets.randbits(64) if request.seed is None else request.seed
         first, *others = (
-            replace(request, prompt=prompt, passages=(), seed=seed, sample=request.sample + i, n=1)
-            for i in range(request.n)
+            replace(request, seed=seed, sample=request.sample + i, n=1) for i in range(request.n)
         )
         return [first, *(with_own_state(replace(o, prompt_logprobs=None)) for o in others)]
 
@@ -336,6 +368,7 @@ class Engine:
             is_lossless=self._rule.is_lossless,
             namespace=request.namespace if request.reuse else None,
             on_prefill=request.on_prefill,
+            is_wanted=request.is_wanted,
         )
 
     def _prompt(self, request: Request) -> Prompt:
@@ -364,6 +397,9 @@ class Engine:
                 template_arguments=request.template_arguments,
                 control_tokens=request.control_tokens or self._control_tokens,
             )
+        if request.prediction:
+            predicted = self._processor(request).predicted_answer(request.prediction, prompt)
+            prompt = replace(prompt, draft_texts=(*prompt.draft_texts, predicted))
         if prompt.num_tokens == 0:
             raise InputError("the prompt has no tokens; expected at least one")
         is_text = torch.ones(prompt.num_tokens, dtype=torch.bool)
@@ -381,12 +417,17 @@ class Engine:
         """The request's passages, for a prompt that they cannot be put into any more."""
         if not request.passages:
             return ()
+        return self._processor(request).draft_texts(request.passages)
+
+    def _processor(self, request: Request) -> InputProcessor:
+        """For the texts beside the prompt."""
         if self.inputs is None:
+            given = "passages" if request.passages else "a prediction"
             raise InputError(
-                "this engine has no tokenizer: got passages, expected token lists as "
+                f"this engine has no tokenizer: got {given}, expected token lists as "
                 "Prompt.draft_texts; or load it with processor="
             )
-        return self.inputs.draft_texts(request.passages)
+        return self.inputs
 
     def _room(self, request: Request, prompt: Prompt) -> int:
         """How many tokens may be generated. Raises InputError where they don't fit the context."""
@@ -510,8 +551,7 @@ def _is_batch(prompt: object) -> bool:
 def _result(row: Row, pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase | None) -> Result:
     assert row.finish_reason is not None
     media = [range(span.start, span.stop) for span in row.prompt.media]
-    decode = None if tokenizer is None else (lambda token: str(tokenizer.decode([token])))
-    kept = row.sampler.recorder.kept(media, decode)
+    kept = row.sampler.recorder.kept(media, _decoded_alone(tokenizer))
     return Result(
         text="".join(piece.text for piece in pieces),
         tokens=tuple(row.chosen),
@@ -528,13 +568,35 @@ def _result(row: Row, pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBas
     )
 
 
+def _ended(steps: Generator[Progress]) -> Iterator[tuple[int, Result]]:
+    with closing(steps):
+        for step in steps:
+            if step.result is not None:
+                yield step.index, step.result
+
+
+def _progress(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Progress:
+    return Progress(
+        row.index,
+        row.sampler.sample,
+        row.num_chosen,
+        tuple(row.take_pieces()),
+        row.sampler.recorder.take_logprobs(_decoded_alone(tokenizer)),
+        row.finish_reason,
+    )
+
+
+def _decoded_alone(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], str] | None:
+    return None if tokenizer is None else (lambda token: str(tokenizer.decode([token])))
+
+
 class _Answers:
     """Samples as they end -> one Result a request."""
 
     def __init__(self) -> None:
         self._samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers
         self._expected: dict[int, int] = {}
-        self._ready: list[tuple[int, Result]] = []
+        self._ready: list[Progress] = []
 
     def expect(self, index: int, num_samples: int) -> None:
         self._expected[index] = num_samples
@@ -544,11 +606,11 @@ class _Answers:
         samples = self._samples[index]
         samples[number] = result
         if len(samples) == self._expected[index]:
-            self._ready.append((index, _together(samples)))
+            self._ready.append(Progress(index, result=_together(samples)))
             del self._samples[index], self._expected[index]
 
-    def take(self) -> list[tuple[int, Result]]:
-        """The requests that have ended since the last call, with their numbers."""
+    def take(self) -> list[Progress]:
+        """The requests that have ended since the last call."""
         ready, self._ready = self._ready, []
         return ready
 

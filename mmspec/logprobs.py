@@ -65,6 +65,7 @@ class ScoreRecorder:
         keeps_logits: bool = False,
     ) -> None:
         self._logprobs: list[_Likeliest] = []  # (tokens, ...), where the logits lie
+        self._num_taken = 0  # of these
         self._prompt_logprobs: list[_Likeliest] = []
         self._has_prompt = False
         self._unsettled: list[tuple[Tensor, int]] = []
@@ -110,6 +111,12 @@ class ScoreRecorder:
         """Of the tokens recorded so far, copied to the host now."""
         self.settle()
         return _on_host(self._logprobs)
+
+    def take_logprobs(self, decode: Callable[[int], str] | None) -> tuple[TokenLogprobs, ...]:
+        """Of the tokens recorded since the last call, copied to the host now."""
+        self.settle()
+        fresh, self._num_taken = self._logprobs[self._num_taken :], len(self._logprobs)
+        return _named(_on_host(fresh), decode)
 
     def record_prompt(self, start: int, logits: Tensor, token_ids: Tensor) -> None:
         """`logits` (tokens, vocab) are of what follows the prompt's tokens from index `start` on;

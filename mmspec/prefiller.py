@@ -80,11 +80,22 @@ class Prefiller:
         """Those whose prefill has not ended."""
         return [pending.row for pending in self._waiting]
 
-    def admit(self, rows: Iterable[Row]) -> None:
-        self._waiting.extend(map(_Pending, rows))
+    def admit(self, rows: Iterable[Row | None]) -> None:
+        """Takes rows, up to a None: there is none now."""
+        for row in rows:
+            if row is None:
+                return
+            self._waiting.append(_Pending(row))
 
     def step(self) -> Iterator[Row]:
-        """Prefills the next chunks; yields each row whose prompt is done, or has failed."""
+        """Prefills the next chunks; yields each row whose prompt is done, or has failed, or that
+        nobody waits for any more."""
+        for pending in tuple(self._waiting):
+            pending.row.end_if_unwanted()
+            if pending.row.is_done:
+                self._abandon(pending)
+                self._waiting.remove(pending)
+                yield pending.row
         spent = 0
         while self._waiting and (self._chunk_tokens is None or spent < self._chunk_tokens):
             pending = self._waiting[0]

@@ -47,8 +47,8 @@ class Request(SamplingParams):
       `max_time` (seconds), `stopping_criteria`.
     - What comes back: `n` samples, `sample` (the first one's number), `logprobs`, `logprobs_of`,
       `prompt_logprobs`, `output_scores`, `output_logits`, `skip_special_tokens`.
-    - How it is computed, the same text in each case: `speculate`, `reuse` and `namespace` (of what
-      earlier requests left), `on_prefill`.
+    - How it is computed, the same text in each case: `speculate`, `prediction` (what the answer may
+      well be), `reuse` and `namespace` (of what earlier requests left), `on_prefill`, `is_wanted`.
     """
 
     prompt: str | Messages | Prompt | Mapping[str, Tensor]
@@ -70,9 +70,11 @@ class Request(SamplingParams):
     control_tokens: ControlMode | None = None  # None: as configured
     speculate: Speculate = "auto"  # False: plain decoding; True: always draft; the same text,
     # unless the engine's verifier is one that keeps no more than its distribution
+    prediction: str | None = None  # what the answer may well be: it is drafted from, and not read
     reuse: bool = True  # False: takes nothing from earlier requests and leaves nothing to later
     namespace: str = ""  # what one namespace's requests leave is never found from another
     on_prefill: Callable[[int, int], None] | None = None  # told of prompt tokens done, and of all
+    is_wanted: Callable[[], bool] | None = None  # asked between steps: False ends it, as "closed"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +82,9 @@ class Request(SamplingParams):
             raise InputError(f"sample={self.sample}, n={self.n}: expected a sum of at most 2^32")
         if self.speculate not in (True, False, "auto"):
             raise InputError(f"speculate={self.speculate!r}: expected True, False or 'auto'")
+        if not isinstance(self.prediction, str | None):
+            kind = type(self.prediction).__name__
+            raise InputError(f"got a prediction of type {kind}; expected the answer's likely text")
 
 
 FIELD_NAMES = tuple(one.name for one in fields(Request) if one.name != "_")
@@ -130,3 +135,16 @@ class Result:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step brought one sample of one request of several."""
+
+    index: int  # the request's number
+    sample: int = 0  # of its samples, counted from 0
+    num_tokens: int = 0  # that the sample has so far
+    pieces: tuple[Piece, ...] = ()  # text that has become certain
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of the new tokens, where they are asked for
+    finish_reason: FinishReason | None = None  # of the sample, once it has ended
+    result: Result | None = None  # the whole answer, once all samples have ended

@@ -41,6 +41,7 @@ class Row:
         is_lossless: bool = True,
         namespace: str | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
+        is_wanted: Callable[[], bool] | None = None,
     ) -> None:
         """`is_lossless` says of the verifier that its texts have the target's distribution."""
         self.prompt = prompt
@@ -60,6 +61,7 @@ class Row:
         self._text = text
         self._eos_token_ids = eos_token_ids
         self._criteria = stopping_criteria
+        self._is_wanted = is_wanted
         self._drafted_by: list[str | None] = []  # of each chosen token; None: the target itself
 
     # The stages of the loop
@@ -198,6 +200,14 @@ class Row:
         """Ends the row with an error; the tokens chosen so far stay."""
         self.error = error
         self._finish("error")
+
+    def end_if_unwanted(self) -> "Row":
+        """Between two steps, if nobody waits for it any more; returns itself."""
+        if self._is_wanted is not None and not self.is_done:
+            is_wanted = self.attempt(self._is_wanted)
+            if not (is_wanted or self.is_done):
+                self._finish("closed")
+        return self
 
     def close(self) -> None:
         """The request ended, or nobody waits for it any more."""

@@ -13,11 +13,12 @@ from mmspec.errors import InputError
 from mmspec.inputs.control_tokens import ControlMode
 from mmspec.inputs.images import ImageSource, open_image
 from mmspec.inputs.limits import InputLimits
-from mmspec.inputs.messages import Conversation, Message, build_conversation
+from mmspec.inputs.messages import Conversation, Message, build_conversation, check_text
 from mmspec.inputs.passages import PassageBlock, Passages, passage_list
 from mmspec.inputs.prepared import from_inputs
 from mmspec.inputs.prompt_text import PromptText
 from mmspec.inputs.template import ToolSpec
+from mmspec.inputs.text_tokens import SEPARATOR
 from mmspec.inputs.videos import VideoSource, open_video
 from mmspec.state import Prompt
 
@@ -135,6 +136,15 @@ class InputProcessor:
         beside = [replace(one, in_prompt=False) for one in passage_list(passages)]
         with self._lock:
             return self._texts.draft_texts(beside)
+
+    def predicted_answer(self, text: str, prompt: Prompt) -> tuple[int, ...]:
+        """A `Prompt.draft_texts` of what the prompt's answer may well be."""
+        check_text(text)
+        before = prompt.token_ids.tolist()
+        for span in prompt.media:
+            before[span.start : span.stop] = [SEPARATOR] * (span.stop - span.start)
+        with self._lock:
+            return self._texts.predicted_answer(text, before)
 
     @property
     def placeholders(self) -> Mapping[str, str]:
