@@ -218,6 +218,7 @@ def build_engine(
         max_image_pixels=config.inputs.max_image_pixels,
         max_image_bytes=config.inputs.max_image_bytes,
         allow_http=config.inputs.allow_http,
+        allow_files=config.inputs.allow_files,
     )
     inputs = processor and InputProcessor(processor, model.config, limits=limits)
     return Engine(

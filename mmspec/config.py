@@ -40,6 +40,7 @@ class InputConfig:
     max_image_pixels: int = 64_000_000
     max_image_bytes: int = 256 * 2**20
     allow_http: bool = False
+    allow_files: bool = True  # media by a path on this machine
     control_tokens: str = "neutralise"  # control or media tokens inside a user's text
 
 

@@ -23,6 +23,7 @@ from mmspec.drafters.base import (
     TappingDrafter,
     WatchingDrafter,
 )
+from mmspec.drafters.own_text import prompt_tokens
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
 from mmspec.errors import ConfigError, InputError, MmspecError
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Exactness = Literal["standard", "bitwise"]
+_FOUND_BEHIND = 16  # tokens of the prompt
 AnyPrompt = str | Messages | Prompt | Mapping[str, Tensor] | Request
 
 
@@ -150,6 +152,11 @@ class Engine:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.inputs.tokenizer if self.inputs is not None else None
+
+    @property
+    def max_rows(self) -> int:
+        """How many requests are decoded together, at most."""
+        return self._max_rows
 
     @overload
     def generate(self, prompt: Sequence[Request] | list[str], **options: Any) -> list[Result]: ...
@@ -398,8 +405,9 @@ class Engine:
                 control_tokens=request.control_tokens or self._control_tokens,
             )
         if request.prediction:
-            predicted = self._processor(request).predicted_answer(request.prediction, prompt)
-            prompt = replace(prompt, draft_texts=(*prompt.draft_texts, predicted))
+            predicted = self._processor(request).answer_tokens(request.prediction)
+            before = prompt_tokens(prompt)[-_FOUND_BEHIND:]  # there its first token is looked for
+            prompt = replace(prompt, draft_texts=(*prompt.draft_texts, (*before, *predicted)))
         if prompt.num_tokens == 0:
             raise InputError("the prompt has no tokens; expected at least one")
         is_text = torch.ones(prompt.num_tokens, dtype=torch.bool)

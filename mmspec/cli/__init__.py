@@ -11,6 +11,7 @@ from mmspec.cli.command import Command, Group
 from mmspec.cli.generate import generate
 from mmspec.cli.index import index
 from mmspec.cli.plan import plan
+from mmspec.cli.serve import serve
 
 # A command's module imports at its top no more than its --help needs; torch and transformers come
 # inside the command, so that help and a misspelt word are answered at once.
@@ -23,6 +24,7 @@ app.command(cls=Command)(chat)
 app.command(cls=CheckCommand)(check)
 app.command(cls=Command)(bench)
 app.command(cls=Command)(plan)
+app.command(cls=Command)(serve)
 app.add_typer(index, name="index")
 
 

@@ -10,7 +10,6 @@ from mmspec.inputs.text_tokens import SEPARATOR
 # The same words have other tokens at a line's start and behind a space: only the first ones.
 _SEAMS = ("\n", " ")
 _HEAD_TOKENS = 24
-_TAIL_TOKENS = 16  # of the prompt: an answer's beginning is found behind them
 
 
 def draft_texts(
@@ -33,11 +32,10 @@ def draft_texts(
     return tuple(found)
 
 
-def predicted_answer(
-    text: str, before: Sequence[int], tokenizer: PreTrainedTokenizerBase, control: Set[int]
+def answer_tokens(
+    text: str, tokenizer: PreTrainedTokenizerBase, control: Set[int]
 ) -> tuple[int, ...]:
-    """The tokens of what an answer may well be behind the end of its prompt, `before`, where the
-    first of them is looked for; -1 in place of the `control` ids that it spells out."""
+    """The tokens that an answer of this text would have, -1 in place of the `control` ids that it
+    spells out."""
     ids: Sequence[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    answer = (SEPARATOR if token in control else token for token in ids)
-    return (*before[-_TAIL_TOKENS:], *answer)
+    return tuple(SEPARATOR if token in control else token for token in ids)

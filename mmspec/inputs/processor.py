@@ -18,7 +18,6 @@ from mmspec.inputs.passages import PassageBlock, Passages, passage_list
 from mmspec.inputs.prepared import from_inputs
 from mmspec.inputs.prompt_text import PromptText
 from mmspec.inputs.template import ToolSpec
-from mmspec.inputs.text_tokens import SEPARATOR
 from mmspec.inputs.videos import VideoSource, open_video
 from mmspec.state import Prompt
 
@@ -137,14 +136,13 @@ class InputProcessor:
         with self._lock:
             return self._texts.draft_texts(beside)
 
-    def predicted_answer(self, text: str, prompt: Prompt) -> tuple[int, ...]:
-        """A `Prompt.draft_texts` of what the prompt's answer may well be."""
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of what an answer may be, -1 in place of control tokens that it spells out.
+
+        Raises InputError for half characters."""
         check_text(text)
-        before = prompt.token_ids.tolist()
-        for span in prompt.media:
-            before[span.start : span.stop] = [SEPARATOR] * (span.stop - span.start)
         with self._lock:
-            return self._texts.predicted_answer(text, before)
+            return self._texts.answer_tokens(text)
 
     @property
     def placeholders(self) -> Mapping[str, str]:

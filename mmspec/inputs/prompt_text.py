@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from mmspec.errors import InputError
 from mmspec.inputs.control_strings import control_strings
 from mmspec.inputs.control_tokens import ControlMode, ControlTokens, map_text
-from mmspec.inputs.draft_texts import draft_texts, predicted_answer
+from mmspec.inputs.draft_texts import answer_tokens, draft_texts
 from mmspec.inputs.messages import Conversation
 from mmspec.inputs.passages import Passage, PassageBlock
 from mmspec.inputs.template import ChatTemplate, ToolSpec
@@ -120,9 +120,9 @@ class PromptText:
         """The passages' tokens, to be copied from; control tokens among them never are."""
         return draft_texts(passages, self._tokenizer, self._control_tokens("").ids)
 
-    def predicted_answer(self, text: str, before: Sequence[int]) -> tuple[int, ...]:
-        """The end of the prompt `before` and what may well follow it, to be copied from."""
-        return predicted_answer(text, before, self._tokenizer, self._control_tokens("").ids)
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of what an answer may be, to be copied from; control tokens never are."""
+        return answer_tokens(text, self._tokenizer, self._control_tokens("").ids)
 
     def defuse(self, prompt: str, *, mode: ControlMode) -> str:
         """A prompt without template: its media placeholders are meant, no other control token is.

@@ -68,7 +68,7 @@ def _read_file(source: str | os.PathLike[str], limits: InputLimits) -> bytes:
     if not limits.allow_files:
         raise InputError(
             f"{name} is a path on this machine, and files are not allowed here; send the image as "
-            "a data: URL, or set InputLimits.allow_files=True"
+            "a data: URL, or allow them: --set inputs.allow_files=true"
         )
     path = Path(text).expanduser()
     if not text:

@@ -1,0 +1,215 @@
+"""`mmspec serve`: one model behind OpenAI's HTTP API."""
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+import mmspec
+from mmspec.cli.console import consoles, mistakes_told, printable, quiet_transformers
+from mmspec.cli.options import (
+    SWITCH,
+    ConfigName,
+    Device,
+    Drafter,
+    Dtype,
+    Model,
+    Overrides,
+)
+
+if TYPE_CHECKING:
+    from mmspec import Engine
+    from mmspec.serving import ServerSettings
+
+_KEY_VARIABLE = "MMSPEC_API_KEY"
+_ADDRESS, _CLIENTS, _LIMITS = "Address", "Clients", "Limits"
+_HERE = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(
+    model: Model,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="0.0.0.0: for other machines too.",
+            rich_help_panel=_ADDRESS,
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", help="0: any that is free.", rich_help_panel=_ADDRESS)
+    ] = 8000,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of the model, as clients call it.",
+            show_default="MODEL",
+            rich_help_panel=_CLIENTS,
+        ),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help=f"Clients must send it; may be repeated. Also in ${_KEY_VARIABLE}.",
+            rich_help_panel=_CLIENTS,
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Web pages from there may ask; may be repeated.",
+            rich_help_panel=_CLIENTS,
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="So many are decoded together, in place of decode.max_rows.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
+    waiting: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="So many more may wait; others are told to come back.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 64,
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Of an answer whose request does not say.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 4096,
+    max_body: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="MIB", help="Of a request, images included.", rich_help_panel=_LIMITS
+        ),
+    ] = 64,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Of a request, waiting included.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 600,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="For what is under way at the end.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 30,
+    drafter: Drafter = None,
+    config: ConfigName = None,
+    overrides: Overrides = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", metavar=SWITCH, help="No line a request."),
+    ] = False,
+) -> None:
+    """Serve a model by OpenAI's HTTP API: chats with images, streams, tools, logprobs.
+
+    Requests are decoded together; the text of none depends on the others. Images come as data:
+    URLs; paths of this machine are refused, and addresses unless inputs.allow_http=true.
+    """
+    _, stderr = consoles()
+    with mistakes_told(stderr):
+        rules = ["inputs.allow_files=false", *(overrides or ())]
+        rules += [] if rows is None else [f"decode.max_rows={rows}"]
+        mmspec.load_config(config, rules)  # a mistake is told before torch is imported
+        from mmspec.serving import ServerSettings, check_extra
+
+        check_extra()
+        keys = [*(api_key or ()), *filter(None, [os.environ.get(_KEY_VARIABLE)])]
+        settings = ServerSettings(
+            name=name or model,
+            api_keys=tuple(keys),
+            cors_origins=tuple(cors_origin or ()),
+            max_waiting=waiting,
+            max_body_bytes=max_body * 2**20,
+            default_max_tokens=max_tokens,
+            timeout_s=timeout,
+            grace_s=grace,
+        )
+        quiet_transformers()
+        from mmspec.serving.server import listening, serve_at
+
+        with listening(host, port) as sock:  # a taken port is told before the weights are read
+            with stderr.status("Loading the model"):
+                engine = mmspec.load(
+                    model,
+                    config=config,
+                    overrides=rules,
+                    dtype=dtype,
+                    device=device,
+                    drafter=drafter,
+                )
+            _log_to_stderr(quiet=quiet)
+            shown_port = sock.getsockname()[1]
+            stderr.print(start_panel(stderr, engine, settings, host=host, port=shown_port))
+            serve_at(sock, engine, settings)
+
+
+def start_panel(
+    console: Console, engine: "Engine", settings: "ServerSettings", *, host: str, port: int
+) -> Panel | Text:
+    """What runs where, and a first request to try; plain lines where it is no terminal."""
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    drafters = " + ".join(drafter.name for drafter in engine.drafters) or "none"
+    lines = {
+        "model": f"{settings.name} on {engine.target.device}",
+        "drafter": drafters,
+        "address": address,
+        "rows": f"{engine.max_rows} together, {settings.max_waiting} waiting",
+    }
+    if not settings.api_keys and host not in _HERE:
+        lines["keys"] = "none: whoever reaches this address may ask (--api-key)"
+    elif settings.api_keys:
+        lines["keys"] = f"{len(settings.api_keys)} (Authorization: Bearer ...)"
+    key = ' -H "Authorization: Bearer $KEY"' if settings.api_keys else ""
+    content = '{"messages": [{"role": "user", "content": "Hello"}]}'
+    curl = f"curl {address}/chat/completions{key} \\\n  -H 'Content-Type: application/json' \\\n"
+    curl += f"  -d '{content}'"
+    if not console.is_terminal:
+        told = " · ".join(f"{name} {value}" for name, value in lines.items())
+        return Text(printable(told))
+    table = Table.grid(padding=(0, 2))
+    for name, value in lines.items():
+        table.add_row(Text(name, style="dim"), Text(printable(value)))
+    table.add_row("", "")
+    table.add_row(Text("try", style="dim"), Text(curl, style="cyan"))
+    return Panel(table, title="mmspec serve", title_align="left", expand=False)
+
+
+def _log_to_stderr(*, quiet: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("mmspec", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.WARNING)
+    if not quiet:
+        logging.getLogger("mmspec.serving.access").setLevel(logging.INFO)

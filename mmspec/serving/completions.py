@@ -1,0 +1,140 @@
+"""POST /v1/completions: texts or tokens that go in as they are, without a chat template."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from mmspec.integrations.answer import finish_word
+from mmspec.requests import Result
+from mmspec.serving.call import Call, Step
+from mmspec.serving.errors import refused
+from mmspec.serving.fields import Fields
+from mmspec.serving.form import (
+    Heading,
+    Streaming,
+    check_model,
+    checked_request,
+    ended,
+    ends,
+    told,
+)
+from mmspec.serving.logprobs import of_completion
+from mmspec.serving.options import read_options
+from mmspec.serving.settings import ServerSettings
+from mmspec.state import Prompt
+
+_MOST_TOP = 20
+_REFUSED = {
+    "suffix": "no model here fills in; leave it out",
+    "echo": "the prompt is not said again; leave it out",
+}
+
+
+class CompletionForm:
+    """One text completion, of one or several prompts."""
+
+    def __init__(self, body: object, settings: ServerSettings, namespace: str) -> None:
+        """Raises ApiError."""
+        fields = Fields(body)
+        check_model(fields, settings)
+        prompts = _prompts(fields.take_any("prompt"))
+        options = read_options(fields, settings, namespace)
+        length, top = fields.take("max_tokens", int), fields.take("logprobs", int)
+        if length is not None:
+            options["max_new_tokens"] = length
+        if top is not None and not 0 <= top <= _MOST_TOP:
+            raise refused("logprobs", f"got {top}; expected 0 to {_MOST_TOP}")
+        if top is not None:
+            options["logprobs"] = top
+        prediction = fields.take("prediction", str)
+        if prediction is not None:
+            options["prediction"] = prediction
+        self._n = options.get("n", 1)
+        if fields.take("best_of", int) not in (None, 1, self._n):
+            raise refused("best_of", f"expected n={self._n} or nothing: all samples are returned")
+        if len(prompts) * self._n > settings.max_samples:
+            raise refused(
+                "prompt",
+                f"got {len(prompts)} prompts with n={self._n}; expected at most "
+                f"{settings.max_samples} answers a call",
+            )
+        self._streaming = Streaming(fields)
+        fields.refuse(_REFUSED)
+        fields.finish()
+        self.requests = [
+            checked_request(prompt, {**options, "raw": isinstance(prompt, str)})
+            for prompt in prompts
+        ]
+        self.streams = self._streaming.is_on
+        self.heading = Heading("text_completion", "cmpl", settings.name or "")
+        self._has_logprobs = top is not None
+        self._offsets: dict[int, int] = {}  # characters sent of each choice
+
+    def whole(self, call: Call) -> dict[str, Any]:
+        choices = [
+            self._choice(number * self._n + sample.sample, sample)
+            for number, result in enumerate(ended(call))
+            for sample in result.samples
+        ]
+        return self.heading.body(choices, **told(call))
+
+    def events(self, step: Step) -> Iterator[dict[str, Any]]:
+        progress = step.progress
+        if progress.result is not None or not progress.num_tokens:
+            return
+        index = step.prompt * self._n + progress.sample
+        text = "".join(piece.text for piece in progress.pieces)
+        places = progress.logprobs[:-1] if progress.finish_reason == "eos" else progress.logprobs
+        if not (text or places or ends(progress)):
+            return
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + sum(len(place.chosen.text or "") for place in places)
+        reason = None
+        if ends(progress):
+            reason = "length" if progress.finish_reason == "length" else "stop"
+        choice = {
+            "index": index,
+            "text": text,
+            "logprobs": of_completion(places, offset) if self._has_logprobs else None,
+            "finish_reason": reason,
+        }
+        more = {"usage": None} if self._streaming.tells_usage else {}
+        yield self.heading.event([choice], **more)
+
+    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
+        return self._streaming.last_events(self.heading, call)
+
+    def _choice(self, index: int, sample: Result) -> dict[str, Any]:
+        places = sample.logprobs
+        if places is not None and sample.finish_reason == "eos":
+            places = places[:-1]
+        return {
+            "index": index,
+            "text": sample.text,
+            "logprobs": None if places is None else of_completion(places),
+            "finish_reason": finish_word(sample),
+        }
+
+
+def _prompts(given: object) -> list[str | Prompt]:
+    """One text, several, one list of tokens, or several."""
+    if isinstance(given, list) and given and not _are_tokens(given):
+        return [_prompt(one) for one in given]
+    return [_prompt(given)]
+
+
+def _prompt(given: object) -> str | Prompt:
+    if isinstance(given, str) and given:
+        return given
+    if _are_tokens(given):
+        return Prompt(torch.tensor(given))
+    raise refused("prompt", f"got {given!r:.80}; expected a text, a list of tokens, or several")
+
+
+def _are_tokens(given: object) -> bool:
+    return (
+        isinstance(given, list)
+        and bool(given)
+        and all(isinstance(t, int) and not isinstance(t, bool) and 0 <= t < 2**31 for t in given)
+    )

@@ -1,0 +1,83 @@
+"""Errors as OpenAI's API tells them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mmspec.errors import ConfigError, InputError
+
+
+@dataclass
+class ApiError(Exception):
+    """What a client is told in place of an answer."""
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None  # the field of the body that it is about
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def body(self) -> dict[str, object]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": _TYPES.get(self.status, "server_error"),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What became of a request, for its client: its own mistake is told in full, of anything else
+    no more than that it happened."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, InputError | ConfigError):
+        return ApiError(400, str(error))
+    return ApiError(500, "the request failed; the server's log says why", code="internal_error")
+
+
+def refused(param: str, message: str) -> ApiError:
+    """A field of the body cannot be taken as it is."""
+    return ApiError(400, f"{param}: {message}", param=param)
+
+
+def busy(max_waiting: int) -> ApiError:
+    return ApiError(
+        429,
+        f"{max_waiting} prompts are waiting already; ask again in a moment",
+        code="server_busy",
+        headers={"Retry-After": "1"},
+    )
+
+
+def closing() -> ApiError:
+    return ApiError(
+        503,
+        "the server is shutting down; ask another one, or again later",
+        code="shutting_down",
+        headers={"Retry-After": "5"},
+    )
+
+
+def timed_out(timeout_s: float) -> ApiError:
+    return ApiError(
+        504,
+        f"no whole answer within {timeout_s:g} s; ask for fewer tokens, or start the server with a "
+        "longer --timeout",
+        code="timeout",
+    )

@@ -1,0 +1,79 @@
+"""OpenAI's chat messages -> mmspec's. Only what is named here gets through: a client from outside
+must not name files of this machine."""
+
+import json
+from typing import Any
+
+from mmspec.serving.errors import refused
+from mmspec.serving.fields import Fields
+
+_MEDIA = {"image_url": "image", "video_url": "video"}
+_TEXTS = ("text", "input_text", "output_text")
+
+
+def read_messages(given: object) -> list[dict[str, Any]]:
+    """Raises ApiError; what is wrong with an image or a role the engine says later."""
+    if not isinstance(given, list) or not given:
+        raise refused("messages", f"got {given!r:.80}; expected a list of messages")
+    return [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
+
+
+def _message(given: object, where: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise refused(where, f'got {given!r:.80}; expected {{"role": "user", "content": "..."}}')
+    fields = Fields(given)
+    content = fields.take_any("content")
+    message: dict[str, Any] = {"role": fields.take_any("role"), "content": content}
+    if isinstance(content, list):
+        message["content"] = [_part(p, f"{where}.content[{i}]") for i, p in enumerate(content)]
+    elif not isinstance(content, str | None):
+        raise refused(
+            f"{where}.content", f"got {content!r:.80}; expected a text or a list of parts"
+        )
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        value = fields.take(name, str)
+        if value is not None:
+            message[name] = value
+    calls = fields.take("tool_calls", list)
+    if calls:
+        message["tool_calls"] = [_call(c, f"{where}.tool_calls[{i}]") for i, c in enumerate(calls)]
+    fields.ignore(("refusal", "annotations", "audio", "function_call", "reasoning"))
+    fields.finish()
+    return message
+
+
+def _part(given: object, where: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise refused(where, f'got {given!r:.80}; expected {{"type": "text", "text": "..."}}')
+    kind = given.get("type")
+    if kind in _TEXTS:
+        return {"type": "text", "text": given.get("text")}
+    if kind in _MEDIA:
+        url = given.get(kind)
+        if isinstance(url, dict):
+            url = url.get("url")
+        if not isinstance(url, str):
+            raise refused(where, f'expected {{"type": "{kind}", "{kind}": {{"url": "data:..."}}}}')
+        if url[:8].lower().startswith(("data:", "http://", "https://")):
+            return {"type": _MEDIA[kind], "url": url}
+        raise refused(
+            where,
+            f"got the address {url[:40]!r}; expected a data: URL, or an http(s) one where the "
+            "server allows it",
+        )
+    raise refused(where, f"got a part of type {kind!r:.40}; expected text, image_url or video_url")
+
+
+def _call(given: object, where: str) -> dict[str, Any]:
+    """With its arguments as an object, which chat templates write out."""
+    function = given.get("function") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or not isinstance(function, dict):
+        raise refused(where, f"got {given!r:.80}; expected a call of a function")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except ValueError as error:
+            raise refused(where, f"the arguments are no JSON: {error}") from error
+    called = {"name": function.get("name"), "arguments": arguments}
+    return {"type": "function", "id": given.get("id"), "function": called}

@@ -1,0 +1,56 @@
+"""What comes from a client: a body of bounded size, and perhaps its leaving."""
+
+import asyncio
+import json
+from collections.abc import Awaitable
+from contextlib import suppress
+
+from starlette.requests import ClientDisconnect, Request
+
+from mmspec.serving.errors import ApiError
+
+
+async def read_json(request: Request, *, max_bytes: int) -> object:
+    """Raises ApiError for a body that is too large, or no JSON."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > max_bytes:
+            raise ApiError(
+                413, f"the body has more than {max_bytes} bytes; send smaller images, or fewer"
+            )
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is no JSON: {error}") from error
+
+
+class Leaving:
+    """Watches whether the client leaves; its body was read. A context manager."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    async def __aenter__(self) -> "Leaving":
+        self._left = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._left.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._left
+
+    async def unless(self, waited_for: Awaitable[object]) -> None:
+        """Waits. Raises ClientDisconnect where the client leaves before."""
+        task = asyncio.ensure_future(waited_for)
+        try:
+            await asyncio.wait([task, self._left], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientDisconnect()
+            task.result()
+        finally:
+            task.cancel()
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass

@@ -1,0 +1,177 @@
+"""Service: what the routes do with one engine, and one line of it in the log."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from typing import NamedTuple
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+import mmspec
+from mmspec.engine import Engine
+from mmspec.serving.access import Access
+from mmspec.serving.call import Call, Step
+from mmspec.serving.chat import ChatForm
+from mmspec.serving.completions import CompletionForm
+from mmspec.serving.errors import ApiError, as_api_error
+from mmspec.serving.events import EventStream, events
+from mmspec.serving.form import Form
+from mmspec.serving.metrics import CONTENT_TYPE, Metrics
+from mmspec.serving.receiving import Leaving, read_json
+from mmspec.serving.scheduler import Scheduler
+from mmspec.serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+access_log = logging.getLogger("mmspec.serving.access")
+
+_OPENING_S = 10.0  # a stream that has nothing to say for so long begins all the same
+_GONE = 499  # nginx's word for a client that left
+
+
+class _Answer(NamedTuple):
+    response: Response
+    call: Call | None = None
+
+
+class Service:
+    """The routes' methods."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self.scheduler = Scheduler(engine, max_waiting=settings.max_waiting)
+        self._engine = engine
+        self._settings = settings
+        self._access = Access(settings.api_keys)
+        self._metrics = Metrics(self.scheduler)
+        self._created = int(time.time())
+
+    async def chat(self, request: Request) -> Response:
+        return await self._told(request, self._answer(request, ChatForm))
+
+    async def completions(self, request: Request) -> Response:
+        return await self._told(request, self._answer(request, CompletionForm))
+
+    async def models(self, request: Request) -> Response:
+        return await self._told(request, self._models(request))
+
+    async def health(self, request: Request) -> Response:
+        """Open to all: 200 while requests are taken, else 503."""
+        word = "ok"
+        if self.scheduler.is_closing:
+            word = "shutting down"
+        elif not self.scheduler.is_well:
+            word = "the decode loop breaks"
+        found = {
+            "status": word,
+            "running": self.scheduler.num_decoded,
+            "waiting": self.scheduler.num_waiting,
+            "version": mmspec.__version__,
+        }
+        return JSONResponse(found, 200 if word == "ok" else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Open to all."""
+        return Response(self._metrics.page(), media_type=CONTENT_TYPE)
+
+    async def _models(self, request: Request) -> _Answer:
+        self._access.namespace(request.headers.get("authorization"))
+        model = {
+            "id": self._settings.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "mmspec",
+            "max_model_len": self._engine.target.max_positions,
+        }
+        name = request.path_params.get("name")
+        if name not in (None, self._settings.name):
+            raise ApiError(404, f"no model {name!r:.80} here", code="model_not_found")
+        return _Answer(JSONResponse({"object": "list", "data": [model]} if name is None else model))
+
+    async def _answer(
+        self, request: Request, kind: type[ChatForm] | type[CompletionForm]
+    ) -> _Answer:
+        namespace = self._access.namespace(request.headers.get("authorization"))
+        body = await read_json(request, max_bytes=self._settings.max_body_bytes)
+        form: Form = kind(body, self._settings, namespace)
+        call = Call(form.requests, self.scheduler, self._settings, tells_steps=form.streams)
+        steps = self._counted(call)
+        first = None
+        try:
+            async with Leaving(request) as leaving:
+                await leaving.unless(call.begin(self._engine))
+                if not form.streams:
+                    await leaving.unless(_to_the_end(steps))
+                    call.close()
+                    return _Answer(JSONResponse(await asyncio.to_thread(form.whole, call)), call)
+                # Most mistakes show in the first step: they get a status of their own.
+                first = asyncio.ensure_future(anext(steps))
+                await leaving.unless(asyncio.wait([first], timeout=_OPENING_S))
+                if first.done():
+                    first.result()
+        except BaseException:
+            if first is not None:
+                first.cancel()
+            call.close()
+            raise
+        stream = events(form, call, first, steps, _logged)
+        return _Answer(EventStream(stream, lambda: self._end(request, call)))
+
+    async def _counted(self, call: Call) -> AsyncIterator[Step]:
+        async for step in call.steps():
+            if step.progress.result is not None:
+                self._metrics.answered(call.tickets[step.prompt], step.progress.result)
+            yield step
+
+    def _end(self, request: Request, call: Call) -> None:
+        """Of a stream."""
+        call.close()
+        self._tell(request, _GONE if None in call.results else 200, call.seconds, call)
+
+    async def _told(self, request: Request, answer: Awaitable[_Answer]) -> Response:
+        """The answer, or the error in its place; a stream tells of itself when it ends."""
+        begun, call = time.monotonic(), None
+        try:
+            response, call = await answer
+        except ClientDisconnect:
+            response = Response(status_code=_GONE)
+        except Exception as error:
+            response = error_response(error)
+        if not isinstance(response, EventStream):
+            self._tell(request, response.status_code, time.monotonic() - begun, call)
+        return response
+
+    def _tell(self, request: Request, status: int, seconds: float, call: Call | None) -> None:
+        """Counts it, and logs it without a word of any prompt."""
+        # A route's own path: what a client wrote is no label, and no line of a log.
+        path = "/v1/models" if request.path_params else request.url.path
+        self._metrics.requests.labels(path, str(status)).inc()
+        parts = [f"{request.method} {path} {status}", f"{seconds:.2f} s"]
+        done = [] if call is None else [r for r in call.results if r is not None]
+        if done:
+            samples = [sample for result in done for sample in result.samples]
+            tokens = sum(sample.stats.new_tokens for sample in samples)
+            steps = sum(sample.stats.steps for sample in samples)
+            prompt = sum(result.stats.prompt_tokens for result in done)
+            reused = sum(result.stats.reused_tokens for result in done)
+            parts.append(f"{prompt} prompt tokens, {reused} reused")
+            parts.append(f"{tokens} tokens, {(tokens - len(samples)) / max(steps, 1):.2f} a step")
+        access_log.info("%s", " · ".join(parts))
+
+
+def error_response(error: BaseException) -> Response:
+    told = _logged(error)
+    return JSONResponse(told.body, told.status, headers=dict(told.headers))
+
+
+def _logged(error: BaseException) -> ApiError:
+    """For the client; what is not its own mistake joins the log."""
+    told = as_api_error(error)
+    if told.code == "internal_error":
+        logger.error("a request failed: %s", error, exc_info=error)
+    return told
+
+
+async def _to_the_end(steps: AsyncIterator[Step]) -> None:
+    async for _ in steps:
+        pass

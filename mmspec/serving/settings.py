@@ -1,0 +1,30 @@
+"""ServerSettings: how a server meets its clients. What the engine does is the engine's own."""
+
+from dataclasses import dataclass
+
+from mmspec.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Raises ConfigError for a value that is none."""
+
+    name: str | None = None  # of the model, as clients call it; None: what it was loaded from
+    api_keys: tuple[str, ...] = ()  # none: whoever reaches the address may ask
+    cors_origins: tuple[str, ...] = ()  # web pages that may ask; "*": all
+    max_waiting: int = 64  # prompts that wait for a place; more are refused with 429
+    max_body_bytes: int = 64 * 2**20
+    max_samples: int = 16  # n, and prompts of one call
+    default_max_tokens: int = 4096  # of an answer, where neither request nor model says
+    timeout_s: float = 600.0  # of a request, waiting included
+    grace_s: float = 30.0  # what is under way has so long to end at a shutdown
+
+    def __post_init__(self) -> None:
+        for name in ("max_body_bytes", "max_samples", "default_max_tokens", "timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected more than 0")
+        for name in ("max_waiting", "grace_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if not all(self.api_keys):
+            raise ConfigError("got an empty API key; expected a text, or no key at all")

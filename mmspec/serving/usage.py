@@ -1,0 +1,51 @@
+"""What an answer took, in OpenAI's words."""
+
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+
+from mmspec.requests import Result
+
+_MANY = 2**24  # pairs of tokens from which on frequent ones are no beginnings of a match
+
+
+def usage(results: Sequence[Result], predicted: Sequence[Sequence[int]] = ()) -> dict[str, object]:
+    """Of a call's prompts. `predicted` are the tokens of each one's predicted answer."""
+    prompt = sum(result.stats.prompt_tokens for result in results)
+    samples = [sample for result in results for sample in result.samples]
+    completion = sum(len(sample.tokens) for sample in samples)
+    accepted = rejected = 0
+    for result, tokens in zip(results, predicted, strict=False):
+        for sample in result.samples if tokens else ():
+            found = num_found(tokens, sample.tokens)
+            accepted, rejected = accepted + found, rejected + len(tokens) - found
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(result.stats.reused_tokens for result in results)
+        },
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": rejected,
+        },
+    }
+
+
+def num_found(predicted: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many of the predicted tokens stand in the answer, in their order: a matter of the texts
+    alone, whoever drafted them."""
+    start = 0
+    while start < min(len(predicted), len(tokens)) and predicted[start] == tokens[start]:
+        start += 1
+    one, other = predicted[start:], tokens[start:]
+    is_long = len(one) * len(other) > _MANY
+    blocks = SequenceMatcher(None, one, other, autojunk=is_long).get_matching_blocks()
+    return start + sum(block.size for block in blocks)
+
+
+def speculation(results: Sequence[Result]) -> Mapping[str, object]:
+    """mmspec's own part of a body: how the first sample of the first prompt was decoded."""
+    from mmspec.integrations.answer import speculation as of_one
+
+    return of_one(results[0])
