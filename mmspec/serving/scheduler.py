@@ -129,7 +129,6 @@ class Scheduler:
             try:
                 for step in self._engine.stream_each(self._arriving()):
                     self._deliver(step)
-                    self._num_broken = 0
             except Exception as error:  # of the whole loop; each of its requests is told
                 logger.exception("the decode loop broke; its requests failed, the next ones begin")
                 self._num_broken += 1
@@ -164,6 +163,7 @@ class Scheduler:
     def _deliver(self, step: Progress) -> None:
         ticket = self._decoded[step.index]
         if step.result is not None:
+            self._num_broken = 0
             with self._changed:
                 del self._decoded[step.index]
         ticket.tell(step)

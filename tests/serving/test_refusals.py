@@ -1,0 +1,194 @@
+"""What a client may not do, and how it is told."""
+
+import logging
+from typing import Any
+
+import pytest
+from serving.asking import CHAT, TEXT, asked
+from starlette.testclient import TestClient
+
+import mmspec
+from mmspec.serving import ServerSettings, create_app
+
+
+def image(**part: Any) -> dict[str, Any]:
+    return asked(messages=[{"role": "user", "content": [part]}])
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "told", "param"),
+    [
+        ([], "expected a JSON object", None),
+        ({}, "expected a list of messages", "messages"),
+        (asked(messages=[3]), "messages[0]", "messages[0]"),
+        (asked(messages=[{"role": "king", "content": "a"}]), "role 'king'", None),
+        (asked(messages=[{"role": "user", "content": 3}]), "a text or a list of parts", None),
+        (asked(temperature=-1), "temperature=-1", "temperature"),
+        (asked(temperature="hot"), "expected a number", "temperature"),
+        (asked(top_p=0), "top_p=0", "top_p"),
+        (asked(max_tokens=0), "max_new_tokens=0", None),
+        (asked(max_tokens=40000), "context holds 32768", None),
+        (asked(max_tokens=1.5), "expected a whole number", "max_tokens"),
+        (asked(max_tokens=True), "expected a whole number", "max_tokens"),
+        (asked(max_completion_tokens=3), "give one", "max_tokens"),
+        (asked(n=5), "at most 4", "n"),
+        (asked(stop=[""]), "a list of texts", "stop"),
+        (asked(stop=["a"] * 17), "at most 16", "stop"),
+        (asked(logit_bias={"a": 1}), "token ids", "logit_bias"),
+        (asked(logit_bias={"99999": 1}), "vocabulary", None),
+        (asked(top_logprobs=2), "logprobs=true", "top_logprobs"),
+        (asked(logprobs=True, top_logprobs=21), "0 to 20", "top_logprobs"),
+        (asked(temprature=1), "did you mean 'temperature'?", "temprature"),
+        (asked(functions=[TOOL]), "expected tools", "functions"),
+        (asked(tools=[{"name": "f"}]), '"function"', "tools"),
+        (asked(tools=[TOOL], tool_choice="required"), "'auto' or 'none'", "tool_choice"),
+        (asked(tools=[TOOL]), "chat template does not use them", None),
+        (asked(tools=[TOOL], parallel_tool_calls=False), "how many", "parallel_tool_calls"),
+        (asked(response_format={"type": "xml"}), "'xml'", "response_format"),
+        (asked(prediction="a"), "expected an object", "prediction"),
+        (asked(prediction={"type": "content"}), '"content": "..."', "prediction"),
+        (asked(stream_options={"include_usage": True}), "stream=true", "stream_options"),
+        (asked(chat_template_kwargs={"chat_template": "x"}), "switches", "chat_template_kwargs"),
+        (asked(passages=[{"txt": "a"}]), "passages", "passages"),
+        (asked(passages=[{"text": "a", "path": "b"}]), "unknown field 'path'", "path"),
+        (asked(speculate="always"), "speculate='always'", "speculate"),
+        (image(type="input_audio", input_audio={}), "input_audio", None),
+        (image(type="file", file={}), "'file'", None),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_a_400_that_says_what_was_expected(
+    client: TestClient, body: Any, told: str, param: str | None
+) -> None:
+    for stream in (False, True):
+        if isinstance(body, dict) and "stream_options" not in body:
+            body = {**body, "stream": stream}
+        response = client.post(CHAT, json=body)
+        assert response.status_code == 400, response.text
+        error = response.json()["error"]
+        assert told in error["message"] and error["type"] == "invalid_request_error"
+        assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"prompt": []}, "a list of tokens"),
+        ({"prompt": ["a", 3]}, "a list of tokens"),
+        ({"prompt": [-1]}, "a list of tokens"),
+        ({"prompt": [99999]}, "vocabulary"),
+        ({"prompt": ["a"] * 5}, "at most 4 answers"),
+        ({"prompt": "a", "echo": True}, "not said again"),
+        ({"prompt": "a", "suffix": "b"}, "fills in"),
+        ({"prompt": "a", "best_of": 3}, "all samples"),
+        ({"prompt": "a", "logprobs": 30}, "0 to 20"),
+        ({"prompt": "a", "messages": []}, "unknown field 'messages'"),
+    ],
+)
+def test_so_it_is_with_completions(client: TestClient, body: Any, told: str) -> None:
+    response = client.post(TEXT, json=body)
+    assert response.status_code == 400 and told in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("kind", ["image_url", "video_url"])
+@pytest.mark.parametrize(
+    "url", ["/etc/passwd", "file:///etc/passwd", "FILE:/etc/passwd", "ftp://a/b.png", "~/a.png", ""]
+)
+def test_no_path_of_this_machine_is_read(client: TestClient, kind: str, url: str) -> None:
+    for given in (url, {"url": url}):
+        response = client.post(CHAT, json=image(**{"type": kind, kind: given}))
+        assert response.status_code == 400
+        assert "expected a data: URL" in response.json()["error"]["message"]
+
+
+def test_a_part_names_no_file_by_another_key(client: TestClient) -> None:
+    for part in (
+        {"type": "image", "path": "/etc/passwd"},
+        {"type": "image", "image": "/etc/passwd"},
+        {"type": "image_url", "path": "/etc/passwd"},
+        {"type": "text", "text": "a", "image": "/etc/passwd"},
+    ):
+        response = client.post(CHAT, json=image(**part))
+        if part["type"] == "text":  # what is beside the text is not looked at
+            assert response.status_code == 200
+        else:
+            assert response.status_code == 400
+
+
+def test_nothing_is_fetched_unless_allowed(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmspec.inputs.sources._http_opener", lambda: pytest.fail("fetched"))
+    for url in ("http://169.254.169.254/latest", "HTTPS://example.org/a.png"):
+        response = client.post(CHAT, json=image(type="image_url", image_url={"url": url}))
+        assert response.status_code == 400
+        assert "inputs.allow_http=true" in response.json()["error"]["message"]
+
+
+def test_a_broken_image_is_the_client_s_own_mistake(client: TestClient) -> None:
+    for url in ("data:image/png;base64,AAAA", "data:image/png;base64,?", "data:image/png"):
+        response = client.post(CHAT, json=image(type="image_url", image_url={"url": url}))
+        assert response.status_code == 400, url
+
+
+def test_bodies_have_a_size_and_are_json(client: TestClient) -> None:
+    large = client.post(CHAT, json=asked("a" * 2**20))
+    assert large.status_code == 413 and "1048576 bytes" in large.json()["error"]["message"]
+    for data in (b"", b"{", b"\xff\xfe", b"[" * 100_000):
+        assert client.post(CHAT, content=data).status_code == 400
+
+
+def test_other_models_and_routes_are_not_there(client: TestClient) -> None:
+    wrong = client.post(CHAT, json=asked(model="gpt-4o"))
+    assert wrong.status_code == 404 and wrong.json()["error"]["code"] == "model_not_found"
+    assert client.post(CHAT, json=asked(model="nano")).status_code == 200
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["nano"]
+    assert client.get("/v1/models/nano").json()["id"] == "nano"
+    assert client.get("/v1/models/other/one").status_code == 404
+    assert client.get("/v1/embeddings").json()["error"]["type"] == "invalid_request_error"
+    assert client.get(CHAT).status_code == 405
+
+
+def test_keys_open_and_keep_apart(engine: mmspec.Engine) -> None:
+    settings = ServerSettings(name="nano", api_keys=("first", "second"))
+    with TestClient(create_app(engine, settings)) as client:
+        for headers in ({}, {"Authorization": "Bearer third"}, {"Authorization": "first"}):
+            for response in (
+                client.post(CHAT, json=asked(), headers=headers),
+                client.get("/v1/models", headers=headers),
+            ):
+                assert response.status_code == 401
+                assert response.json()["error"]["code"] == "invalid_api_key"
+        assert client.get("/health").status_code == client.get("/metrics").status_code == 200
+        cached = []
+        for key in ("first", "first", "second"):
+            body = asked("A text of one key's own, which is kept for it alone.")
+            answer = client.post(CHAT, json=body, headers={"Authorization": f"Bearer {key}"})
+            cached.append(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+        # Chat templates begin alike, but that is not looked up across keys either.
+        assert cached[1] > cached[0] == cached[2] == 0
+
+
+def test_pages_of_named_origins_may_ask(engine: mmspec.Engine) -> None:
+    settings = ServerSettings(name="nano", cors_origins=("https://here.example",))
+    with TestClient(create_app(engine, settings)) as client:
+        for origin, is_allowed in (("https://here.example", True), ("https://no.example", False)):
+            headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            response = client.options(CHAT, headers=headers)
+            assert (response.headers.get("access-control-allow-origin") == origin) is is_allowed
+
+
+def test_the_log_has_a_line_a_request_and_no_word_of_it(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="mmspec")
+    answer = client.post(CHAT, json=asked("A secret question.")).json()
+    client.post(CHAT, json=asked("A secret question.", stream=True))
+    client.post(CHAT, json=asked("A secret question.", temperature=-1))
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(" · ")[0] for line in lines] == [f"POST {CHAT} {c}" for c in (200, 200, 400)]
+    assert "24 tokens" in lines[0] and "24 tokens" in lines[1]
+    said = answer["choices"][0]["message"]["content"]
+    assert not any("secret" in line or said in line for line in lines)
