@@ -44,6 +44,7 @@ QUICK = ["genrate m p:2", "generate m p --sed 3:2", "generate m:2", "index biuld
             "generate m p --compare --no-speculate:2", "generate m @/no/such.txt:2",
             "generate m p --set decode.max_node=3:2", "chat m --config plian:2",
             "check m --set decode.max_node=3:3", "bench m --set decode.max_node=3:2",
+            "serve m --set decode.max_node=3:2", "serve m --port x:2",
             "batch m i --out o --set decode.max_node=3:2",
             "plan llama-3-8b --gpu h300:2", "plan llama-3-8b --json:0"]  # fmt: skip
 
