@@ -13,6 +13,7 @@ from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.form import (
     Heading,
+    JsonForm,
     Streaming,
     check_model,
     checked_request,
@@ -47,7 +48,10 @@ class ChatForm:
         messages = read_messages(fields.take_any("messages"))
         options = read_options(fields, settings, namespace)
         options |= _length(fields) | _logprobs(fields) | _tools(fields) | _prediction(fields)
-        options |= _response_format(fields)
+        self.json_form = _json_form(fields)
+        for name in ("tools", "ignore_eos") if self.json_form else ():
+            if options.get(name):
+                raise refused("response_format", f"JSON does not go with {name}; give one of them")
         arguments = fields.take("chat_template_kwargs", dict)
         if arguments:
             options["template_arguments"] = _switches(arguments)
@@ -213,15 +217,23 @@ def _prediction(fields: Fields) -> dict[str, Any]:
     return {"prediction": content}
 
 
-def _response_format(fields: Fields) -> dict[str, Any]:
+def _json_form(fields: Fields) -> JsonForm | None:
+    """The form of the answer that the body asks for."""
     given = fields.take("response_format", dict)
     kind = "text" if given is None else given.get("type")
-    if kind != "text":
+    if given is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return JsonForm()
+    described = given.get("json_schema")
+    schema = described.get("schema") if isinstance(described, dict) else None
+    if kind != "json_schema" or not isinstance(schema, dict):
         raise refused(
             "response_format",
-            f"got the type {kind!r:.40}; expected text: nothing here bounds what the model may say",
+            f'got {given!r:.80}; expected {{"type": "text"}}, {{"type": "json_object"}} or '
+            '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}',
         )
-    return {}
+    return JsonForm(schema)
 
 
 def _switches(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.form import (
     Heading,
+    JsonForm,
     Streaming,
     check_model,
     checked_request,
@@ -68,6 +69,7 @@ class CompletionForm:
         ]
         self.streams = self._streaming.is_on
         self.heading = Heading("text_completion", "cmpl", settings.name or "")
+        self.json_form: JsonForm | None = None  # asked for in chats alone
         self._has_logprobs = top is not None
         self._offsets: dict[int, int] = {}  # characters sent of each choice
 

@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mmspec.errors import InputError
@@ -14,11 +15,19 @@ from mmspec.serving.settings import ServerSettings
 from mmspec.serving.usage import speculation, usage
 
 
+@dataclass(frozen=True)
+class JsonForm:
+    """That an answer is to have."""
+
+    schema: Mapping[str, Any] | None = None  # None: any object
+
+
 class Form(Protocol):
     """One request's."""
 
     requests: list[Request]
     streams: bool
+    json_form: JsonForm | None
     heading: "Heading"
 
     def whole(self, call: Call) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _TEXTS = ("text", "input_text", "output_text")
 def read_messages(given: object) -> list[dict[str, Any]]:
     """Raises ApiError; what is wrong with an image or a role the engine says later."""
     if not isinstance(given, list) or not given:
-        raise refused("messages", f"got {given!r:.80}; expected a list of messages")
+        raise refused("messages", f"got {given!r:.80}; expected a list of one or more messages")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
@@ -11,13 +12,15 @@ from starlette.responses import JSONResponse, Response
 
 import mmspec
 from mmspec.engine import Engine
+from mmspec.errors import MissingExtraError
+from mmspec.integrations.guided import JsonGuide
 from mmspec.serving.access import Access
 from mmspec.serving.call import Call, Step
 from mmspec.serving.chat import ChatForm
 from mmspec.serving.completions import CompletionForm
-from mmspec.serving.errors import ApiError, as_api_error
+from mmspec.serving.errors import ApiError, as_api_error, refused
 from mmspec.serving.events import EventStream, events
-from mmspec.serving.form import Form
+from mmspec.serving.form import Form, JsonForm
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
 from mmspec.serving.receiving import Leaving, read_json
 from mmspec.serving.scheduler import Scheduler
@@ -42,6 +45,7 @@ class Service:
         self.scheduler = Scheduler(engine, max_waiting=settings.max_waiting)
         self._engine = engine
         self._settings = settings
+        self._json = JsonGuide(engine)
         self._access = Access(settings.api_keys)
         self._metrics = Metrics(self.scheduler)
         self._created = int(time.time())
@@ -94,6 +98,8 @@ class Service:
         namespace = self._access.namespace(request.headers.get("authorization"))
         body = await read_json(request, max_bytes=self._settings.max_body_bytes)
         form: Form = kind(body, self._settings, namespace)
+        if form.json_form is not None:
+            await asyncio.to_thread(self._guide, form, form.json_form)
         call = Call(form.requests, self.scheduler, self._settings, tells_steps=form.streams)
         steps = self._counted(call)
         first = None
@@ -116,6 +122,17 @@ class Service:
             raise
         stream = events(form, call, first, steps, _logged)
         return _Answer(EventStream(stream, lambda: self._end(request, call)))
+
+    def _guide(self, form: Form, json_form: JsonForm) -> None:
+        """The form's requests get no other answer than JSON. Raises ApiError, InputError."""
+        try:
+            guided = [
+                replace(one, logits_processors=[self._json.matching(json_form.schema)])
+                for one in form.requests
+            ]
+        except MissingExtraError as error:
+            raise refused("response_format", str(error)) from error
+        form.requests[:] = guided
 
     async def _counted(self, call: Call) -> AsyncIterator[Step]:
         async for step in call.steps():

@@ -1,6 +1,7 @@
 import base64
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from serving.asking import CHAT, SAMPLED, asked, events
 from starlette.testclient import TestClient
 
 import mmspec
+
+needs_guided = pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
 
 
 def text_of(body: dict[str, Any], index: int = 0) -> str:
@@ -197,6 +200,33 @@ def test_tools_reach_the_template_and_calls_come_back(
     assert prompts[-1].startswith("<s>add<|user|>") and '[add {"a": 5}]<|tool|>6' in prompts[-1]
     client.post(CHAT, json={**body, "tool_choice": "none"})
     assert not prompts[-1].startswith("<s>add")
+
+
+@needs_guided
+def test_json_comes_in_the_form_that_is_asked_for(client: TestClient) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Anna", "Bob"]}, "is_sold": {"type": "boolean"}},
+        "required": ["name", "is_sold"],
+        "additionalProperties": False,
+    }
+    named = {"type": "json_schema", "json_schema": {"name": "sale", "schema": schema}}
+    body = asked(response_format=named, max_tokens=400, ignore_eos=False)
+    whole = client.post(CHAT, json={**body, "n": 2}).json()
+    for index in (0, 1):
+        assert whole["choices"][index]["finish_reason"] == "stop"
+        said = json.loads(text_of(whole, index))
+        assert said.keys() == {"name", "is_sold"} and said["name"] in ("Anna", "Bob")
+    chunks = streamed(client, body)
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == text_of(whole)
+    plain = client.post(CHAT, json={**body, "speculate": False}).json()
+    assert text_of(plain) == text
+    free = client.post(CHAT, json={**body, "response_format": {"type": "json_object"}}).json()
+    assert text_of(free).lstrip().startswith("{")
+    wrong = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "b"}}}
+    refused = client.post(CHAT, json={**body, "response_format": wrong})
+    assert refused.status_code == 400 and "JSON schema" in refused.text
 
 
 def make_it_say(

@@ -22,7 +22,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
     ("body", "told", "param"),
     [
         ([], "expected a JSON object", None),
-        ({}, "expected a list of messages", "messages"),
+        ({}, "a list of one or more messages", "messages"),
         (asked(messages=[3]), "messages[0]", "messages[0]"),
         (asked(messages=[{"role": "king", "content": "a"}]), "role 'king'", None),
         (asked(messages=[{"role": "user", "content": 3}]), "a text or a list of parts", None),
@@ -48,6 +48,8 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (asked(tools=[TOOL]), "chat template does not use them", None),
         (asked(tools=[TOOL], parallel_tool_calls=False), "how many", "parallel_tool_calls"),
         (asked(response_format={"type": "xml"}), "'xml'", "response_format"),
+        (asked(response_format={"type": "json_schema"}), "json_schema", "response_format"),
+        (asked(response_format={"type": "json_object"}), "ignore_eos", "response_format"),
         (asked(prediction="a"), "expected an object", "prediction"),
         (asked(prediction={"type": "content"}), '"content": "..."', "prediction"),
         (asked(stream_options={"include_usage": True}), "stream=true", "stream_options"),

@@ -1,0 +1,143 @@
+"""Answers in a form: llguidance says which tokens may come next, any drafter drafts, and the text
+is the one that plain decoding under the same masks gives.
+
+    guide = JsonGuide(engine)
+    engine.generate(question, logits_processors=[guide.matching({"type": "object", ...})])
+
+Needs `pip install 'mmspec[guided]'`.
+"""
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerFast
+
+from mmspec.engine import Engine
+from mmspec.errors import InputError, MissingExtraError
+from mmspec.uploads import upload
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+_BLANKS = r"[ \n\t]{1,20}"  # between two tokens of JSON: no model is to write blanks for ever
+
+
+class JsonGuide:
+    """One model's vocabulary, as grammars see it: made with the first grammar, which takes a second
+    or so, and used by all requests, from any thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._tokenizer: LLTokenizer | None = None
+
+    def matching(self, schema: Mapping[str, Any] | None = None) -> "GrammarProcessor":
+        """For one request whose answer is JSON of this schema; None: any object.
+
+        Raises InputError for a schema that is none or that llguidance does not follow in full, and
+        for a model without a fast tokenizer; MissingExtraError."""
+        try:
+            from llguidance import LLMatcher
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"JSON by a schema needs llguidance ({error}): pip install 'mmspec[guided]'"
+            ) from error
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = self._read_tokenizer()
+        try:
+            given = json.dumps({"type": "object"} if schema is None else dict(schema))
+            grammar = LLMatcher.grammar_from_json_schema(
+                given, overrides={"whitespace_flexible": True, "whitespace_pattern": _BLANKS}
+            )
+        except (ValueError, TypeError) as error:
+            raise InputError(f"got a JSON schema that is none: {error}") from error
+        is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
+        if is_wrong or told:
+            raise InputError(
+                f"this JSON schema cannot be followed: {' '.join(told)}; expected keywords of "
+                "JSON Schema that llguidance knows"
+            )
+        return GrammarProcessor(self._tokenizer, grammar)
+
+    def _read_tokenizer(self) -> "LLTokenizer":
+        from llguidance.hf import from_tokenizer
+
+        tokenizer = self._engine.tokenizer
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise InputError(
+                f"JSON by a schema needs a fast tokenizer; this model's is a "
+                f"{type(tokenizer).__name__}"
+            )
+        target = self._engine.target
+        ends = target.model.generation_config.eos_token_id
+        if ends is None:
+            ends = tokenizer.eos_token_id
+        return from_tokenizer(
+            tokenizer,
+            n_vocab=max(target.vocab_size, len(tokenizer)),
+            eos_token=list(ends) if isinstance(ends, Sequence) else ends,
+        )
+
+
+class GrammarProcessor(LogitsProcessor):
+    """Forbids the tokens that no text of the grammar goes on with.
+
+    What it says depends on the ids alone: it follows any path, and goes back for another one. A
+    path that has left the grammar is not judged: nobody chooses it.
+    """
+
+    def __init__(self, tokenizer: "LLTokenizer", grammar: str) -> None:
+        """For one request: the first ids that it is called with are its prompt."""
+        from llguidance import LLMatcher
+
+        self._tokenizer, self._grammar = tokenizer, grammar
+        self._matcher: LLMatcher = LLMatcher(tokenizer, grammar, log_level=0)
+        self._prompt_length: int | None = None
+        self._followed: tuple[int, ...] = ()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """`input_ids` (nodes, seq), `scores` (nodes, vocab)."""
+        if self._prompt_length is None:
+            self._prompt_length = input_ids.shape[1]
+        judged = scores.clone()
+        for node, tokens in enumerate(input_ids[:, self._prompt_length :].tolist()):
+            if self._follow(tuple(tokens)):
+                allowed = upload(self._allowed(scores.shape[1]), scores.device)
+                judged[node].masked_fill_(~allowed, -torch.inf)
+        return judged
+
+    def __deepcopy__(self, memo: object) -> "GrammarProcessor":
+        """For another sample of the request, which has its own way."""
+        return GrammarProcessor(self._tokenizer, self._grammar)
+
+    def _follow(self, tokens: tuple[int, ...]) -> bool:
+        """Brings the matcher behind these tokens; False where the grammar does not."""
+        kept = 0
+        for one, other in zip(self._followed, tokens, strict=False):
+            if one != other:
+                break
+            kept += 1
+        if kept < len(self._followed):
+            if not self._matcher.rollback(len(self._followed) - kept):
+                self._matcher.reset()
+                kept = 0
+        count = self._matcher.try_consume_tokens(list(tokens[kept:]))
+        self._followed = tokens[: kept + count]
+        return len(self._followed) == len(tokens)
+
+    def _allowed(self, vocab_size: int) -> Tensor:
+        """(vocab,) bool, on the CPU. Raises InputError where the grammar is too much."""
+        mask = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise InputError(
+                f"the JSON schema cannot be followed any further: {self._matcher.get_error()}; "
+                "expected a simpler one"
+            )
+        bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocab_size]
+        return torch.from_numpy(np.pad(bits, (0, vocab_size - len(bits)))).bool()

@@ -1,0 +1,135 @@
+"""JSON by a schema: always of the form, and the same text with and without drafts."""
+
+import copy
+import json
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+import mmspec
+from mmspec.errors import InputError, MissingExtraError
+from mmspec.integrations.guided import GrammarProcessor, JsonGuide
+from mmspec.training.tiny.build import build_model, build_processor
+
+needs_extra = pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["Anna", "Bob", "Carl"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "is_sold": {"type": "boolean"},
+    },
+    "required": ["name", "count", "is_sold"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> mmspec.Engine:
+    """Random weights: what is of the form is so by the guide alone."""
+    return mmspec.load(
+        build_model("nano").double().eval(),
+        build_processor(),
+        overrides={"decode.controller": "fixed"},
+    )
+
+
+@pytest.fixture(scope="module")
+def guide(engine: mmspec.Engine) -> JsonGuide:
+    return JsonGuide(engine)
+
+
+def check(text: str) -> dict[str, Any]:
+    said = json.loads(text)
+    assert set(said) == set(SCHEMA["required"])  # type: ignore[call-overload]
+    assert said["name"] in ("Anna", "Bob", "Carl") and 0 <= said["count"] <= 99
+    assert isinstance(said["is_sold"], bool)
+    return said
+
+
+@needs_extra
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_change_no_token_and_all_is_of_the_form(
+    engine: mmspec.Engine, guide: JsonGuide, temperature: float
+) -> None:
+    draft = '{"name": "Anna", "count": 3, "is_sold": false}'
+    for seed in range(1 if temperature == 0 else 2):
+        options = {"max_new_tokens": 500, "seed": seed, "temperature": temperature, "reuse": False}
+        plain, helped = (
+            engine.generate(
+                "What was sold?", logits_processors=[guide.matching(SCHEMA)], **options, **more
+            )
+            for more in ({"speculate": False}, {"prediction": draft})
+        )
+        assert helped.tokens == plain.tokens
+        assert plain.finish_reason == "eos"
+        check(plain.text)
+        assert helped.stats.steps < plain.stats.steps
+
+
+@needs_extra
+@pytest.mark.parametrize("choosing", ["host", "device"])
+def test_it_is_so_on_a_device_and_with_samples(engine: mmspec.Engine, choosing: str) -> None:
+    other = mmspec.load(
+        engine.target.model,
+        build_processor(),
+        overrides={"decode.controller": "fixed", "decode.choosing": choosing},
+    )
+    guide = JsonGuide(other)
+    options = {"max_new_tokens": 300, "seed": 3, "temperature": 1.0, "n": 2}
+    result = other.generate("What was sold?", logits_processors=[guide.matching(SCHEMA)], **options)
+    texts = [sample.text for sample in result.samples]
+    assert len(set(texts)) == 2 and all(map(check, texts))
+    plain = engine.generate(
+        "What was sold?",
+        logits_processors=[JsonGuide(engine).matching(SCHEMA)],
+        speculate=False,
+        **options,
+    )
+    assert [sample.text for sample in plain.samples] == texts
+
+
+@needs_extra
+def test_it_follows_any_path_and_goes_back(guide: JsonGuide, engine: mmspec.Engine) -> None:
+    letters = engine.tokenizer('{"name"', add_special_tokens=False).input_ids
+    other = engine.tokenizer("x", add_special_tokens=False).input_ids[0]
+    one = guide.matching(SCHEMA)
+    vocab_size = engine.target.vocab_size
+    scores = torch.zeros(1, vocab_size)
+
+    def allowed(processor: GrammarProcessor, tokens: list[int]) -> list[int]:
+        judged = processor(torch.tensor([[1, 2, *tokens]]), scores)
+        return (judged[0] > -torch.inf).nonzero().squeeze(-1).tolist()
+
+    fresh = {}
+    for length in range(len(letters) + 1):
+        processor = guide.matching(SCHEMA)
+        allowed(processor, [])
+        fresh[length] = allowed(processor, letters[:length])
+        assert 0 < len(fresh[length]) < vocab_size
+    assert allowed(one, []) == fresh[0]
+    for length in (3, 1, 7, 0, 5, 6, 2):
+        assert allowed(one, letters[:length]) == fresh[length]
+        assert len(allowed(one, [*letters[:length], other])) == vocab_size, "not judged"
+    together = one(torch.tensor([[1, 2, *letters[:2]], [1, 2, other, other]]), scores.expand(2, -1))
+    assert (together[0] > -torch.inf).sum() == len(fresh[2]) and (together[1] == 0).all()
+    assert allowed(copy.deepcopy(one), []) == fresh[0]
+
+
+@needs_extra
+def test_a_schema_that_cannot_be_followed_is_told(guide: JsonGuide) -> None:
+    for wrong in ({"type": "kingdom"}, {"type": "object", "if": {}, "then": False}, {"a": object}):
+        with pytest.raises(InputError, match="JSON schema"):
+            guide.matching(wrong)
+
+
+def test_without_the_extra_it_is_named(
+    engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(MissingExtraError, match=r"mmspec\[guided\]"):
+        JsonGuide(engine).matching()
