@@ -26,6 +26,7 @@ from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.draft_model.cape import BranchingName
 from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.layer_skip import LayerSkip
@@ -86,6 +87,9 @@ def load_draft_model(config: DraftModelConfig) -> DraftModel:
         max_depth=config.max_depth,
         top_k=config.top_k,
         min_confidence=config.min_confidence,
+        branching=cast(BranchingName, config.branching),
+        cape_thresholds=config.cape_thresholds,
+        cape_widths=config.cape_widths,
         draw=cast(Draw, config.draw),
         profile=config.profile,
         images=cast(Images, config.images),

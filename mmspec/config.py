@@ -82,6 +82,9 @@ class DraftModelConfig:
     max_depth: int = 6
     top_k: int = 4  # children a node, and nodes a level that get children
     min_confidence: float = 0.1
+    branching: str = "best"  # "cape": a chain, and leaves beside it where the draft is not sure
+    cape_thresholds: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.8])
+    cape_widths: list[int] = field(default_factory=lambda: [8, 6, 4, 2])  # the first included
     draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
     profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
     images: str = "auto"  # give, thin, caption or omit; auto: give where the model can see
@@ -103,6 +106,9 @@ class CompressedKVConfig:
     top_k: int = 1  # children a node
     width: int = 1  # nodes a level that get children
     min_confidence: float = 0.3
+    branching: str = "best"  # "cape": a chain, and leaves beside it where the draft is not sure
+    cape_thresholds: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.8])
+    cape_widths: list[int] = field(default_factory=lambda: [8, 6, 4, 2])  # the first included
     draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
     profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
 
@@ -142,6 +148,9 @@ class LayerSkipConfig:
     max_depth: int = 6
     top_k: int = 1  # children a node
     min_confidence: float = 0.3
+    branching: str = "best"  # "cape": a chain, and leaves beside it where the draft is not sure
+    cape_thresholds: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.8])
+    cape_widths: list[int] = field(default_factory=lambda: [8, 6, 4, 2])  # the first included
     trials: int = 48  # of other layers, a forward each; 0: an even choice stays
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
+from mmspec.drafters.draft_model.cape import CapeBranching
 from mmspec.drafters.draft_model.growth import Branching, Growth, grow
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.kv import KVCache, KVView
@@ -104,13 +105,14 @@ class BoundCompressedKV:
             return DrawnBranching(
                 guide, index, warp=guide.warp, profile=profile, first_draw=session.num_draws
             )
-        return BestBranching(
+        cape = settings.cape
+        best = BestBranching(
             guide,
             index,
             calibration=session.calibration,
             warp=guide.warp,
             is_coupled=True,
-            top_k=settings.top_k,
+            top_k=settings.top_k if cape is None else cape.most,
             max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
             min_confidence=max(
                 settings.min_confidence,
@@ -119,6 +121,7 @@ class BoundCompressedKV:
             budget=budget,
             width=settings.width,
         )
+        return best if cape is None else CapeBranching(best, cape)
 
     def _proposed(self, session: CompressedKVSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
@@ -126,4 +129,6 @@ class BoundCompressedKV:
         if isinstance(growth.branching, DrawnBranching):
             session.num_draws += len(growth.expanded)
             return replace(tree, q=growth.q(self._vocab_size))
-        return tree.prune(budget, min_confidence=self.settings.min_confidence)
+        settings = self.settings
+        least = settings.min_confidence if settings.cape is None else 0.0
+        return tree.prune(budget, min_confidence=least)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from mmspec.drafters.compressed_kv.drafter import BoundCompressedKV
+from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.kv import ViewSize
@@ -33,6 +34,9 @@ class CompressedKV:
         top_k: int = 1,
         width: int = 1,
         min_confidence: float = 0.3,
+        branching: BranchingName = "best",
+        cape_thresholds: Sequence[float] = THRESHOLDS,
+        cape_widths: Sequence[int] = WIDTHS,
         draw: Draw = "coupled",
         profile: Sequence[int] = (),
         forward: Forward | None = None,
@@ -42,7 +46,9 @@ class CompressedKV:
         anew. A view takes at most `max_share` of its text's KV (1: no bound); a text too short for
         that is not drafted for.
         `top_k` children a node, and `width` nodes a level that get children, down to `max_depth`,
-        as long as a path is believed to be accepted with `min_confidence`. With draw="sample"
+        as long as a path is believed to be accepted with `min_confidence`. With branching="cape"
+        one node a level goes on, and how many stand beside it depends on the belief in it (see
+        `Cape`). With draw="sample"
         tokens are drawn from q, `profile[d]` children for each node of depth d; empty: a chain of
         `max_depth`.
         `forward` makes of the target what runs over the view in its place, with the same keys: its
@@ -63,6 +69,7 @@ class CompressedKV:
         self.top_k = top_k
         self.width = width
         self.min_confidence = min_confidence
+        self.cape = cape_of(branching, thresholds=cape_thresholds, widths=cape_widths, where=_NAME)
         self.draw = draw
         self.profile = tuple(profile) or (1,) * max_depth
         self.forward = forward

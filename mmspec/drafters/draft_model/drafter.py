@@ -15,6 +15,7 @@ from mmspec.drafters.draft_model.branching import (
     DrawnBranching,
     affordable,
 )
+from mmspec.drafters.draft_model.cape import CapeBranching
 from mmspec.drafters.draft_model.captions import Captions, describer
 from mmspec.drafters.draft_model.growth import Branching, Growth, grow
 from mmspec.drafters.draft_model.prompts import (
@@ -149,15 +150,15 @@ class BoundDraftModel:
             return DrawnBranching(
                 guide, index, warp=self._warp(guide), profile=profile, first_draw=session.num_draws
             )
-        is_aligned = self._alignment is not None
-        return BestBranching(
+        is_aligned, cape = self._alignment is not None, settings.cape
+        best = BestBranching(
             guide,
             index,
             # Of another tokenizer's tokens nobody tells what became of them.
             calibration=None if is_aligned else session.calibration,
             warp=self._warp(guide),
             is_coupled=not is_aligned,
-            top_k=settings.top_k,
+            top_k=settings.top_k if cape is None else cape.most,
             max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
             min_confidence=max(
                 settings.min_confidence,
@@ -166,6 +167,7 @@ class BoundDraftModel:
             budget=budget,
             width=settings.top_k if settings.takes_trees else 1,
         )
+        return best if cape is None else CapeBranching(best, cape)
 
     def _warp(self, guide: DraftGuide) -> Callable[[Tensor], Tensor]:
         """Raw logits (nodes, draft vocab) -> warped as the target's, over what both know."""
@@ -189,7 +191,10 @@ class BoundDraftModel:
         if isinstance(growth.branching, DrawnBranching):
             session.num_draws += len(growth.expanded)
             return replace(tree, q=growth.q(self._vocab_size))
-        return tree.prune(budget, min_confidence=self.settings.min_confidence)
+        # Leaves beside CaPE's chain are seldom likely, each for itself.
+        settings = self.settings
+        least = settings.min_confidence if settings.cape is None else 0.0
+        return tree.prune(budget, min_confidence=least)
 
     def _captions(self, target: Target, target_inputs: InputProcessor | None) -> Captions:
         """The given ones, or what the smaller of the models that can see says."""

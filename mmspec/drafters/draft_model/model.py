@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.drafters.draft_model.captions import Describe
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
 from mmspec.drafters.draft_model.prompts import ImagePolicy, can_see
@@ -39,6 +40,9 @@ class DraftModel:
         max_depth: int = 6,
         top_k: int = 4,
         min_confidence: float = 0.1,
+        branching: BranchingName = "best",
+        cape_thresholds: Sequence[float] = THRESHOLDS,
+        cape_widths: Sequence[int] = WIDTHS,
         draw: Draw = "coupled",
         profile: Sequence[int] = (),
         images: Images = "auto",
@@ -50,8 +54,9 @@ class DraftModel:
         `processor`: the draft model's own, or its tokenizer; None: its ids are the target's.
 
         `top_k` children a node and nodes a level, down to `max_depth`, as long as a path is
-        believed to be accepted with `min_confidence`. With draw="sample" `profile[d]` children for
-        each node of depth d; empty: a chain of `max_depth`.
+        believed to be accepted with `min_confidence`. With branching="cape" one node a level goes
+        on, and how many stand beside it depends on the belief in it (see `Cape`). With
+        draw="sample" `profile[d]` children for each node of depth d; empty: a chain of `max_depth`.
         `images`: "give" the draft model sees them too; "thin" of each only an even share
         `thin_keep` of its tokens stays; "caption" a sentence in their place, `caption` itself, or
         what it makes of an image, or (None) the model's own words; "omit" leaves them out;
@@ -89,6 +94,12 @@ class DraftModel:
         self.max_depth = max_depth
         self.top_k = top_k
         self.min_confidence = min_confidence
+        self.cape = cape_of(
+            branching,
+            thresholds=cape_thresholds,
+            widths=cape_widths,
+            where="drafter.draft_model",
+        )
         self.draw = draw
         self.profile = tuple(profile) or (1,) * max_depth
         self.thin_keep = thin_keep

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.draft_model.branching import BestBranching
-from mmspec.drafters.draft_model.growth import Growth, grow
+from mmspec.drafters.draft_model.cape import CapeBranching
+from mmspec.drafters.draft_model.growth import Branching, Growth, grow
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
@@ -148,14 +149,15 @@ class BoundLayerSkip:
 
     def _branching(
         self, session: LayerSkipSession, index: int, budget: int, depth: int
-    ) -> BestBranching:
-        return BestBranching(
+    ) -> Branching:
+        cape = self.settings.cape
+        best = BestBranching(
             session.guide,
             index,
             calibration=session.calibration,
             warp=session.guide.warp,
             is_coupled=True,
-            top_k=self.settings.top_k,
+            top_k=self.settings.top_k if cape is None else cape.most,
             max_depth=min(depth, self.cost.affordable(session.prices)),
             min_confidence=max(
                 self.settings.min_confidence,
@@ -164,8 +166,11 @@ class BoundLayerSkip:
             budget=budget,
             width=1,
         )
+        return best if cape is None else CapeBranching(best, cape)
 
     def _proposed(self, session: LayerSkipSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
         session.remember(tree, growth.buckets, self.skipped)
-        return tree.prune(budget, min_confidence=self.settings.min_confidence)
+        settings = self.settings
+        least = settings.min_confidence if settings.cape is None else 0.0
+        return tree.prune(budget, min_confidence=least)

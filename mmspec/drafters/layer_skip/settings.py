@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.drafters.layer_skip.drafter import BoundLayerSkip
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
@@ -27,6 +28,9 @@ class LayerSkip:
         max_depth: int = 6,
         top_k: int = 1,
         min_confidence: float = 0.3,
+        branching: BranchingName = "best",
+        cape_thresholds: Sequence[float] = THRESHOLDS,
+        cape_widths: Sequence[int] = WIDTHS,
         trials: int = 48,
         trial_tokens: int = 24,
         trial_every: int = 4,
@@ -38,7 +42,8 @@ class LayerSkip:
         ones are an early exit.
         `weights` other than "same": the layers left in draft by a low-bit copy of their weights.
         `top_k` children a node, one node a level goes on, down to `max_depth`, as long as a path is
-        believed to be accepted with `min_confidence`.
+        believed to be accepted with `min_confidence`. With branching="cape" how many stand beside
+        the one that goes on depends on the belief in it (see `Cape`).
         Raises ConfigError for values that make no sense.
         """
         _check("skip", 0 < skip < 1, skip, "in (0, 1)")
@@ -53,6 +58,7 @@ class LayerSkip:
         self.max_depth = max_depth
         self.top_k = top_k
         self.min_confidence = min_confidence
+        self.cape = cape_of(branching, thresholds=cape_thresholds, widths=cape_widths, where=_NAME)
         _check("trial_tokens", trial_tokens >= 1, trial_tokens, "at least 1")
         _check("trial_every", trial_every >= 1, trial_every, "at least 1")
         self.trials = trials
