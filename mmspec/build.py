@@ -18,6 +18,7 @@ from mmspec.config import (
     DrafterConfig,
     DraftModelConfig,
     EagleConfig,
+    GlideConfig,
     MedusaConfig,
     load_config,
 )
@@ -29,6 +30,7 @@ from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.cape import BranchingName
 from mmspec.drafters.draft_model.model import Draw, Images
 from mmspec.drafters.eagle import Eagle
+from mmspec.drafters.glide import Glide
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
@@ -106,27 +108,25 @@ def build_compressed_kv(config: CompressedKVConfig) -> CompressedKV:
     return CompressedKV(**settings, forward=forward)
 
 
-def build_eagle(config: EagleConfig) -> Eagle:
-    """The head that the configuration names. Raises ConfigError and ModelError."""
+def build_head(
+    name: str, drafter: Callable[..., AnyDrafter], config: EagleConfig | GlideConfig | MedusaConfig
+) -> AnyDrafter:
+    """The drafter of the trained head that the configuration names. Raises ConfigError and
+    ModelError."""
     settings = asdict(config)
-    return Eagle(settings.pop("path"), **settings)
-
-
-def build_medusa(config: MedusaConfig) -> Medusa:
-    """The heads that the configuration names. Raises ConfigError and ModelError."""
-    if not config.path:
+    path = settings.pop("path")
+    if not path:
         raise ConfigError(
-            "drafter.medusa.path='': expected the heads' folder or hub name: "
-            'overrides=["drafter.medusa.path=..."], or --set drafter.medusa.path=...'
+            f"drafter.{name}.path='': expected a head's folder or hub name: "
+            f'overrides=["drafter.{name}.path=..."], or --set drafter.{name}.path=...'
         )
-    settings = asdict(config)
-    return Medusa(settings.pop("path"), **settings)
+    return drafter(path, **settings)
 
 
 def build_cascade(config: DrafterConfig) -> Cascade:
     """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
     name = config.cascade.lower
-    apart = {"cascade", "compressed_kv", "eagle", "layer_skip", "lookahead", "medusa"}
+    apart = {"cascade", "compressed_kv", "eagle", "glide", "layer_skip", "lookahead", "medusa"}
     known = sorted(set(DRAFTERS) - apart)
     if name not in known:
         raise ConfigError(
@@ -144,9 +144,10 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "draft_model": lambda config: load_draft_model(config.draft_model),
     "compressed_kv": lambda config: build_compressed_kv(config.compressed_kv),
     "layer_skip": lambda config: LayerSkip(**asdict(config.layer_skip)),
-    "eagle": lambda config: build_eagle(config.eagle),
+    "eagle": lambda config: build_head("eagle", Eagle, config.eagle),
+    "glide": lambda config: build_head("glide", Glide, config.glide),
     "cascade": build_cascade,
-    "medusa": lambda config: build_medusa(config.medusa),
+    "medusa": lambda config: build_head("medusa", Medusa, config.medusa),
     "lookahead": lambda config: Lookahead(**asdict(config.lookahead)),
 }
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}

@@ -179,6 +179,23 @@ class MedusaConfig:
 
 
 @dataclass
+class GlideConfig:
+    """A trained head that sees the target's own KV."""
+
+    path: str = ""  # a folder or a hub name
+    revision: str | None = None
+    prompt_tokens: int = 1024  # of a prompt's end, read into the head's own KV
+    max_depth: int = 5
+    branching: str = "cape"  # "best": a tree of the likeliest paths
+    cape_thresholds: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.8])
+    cape_widths: list[int] = field(default_factory=lambda: [8, 6, 4, 2])  # the first included
+    top_k: int = 4  # "best": children a node, and nodes a level that get children
+    min_confidence: float = 0.1
+    draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
+    profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
+
+
+@dataclass
 class DrafterConfig:
     """Which drafter, and the parameters of each one there is."""
 
@@ -189,6 +206,7 @@ class DrafterConfig:
     compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
     layer_skip: LayerSkipConfig = field(default_factory=LayerSkipConfig)
     eagle: EagleConfig = field(default_factory=EagleConfig)
+    glide: GlideConfig = field(default_factory=GlideConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
     medusa: MedusaConfig = field(default_factory=MedusaConfig)

@@ -19,6 +19,7 @@ from draft_models import letters, shuffled, stranger
 from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
+from glide_heads import drawn
 from medusa_heads import unfitted
 from stores import write_store
 
@@ -29,6 +30,7 @@ from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
+from mmspec.drafters.glide import Glide
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
@@ -46,7 +48,7 @@ COMPRESSED = ("window", "snapkv", "topk_chunks", "visual", "composed")
 # draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
 # and look-alikes of it. compressed_*: the target over a view by that policy. eagle*: heads that
 # were fitted to the target. medusa: heads that speak through the target's lm_head; medusa_own:
-# through their own.
+# through their own. glide: a head that knows nothing, with many candidates.
 RETRIEVALS = ("retrieval_suffix", "retrieval_dense", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
@@ -59,6 +61,7 @@ DRAFTERS = (
     "layer_skip",
     "eagle1",
     "eagle3",
+    "glide",
     *(f"compressed_{policy}" for policy in COMPRESSED),
     "cascade",
     "lookahead",
@@ -66,7 +69,7 @@ DRAFTERS = (
     "medusa",
     "medusa_own",
 )
-# Parts of the names of those that draft truths.
+# Parts of the names of those that draft truths, or so many candidates that some are true.
 KNOWING = (
     "adversary",
     "draft_same",
@@ -75,6 +78,7 @@ KNOWING = (
     "cascade",
     "lookahead",
     "eagle",
+    "glide",
     "medusa_own",
 )
 # Those that draft by a model take longer: of each of these one a family, in turn.
@@ -83,7 +87,7 @@ BY_A_MODEL = (
     ("draft_padded", "draft_other"),
     ("cascade", *(f"compressed_{policy}" for policy in COMPRESSED)),
     ("lookahead", "prompt_lookup+lookahead"),
-    ("eagle1", "eagle3"),
+    ("eagle1", "glide", "eagle3"),
     ("medusa", "medusa_own"),
 )
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -316,6 +320,8 @@ def _drafter(
     if name.startswith("eagle"):
         head = fitted(model_of(cell.family, cell.dtype), int(name.removeprefix("eagle")))
         return Eagle(head, top_k=6, max_depth=3, min_confidence=0.0)
+    if name == "glide":
+        return glide(cell.family, cell.dtype)
     if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
         return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
     if name.startswith("medusa"):
@@ -382,6 +388,15 @@ def medusa(family: str, dtype: str, *, has_own_heads: bool) -> Medusa:
     tree = [[rank] for rank in range(16)] + [[0, 0], [1, 0], [2, 0], [0, 1]]
     heads = unfitted(model_of(family, dtype), spread=0.02, has_own_heads=has_own_heads)
     return Medusa(heads, tree=tree)
+
+
+def glide(family: str, dtype: str) -> Glide:
+    """A head of two layers, one way to branch in half of the families each."""
+    head = drawn(Target(model_of(family, dtype)), num_layers=2)
+    if list(FAMILIES).index(family) % 4 == 1:
+        return Glide(head, branching="best", top_k=16, max_depth=2, min_confidence=0.0)
+    wide: dict[str, Any] = {"cape_thresholds": (), "cape_widths": (18,)}
+    return Glide(head, max_depth=2, min_confidence=0.0, prompt_tokens=16, **wide)
 
 
 def dense_retrieval(

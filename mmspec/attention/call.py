@@ -171,7 +171,8 @@ class TreeCall:
 
     def _cut(self, row: RowNodes, reach: Reach, group: int, like: Tensor) -> list[Part]:
         first, stop = row.start + row.first_column(reach), row.start + row.num_columns
-        if row.visible.shape == (1, 1):  # node 0 alone sees all from the first visible one on
+        # Node 0 alone sees all from the first visible one on, and so may several that see a prefix.
+        if row.visible.shape == (1, 1) or (reach.is_full and row.visible.all()):
             return [Part(first, stop, None)]
         if not reach.is_full or group * row.num_nodes * (stop - first) <= _MAX_MASK:
             return [Part(first, stop, _additive(row.seen(reach), like).repeat(group, 1))]

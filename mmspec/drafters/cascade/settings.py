@@ -6,6 +6,8 @@ from dataclasses import replace
 from mmspec.drafters.base import Drafter, DrafterForTarget, TappingDrafter
 from mmspec.drafters.cascade.drafter import BoundCascade
 from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.drafters.glide import Glide
+from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
@@ -43,6 +45,11 @@ class Cascade:
                 raise ConfigError(f"{_NAME}.{name}={value}: expected at least 1")
         if isinstance(lower, CompressedKV | Cascade):
             raise ConfigError(f"{_NAME}.lower={lower.name}: expected one cheaper than the view")
+        if isinstance(lower, Glide | LayerSkip):
+            raise ConfigError(
+                f"{_NAME}.lower={lower.name}: expected one that reads no KV of the target, which "
+                "has not read yet what is asked about"
+            )
         self.lower = lower
         self.middle = copy(middle or CompressedKV())
         # The accepted tokens and the next tree lie behind the view together.

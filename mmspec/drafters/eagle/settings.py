@@ -57,11 +57,6 @@ class Eagle:
         _check("profile", all(n >= 1 for n in profile), list(profile), "children a node, >= 1")
         _check("window", window >= _LEAST_WINDOW, window, f"at least {_LEAST_WINDOW} tokens")
         if not isinstance(head, EagleHead):
-            if not str(head):
-                raise ConfigError(
-                    f"{_NAME}.path='': expected a head's folder or hub name: "
-                    f'overrides=["{_NAME}.path=..."], or --set {_NAME}.path=...'
-                )
             head = checkpoint.load(head, revision=revision)
         self.head = head
         self.dtype = _DTYPES[dtype]

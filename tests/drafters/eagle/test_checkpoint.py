@@ -305,5 +305,3 @@ def test_a_head_of_another_target_is_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=told):
             Eagle(head_of(3), **options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"drafter\.eagle\.path='': expected a head's folder"):
-        Eagle("")

@@ -1,0 +1,192 @@
+"""BoundGlide: a GliDe head at work for its target, the cache of all its sessions with it."""
+
+import copy
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from mmspec.drafters.base import DraftSession
+from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
+from mmspec.drafters.draft_model.cape import CapeBranching
+from mmspec.drafters.draft_model.growth import Branching, Growth, grow
+from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.glide.module import GlideHead
+from mmspec.drafters.glide.scoring import GlideScorer, HeadForTarget
+from mmspec.drafters.glide.session import FEW, GlideSession
+from mmspec.drafters.heads import TargetEnds
+from mmspec.errors import ConfigError
+from mmspec.kv import KVCache
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prefill, Prompt
+from mmspec.target import Target
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.glide.settings import Glide
+
+_CHUNK = 256  # tokens read in one forward
+_LEAST_READABLE = 32  # tokens of a text, however few the head was trained on
+
+
+class BoundGlide:
+    """Drafts for one target. One cache holds the rows of all its sessions, whatever call or thread
+    they belong to; `lock` is held while it is read or written."""
+
+    name = "glide"
+
+    def __init__(self, settings: "Glide", head: GlideHead, target: Target) -> None:
+        """Raises ConfigError for a head of another target."""
+        self.settings = settings
+        self.draws = settings.draw == "sample"
+        ends = TargetEnds(target)
+        num_layers = check_fits(head, target, ends)
+        weight = next(head.parameters())
+        if (weight.device, weight.dtype) != (ends.device, ends.dtype):
+            head = copy.deepcopy(head).to(ends.device, ends.dtype)
+        self.head = HeadForTarget(head.eval(), ends, num_layers=num_layers)
+        self.cache = KVCache(head.config.block.num_layers)
+        self.lock = threading.RLock()
+        self.cost = ForwardCost()
+        deepest = max(settings.max_depth, len(settings.profile))
+        self.num_readable = max(head.config.block.max_positions - deepest, _LEAST_READABLE)
+        self.num_read = min(settings.prompt_tokens, self.num_readable // 2)
+        *lower, last = head.model.blocks
+        read = [*(w for layer in lower for w in layer.parameters()), *last.self_attn.parameters()]
+        whole = sum(weight.numel() for weight in target.model.parameters())
+        self.read_share = sum(weight.numel() for weight in read) / max(whole, 1)  # of the target's
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> GlideSession:
+        cache, config = prefill.cache, self.head.head.config
+        assert cache is not None, "the prefill does not say where the row's keys are"
+        for layer in self.head.target_layers:
+            flat = cache.flat_layers[layer]
+            shape = tuple(flat.keys.shape[1:]) if flat.is_initialized else None
+            if shape is None or shape[1] != config.target_head_dim:
+                raise ConfigError(
+                    f"drafter.glide: layer {layer} of the target keeps "
+                    f"{'no keys' if shape is None else f'keys of {shape[1]}'}; expected some of "
+                    f"{config.target_head_dim}: a head that looks at another layer"
+                )
+        return GlideSession(self, prompt.num_tokens, prefill.placement, cache, guide)
+
+    def propose_together(
+        self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        """One tree a session; a level is one forward over the new nodes of all of them."""
+        own = [cast(GlideSession, session) for session in sessions]
+        with self.lock:
+            for session, tokens in zip(own, texts, strict=True):
+                session.catch_up(tokens)
+            self.read_late(own)
+            growths = [
+                Growth(
+                    session.placement,
+                    session.missing,
+                    self._branching(session, len(tokens) - 1, budget),
+                    self.name,
+                )
+                for session, tokens in zip(own, texts, strict=True)
+            ]
+            if budget:
+                for cache in dict.fromkeys(session.target_cache for session in own):
+                    pairs = zip(own, growths, strict=True)
+                    together = [(s, g) for s, g in pairs if s.target_cache is cache]
+                    scorer = self._scorer(cache, [session for session, _ in together])
+                    growing = [growth for _, growth in together]
+                    grow(scorer, self.cache, growing, cost=self.cost)
+            return [
+                self._proposed(session, growth, tokens, budget)
+                for session, growth, tokens in zip(own, growths, texts, strict=True)
+            ]
+
+    def free(self, row: int) -> None:
+        """Closes a row of the cache; the last one gives the memory back."""
+        self.cache.close(row)
+        if not self.cache.rows:
+            self.cache.release()
+
+    def read_late(self, sessions: Sequence[GlideSession]) -> None:
+        """Reads the prompts' ends, and what was chosen while nobody asked, all rows together, in
+        chunks."""
+        for cache in dict.fromkeys(session.target_cache for session in sessions):
+            own = [session for session in sessions if session.target_cache is cache]
+            while late := [session for session in own if len(session.missing) > FEW]:
+                chunks = [session.missing[:-1][:_CHUNK] for session in late]
+                trees = [TokenTree.chain(c[0], c[1:], (1.0,) * len(c[1:]), "") for c in chunks]
+                placements = [session.placement for session in late]
+                self._scorer(cache, late).read(trees, self.cache, placements)
+                for session, chunk in zip(late, chunks, strict=True):
+                    session.keep(range(len(chunk)))
+
+    def _scorer(self, cache: KVCache, sessions: Sequence[GlideSession]) -> GlideScorer:
+        sights = {session.placement.row: session.sight for session in sessions}
+        return GlideScorer(self.head, cache, sights)
+
+    def _branching(self, session: GlideSession, index: int, budget: int) -> Branching:
+        settings, guide, cape = self.settings, session.guide, self.settings.cape
+        if settings.draw == "sample" and not guide.is_greedy:
+            profile = affordable(settings.profile, budget)
+            return DrawnBranching(
+                guide, index, warp=guide.warp, profile=profile, first_draw=session.num_draws
+            )
+        best = BestBranching(
+            guide,
+            index,
+            calibration=session.calibration,
+            warp=guide.warp,
+            is_coupled=True,
+            top_k=settings.top_k if cape is None else cape.most,
+            max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
+            min_confidence=max(
+                settings.min_confidence,
+                self.cost.least_likely(session.prices, session.calibration),
+            ),
+            budget=budget,
+            width=settings.top_k,
+        )
+        return best if cape is None else CapeBranching(best, cape)
+
+    def _proposed(
+        self, session: GlideSession, growth: Growth, tokens: Sequence[int], budget: int
+    ) -> TokenTree:
+        if not budget:
+            return TokenTree.root(tokens[-1])
+        tree, settings = growth.tree, self.settings
+        session.remember(
+            tree, growth.buckets, written=growth.written.keep(range(growth.num_written))
+        )
+        if isinstance(growth.branching, DrawnBranching):
+            session.num_draws += len(growth.expanded)
+            return replace(tree, q=growth.q(self.head.vocab_size))
+        least = settings.min_confidence if settings.cape is None else 0.0
+        return tree.prune(budget, min_confidence=least)
+
+
+def check_fits(head: GlideHead, target: Target, ends: TargetEnds) -> int:
+    """The target's number of layers. Raises ConfigError for a head of another target."""
+    config, text = head.config, target.model.config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    layers: int = text.num_hidden_layers
+    asked = list(config.target_layers)
+    for what, is_right, got, expected in (
+        ("vocab_size", config.block.vocab_size == ends.vocab_size or not config.owns_ends,
+         config.block.vocab_size, f"{ends.vocab_size}, the target's"),
+        ("hidden_size", config.block.hidden_size == ends.hidden_size or config.owns_ends,
+         config.block.hidden_size, f"{ends.hidden_size}, as wide as the target's lm_head"),
+        ("large_num_attention_heads", config.num_target_heads % kv_heads == 0,
+         config.num_target_heads, f"a multiple of the target's {kv_heads} KV heads"),
+        ("large_head_dim", config.target_head_dim == size,
+         config.target_head_dim, f"{size}, the target's"),
+        ("target_layers", len(asked) == config.block.num_layers
+         and all(-layers <= layer < layers for layer in asked),
+         asked, f"one of the target's {layers} for each of {config.block.num_layers} layers"),
+    ):  # fmt: skip
+        if not is_right:
+            raise ConfigError(
+                f"drafter.glide: the head's {what} is {got}, expected {expected}; take a head that "
+                f"was trained for {type(target.model).__name__} of this size"
+            )
+    return layers

@@ -1,0 +1,125 @@
+"""CrossRope: how a head's query is rotated before it meets the target's keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Layout = Literal["halves", "pairs"]
+
+# Whose keys are rotated by neighbouring pairs and not by halves.
+_PAIRED = (
+    "codegen", "cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe",
+    "glm", "glm4", "glm4v", "glm_ocr", "gptj", "helium",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CrossRope:
+    """Of the target's keys in one of its layers.
+
+    The cache holds keys that are rotated already, so a query must be rotated as the target's own
+    queries are, by the position of its token: then what it sees of a key depends on the distance
+    alone (GliDe rotates so too, arXiv 2402.02082). Dimensions beyond the frequencies are not
+    rotated; without frequencies none is (learned positions). A factor on the rotations, as YaRN's,
+    is left to the query's projection to learn.
+
+    A rotation that is not the target's own (a family that is not known here) costs acceptance and
+    nothing else.
+    """
+
+    frequencies: tuple[float, ...] = ()  # (half the rotated dimensions,) radians a position
+    layout: Layout = "halves"  # dimension i turns with i + half, or 2 i with 2 i + 1
+    planes: tuple[int, ...] = ()  # by which plane of M-RoPE each frequency counts; (): the first
+
+    @staticmethod
+    def of_target(model: PreTrainedModel, layer: int) -> "CrossRope":
+        """That of `layer`'s keys, from 0, asked of the model: of its text decoder's frequencies."""
+        text = model.config.get_text_config(decoder=True)
+        found = dict(model.get_decoder().named_buffers())
+        kinds = getattr(text, "layer_types", None) or ()
+        kind = kinds[layer] if layer < len(kinds) else None
+        names = [f"rotary_emb.{kind}_inv_freq", "rotary_emb.inv_freq"]
+        names += [name for name in found if name.endswith(".inv_freq")]
+        name = next((name for name in names if name in found), None)
+        if name is None:
+            return CrossRope()
+        frequencies = tuple(found[name].float().flatten().tolist())
+        rope = getattr(text, "rope_parameters", None) or {}
+        paired = {model.config.model_type, text.model_type} & set(_PAIRED)
+        is_interleaved = text.model_type.startswith("qwen3") or bool(rope.get("mrope_interleaved"))
+        return CrossRope(
+            frequencies,
+            "pairs" if paired else "halves",
+            _planes(rope.get("mrope_section"), len(frequencies), is_interleaved=is_interleaved),
+        )
+
+    @staticmethod
+    def of_theta(theta: float, head_dim: int) -> "CrossRope":
+        """As published heads have it, of a Llama's keys."""
+        steps = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        return CrossRope(tuple((1.0 / theta**steps).tolist()))
+
+    @staticmethod
+    def read(given: Mapping[str, Any]) -> "CrossRope":
+        """What `as_json` wrote."""
+        return CrossRope(
+            tuple(given["frequencies"]), given["layout"], tuple(given.get("planes") or ())
+        )
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "frequencies": list(self.frequencies),
+            "layout": self.layout,
+            "planes": list(self.planes),
+        }
+
+    @property
+    def num_planes(self) -> int:
+        return max(self.planes, default=0) + 1
+
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(frequencies float32, planes int64), (half,) each, as `rotated` takes them."""
+        planes = self.planes or (0,) * len(self.frequencies)
+        return torch.tensor(self.frequencies, device=device), torch.tensor(planes, device=device)
+
+    def rotated(self, query: Tensor, positions: Tensor, told: tuple[Tensor, Tensor]) -> Tensor:
+        """`query` (batch, heads, seq, head_dim) at `positions` (planes, batch, seq), which are
+        `num_planes` or more, or one for all; `told`: `tensors` of its device."""
+        if not self.frequencies:
+            return query
+        frequencies, planes = told
+        if positions.shape[0] == 1 or not self.planes:
+            angles = positions[0].unsqueeze(-1).float() * frequencies
+        else:  # (half, batch, seq): each frequency by its own plane
+            angles = positions.index_select(0, planes).permute(1, 2, 0).float() * frequencies
+        cos, sin = (part.unsqueeze(1).to(query.dtype) for part in (angles.cos(), angles.sin()))
+        size = 2 * len(self.frequencies)
+        turned, rest = query[..., :size], query[..., size:]
+        if self.layout == "halves":
+            first, second = turned.chunk(2, dim=-1)
+            turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        else:
+            first, second = turned[..., ::2], turned[..., 1::2]
+            pairs = [first * cos - second * sin, second * cos + first * sin]
+            turned = torch.stack(pairs, dim=-1).flatten(-2)
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+def _planes(sections: Any, count: int, *, is_interleaved: bool) -> tuple[int, ...]:
+    """By which plane each frequency counts: one section of them after the other (Qwen2-VL, arXiv
+    2409.12191), or the planes in turn as far as their sections reach (Qwen3-VL)."""
+    if not sections:
+        return ()
+    if not is_interleaved:
+        planes = [plane for plane, size in enumerate(sections) for _ in range(size)]
+        return tuple(planes[:count])
+    turns = [0] * count
+    for plane in range(1, len(sections)):
+        for place in range(plane, min(sections[plane] * len(sections), count), len(sections)):
+            turns[place] = plane
+    return tuple(turns)

@@ -1,0 +1,143 @@
+"""One request's drafting by a GliDe head: its row of the head's own cache, and what that holds."""
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.glide.scoring import Sight
+from mmspec.drafters.walked import learn_choices
+from mmspec.kv import KVCache
+from mmspec.sampling import DraftGuide
+from mmspec.state import Placement, Preparation, Prices, Scores, Verdict
+from mmspec.tree import TokenTree
+
+if TYPE_CHECKING:
+    from mmspec.drafters.glide.drafter import BoundGlide
+
+FEW = 32  # tokens that a proposal reads by the way; more are read before it
+_EXPECTED_TOKENS = 256  # a row opens with room for so many beyond what it reads first
+
+
+class GlideSession:
+    """The head's cache holds the text's tokens from `first` on, `num_cached` of them, and behind
+    them, not committed, what the last proposal wrote. Of what stands before `first`, and of images,
+    the target's KV tells. What touches the cache holds the drafter's lock."""
+
+    def __init__(
+        self,
+        drafter: "BoundGlide",
+        num_prompt: int,
+        placement: Placement,
+        target_cache: KVCache,
+        guide: DraftGuide,
+    ) -> None:
+        """`placement` is the row's in the target's cache."""
+        self.target_cache = target_cache
+        self.guide = guide
+        self.calibration = Calibration()
+        self.prices: Prices | None = None
+        self.num_draws = 0  # from q, over all proposals
+        self.is_closed = False
+        self.first = max(num_prompt - drafter.num_read, 0)
+        self.num_cached = 0
+        self.missing: list[int] = []  # tokens whose keys are not in the cache: node 0, and others
+        self._drafter = drafter
+        self._target = placement
+        self._row: int | None = None
+        self._written: TokenTree | None = None
+        self._proposal: tuple[TokenTree, Sequence[Hashable]] | None = None
+
+    # The drafter's calls
+
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        """Reading the prompt's end; later what was chosen while nobody asked."""
+        drafter = self._drafter
+        late = num_tokens - self.first - self.num_cached
+        if self._row is not None and late <= FEW:
+            return None
+        late = min(late, drafter.num_readable)
+        return Preparation(tokens=drafter.read_share * late, lasts_tokens=drafter.num_readable / 2)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        with self._drafter.lock:
+            self.catch_up(tokens)
+            self._drafter.read_late([self])
+
+    @property
+    def least_s(self) -> float | None:
+        return self._drafter.cost.forward_s
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        return self._drafter.propose_together([self], [tokens], budget)[0]
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        """The target's choices tell of every child on the way, scored or not."""
+        if self._proposal is None:
+            return
+        (own, buckets), self._proposal = self._proposal, None
+        learn_choices(self.calibration, own, buckets, verdict.tokens)
+
+    def close(self) -> None:
+        with self._drafter.lock:
+            self.is_closed = True
+            if self._row is not None:
+                self._drafter.free(self._row)
+                self._row = None
+
+    # A proposal, step by step
+
+    @property
+    def placement(self) -> Placement:
+        """In the head's own cache."""
+        assert self._row is not None, "nothing was read"
+        return Placement(self._row, (self.first,))
+
+    @property
+    def sight(self) -> Sight:
+        """What is there of the target's KV, as of now."""
+        committed = self.target_cache.length(self._target.row)
+        return Sight(self._target.row, committed, self._target.position_offsets)
+
+    def catch_up(self, tokens: Sequence[int]) -> None:
+        """Keeps what the target took of the last proposal, drops the rest."""
+        assert not self.is_closed, "the session is closed"
+        assert self.sight.committed == len(tokens) - 1, "the target's cache is not the text's"
+        own = self._drafter.cache
+        if self._row is None:
+            self._row = own.open(len(tokens) - self.first + _EXPECTED_TOKENS)
+        self.missing = list(tokens[self.first + self.num_cached :])
+        written, self._written = self._written, None
+        if written is not None:
+            self.keep(_accepted(written, self.missing))
+        if len(tokens) - self.first > self._drafter.num_readable:
+            self._begin_again(tokens)
+
+    def keep(self, path: Sequence[int]) -> None:
+        """Of what was written the nodes `path`, which hold the first missing tokens."""
+        self._drafter.cache.commit({self.placement.row: path})
+        self.num_cached += len(path)
+        del self.missing[: len(path)]
+
+    def remember(self, tree: TokenTree, buckets: Sequence[Hashable], *, written: TokenTree) -> None:
+        """What was proposed, and what was written for it."""
+        self._written = written
+        self._proposal = tree, tuple(buckets)
+
+    def _begin_again(self, tokens: Sequence[int]) -> None:
+        """Past the texts that the head was trained on its oldest tokens leave: the newest half is
+        read anew. That is one more token read for each that is drafted for, at most."""
+        self._drafter.cache.truncate(self.placement.row, 0)
+        self.first, self.num_cached = len(tokens) - self._drafter.num_readable // 2, 0
+        self.missing = list(tokens[self.first :])
+
+
+def _accepted(written: TokenTree, missing: Sequence[int]) -> list[int]:
+    """The written nodes that hold missing tokens, in order; never the last token, which is to be
+    said anew what follows."""
+    path: list[int] = []
+    for token in missing[:-1]:
+        node = written.child(path[-1], token) if path else 0
+        if node is None or written.tokens[node] != token:
+            break
+        path.append(node)
+    return path

@@ -1,0 +1,320 @@
+"""glide in the engine: what it drafts from, what it reads, what it refuses."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from draft_models import letters
+from families import FAMILIES, prompt_inputs
+from glide_heads import drawn, fitted, target_of
+from safetensors.torch import load_file, save_file
+
+import mmspec
+from mmspec.drafters.base import DrawingDrafter
+from mmspec.drafters.cascade import Cascade
+from mmspec.drafters.glide import BoundGlide, Glide, GlideConfig, GlideHead, load, save
+from mmspec.drafters.glide.session import GlideSession
+from mmspec.engine import Engine
+from mmspec.errors import ConfigError, ModelError
+from mmspec.inputs import from_inputs
+from mmspec.requests import Request, Result
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prefill, Prompt
+from mmspec.target import Target
+from mmspec.tree import TokenTree
+
+CHAIN: dict[str, Any] = {"cape_thresholds": (), "cape_widths": (2,), "min_confidence": 0.0}
+
+
+def engine_of(head: GlideHead, *, verifier: str = "coupled", **options: Any) -> Engine:
+    return Engine(
+        target_of("llama"),
+        None,
+        [Glide(head, **CHAIN | options)],
+        controller="fixed",
+        verifier=verifier,
+        max_nodes=12,
+        max_rows=3,
+    )
+
+
+def known(count: int = 3, **sampling: Any) -> list[Request]:
+    """Prompts whose greedy answers the fitted head knows."""
+    _, prompts = fitted("llama")
+    return [
+        Request(
+            {"input_ids": torch.tensor([ids])}, max_new_tokens=30 - 4 * row, seed=row, **sampling
+        )
+        for row, ids in enumerate(prompts[:count])
+    ]
+
+
+def tokens_per_step(results: Sequence[Result]) -> float:
+    return sum(result.stats.tokens_per_step for result in results) / len(results)
+
+
+def test_a_fitted_head_is_accepted_and_an_unfitted_one_is_not() -> None:
+    requests = known(temperature=0.0)
+    said = engine_of(fitted("llama")[0]).generate(requests)
+    guessed = engine_of(drawn(target_of("llama"))).generate(requests)
+    plain = engine_of(fitted("llama")[0]).generate(requests, speculate=False)
+    assert [r.tokens for r in said] == [r.tokens for r in guessed] == [r.tokens for r in plain]
+    assert tokens_per_step(said) > 3.0, "it was fitted to nearly all of this, by whole sequences"
+    assert tokens_per_step(guessed) < 1.5
+
+
+@pytest.mark.parametrize("verifier", ["speculative", "recursive", "block"])
+def test_it_draws_for_the_rules_that_divide_by_q(
+    verifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, trees = fitted("llama")[0], list[TokenTree]()
+    propose = BoundGlide.propose_together
+
+    def noted(self: BoundGlide, *args: Any) -> list[TokenTree]:
+        trees.extend(found := propose(self, *args))
+        return found
+
+    monkeypatch.setattr(BoundGlide, "propose_together", noted)
+    profile = (2, 1, 1) if verifier == "recursive" else (1, 1, 1)
+    engine = engine_of(head, verifier=verifier, draw="sample", profile=profile)
+    assert isinstance(engine.drafters[0], DrawingDrafter) and engine.drafters[0].draws
+    results = engine.generate(known(temperature=0.05, top_k=0))
+    assert tokens_per_step(results) > 1.5
+    for tree in trees:
+        assert tree.q is not None
+        for node in range(tree.num_nodes):
+            total = float(tree.q[node].sum())
+            assert total == pytest.approx(1.0 if tree.children(node) else 0.0, abs=1e-5)
+    again = engine.generate(known(temperature=0.05, top_k=0))
+    assert [r.tokens for r in again] == [r.tokens for r in results]
+    greedy = engine.generate(known(temperature=0.0))
+    assert [r.tokens for r in greedy] == [
+        r.tokens for r in engine.generate(known(temperature=0.0), speculate=False)
+    ]
+
+
+# Sessions by hand
+
+
+class Decoding:
+    """Plain decoding of one prompt, beside which sessions draft."""
+
+    def __init__(self, target: Target, prompt: Prompt) -> None:
+        self.target, self.prompt = target, prompt
+        self.cache = target.new_cache()
+        self.row = self.cache.open(4)
+        self.prefill: Prefill = target.prefill(prompt, self.cache, self.row)
+        self.tokens = [*prompt.token_ids.tolist(), int(self.prefill.logits.argmax())]
+
+    def session(self, drafter: BoundGlide) -> GlideSession:
+        guide = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=self.prompt.num_tokens)
+        return drafter.start(self.prompt, self.prefill, guide)
+
+    def go_on(self, count: int = 1) -> None:
+        for _ in range(count):
+            tree = TokenTree.root(self.tokens[-1])
+            (scores,) = self.target.score([tree], self.cache, [self.prefill.placement])
+            self.cache.commit({self.row: [0]})
+            self.tokens.append(int(scores.logits[0].argmax()))
+
+
+def text_prompt(length: int, *, seed: int = 0) -> Prompt:
+    draw = torch.Generator().manual_seed(seed)
+    return Prompt(torch.randint(3, 90, (length,), generator=draw))
+
+
+def bound(head: GlideHead, target: Target | None = None, **options: Any) -> BoundGlide:
+    return Glide(head, **CHAIN | options).for_target(target or target_of("llama"), None)
+
+
+def test_who_is_asked_seldom_drafts_what_who_is_asked_always_does() -> None:
+    drafter, decoding = bound(fitted("llama")[0]), Decoding(target_of("llama"), text_prompt(50))
+    always, seldom = decoding.session(drafter), decoding.session(drafter)
+    for step in range(40):
+        tree = always.propose(decoding.tokens, 9)
+        if step in (0, 3, 39):  # of the last 36 tokens it knows nothing
+            assert seldom.propose(decoding.tokens, 9) == tree
+        decoding.go_on()
+    assert seldom.num_cached == 50 + 39 and len(seldom.missing) == 1, "it has read them"
+    for session in (always, seldom):
+        session.close()
+    assert not drafter.cache.rows and drafter.cache.num_bytes == 0
+
+
+def test_preparing_reads_what_a_proposal_would_have_to() -> None:
+    drafter, decoding = bound(fitted("llama")[0]), Decoding(target_of("llama"), text_prompt(90))
+    session = decoding.session(drafter)
+    due = session.preparation(len(decoding.tokens))
+    assert due is not None and 0 < due.tokens < len(decoding.tokens)
+    session.prepare(decoding.tokens)
+    assert session.preparation(len(decoding.tokens)) is None
+    assert session.num_cached == 90 and session.missing == decoding.tokens[-1:]
+    before = session.propose(decoding.tokens, 9)
+    assert decoding.session(drafter).propose(decoding.tokens, 9) == before
+
+
+def test_of_a_long_prompt_its_end_is_read_and_positions_stay() -> None:
+    """The head's own KV begins late; the target's does not."""
+    decoding = Decoding(target_of("llama"), text_prompt(120))
+    drafter = bound(fitted("llama")[0], prompt_tokens=40)
+    session = decoding.session(drafter)
+    session.propose(decoding.tokens, 9)
+    assert session.first == 80 and session.placement.position_offsets == (80,)
+    assert drafter.cache.length(session.placement.row) == 40
+    assert session.sight.committed == 120
+
+
+def test_past_the_texts_that_it_was_trained_on_the_oldest_tokens_leave() -> None:
+    head = fitted("llama")[0]
+    short = GlideHead(replace(head.config, block=replace(head.config.block, max_positions=69)))
+    short.load_state_dict(head.state_dict())
+    drafter, decoding = bound(short.double()), Decoding(target_of("llama"), text_prompt(20))
+    assert drafter.num_readable == 64
+    session, firsts = decoding.session(drafter), set[int]()
+    for _ in range(80):
+        tree = session.propose(decoding.tokens, 6)
+        assert tree.tokens[0] == decoding.tokens[-1] and tree.num_nodes > 1
+        firsts.add(session.first)
+        assert len(decoding.tokens) - session.first <= 64
+        decoding.go_on()
+    assert len(firsts) == 3 and min(firsts) == 0, "half of them at once, not one a step"
+    # What is left is as if it had been read so from the start.
+    fresh = decoding.session(drafter)
+    fresh.first = session.first
+    assert fresh.propose(decoding.tokens, 6) == session.propose(decoding.tokens, 6)
+
+
+def test_it_sees_images_by_the_targets_keys() -> None:
+    """The ids are the same, and so is all that the head reads itself."""
+    target = target_of("qwen2_5_vl")
+    inputs = prompt_inputs(FAMILIES["qwen2_5_vl"], "image_middle", num_text_tokens=20)
+    other = {n: -value if value.is_floating_point() else value for n, value in inputs.items()}
+    drafter, trees = bound(drawn(target), target), list[TokenTree]()
+    for given in (inputs, inputs, other):
+        decoding = Decoding(target, from_inputs(given, target.model.config))
+        decoding.tokens[-1] = 5  # whatever the target says
+        trees.append(decoding.session(drafter).propose(decoding.tokens, 9))
+    assert trees[0] == trees[1] != trees[2]
+
+
+def test_rows_of_a_batch_draft_as_they_do_alone() -> None:
+    drafter, target = bound(fitted("llama")[0]), target_of("llama")
+    decodings = [Decoding(target, text_prompt(length, seed=length)) for length in (9, 40, 70)]
+    alone = [d.session(drafter).propose(d.tokens, 9) for d in decodings]
+    sessions = [d.session(drafter) for d in decodings]  # of three caches: three decode loops
+    assert drafter.propose_together(sessions, [d.tokens for d in decodings], 9) == alone
+
+
+# What it is made of
+
+
+def test_a_folder_holds_what_was_saved(tmp_path: Path) -> None:
+    head = drawn(target_of("qwen2_5_vl"), num_layers=2)
+    save(head, tmp_path)
+    again = load(tmp_path)
+    assert again.config == head.config
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert not any("embed_tokens" in name or "lm_head" in name for name in names), "the target's"
+
+
+def test_a_head_of_its_authors_form_is_read(tmp_path: Path) -> None:
+    """Its own embedding and lm_head, of another width; no norm before the cross-attention; the
+    target's last layers, as many as it has; old files hold the rotations too."""
+    given = {
+        "model_type": "llama", "vocab_size": 112, "hidden_size": 24, "intermediate_size": 40,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "block_size": 5,
+        "large_hidden_size": 64, "large_num_attention_heads": 4,
+    }  # fmt: skip
+    config = GlideConfig.read(given, who="test")
+    assert config.owns_ends and not config.has_cross_norm and config.target_layers == (-2, -1)
+    assert config.target_head_dim == 16 and len(config.rope.frequencies) == 8
+    tensors = GlideHead(config).state_dict()
+    assert "model.layers.1.cross_attn.q_proj.weight" in tensors and "lm_head.weight" in tensors
+    assert not any("cross_layernorm" in name for name in tensors)
+    rotations = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}
+    save_file({**tensors, **rotations}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    engine = mmspec.load(
+        target_of("llama").model,
+        letters(),
+        overrides=["drafter.name=glide", f"drafter.glide.path={tmp_path}",
+                   "decode.controller=fixed", "drafter.glide.min_confidence=0"],
+    )  # fmt: skip
+    request = Request({"input_ids": text_prompt(20).token_ids[None]}, max_new_tokens=12, seed=1)
+    result = engine.generate(request)
+    assert result.tokens == engine.generate(request, speculate=False).tokens
+    assert result.stats.by_drafter["glide"].proposed > 20
+    (drafter,) = engine.drafters
+    assert drafter.head.target_layers == [0, 1]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_head_dim": 32}, "large_head_dim is 32, expected 16, the target's"),
+        ({"num_target_heads": 3}, "large_num_attention_heads is 3, expected a multiple of the tar"),
+        ({"target_layers": (2,)}, r"target_layers is \[2\], expected one of the target's 2 for ea"),
+        ({"target_layers": (0, 1)}, r"target_layers is \[0, 1\], expected .* for each of 1 layers"),
+        ({"hidden_size": 32}, "hidden_size is 32, expected 64, as wide as the target's lm_head"),
+        ({"owns_ends": True, "vocab_size": 99}, "vocab_size is 99, expected 112, the target's"),
+    ],
+)
+def test_a_head_of_another_target_is_refused(changes: dict[str, Any], message: str) -> None:
+    config = GlideConfig.of_target(target_of("llama"))
+    sizes = {n: changes.pop(n) for n in list(changes) if n in ("hidden_size", "vocab_size")}
+    config = replace(config, block=replace(config.block, **sizes), **changes)
+    with pytest.raises(ConfigError, match=f"drafter.glide: the head's {message}"):
+        Glide(GlideHead(config)).for_target(target_of("llama"), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_depth": 0}, "drafter.glide.max_depth=0: expected at least 1"),
+        ({"prompt_tokens": 0}, "drafter.glide.prompt_tokens=0: expected at least 1"),
+        ({"min_confidence": 2}, r"drafter.glide.min_confidence=2: expected in \[0, 1\]"),
+        ({"draw": "beam"}, "drafter.glide.draw='beam': expected one of"),
+        ({"branching": "wide"}, "drafter.glide.branching='wide': expected one of best, cape"),
+        ({"profile": (1, 0)}, r"drafter.glide.profile=\[1, 0\]: expected children a node, >= 1"),
+    ],
+)
+def test_wrong_settings_are_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Glide(drawn(target_of("llama")), **options)
+
+
+def test_what_is_no_head_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"drafter.glide.path='': expected a head's folder"):
+        mmspec.load(target_of("llama").model, drafter="glide")
+    with pytest.raises(ModelError, match=r"no config.json; expected a head's folder"):
+        load(tmp_path)
+    block = GlideConfig.of_target(target_of("llama")).block.as_json
+    (tmp_path / "config.json").write_text(json.dumps(block))
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="says nothing of large_num_attention_heads"):
+        load(tmp_path)
+    config = GlideConfig.of_target(target_of("llama")).as_json
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"missing: model.layers.0.* not known: w"):
+        load(tmp_path)
+
+
+def test_it_is_no_lower_drafter_of_a_cascade() -> None:
+    """Which asks about texts that the target has not read."""
+    with pytest.raises(ConfigError, match=r"cascade\.lower='glide': expected one of"):
+        mmspec.load(
+            target_of("llama").model,
+            drafter="cascade",
+            overrides=["drafter.cascade.lower=glide"],
+        )
+    with pytest.raises(
+        ConfigError, match=r"cascade\.lower=glide: expected one that reads no KV of the target"
+    ):
+        Cascade(Glide(drawn(target_of("llama"))))
