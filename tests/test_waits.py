@@ -11,6 +11,8 @@ import pytest
 import torch
 from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
+from glide_heads import drawn as drawn_head
+from glide_heads import target_of
 from lent import Lent, noted
 from matrix import letters, model_of
 from medusa_heads import unfitted
@@ -24,6 +26,7 @@ from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.heads import FeatureScorer
+from mmspec.drafters.glide import Glide
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
@@ -55,6 +58,9 @@ def eagle(version: int, **options: Any) -> Eagle:
 
 def medusa(**options: Any) -> Medusa:
     return Medusa(unfitted(model_of("llama", "float64"), spread=0.02), **options)
+def glide(**options: Any) -> Glide:
+    head = drawn_head(target_of("llama"), num_layers=2)
+    return Glide(head, **{"min_confidence": 0.0, "max_depth": 3} | options)
 
 
 def lookup() -> PromptLookup:
@@ -90,6 +96,8 @@ CELLS: dict[str, tuple[str, Any, Sequence[str]]] = {
     "recursive-eagle": ("recursive", lambda: eagle(1, **drawn(2, 2)), ()),
     "block-eagle": ("block", lambda: eagle(1, **drawn(1, 1, 1)), SAMPLED),
     "coupled-eagle": ("coupled", lambda: eagle(3, top_k=3, max_depth=3), ()),
+    "coupled-glide": ("coupled", lambda: glide(cape_thresholds=(), cape_widths=(6,)), ()),
+    "speculative-glide": ("speculative", lambda: glide(**drawn(1, 1, 1)), ()),
     "coupled-cascade": ("coupled", lambda: cascade(lookup()), ()),
     "coupled-cascade-draft": ("coupled", lambda: cascade(draft(min_confidence=0.0)), ()),
 }  # fmt: skip
@@ -198,6 +206,8 @@ def test_what_is_weighed_is_what_the_papers_write_down(
         ("block-eagle", 2),
         ("recursive-eagle", 3),
         ("coupled-eagle", 4),
+        ("coupled-glide", 4),
+        ("speculative-glide", 2),
         ("coupled-cascade", 5),  # four forwards over the view at most
     ],
 )
