@@ -25,8 +25,8 @@ from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
-from mmspec.drafters.heads import FeatureScorer
 from mmspec.drafters.glide import Glide
+from mmspec.drafters.heads import FeatureScorer
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
@@ -58,6 +58,8 @@ def eagle(version: int, **options: Any) -> Eagle:
 
 def medusa(**options: Any) -> Medusa:
     return Medusa(unfitted(model_of("llama", "float64"), spread=0.02), **options)
+
+
 def glide(**options: Any) -> Glide:
     head = drawn_head(target_of("llama"), num_layers=2)
     return Glide(head, **{"min_confidence": 0.0, "max_depth": 3} | options)
