@@ -1,8 +1,16 @@
 """NgramPool: n-grams by their first token."""
 
 from collections import OrderedDict
+from typing import NamedTuple
 
 _MOST_FIRST_TOKENS = 8192
+
+
+class Guess(NamedTuple):
+    """What followed a token."""
+
+    tail: tuple[int, ...]
+    was_read: bool  # the text has it, too; else the window alone has found it
 
 
 class NgramPool:
@@ -11,21 +19,21 @@ class NgramPool:
 
     def __init__(self, guess_set: int) -> None:
         self._guess_set = guess_set
-        self._tails: OrderedDict[int, dict[tuple[int, ...], None]] = OrderedDict()
+        self._tails: OrderedDict[int, dict[tuple[int, ...], bool]] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(map(len, self._tails.values()))
 
-    def add(self, first: int, tail: tuple[int, ...]) -> None:
+    def add(self, first: int, tail: tuple[int, ...], *, was_read: bool) -> None:
         tails = self._tails.setdefault(first, {})
         self._tails.move_to_end(first)
-        tails.pop(tail, None)
-        tails[tail] = None
+        was_read |= tails.pop(tail, False)
+        tails[tail] = was_read
         if len(tails) > self._guess_set:
             del tails[next(iter(tails))]
         if len(self._tails) > _MOST_FIRST_TOKENS:
             self._tails.popitem(last=False)
 
-    def after(self, first: int) -> list[tuple[int, ...]]:
+    def after(self, first: int) -> list[Guess]:
         """What is known to follow `first`, the newest first."""
-        return list(reversed(self._tails.get(first, {})))
+        return [Guess(*known) for known in reversed(self._tails.get(first, {}).items())]

@@ -1,20 +1,22 @@
 """One request's lookahead: n-grams that were found and the window, as one tree."""
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mmspec.calibration import Calibration
+from mmspec.drafters.lookahead.harvest import Harvest
 from mmspec.drafters.lookahead.pool import NgramPool
+from mmspec.drafters.lookahead.trie import NgramTrie, Proposal
 from mmspec.drafters.lookahead.window import Window
 from mmspec.drafters.own_text import prompt_tokens
-from mmspec.drafters.walked import learn_choices
+from mmspec.drafters.walked import learn_choices, walked
 from mmspec.reads import read
 from mmspec.sampling import DraftGuide
-from mmspec.state import Preparation, Prompt, Scores, Verdict
+from mmspec.state import Preparation, Prices, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -23,14 +25,6 @@ if TYPE_CHECKING:
 
 _MANY = 64  # tokens from which on reading them is no part of a proposal
 _TOKEN_S = 2e-6
-_RANKS = 4  # of n-grams, told apart by the calibration
-
-
-@dataclass(frozen=True)
-class _Proposal:
-    tree: TokenTree
-    buckets: tuple[Hashable, ...]  # (nodes,) what counts as alike
-    paths: tuple[tuple[int, ...], ...]  # (columns,) of the window, down to its last level
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,9 @@ class LookaheadSession:
         self._num_read = 0 if drafter.pool_from_prompt else len(self._text)
         self._random = random.Random(guide.seed)
         self._calibration = Calibration()
-        self._proposal: _Proposal | None = None
+        self._harvest = Harvest()
+        self._proposal: Proposal | None = None
+        self.prices: Prices | None = None
         self._unsettled: _Unsettled | None = None
         self._choices: list[int | None] = []  # of the columns, at the newest step it was scored in
         self._num_tokens = prompt.num_tokens  # of the text that the window stands for
@@ -70,25 +66,28 @@ class LookaheadSession:
     def prepare(self, tokens: Sequence[int]) -> None:
         self._read(tokens)
 
+    @property
+    def least_s(self) -> float | None:
+        return None  # it takes as long with a window as without
+
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         self._read(tokens)
         self._move(len(tokens))
         self.window.node0 = tokens[-1]
         if budget <= 0:
             return TokenTree.root(tokens[-1])
-        trie = _Trie(tokens[-1], self._drafter.name, self._calibration)
+        trie = NgramTrie(tokens[-1], self._drafter.name, self._calibration)
         levels = self._drafter.ngram - 1
         most = max(budget // 2, min(budget, levels))
         for rank, guess in enumerate(self.pool.after(tokens[-1])):
-            room = most + 1 - len(trie.tokens)
-            trie.add(guess[: max(room, 0)], ("pool", min(rank, _RANKS)))
-        # A column is `levels` nodes, the first one less.
-        columns = max(budget + 2 - len(trie.tokens), 0) // levels
-        paths = tuple(self.window.paths(columns))
-        scouts = {node for path in paths for node in trie.add(path, ("window", 0))}
-        tree = trie.tree(scouts)
-        self._proposal = _Proposal(tree, tuple(trie.buckets), paths)
-        return tree
+            tail = guess.tail[: max(most - trie.num_drafted, 0)]
+            trie.add_guess(tail, rank=rank, was_read=guess.was_read)
+        if self._harvest.pays(self.prices, nodes=levels):
+            # A column is `levels` nodes, the first one less.
+            columns = max(budget - trie.num_drafted + 1, 0) // levels
+            trie.add_window(self.window.paths(columns))
+        self._proposal = trie.proposal
+        return self._proposal.tree
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """`tree` may lack the window's last columns, and its nodes may stand elsewhere: they are
@@ -100,9 +99,15 @@ class LookaheadSession:
         self._num_chosen = len(verdict.tokens)
         if scores.choices is not None:
             self._choices = [scores.choices.get(path) for path in proposal.paths]
-            return
-        # Not found with the step's own choices. What it takes to find them now is time of the next
-        # proposal, if there is one.
+        else:
+            self._choose_later(tree, proposal, scores)
+        is_scored = [choice is not None for choice in self._choices]
+        columns = len(self._unsettled.columns) if self._unsettled else sum(is_scored)
+        self._harvest.observe(_num_found(proposal, verdict), columns)
+
+    def _choose_later(self, tree: TokenTree, proposal: Proposal, scores: Scores) -> None:
+        """What the target says of the window was not found with the step's own choices. The time
+        that it takes is the next proposal's, if there is one."""
         ends = [_node(tree, path) for path in proposal.paths]
         nodes = [node for node in ends if node is not None]
         if nodes:
@@ -127,7 +132,7 @@ class LookaheadSession:
         for end in range(max(self._num_read, size - 1), len(self._text)):
             first, *tail = self._text[end - size + 1 : end + 1]
             if first >= 0 and min(tail) >= 0:
-                self.pool.add(first, tuple(tail))
+                self.pool.add(first, tuple(tail), was_read=True)
         self._num_read = len(self._text)
 
     def _move(self, num_tokens: int) -> None:
@@ -137,7 +142,7 @@ class LookaheadSession:
             found = self.window.advance(self._choices, self._num_chosen)
             self._num_tokens += self._num_chosen
             for first, tail in reversed(found):  # the nearest column's n-gram is the newest
-                self.pool.add(first, tail)
+                self.pool.add(first, tail, was_read=False)
         self._choices = []
         self.window.skip(num_tokens - self._num_tokens)
         self._num_tokens = num_tokens
@@ -163,52 +168,15 @@ class LookaheadSession:
         return piece + [last] * (count - len(piece))
 
 
-class _Trie:
-    """Nodes below node 0, as paths are added."""
-
-    def __init__(self, token: int, drafter: str, calibration: Calibration) -> None:
-        self.tokens, self._parents, self._confidence = [token], [-1], [1.0]
-        self.buckets: list[Hashable] = [None]
-        self._drafter = drafter
-        self._calibration = calibration
-        self._child_of: dict[tuple[int, int], int] = {}
-
-    def add(self, path: Sequence[int], kind: tuple[str, int]) -> list[int]:
-        """The nodes of `path`; those that were not there before are of `kind`."""
-        nodes, node = list[int](), 0
-        for depth, token in enumerate(path, start=1):
-            known = self._child_of.get((node, token))
-            if known is None:
-                known = self._child_of[node, token] = len(self.tokens)
-                bucket = (*kind, min(depth, _RANKS))
-                self.tokens.append(token)
-                self._parents.append(node)
-                self.buckets.append(bucket)
-                self._confidence.append(self._calibration.rate(bucket, _prior(*bucket)))
-            node = known
-            nodes.append(node)
-        return nodes
-
-    def tree(self, scouts: set[int]) -> TokenTree:
-        drafters = ("", *[self._drafter] * (len(self.tokens) - 1))
-        return TokenTree(
-            tuple(self.tokens),
-            tuple(self._parents),
-            tuple(self._confidence),
-            drafters,
-            scouts=frozenset(scouts),
-        )
-
-
-def _prior(kind: str, rank: int, depth: int) -> float:
-    """What is believed of a node before any was seen."""
-    if kind == "window":
-        return 0.1
-    return 0.4 / (1 + rank) if depth == 1 else 0.7
-
-
 def _node(tree: TokenTree, path: Sequence[int]) -> int | None:
     node: int | None = 0
     for token in path:
         node = tree.child(node, token) if node is not None else None
     return node
+
+
+def _num_found(proposal: Proposal, verdict: Verdict) -> int:
+    """Of the accepted tokens, those that the window alone had brought."""
+    accepted = verdict.tokens[: verdict.num_accepted]
+    nodes = (proposal.tree.child(node, token) for node, token in walked(proposal.tree, accepted))
+    return sum(proposal.found[node] for node in nodes if node is not None)

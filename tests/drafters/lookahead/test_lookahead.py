@@ -12,6 +12,7 @@ import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.lookahead import Lookahead
+from mmspec.drafters.lookahead.harvest import Harvest
 from mmspec.drafters.lookahead.pool import NgramPool
 from mmspec.drafters.lookahead.session import LookaheadSession
 from mmspec.drafters.lookahead.window import Window
@@ -20,7 +21,7 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.requests import Request
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt
+from mmspec.state import Prefill, Prices, Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -101,11 +102,18 @@ def test_text_that_it_was_not_asked_about_moves_the_window_on() -> None:
 def test_the_pool_keeps_the_newest_of_each_first_token() -> None:
     pool = NgramPool(2)
     for tail in ((1, 1), (2, 2), (1, 1), (3, 3)):
-        pool.add(7, tail)
-    assert pool.after(7) == [(3, 3), (1, 1)] and pool.after(8) == []
+        pool.add(7, tail, was_read=False)
+    assert [guess.tail for guess in pool.after(7)] == [(3, 3), (1, 1)] and pool.after(8) == []
     for first in range(20_000):
-        pool.add(first, (1, 1))
+        pool.add(first, (1, 1), was_read=False)
     assert len(pool) <= 8192 * 2 and pool.after(7) == []
+
+
+def test_an_ngram_that_the_text_has_is_not_the_windows_merit() -> None:
+    pool = NgramPool(3)
+    for first, was_read in ((1, True), (1, False), (2, False), (2, True), (3, False)):
+        pool.add(first, (4, 5), was_read=was_read)
+    assert [pool.after(first)[0].was_read for first in (1, 2, 3)] == [True, True, False]
 
 
 @pytest.mark.parametrize("wrong", [{"window": 0}, {"ngram": 1}, {"guess_set": 0}])
@@ -159,6 +167,45 @@ def test_the_window_is_the_same_beside_another_drafters_tree() -> None:
     beside = PromptLookup(min_match=1, min_confidence=0.0, max_depth=6)
     engine_of(beside, drafter, max_nodes=24).generate(request_of())
     assert compared(drafter, 46) > 30
+
+
+# LAW: the window is scored as long as it pays
+
+FREE, FAIR, DEAR = (Prices(token_s=1.0, node_s=node_s) for node_s in (0.0, 0.02, 0.5))
+
+
+def test_a_window_that_brings_nothing_is_left_out_where_nodes_cost_time() -> None:
+    for prices, pays in ((None, True), (FREE, True), (FAIR, False), (DEAR, False)):
+        harvest, asked = Harvest(), list[bool]()
+        for _ in range(40):
+            asked.append(harvest.pays(prices, nodes=4))
+            harvest.observe(0, 15 if asked[-1] else 0)
+        assert asked[0] == (prices is not DEAR)
+        assert all(asked) == pays, f"{prices}: {asked}"
+    assert sum(asked) < 10
+
+
+def test_a_window_that_brings_tokens_stays_and_hope_comes_back() -> None:
+    harvest = Harvest()
+    for _ in range(40):
+        assert harvest.pays(FAIR, nodes=4)
+        harvest.observe(2, 15)
+    for _ in range(40):
+        harvest.observe(0, 15)
+    waited = [harvest.pays(FAIR, nodes=4) for _ in range(300)]
+    assert not waited[0] and waited[-1]
+
+
+@pytest.mark.parametrize(("prices", "has_window"), [(FREE, True), (DEAR, False), (None, True)])
+def test_prices_decide_on_the_window_and_not_on_what_the_text_says(
+    prices: Prices | None, has_window: bool
+) -> None:
+    guide = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=8)
+    session = LookaheadSession(Lookahead(ngram=3), Prompt(torch.tensor([5, 6, 7] * 4)), guide)
+    session.prices = prices
+    tree = session.propose([5, 6, 7] * 4, 64)
+    assert tree.child(0, 5) is not None, "what followed 7 before"
+    assert (len(tree.scouts) > 2) == has_window
 
 
 # LAW: what comes of it
