@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from mmspec.errors import ConfigError, InputError
 
 
-@dataclass
+@dataclass(eq=False)
 class ApiError(Exception):
     """What a client is told in place of an answer."""
 

@@ -20,7 +20,7 @@ async def read_json(request: Request, *, max_bytes: int) -> object:
                 413, f"the body has more than {max_bytes} bytes; send smaller images, or fewer"
             )
     try:
-        return json.loads(data)
+        return await asyncio.to_thread(json.loads, data)  # images make it long
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON: {error}") from error
 

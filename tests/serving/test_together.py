@@ -121,6 +121,28 @@ def test_who_leaves_while_waiting_is_never_decoded(app: Starlette, engine: mmspe
     assert asyncio.run(ask()) == 0
 
 
+def test_a_stream_that_waits_says_that_it_is_there(
+    app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmspec.serving.service._OPENING_S", 0.01)
+    monkeypatch.setattr("mmspec.serving.events._SILENCE_S", 0.01)
+    scheduler = app.state.scheduler
+
+    async def ask() -> str:
+        async with side_by_side(app):
+            there = [Visitor(app, CHAT, asked(max_tokens=LONG)) for _ in range(3)]
+            await until(lambda: scheduler.num_decoded == 3)
+            waits = Visitor(app, CHAT, asked(max_tokens=3, stream=True))
+            await until(lambda: waits.text.count(": still there") > 2)
+            for visitor in there:
+                visitor.leave()
+            await asyncio.gather(*(visitor.task for visitor in there), waits.task)
+            return waits.text
+
+    said = asyncio.run(ask())
+    assert said.endswith("data: [DONE]\n\n") and '"finish_reason": "length"' in said
+
+
 def test_more_than_may_wait_are_told_to_come_back(app: Starlette) -> None:
     scheduler = app.state.scheduler
 
