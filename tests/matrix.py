@@ -186,8 +186,11 @@ def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
     return set(combinations(enumerate(cell.options), 2))
 
 
-def run_cell(cell: Cell, *, max_nodes: int = 20, choosing: str = "auto") -> Outcome:
-    """Decodes the cell's requests with its drafter, together, and each alone without one."""
+def run_cell(
+    cell: Cell, *, max_nodes: int = 20, choosing: str = "auto", joins: bool = False
+) -> Outcome:
+    """Decodes the cell's requests with its drafter, together, and each alone without one. `joins`:
+    they come one after the other, while those before are decoded, and another one leaves."""
     requests = _requests(cell)
     # In bitwise mode the budget and the chunks are a part of what both have in common.
     common = (cell.exactness, max_nodes, cell.reuse) if cell.exactness == "bitwise" else ()
@@ -218,7 +221,7 @@ def run_cell(cell: Cell, *, max_nodes: int = 20, choosing: str = "auto") -> Outc
                 _with_texts(request, cell, result)
                 for request, result in zip(requests, plain, strict=True)
             ]
-        results = engine.generate(requests)
+        results = _joining(engine, requests) if joins else engine.generate(requests)
     mismatches = [
         difference
         for row, (expected, result) in enumerate(zip(plain, results, strict=True))
@@ -229,6 +232,29 @@ def run_cell(cell: Cell, *, max_nodes: int = 20, choosing: str = "auto") -> Outc
     tokens = sum(len(result.tokens) for result in results)
     reused = sum(result.stats.reused_tokens for result in results)
     return Outcome(cell, tuple(mismatches), tokens, accepted, reused)
+
+
+def _joining(engine: Engine, requests: Sequence[Request]) -> list[Result]:
+    """The answers of requests that join another one, which leaves before the last of them ends."""
+    stays = [True]
+    leaving = replace(
+        _relatives(requests[0])[0],
+        max_new_tokens=500,
+        ignore_eos=True,
+        is_wanted=lambda: stays[0],
+    )
+    arriving: list[Request | None] = [leaving]
+    for request in requests:
+        arriving += [None, None, request]
+    found: dict[int, Result] = {}
+    for step in engine.stream_each(arriving):
+        if step.index == len(requests) and step.num_tokens:
+            stays[0] = False
+        if step.result is not None:
+            found[step.index] = step.result
+    gone = found.pop(0)
+    assert gone.finish_reason == "closed" and gone.tokens, "it was there for all to join"
+    return [found[index] for index in sorted(found)]
 
 
 def _relatives(request: Request) -> list[Request]:

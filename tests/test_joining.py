@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from families import FAMILIES, prompt_inputs
+from matrix import LAYOUTS, Cell, run_cell
 
 import mmspec
 from mmspec import Request
@@ -46,6 +47,26 @@ def alone(engine: mmspec.Engine) -> list[tuple[int, ...]]:
 
 def results(steps: list[Progress]) -> dict[int, mmspec.Result]:
     return {step.index: step.result for step in steps if step.result is not None}
+
+
+@pytest.mark.parametrize(
+    ("family", "drafter", "reuse", "sampling"),
+    [
+        ("llama", "adversary", "chunks", "t1"),
+        ("gemma3_text", "compressed_snapkv", "none", "warped"),
+        ("qwen2_5_vl", "draft_same", "chunks_and_prefixes", "greedy"),
+        ("qwen2_5_vl", "layer_skip", "chunks", "t1"),
+        ("llava", "cascade", "chunks_and_prefixes", "warped"),
+    ],
+)
+def test_whoever_joins_or_leaves_the_tokens_are_those_of_plain_decoding_alone(
+    family: str, drafter: str, reuse: str, sampling: str
+) -> None:
+    layout = LAYOUTS[FAMILIES[family].kind][-1]
+    cell = Cell(family, drafter, sampling, 3, layout, reuse=reuse)
+    outcome = run_cell(cell, joins=True)
+    assert not outcome.mismatches, "; ".join(outcome.mismatches)
+    assert outcome.accepted > 0, "no drafted token was accepted: this cell proves nothing"
 
 
 @pytest.mark.parametrize("pauses", [0, 1, 3])

@@ -12,7 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 import mmspec
-from mmspec.cli.console import consoles, mistakes_told, printable, quiet_transformers
+from mmspec.cli.console import (
+    EXIT_INTERRUPTED,
+    consoles,
+    mistakes_told,
+    printable,
+    quiet_transformers,
+)
 from mmspec.cli.options import (
     SWITCH,
     ConfigName,
@@ -97,6 +103,12 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = 4096,
+    max_images: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Of a request, videos included.", rich_help_panel=_LIMITS
+        ),
+    ] = 32,
     max_body: Annotated[
         int,
         typer.Option(
@@ -150,6 +162,7 @@ def serve(
             cors_origins=tuple(cors_origin or ()),
             max_waiting=waiting,
             max_body_bytes=max_body * 2**20,
+            max_media=max_images,
             default_max_tokens=max_tokens,
             timeout_s=timeout,
             grace_s=grace,
@@ -170,7 +183,10 @@ def serve(
             _log_to_stderr(quiet=quiet)
             shown_port = sock.getsockname()[1]
             stderr.print(start_panel(stderr, engine, settings, host=host, port=shown_port))
-            serve_at(sock, engine, settings)
+            try:
+                serve_at(sock, engine, settings)
+            except KeyboardInterrupt as error:  # uvicorn raises it again, when all has ended
+                raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
 def start_panel(

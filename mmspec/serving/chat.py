@@ -45,7 +45,7 @@ class ChatForm:
         """Raises ApiError."""
         fields = Fields(body)
         check_model(fields, settings)
-        messages = read_messages(fields.take_any("messages"))
+        messages = read_messages(fields.take_any("messages"), max_media=settings.max_media)
         options = read_options(fields, settings, namespace)
         options |= _length(fields) | _logprobs(fields) | _tools(fields) | _prediction(fields)
         self.json_form = _json_form(fields)
@@ -69,7 +69,7 @@ class ChatForm:
 
     def whole(self, call: Call) -> dict[str, Any]:
         (result,) = ended(call)
-        return self.heading.body([self._choice(sample) for sample in result.samples], **told(call))
+        return self.heading.body([self._choice(sample) for sample in result.samples], told(call))
 
     def events(self, step: Step) -> Iterator[dict[str, Any]]:
         progress = step.progress
@@ -119,11 +119,7 @@ class ChatForm:
             "logprobs": of_chat(places) if self._has_logprobs and places else None,
             "finish_reason": finish_reason,
         }
-        return self.heading.event([choice], **({"usage": None} if self._tells_usage else {}))
-
-    @property
-    def _tells_usage(self) -> bool:
-        return self._streaming.tells_usage
+        return self.heading.event([choice], self._streaming.usage)
 
     def _choice(self, sample: Result) -> dict[str, Any]:
         text, calls = read_answer(sample.text) if self._has_tools else (sample.text, [])

@@ -79,7 +79,7 @@ class CompletionForm:
             for number, result in enumerate(ended(call))
             for sample in result.samples
         ]
-        return self.heading.body(choices, **told(call))
+        return self.heading.body(choices, told(call))
 
     def events(self, step: Step) -> Iterator[dict[str, Any]]:
         progress = step.progress
@@ -101,8 +101,7 @@ class CompletionForm:
             "logprobs": of_completion(places, offset) if self._has_logprobs else None,
             "finish_reason": reason,
         }
-        more = {"usage": None} if self._streaming.tells_usage else {}
-        yield self.heading.event([choice], **more)
+        yield self.heading.event([choice], self._streaming.usage)
 
     def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
         return self._streaming.last_events(self.heading, call)

@@ -47,13 +47,13 @@ class Heading:
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self._rest = {"object": kind, "created": int(time.time()), "model": model}
 
-    def body(self, choices: list[dict[str, Any]], **more: object) -> dict[str, Any]:
+    def body(self, choices: list[dict[str, Any]], more: Mapping[str, object]) -> dict[str, Any]:
         return {"id": self.id, **self._rest, "choices": choices, **more}
 
-    def event(self, choices: list[dict[str, Any]], **more: object) -> dict[str, Any]:
+    def event(self, choices: list[dict[str, Any]], more: Mapping[str, object]) -> dict[str, Any]:
         kind = str(self._rest["object"])
         kind = kind if kind.endswith("_completion") else f"{kind}.chunk"
-        return {**self.body(choices, **more), "object": kind}
+        return {**self.body(choices, more), "object": kind}
 
 
 class Streaming:
@@ -69,9 +69,14 @@ class Streaming:
         own.ignore(["include_obfuscation"])
         own.finish()
 
+    @property
+    def usage(self) -> dict[str, object]:
+        """In all events but the last, where usage is told at all."""
+        return {"usage": None} if self.tells_usage else {}
+
     def last_events(self, heading: Heading, call: Call) -> Iterator[dict[str, Any]]:
         if self.tells_usage:
-            yield heading.event([], **told(call))
+            yield heading.event([], told(call))
 
 
 def told(call: Call) -> dict[str, object]:

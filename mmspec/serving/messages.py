@@ -11,11 +11,19 @@ _MEDIA = {"image_url": "image", "video_url": "video"}
 _TEXTS = ("text", "input_text", "output_text")
 
 
-def read_messages(given: object) -> list[dict[str, Any]]:
+def read_messages(given: object, *, max_media: int) -> list[dict[str, Any]]:
     """Raises ApiError; what is wrong with an image or a role the engine says later."""
     if not isinstance(given, list) or not given:
         raise refused("messages", f"got {given!r:.80}; expected a list of one or more messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
+    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
+    contents = [message["content"] for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    num_media = sum(part["type"] != "text" for part in parts)
+    if num_media > max_media:
+        raise refused(
+            "messages", f"got {num_media} images and videos; expected {max_media} or less"
+        )
+    return messages
 
 
 def _message(given: object, where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()  # web pages that may ask; "*": all
     max_waiting: int = 64  # prompts that wait for a place; more are refused with 429
     max_body_bytes: int = 64 * 2**20
+    max_media: int = 32  # images and videos of a request: each may be large once it is opened
     max_samples: int = 16  # n, and prompts of one call
     default_max_tokens: int = 4096  # of an answer, where neither request nor model says
     timeout_s: float = 600.0  # of a request, waiting included
@@ -23,7 +24,7 @@ class ServerSettings:
         for name in ("max_body_bytes", "max_samples", "default_max_tokens", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected more than 0")
-        for name in ("max_waiting", "grace_s"):
+        for name in ("max_waiting", "max_media", "grace_s"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
         if not all(self.api_keys):

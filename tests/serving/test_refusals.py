@@ -129,6 +129,23 @@ def test_nothing_is_fetched_unless_allowed(
         assert "inputs.allow_http=true" in response.json()["error"]["message"]
 
 
+def test_images_are_counted_and_videos_are_read_as_such(engine: mmspec.Engine) -> None:
+    settings = ServerSettings(name="nano", max_media=2)
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    with TestClient(create_app(engine, settings)) as client:
+        for roles, told in (
+            (["user"] * 2, "is not an image"),
+            (["user", "assistant", "user"], "got 3 images"),
+        ):
+            messages = [{"role": role, "content": [part]} for role in roles]
+            response = client.post(CHAT, json=asked(messages=messages))
+            assert response.status_code == 400
+            assert told in response.json()["error"]["message"]
+        video = {"type": "video_url", "video_url": {"url": "data:image/gif;base64,AAAA"}}
+        response = client.post(CHAT, json=image(**video))
+        assert response.status_code == 400 and "1 videos" in response.json()["error"]["message"]
+
+
 def test_a_broken_image_is_the_client_s_own_mistake(client: TestClient) -> None:
     for url in ("data:image/png;base64,AAAA", "data:image/png;base64,?", "data:image/png"):
         response = client.post(CHAT, json=image(type="image_url", image_url={"url": url}))
