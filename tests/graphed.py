@@ -15,6 +15,7 @@ from torch import Tensor
 
 import mmspec.attention.interface
 import mmspec.build
+import mmspec.drafters.heads.attention
 import mmspec.target.graphs.bucket
 from mmspec.target.graphs import ScoreGraphs
 
@@ -56,7 +57,8 @@ def graphed(attend: Attend | None = BY_TENSORS) -> Iterator[Graphed]:
 
     with pytest.MonkeyPatch.context() as patch:
         if attend is not None:
-            patch.setattr(mmspec.attention.interface, "tree_attention", attend)
+            for place in (mmspec.attention.interface, mmspec.drafters.heads.attention):
+                patch.setattr(place, "tree_attention", attend)
         patch.setattr(mmspec.build, "probed_target", recording)
         patch.setattr(ScoreGraphs, "__init__", remembered)
         patch.setattr(mmspec.target.graphs.bucket, "_LEAST_COLUMNS", 64)  # so that texts outgrow it

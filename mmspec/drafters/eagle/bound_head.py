@@ -46,7 +46,13 @@ class BoundHead:
         self.num_layers = config.block.num_layers
         self.reaches = [reach_of(config.block)] * self.num_layers
         self._target_ids = head.target_ids
-        self.max_positions = config.block.max_positions
+
+    @property
+    def modules(self) -> nn.Module:
+        """All that it computes by."""
+        own = nn.ModuleList([self._head, self.ends.embedding, self.ends.head])
+        own.training = False  # the list alone: the others are as they are
+        return own
 
     @property
     def num_weights(self) -> int:
@@ -75,14 +81,15 @@ class BoundHead:
         return self._head(embeddings, features, positions=positions, attend=attend)
 
     def logits(self, read: Tensor) -> Tensor:
-        if self._head.lm_head is None:
-            return self.ends.logits(read)
-        logits = self._head.lm_head(read)
-        if self._target_ids is None:
+        head = self._head.lm_head
+        return self.ends.logits(read) if head is None else head(read)
+
+    def over_target(self, logits: Tensor) -> Tensor:
+        if self._target_ids is None or self._head.lm_head is None:
             return logits
         # What it cannot draft is what nobody can choose: noise and warpers stay the target's.
-        all_logits = logits.new_full((logits.shape[0], self.vocab_size), -torch.inf)
-        return all_logits.index_copy_(1, self._target_ids, logits)
+        all_logits = logits.new_full((*logits.shape[:-1], self.vocab_size), -torch.inf)
+        return all_logits.index_copy_(-1, self._target_ids, logits)
 
     def _embed(self, ids: Tensor) -> Tensor:
         embedding = self._head.embed_tokens

@@ -14,8 +14,8 @@ from mmspec.drafters.draft_model.growth import Branching, Growth, grow
 from mmspec.drafters.eagle.bound_head import BoundHead
 from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost
-from mmspec.drafters.heads import FeatureScorer, read_text
-from mmspec.kv import KVCache
+from mmspec.drafters.heads import FeatureScorer, HeadGraphs, read_text
+from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Prompt, Taps
 from mmspec.target import Target
@@ -36,7 +36,9 @@ class BoundEagle:
         self.head = BoundHead(settings.head, target, dtype=settings.dtype)
         self.taps = Taps(frozenset(self.head.taps), whole_prompt=True)
         self.draws = settings.draw == "sample"
-        self.cache = KVCache(self.head.num_layers)
+        self.graphs = _graphs(self.head, target)
+        pool = None if self.graphs is None else BufferPool()  # what was recorded stays where it is
+        self.cache = KVCache(self.head.num_layers, pool=pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
         self.window = settings.window
@@ -62,7 +64,7 @@ class BoundEagle:
                 branching = self._branching(session, len(tokens) - 1, budget)
                 growths.append(Growth(session.placement, chain, branching, self.name))
                 beside.append(features)
-            scorer = FeatureScorer(self.head)
+            scorer = FeatureScorer(self.head, self.graphs)
             projected = self.head.project(torch.cat(beside))
             parts = projected.split([features.shape[0] for features in beside])
             for session, part in zip(own, parts, strict=True):
@@ -120,3 +122,9 @@ class BoundEagle:
             session.num_draws += len(growth.expanded)
             return replace(tree, q=growth.q(self._vocab_size))
         return tree.prune(budget, min_confidence=self.settings.min_confidence)
+
+
+def _graphs(head: BoundHead, target: Target) -> HeadGraphs | None:
+    """The head's levels are recorded where the target's score calls are."""
+    recorder = None if target.graphs is None else target.graphs.recorder.another(head.device)
+    return None if recorder is None else HeadGraphs(recorder, head, head.modules)

@@ -8,6 +8,7 @@ two ends.
 5. `nodes`     trees -> the ids, positions and attention of their new nodes
 6. `ends`      the target's embedding and head, which most heads borrow
 7. `scoring`   growing trees, scored by a head that reads a feature beside each token
+8. `graphs`    the same, recorded on a GPU
 """
 
 from mmspec.drafters.heads.attention import (
@@ -20,9 +21,11 @@ from mmspec.drafters.heads.attention import (
 from mmspec.drafters.heads.block import DecoderBlock, GatedMLP, RMSNorm
 from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.ends import TargetEnds
+from mmspec.drafters.heads.feature_head import FeatureHead, HeadStates
+from mmspec.drafters.heads.graphs import HeadGraphs
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.drafters.heads.rotary import Rotary, Rotation
-from mmspec.drafters.heads.scoring import FeatureHead, FeatureScorer, HeadStates, read_text
+from mmspec.drafters.heads.scoring import FeatureScorer, read_text
 
 __all__ = [
     "Attend",
@@ -31,6 +34,7 @@ __all__ = [
     "FeatureHead",
     "FeatureScorer",
     "GatedMLP",
+    "HeadGraphs",
     "HeadStates",
     "NewNodes",
     "OverCache",

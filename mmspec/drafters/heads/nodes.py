@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mmspec.attention import Reach, RowNodes, TreeCall
 from mmspec.drafters.heads.attention import OverCache
-from mmspec.kv import KVCache
+from mmspec.kv import KVCache, WritePlan
 from mmspec.state import Placement
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
@@ -20,15 +21,40 @@ from mmspec.uploads import upload
 class NewNodes:
     """The nodes of each row that a forward computes; short rows are padded."""
 
-    ids: Tensor  # (batch, nodes) int64 on the device
-    positions: Tensor  # (batch, nodes) int64 on the device; siblings share one
+    given: Tensor  # (batch, nodes) int64, their tokens: on the CPU, or where they were found
+    places: Tensor  # (batch, nodes) int64 on the CPU, their positions; siblings share one
     counts: tuple[int, ...]  # (batch,) nodes of each row
     leaves: tuple[tuple[int, ...], ...]  # of each row the new nodes without children, from 0 on
-    attend: OverCache
+    cache: KVCache
+    rows: tuple[int, ...]  # (batch,) the cache's numbers
+    plan: WritePlan
+    call: TreeCall
+    device: torch.device
+
+    @cached_property
+    def _there(self) -> tuple[Tensor, Tensor]:
+        if self.given.device.type != "cpu":
+            return self.given, upload(self.places, self.device)
+        both = upload(torch.stack([self.given, self.places]), self.device)  # one copy
+        return both[0], both[1]
+
+    @property
+    def ids(self) -> Tensor:
+        """(batch, nodes) int64 on the device"""
+        return self._there[0]
+
+    @property
+    def positions(self) -> Tensor:
+        """(batch, nodes) int64 on the device"""
+        return self._there[1]
+
+    @property
+    def attend(self) -> OverCache:
+        return OverCache(self.cache, self.call)
 
     def leaves_of(self, states: Tensor) -> Tensor:
         """(batch, nodes, hidden) -> (all rows' leaves, hidden), one row after the other."""
-        width = self.ids.shape[1]
+        width = self.given.shape[1]
         flat = [row * width + leaf for row, own in enumerate(self.leaves) for leaf in own]
         return states.flatten(0, 1).index_select(0, upload(flat, states.device))
 
@@ -64,11 +90,7 @@ def writing_nodes(
     for index, (tree, old, first) in enumerate(zip(trees, done, firsts, strict=True)):
         positions[index, : counts[index]] = first + np.array(tree.depths[old:])
         tokens[index, : counts[index]] = tree.tokens[old:]
-    if ids is None:  # one copy for both
-        told = upload(np.stack([tokens, positions]), device)
-        ids, placed = told[0], told[1]
-    else:
-        placed = upload(positions, device)
+    given = torch.from_numpy(tokens) if ids is None else ids
     with cache.writing(rows, counts, after=done) as plan:
         plan.is_viewed = False
         call = TreeCall(
@@ -82,7 +104,8 @@ def writing_nodes(
             reaches,
         )
         leaves = tuple(_leaves(tree, old) for tree, old in zip(trees, done, strict=True))
-        yield NewNodes(ids, placed, counts, leaves, OverCache(cache, call))
+        places = torch.from_numpy(positions)
+        yield NewNodes(given, places, counts, leaves, cache, tuple(rows), plan, call, device)
 
 
 def _leaves(tree: TokenTree, old: int) -> tuple[int, ...]:

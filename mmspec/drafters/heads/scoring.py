@@ -1,13 +1,13 @@
 """FeatureScorer: scores growing trees by a head that reads a feature beside each token."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from mmspec.attention import Reach
-from mmspec.drafters.heads.attention import Attend, Reading
+from mmspec.drafters.heads.attention import Reading
+from mmspec.drafters.heads.feature_head import FeatureHead
+from mmspec.drafters.heads.graphs import HeadGraphs
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Scores
@@ -15,39 +15,14 @@ from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
 
-class HeadStates(NamedTuple):
-    """What a head says of some tokens, each (batch, seq, hidden)."""
-
-    features: Tensor  # that their children read
-    read: Tensor  # that logits are made of
-
-
-class FeatureHead(Protocol):
-    """A head that has all it needs: its weights, and the target's ends where it borrows them."""
-
-    @property
-    def reaches(self) -> Sequence[Reach]:
-        """Of each of its layers."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it is computed."""
-
-    def states(
-        self, ids: Tensor, features: Tensor, positions: Tensor, attend: Attend
-    ) -> HeadStates:
-        """`ids` and `positions` (batch, seq) int64, `features` (batch, seq, hidden)"""
-
-    def logits(self, read: Tensor) -> Tensor:
-        """(nodes, hidden) -> (nodes, vocab) over the target's vocabulary"""
-
-
 class FeatureScorer:
     """For one proposal of some rows: what stands beside a tree's first tokens is fed, the feature
     beside any other is what the head has said of its parent. Nothing waits for the device."""
 
-    def __init__(self, head: FeatureHead) -> None:
+    def __init__(self, head: FeatureHead, graphs: HeadGraphs | None = None) -> None:
+        """`graphs`: the head's, where its levels are recorded."""
         self._head = head
+        self._graphs = graphs
         self._pool: Tensor | None = None  # (states, hidden): fed, then what came of each forward
         self._fed: dict[int, range] = {}  # row -> where its features lie
         self._said: dict[int, list[int]] = {}  # row -> where the states of its written nodes lie
@@ -70,49 +45,55 @@ class FeatureScorer:
         ids: Tensor | None = None,
     ) -> list[Scores]:
         """As `Target.score`, but that `logits` are those of the new nodes without children."""
-        with torch.no_grad():
-            nodes, states = self._forward(trees, cache, placements, written, ids)
-            logits = self._head.logits(nodes.leaves_of(states.read))
-        return [Scores(own) for own in nodes.per_row(logits)]
-
-    @torch.no_grad()
-    def _forward(
-        self,
-        trees: Sequence[TokenTree],
-        cache: KVCache,
-        placements: Sequence[Placement],
-        written: Sequence[int],
-        ids: Tensor | None,
-    ) -> tuple[NewNodes, HeadStates]:
         head, pool = self._head, self._pool
         assert pool is not None, "no row was fed"
-        with writing_nodes(
-            trees,
-            cache,
-            placements,
-            written=written,
-            ids=ids,
-            reaches=head.reaches,
-            device=head.device,
-        ) as nodes:
-            width = nodes.ids.shape[1]
-            beside: list[int] = []
-            done = list(written) or [0] * len(trees)
-            for placement, tree, old in zip(placements, trees, done, strict=True):
-                fed, said = self._fed[placement.row], self._said[placement.row]
-                own = [
-                    fed[node] if node < len(fed) else said[tree.parents[node]]
-                    for node in range(old, tree.num_nodes)
-                ]
-                beside += [*own, *[0] * (width - len(own))]
-            places = upload(beside, pool.device)
-            features = pool.index_select(0, places).unflatten(0, (len(trees), width))
-            states = head.states(nodes.ids, features, nodes.positions, nodes.attend)
+        done = list(written) or [0] * len(trees)
+        with (
+            torch.no_grad(),
+            writing_nodes(
+                trees,
+                cache,
+                placements,
+                written=done,
+                ids=ids,
+                reaches=head.reaches,
+                device=head.device,
+            ) as nodes,
+        ):
+            features = self._beside(trees, placements, done, nodes)
+            computed = None if self._graphs is None else self._graphs.compute(nodes, features)
+            if computed is None:
+                states = head.states(nodes.ids, features, nodes.positions, nodes.attend)
+                computed = states, head.logits(nodes.leaves_of(states.read))
+        states, logits = computed
+        logits = head.over_target(logits)
+        width = features.shape[1]
         for index, (placement, count) in enumerate(zip(placements, nodes.counts, strict=True)):
             first = pool.shape[0] + index * width
             self._said[placement.row] += range(first, first + count)
         self._pool = torch.cat([pool, states.features.flatten(0, 1)])
-        return nodes, states
+        return [Scores(own) for own in nodes.per_row(logits)]
+
+    def _beside(
+        self,
+        trees: Sequence[TokenTree],
+        placements: Sequence[Placement],
+        written: Sequence[int],
+        nodes: NewNodes,
+    ) -> Tensor:
+        """(batch, nodes, hidden) what stands beside the new nodes."""
+        assert self._pool is not None, "no row was fed"
+        places: list[int] = []
+        width = max(nodes.counts)
+        for placement, tree, old in zip(placements, trees, written, strict=True):
+            fed, said = self._fed[placement.row], self._said[placement.row]
+            own = [
+                fed[node] if node < len(fed) else said[tree.parents[node]]
+                for node in range(old, tree.num_nodes)
+            ]
+            places += [*own, *[0] * (width - len(own))]
+        there = upload(places, self._pool.device)
+        return self._pool.index_select(0, there).unflatten(0, (len(trees), width))
 
 
 @torch.no_grad()

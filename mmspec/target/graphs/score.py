@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from mmspec.attention import SetAside
 from mmspec.errors import GraphWarning
@@ -86,7 +85,7 @@ class ScoreGraphs:
         self._watch = None
 
     def score(
-        self, call: ScoreCall, forward: Forward, *, mode: Hashable, model: PreTrainedModel
+        self, call: ScoreCall, forward: Forward, *, mode: Hashable, model: nn.Module
     ) -> Computed | None:
         """What the forward computes of the call, or None where it must be computed without a
         graph, which overwrites what was written. `mode` is what else tells graphs apart; once the
@@ -96,7 +95,7 @@ class ScoreGraphs:
         return computed
 
     def _by_graph(
-        self, call: ScoreCall, forward: Forward, mode: Hashable, model: PreTrainedModel
+        self, call: ScoreCall, forward: Forward, mode: Hashable, model: nn.Module
     ) -> Computed | None:
         bucket = call.bucket
         if self._given_up or bucket is None or torch.is_autocast_enabled(self._device.type):
@@ -129,7 +128,7 @@ class ScoreGraphs:
         return False
 
     def _record(
-        self, bucket: Bucket, call: ScoreCall, forward: Forward, model: PreTrainedModel
+        self, bucket: Bucket, call: ScoreCall, forward: Forward, model: nn.Module
     ) -> _Graph | None:
         if self._watch is None or not self._watch.holds:
             self._graphs.clear()

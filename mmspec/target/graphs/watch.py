@@ -3,7 +3,6 @@
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from mmspec.target.untouched import is_plain
 
@@ -14,7 +13,7 @@ class Watch:
     """Looks at what a replay passes by: modules, their hooks and weights. Some hundred microseconds
     for a large model, where asking the model for its modules takes milliseconds."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
         # False: somebody has a hand in the model, whom a replay would pass by, or trains it.
         self.may_record = all(not m.training and is_plain(m) for m in modules)
