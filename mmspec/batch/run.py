@@ -12,6 +12,18 @@ from mmspec.errors import InputError, MmspecError
 from mmspec.requests import Request, Result
 
 
+def answer_values(result: Result) -> dict[str, object]:
+    """What a line of answers holds beside its id."""
+    return {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "seed": result.seed,
+        "prompt_tokens": result.stats.prompt_tokens,
+        "new_tokens": result.stats.new_tokens,
+        "tokens_per_step": round(result.stats.tokens_per_step, 3),
+    }
+
+
 @dataclass
 class Tally:
     """What became of a run so far."""
@@ -40,13 +52,14 @@ def run_batch(
     options: Mapping[str, object],
     seed: int,
     on_progress: Callable[[Tally], None] = lambda tally: None,
+    told: Callable[[Result], dict[str, object]] = answer_values,
 ) -> Tally:
     """Answers what the ledger does not hold yet, `decode.max_rows` tasks at a time, and writes each
     answer as it ends: so in no fixed order. A task that fails costs no other.
 
-    `options` are fields of `Request`, for all. A task's seed comes from `seed` and its id, so its
-    answer depends on neither the batch nor on where an earlier run was stopped. Raises InputError:
-    a wrong option, a full disk.
+    `options` are fields of `Request`, for all; `told` says what is written of an answer. A task's
+    seed comes from `seed` and its id, so its answer depends on neither the batch nor on where an
+    earlier run was stopped. Raises InputError: a wrong option, a full disk.
     """
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
     running: dict[int, Task] = {}
@@ -81,7 +94,7 @@ def run_batch(
         if result.error is not None:
             fail(task, result.error)
         else:
-            write(task, _answer(result))
+            write(task, told(result))
             tally.num_answered += 1
         tally.new_tokens += result.stats.new_tokens
         tally.steps += result.stats.steps
@@ -95,14 +108,3 @@ def task_seed(seed: int, name: str) -> int:
     """The seed of one task: the same in every run, whatever else is answered."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="backslashreplace")).digest()
     return int.from_bytes(digest[:4], "big")
-
-
-def _answer(result: Result) -> dict[str, object]:
-    return {
-        "text": result.text,
-        "finish_reason": result.finish_reason,
-        "seed": result.seed,
-        "prompt_tokens": result.stats.prompt_tokens,
-        "new_tokens": result.stats.new_tokens,
-        "tokens_per_step": round(result.stats.tokens_per_step, 3),
-    }

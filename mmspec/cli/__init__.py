@@ -12,6 +12,7 @@ from mmspec.cli.generate import generate
 from mmspec.cli.index import index
 from mmspec.cli.plan import plan
 from mmspec.cli.serve import serve
+from mmspec.cli.train import train
 
 # A command's module imports at its top no more than its --help needs; torch and transformers come
 # inside the command, so that help and a misspelt word are answered at once.
@@ -25,6 +26,7 @@ app.command(cls=CheckCommand)(check)
 app.command(cls=Command)(bench)
 app.command(cls=Command)(plan)
 app.command(cls=Command)(serve)
+app.command(cls=Command)(train)
 app.add_typer(index, name="index")
 
 

@@ -2,5 +2,6 @@
 enlargement of a trained model to the size of a large one."""
 
 from mmspec.training.enlargement import enlarge
+from mmspec.training.heads import train_head
 
-__all__ = ["enlarge"]
+__all__ = ["enlarge", "train_head"]

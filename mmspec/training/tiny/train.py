@@ -5,7 +5,6 @@ for report in train(Settings(...)): show(report)
 
 import copy
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from mmspec.target.context import with_context
+from mmspec.training.checkpoint import load_checkpoint, save_checkpoint
+from mmspec.training.clock import clock_s
 from mmspec.training.tiny import curriculum, longer, losses
 from mmspec.training.tiny.batch import Batch, collate, pixel_tensor
 from mmspec.training.tiny.build import build_model, build_processor
@@ -81,16 +82,14 @@ class State:
 
     def save(self, path: Path) -> None:
         """Writes a checkpoint; a kill at any time leaves the old one or the new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         modules = {name: getattr(self, name).state_dict() for name in ("model", "average", "heads")}
         counts = {"step": self.step, "tokens": self.tokens, "trained_s": self.trained_s}
-        torch.save({**modules, "optimizer": self.optimizer.state_dict(), **counts}, partial)
-        os.replace(partial, path)
+        optimizer = self.optimizer.state_dict()
+        save_checkpoint({**modules, "optimizer": optimizer, **counts}, path)
 
     def load(self, path: Path) -> None:
         """Takes up the checkpoint at `path`."""
-        saved = torch.load(path, map_location=self.model.device, weights_only=True)
+        saved = load_checkpoint(path, self.model.device)
         for name in ("model", "average", "heads", "optimizer"):
             getattr(self, name).load_state_dict(saved[name])
         self.step, self.tokens = saved["step"], saved["tokens"]
@@ -115,14 +114,6 @@ def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
         file.chmod(0o644)
         os.replace(file, folder / file.name)
     partial.rmdir()
-
-
-def _clock_s(device: str) -> float:
-    """On a CPU processor seconds a thread, so that neither a paused nor a crowded machine shortens
-    the training; on a GPU, where the processor mostly waits, plain seconds."""
-    if device == "cpu":
-        return time.process_time() / torch.get_num_threads()
-    return time.monotonic()
 
 
 def _move(batch: Batch, device: str) -> Batch:
@@ -192,7 +183,7 @@ def train(settings: Settings) -> Iterator[Report]:
     saved_s = state.trained_s
     try:
         while state.trained_s < settings.minutes * 60:
-            begun_s = _clock_s(settings.device)
+            begun_s = clock_s(settings.device)
             # 2. One step; its data depend on the seed and its number only
             progress = state.trained_s / (settings.minutes * 60)
             rng = Random(f"{settings.seed}/{state.step}")
@@ -204,7 +195,7 @@ def train(settings: Settings) -> Iterator[Report]:
             state.update_average()
             # 3. Bookkeeping
             state.step += 1
-            state.trained_s += _clock_s(settings.device) - begun_s
+            state.trained_s += clock_s(settings.device) - begun_s
             if state.trained_s - saved_s > settings.checkpoint_every_s:
                 state.save(settings.checkpoint)
                 saved_s = state.trained_s

@@ -1,0 +1,222 @@
+"""`mmspec train`: a head for a target, from the user's own data."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+import mmspec
+from mmspec.cli.console import (
+    EXIT_INTERRUPTED,
+    consoles,
+    mistakes_told,
+    printable,
+    quiet_transformers,
+    tell,
+)
+from mmspec.cli.generate import read_prompt
+from mmspec.cli.options import LOADING, PROMPT, SWITCH, ConfigName, Device, Drafter, Dtype
+
+if TYPE_CHECKING:
+    from mmspec.batch import Tally
+    from mmspec.training.heads import Acceptance, Report
+    from mmspec.training.heads.prepare import Prepared
+
+_LOG_EVERY_S = 30
+_MINUTES = 60.0
+_BROKEN_SHOWN = 5
+
+
+def train(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A folder, a bundled model's name or a hub name."),
+    ],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Files, folders, globs: JSONL of prompts, chats or answers; documents, images.",
+        ),
+    ],
+    head: Annotated[
+        str, typer.Option(metavar="KIND", help="medusa, eagle, eagle2, eagle3 or glide.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the head and its state go.")],
+    minutes: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Train so long; an hour, where --steps is not given."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Train so many steps.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", metavar=SWITCH, help="Go on with what --out holds."),
+    ] = False,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What is asked about each document or image; - reads stdin, @FILE a file.",
+            rich_help_panel=PROMPT,
+        ),
+    ] = None,
+    field: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The field of a JSONL line without a prompt that holds its text.",
+            rich_help_panel=PROMPT,
+        ),
+    ] = "text",
+    drafter: Drafter = None,
+    config: ConfigName = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="train.batch_tokens=8192, train.answers=own and such; may be repeated.",
+            rich_help_panel=LOADING,
+        ),
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+) -> None:
+    """Train a head that drafts for a target, on your own prompts, chats, documents and images.
+
+    Prompts without an answer are answered by the target first. Interrupted or killed, the same
+    command with --resume goes on where it was.
+    """
+    stdout, stderr = consoles()
+    with mistakes_told(stderr):
+        asked = None if prompt is None else read_prompt(prompt)
+        if minutes is None and steps is None:
+            minutes = _MINUTES
+        chosen = mmspec.load_config(config, overrides or ())  # a mistake is told before torch is
+        quiet_transformers()  # imported
+        from mmspec.training.heads import train_head
+        from mmspec.training.heads.methods import check_head
+        from mmspec.training.heads.train_head import loop_settings
+
+        check_head(head)
+        loop_settings(chosen.train, steps=steps, minutes=minutes)
+        with stderr.status("Loading the model"):
+            engine = mmspec.load(
+                target,
+                config=config,
+                overrides=overrides or (),
+                dtype=dtype,
+                device=device,
+                drafter=drafter,
+            )
+        shown = Shown(stderr)
+        try:
+            with shown:
+                trained = train_head(
+                    engine,
+                    data,
+                    head=head,
+                    out=out,
+                    steps=steps,
+                    minutes=minutes,
+                    resume=resume,
+                    prompt=asked,
+                    field=field,
+                    config=chosen,
+                    watcher=shown,
+                )
+        except KeyboardInterrupt as error:
+            again = "the same command with --resume goes on"
+            tell(stderr, Text(printable(f"Interrupted: {out} holds what was done; {again}.")))
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+    from mmspec.cli.train_report import report, write_plot
+
+    report(stdout, trained, shown.losses)
+    plot = write_plot(out)
+    tell(stderr, Text(printable(plot or "A plot needs matplotlib: pip install 'mmspec[train]'")))
+    use = f'mmspec generate {target} "..." --drafter {trained.drafter} --set {trained.override}'
+    stdout.print(Text(printable(use)), soft_wrap=True)
+
+
+class Shown:
+    """A Watcher: a bar on a terminal, a line now and then anywhere else."""
+
+    def __init__(self, console: Console) -> None:
+        self.losses: dict[str, float] = {}  # of the last steps, averaged
+        self._console = console
+        self._told_at = time.monotonic()
+        self._rate = 0.0
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+        self._progress = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("Reading the data", total=None)
+
+    def on_answers(self, tally: "Tally", total: int) -> None:
+        speed = tally.new_tokens / max(tally.seconds, 1e-9)
+        told = f"The target answers · {speed:,.0f} tokens/s"
+        self._progress.update(self._task, completed=tally.num_done, total=total, description=told)
+        self._log(f"{tally.num_done:,} of {total:,} answers · {speed:,.0f} tokens/s")
+
+    def on_prepared(self, prepared: "Prepared") -> None:
+        parts = [
+            f"{len(prepared.examples):,} texts, {prepared.num_tokens:,} tokens",
+            f"{len(prepared.held_out):,} held out",
+        ]
+        if prepared.num_broken:
+            parts.append(f"{prepared.num_broken:,} left out")
+        text = Text(printable(" · ".join(parts)))
+        for broken in prepared.broken[:_BROKEN_SHOWN]:
+            text.append(f"\n{printable(' '.join(broken.split()))}", style="red")
+        tell(self._console, text)
+        self._progress.update(self._task, completed=0, total=1, description="Training")
+
+    def on_report(self, report: "Report") -> None:
+        for name, value in report.losses.items():
+            self.losses[name] = 0.9 * self.losses.get(name, value) + 0.1 * value
+        if report.tokens_per_s:
+            self._rate = 0.9 * (self._rate or report.tokens_per_s) + 0.1 * report.tokens_per_s
+        told = f"step {report.step:,} · {self._losses()} · {self._rate:,.0f} tokens/s"
+        self._progress.update(self._task, completed=report.progress, total=1, description=told)
+        if report.acceptance is not None:
+            line = f"step {report.step:,} · {self._losses()} · {_shares(report.acceptance)}"
+            tell(self._console, Text(printable(line)))
+        else:
+            self._log(f"{report.progress:.0%} · {told}")
+
+    def _losses(self) -> str:
+        return " · ".join(f"{name} {value:.3f}" for name, value in self.losses.items()) or "begun"
+
+    def _log(self, line: str) -> None:
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._told_at >= _LOG_EVERY_S:
+            self._told_at = now
+            self._console.print(line)
+
+    def __enter__(self) -> "Shown":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+
+def _shares(found: "Acceptance") -> str:
+    by_depth = " ".join(f"{share:.0%}" for share in found.top_1)
+    return f"said by depth {by_depth} · {found.tokens_a_step:.2f} tokens a step"

@@ -1,0 +1,156 @@
+"""Files, folders and globs -> lessons: a prompt with its answer, or without; a text by itself."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from mmspec.batch.work import IMAGE_SUFFIXES, find_inputs, read_tasks
+from mmspec.errors import InputError, MmspecError
+from mmspec.inputs.documents import read_documents
+from mmspec.inputs.messages import Message
+from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
+from mmspec.inputs.records import Record, is_of_records, parse_line, read_records, unreadable
+from mmspec.requests import Request
+
+_ANSWERS = ("answer", "response", "completion", "output")
+_SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+_IMAGE_MARK = "<image>"  # in LLaVA's data
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One thing to learn from: a prompt (`request`), or a `text` without one."""
+
+    id: str
+    request: Request | None = None  # what is asked last, without sampling
+    answer: str | None = None  # that was given to it; None: the target's own is to be found
+    text: str | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it needs an answer."""
+        return self.request is not None and self.answer is None
+
+
+def read_lessons(
+    inputs: Sequence[str],
+    *,
+    prompt: str | None = None,
+    field: str = "text",
+    on_broken: Callable[[MmspecError], None],
+) -> Iterator[Lesson]:
+    """The lessons of all files, in order, one in memory at a time.
+
+    A record of JSONL or Parquet holds a prompt as `read_prompts` takes it (`prompt`, `messages`,
+    `turns`, with `image` or `images`) or `conversations` as ShareGPT and LLaVA write them; its
+    answer is the last message, or in `answer`, `response`, `completion` or `output`, or is left
+    out. A record without a prompt is a text in `field`, and so is any other document. With a
+    `prompt` that is asked about each document or image, as in a batch. `on_broken` is told what
+    cannot be read. Raises InputError for a path that means nothing.
+    """
+    for path in find_inputs(inputs):
+        if prompt is not None:
+            for task in read_tasks([path], prompt=prompt, field=field):
+                if task.request is not None:
+                    yield Lesson(task.id, task.request)
+                elif task.error is not None:
+                    on_broken(task.error)
+        elif is_of_records(path) or path.suffix.lower() == ".json":
+            for record in _records(path, on_broken):
+                try:
+                    yield _lesson(record, field)
+                except InputError as error:
+                    on_broken(error)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            on_broken(InputError(f"{path}: an image alone; say what is asked about it: --prompt"))
+        else:
+            for document in read_documents(path, on_broken=on_broken):
+                yield Lesson(document.id, text=document.text)
+
+
+def _records(path: Path, on_broken: Callable[[MmspecError], None]) -> Iterator[Record]:
+    try:
+        if is_of_records(path):
+            yield from read_records(path)
+            return
+        with path.open(encoding="utf-8-sig") as file:  # JSONL by another name
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield parse_line(path, number, line)
+    except (OSError, UnicodeDecodeError) as error:
+        on_broken(unreadable(path, error))
+    except MmspecError as error:
+        on_broken(error)
+
+
+def _lesson(record: Record, field: str) -> Lesson:
+    if record.error is not None:
+        raise record.error
+    values = dict(record.values)
+    if values.get("conversations"):
+        values["messages"] = _messages(values["conversations"], record.where)
+    if not any(values.get(key) for key in PROMPT_FIELDS):
+        text = values.get(field)
+        if not isinstance(text, str):
+            raise InputError(
+                f"{record.where}: got the keys {sorted(values)}; expected a prompt ('prompt', "
+                f"'messages', 'turns', 'conversations') or a text in {field!r} (--field)"
+            )
+        return Lesson(record.id, text=text)
+    found = prompt_of(replace(record, values=values))
+    request = Request(found.prompt, images=found.images)
+    said = (value for key in _ANSWERS if isinstance(value := values.get(key), str))
+    return _split(Lesson(record.id, request, next(said, None)))
+
+
+def _split(lesson: Lesson) -> Lesson:
+    """The last message is the answer, where an assistant says it."""
+    request = lesson.request
+    assert request is not None
+    if isinstance(request.prompt, str) or lesson.answer is not None:
+        return lesson
+    messages = cast(Sequence[Message], request.prompt)
+    last = messages[-1]
+    said = text_of(last)
+    if last.get("role") != "assistant" or len(messages) < 2 or not said:
+        return lesson
+    return replace(lesson, request=replace(request, prompt=messages[:-1]), answer=said)
+
+
+def text_of(message: Message) -> str:
+    """What a message says, its media left out."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else ()
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _messages(turns: object, where: str) -> list[dict[str, object]]:
+    """Chat messages of ShareGPT's turns; LLaVA's "<image>" marks become images."""
+    messages: list[dict[str, object]] = []
+    for turn in turns if isinstance(turns, list) else [turns]:
+        said = turn.get("value") if isinstance(turn, Mapping) else None
+        if not isinstance(said, str) or not isinstance(turn, Mapping):
+            raise InputError(
+                f'{where}: conversations: got {turn!r:.80}; expected {{"from": ..., "value": ...}}'
+            )
+        speaker = str(turn.get("from"))
+        messages.append({"role": _SPEAKERS.get(speaker, speaker), "content": _content(said)})
+    while messages and messages[0]["role"] == "assistant":
+        messages.pop(0)  # shared conversations often begin in the middle
+    return messages
+
+
+def _content(said: str) -> str | list[dict[str, str]]:
+    pieces = said.split(_IMAGE_MARK)
+    if len(pieces) == 1:
+        return said
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(pieces):
+        parts += [{"type": "image"}] * (number > 0)
+        if piece.strip("\n"):
+            parts.append({"type": "text", "text": piece.strip("\n")})
+    return parts

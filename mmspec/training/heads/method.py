@@ -1,0 +1,56 @@
+"""What the loop asks of one kind of head: what to read, what to minimise, what it drafts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmspec.training.heads.batch import Batch
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One batch's."""
+
+    total: Tensor  # () that is minimised
+    parts: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # () each, without gradients, as shown
+
+
+class HeadMethod(Protocol):
+    """One kind of head for one target, and how it is trained."""
+
+    @property
+    def module(self) -> nn.Module:
+        """In float32: what is trained, and nothing else."""
+
+    @property
+    def taps(self) -> frozenset[int]:
+        """Hidden states of the target that it reads."""
+
+    @property
+    def kv_layer(self) -> int | None:
+        """The target's layer whose keys it reads."""
+
+    @property
+    def depth(self) -> int:
+        """Drafts a step that are evaluated."""
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate, as its paper has it."""
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Of the learned tokens, a mean. All that is drawn comes from the generator, on the CPU."""
+
+    def drafts(self, batch: Batch, *, top_k: int) -> Tensor:
+        """(depth, batch, seq, top_k) int64: at [d, b, s] the best tokens for place s + 2 + d of the
+        text, by what is known when token s + 1 was chosen and token s read, and the text's own
+        tokens in between; -1 where there is none."""
+
+    def save(self, folder: Path, *, dtype: torch.dtype) -> None:
+        """Writes the head in its published form; each file is replaced in one go."""

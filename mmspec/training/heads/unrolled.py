@@ -1,0 +1,45 @@
+"""Attention of a head that reads its own states: the training-time test of EAGLE-3.
+
+At place s the head has read the target's features of the tokens up to s (step 0). In step k it
+reads, still at place s, the k-th token behind them beside its own state of step k - 1, as it does
+when it drafts the (k + 1)-th token of a chain. So a query of step k and place s sees the keys of
+step 0 at the places up to s, and of the steps 1 to k those of place s alone: the mask grows by a
+diagonal a step (arXiv 2503.01840, figure 6).
+
+    step 2, place 2   step 0: x x x .   step 1: . . x .   step 2: . . x .
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class GrowingDiagonal:
+    """An `Attend` (mmspec.drafters.heads) for one step after the other; of each layer it keeps the
+    keys and values of earlier steps, with their gradients."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}  # by layer, a pair a step
+
+    def __call__(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> Tensor:
+        """As `Attend`: of the step behind those that this layer was asked for."""
+        group = query.shape[1] // keys.shape[1]
+        keys, values = (states.repeat_interleave(group, dim=1) for states in (keys, values))
+        kept = self._kept.setdefault(layer, [])
+        kept.append((keys, values))
+        if len(kept) == 1:
+            out = nn.functional.scaled_dot_product_attention(
+                query, keys, values, is_causal=True, scale=scaling
+            )
+            return out.transpose(1, 2)
+        (first_keys, first_values), *diagonals = kept
+        seq = query.shape[2]
+        hidden = torch.ones(seq, seq, dtype=torch.bool, device=query.device).triu(1)
+        causal = (query @ first_keys.transpose(-1, -2) * scaling).masked_fill(hidden, -torch.inf)
+        own = [(query * own_keys).sum(-1, keepdim=True) * scaling for own_keys, _ in diagonals]
+        weights = torch.cat([causal, *own], dim=-1).float().softmax(-1).to(query.dtype)
+        out = weights[..., :seq] @ first_values
+        for place, (_, own_values) in enumerate(diagonals):
+            out = out + weights[..., seq + place : seq + place + 1] * own_values
+        return out.transpose(1, 2)

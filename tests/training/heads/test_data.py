@@ -1,0 +1,211 @@
+"""Files -> lessons -> examples: what is asked, what is learned, and what is left out and said."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmspec.batch import Tally
+from mmspec.engine import Engine
+from mmspec.errors import ConfigError, InputError
+from mmspec.requests import Request
+from mmspec.training.heads.epochs import Place, batches, split, walk
+from mmspec.training.heads.examples import Example, ExampleMaker, make_examples
+from mmspec.training.heads.lessons import Lesson, read_lessons
+from mmspec.training.heads.prepare import DataSettings, prepare
+from mmspec.training.tiny.build import ASSISTANT, BOS, EOS, NUM_SPECIALS, USER
+
+
+def written(path: Path, *lines: Mapping[str, object] | str) -> str:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts) + "\n")
+    return str(path)
+
+
+def read(*paths: str, prompt: str | None = None) -> tuple[list[Lesson], list[str]]:
+    broken: list[InputError] = []
+    found = list(read_lessons(paths, prompt=prompt, on_broken=broken.append))
+    return found, [str(error) for error in broken]
+
+
+def test_every_form_of_a_line_is_read(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "all.jsonl",
+        {"id": "open", "prompt": "Hm?"},
+        {"id": "given", "prompt": "Hm?", "response": "Yes.", "image": "a.png"},
+        {"messages": [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]},
+        {
+            "id": "llava",
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhat?"},
+                {"from": "gpt", "value": "That."},
+            ],
+        },
+        {"id": "text", "text": "Once upon a time"},
+        {"id": "other", "body": "?"},
+        "{",
+    )
+    lessons, broken = read(path)
+    named = {lesson.id: lesson for lesson in lessons}
+    assert named["open"].is_open and not named["given"].is_open
+    assert named["given"].answer == "Yes."
+    assert named["given"].request.images == (str(tmp_path / "a.png"),)  # type: ignore[union-attr]
+    chat = named[f"{path}#3"]
+    assert chat.answer == "B" and chat.request.prompt == [{"role": "user", "content": "A"}]  # type: ignore[union-attr]
+    llava = named["llava"]
+    assert llava.answer == "That." and llava.request.images  # type: ignore[union-attr]
+    assert llava.request.prompt == [  # type: ignore[union-attr]
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    ]
+    assert named["text"].text == "Once upon a time" and named["text"].request is None
+    assert len(broken) == 2 and "line 6" in broken[0] and "line 7" in broken[1]
+
+
+def test_documents_are_texts_or_are_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Title")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    lessons, broken = read(str(tmp_path))
+    assert [lesson.text for lesson in lessons] == ["# Title"] and "--prompt" in broken[0]
+    lessons, broken = read(str(tmp_path), prompt="What is it?")
+    assert [lesson.is_open for lesson in lessons] == [True, True] and not broken
+
+
+def maker(engine: Engine, **options: object) -> ExampleMaker:
+    assert engine.inputs is not None
+    given = {"eos_token_ids": frozenset([EOS]), "max_tokens": 100, **options}
+    return ExampleMaker(engine.inputs, **given)  # type: ignore[arg-type]
+
+
+def said(text: str) -> list[int]:
+    return [NUM_SPECIALS + byte for byte in text.encode()]
+
+
+def made(
+    engine: Engine, lesson: Lesson, answers: Mapping[str, Sequence[int]] = {}, **options: object
+) -> list[Example]:
+    return list(maker(engine, **options).make(lesson, answers))
+
+
+def test_of_a_chat_the_answers_are_learned_with_the_token_that_ends_them(nano: Engine) -> None:
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "user", "content": "Why?"},
+    ]
+    (example,) = made(nano, Lesson("x", Request(messages), "So</s>"))
+    expected = [
+        *(BOS, USER, *said("Hi"), ASSISTANT, *said("Ho"), EOS),
+        *(USER, *said("Why?"), ASSISTANT, *said("So</s>"), EOS),
+    ]
+    assert example.tokens.tolist() == expected  # what looks like a control token is text
+    learned = "....." + "xxx" + "......" + "xxxxxxx"
+    assert ["x" if one else "." for one in example.learned] == list(learned)
+    assert example.num_before == 14 and example.request is None
+    (example,) = made(nano, Lesson("x", Request(messages), "So"), learn="all")
+    assert example.learned.all()
+
+
+def test_the_targets_own_answer_is_taken_as_it_chose_it(nano: Engine) -> None:
+    own = [*said("ab"), EOS]
+    (example,) = made(nano, Lesson("x", Request("Hi"), "given"), {"x": own})
+    assert example.tokens[example.learned].tolist() == own
+
+
+def test_a_pictures_placeholders_are_not_learned(nano: Engine, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    request = Request("Hi", images=(str(tmp_path / "a.png"),))
+    (example,) = made(nano, Lesson("x", request, "Ho"), max_tokens=400, learn="all")
+    assert example.request is request
+    hidden = np.flatnonzero(~example.learned)
+    assert len(hidden) > 10 and hidden[-1] - hidden[0] == len(hidden) - 1
+    with pytest.raises(InputError, match="max_tokens"):
+        made(nano, Lesson("x", request, "Ho"), max_tokens=20)
+
+
+def test_long_texts_are_cut(nano: Engine) -> None:
+    parts = made(nano, Lesson("x", text="a" * 25), max_tokens=11)
+    assert [part.num_tokens for part in parts] == [11, 11, 6]
+    assert [part.id for part in parts] == ["x#0", "x#1", "x#2"]
+    assert all(part.tokens[0] == BOS and part.learned.all() for part in parts)
+    (example,) = made(nano, Lesson("x", Request("Hi"), "Ho" * 9), max_tokens=11)
+    assert example.num_tokens == 11
+    with pytest.raises(InputError, match="nothing to learn"):
+        made(nano, Lesson("x", Request("a" * 30), "Ho"), max_tokens=11)
+
+
+def test_what_gives_no_example_is_named(nano: Engine) -> None:
+    broken: list[InputError] = []
+    request = Request("Hi", images=("/none.png",))
+    lessons = [Lesson("a", request, "x"), Lesson("b", Request("Hi"), "yes")]
+    found = make_examples(lessons, maker(nano), {}, on_broken=broken.append)
+    assert [one.id for one in found] == ["b"]
+    assert str(broken[0]).startswith("a: ") and "none.png" in str(broken[0])
+
+
+def test_an_epoch_holds_each_example_once_and_little_padding() -> None:
+    lengths = [3, 90, 4, 5, 80, 3, 7, 300]
+    found = batches(lengths, batch_tokens=180, seed=1, epoch=0)
+    assert sorted(index for batch in found for index in batch) == list(range(8))
+    for batch in found:
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 180
+    assert found != batches(lengths, batch_tokens=180, seed=1, epoch=1)
+    assert found != batches(lengths, batch_tokens=180, seed=2, epoch=0)
+
+
+def test_a_walk_goes_on_from_any_place() -> None:
+    lengths = [3, 9, 4, 5, 8]
+    options = {"batch_tokens": 10, "seed": 1}
+    whole = walk(lengths, place=Place(), **options)  # type: ignore[arg-type]
+    steps = [next(whole) for _ in range(12)]
+    assert steps[-1][1].epoch > 0
+    for done in (3, 7):
+        again = walk(lengths, place=steps[done - 1][1], **options)  # type: ignore[arg-type]
+        assert [next(again) for _ in range(12 - done)] == steps[done:]
+
+
+def test_what_is_held_out_stays_held_out() -> None:
+    ids = [f"a{n}" for n in range(40)]
+    kept, held = split(ids, share=0.1, most=64, seed=0)
+    assert len(held) == 4 and sorted([*kept, *held]) == list(range(40))
+    assert split(ids[::-1], share=0.1, most=64, seed=0)[1] == sorted(39 - n for n in held)
+    assert split(ids[:1], share=0.5, most=64, seed=0) == ([0], [])
+
+
+def test_prompts_are_answered_by_the_target_once(nano: Engine, tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "p.jsonl",
+        {"id": "a", "prompt": "Repeat: ab"},
+        {"id": "b", "prompt": "Repeat: cd", "answer": "cd"},
+        {"id": "b", "prompt": "again"},
+        {"id": "c", "prompt": "Hm?", "image": "none.png"},
+    )
+    settings = DataSettings(max_new_tokens=8, held_out=0.5)
+    told: list[tuple[int, int]] = []
+
+    def on_answers(tally: Tally, total: int) -> None:
+        told.append((tally.num_answered, total))
+
+    found = prepare(nano, [path], settings, tmp_path, on_answers=on_answers)
+    own = nano.generate("Repeat: ab", max_new_tokens=8)
+    examples = {one.id: one for one in (*found.examples, *found.held_out)}
+    assert examples["a"].tokens[examples["a"].learned].tolist() == list(own.tokens)
+    assert examples["b"].tokens[examples["b"].learned].tolist() == [*said("cd"), EOS]
+    assert found.num_broken == 2 and len(found.held_out) == 1 and told[-1] == (1, 2)
+    assert any("none.png" in why for why in found.broken)
+    told.clear()
+    again = prepare(nano, [path], settings, tmp_path, on_answers=on_answers)
+    assert again.fingerprint == found.fingerprint and told == [(0, 2)]
+    counts = again.learned_counts(nano.target.vocab_size)
+    assert counts.sum() == sum(one.learned.sum() for one in again.examples)
+    every = prepare(nano, [path], DataSettings(answers="own", max_new_tokens=8), tmp_path / "own")
+    assert every.fingerprint != found.fingerprint
+    with pytest.raises(InputError, match="two at least"):
+        prepare(nano, [path], DataSettings(answers="given"), tmp_path)
+    with pytest.raises(InputError, match="another model"):
+        prepare(nano, [path], DataSettings(max_new_tokens=9), tmp_path)
+    with pytest.raises(ConfigError, match="answers='mine'"):
+        DataSettings(answers="mine")  # type: ignore[arg-type]

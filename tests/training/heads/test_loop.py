@@ -1,0 +1,183 @@
+"""The loop: it learns, and a run that was stopped anywhere ends as one that was not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmspec.errors import ConfigError
+from mmspec.target import Target
+from mmspec.training.heads.eagle import EagleMethod
+from mmspec.training.heads.eagle3 import Eagle3Method
+from mmspec.training.heads.examples import Example
+from mmspec.training.heads.features import FeatureReader
+from mmspec.training.heads.loop import Report, is_begun, read_log, train
+from mmspec.training.heads.method import HeadMethod
+from mmspec.training.heads.settings import Settings
+from mmspec.training.schedule import rate_share
+
+RUN: dict[str, object] = {"head": "eagle", "data": "x"}
+
+
+def examples() -> list[Example]:
+    draw = np.random.default_rng(0)
+    lengths = [6, 12, 9, 20, 7, 11, 8]
+    drawn = [draw.integers(3, 112, length) for length in lengths]
+    return [
+        Example(str(n), tokens, np.arange(len(tokens)) >= 3, 3) for n, tokens in enumerate(drawn)
+    ]
+
+
+def eagle(target: Target) -> EagleMethod:
+    torch.manual_seed(0)
+    return EagleMethod(target, depth=2)
+
+
+def take(
+    target: Target,
+    folder: Path,
+    *,
+    steps: int,
+    stop_after: int | None = None,
+    resume: bool = True,
+    run: dict[str, object] = RUN,
+    accumulate: int = 2,
+) -> tuple[HeadMethod, list[Report]]:
+    method = eagle(target)
+    all_of_it = examples()
+    reports = train(
+        method,
+        FeatureReader(target, None, taps=method.taps),  # type: ignore[arg-type]
+        all_of_it[1:],
+        all_of_it[:1],
+        settings=Settings(steps=steps, rate=1e-2, batch_tokens=24, accumulate=accumulate, seed=3),
+        folder=folder,
+        dtype=torch.float32,
+        run=run,
+        resume=resume,
+    )
+    found = []
+    for report in reports:
+        found.append(report)
+        if stop_after is not None and report.step == stop_after:
+            reports.close()  # type: ignore[attr-defined]
+    return method, found
+
+
+def weights(method: HeadMethod) -> list[torch.Tensor]:
+    return list(method.module.state_dict().values())
+
+
+def test_a_stopped_run_ends_with_the_same_bits_as_one_that_was_not(
+    target: Target, tmp_path: Path
+) -> None:
+    whole, reports = take(target, tmp_path / "whole", steps=9)
+    take(target, tmp_path / "parts", steps=9, stop_after=2)
+    take(target, tmp_path / "parts", steps=9, stop_after=7)
+    parts, rest = take(target, tmp_path / "parts", steps=9)
+    assert [report.step for report in rest] == [8, 9]
+    for own, expected in zip(weights(parts), weights(whole), strict=True):
+        assert torch.equal(own, expected)
+    logs = [read_log(tmp_path / name / "training" / "log.jsonl") for name in ("whole", "parts")]
+    for line in (*logs[0], *logs[1]):
+        line["trained_s"] = line["tokens_per_s"] = 0
+    assert logs[0] == logs[1] and len(logs[0]) == 10
+    assert reports[-1].epoch > 0 and reports[-1].progress == 1.0
+    assert reports[0].acceptance and reports[-1].acceptance
+
+
+def test_it_learns_what_it_is_shown(target: Target, tmp_path: Path) -> None:
+    before, reports = eagle(target), take(target, tmp_path, steps=30, accumulate=1)[1]
+    losses = [report.losses["loss"] for report in reports if report.losses]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    assert set(reports[-1].losses) == {"loss", "states", "tokens"}
+    from mmspec.drafters.eagle.checkpoint import load
+
+    stored = load(tmp_path)
+    assert not torch.equal(stored.fc.weight, before.module.fc.weight)  # type: ignore[union-attr]
+    assert all(parameter.grad is None for parameter in target.model.parameters())
+
+
+def test_a_kill_within_a_step_costs_no_more_than_the_last_interval(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(target, tmp_path, steps=9, stop_after=4)
+    saved = (tmp_path / "training" / "checkpoint.pt").read_bytes()
+    read = FeatureReader.read
+    calls = iter(range(100))
+
+    def interrupted(self: FeatureReader, some: list[Example]) -> object:
+        if next(calls) == 3:  # of the second step the second batch
+            raise KeyboardInterrupt
+        return read(self, some)
+
+    monkeypatch.setattr(FeatureReader, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        take(target, tmp_path, steps=9)
+    assert (tmp_path / "training" / "checkpoint.pt").read_bytes() == saved
+    monkeypatch.undo()
+    parts, _ = take(target, tmp_path, steps=9)
+    whole, _ = take(target, tmp_path / "whole", steps=9)
+    for own, expected in zip(weights(parts), weights(whole), strict=True):
+        assert torch.equal(own, expected)
+    assert [line["step"] for line in read_log(tmp_path / "training" / "log.jsonl")] == [*range(10)]
+
+
+def test_another_training_is_not_written_over(target: Target, tmp_path: Path) -> None:
+    take(target, tmp_path, steps=2)
+    assert is_begun(tmp_path)
+    with pytest.raises(ConfigError, match="--resume"):
+        take(target, tmp_path, steps=3, resume=False)
+    with pytest.raises(ConfigError, match=r"data='x', got 'y'"):
+        take(target, tmp_path, steps=3, run={**RUN, "data": "y"})
+    (tmp_path / "training" / "checkpoint.pt").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match="cannot be read as a checkpoint"):
+        take(target, tmp_path, steps=3)
+
+
+def test_a_line_that_a_kill_cut_off_is_no_report(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"step": 1}) + '\n{"step": 2')
+    assert read_log(path) == [{"step": 1}]
+
+
+def test_gradients_that_are_not_finite_change_nothing(target: Target) -> None:
+    from mmspec.training.heads.optimizer import Optimizer
+
+    module = torch.nn.Linear(2, 2)
+    before = module.weight.clone()
+    optimizer = Optimizer(module, clip=1.0, weight_decay=0.1)
+    module.weight.grad = torch.full((2, 2), torch.nan)
+    assert not optimizer.step(0.1) and torch.equal(module.weight, before)
+    assert module.weight.grad is None
+    module.weight.grad = torch.full((2, 2), 7.0)
+    assert optimizer.step(0.1) and not torch.equal(module.weight, before)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    shares = [rate_share(p / 20, warmup=0.2, decay="cosine") for p in range(21)]
+    assert shares[4] == max(shares) == 1.0 and shares[2] == 0.5 and 0 < shares[20] <= 1e-3
+    assert rate_share(0.6, warmup=0.2, decay="linear") == pytest.approx(0.5)
+    assert rate_share(1.0, warmup=0.2, decay="none") == 1.0
+    with pytest.raises(ConfigError, match="cosine, linear, none"):
+        rate_share(0.5, warmup=0, decay="slow")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"minutes": -1.0}, {"steps": 1, "rate": 0.0}],
+)
+def test_a_setting_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_draft_outside_of_the_heads_vocabulary_is_never_made(target: Target) -> None:
+    counts = np.zeros(112, np.int64)
+    counts[[7, 50]] = 1
+    method = Eagle3Method(target, counts, steps=2, vocabulary=2)
+    batch = FeatureReader(target, None, taps=method.taps).read(examples())  # type: ignore[arg-type]
+    drafts = method.drafts(batch, top_k=3)
+    assert set(drafts.unique().tolist()) == {-1, 7, 50}
