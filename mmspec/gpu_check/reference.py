@@ -1,7 +1,9 @@
-"""Section `train`: a reference target and a draft model for it, trained here; all methods on it."""
+"""Section `train`: a reference target, a draft model and heads for it, trained here; all methods on
+it."""
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +11,19 @@ from mmspec.bench.lineup import build_lineup
 from mmspec.bench.methods import PLAIN, Method, standard_methods
 from mmspec.bench.run import measure
 from mmspec.bench.suites import Task, bundled_tasks
+from mmspec.build import DRAFTERS
 from mmspec.errors import MmspecError
+from mmspec.gpu_check.heads import HEADS, train_heads
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 from mmspec.gpu_check.speed import ratios
 from mmspec.training.tiny.train import Settings, State, export, train
 
-_SHARES = {"target": 0.45, "draft": 0.15}  # of the time that is left; the rest measures
+_SHARES = {
+    "target": 0.4,
+    "draft": 0.1,
+    "heads": 0.25,
+}  # of the time that is left; the rest measures
 _SIZES = {"target": "100m", "draft": "nano"}
 _PAIRS = 3
 
@@ -44,7 +52,14 @@ def check(setting: Setting, recorder: Recorder) -> None:
             size = "nano" if setting.is_small else size
             seconds = 1.0 if setting.is_small else left_s * _SHARES[part]
             recorder.found(part, _trained(folder / part, size, seconds, setting))
-        _measure(folder, setting, recorder)
+        heads = train_heads(
+            folder / "target",
+            folder / "heads",
+            seconds=left_s * _SHARES["heads"],
+            setting=setting,
+            recorder=recorder,
+        )
+        _measure(folder, dict(heads), setting, recorder)
 
 
 def _trained(folder: Path, size: str, seconds: float, setting: Setting) -> Trained:
@@ -73,13 +88,17 @@ def _trained(folder: Path, size: str, seconds: float, setting: Setting) -> Train
     )
 
 
-def _measure(folder: Path, setting: Setting, recorder: Recorder) -> None:
+def _measure(folder: Path, heads: Mapping[str, str], setting: Setting, recorder: Recorder) -> None:
+    """`heads`: by name, the override that uses one."""
     draft = f"drafter.draft_model.path={folder / 'draft'}"
-    drafters = ["prompt_lookup"] if setting.is_small else []
+    drafters = ["prompt_lookup"] if setting.is_small else [n for n in DRAFTERS if n not in HEADS]
     methods = [
         Method(m.name, m.library, (*m.overrides, draft), m.options) if m.library == "mmspec" else m
         for m in standard_methods(drafters, peers=not setting.is_small)
     ]
+    for name, override in heads.items():
+        drafter = override.split(".")[1]
+        methods.append(Method(f"mmspec {name}", "mmspec", (f"drafter.name={drafter}", override)))
     lineup = build_lineup(
         str(folder / "target"),
         methods,

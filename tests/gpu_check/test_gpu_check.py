@@ -271,3 +271,15 @@ def test_replayed_speed_is_tokens_over_priced_steps() -> None:
     seen = Acceptance("d", "t", new_tokens=8, scored={2: 2, 0: 1}, drafts={1: 4, 20: 1})
     costs = Costs(score={1: 10.0, 4: 12.0}, draft={1: 2.0, 16: 3.0})
     assert costs.speed(seen) == pytest.approx(7 * 10 / (2 * 12 + 10 + 4 * 2 + 3))
+
+
+@pytest.mark.slow
+def test_the_reference_target_gets_a_draft_model_and_heads(tmp_path: Path) -> None:
+    small = Setting(torch.device("cpu"), is_small=True, trains=True)
+    section = run_sections(small, ["train"])["train"]
+    assert section.status == "passed", section.error or section.failures
+    assert not section.missing
+    methods = set(section.found["quoting, 1k"])
+    for name in ("medusa", "eagle", "eagle3", "glide"):
+        assert section.found[f"{name} head"].steps == 2
+        assert f"mmspec {name}" in methods

@@ -1,6 +1,6 @@
 """FeatureReader: what the target says of examples, found on the fly. Nothing is kept on disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from mmspec.errors import InputError
 from mmspec.inputs import InputProcessor
-from mmspec.state import Prompt
+from mmspec.kv import KVCache
+from mmspec.state import Placement, Prompt
 from mmspec.target import Target
+from mmspec.target.taps import Hidden
 from mmspec.training.heads.batch import Batch, LayerKV
 from mmspec.training.heads.examples import Example, encoded
 from mmspec.tree import TokenTree
@@ -20,7 +22,7 @@ _CHUNK = 128  # tokens of an answer in one forward
 class _Row(NamedTuple):
     """One example's: of all of its tokens."""
 
-    hidden: Mapping[int, Tensor]  # tap -> (seq, hidden)
+    hidden: Hidden  # tap -> (seq, hidden)
     kv: tuple[Tensor, Tensor] | None = None  # (seq, kv_heads, head_dim) each
     offsets: tuple[int, ...] = ()  # (planes,)
 
@@ -56,7 +58,7 @@ class FeatureReader:
             texts = [example.tokens.tolist() for example in examples]
             rows = [_Row(hidden) for hidden in target.read(texts, taps=self._taps)]
         else:
-            rows = [self._prefilled(example) for example in examples]
+            rows = self._prefilled(examples)
         lengths = tuple(example.num_tokens for example in examples)
         seq = max(lengths)
         ids = torch.zeros(len(examples), seq, dtype=torch.long)
@@ -83,29 +85,44 @@ class FeatureReader:
             torch.tensor([row.offsets for row in rows]).to(device) if pairs else None,
         )
 
-    def _prefilled(self, example: Example) -> _Row:
-        """One example, by a prefill of its prompt and scores of the rest."""
-        target = self._target
-        prompt = self._prompt(example)
-        rest = example.tokens[prompt.num_tokens :].tolist()
-        cache = target.new_cache()
-        row = cache.open(example.num_tokens)
-        prefill = target.prefill(prompt, cache, row, taps=self._taps)
-        parts = [prefill.hidden]
-        for start in range(0, len(rest), _CHUNK):
-            part = rest[start : start + _CHUNK]
-            tree = TokenTree.chain(part[0], part[1:], (1.0,) * (len(part) - 1), "")
-            (scores,) = target.score([tree], cache, [prefill.placement], taps=self._taps)
-            cache.commit({row: range(len(part))})
-            parts.append(scores.hidden)
-        kv = None
-        if self._kv_layer is not None:
-            first = cache.region(row).start
-            layer = cache.flat_layers[self._kv_layer]
-            kv = layer.read(first, first + example.num_tokens)
-        hidden = {tap: torch.cat([part[tap] for part in parts]) for tap in self._taps}
+    def _prefilled(self, examples: Sequence[Example]) -> list[_Row]:
+        """By a prefill of each prompt, and scores of all that stands behind them."""
+        target, cache = self._target, self._target.new_cache()
+        placements: list[Placement] = []
+        hidden: list[list[Hidden]] = []
+        rest: list[list[int]] = []
+        for example in examples:
+            prompt = self._prompt(example)
+            rest.append(example.tokens[prompt.num_tokens :].tolist())
+            prefill = target.prefill(prompt, cache, cache.open(example.num_tokens), taps=self._taps)
+            placements.append(prefill.placement)
+            hidden.append([prefill.hidden])
+        done = 0
+        while rows := [n for n, tokens in enumerate(rest) if len(tokens) > done]:
+            parts = [rest[n][done : done + _CHUNK] for n in rows]
+            trees = [TokenTree.chain(p[0], p[1:], (1.0,) * (len(p) - 1), "") for p in parts]
+            places = [placements[n] for n in rows]
+            scores = target.score(trees, cache, places, taps=self._taps)
+            cache.commit({place.row: range(len(p)) for place, p in zip(places, parts, strict=True)})
+            for n, score in zip(rows, scores, strict=True):
+                hidden[n].append(score.hidden)
+            done += _CHUNK
+        found = [
+            _Row(
+                {tap: torch.cat([part[tap] for part in parts]) for tap in self._taps},
+                self._kv(cache, placement.row),
+                placement.position_offsets,
+            )
+            for parts, placement in zip(hidden, placements, strict=True)
+        ]
         cache.release()
-        return _Row(hidden, kv, prefill.placement.position_offsets)
+        return found
+
+    def _kv(self, cache: KVCache, row: int) -> tuple[Tensor, Tensor] | None:
+        if self._kv_layer is None:
+            return None
+        region = cache.region(row)
+        return cache.flat_layers[self._kv_layer].read(region.start, region.start + region.length)
 
     def _prompt(self, example: Example) -> Prompt:
         """What is prefilled: of a text without pictures all of it, unless it sees itself whole."""

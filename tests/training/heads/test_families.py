@@ -1,0 +1,47 @@
+"""Every family of models gets heads that fit it, and that its drafters take."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+
+from mmspec.build import build_drafters
+from mmspec.config import load_config
+from mmspec.drafters.base import DrafterForTarget
+from mmspec.target import Target
+from mmspec.training.heads.examples import Example
+from mmspec.training.heads.features import FeatureReader
+from mmspec.training.heads.methods import DRAFTERS, METHODS
+
+KINDS = ("medusa", "eagle", "eagle3", "glide")
+CELLS = [(name, KINDS[n % 4]) for n, name in enumerate(FAMILIES)]
+CELLS += [(name, KINDS[(n + 2) % 4]) for n, name in enumerate(FAMILIES)]
+
+
+@pytest.mark.parametrize(("family", "kind"), CELLS)
+def test_a_head_is_trained_a_step_and_drafts(family: str, kind: str, tmp_path: Path) -> None:
+    target = Target(FAMILIES[family].build(torch.float32))
+    draw = np.random.default_rng(0)
+    examples = [Example(str(n), draw.integers(3, 60, n), np.arange(n) >= 3, 3) for n in (9, 14)]
+    counts = np.ones(target.vocab_size, np.int64)
+    method = METHODS[kind](target, load_config().train, counts)
+    reader = FeatureReader(target, None, taps=method.taps, kv_layer=method.kv_layer)  # type: ignore[arg-type]
+    batch = reader.read(examples)
+    optimizer = torch.optim.SGD(method.module.parameters(), lr=1.0)
+    trained = list(method.module.parameters())
+    before = method.loss(batch, torch.Generator().manual_seed(0)).total
+    before.backward(inputs=trained)
+    size = torch.nn.utils.get_total_norm([w.grad for w in trained if w.grad is not None])
+    assert before.isfinite() and 0 < size < torch.inf
+    optimizer.param_groups[0]["lr"] = 1e-2 / size.item()  # so small that it must go downhill
+    optimizer.step()
+    assert method.loss(batch, torch.Generator().manual_seed(0)).total < before
+    assert method.drafts(batch, top_k=2).shape == (method.depth, 2, 14, 2)
+    method.save(tmp_path, dtype=torch.float32)
+    name = DRAFTERS[kind]
+    config = load_config(None, [f"drafter.name={name}", f"drafter.{name}.path={tmp_path}"])
+    (drafter,) = build_drafters(config.drafter)
+    assert isinstance(drafter, DrafterForTarget)
+    assert drafter.for_target(target, None).name == name
