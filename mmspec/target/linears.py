@@ -30,7 +30,7 @@ class Linears:
     and again when its weight has changed since (an adapter merged, training).
     """
 
-    def __init__(self, model: PreTrainedModel, *, packed: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, packed: bool = True) -> None:
         """`packed` allows a packed copy of the weights, as large as they are."""
         self._forwards = [
             (module, _QuickLinear(module, packed=packed)) for module in _eligible(model)
@@ -40,6 +40,10 @@ class Linears:
     def num_bytes(self) -> int:
         """Bytes of the packed copies that there are."""
         return sum(forward.num_bytes for _, forward in self._forwards)
+
+    def of(self, module: nn.Module) -> Forward | None:
+        """The quick forward of one of the layers, for who calls it alone; None for another's."""
+        return next((forward for own, forward in self._forwards if own is module), None)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -57,7 +61,7 @@ class Linears:
                 module.__dict__.pop("forward", None)
 
 
-def quick_linears(model: PreTrainedModel, *, packed: bool | None = None) -> Linears | None:
+def quick_linears(model: nn.Module, *, packed: bool | None = None) -> Linears | None:
     """Linears for a model that gains from them, or None. `packed` None packs up to 2 GiB."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return None
@@ -113,14 +117,17 @@ def _from_the_left(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return out if bias is None else out + bias
 
 
-def text_linears(model: PreTrainedModel) -> list[nn.Linear]:
-    """The text tower's linear layers, adapters' among them, and the head."""
+def text_linears(model: nn.Module) -> list[nn.Linear]:
+    """The text tower's linear layers, adapters' among them, and the head; of a module that is no
+    model of transformers, all."""
+    if not isinstance(model, PreTrainedModel):
+        return [module for module in model.modules() if type(module) is nn.Linear]
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     modules = [*decoder.modules(), *([] if head is None else [head])]
     return [module for module in dict.fromkeys(modules) if type(module) is nn.Linear]
 
 
-def _eligible(model: PreTrainedModel) -> list[nn.Linear]:
+def _eligible(model: nn.Module) -> list[nn.Linear]:
     """Plain float32 layers on the CPU, without a forward of somebody else's (accelerate)."""
     return [module for module in text_linears(model) if _is_plain(module)]
 

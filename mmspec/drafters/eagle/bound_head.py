@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from mmspec.drafters.heads import Attend, HeadStates, TargetEnds
 from mmspec.drafters.heads.attention import reach_of
 from mmspec.errors import ConfigError
 from mmspec.target import Target
+from mmspec.target.linears import quick_linears
 
 
 class BoundHead:
@@ -43,6 +45,7 @@ class BoundHead:
         if shared or (first.device, first.dtype) != (self.device, self.dtype):
             head = copy.deepcopy(head, shared).to(self.device, self.dtype)
         self._head = head.eval()
+        self._linears = quick_linears(self._head)
         self.num_layers = config.block.num_layers
         self.reaches = [reach_of(config.block)] * self.num_layers
         self._target_ids = head.target_ids
@@ -71,18 +74,23 @@ class BoundHead:
     @torch.no_grad()
     def project(self, features: Tensor) -> Tensor:
         """Joined states -> (tokens, hidden)."""
-        return self._head.project(features)
+        with self._quick():
+            return self._head.project(features)
 
     def states(
         self, ids: Tensor, features: Tensor, positions: Tensor, attend: Attend
     ) -> HeadStates:
         embeddings = self.ends.embed(ids) if self._head.embed_tokens is None else self._embed(ids)
         embeddings = embeddings.to(self.device, self.dtype)
-        return self._head(embeddings, features, positions=positions, attend=attend)
+        with self._quick():
+            return self._head(embeddings, features, positions=positions, attend=attend)
 
     def logits(self, read: Tensor) -> Tensor:
         head = self._head.lm_head
-        return self.ends.logits(read) if head is None else head(read)
+        if head is None:
+            return self.ends.logits(read)
+        with self._quick():
+            return head(read)
 
     def over_target(self, logits: Tensor) -> Tensor:
         if self._target_ids is None or self._head.lm_head is None:
@@ -90,6 +98,10 @@ class BoundHead:
         # What it cannot draft is what nobody can choose: noise and warpers stay the target's.
         all_logits = logits.new_full((*logits.shape[:-1], self.vocab_size), -torch.inf)
         return all_logits.index_copy_(-1, self._target_ids, logits)
+
+    def _quick(self) -> AbstractContextManager[None]:
+        """Within it, linear layers are computed as a score call's are."""
+        return nullcontext() if self._linears is None else self._linears.attached()
 
     def _embed(self, ids: Tensor) -> Tensor:
         embedding = self._head.embed_tokens

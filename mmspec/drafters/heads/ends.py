@@ -20,6 +20,8 @@ class TargetEnds:
         weight = next(self.head.parameters())
         self.device = input_device(self.head, weight)  # where features are read and logits made
         self.dtype = weight.dtype if weight.dtype.is_floating_point else target.dtype
+        linears = target.attachments.linears
+        self._quick = None if linears is None else linears.of(self.head)
         self._cap: float | None = getattr(text, "final_logit_softcapping", None)
         # Cohere multiplies by the one, Granite divides by the other.
         self._scale = getattr(text, "logit_scale", None) or 1.0
@@ -39,5 +41,8 @@ class TargetEnds:
     def logits(self, states: Tensor) -> Tensor:
         """(..., hidden) as after the final norm -> (..., vocab), as the target makes them; the
         gradient of the states is kept."""
-        logits = self.head(states.to(self.dtype))[..., : self.vocab_size] * self._scale
+        states = states.to(self.dtype)
+        quick = None if torch.is_grad_enabled() else self._quick
+        logits = self.head(states) if quick is None else quick(states)
+        logits = logits[..., : self.vocab_size] * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
