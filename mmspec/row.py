@@ -98,8 +98,8 @@ class Row:
         if verdict is not None:
             self.stats.record_step(tree, verdict)
             if not self.is_done:
-                choices = self.sampler.foreseen
-                self.drafting.observe(tree, verdict, replace(scores, choices=choices))
+                told = replace(scores, choice=self.sampler.foreseen)
+                self.drafting.observe(tree, verdict, told)
 
     @property
     def placement(self) -> Placement:

@@ -135,9 +135,12 @@ class Sampler:
         self._foreseen, self._since = choices, ()
 
     @property
-    def foreseen(self) -> dict[tuple[int, ...], int] | None:
-        """The tokens that `foresee` was told of, by their paths; None if there are none."""
-        return {path: choice.token for path, choice in self._foreseen.items()} or None
+    def foreseen(self) -> Callable[[tuple[int, ...]], int | None] | None:
+        """Gives the token that `foresee` was told of for a path; None if it was told of none."""
+        known = self._foreseen
+        if not known:
+            return None
+        return lambda path: choice.token if (choice := known.get(path)) else None
 
     @property
     def changes_logits(self) -> bool:

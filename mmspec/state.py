@@ -1,7 +1,7 @@
 """What travels between the stages of the decode loop. All of it is frozen."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -80,8 +80,8 @@ class Scores:
 
     logits: Tensor  # (nodes, vocab): of the token that follows each node
     hidden: Mapping[int, Tensor] = field(default_factory=dict)  # tapped layer -> (nodes, hidden)
-    choices: Mapping[tuple[int, ...], int] | None = None  # tokens of the path below node 0 -> what
-    # the target chooses behind it; once the step is verified, where it was found at all nodes
+    choice: Callable[[tuple[int, ...]], int | None] | None = None  # the tokens of a path below
+    # node 0 -> the target's own behind it; once verified, where it was found at all nodes
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mmspec.gpu_check.switches import BITWISE
 from mmspec.target.load import load_model, load_processor, resolve_path
 
 MODEL = "tiny-vlm"
-DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "layer_skip", "cascade")
+DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "layer_skip", "cascade", "lookahead")
 _ROWS = 3
 _SIGMAS = 3.0  # a rate is higher than another one beyond chance
 # So that they draft in a short text as well.

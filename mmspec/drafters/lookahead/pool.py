@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import NamedTuple
 
-_MOST_FIRST_TOKENS = 8192
+_MOST_FIRST_TOKENS = 4096  # some megabytes at most
 
 
 class Guess(NamedTuple):

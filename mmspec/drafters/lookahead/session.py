@@ -97,8 +97,8 @@ class LookaheadSession:
         proposal, self._proposal = self._proposal, None
         learn_choices(self._calibration, proposal.tree, proposal.buckets, verdict.tokens)
         self._num_chosen = len(verdict.tokens)
-        if scores.choices is not None:
-            self._choices = [scores.choices.get(path) for path in proposal.paths]
+        if scores.choice is not None:
+            self._choices = [scores.choice(path) for path in proposal.paths]
         else:
             self._choose_later(tree, proposal, scores)
         is_scored = [choice is not None for choice in self._choices]

@@ -25,6 +25,15 @@ class Grown(NamedTuple):
     buckets: tuple[Hashable, ...]  # (nodes,) None for one that says nothing
 
 
+class _Ranked(NamedTuple):
+    """A token that may follow a node."""
+
+    rate: float
+    rank: int  # at its head
+    token: int
+    bucket: Hashable
+
+
 class Sketch(Protocol):
     """One row's tree before what its heads say is read."""
 
@@ -97,26 +106,30 @@ class BestPaths:
         return nodes.grown
 
     def _take_best(self, nodes: "_Nodes") -> None:
-        """Best first: a child is never likelier than its parent."""
-        waiting: list[tuple[float, int, int, int, int, float, Hashable]] = []
+        """Best first: a child is never likelier than its parent, nor than the one before it."""
+        ranked = [
+            {is_first: self._ranked(depth, is_first) for is_first in (True, False)}
+            for depth in range(len(self._levels))
+        ]
+        # (-cumulative confidence, order, parent, its cumulative confidence, depth, is_first, place)
+        waiting: list[tuple[float, int, int, float, int, bool, int]] = []
         count = 0
 
-        def wait(parent: int, depth: int, is_first: bool, cumulative: float) -> None:
+        def wait(parent: int, likely: float, depth: int, is_first: bool, place: int) -> None:
             nonlocal count
-            if depth == len(self._levels):
-                return
-            for rank in range(len(self._levels[depth])):
-                rate, bucket = self._rate(depth, rank, is_first)
-                if cumulative * rate >= self._min_confidence:
+            if depth < len(ranked) and place < len(ranked[depth][is_first]):
+                cumulative = likely * ranked[depth][is_first][place].rate
+                if cumulative >= self._min_confidence:
                     count += 1
-                    entry = (-cumulative * rate, count, parent, depth, rank, rate, bucket)
-                    heappush(waiting, entry)
+                    heappush(waiting, (-cumulative, count, parent, likely, depth, is_first, place))
 
-        wait(0, 0, True, 1.0)
+        wait(0, 1.0, 0, True, 0)
         while waiting and len(nodes) <= self._budget:
-            cumulative, _, parent, depth, rank, rate, bucket = heappop(waiting)
-            node = nodes.add(self._levels[depth][rank].token, parent, rate, bucket)
-            wait(node, depth + 1, rank == 0, -cumulative)
+            cumulative, _, parent, likely, depth, is_first, place = heappop(waiting)
+            child = ranked[depth][is_first][place]
+            node = nodes.add(child.token, parent, child.rate, child.bucket)
+            wait(node, -cumulative, depth + 1, child.rank == 0, 0)
+            wait(parent, likely, depth, is_first, place + 1)
 
     def _take_fixed(self, nodes: "_Nodes") -> None:
         places: dict[tuple[int, ...], int] = {(): 0}
@@ -128,6 +141,14 @@ class BestPaths:
             rate, bucket = self._rate(depth, path[-1], is_first)
             token = self._levels[depth][path[-1]].token
             places[path] = nodes.add(token, parent, max(rate, _LEAST), bucket)
+
+    def _ranked(self, depth: int, is_first: bool) -> list[_Ranked]:
+        """The depth's tokens behind a parent that was, or was not, its head's best."""
+        ranked = list[_Ranked]()
+        for rank, child in enumerate(self._levels[depth]):
+            rate, bucket = self._rate(depth, rank, is_first)
+            ranked.append(_Ranked(rate, rank, child.token, bucket))
+        return sorted(ranked, key=lambda child: -child.rate)
 
     def _rate(self, depth: int, rank: int, is_first: bool) -> tuple[float, Hashable]:
         child = self._levels[depth][rank]

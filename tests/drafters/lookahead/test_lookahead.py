@@ -106,7 +106,7 @@ def test_the_pool_keeps_the_newest_of_each_first_token() -> None:
     assert [guess.tail for guess in pool.after(7)] == [(3, 3), (1, 1)] and pool.after(8) == []
     for first in range(20_000):
         pool.add(first, (1, 1), was_read=False)
-    assert len(pool) <= 8192 * 2 and pool.after(7) == []
+    assert len(pool) <= 4096 * 2 and pool.after(7) == []
 
 
 def test_an_ngram_that_the_text_has_is_not_the_windows_merit() -> None:

@@ -27,6 +27,7 @@ CELLS = [
     cell("llama", "draft_same", "greedy", 3, "text"),
     cell("llama", "compressed_snapkv", "t1", 3, "text"),  # the queries are read by a policy
     cell("llama", "layer_skip", "t1", 1, "text"),
+    cell("llama", "lookahead", "t1", 3, "text"),
     cell("qwen2_sliding", "cascade", "greedy", 3, "text"),
     cell("gemma3_text", "prompt_lookup", "warped", 3, "text", reuse="chunks_and_prefixes"),
     cell("gpt2", "draft_padded", "t1", 3, "text"),
