@@ -26,6 +26,7 @@ from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
+from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.drafters.heads import FeatureScorer
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
@@ -99,7 +100,7 @@ CELLS: dict[str, tuple[str, Any, Sequence[str]]] = {
     "block-eagle": ("block", lambda: eagle(1, **drawn(1, 1, 1)), SAMPLED),
     "coupled-eagle": ("coupled", lambda: eagle(3, top_k=3, max_depth=3), ()),
     "coupled-glide": ("coupled", lambda: glide(cape_thresholds=(), cape_widths=(6,)), ()),
-    "speculative-glide": ("speculative", lambda: glide(**drawn(1, 1, 1)), ()),
+    "speculative-glide": ("speculative", lambda: glide(**drawn(1, 1, 1)), SAMPLED),
     "coupled-cascade": ("coupled", lambda: cascade(lookup()), ()),
     "coupled-cascade-draft": ("coupled", lambda: cascade(draft(min_confidence=0.0)), ()),
 }  # fmt: skip
@@ -140,6 +141,8 @@ def models(drafter: Any) -> list[Any]:
     """Those that run while it drafts, beside the target itself."""
     if drafter.name == "eagle":
         return [FeatureScorer]
+    if drafter.name == "glide":
+        return [GlideScorer]
     if hasattr(drafter, "middle"):
         return [*models(drafter.middle), *models(drafter.lower)]
     return [drafter.model] if hasattr(drafter, "model") else []

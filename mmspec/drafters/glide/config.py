@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmspec.drafters.glide.layer_kv import layer_kv
 from mmspec.drafters.glide.rope import CrossRope
 from mmspec.drafters.heads import BlockConfig
 from mmspec.errors import ConfigError
@@ -21,7 +22,8 @@ class GlideConfig:
 
     block: BlockConfig  # its own layers
     num_target_heads: int  # heads of the cross-attention's query, as many as the target has
-    target_head_dim: int  # of the target's keys and values
+    target_head_dim: int  # of the target's keys
+    target_value_dim: int  # of its values, which is the same but in few families
     target_layers: tuple[int, ...]  # whose KV each layer sees, from 0; < 0: from the end
     rope: CrossRope
     has_cross_norm: bool = True  # the cross-attention reads normed states; published heads: raw
@@ -33,14 +35,16 @@ class GlideConfig:
         target: "Target", *, num_layers: int = 1, target_layer: int = -1
     ) -> "GlideConfig":
         """A new head for a target: layers as wide as the target's own, with its embedding and
-        lm_head, all of which see the KV of `target_layer`."""
+        lm_head, all of which see the KV of `target_layer`. Raises ConfigError for a layer without
+        keys."""
         text = target.model.config.get_text_config(decoder=True)
-        heads = text.num_attention_heads
-        index = target_layer % text.num_hidden_layers
+        kept, index = layer_kv(target, target_layer), target_layer % text.num_hidden_layers
+        heads: int = text.num_attention_heads
         return GlideConfig(
             block=BlockConfig.of_target(text, num_layers=num_layers),
-            num_target_heads=heads,
-            target_head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            num_target_heads=heads if heads % kept.kv_heads == 0 else kept.kv_heads,
+            target_head_dim=kept.key_dim,
+            target_value_dim=kept.value_dim,
             target_layers=(index,) * num_layers,
             rope=CrossRope.of_target(target.model, index),
         )
@@ -64,6 +68,7 @@ class GlideConfig:
             block=block,
             num_target_heads=heads,
             target_head_dim=size,
+            target_value_dim=given.get("large_value_dim") or size,
             # Published heads look at as many of the target's last layers as they have.
             target_layers=tuple(layers or range(-block.num_layers, 0)),
             rope=CrossRope.of_theta(_CROSS_THETA, size) if cross is None else CrossRope.read(cross),
@@ -80,6 +85,7 @@ class GlideConfig:
             **self.block.as_json,
             "large_num_attention_heads": self.num_target_heads,
             "large_head_dim": self.target_head_dim,
+            "large_value_dim": self.target_value_dim,
             "large_hidden_size": self.num_target_heads * self.target_head_dim,
             "target_layers": list(self.target_layers),
             "cross_rope": self.rope.as_json,

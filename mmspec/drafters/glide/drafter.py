@@ -11,6 +11,7 @@ from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching,
 from mmspec.drafters.draft_model.cape import CapeBranching
 from mmspec.drafters.draft_model.growth import Branching, Growth, grow
 from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.glide.layer_kv import layer_kv
 from mmspec.drafters.glide.module import GlideHead
 from mmspec.drafters.glide.scoring import GlideScorer, HeadForTarget
 from mmspec.drafters.glide.session import FEW, GlideSession
@@ -40,11 +41,11 @@ class BoundGlide:
         self.settings = settings
         self.draws = settings.draw == "sample"
         ends = TargetEnds(target)
-        num_layers = check_fits(head, target, ends)
+        check_fits(head, target, ends)
         weight = next(head.parameters())
         if (weight.device, weight.dtype) != (ends.device, ends.dtype):
             head = copy.deepcopy(head).to(ends.device, ends.dtype)
-        self.head = HeadForTarget(head.eval(), ends, num_layers=num_layers)
+        self.head = HeadForTarget(head.eval(), ends, num_layers=target.last_tap)
         self.cache = KVCache(head.config.block.num_layers)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
@@ -57,18 +58,8 @@ class BoundGlide:
         self.read_share = sum(weight.numel() for weight in read) / max(whole, 1)  # of the target's
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> GlideSession:
-        cache, config = prefill.cache, self.head.head.config
-        assert cache is not None, "the prefill does not say where the row's keys are"
-        for layer in self.head.target_layers:
-            flat = cache.flat_layers[layer]
-            shape = tuple(flat.keys.shape[1:]) if flat.is_initialized else None
-            if shape is None or shape[1] != config.target_head_dim:
-                raise ConfigError(
-                    f"drafter.glide: layer {layer} of the target keeps "
-                    f"{'no keys' if shape is None else f'keys of {shape[1]}'}; expected some of "
-                    f"{config.target_head_dim}: a head that looks at another layer"
-                )
-        return GlideSession(self, prompt.num_tokens, prefill.placement, cache, guide)
+        assert prefill.cache is not None, "the prefill does not say where the row's keys are"
+        return GlideSession(self, prompt.num_tokens, prefill.placement, prefill.cache, guide)
 
     def propose_together(
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
@@ -163,30 +154,26 @@ class BoundGlide:
         return tree.prune(budget, min_confidence=least)
 
 
-def check_fits(head: GlideHead, target: Target, ends: TargetEnds) -> int:
-    """The target's number of layers. Raises ConfigError for a head of another target."""
-    config, text = head.config, target.model.config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    layers: int = text.num_hidden_layers
-    asked = list(config.target_layers)
+def check_fits(head: GlideHead, target: Target, ends: TargetEnds) -> None:
+    """Raises ConfigError for a head of another target."""
+    config, block = head.config, head.config.block
+    kept = [layer_kv(target, layer) for layer in dict.fromkeys(config.target_layers)]
     for what, is_right, got, expected in (
-        ("vocab_size", config.block.vocab_size == ends.vocab_size or not config.owns_ends,
-         config.block.vocab_size, f"{ends.vocab_size}, the target's"),
-        ("hidden_size", config.block.hidden_size == ends.hidden_size or config.owns_ends,
-         config.block.hidden_size, f"{ends.hidden_size}, as wide as the target's lm_head"),
-        ("large_num_attention_heads", config.num_target_heads % kv_heads == 0,
-         config.num_target_heads, f"a multiple of the target's {kv_heads} KV heads"),
-        ("large_head_dim", config.target_head_dim == size,
-         config.target_head_dim, f"{size}, the target's"),
-        ("target_layers", len(asked) == config.block.num_layers
-         and all(-layers <= layer < layers for layer in asked),
-         asked, f"one of the target's {layers} for each of {config.block.num_layers} layers"),
+        ("vocab_size", block.vocab_size == ends.vocab_size or not config.owns_ends,
+         block.vocab_size, f"{ends.vocab_size}, the target's"),
+        ("hidden_size", block.hidden_size == ends.hidden_size or config.owns_ends,
+         block.hidden_size, f"{ends.hidden_size}, as wide as the target's lm_head"),
+        ("target_layers", len(config.target_layers) == block.num_layers,
+         list(config.target_layers), f"one for each of its {block.num_layers} layers"),
+        ("large_num_attention_heads", all(config.num_target_heads % n == 0 for n, _, _ in kept),
+         config.num_target_heads, f"a multiple of the target's {kept[0].kv_heads} KV heads"),
+        ("large_head_dim", all(config.target_head_dim == size for _, size, _ in kept),
+         config.target_head_dim, f"{kept[0].key_dim}, the target's"),
+        ("large_value_dim", all(config.target_value_dim == size for _, _, size in kept),
+         config.target_value_dim, f"{kept[0].value_dim}, the target's"),
     ):  # fmt: skip
         if not is_right:
             raise ConfigError(
                 f"drafter.glide: the head's {what} is {got}, expected {expected}; take a head that "
                 f"was trained for {type(target.model).__name__} of this size"
             )
-    return layers

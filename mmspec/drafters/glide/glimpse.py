@@ -23,7 +23,7 @@ class Glimpse(Protocol):
 
     def __call__(self, layer: int, query: Tensor, scaling: float) -> Tensor:
         """`query` (batch, heads, seq, head_dim) of draft layer `layer`, rotated. Returns (batch,
-        seq, heads, head_dim)."""
+        seq, heads, head_dim of the values)."""
 
 
 class WholeGlimpse:

@@ -24,9 +24,9 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: GlideConfig) -> None:
         super().__init__()
-        inner = config.num_target_heads * config.target_head_dim
-        self.q_proj = nn.Linear(config.block.hidden_size, inner, bias=False)
-        self.o_proj = nn.Linear(inner, config.block.hidden_size, bias=False)
+        heads, hidden = config.num_target_heads, config.block.hidden_size
+        self.q_proj = nn.Linear(hidden, heads * config.target_head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * config.target_value_dim, hidden, bias=False)
         self._rope = config.rope
         self._head_dim = config.target_head_dim
         # No buffers: `.to(dtype)` must not round them.

@@ -24,8 +24,8 @@ class CrossRope:
     The cache holds keys that are rotated already, so a query must be rotated as the target's own
     queries are, by the position of its token: then what it sees of a key depends on the distance
     alone (GliDe rotates so too, arXiv 2402.02082). Dimensions beyond the frequencies are not
-    rotated; without frequencies none is (learned positions). A factor on the rotations, as YaRN's,
-    is left to the query's projection to learn.
+    rotated; without frequencies none is (learned positions, latent attention). A factor on the
+    rotations, as YaRN's, is left to the query's projection to learn.
 
     A rotation that is not the target's own (a family that is not known here) costs acceptance and
     nothing else.
@@ -39,6 +39,8 @@ class CrossRope:
     def of_target(model: PreTrainedModel, layer: int) -> "CrossRope":
         """That of `layer`'s keys, from 0, asked of the model: of its text decoder's frequencies."""
         text = model.config.get_text_config(decoder=True)
+        if getattr(text, "qk_rope_head_dim", None):  # latent attention: behind what is not rotated
+            return CrossRope()
         found = dict(model.get_decoder().named_buffers())
         kinds = getattr(text, "layer_types", None) or ()
         kind = kinds[layer] if layer < len(kinds) else None

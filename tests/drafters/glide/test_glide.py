@@ -260,8 +260,8 @@ def test_a_head_of_its_authors_form_is_read(tmp_path: Path) -> None:
     [
         ({"target_head_dim": 32}, "large_head_dim is 32, expected 16, the target's"),
         ({"num_target_heads": 3}, "large_num_attention_heads is 3, expected a multiple of the tar"),
-        ({"target_layers": (2,)}, r"target_layers is \[2\], expected one of the target's 2 for ea"),
-        ({"target_layers": (0, 1)}, r"target_layers is \[0, 1\], expected .* for each of 1 layers"),
+        ({"target_value_dim": 8}, "large_value_dim is 8, expected 16, the target's"),
+        ({"target_layers": (0, 1)}, r"target_layers is \[0, 1\], expected one for each of its 1"),
         ({"hidden_size": 32}, "hidden_size is 32, expected 64, as wide as the target's lm_head"),
         ({"owns_ends": True, "vocab_size": 99}, "vocab_size is 99, expected 112, the target's"),
     ],
@@ -272,6 +272,11 @@ def test_a_head_of_another_target_is_refused(changes: dict[str, Any], message: s
     config = replace(config, block=replace(config.block, **sizes), **changes)
     with pytest.raises(ConfigError, match=f"drafter.glide: the head's {message}"):
         Glide(GlideHead(config)).for_target(target_of("llama"), None)
+
+
+def test_a_layer_without_keys_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"looks at layer 2 of the target, which has 2; take a"):
+        GlideConfig.of_target(target_of("llama"), target_layer=2)
 
 
 @pytest.mark.parametrize(
