@@ -286,7 +286,7 @@ class TrainConfig:
     learn: str = "answers"  # "all": prompts too
     max_tokens: int = 2048  # of a text
     held_out: float = 0.05  # share of the texts that only the evaluation sees
-    rate: float | None = None  # the highest learning rate; None: as the head's paper has it
+    rate: float | None = None  # the highest learning rate; None: the kind's own
     warmup: float = 0.05  # share of the run in which the rate rises
     decay: str = "cosine"  # linear, none
     weight_decay: float = 0.0

@@ -13,7 +13,7 @@ from mmspec.drafters.heads import BlockConfig, TargetEnds
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 from mmspec.training.heads.batch import Batch, shifted
-from mmspec.training.heads.method import Losses
+from mmspec.training.heads.method import Losses, on_device
 from mmspec.training.heads.soft import soft_cross_entropy, summed_over_tokens
 from mmspec.training.heads.unrolled import GrowingDiagonal
 
@@ -27,7 +27,7 @@ class EagleMethod:
     """
 
     kv_layer: int | None = None
-    rate = 3e-5
+    rate = 1e-4
 
     def __init__(
         self,
@@ -66,8 +66,11 @@ class EagleMethod:
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Means over the places whose draft is learned: of token s + 2 at place s."""
         features = batch.hidden[self._tap].float()
-        noise = (torch.rand(features.shape, generator=generator) * 2 - 1) * self._noise
-        said = self.module(self._embedded(batch, 1), features + noise.to(features.device))
+        drawn = torch.rand(
+            features.shape, generator=on_device(generator, features.device), device=features.device
+        )
+        noisy = features + (2 * drawn - 1) * self._noise
+        said = self.module(self._embedded(batch, 1), noisy)
         _, learned = batch.ahead(2)
         count = learned.sum().clamp(min=1)
         wanted = shifted(features, 1)[learned]

@@ -36,7 +36,7 @@ class Report:
 
     step: int
     progress: float  # 0..1
-    trained_s: float
+    trained_s: float  # evaluations among it
     tokens: int  # read since the beginning
     tokens_per_s: float  # of this step
     epoch: int
@@ -150,14 +150,15 @@ def train(
             state.step += 1
             state.tokens += tokens
             spent_s = clock_s(device.type) - begun_s
-            state.trained_s += spent_s
             is_whole = True
             # 4. Bookkeeping
+            state.trained_s += spent_s
             progress = _progress(state, settings)
             acceptance = None
             if waiting and progress >= waiting[0]:
                 waiting = [at for at in waiting if at > progress]
                 acceptance = _evaluated(method, reader, held_out, settings)
+                state.trained_s += clock_s(device.type) - begun_s - spent_s
             report = Report(
                 state.step,
                 progress,

@@ -42,10 +42,11 @@ class HeadMethod(Protocol):
 
     @property
     def rate(self) -> float:
-        """The highest learning rate, as its paper has it."""
+        """The highest learning rate, where none is given."""
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Of the learned tokens, a mean. All that is drawn comes from the generator, on the CPU."""
+        """Of the learned tokens, a mean. All that is drawn comes from the generator, which is
+        the CPU's (see `on_device`)."""
 
     def drafts(self, batch: Batch, *, top_k: int) -> Tensor:
         """(depth, batch, seq, top_k) int64: at [d, b, s] the best tokens for place s + 2 + d of the
@@ -54,3 +55,11 @@ class HeadMethod(Protocol):
 
     def save(self, folder: Path, *, dtype: torch.dtype) -> None:
         """Writes the head in its published form; each file is replaced in one go."""
+
+
+def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator for large draws there, that depends on the CPU's; on a CPU itself."""
+    if device.type == "cpu":
+        return generator
+    seed = torch.randint(2**62, (), generator=generator).item()
+    return torch.Generator(device).manual_seed(int(seed))

@@ -22,7 +22,7 @@ from mmspec.training.heads.lessons import Lesson, read_lessons
 
 Answers = Literal["auto", "own", "given"]
 ANSWERS = "answers.jsonl"
-_MOST_HELD_OUT = 64
+_MOST_HELD_OUT = 32
 _BROKEN_KEPT = 20
 
 

@@ -13,7 +13,7 @@ class Settings:
 
     steps: int | None = None
     minutes: float | None = None
-    rate: float | None = None  # the highest; None: as the head's paper has it
+    rate: float | None = None  # the highest; None: the kind's own
     warmup: float = 0.05  # share of the run in which the rate rises
     decay: Decay = "cosine"
     weight_decay: float = 0.0

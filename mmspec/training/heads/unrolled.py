@@ -11,6 +11,9 @@ diagonal a step (arXiv 2503.01840, figure 6).
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_MOST_KEPT = 2**26  # attention weights of a step that are kept for the gradient
 
 
 class GrowingDiagonal:
@@ -33,13 +36,24 @@ class GrowingDiagonal:
                 query, keys, values, is_causal=True, scale=scaling
             )
             return out.transpose(1, 2)
-        (first_keys, first_values), *diagonals = kept
-        seq = query.shape[2]
-        hidden = torch.ones(seq, seq, dtype=torch.bool, device=query.device).triu(1)
-        causal = (query @ first_keys.transpose(-1, -2) * scaling).masked_fill(hidden, -torch.inf)
-        own = [(query * own_keys).sum(-1, keepdim=True) * scaling for own_keys, _ in diagonals]
-        weights = torch.cat([causal, *own], dim=-1).float().softmax(-1).to(query.dtype)
-        out = weights[..., :seq] @ first_values
-        for place, (_, own_values) in enumerate(diagonals):
-            out = out + weights[..., seq + place : seq + place + 1] * own_values
+        tensors = [tensor for pair in kept for tensor in pair]
+        if query.shape[:3].numel() * query.shape[2] <= _MOST_KEPT:
+            return _attended(query, scaling, *tensors).transpose(1, 2)
+        # Made again for the gradient: of several steps' weights there is no room for all.
+        out = checkpoint(_attended, query, scaling, *tensors, use_reentrant=False)
         return out.transpose(1, 2)
+
+
+def _attended(query: Tensor, scaling: float, *kept: Tensor) -> Tensor:
+    """`kept`: keys and values of each step in turn, (batch, heads, seq, head_dim) each."""
+    first_keys, first_values, *others = kept
+    diagonals = list(zip(others[::2], others[1::2], strict=True))
+    seq = query.shape[2]
+    hidden = torch.ones(seq, seq, dtype=torch.bool, device=query.device).triu(1)
+    causal = (query @ first_keys.transpose(-1, -2) * scaling).masked_fill(hidden, -torch.inf)
+    own = [(query * own_keys).sum(-1, keepdim=True) * scaling for own_keys, _ in diagonals]
+    weights = torch.cat([causal, *own], dim=-1).float().softmax(-1).to(query.dtype)
+    out = weights[..., :seq] @ first_values
+    for place, (_, own_values) in enumerate(diagonals):
+        out = out + weights[..., seq + place : seq + place + 1] * own_values
+    return out

@@ -1,5 +1,6 @@
 """What is minimised, beside the papers' formulas written out a token at a time."""
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -15,10 +16,12 @@ from mmspec.drafters.heads import FeatureScorer
 from mmspec.kv import KVCache
 from mmspec.state import Placement
 from mmspec.target import Target
+from mmspec.training.heads import unrolled
 from mmspec.training.heads.batch import Batch
 from mmspec.training.heads.eagle import EagleMethod
 from mmspec.training.heads.eagle3 import Eagle3Method, frequent_tokens, read_layers
 from mmspec.training.heads.medusa import MedusaMethod
+from mmspec.training.heads.target_head import head_weight
 from mmspec.training.heads.unrolled import GrowingDiagonal
 from mmspec.tree import TokenTree
 
@@ -134,9 +137,16 @@ def chain_logits(
     return logits
 
 
-def test_growing_diagonals_are_one_softmax_under_one_mask() -> None:
+@pytest.mark.parametrize("most_kept", [0, 2**20])
+def test_growing_diagonals_are_one_softmax_under_one_mask(
+    most_kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its weights are kept for the gradient or made again."""
+    monkeypatch.setattr(unrolled, "_MOST_KEPT", most_kept)
     attend, seq, scaling = GrowingDiagonal(), 5, 0.3
-    steps = [[torch.randn(2, heads, seq, 8) for heads in (4, 2, 2)] for _ in range(3)]
+    steps = [
+        [torch.randn(2, heads, seq, 8, requires_grad=True) for heads in (4, 2, 2)] for _ in range(3)
+    ]
     for step, (query, keys, values) in enumerate(steps):
         found = attend(0, query, keys, values, scaling)
         all_keys, all_values = (
@@ -147,6 +157,32 @@ def test_growing_diagonals_are_one_softmax_under_one_mask() -> None:
         scores = (query @ all_keys.transpose(-1, -2) * scaling).masked_fill(~mask, -torch.inf)
         expected = (scores.softmax(-1) @ all_values).transpose(1, 2)
         torch.testing.assert_close(found, expected)
+        given = steps[0][1:] + steps[step]  # the first keys and values, and this step's own
+        grads = [torch.autograd.grad(out.square().sum(), given) for out in (found, expected)]
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_of_a_packed_target_is_found_by_asking_it(target: Target) -> None:
+    class Packed(torch.nn.Module):
+        """As quantised heads are: nothing to be read off."""
+
+        in_features = 64
+
+        def __init__(self, full: Tensor) -> None:
+            super().__init__()
+            self.weight = torch.zeros(3, 3, dtype=torch.uint8)
+            self._full = full
+
+        def forward(self, states: Tensor) -> Tensor:
+            return states @ self._full.T + 1.0
+
+    class Model:
+        def get_output_embeddings(self) -> torch.nn.Module:
+            return Packed(head_of(target).detach())
+
+    other = copy.copy(target)
+    other.model = Model()  # type: ignore[assignment]
+    torch.testing.assert_close(head_weight(other), head_weight(target))
 
 
 def test_the_heads_vocabulary_holds_the_most_frequent_tokens_in_order() -> None:
