@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 from mmspec.engine import Engine, Stream
-from mmspec.inputs import ImageSource, VideoSource
+from mmspec.inputs import AudioSource, ImageSource, VideoSource
+from mmspec.inputs.audio import audio_list
 from mmspec.inputs.images import image_list
 from mmspec.inputs.videos import video_list
 from mmspec.requests import Result
@@ -42,11 +43,12 @@ class Chat:
         *,
         images: ImageSource | Sequence[ImageSource] = (),
         videos: VideoSource | Sequence[VideoSource] = (),
+        audio: AudioSource | Sequence[AudioSource] = (),
         **options: Any,
     ) -> Result:
         """Asks, and returns the answer; both join `messages`. Where it fails, they stay as they
         were. `options` are fields of `Request`, for this turn."""
-        messages = self._asked(question, images, videos)
+        messages = self._asked(question, images, videos, audio)
         result = self._engine.generate(messages, **{**self._options, **options})
         self._answered(messages, result)
         return result
@@ -57,11 +59,12 @@ class Chat:
         *,
         images: ImageSource | Sequence[ImageSource] = (),
         videos: VideoSource | Sequence[VideoSource] = (),
+        audio: AudioSource | Sequence[AudioSource] = (),
         **options: Any,
     ) -> Stream:
         """As `send`, a piece of text at a time. The turn joins `messages` when the stream ends, or
         with what there is of the answer when it is closed."""
-        messages = self._asked(question, images, videos)
+        messages = self._asked(question, images, videos, audio)
         stream = self._engine.stream(messages, **{**self._options, **options})
         stream.on_end = partial(self._answered, messages)
         return stream
@@ -71,12 +74,14 @@ class Chat:
         question: str,
         images: ImageSource | Sequence[ImageSource],
         videos: VideoSource | Sequence[VideoSource],
+        audio: AudioSource | Sequence[AudioSource],
     ) -> list[dict[str, Any]]:
         """The messages with the question, its media first."""
         is_first = not any(message["role"] == "user" for message in self.messages)
         pictures = [*(self._images if is_first else ()), *image_list(images)]
         parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in pictures]
         parts += [{"type": "video", "video": video} for video in video_list(videos)]
+        parts += [{"type": "audio", "audio": one} for one in audio_list(audio)]
         content = [*parts, {"type": "text", "text": question}]
         return [*self.messages, {"role": "user", "content": content}]
 

@@ -395,6 +395,7 @@ class Engine:
                 prompt,
                 images=request.images,
                 videos=request.videos,
+                audio=request.audio,
                 raw=request.raw,
                 system=request.system,
                 tools=request.tools,

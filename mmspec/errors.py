@@ -7,7 +7,7 @@ class MmspecError(Exception):
 
 
 class InputError(MmspecError, ValueError):
-    """A request cannot be used as it is: its text, images, videos or parameters."""
+    """A request cannot be used as it is: its text, media or parameters."""
 
 
 class ConfigError(MmspecError, ValueError):

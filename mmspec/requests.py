@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmspec.controller import Speculate
 from mmspec.errors import InputError, MmspecError
-from mmspec.inputs import ControlMode, ImageSource, Passages, VideoSource
+from mmspec.inputs import AudioSource, ControlMode, ImageSource, Passages, VideoSource
 from mmspec.inputs.template import ToolSpec
 from mmspec.logprobs import TokenLogprobs
 from mmspec.params import SamplingParams
@@ -24,8 +24,6 @@ _REFUSED = {
     "penalty_alpha": "contrastive search",
     "num_return_sequences": "transformers' name for several samples of one prompt (here: n=)",
     "guidance_scale": "classifier-free guidance",
-    "audio": "audio input",
-    "audios": "audio input",
     "assistant_model": "transformers' assisted generation (mmspec has its own drafters)",
     "prompt_lookup_num_tokens": "transformers' prompt lookup (it is on by default: drafter.name)",
 }
@@ -38,8 +36,9 @@ class Request(SamplingParams):
     `prompt` is a text (put through the chat template, unless `raw`), chat messages, a `Prompt`, or
     the mapping that a Hugging Face processor returned for a batch of one.
 
-    - What is asked: `images`, `videos`, `system`, `tools`, `documents`, `passages` (to quote from),
-      `passage_template`, `template_arguments`, `raw` (no chat template), `control_tokens`.
+    - What is asked: `images`, `videos`, `audio`, `system`, `tools`, `documents`, `passages` (to
+      quote from), `passage_template`, `template_arguments`, `raw` (no chat template),
+      `control_tokens`.
     - How it is chosen: `temperature` (0 is greedy), `top_p`, `top_k`, `min_p`, `do_sample`, `seed`,
       penalties (`repetition_penalty`, `presence_penalty`, `frequency_penalty`), `logit_bias`,
       `bad_words`, `logits_processors`, `prefix_allowed_tokens_fn`, `generation_config`.
@@ -59,6 +58,9 @@ class Request(SamplingParams):
     videos: (
         VideoSource | Sequence[VideoSource]
     ) = ()  # one or several: sequence of frames, animated GIF or WebP
+    audio: (
+        AudioSource | Sequence[AudioSource]
+    ) = ()  # one or several: path, bytes, (array, samples a second)
     raw: bool = False  # no chat template; the text holds its own placeholders
     system: str | None = None
     tools: Sequence[ToolSpec] | None = None

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
     from mmspec.kv import KVCache
 
 
+MediaKind = Literal["image", "video", "audio"]
+
+
 @dataclass(frozen=True)
 class MediaSpan:
-    """The placeholder tokens of one image or video in the prompt."""
+    """The placeholder tokens of one image, video or recording in the prompt."""
 
-    kind: Literal["image", "video"]
+    kind: MediaKind
     start: int  # index of the first placeholder token
     stop: int  # one past the last
 
@@ -32,6 +36,7 @@ class Prompt:
     text: str | None = None  # what was tokenised, where there was a text
     images: "tuple[Image, ...]" = ()  # as the processor got them; a drafter may look for itself
     videos: "tuple[tuple[Image, ...], ...]" = ()  # the frames of each
+    audio: "tuple[np.ndarray, ...]" = ()  # (samples,) float32 of each, at the processor's rate
     draft_texts: tuple[tuple[int, ...], ...] = ()  # beside the prompt: the target never sees them,
     # but they may be copied from; -1 is never copied nor matched
     namespace: str | None = None  # whose earlier texts may be drafted from; None: nobody's

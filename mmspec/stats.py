@@ -66,7 +66,7 @@ class Stats:
     choices: Choices = field(default_factory=Choices)
     is_lossless: bool = True  # False: the verifier does not keep the target's distribution
     reused_tokens: int = 0  # of the prompt, whose keys and values were there already
-    encoded_media: int = 0  # images, tiles or videos that the encoders ran for
+    encoded_media: int = 0  # images, tiles, videos or recordings that the encoders ran for
     reused_media: int = 0  # those that they need not run for
 
     @property

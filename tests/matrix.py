@@ -100,6 +100,7 @@ CONTROLLERS = ("fixed", "auto")
 LAYOUTS = {
     "text": ("text",),
     "vision": ("text", "image_first", "image_middle", "image_last"),
+    "audio": ("text", "audio"),
 }
 # What is left of earlier requests, and how a prompt is cut: (chunk, whether stores are on).
 REUSES: dict[str, tuple[int | None, bool]] = {

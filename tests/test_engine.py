@@ -321,7 +321,7 @@ def test_drafts_never_reach_past_the_context() -> None:
         ({"max_new_token": 5}, "unknown option 'max_new_token': did you mean 'max_new_tokens'"),
         ({"num_beams": 4}, "beam search is not supported"),
         ({"penalty_alpha": 0.6}, "contrastive search is not supported"),
-        ({"audio": b""}, "audio input is not supported"),
+        ({"audios": b""}, "unknown option 'audios': did you mean 'audio'"),
         ({"stop": ""}, "an empty stop string"),
         ({"seed": -1}, "seed=-1: expected a whole number"),
     ],

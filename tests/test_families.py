@@ -6,11 +6,10 @@ that repeats one token would pass any comparison.
 
 from collections.abc import Iterator
 from functools import cache
-from typing import get_args
 
 import pytest
 import torch
-from families import EOS_TOKEN, FAMILIES, REFUSED, Layout, prompt_inputs
+from families import EOS_TOKEN, FAMILIES, REFUSED, Layout, layouts_of, prompt_inputs
 from transformers import PreTrainedModel
 
 ALL = FAMILIES | REFUSED
@@ -19,11 +18,7 @@ NUM_NEW_TOKENS = 8
 
 def _cases() -> Iterator[tuple[str, Layout]]:
     for name, family in ALL.items():
-        for layout in get_args(Layout):
-            if family.kind == "text" and layout != "text":
-                continue
-            if layout == "video" and not family.takes_video:
-                continue
+        for layout in layouts_of(family):
             yield name, layout
 
 
@@ -85,8 +80,13 @@ def test_greedy_text_runs_and_moves(name: str, layout: Layout) -> None:
 def test_every_image_changes_the_last_logits(name: str, layout: Layout) -> None:
     inputs = _inputs(name, layout)
     plain = _last_logits(name, inputs)
-    pixels = "pixel_values_videos" if layout == "video" else "pixel_values"
-    num_images = 2 if layout == "two_images" else 1
+    names = {
+        "video": "pixel_values_videos",
+        "audio": "input_features",
+        "two_audio": "input_features",
+    }
+    pixels = names.get(layout, "pixel_values")
+    num_images = 2 if layout in ("two_images", "two_audio") else 1
     axis = 1 if inputs[pixels].shape[0] == 1 else 0
     size = inputs[pixels].shape[axis] // num_images
     for index in range(num_images):

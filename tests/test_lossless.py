@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, prompt_inputs
+from families import FAMILIES, layouts_of, prompt_inputs
 from matrix import (
     COMPRESSED,
     KNOWING,
@@ -26,6 +26,11 @@ from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.requests import Request
 
+_GENERATED = {
+    "text": ("text",),
+    "vision": ("image_middle", "image_last"),
+    "audio": ("audio", "two_audio"),
+}
 FLOAT32_FAMILIES = ("llama", "gemma3_text", "llava", "qwen2_5_vl")
 
 
@@ -136,11 +141,7 @@ def test_the_budget_changes_no_token(max_nodes: int) -> None:
 
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [
-        (family.name, layout)
-        for family in FAMILIES.values()
-        for layout in (("text",) if family.kind == "text" else ("image_middle", "image_last"))
-    ],
+    [(family.name, layout) for family in FAMILIES.values() for layout in _GENERATED[family.kind]],
 )
 def test_greedy_tokens_are_those_of_transformers_generate(family: str, layout: str) -> None:
     model = model_of(family, "float64")
@@ -155,11 +156,16 @@ def test_greedy_tokens_are_those_of_transformers_generate(family: str, layout: s
     assert list(result.tokens) == expected[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "vision"])
-@pytest.mark.parametrize("layout", ["two_images", "video"])
-def test_several_images_and_videos_change_no_token(family: str, layout: str) -> None:
-    if layout == "video" and not FAMILIES[family].takes_video:
-        pytest.skip("the family takes no video")
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        (family.name, layout)
+        for family in FAMILIES.values()
+        for layout in ("two_images", "video", "two_audio")
+        if layout in layouts_of(family)
+    ],
+)
+def test_several_images_videos_and_recordings_change_no_token(family: str, layout: str) -> None:
     inputs = prompt_inputs(FAMILIES[family], layout, num_text_tokens=30)  # type: ignore[arg-type]
     engine = mmspec.load(model_of(family, "float64"))
     options = {**SAMPLINGS["t1"], "max_new_tokens": 20, "seed": 5}

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from families import FAMILIES, Layout, prompt_inputs
+from families import FAMILIES, Layout, layouts_of, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
 from matrix import model_of
 from transformers import LlamaConfig
@@ -34,18 +34,13 @@ FLOAT32_INSIDE = {"gemma2": 1e-6}  # eager attention: transformers' softmax is i
 IN_ONE_GO = PrefillSettings()
 STORES = Config()
 CHUNKS = Config(decode=DecodeConfig(prefill_chunk=8), cache=CacheConfig(prefix_bytes=0))
-NO_MEDIA = {token: -100.0 for token in range(FIRST_MEDIA_TOKEN, FIRST_MEDIA_TOKEN + 5)}
-LAYOUTS: tuple[Layout, ...] = (
-    "text", "image_first", "image_middle", "image_last", "two_images", "video",
-)  # fmt: skip
+NO_MEDIA = {token: -100.0 for token in range(FIRST_MEDIA_TOKEN, FIRST_MEDIA_TOKEN + 8)}
 
 
 def cases() -> Iterator[tuple[str, Layout]]:
     for family in FAMILIES.values():
-        for layout in LAYOUTS:
-            is_taken = layout != "video" or family.takes_video
-            if layout == "text" or (family.kind == "vision" and is_taken):
-                yield family.name, layout
+        for layout in layouts_of(family):
+            yield family.name, layout
 
 
 EVERY_FAMILY = pytest.mark.parametrize(("family", "layout"), list(cases()))

@@ -70,6 +70,10 @@ def generate(
         list[str] | None,
         typer.Option(metavar="PATH", help="A video; may be repeated.", rich_help_panel=PROMPT),
     ] = None,
+    audio: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="A recording; may be repeated.", rich_help_panel=PROMPT),
+    ] = None,
     passage: Annotated[
         list[str] | None,
         typer.Option(
@@ -170,6 +174,7 @@ def generate(
             prompt=text,
             images=[*(image or ()), *(one.image for one in pages)],
             videos=video or (),
+            audio=audio or (),
             passages=[
                 *read_passages(passage or (), in_prompt=True),
                 *read_passages(draft_text or (), in_prompt=False),

@@ -1,5 +1,5 @@
-"""Vision features by what was encoded: kept over requests, and handed to the model in place of its
-own `get_image_features` for the time of one forward.
+"""Features of media by what was encoded: kept over requests, and handed to the model in place of
+its own `get_image_features` and the like for the time of one forward.
 
 A forward over a part of a prompt is handed the features of that part's placeholders alone, which
 is what lets media fall into any chunk.
@@ -15,10 +15,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mmspec.encoders.media import Media, MediaItem, MediaKind, join
+from mmspec.encoders.media import Media, MediaItem, join
 from mmspec.encoders.outputs import FeatureError, Features, split_output
+from mmspec.state import MediaKind
 
-METHODS: dict[MediaKind, str] = {"image": "get_image_features", "video": "get_video_features"}
+METHODS: dict[MediaKind, str] = {
+    "image": "get_image_features",
+    "video": "get_video_features",
+    "audio": "get_audio_features",
+}
+
+
+def gives_features(model: nn.Module) -> bool:
+    """Whether the model, or a part of it, has a method for them; others encode within forward."""
+    return any(hasattr(type(part), name) for part in model.modules() for name in METHODS.values())
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,10 @@ class FeatureSource:
         ]
         if not found and any(self.is_partial(kind, *p) for kind, p in placeholders.items()):
             raise FeatureError("the model has no method that gives features")
+        if not found:  # it encodes them within its forward
+            self.num_encoded += sum(
+                len(self.media.needed(kind, *place)) for kind, place in placeholders.items()
+            )
         before = [vars(module).get(name) for module, name, _ in found]
         try:
             for module, name, kind in found:

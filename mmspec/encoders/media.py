@@ -1,25 +1,28 @@
-"""Which tensors and which placeholder tokens of a prompt are whose: an image or video at a time."""
+"""Which tensors and which placeholder tokens of a prompt are whose: a medium at a time."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mmspec.state import MediaSpan, Prompt
+from mmspec.state import MediaKind, MediaSpan, Prompt
 
-MediaKind = Literal["image", "video"]
-_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+_PIXELS = {
+    "image": ("pixel_values",),
+    "video": ("pixel_values_videos",),
+    "audio": ("input_features", "input_values", "audio_input_features"),
+}
+_AUDIO_PARTS = ("audio", "input_features", "input_values", "feature_attention_mask", "padding_mask")
 _VIDEO_INPUTS = ("second_per_grid_ts",)  # beside those with "video" in their name
 
 
 @dataclass(frozen=True)
 class MediaItem:
-    """What an encoder can read by itself: an image, a tile of one, a video, or where they cannot
-    be told apart, all of a kind together."""
+    """What an encoder can read by itself: an image, a tile of one, a video, a recording, or where
+    they cannot be told apart, all of a kind together."""
 
     kind: MediaKind
     start: int  # index of its first token among the prompt's placeholders of its kind
@@ -83,8 +86,7 @@ def split_media(prompt: Prompt) -> Media | None:
     inputs = {n: v for n, v in prompt.model_inputs.items() if n not in token_inputs(prompt)}
     by_kind: dict[MediaKind, dict[str, Tensor]] = {}
     for name, value in inputs.items():
-        is_video = "video" in name or name in _VIDEO_INPUTS
-        by_kind.setdefault("video" if is_video else "image", {})[name] = value
+        by_kind.setdefault(_kind_of(name), {})[name] = value
     if set(by_kind) != {span.kind for span in prompt.media}:
         return None
     items: dict[MediaKind, tuple[MediaItem, ...]] = {}
@@ -92,6 +94,12 @@ def split_media(prompt: Prompt) -> Media | None:
         spans = [span.stop - span.start for span in prompt.media if span.kind == kind]
         items[kind] = _split(kind, tensors, spans)
     return Media(items, prompt.media)
+
+
+def _kind_of(name: str) -> MediaKind:
+    if "video" in name or name in _VIDEO_INPUTS:
+        return "video"
+    return "audio" if any(part in name for part in _AUDIO_PARTS) else "image"
 
 
 def join(items: Sequence[MediaItem]) -> dict[str, Tensor]:
@@ -111,7 +119,7 @@ def _split(
     """`spans`: the lengths of the kind's runs of placeholders."""
     total = sum(spans)
     whole = (MediaItem(kind, 0, total, tensors),)
-    pixels = tensors.get(_PIXELS[kind])
+    pixels = next((tensors[name] for name in _PIXELS[kind] if name in tensors), None)
     if pixels is None:
         return whole
     grid = next((tensor for name, tensor in tensors.items() if name.endswith("grid_thw")), None)

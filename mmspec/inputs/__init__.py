@@ -1,6 +1,7 @@
-"""Inputs: text, chat messages, images and videos as users give them -> Prompt. Opening and
+"""Inputs: text, chat messages, images, videos and audio as users give them -> Prompt. Opening and
 checking media, the chat template, control tokens in user text, the model's own processor."""
 
+from mmspec.inputs.audio import AudioSource, open_audio
 from mmspec.inputs.control_tokens import ControlMode, neutralise
 from mmspec.inputs.images import ImageSource, open_image
 from mmspec.inputs.limits import InputLimits
@@ -13,6 +14,7 @@ from mmspec.inputs.spans import find_spans
 from mmspec.inputs.videos import VideoSource, open_video
 
 __all__ = [
+    "AudioSource",
     "ControlMode",
     "Conversation",
     "ImageSource",
@@ -27,6 +29,7 @@ __all__ = [
     "find_spans",
     "from_inputs",
     "neutralise",
+    "open_audio",
     "open_image",
     "open_video",
     "pdf_pages",

@@ -49,7 +49,7 @@ def open_image(source: ImageSource, *, limits: InputLimits | None = None) -> Ima
         check_pixels(source, name="the PIL image", limits=limits)
         return upright_rgb(source, name="the PIL image")
     if isinstance(source, BinaryFile):
-        source = _read_file(source)
+        source = read_open_file(source)
     if isinstance(source, str | os.PathLike | bytes):
         name = describe(source)
         image = open_encoded(read_source(source, limits=limits), name=name, limits=limits)
@@ -68,7 +68,8 @@ def image_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]
     return list(images)
 
 
-def _read_file(file: BinaryFile) -> bytes:
+def read_open_file(file: BinaryFile) -> bytes:
+    """All of its bytes. Raises InputError for one that cannot be read, or reads text."""
     try:
         file.seek(0)  # the same file may have been read before, by an earlier turn
         data = file.read()

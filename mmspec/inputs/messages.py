@@ -1,12 +1,13 @@
-"""What a user says -> chat messages in one form, with their images and videos beside them."""
+"""What a user says -> chat messages in one form, with their media beside them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from mmspec.errors import InputError
+from mmspec.inputs.audio import AudioSource, audio_list
 from mmspec.inputs.images import ImageSource, image_list
 from mmspec.inputs.videos import VideoSource, video_list
+from mmspec.state import MediaKind
 
 Message = Mapping[str, object]
 """{"role": ..., "content": a string or a list of parts}, and what else the chat template reads."""
@@ -17,20 +18,24 @@ _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _VIDEO_TYPES = ("video", "video_url", "input_video")
 _AUDIO_TYPES = ("audio", "audio_url", "input_audio")
-_DATA_KEYS: dict[Literal["image", "video"], tuple[str, ...]] = {
+_DATA_KEYS: dict[MediaKind, tuple[str, ...]] = {
     "image": ("image", "image_url", "url", "path", "base64"),
     "video": ("video", "video_url", "url", "path"),
+    "audio": ("audio", "audio_url", "input_audio", "url", "path", "base64"),
 }
+_OPTIONS: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audio"}
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages whose content is a list of {"type": "text", "text": ...}, {"type": "image"} and
-    {"type": "video"}; the media, not opened yet, in the order of their parts."""
+    """Messages whose content is a list of {"type": "text", "text": ...}, {"type": "image"},
+    {"type": "video"} and {"type": "audio"}; the media, not opened yet, in the order of their
+    parts."""
 
     messages: tuple[dict[str, object], ...]
     images: tuple[ImageSource, ...]
     videos: tuple[VideoSource, ...]
+    audio: tuple[AudioSource, ...] = ()
 
     @property
     def is_begun(self) -> bool:
@@ -43,17 +48,23 @@ def build_conversation(
     *,
     images: ImageSource | Sequence[ImageSource] = (),
     videos: VideoSource | Sequence[VideoSource] = (),
+    audio: AudioSource | Sequence[AudioSource] = (),
     system: str | None = None,
 ) -> Conversation:
     """One conversation from a plain string or from messages in Hugging Face or OpenAI form.
 
-    A string becomes one user message: the images, the videos, then the text. In messages, media
-    parts without data take `images` and `videos` in order. `system` becomes the first message.
-    An empty begun assistant turn is dropped, since it is the same as none.
-    Raises InputError: an unknown role or part, audio, counts of placeholders and media that
+    A string becomes one user message: the images, the videos, the recordings, then the text.
+    In messages, media parts without data take `images`, `videos` and `audio` in order. `system`
+    becomes the first message. An empty begun assistant turn is dropped, since it is the same as
+    none.
+    Raises InputError: an unknown role or part, counts of placeholders and media that
     differ, an empty conversation.
     """
-    loose = {"image": list[object](image_list(images)), "video": list[object](video_list(videos))}
+    loose: dict[MediaKind, list[object]] = {
+        "image": list[object](image_list(images)),
+        "video": list[object](video_list(videos)),
+        "audio": list[object](audio_list(audio)),
+    }
     if isinstance(prompt, str):
         parts: list[object] = [{"type": kind} for kind in loose for _ in loose[kind]]
         prompt = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
@@ -73,13 +84,13 @@ def build_conversation(
     if messages and messages[-1]["role"] == "assistant" and _is_blank(messages[-1]):
         messages.pop()
     if all(_is_blank(message) for message in messages if message["role"] != "system"):
-        raise InputError("the prompt is empty; expected a text, an image or a video in a message")
+        raise InputError("the prompt is empty; expected a text or a medium in a message")
     for kind, gaps in reader.gaps.items():
         if len(gaps) != len(loose[kind]):
             raise InputError(
                 f"got {len(gaps)} {kind} placeholders without data in the messages and "
-                f'{len(loose[kind])} in {kind}s=; add or remove {{"type": "{kind}"}} parts or '
-                f"{kind}s until the counts agree"
+                f'{len(loose[kind])} in {_OPTIONS[kind]}=; add or remove {{"type": "{kind}"}} '
+                f"parts or {_OPTIONS[kind]} until the counts agree"
             )
         for gap, medium in zip(gaps, loose[kind], strict=True):
             reader.media[kind][gap] = medium
@@ -87,6 +98,7 @@ def build_conversation(
         messages=tuple(messages),
         images=tuple(reader.media["image"]),  # type: ignore[arg-type]
         videos=tuple(reader.media["video"]),  # type: ignore[arg-type]
+        audio=tuple(reader.media["audio"]),  # type: ignore[arg-type]
     )
 
 
@@ -108,8 +120,8 @@ class _Reader:
     """Reads messages one by one and collects their media; a gap is a placeholder without data."""
 
     def __init__(self) -> None:
-        self.media: dict[str, list[object]] = {"image": [], "video": []}
-        self.gaps: dict[str, list[int]] = {"image": [], "video": []}
+        self.media: dict[MediaKind, list[object]] = {kind: [] for kind in _DATA_KEYS}
+        self.gaps: dict[MediaKind, list[int]] = {kind: [] for kind in _DATA_KEYS}
 
     def read_message(self, message: object) -> dict[str, object]:
         if not isinstance(message, Mapping):
@@ -151,15 +163,13 @@ class _Reader:
         if kind in _VIDEO_TYPES:
             return self._read_media(part, "video")
         if kind in _AUDIO_TYPES:
-            raise InputError(
-                f"got a part of type {kind!r}: mmspec takes no audio; transcribe it to text first"
-            )
+            return self._read_media(part, "audio")
         raise InputError(
             f"got a message part {part!r:.80}; expected a mapping whose type is one of "
-            f"{_TEXT_TYPES + _IMAGE_TYPES + _VIDEO_TYPES}"
+            f"{_TEXT_TYPES + _IMAGE_TYPES + _VIDEO_TYPES + _AUDIO_TYPES}"
         )
 
-    def _read_media(self, part: object, kind: Literal["image", "video"]) -> dict[str, object]:
+    def _read_media(self, part: object, kind: MediaKind) -> dict[str, object]:
         found = [(key, _get(part, key)) for key in _DATA_KEYS[kind]]
         given = [(key, value) for key, value in found if value is not None]
         if len(given) > 1:
@@ -167,7 +177,7 @@ class _Reader:
                 f"an {kind} part has data under {[key for key, _ in given]}; expected one of them"
             )
         if not given:
-            if _get(part, "type") not in ("image", "video"):
+            if _get(part, "type") not in _DATA_KEYS:
                 raise InputError(
                     f"a part of type {_get(part, 'type')!r} has no data; expected "
                     f'{{"type": "{kind}_url", "{kind}_url": {{"url": "..."}}}}'
@@ -176,12 +186,14 @@ class _Reader:
             self.media[kind].append(None)
             return {"type": kind}
         key, value = given[0]
-        if isinstance(value, Mapping):
+        if key == "input_audio" and isinstance(value, Mapping) and "data" in value:
+            key, value = "base64", value["data"]  # OpenAI's form; the bytes tell their format
+        if isinstance(value, Mapping) and not (kind == "audio" and "array" in value):
             value = value.get("url")
             if not isinstance(value, str):
                 raise InputError(f"the {key} of a part has no url; expected {{'url': '...'}}")
         if key == "base64" and isinstance(value, str) and not value.startswith("data:"):
-            value = f"data:image/*;base64,{value}"
+            value = f"data:{kind}/*;base64,{value}"
         if isinstance(value, str) and not value:
             raise InputError(f"the {key} of a part is an empty string; expected a path or URL")
         self.media[kind].append(value)

@@ -16,6 +16,13 @@ _NOT_INPUTS = ("input_ids", "attention_mask", "labels", "offset_mapping", "speci
 
 _IMAGE_FEATURES = ("pixel_values", "image_embeds", "image_patches")
 _VIDEO_FEATURES = ("pixel_values_videos", "video_embeds")
+AUDIO_FEATURES = (
+    "input_features",
+    "input_values",
+    "audio_input_features",
+    "audio_values",
+    "audio_embeds",
+)
 
 
 def from_inputs(
@@ -89,6 +96,15 @@ def _check_media(
                 f"the prompt has {count} {kind} placeholder tokens and no pixel values; give the "
                 f"{kind}, or take the placeholder out of the text"
             )
+    heard = [name for name in model_inputs if name.startswith(AUDIO_FEATURES)]
+    audio_ids = placeholder_ids(config, "audio")
+    count = sum(int((token_ids == one).sum()) for one in audio_ids)
+    if audio_ids and bool(count) != bool(heard):
+        raise InputError(
+            f"the prompt has {count} audio placeholder tokens (ids {sorted(audio_ids)}) and the "
+            f"inputs {heard or 'no audio features'}; expected both or neither: give the recording "
+            "and put its placeholder into the text"
+        )
     if features and (image_ids or video_ids) and not any(counts.values()):
         raise InputError(
             f"got {features} and no image or video placeholder token in the prompt; expected "

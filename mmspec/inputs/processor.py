@@ -3,13 +3,15 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast, get_args
+from typing import NamedTuple, cast, get_args
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmspec.errors import InputError
+from mmspec.inputs.audio import AudioSource, open_audio
 from mmspec.inputs.control_tokens import ControlMode
 from mmspec.inputs.images import ImageSource, open_image
 from mmspec.inputs.limits import InputLimits
@@ -20,6 +22,23 @@ from mmspec.inputs.prompt_text import PromptText
 from mmspec.inputs.template import ToolSpec
 from mmspec.inputs.videos import VideoSource, open_video
 from mmspec.state import Prompt
+
+
+class _Opened(NamedTuple):
+    """A prompt's media as a processor takes them."""
+
+    images: Sequence[Image.Image]
+    videos: Sequence[Sequence[Image.Image]]
+    audio: Sequence[np.ndarray]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"image": len(self.images), "video": len(self.videos), "audio": len(self.audio)}
+
+    @property
+    def told(self) -> str:
+        heard = f" and {len(self.audio)} recordings" if self.audio else ""
+        return f"{len(self.images)} images and {len(self.videos)} videos{heard}"
 
 
 class InputProcessor:
@@ -42,7 +61,7 @@ class InputProcessor:
         self.tokenizer = cast(PreTrainedTokenizerBase, tokenizer)
         self._placeholders = {
             kind: text
-            for kind in ("image", "video")
+            for kind in ("image", "video", "audio")
             if self._processor is not None
             and isinstance(text := getattr(self._processor, f"{kind}_token", None), str)
         }
@@ -56,6 +75,7 @@ class InputProcessor:
         *,
         images: ImageSource | Sequence[ImageSource] = (),
         videos: VideoSource | Sequence[VideoSource] = (),
+        audio: AudioSource | Sequence[AudioSource] = (),
         raw: bool = False,
         system: str | None = None,
         tools: Sequence[ToolSpec] | None = None,
@@ -89,7 +109,9 @@ class InputProcessor:
             )
         given = passage_list(passages)
         block = PassageBlock.of(given, passage_template)
-        conversation = build_conversation(prompt, images=images, videos=videos, system=system)
+        conversation = build_conversation(
+            prompt, images=images, videos=videos, audio=audio, system=system
+        )
         self._check_modalities(conversation)
         with self._lock:
             template = None if raw else self._texts.find_template(template_arguments, tools)
@@ -104,6 +126,10 @@ class InputProcessor:
                 )
         frames = [open_video(video, limits=self.limits) for video in conversation.videos]
         pictures = [open_image(image, limits=self.limits) for image in conversation.images]
+        heard = [
+            open_audio(one, rate=self.sampling_rate, limits=self.limits)
+            for one in conversation.audio
+        ]
         with self._lock:
             if template is None:
                 assert isinstance(prompt, str)
@@ -119,13 +145,15 @@ class InputProcessor:
                     mode=control_tokens,
                     block=block,
                 )
-            self._check_placeholders(text, {"image": len(pictures), "video": len(frames)})
-            inputs = self._process(text, pictures, frames, is_template=template is not None)
+            media = _Opened(pictures, frames, heard)
+            self._check_placeholders(text, media.counts)
+            inputs = self._process(text, media, is_template=template is not None)
             beside = self._texts.draft_texts(given) if given else ()
         return replace(
             from_inputs(inputs, self._config, text=text),
             images=tuple(pictures),
             videos=tuple(tuple(video) for video in frames),
+            audio=tuple(heard),
             draft_texts=beside,
         )
 
@@ -149,24 +177,48 @@ class InputProcessor:
         """What stands in a text for each kind of medium: "image" -> "<image>"."""
         return self._placeholders
 
+    @property
+    def sampling_rate(self) -> int:
+        """Samples a second that the model hears. Raises InputError where it cannot."""
+        extractor = self._part("audio")
+        rate = getattr(extractor, "sampling_rate", None)
+        if not isinstance(rate, int):
+            raise InputError(
+                f"the audio processor of {type(self._processor).__name__} names no sampling_rate; "
+                "process the prompt yourself and give its tensors"
+            )
+        return rate
+
+    def _part(self, kind: str) -> object:
+        """What of the processor reads media of this kind; None where it has no such part."""
+        names = ("feature_extractor", "audio_processor") if kind == "audio" else ()
+        found = (getattr(self._processor, name, None) for name in (*names, f"{kind}_processor"))
+        return next((part for part in found if part is not None), None)
+
     def _check_modalities(self, conversation: Conversation) -> None:
         name = getattr(self._config, "model_type", "") or type(self._config).__name__
-        for kind, media in (("image", conversation.images), ("video", conversation.videos)):
+        for kind, word, media in (
+            ("image", "images", conversation.images),
+            ("video", "videos", conversation.videos),
+            ("audio", "recordings", conversation.audio),
+        ):
             if not media:
                 continue
             if self._processor is None:
                 raise InputError(
-                    f"got {len(media)} {kind}s, but {name} was loaded with a tokenizer only: it is "
-                    f"a text-only model, or its processor is missing; leave the {kind}s out"
+                    f"got {len(media)} {word}, but {name} was loaded with a tokenizer only: it is "
+                    f"a text-only model, or its processor is missing; leave the {word} out"
                 )
-            if getattr(self._processor, f"{kind}_processor", None) is None:
+            if self._part(kind) is None:
                 raise InputError(
-                    f"got {len(media)} {kind}s, but the processor of {name} "
+                    f"got {len(media)} {word}, but the processor of {name} "
                     f"({type(self._processor).__name__}) has no {kind} processor here"
                     + (
                         "; give the frames as images, or install torchvision, which video "
                         "processors need"
                         if kind == "video"
+                        else "; the model cannot hear: give a transcript as text"
+                        if kind == "audio"
                         else ""
                     )
                 )
@@ -186,8 +238,7 @@ class InputProcessor:
     def _process(
         self,
         text: str,
-        images: Sequence[Image.Image],
-        videos: Sequence[Sequence[Image.Image]],
+        media: "_Opened",
         *,
         is_template: bool,
     ) -> dict[str, object]:
@@ -196,7 +247,7 @@ class InputProcessor:
         # processor's only if it begins with the first of them.
         is_complete = is_template and self._processor is None
         adds_special = not (is_complete or (bos and text.startswith(bos)))
-        inputs = self._call(text, images, videos, adds_special=adds_special)
+        inputs = self._call(text, media, adds_special=adds_special)
         ids = inputs["input_ids"]
         starts_twice = (
             isinstance(ids, Tensor)
@@ -204,14 +255,13 @@ class InputProcessor:
             and (ids[0, :2].tolist() == [self.tokenizer.bos_token_id] * 2)
         )
         if adds_special and starts_twice:  # a processor that writes it into the text (Mllama)
-            inputs = self._call(text, images, videos, adds_special=False)
+            inputs = self._call(text, media, adds_special=False)
         return inputs
 
     def _call(
         self,
         text: str,
-        images: Sequence[Image.Image],
-        videos: Sequence[Sequence[Image.Image]],
+        media: "_Opened",
         *,
         adds_special: bool,
     ) -> dict[str, object]:
@@ -223,15 +273,17 @@ class InputProcessor:
                 inputs = dict(self.tokenizer(text, verbose=False, **options))
                 inputs.pop("token_type_ids", None)  # of sentence pairs; decoders don't read them
                 return inputs
-            media: dict[str, object] = {}
-            if images:
-                media["images"] = [list(images)]
-            if videos:
-                media["videos"] = [list(frames) for frames in videos]
-            return dict(self._processor(text=[text], **media, **options))
+            given: dict[str, object] = {}
+            if media.images:
+                given["images"] = [list(media.images)]
+            if media.videos:
+                given["videos"] = [list(frames) for frames in media.videos]
+            if media.audio:
+                given["audio"] = list(media.audio)
+                given["audio_kwargs"] = {"sampling_rate": self.sampling_rate}
+            return dict(self._processor(text=[text], **given, **options))
         except (ValueError, TypeError, LookupError) as error:
             owner = type(self._processor or self.tokenizer).__name__
             raise InputError(
-                f"{owner} does not take this prompt with {len(images)} images and {len(videos)} "
-                f"videos: {error}"
+                f"{owner} does not take this prompt with {media.told}: {error}"
             ) from error

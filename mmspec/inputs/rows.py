@@ -1,7 +1,7 @@
 """A batch as transformers' generate hands it on -> one Prompt a row, padding left out.
 
-Images and videos are given to rows by their placeholder tokens: each medium belongs to the row
-whose placeholders it fills, in the order of the batch.
+Images, videos and recordings are given to rows by their placeholder tokens: each medium belongs to
+the row whose placeholders it fills, in the order of the batch.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,15 +12,21 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from mmspec.errors import InputError
+from mmspec.inputs.prepared import AUDIO_FEATURES
 from mmspec.inputs.spans import find_spans, placeholder_ids
-from mmspec.state import MediaSpan, Prompt
+from mmspec.state import MediaKind, MediaSpan, Prompt
 
 _BY_ROW = ("idefics2", "idefics3", "smolvlm")  # their pixels are (batch, images, ...)
-_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-_GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
-_BESIDE = {  # (media, ...) each, beside the pixels
+_PIXELS: dict[MediaKind, tuple[str, ...]] = {
+    "image": ("pixel_values",),
+    "video": ("pixel_values_videos",),
+    "audio": AUDIO_FEATURES,
+}
+_GRIDS: dict[MediaKind, str] = {"image": "image_grid_thw", "video": "video_grid_thw"}
+_BESIDE: dict[MediaKind, tuple[str, ...]] = {  # (media, ...) each, beside the pixels
     "image": ("image_sizes", "image_attention_mask", "pixel_attention_mask"),
     "video": ("second_per_grid_ts", "image_sizes_videos"),
+    "audio": ("feature_attention_mask", "input_features_mask", "padding_mask"),
 }
 
 
@@ -79,19 +85,21 @@ def _media(
     model_inputs: Mapping[str, object],
     config: PreTrainedConfig,
 ) -> Iterator[tuple[_Parts, set[str]]]:
-    """The rows' own images, then videos: (inputs of each row, names that are done with)."""
+    """The rows' own images, videos, then audio: (inputs of each row, names that are done with)."""
     encoded = model_inputs.get("mm_encoder_outputs") or {}
     assert isinstance(encoded, Mapping)
-    for kind in ("image", "video"):
-        ids = placeholder_ids(config, kind) or placeholder_ids(config, "image")
+    for kind, names in _PIXELS.items():
+        ids = placeholder_ids(config, kind)
+        if kind == "video":
+            ids = ids or placeholder_ids(config, "image")
         wanted = [sum(int((row == one).sum()) for one in ids) for row in tokens]
         if encoded.get(kind) is not None:
             yield _encoded(kind, encoded[kind], wanted), set()
-        pixels = model_inputs.get(_PIXELS[kind])
-        if not isinstance(pixels, Tensor) or len(tokens) == 1:
+        name = next((n for n in names if isinstance(model_inputs.get(n), Tensor)), None)
+        if name is None or len(tokens) == 1:
             continue  # one row: all is its own
-        runs = [sum(span.kind == kind for span in row) for row in spans]
-        yield _raw(kind, pixels, wanted, runs, model_inputs, config)
+        runs = [[s.stop - s.start for s in row if s.kind == kind] for row in spans]
+        yield _raw(kind, name, wanted, runs, model_inputs, config)
 
 
 def _check_positions(positions: object, kept: Tensor) -> None:
@@ -126,22 +134,24 @@ def _encoded(kind: str, output: object, wanted: Sequence[int]) -> _Parts:
 
 
 def _raw(
-    kind: str,
-    pixels: Tensor,
+    kind: MediaKind,
+    pixels_name: str,
     wanted: Sequence[int],
-    runs: Sequence[int],
+    runs: Sequence[Sequence[int]],
     model_inputs: Mapping[str, object],
     config: PreTrainedConfig,
 ) -> tuple[_Parts, set[str]]:
     """From pixels: of the rows, of patches with a grid a medium, or of one medium after another."""
+    pixels = model_inputs[pixels_name]
+    assert isinstance(pixels, Tensor)
     beside = {
         name: value
-        for name in (_GRIDS[kind], *_BESIDE[kind])
+        for name in (_GRIDS.get(kind, ""), *_BESIDE[kind])
         if isinstance(value := model_inputs.get(name), Tensor)
     }
-    names = {_PIXELS[kind], *beside}
+    names = {pixels_name, *beside}
     counts = model_inputs.get("batch_num_images") if kind == "image" else None
-    grids = beside.get(_GRIDS[kind])
+    grids = beside.get(_GRIDS.get(kind, ""))
     if grids is not None:
         merge = config.vision_config.spatial_merge_size**2
         sizes = grids.prod(dim=1).tolist()
@@ -156,14 +166,18 @@ def _raw(
             media = [0, *accumulate(counts.tolist())]
             names.add("batch_num_images")
         else:
-            media = _borders(_lengths(pixels.shape[0], wanted, runs, beside), wanted, kind)
+            each = [length for row in runs for length in row]
+            if kind != "audio" or len(each) != pixels.shape[0]:  # recordings stand apart
+                counted = [len(row) for row in runs]
+                each = _lengths(pixels.shape[0], wanted, counted, beside)
+            media = _borders(each, wanted, kind)
         rows = [slice(first, last) for first, last in pairwise(media)]
     parts: _Parts = []
     for row, (first, last) in enumerate(pairwise(media)):
         part: dict[str, Tensor] = {}
         if wanted[row]:
             part = {name: value[first:last] for name, value in beside.items()}
-            part[_PIXELS[kind]] = pixels[rows[row]]
+            part[pixels_name] = pixels[rows[row]]
             if isinstance(counts, Tensor):
                 part["batch_num_images"] = counts[row : row + 1]
         parts.append(part)

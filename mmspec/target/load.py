@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
@@ -20,7 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+)
 from transformers.utils import is_peft_available
 
 from mmspec.errors import ConfigError, MissingExtraError, ModelError
@@ -97,11 +103,7 @@ def load_model(
         config = AutoConfig.from_pretrained(
             path, trust_remote_code=trust_remote_code, revision=revision
         )
-    auto = (
-        AutoModelForImageTextToText
-        if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or _has_vision_code(config)
-        else AutoModelForCausalLM
-    )
+    auto = _auto_class(config)
     if context is not None:
         config = with_context(config, context)
     with _explained(path):
@@ -204,6 +206,16 @@ def _device(device: str) -> torch.device:
             "cuda[:N] with a torch that has CUDA"
         ) from error
     return place
+
+
+def _auto_class(config: PreTrainedConfig) -> type[_BaseAutoModelClass]:
+    """What of transformers loads the whole model, its encoders included."""
+    kind = type(config)
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or _has_vision_code(config):
+        return AutoModelForImageTextToText
+    if kind in MODEL_FOR_MULTIMODAL_LM_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForMultimodalLM
+    return AutoModelForCausalLM
 
 
 def _has_vision_code(config: PreTrainedConfig) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from mmspec.state import Prompt
 from mmspec.target.families import first_position
 
-_MEDIA_TYPES = {"image": 1, "video": 2}  # transformers' mm_token_type_ids
+_MEDIA_TYPES = {"image": 1, "video": 2, "audio": 3}  # transformers' mm_token_type_ids
 
 
 def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, tuple[int, ...]]:
@@ -51,7 +51,7 @@ def _mrope_positions(rope_index: Callable[..., tuple[Tensor, Tensor]], prompt: P
 
 
 def _media_types(prompt: Prompt) -> Tensor:
-    """(1, seq): 0 for text, 1 for image and 2 for video placeholders."""
+    """(1, seq): 0 for text, 1 for image, 2 for video and 3 for audio placeholders."""
     types = torch.zeros(1, prompt.num_tokens, dtype=torch.long)
     for span in prompt.media:
         types[0, span.start : span.stop] = _MEDIA_TYPES[span.kind]

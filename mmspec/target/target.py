@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmspec.attention import RowNodes
-from mmspec.encoders.features import FeatureSource
+from mmspec.encoders.features import FeatureSource, gives_features
 from mmspec.encoders.media import join, token_inputs
 from mmspec.errors import ConfigError
 from mmspec.kv import BufferPool, KVCache, QueryLog, WritePlan
@@ -77,7 +77,8 @@ class Target:
         self._embedding = model.get_input_embeddings()
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
-        self.cuts = prompt_cuts(model.config)  # narrowed where the encoders turn out unusual
+        # Narrowed where the encoders turn out unusual.
+        self.cuts = replace(prompt_cuts(model.config), has_whole_media=not gives_features(model))
         self._shape: tuple[int, int] | None = None  # (rows, nodes) of all score calls; None: any
         self._lock = threading.Lock()  # forwards of several threads, one after the other
         self.graphs: ScoreGraphs | None = None

@@ -39,7 +39,7 @@ def engine_of(family: str, *, chunk: int | None = None, prefix_bytes: int = 0) -
 def encoder_runs(engine: mmspec.Engine) -> Iterator[list[int]]:
     """The sizes of all that goes through the vision tower within."""
     model = engine.target.model
-    names = ("vision_tower", "vision_model", "visual")
+    names = ("vision_tower", "vision_model", "visual", "audio_tower")
     tower = next(
         module for name, module in model.named_modules() if name.rpartition(".")[2] in names
     )
@@ -57,14 +57,18 @@ def encoder_runs(engine: mmspec.Engine) -> Iterator[list[int]]:
 
 
 def left_as_found(engine: mmspec.Engine) -> bool:
-    names = ("get_image_features", "get_video_features")
+    names = ("get_image_features", "get_video_features", "get_audio_features")
     return not any(name in vars(m) for m in engine.target.model.modules() for name in names)
 
 
-@pytest.mark.parametrize("family", VISION)
-def test_a_known_image_is_not_encoded_again_and_changes_no_token(family: str) -> None:
-    engine, inputs = engine_of(family), inputs_of(family, "image_middle")
-    other = {**inputs, "input_ids": inputs_of(family, "image_middle", seed=3)["input_ids"]}
+@pytest.mark.parametrize(
+    ("family", "layout"), [*((name, "image_middle") for name in VISION), ("voxtral", "audio")]
+)
+def test_a_known_medium_is_not_encoded_again_and_changes_no_token(
+    family: str, layout: Layout
+) -> None:
+    engine, inputs = engine_of(family), inputs_of(family, layout)
+    other = {**inputs, "input_ids": inputs_of(family, layout, seed=3)["input_ids"]}
     expected = [engine.generate(i, reuse=False, **GREEDY) for i in (inputs, other)]
     with encoder_runs(engine) as runs:
         first, second = (engine.generate(i, **GREEDY) for i in (inputs, other))
@@ -113,6 +117,28 @@ def test_an_image_cut_by_chunks_is_encoded_once(family: str) -> None:
         assert len(runs) <= 2, "each image once at most"
         assert result.tokens == expected.tokens
         assert result.stats.encoded_media == 2 - (family == "llava_onevision")
+
+
+def test_a_recording_cut_by_chunks_is_encoded_once() -> None:
+    engine, inputs = engine_of("voxtral", chunk=3), inputs_of("voxtral", "two_audio")
+    expected = engine_of("voxtral").generate(inputs, reuse=False, **GREEDY)
+    with encoder_runs(engine) as runs:
+        results = [engine.generate(inputs, **GREEDY) for _ in range(2)]
+    assert sum(runs) == 3, "three chunks of mel features, each once"
+    assert [result.tokens for result in results] == [expected.tokens] * 2
+    assert [result.stats.reused_media for result in results] == [0, 3]
+
+
+def test_a_model_that_encodes_within_its_forward_is_cut_between_recordings() -> None:
+    """Qwen2-Audio has no method for features: each chunk has its recordings whole."""
+    engine, inputs = engine_of("qwen2_audio", chunk=3), inputs_of("qwen2_audio", "two_audio")
+    expected = engine_of("qwen2_audio").generate(inputs, reuse=False, **GREEDY)
+    with encoder_runs(engine) as runs:
+        result = engine.generate(inputs, **GREEDY)
+    assert runs == [1, 1]
+    assert result.tokens == expected.tokens
+    assert (result.stats.encoded_media, result.stats.reused_media) == (2, 0)
+    assert engine.target.cuts.media_because is None
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava_next"])

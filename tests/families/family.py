@@ -23,6 +23,9 @@ _GAINS = {
 }
 
 
+Kind = Literal["text", "vision", "audio"]
+
+
 @dataclass(frozen=True)
 class Family:
     """One model architecture, small enough to be built in milliseconds.
@@ -33,14 +36,14 @@ class Family:
     """
 
     name: str
-    kind: Literal["text", "vision"]
+    kind: Kind
     build: Callable[[torch.dtype], PreTrainedModel]
     takes_video: bool = False
 
 
 def family(
     name: str,
-    kind: Literal["text", "vision"],
+    kind: Kind,
     model_class: type[PreTrainedModel],
     make_config: Callable[[], PreTrainedConfig],
     *,

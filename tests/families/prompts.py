@@ -7,6 +7,14 @@ from typing import Literal, get_args
 
 import torch
 
+from .audio import (
+    AUDIO_END_TOKEN,
+    AUDIO_START_TOKEN,
+    AUDIO_TOKEN,
+    NUM_FRAMES,
+    NUM_MELS,
+    VOXTRAL_TOKENS,
+)
 from .family import BOS_TOKEN, EOS_TOKEN, Family
 from .vision import (
     ANYRES_SIZES,
@@ -23,7 +31,9 @@ from .vision import (
     VISION_START_TOKEN,
 )
 
-Layout = Literal["text", "image_first", "image_middle", "image_last", "two_images", "video"]
+Layout = Literal[
+    "text", "image_first", "image_middle", "image_last", "two_images", "video", "audio", "two_audio"
+]
 
 _SIDE = IMAGE_SIZE // PATCH_SIZE  # patches along one side of a fixed-size tower
 _NUM_VIDEO_FRAMES = 4
@@ -81,6 +91,13 @@ def prompt_inputs(
         case "two_images":
             third = num_text_tokens // 3
             parts = [text[:third], image(0, 2), text[third:-third], image(1, 2), text[-third:]]
+        case "audio":
+            half = num_text_tokens // 2
+            parts = [text[:half], _AUDIO[family.name](generator, 0), text[half:]]
+        case "two_audio":
+            third = num_text_tokens // 3
+            first, second = (_AUDIO[family.name](generator, index) for index in range(2))
+            parts = [text[:third], first, text[third:-third], second, text[-third:]]
         case "video":
             # A short question after a long video: in Qwen2.5-VL the largest position is then
             # inside the video, not at the last token.
@@ -95,6 +112,19 @@ def _check_layout(family: Family, layout: Layout) -> None:
         raise ValueError(f"{family.name} takes no video")
     if layout != "text" and family.kind == "text":
         raise ValueError(f"{family.name} takes text only, got layout {layout!r}")
+    if layout not in layouts_of(family):
+        raise ValueError(f"{family.name} takes {layouts_of(family)}, got layout {layout!r}")
+
+
+def layouts_of(family: Family) -> tuple[Layout, ...]:
+    """The layouts that the family takes."""
+    everywhere: tuple[Layout, ...] = ("text",)
+    if family.kind == "audio":
+        return (*everywhere, "audio", "two_audio")
+    if family.kind == "vision":
+        images: tuple[Layout, ...] = ("image_first", "image_middle", "image_last", "two_images")
+        return (*everywhere, *images, *(("video",) if family.takes_video else ()))
+    return everywhere
 
 
 def _text_tokens(num_tokens: int, seed: int, repetitive: bool) -> list[int]:
@@ -275,6 +305,34 @@ def _mllama_image(generator: torch.Generator, index: int, num_images: int) -> _M
         axis=1,
     )
 
+
+def _qwen2_audio(generator: torch.Generator, index: int) -> _Media:
+    """Recordings of 32 and 21 mel frames; the second is padded."""
+    frames = (NUM_FRAMES, 21)[index]
+    mask = (torch.arange(NUM_FRAMES) < frames).long()[None]
+    num_tokens = (((frames - 1) // 2 + 1) - 2) // 2 + 1
+    return _Media(
+        [AUDIO_START_TOKEN, *[AUDIO_TOKEN] * num_tokens, AUDIO_END_TOKEN],
+        {"input_features": _mels(generator) * mask[:, None], "feature_attention_mask": mask},
+    )
+
+
+def _voxtral_audio(generator: torch.Generator, index: int) -> _Media:
+    """One chunk of full length, then a recording of two."""
+    chunks = 1 + index
+    mels = torch.cat([_mels(generator) for _ in range(chunks)])
+    placeholders = [AUDIO_TOKEN] * (VOXTRAL_TOKENS * chunks)
+    return _Media([AUDIO_START_TOKEN, *placeholders], {"input_features": mels})
+
+
+def _mels(generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(1, NUM_MELS, NUM_FRAMES, generator=generator)
+
+
+_AUDIO: dict[str, Callable[[torch.Generator, int], _Media]] = {
+    "qwen2_audio": _qwen2_audio,
+    "voxtral": _voxtral_audio,
+}
 
 _IMAGES: dict[str, Callable[[torch.Generator, int, int], _Media]] = {
     "llava": _llava_image,

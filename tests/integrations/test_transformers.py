@@ -3,12 +3,12 @@
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from families import EOS_TOKEN, FAMILIES, Layout, prompt_inputs
+from families import EOS_TOKEN, FAMILIES, Layout, layouts_of, prompt_inputs
 from matrix import model_of
 from PIL import Image
 from torch import Tensor
@@ -59,11 +59,8 @@ def inputs(
 
 def cases() -> Iterator[tuple[str, Layout]]:
     for family in FAMILIES.values():
-        for layout in get_args(Layout):
-            if layout == "text" or (
-                family.kind == "vision" and (layout != "video" or family.takes_video)
-            ):
-                yield family.name, layout
+        for layout in layouts_of(family):
+            yield family.name, layout
 
 
 # One prompt
@@ -239,6 +236,13 @@ def test_padded_rows_are_what_each_is_alone(family: str) -> None:
 @pytest.mark.parametrize("layouts", MIXES, ids="-".join)
 @pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "vision"])
 def test_images_of_a_batch_go_to_their_rows(family: str, layouts: Sequence[str]) -> None:
+    rows = [inputs(family, layout, tokens=12 + 5 * i, seed=i) for i, layout in enumerate(layouts)]
+    check_rows(family, rows)
+
+
+@pytest.mark.parametrize("layouts", [("audio", "text", "two_audio"), ("two_audio", "audio")])
+@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "audio"])
+def test_recordings_of_a_batch_go_to_their_rows(family: str, layouts: Sequence[str]) -> None:
     rows = [inputs(family, layout, tokens=12 + 5 * i, seed=i) for i, layout in enumerate(layouts)]
     check_rows(family, rows)
 

@@ -8,7 +8,7 @@ from torch import nn
 from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.drafters.draft_model.captions import Describe
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
-from mmspec.drafters.draft_model.prompts import ImagePolicy, can_see
+from mmspec.drafters.draft_model.prompts import ImagePolicy, takes_media
 from mmspec.errors import ConfigError, ModelError
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
@@ -83,7 +83,7 @@ class DraftModel:
                     f"{type(model).__name__} cannot draft: it does not score several tokens as it "
                     "decodes one; take another draft model"
                 )
-        sees = can_see(self.model.model.config)
+        sees = takes_media(self.model.model.config)
         if images in ("give", "thin") and not sees:
             raise ConfigError(
                 f"drafter.draft_model.images={images!r}: {type(self.model.model).__name__} is a "

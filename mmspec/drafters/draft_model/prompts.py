@@ -4,7 +4,7 @@ left out."""
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,7 +13,7 @@ from mmspec.drafters.draft_model.captions import Captions
 from mmspec.errors import InputError
 from mmspec.inputs import InputProcessor
 from mmspec.inputs.spans import placeholder_ids
-from mmspec.state import MediaSpan, Prompt
+from mmspec.state import MediaKind, MediaSpan, Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ ImagePolicy = Literal["give", "thin", "caption", "omit"]
 _VISION_FIELDS = (
     "image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "in_channels",
 )  # fmt: skip
+_AUDIO_FIELDS = ("num_mel_bins", "max_source_positions", "n_window")
 _IMAGE_FIELDS = (
     "image_seq_length", "scale_factor", "downsample_ratio", "mm_tokens_per_image",
     "image_grid_pinpoints", "vision_feature_select_strategy",
@@ -89,7 +90,7 @@ class PromptReader:
         """The prompt with its media for the draft model's own eyes; None without any, or where
         they cannot be given."""
         if self._takes_inputs:
-            return replace(prompt, images=(), videos=())
+            return replace(prompt, images=(), videos=(), audio=())
         if not prompt.media:
             return None
         if self._inputs is not None and prompt.text is not None and self._target_inputs is not None:
@@ -101,6 +102,7 @@ class PromptReader:
                     text,
                     images=list(prompt.images),
                     videos=[list(frames) for frames in prompt.videos],
+                    audio=[(one, self._target_inputs.sampling_rate) for one in prompt.audio],
                     raw=True,
                 )
             except InputError as error:
@@ -153,7 +155,7 @@ def takes_same_inputs(draft: PreTrainedConfig, target: PreTrainedConfig) -> bool
     family, the same placeholders, the same sizes."""
     if draft.model_type != target.model_type:
         return False
-    kinds: tuple[Literal["image", "video"], ...] = ("image", "video")
+    kinds = get_args(MediaKind)
     if any(placeholder_ids(draft, kind) != placeholder_ids(target, kind) for kind in kinds):
         return False
     return _fields(draft) == _fields(target)
@@ -164,7 +166,14 @@ def can_see(config: PreTrainedConfig) -> bool:
     return bool(placeholder_ids(config, "image"))
 
 
+def takes_media(config: PreTrainedConfig) -> bool:
+    """Whether the model has placeholders for anything that is no text."""
+    return any(placeholder_ids(config, kind) for kind in get_args(MediaKind))
+
+
 def _fields(config: PreTrainedConfig) -> dict[str, object]:
     vision = getattr(config, "vision_config", None)
+    audio = getattr(config, "audio_config", None)
     own = {name: getattr(config, name, None) for name in _IMAGE_FIELDS}
-    return own | {f"vision.{name}": getattr(vision, name, None) for name in _VISION_FIELDS}
+    own |= {f"vision.{name}": getattr(vision, name, None) for name in _VISION_FIELDS}
+    return own | {f"audio.{name}": getattr(audio, name, None) for name in _AUDIO_FIELDS}

@@ -76,6 +76,8 @@ def test_a_view_of_everything_drafts_what_the_target_says(family: str) -> None:
     if FAMILIES[family].kind == "vision":
         video = "video" if FAMILIES[family].takes_video else "two_images"
         layouts = ["image_middle", video, "image_last"]
+    if FAMILIES[family].kind == "audio":
+        layouts = ["audio", "text", "two_audio"]
     engine = engine_of(family, **WHOLE, policy="topk_chunks", max_depth=3)
     for sampling in (SAMPLINGS["greedy"], SAMPLED):
         requests = requests_of(family, sampling, layouts)

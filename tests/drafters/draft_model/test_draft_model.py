@@ -82,8 +82,11 @@ def small_context() -> LlamaForCausalLM:
 def test_the_target_as_its_own_drafter_is_always_right(family: str) -> None:
     """Without side branches every drafted token is accepted: under noise too, with images, in a
     ragged batch, and after every commit."""
-    is_text = FAMILIES[family].kind == "text"
-    layouts = ["text"] * 3 if is_text else ["image_middle", "text", "image_last"]
+    layouts = {
+        "text": ["text"] * 3,
+        "vision": ["image_middle", "text", "image_last"],
+        "audio": ["audio", "text", "two_audio"],
+    }[FAMILIES[family].kind]
     engine = engine_of(family, top_k=1)
     for sampling in (SAMPLINGS["greedy"], SAMPLED):
         requests = requests_of(family, sampling, layouts)

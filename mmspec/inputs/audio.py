@@ -1,0 +1,161 @@
+"""Any recording a user may hand over -> samples of one channel at the rate that a model hears."""
+
+import importlib
+import io
+import os
+import wave
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmspec.errors import InputError, MissingExtraError
+from mmspec.inputs.images import BinaryFile, read_open_file
+from mmspec.inputs.limits import InputLimits
+from mmspec.inputs.resample import resample
+from mmspec.inputs.sources import describe, read_source
+
+Samples: TypeAlias = NDArray[np.float32]
+AudioSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | BinaryFile | tuple[np.ndarray, int] | Mapping[str, object]
+)
+
+_MOST_CHANNELS = 32  # an array's axis of more is time
+_FORM = (
+    "expected a path, bytes, a URL, an open file, or samples with their rate: (array, 16000) or "
+    '{"array": array, "sampling_rate": 16000}'
+)
+
+
+def open_audio(source: AudioSource, *, rate: int, limits: InputLimits | None = None) -> Samples:
+    """The recording as (samples,) float32 in [-1, 1], its channels' mean, `rate` samples a second.
+
+    `source`: a path, bytes, an open file, a data: URL, an http(s) URL (if allowed), or samples with
+    their rate: a pair (array, rate) or the mapping of Hugging Face datasets. Arrays are (samples,),
+    or with channels on either axis; integers are scaled by their type's largest value. WAV files of
+    whole numbers are read here, all others (FLAC, MP3, OGG, ...) by the package soundfile.
+    Raises InputError: nothing there, no audio, too long, not finite, a missing rate;
+    MissingExtraError where soundfile is needed and not installed.
+    """
+    limits = limits or InputLimits()
+    given = _samples_of(source)
+    if given is not None:
+        name, (samples, own_rate) = "the audio array", given
+    else:
+        if isinstance(source, BinaryFile):
+            source = read_open_file(source)
+        if not isinstance(source, str | os.PathLike | bytes):
+            raise InputError(f"got audio of type {type(source).__name__}; {_FORM}")
+        name = describe(source)
+        samples, own_rate = _decoded(read_source(source, limits=limits), name)
+    mono = _mono(samples, name)
+    seconds = mono.size / own_rate
+    if seconds > limits.max_audio_seconds:
+        raise InputError(
+            f"{name} is {seconds:.0f} s long, over the limit of {limits.max_audio_seconds:g} s; "
+            "give a part of it, or raise InputLimits.max_audio_seconds"
+        )
+    return resample(mono, own_rate, rate)
+
+
+def audio_list(audio: AudioSource | Sequence[AudioSource]) -> list[AudioSource]:
+    """One recording or many -> a list of them. A pair of an array and a number is one."""
+    one = str | os.PathLike | bytes | BinaryFile | Mapping
+    if isinstance(audio, one) or _is_pair(audio) or not isinstance(audio, Sequence):
+        return [cast(AudioSource, audio)]  # what is no recording is told when it is opened
+    return cast(list[AudioSource], list(audio))
+
+
+def _is_pair(source: object) -> bool:
+    return (
+        isinstance(source, tuple)
+        and len(source) == 2
+        and isinstance(source[0], np.ndarray)
+        and not isinstance(source[1], np.ndarray | tuple)
+    )
+
+
+def _samples_of(source: object) -> tuple[np.ndarray, int] | None:
+    """An array and its rate, where the source is one."""
+    if isinstance(source, np.ndarray):
+        raise InputError(f"got an audio array of shape {source.shape} without its rate; {_FORM}")
+    if isinstance(source, Mapping):
+        source = (source.get("array"), source.get("sampling_rate"))
+        if not isinstance(source[0], np.ndarray):
+            raise InputError(f"got an audio mapping without an array; {_FORM}")
+    elif not _is_pair(source):
+        return None
+    samples, rate = cast(tuple[np.ndarray, object], source)
+    if not isinstance(rate, int | np.integer) or isinstance(rate, bool) or rate < 1:
+        raise InputError(f"got an audio array with the rate {rate!r}; expected samples a second")
+    return samples, int(rate)
+
+
+def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """(samples, channels) and their rate."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        try:
+            with wave.open(io.BytesIO(data)) as file:
+                width, channels = file.getsampwidth(), file.getnchannels()
+                raw = file.readframes(file.getnframes())
+                return _integers(raw, width).reshape(-1, channels), file.getframerate()
+        except (wave.Error, EOFError, ValueError):
+            pass  # of another encoding (float, mu-law), or damaged: soundfile says which
+    soundfile = _import_soundfile(name)
+    try:
+        return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except (RuntimeError, ValueError, TypeError) as error:  # its own error is a RuntimeError
+        raise InputError(
+            f"{name} is not audio that can be read (it begins with {data[:8]!r}: {error}); "
+            "expected a WAV, FLAC, OGG or MP3 file"
+        ) from error
+
+
+def _integers(raw: bytes, width: int) -> np.ndarray:
+    """Little-endian samples of `width` bytes as an integer array of their scale."""
+    if width == 1:  # unsigned, as WAV has it
+        return np.frombuffer(raw, np.uint8).astype(np.int8) ^ np.int8(-128)
+    if width == 3:
+        parts = np.frombuffer(raw, np.uint8).reshape(-1, 3)
+        wide = np.zeros((len(parts), 4), np.uint8)
+        wide[:, 1:] = parts
+        return wide.view("<i4").reshape(-1)
+    return np.frombuffer(raw, {2: "<i2", 4: "<i4"}[width])
+
+
+def _mono(samples: np.ndarray, name: str) -> Samples:
+    if samples.ndim not in (1, 2) or not samples.size:
+        raise InputError(
+            f"{name} has the shape {samples.shape}; expected (samples,), (samples, channels) or "
+            "(channels, samples), with a sample at least"
+        )
+    if np.issubdtype(samples.dtype, np.integer):
+        scaled = samples / -float(np.iinfo(samples.dtype).min or -np.iinfo(samples.dtype).max)
+    elif np.issubdtype(samples.dtype, np.floating):
+        scaled = samples
+    else:
+        raise InputError(f"{name} is of dtype {samples.dtype}; expected integers or floats")
+    if scaled.ndim == 2:
+        channels = int(np.argmin(scaled.shape))
+        if scaled.shape[channels] > _MOST_CHANNELS:
+            raise InputError(
+                f"{name} has the shape {samples.shape}; expected an axis of at most "
+                f"{_MOST_CHANNELS} channels"
+            )
+        scaled = scaled.mean(axis=channels)
+    mono = np.ascontiguousarray(scaled, dtype=np.float32)
+    if not np.isfinite(mono).all():
+        raise InputError(f"{name} has samples that are not finite; expected numbers in [-1, 1]")
+    return mono
+
+
+def _import_soundfile(name: str) -> ModuleType:
+    try:
+        return importlib.import_module("soundfile")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{name} is no WAV file of whole numbers, and others need the package soundfile, which "
+            "is not installed: pip install 'mmspec[audio]', or convert it to 16-bit WAV"
+        ) from error
