@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmspec.attention.homes import Homes
 from mmspec.attention.reach import Reach
 from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import FlatLayer
@@ -105,6 +106,7 @@ class TreeCall:
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.homes = Homes(self.layers)
         if self.prepared is None:
             self.max_columns = max((row.num_columns for row in self.rows), default=0)
 

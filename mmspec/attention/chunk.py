@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mmspec.attention.call import Part, RowNodes, TreeCall
+from mmspec.attention.homes import Homes
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tree import tree_attention
@@ -70,8 +71,17 @@ class ChunkCall:
     reaches: Sequence[Reach]  # by layer index
     _tiles: list[TileCall] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.homes = Homes(self.layers)
+
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> Tensor:
-        """`tree_attention` of `query` (1, heads, count, head_dim)."""
+        """`tree_attention` of `query` (1, heads, count, head_dim), or of the last of them alone,
+        where a layer that keeps no keys computes no more (Gemma 4)."""
+        asked = query.shape[2]
+        if asked < self.count:
+            later = self.committed + self.count - asked
+            last = ChunkCall(self.start, later, asked, self.layers, self.reaches)
+            return last.attend(query, keys, values, rule=rule)
         out = query.new_empty(1, self.count, query.shape[1], values.shape[2])
         first = 0
         for call in self.tiles():

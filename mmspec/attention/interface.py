@@ -90,15 +90,17 @@ def _attend(
         tap.take(cast(int, module.layer_idx), query, factor)
     if call is not None:
         index = cast(int, module.layer_idx)
-        layer, reach = call.layers[index], call.reaches[index]
+        reach = call.reaches[index]
         if not dropout and _is_understood(reach, query, key, kwargs):
             rule = LayerRule(reach, factor, kwargs.get("softcap"), kwargs.get("s_aux"))
-            return attend_layer(query, call, index, rule), None
+            home = call.homes.of(index, key)
+            return attend_layer(query, call, home, rule).contiguous(), None
         if isinstance(call, TreeCall) and call.paths is not None:
             raise ModelError(
                 f"{type(module).__name__} of layer {index} asks its attention for more than "
                 "mmspec's does; decode.exactness=bitwise is not possible here, standard is"
             )
+        layer = call.layers[call.homes.of(index, key)]
         key, value = layer.view(layer.keys), layer.view(layer.values)
         attention_mask = call.dense_mask(reach, query)
     own_attention = _own_attention(own, module)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,11 +36,13 @@ class Form:
     ndim: int  # of the tensor, or of each item's
     is_list: tuple[bool, bool]  # the rows, each deeper layer's rows
     has_deeper: bool
+    names: tuple[str, ...] = ("pooler_output",)  # under which the model reads the rows
 
     def build(self, rows: Sequence[Tensor]) -> object:
         """An output like the model's own, with these rows: (tokens, hidden) each."""
         output = self.output_class()  # some set fields that their class does not have
-        output.pooler_output = self._pack(rows[0], self.is_list[0])
+        for name in self.names:
+            setattr(output, name, self._pack(rows[0], self.is_list[0]))
         if self.has_deeper:
             output.deepstack_features = [self._pack(layer, self.is_list[1]) for layer in rows[1:]]
         return output
@@ -51,9 +54,10 @@ class Form:
 
 def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Features]:
     """The items' features. Raises FeatureError if the output's rows are not the items' tokens."""
-    packed, deeper = (getattr(output, n, None) for n in ("pooler_output", "deepstack_features"))
-    if not isinstance(output, ModelOutput) or packed is None:
-        raise FeatureError(f"the encoder gave {type(output).__name__} without pooler_output")
+    if not isinstance(output, ModelOutput):
+        raise FeatureError(f"the encoder gave {type(output).__name__}")
+    names, packed = _embeddings(output)
+    deeper = getattr(output, "deepstack_features", None)
     layers = [packed, *(deeper or ())]
     rows = [_rows(layer) for layer in layers]
     counts = [item.num_tokens for item in items]
@@ -65,10 +69,27 @@ def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Feature
         (packed[0] if is_list[0] else packed).ndim,
         (is_list[0], is_list[1]),
         deeper is not None,
+        names,
     )
     split = [layer.split(counts) for layer in rows]
     # Cloned: a part would keep the memory of the whole.
     return (Features(tuple(t.clone() for t in parts), form) for parts in zip(*split, strict=True))
+
+
+def feature_rows(output: object) -> Tensor:
+    """All of an encoder's output, (tokens, hidden). Raises FeatureError for another form."""
+    return _rows(_embeddings(output)[1])
+
+
+def _embeddings(output: object) -> tuple[tuple[str, ...], Any]:
+    """What is put in the placeholders' place, and where it stands: some families (Qwen-Omni's
+    audio, Llama 4's images) read the last hidden state, of which others made it."""
+    pooled, last = (getattr(output, n, None) for n in ("pooler_output", "last_hidden_state"))
+    if pooled is None and last is None:
+        raise FeatureError(f"the encoder gave {type(output).__name__} without pooler_output")
+    if pooled is None:
+        return ("last_hidden_state",), last
+    return ("pooler_output", *(("last_hidden_state",) if last is pooled else ())), pooled
 
 
 def _rows(packed: object) -> Tensor:

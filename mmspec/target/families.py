@@ -113,8 +113,18 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} has layers with a running state ({what}): the state cannot branch into a "
             "token tree, nor be rolled back. Use transformers' generate for it."
         )
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    if not _takes_positions(model):
         raise ModelError(
             f"{name}.forward takes no position_ids (ALiBi or fixed positions): the nodes of a "
             "token tree cannot be told where they stand. Use transformers' generate for it."
         )
+
+
+def _takes_positions(model: PreTrainedModel) -> bool:
+    """Whether position_ids get to the decoder: by name, or with what the model hands on."""
+    own = inspect.signature(model.forward).parameters
+    if "position_ids" in own:
+        return True
+    hands_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in own.values())
+    decoder = model.get_decoder() if hands_on else model
+    return decoder is not model and "position_ids" in inspect.signature(decoder.forward).parameters

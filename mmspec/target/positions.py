@@ -44,6 +44,9 @@ def _mrope_positions(rope_index: Callable[..., tuple[Tensor, Tensor]], prompt: P
     input_ids = prompt.token_ids.unsqueeze(0)
     if "mm_token_type_ids" in accepted and "mm_token_type_ids" not in arguments:
         arguments["mm_token_type_ids"] = _media_types(prompt)
+    mask = prompt.model_inputs.get("feature_attention_mask")
+    if "audio_seqlens" in accepted and mask is not None:  # Omni families ask for them by this name
+        arguments["audio_seqlens"] = mask.sum(dim=-1)
     positions, _ = rope_index(
         input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **arguments
     )

@@ -35,7 +35,9 @@ _SHAPES: dict[Shape, Callable[[TokenTree], TokenTree]] = {  # widest first
     "chain": TokenTree.best_chain,
     "plain": lambda tree: TokenTree.root(tree.tokens[0]),
 }
-_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+_FAILURES = (
+    RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, AssertionError,
+)  # fmt: skip
 _PREFIX_TOKENS = 24
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # of the logits' standard deviation
 _LOW_PRECISION_TOLERANCE = 0.25
@@ -69,7 +71,13 @@ def probe(
     prompt, tree = _probe_prompt(model)
     # A second, shorter row: ragged batches must hold too.
     shorter = Prompt(prompt.token_ids[: prompt.num_tokens // 2])
-    expected = [_native_logits(model, row, tree) for row in (prompt, shorter)]
+    try:
+        expected = [_native_logits(model, row, tree) for row in (prompt, shorter)]
+    except _FAILURES as e:
+        raise ModelError(
+            f"{type(model).__name__} does not decode a text by itself, a token at a time over a "
+            f"cache of keys and values ({type(e).__name__}: {e}). Use transformers' generate."
+        ) from e
     tolerance = _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
     found: list[tuple[Target, ProbeReport]] = []
     failures: list[str] = []
@@ -93,6 +101,8 @@ def probe(
             linears=linears,
             blocks=blocks,
         )
+        if report.shape != "plain" and made.cuts.whole_because is None:
+            made.cuts = replace(made.cuts, whole_because=_reason_against_cuts(target, prompt))
         return made, report
 
     for rule in mask_rules(model.config):
@@ -185,15 +195,40 @@ def _distance(
     for prompt in prompts:
         row = cache.open(prompt.num_tokens + tree.num_nodes)
         placements.append(target.prefill(prompt, cache, row).placement)
-    scores = target.score([tree] * len(prompts), cache, placements)
+    # Of different sizes too, the longest text with the least: a mask of the model's own that
+    # counts columns is wrong there alone.
+    smaller = [TokenTree.root(tree.tokens[0]), *[tree] * (len(prompts) - 1)]
     differences = []
-    for score, own in zip(scores, expected, strict=True):
-        for node in range(tree.num_nodes):
-            logits = own[tuple(tree.tokens[n] for n in tree.path_to(node))].double()
-            spread = logits.std().clamp_min(torch.finfo(target.dtype).tiny)
-            distance = (score.logits[node].double() - logits).abs().max() / spread
-            differences.append(float(distance))
+    for trees in ([tree] * len(prompts), smaller):
+        scores = target.score(trees, cache, placements)
+        for scored, score, own in zip(trees, scores, expected, strict=True):
+            for node in range(scored.num_nodes):
+                logits = own[tuple(tree.tokens[n] for n in tree.path_to(node))]
+                differences.append(_apart(score.logits[node], logits, target.dtype))
     return max(differences) if all(d == d for d in differences) else float("inf")
+
+
+def _apart(found: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
+    """The largest difference in standard deviations of the expected logits, (vocab,) both."""
+    spread = expected.double().std().clamp_min(torch.finfo(dtype).tiny)
+    return float((found.double() - expected.double()).abs().max() / spread)
+
+
+def _reason_against_cuts(target: Target, prompt: Prompt) -> str | None:
+    """Why the model's prompts cannot be read in pieces, or None: a model whose tokens see later
+    ones has other keys then, and some models read a second piece otherwise."""
+    cache, border = target.new_cache(), prompt.num_tokens // 2
+    rows = [cache.open(prompt.num_tokens) for _ in range(2)]
+    whole = target.prefill(prompt, cache, rows[0])
+    try:
+        target.prefill(prompt, cache, rows[1], stop=border)
+        pieces = target.prefill(prompt, cache, rows[1], start=border)
+    except _FAILURES as e:
+        return f"the second piece of a prompt fails ({type(e).__name__}: {e})"
+    error = _apart(pieces.logits, whole.logits, target.dtype)
+    if error <= _TOLERANCE.get(target.dtype, _LOW_PRECISION_TOLERANCE):
+        return None
+    return f"a prompt read in two pieces is off by {error:.2g} standard deviations of the logits"
 
 
 @contextmanager

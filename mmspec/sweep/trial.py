@@ -1,0 +1,255 @@
+"""One architecture's trial: is it decoded, and are its texts those of plain decoding?"""
+
+import time
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mmspec.build import build_engine
+from mmspec.check.stress import Stress
+from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.engine import Engine
+from mmspec.errors import ModelError
+from mmspec.inputs import from_inputs
+from mmspec.requests import Request
+from mmspec.state import MediaKind
+from mmspec.sweep.build import build
+from mmspec.sweep.media import MEDIA, media_inputs
+from mmspec.sweep.names import Architecture, Kind
+from mmspec.sweep.shrink import text_tokens
+from mmspec.target import Target
+from mmspec.target.probe import ProbeReport, probe
+from mmspec.target.tower import quick_blocks
+
+Verdict = Literal["same", "differs", "refused", "unbuilt", "failed"]
+NEW_TOKENS = 12
+PROMPT_TOKENS = (31, 12, 22)  # longer and shorter than a sliding window of 8
+CHUNK_TOKENS = 7
+_SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "seed": 5}
+_GREEDY: dict[str, Any] = {"temperature": 0.0}
+_WEAKEST = 3  # different tokens of a text that says something
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one architecture. Plain values: it crosses processes and goes to JSON."""
+
+    model_type: str
+    class_name: str
+    kind: Kind
+    verdict: Verdict
+    reason: str = ""  # why it is refused, unbuilt, failed, or what differs
+    shape: str = ""  # what it is scored as: tree, chain, plain
+    attention: str = ""  # tree: mmspec's own; model: the model's
+    attention_failure: str = ""  # why it is not mmspec's
+    dtype: str = ""
+    as_generate: str = ""  # same, differs, or why transformers' generate gave nothing to compare
+    media: Mapping[str, str] = field(
+        default_factory=dict
+    )  # image, audio, video -> same, or why not
+    cuts: str = ""  # why prompts are not cut, where they are not
+    accepted: int = 0  # drafted tokens that were accepted
+    num_different: int = 0  # different tokens in the longest text: 1 proves little
+    seconds: float = 0.0
+
+
+class _Differs(Exception):
+    """A text that is not what it should be."""
+
+
+def try_architecture(architecture: Architecture) -> Trial:
+    """Builds the architecture's tiny model in float64, or float32 where it insists, and tries it.
+    Never raises: what goes wrong is told in the Trial."""
+    start = time.perf_counter()
+    trial = Trial(
+        architecture.model_type, architecture.class_name, architecture.kind, verdict="failed"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for dtype in (torch.float64, torch.float32):
+            try:
+                model = build(architecture, dtype)
+            except Exception as error:
+                trial = replace(trial, verdict="unbuilt", reason=_told(error))
+                continue
+            trial = replace(trial, dtype=str(dtype).removeprefix("torch."), verdict="failed")
+            trial = try_model(model, trial)
+            if trial.verdict != "failed":
+                break
+    return replace(trial, seconds=round(time.perf_counter() - start, 1))
+
+
+def try_model(model: PreTrainedModel, trial: Trial) -> Trial:
+    """The trial of a model that is built; `trial` is what is known of it."""
+    texts = [_text(length, seed) for seed, length in enumerate(PROMPT_TOKENS)]
+    try:
+        target, report = probe(model, blocks=quick_blocks(model, copied=False))
+    except ModelError as error:
+        return replace(trial, verdict="refused", reason=str(error))
+    except Exception as error:
+        return replace(trial, verdict="failed", reason=f"probe: {_told(error)}")
+    trial = replace(
+        trial,
+        shape=report.shape,
+        attention=report.attention,
+        attention_failure=report.attention_failure,
+        cuts=target.cuts.whole_because or "",
+    )
+    try:
+        trial = _compared(model, target, report, texts, trial)
+    except _Differs as error:
+        return replace(trial, verdict="differs", reason=str(error))
+    except Exception as error:
+        return replace(trial, verdict="failed", reason=_told(error))
+    trial = replace(trial, verdict="same")
+    for kind in MEDIA:
+        made = _media_prompts(model, kind)
+        if isinstance(made, str):
+            if made:
+                trial = replace(trial, media={**trial.media, kind: made})
+            continue
+        try:
+            also = _compared(model, target, report, made, trial)
+            trial = replace(
+                trial,
+                accepted=also.accepted,
+                media={
+                    **trial.media,
+                    kind: "same" if also.as_generate == "same" else also.as_generate,
+                },
+            )
+        except _Differs as error:
+            reason = f"{kind}: {error}"
+            trial = replace(
+                trial, verdict="differs", reason=reason, media={**trial.media, kind: "differs"}
+            )
+        except Exception as error:
+            trial = replace(trial, media={**trial.media, kind: f"failed: {_told(error)}"})
+    return trial
+
+
+def _compared(
+    model: PreTrainedModel,
+    target: Target,
+    report: ProbeReport,
+    prompts: Sequence[Mapping[str, Tensor]],
+    trial: Trial,
+) -> Trial:
+    """Raises _Differs where a text is not plain decoding's."""
+    stress = Stress(target.vocab_size)
+    engine = _engine(model, target, report, [stress])
+    plain = {}
+    as_generate = "same"
+    for name, options in (("greedy", _GREEDY), ("sampled", _SAMPLED)):
+        plain[name] = [
+            engine.generate(dict(p), speculate=False, max_new_tokens=NEW_TOKENS, **options).tokens
+            for p in prompts
+        ]
+    try:
+        expected = [_generated(model, prompt) for prompt in prompts]
+    except Exception as error:
+        as_generate = f"generate: {_told(error)}"
+    else:
+        _same("greedy, as generate", expected, plain["greedy"])
+    accepted = 0
+    for name, options in (("greedy", _GREEDY), ("sampled", _SAMPLED)):
+        for prompt, tokens in zip(prompts, plain[name], strict=True):
+            stress.tell(from_inputs(prompt, model.config), tokens)
+        requests = [Request(dict(p), max_new_tokens=NEW_TOKENS, **options) for p in prompts]
+        decoded = {"batched": engine.generate(requests)}
+        if name == "greedy":
+            decoded["alone"] = [engine.generate(request) for request in requests]
+        for where, results in decoded.items():
+            for result in results:
+                if result.error is not None:
+                    raise result.error
+            _same(f"{name}, {where}", plain[name], [result.tokens for result in results])
+            accepted += sum(
+                length * count
+                for result in results
+                for length, count in result.stats.accepted_lengths.items()
+            )
+    if report.shape != "plain":
+        cut = _engine(model, target, report, [], chunk=CHUNK_TOKENS, prefix_bytes=2**24)
+        for where in ("read in chunks", "reused"):
+            found = [cut.generate(request).tokens for request in requests]
+            _same(f"sampled, {where}", plain["sampled"], found)
+        if not accepted:
+            raise _Differs("no drafted token was accepted: nothing is shown")
+    distinct = max(len(set(tokens)) for texts in plain.values() for tokens in texts)
+    return replace(
+        trial, accepted=trial.accepted + accepted, as_generate=as_generate, num_different=distinct
+    )
+
+
+def _engine(
+    model: PreTrainedModel,
+    target: Target,
+    report: ProbeReport,
+    drafters: Sequence[Any],
+    *,
+    chunk: int = 0,
+    prefix_bytes: int = 0,
+) -> Engine:
+    config = Config(
+        decode=DecodeConfig(max_nodes=12, max_rows=3, controller="fixed", prefill_chunk=chunk),
+        cache=CacheConfig(prefix_bytes=prefix_bytes, feature_bytes=prefix_bytes),
+    )
+    return build_engine(config, model, None, drafters, probed=(target, report.shape))
+
+
+def _generated(model: PreTrainedModel, prompt: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """What transformers' generate says greedily."""
+    inputs = {
+        name: value.to(model.dtype) if value.is_floating_point() else value
+        for name, value in prompt.items()
+    }
+    inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    ids = output if isinstance(output, Tensor) else output.sequences
+    return tuple(ids[0, prompt["input_ids"].shape[1] :].tolist())
+
+
+def _same(where: str, expected: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> None:
+    for row, (own, other) in enumerate(zip(expected, found, strict=True)):
+        if tuple(own) == tuple(other):
+            continue
+        pairs = enumerate(zip(own, other, strict=False))
+        first = next((i for i, (a, b) in pairs if a != b), min(len(own), len(other)))
+        raise _Differs(
+            f"{where}, row {row}: first difference at token {first} of {len(own)} and {len(other)}"
+        )
+
+
+def _text(length: int, seed: int) -> dict[str, Tensor]:
+    return {"input_ids": torch.tensor([list(text_tokens(length, seed))])}
+
+
+def _media_prompts(model: PreTrainedModel, kind: MediaKind) -> list[dict[str, Tensor]] | str:
+    """Three ragged prompts, one of them without; or why there are none: empty where the model has
+    no such input."""
+    try:
+        texts = [list(text_tokens(length, seed)) for seed, length in enumerate(PROMPT_TOKENS)]
+        first = media_inputs(model, kind, texts[0], seed=0)
+        if isinstance(first, str):
+            return first
+        second = media_inputs(model, kind, texts[1], seed=1)
+        assert not isinstance(second, str)
+        return [first, second, {"input_ids": torch.tensor([texts[2]])}]
+    except Exception as error:
+        return f"no input made: {_told(error)}"
+
+
+def _told(error: BaseException) -> str:
+    """One line, with the place in the code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{place}"
