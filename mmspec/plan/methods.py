@@ -66,13 +66,17 @@ class TrainedHead:
     range: tuple[float, float] = (2.5, 3.5)
     nodes: int = 60
     levels: int = 6
+    vocab: int | None = None  # tokens of a head of its own (EAGLE-3, arXiv 2503.01840); None: the
+    # target's
     assumed: Assumed = "tokens a step"
 
     def gain(self, target: Forward, value: float, *, context: int, batch: int) -> Gain:
         shape = target.shape
-        read = (
-            shape.layer_weights * BYTES[target.weights] + shape.head_weights * BYTES[target.state]
-        )
+        layer, head = shape.layer_weights, float(shape.head_weights)
+        if self.vocab is not None:  # attention reads embedding and feature side by side
+            layer += shape.hidden * shape.head_dim * (shape.heads + 2 * shape.kv_heads)
+            head = min(self.vocab, shape.vocab) * shape.hidden
+        read = layer * BYTES[target.weights] + head * BYTES[target.state]
         drafting = self.levels * read / target.hardware.bytes_per_s
         step = target.seconds(self.nodes, context=context, batch=batch) + drafting
         plain = target.seconds(1, context=context, batch=batch)
@@ -138,6 +142,7 @@ def standard_methods(
         Chain(f"cascade: lookup, compressed_kv {quickest.weights}", quickest, own, view, copying),
         Chain(f"layer_skip {skip:.0%}", replace(target, layer_share=1 - skip), (0.7, 0.9)),
         TrainedHead(nodes=8 if is_cpu else 60),
+        TrainedHead("EAGLE-3 head", (3.0, 5.0), nodes=8 if is_cpu else 60, vocab=32_000),
         copying,
     ]
     if draft is not None:
