@@ -123,6 +123,9 @@ class EagleConfig:
     max_depth: int = 6
     top_k: int = 8  # children a node, and nodes a level that get children
     min_confidence: float = 0.05
+    branching: str = "best"  # "cape": a chain, and leaves beside it where the draft is not sure
+    cape_thresholds: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.8])
+    cape_widths: list[int] = field(default_factory=lambda: [8, 6, 4, 2])  # the first included
     draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
     profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
     window: int = 4096  # newest tokens of a text that the head sees

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
+from mmspec.drafters.draft_model.cape import CapeBranching
 from mmspec.drafters.draft_model.growth import Branching, Growth, grow
 from mmspec.drafters.eagle.bound_head import BoundHead
 from mmspec.drafters.eagle.session import EagleSession
@@ -93,19 +94,19 @@ class BoundEagle:
             self.cache.release()
 
     def _branching(self, session: EagleSession, index: int, budget: int) -> Branching:
-        settings, guide = self.settings, session.guide
+        settings, guide, cape = self.settings, session.guide, self.settings.cape
         if self.draws and not guide.is_greedy:
             profile = affordable(settings.profile, budget)
             return DrawnBranching(
                 guide, index, warp=guide.warp, profile=profile, first_draw=session.num_draws
             )
-        return BestBranching(
+        best = BestBranching(
             guide,
             index,
             calibration=session.calibration,
             warp=guide.warp,
             is_coupled=True,
-            top_k=settings.top_k,
+            top_k=settings.top_k if cape is None else cape.most,
             max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
             min_confidence=max(
                 settings.min_confidence,
@@ -114,6 +115,7 @@ class BoundEagle:
             budget=budget,
             width=settings.top_k,
         )
+        return best if cape is None else CapeBranching(best, cape)
 
     def _proposed(self, session: EagleSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
@@ -121,7 +123,9 @@ class BoundEagle:
         if isinstance(growth.branching, DrawnBranching):
             session.num_draws += len(growth.expanded)
             return replace(tree, q=growth.q(self._vocab_size))
-        return tree.prune(budget, min_confidence=self.settings.min_confidence)
+        settings = self.settings
+        least = settings.min_confidence if settings.cape is None else 0.0
+        return tree.prune(budget, min_confidence=least)
 
 
 def _graphs(head: BoundHead, target: Target) -> HeadGraphs | None:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
+from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.drafters.eagle import checkpoint
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.eagle.module import EagleHead
@@ -36,6 +37,9 @@ class Eagle:
         max_depth: int = 6,
         top_k: int = 8,
         min_confidence: float = 0.05,
+        branching: BranchingName = "best",
+        cape_thresholds: Sequence[float] = THRESHOLDS,
+        cape_widths: Sequence[int] = WIDTHS,
         draw: Draw = "coupled",
         profile: Sequence[int] = (),
         window: int = 4096,
@@ -44,8 +48,9 @@ class Eagle:
         the target's.
 
         `top_k` children a node and nodes a level, down to `max_depth`, as long as a path is
-        believed to be accepted with `min_confidence`. With draw="sample" `profile[d]` children for
-        each node of depth d; empty: a chain of `max_depth`.
+        believed to be accepted with `min_confidence`. With branching="cape" one node a level goes
+        on, and how many stand beside it depends on the belief in it (see `Cape`). With
+        draw="sample" `profile[d]` children for each node of depth d; empty: a chain of `max_depth`.
         `window`: newest tokens of a text that the head sees.
         Raises ConfigError for values that make no sense, ModelError for a folder without a head.
         """
@@ -63,6 +68,7 @@ class Eagle:
         self.max_depth = max_depth
         self.top_k = top_k
         self.min_confidence = min_confidence
+        self.cape = cape_of(branching, thresholds=cape_thresholds, widths=cape_widths, where=_NAME)
         self.draw = draw
         self.profile = tuple(profile) or (1,) * max_depth
         self.window = window
