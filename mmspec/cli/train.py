@@ -107,10 +107,11 @@ def train(
         quiet_transformers()  # imported
         from mmspec.training.heads import train_head
         from mmspec.training.heads.methods import check_head
-        from mmspec.training.heads.train_head import loop_settings
+        from mmspec.training.heads.train_head import data_settings, loop_settings
 
         check_head(head)
         loop_settings(chosen.train, steps=steps, minutes=minutes)
+        data_settings(chosen.train, prompt=asked, field=field)
         with stderr.status("Loading the model"):
             engine = mmspec.load(
                 target,

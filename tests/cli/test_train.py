@@ -105,6 +105,7 @@ def test_a_killed_run_goes_on(prompts: Path, tmp_path: Path) -> None:
         (["--head", "medusa", "--set", "train.decay=fast", "--steps", "1"], "decay='fast'"),
         (["--head", "medusa", "--set", "train.answers=mine", "--steps", "1"], "auto, own, given"),
         (["--head", "eagle3", "--set", "train.eagle3.steps=0", "--steps", "1"], "train.eagle3"),
+        (["--head", "medusa", "--set", "train.learn=every", "--steps", "1"], "answers, all"),
     ],
 )
 def test_a_mistake_is_told_and_leaves_nothing_behind(

@@ -1,6 +1,7 @@
 """HeadFolder: the files of a published head, from a folder or the hub."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +68,19 @@ class HeadFolder:
         *,
         weights: str = WEIGHTS[0],
     ) -> None:
-        """Writes config.json and the safetensors file `weights`; the folder is made where there is
-        none."""
+        """Writes config.json and the safetensors file `weights`, each replaced in one go; the
+        folder is made where there is none."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dict(config), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, folder / weights, metadata={"format": "pt"})
+        partial = folder / f".{weights}.partial"
+        save_file(kept, partial, metadata={"format": "pt"})
+        partial.chmod(0o644)  # as any file; safetensors leaves it to its owner alone
+        os.replace(partial, folder / weights)
+        partial = folder / ".config.json.partial"
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, folder / "config.json")
 
 
 def take(

@@ -5,17 +5,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from mmspec.batch import Tally
 from mmspec.config import Config, TrainConfig, load_config
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, InputError
+from mmspec.target import Target
 from mmspec.target.fingerprint import weights_fingerprint
 from mmspec.training.heads.acceptance import Acceptance
 from mmspec.training.heads.features import FeatureReader
 from mmspec.training.heads.loop import Report, is_begun, train
-from mmspec.training.heads.methods import DRAFTERS, METHODS, check_head
+from mmspec.training.heads.method import HeadMethod
+from mmspec.training.heads.methods import DRAFTERS, METHODS, Counts, check_head
 from mmspec.training.heads.prepare import DataSettings, Prepared, prepare
 from mmspec.training.heads.settings import Settings
 
@@ -107,13 +110,13 @@ def train_head(
     _check_writable(folder)
     about = data_settings(told, prompt=prompt, field=field)
     inputs = [data] if isinstance(data, str) else list(data)
+    # A head that cannot be made is told before the target answers for hours.
+    _made(engine.target, head, told, np.zeros(engine.target.vocab_size, np.int64))
     prepared = prepare(engine, inputs, about, folder, on_answers=watcher.on_answers)
     watcher.on_prepared(prepared)
     target = engine.target
     assert engine.inputs is not None  # `prepare` has refused that
-    with torch.random.fork_rng(devices=[]):  # the head's first weights
-        torch.manual_seed(told.seed)
-        method = METHODS[head](target, told, prepared.learned_counts(target.vocab_size))
+    method = _made(target, head, told, prepared.learned_counts(target.vocab_size))
     reader = FeatureReader(target, engine.inputs, taps=method.taps, kv_layer=method.kv_layer)
     run = {
         "head": head,
@@ -148,6 +151,13 @@ def train_head(
         found[0] if found else None,
         found[-1] if found else None,
     )
+
+
+def _made(target: Target, head: str, config: TrainConfig, counts: Counts) -> HeadMethod:
+    """The head with the seed's first weights. Raises ConfigError and ModelError."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return METHODS[head](target, config, counts)
 
 
 def loop_settings(config: TrainConfig, *, steps: int | None, minutes: float | None) -> Settings:

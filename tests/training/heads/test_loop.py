@@ -96,6 +96,8 @@ def test_it_learns_what_it_is_shown(target: Target, tmp_path: Path) -> None:
     from mmspec.drafters.eagle.checkpoint import load
 
     stored = load(tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o044 == 0o044
     assert not torch.equal(stored.fc.weight, before.module.fc.weight)  # type: ignore[union-attr]
     assert all(parameter.grad is None for parameter in target.model.parameters())
 

@@ -11,7 +11,7 @@ from mmspec.training import train_head
 
 # Tokens a step in decoding texts that training never saw, with the default trees.
 FLOORS = {"medusa": 1.3, "eagle2": 1.5, "eagle3": 1.5, "glide": 1.5}
-MINUTES = 2.0
+MINUTES = 1.0
 
 
 @pytest.mark.slow
