@@ -83,8 +83,9 @@ def test_drafts_are_accepted_here() -> None:
         nonlocal forwards
         forwards += 1
 
-    handle = model.register_forward_pre_hook(count)
     prompt = {"input_ids": torch.tensor([[5, 6, 7, 8] * 8])}
+    model.generate(**prompt, **OURS, max_new_tokens=1, drafter="none")  # the model is probed
+    handle = model.register_forward_pre_hook(count)
     options = {"max_new_tokens": 24, "sequence_bias": [[[t], 50.0] for t in (5, 6)]}
     model.generate(**prompt, **OURS, **options, drafter=eager())
     plain_forwards, forwards = forwards, 0
