@@ -1,12 +1,14 @@
 """The code that README and docs show runs as it is shown, page by page: on the smallest bundled
 model, with the names that the text around it takes for granted."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pdfs import pdf
@@ -15,17 +17,19 @@ from test_docs import ROOT, blocks
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mmspec
+from mmspec.config import TrainConfig
 from mmspec.engine import Engine
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.requests import Request
 from mmspec.retrieval import DatastoreWriter, Document
 from mmspec.state import Prompt
 from mmspec.target.load import resolve_path
+from mmspec.training.heads.methods import METHODS
 
 Names = dict[str, Any]
 MODEL = "nano-vlm"
-_ANY_MODEL = re.compile(r"path-or-hub-id|\borg/[\w.-]+")
-_ANY_LAYERS = "[9, 11]"  # MODEL has two
+_ANY_MODEL = re.compile(r"path-or-hub-id|\borg/(?!head)[\w.-]+")
+_SHORTER = {"[9, 11]": "[1]", "steps=2000": "steps=2"}  # MODEL has two layers
 _FOUND = "The budget is 40 pears.\nThe minutes say that Bob sold 4 plums."
 _OUTLINES = {"docs/dense.md": 74, "docs/serving.md": 14}
 _ELSEWHERE = {"docs/rag.md"}  # tests/integrations and tests/test_examples.py, frameworks at hand
@@ -127,6 +131,28 @@ def of_retrieval(engine: mmspec.Engine) -> Names:
     }
 
 
+def of_heads(kind: str, *folders: str) -> Callable[[mmspec.Engine], Names]:
+    """A page with an untrained head where its code looks for one."""
+
+    def given(engine: mmspec.Engine) -> Names:
+        target = engine.target
+        counts = np.ones(target.vocab_size, np.int64)
+        for folder in folders:
+            METHODS[kind](target, TrainConfig(), counts).save(Path(folder), dtype=torch.float32)
+        return {
+            "target": target.model,
+            "processor": AutoProcessor.from_pretrained(resolve_path(MODEL)),
+        }
+
+    return given
+
+
+def of_training(engine: mmspec.Engine) -> Names:
+    lines = [json.dumps({"prompt": f"Repeat: {text}"}) for text in ("abc", "def", "ghi")]
+    Path("prompts.jsonl").write_text("\n".join(lines))
+    return {}
+
+
 def of_serving(engine: mmspec.Engine) -> Names:
     coming = [Request("one", max_new_tokens=4), None, Request("two", max_new_tokens=4)]
     return {
@@ -142,6 +168,10 @@ GIVEN: dict[str, Callable[[mmspec.Engine], Names]] = {
     "docs/datastore.md": of_datastore,
     "docs/dense.md": of_dense,
     "docs/draft_model.md": of_draft_model,
+    "docs/eagle.md": of_heads("eagle3", "org/head", "HEAD"),
+    "docs/glide.md": of_heads("glide", "org/head-for-target-7b", "folder/with/a/head"),
+    "docs/heads.md": of_training,
+    "docs/medusa.md": of_heads("medusa", "org/heads", "path/to/heads"),
     "docs/retrieval.md": of_retrieval,
     "docs/serving.md": of_serving,
 }
@@ -164,5 +194,7 @@ def test_the_code_of_a_page_runs(
             continue
         if "create_app" in code and find_spec("starlette") is None:
             continue
-        code = _ANY_MODEL.sub(MODEL, code).replace(_ANY_LAYERS, "[1]")
+        code = _ANY_MODEL.sub(MODEL, code)
+        for shown, run in _SHORTER.items():
+            code = code.replace(shown, run)
         exec(compile(code, page, "exec"), names)
