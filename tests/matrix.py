@@ -81,6 +81,8 @@ KNOWING = (
     "glide",
     "medusa_own",
 )
+# Of those the ones that guess: a short text that is warped may prove all of it wrong.
+GUESSING = ("lookahead", "glide")
 # Those that draft by a model take longer: of each of these one a family, in turn.
 BY_A_MODEL = (
     ("draft_same",),
@@ -185,6 +187,13 @@ def covering_cells() -> list[Cell]:
 
 def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
     return set(combinations(enumerate(cell.options), 2))
+
+
+def must_accept(cell: Cell) -> bool:
+    """Whether the cell proves little if no drafted token is accepted."""
+    guesses = any(name in cell.drafter for name in GUESSING) and cell.sampling == "warped"
+    knows = any(name in cell.drafter for name in KNOWING) and not guesses
+    return knows and cell.controller == "fixed"
 
 
 def run_cell(
@@ -354,7 +363,7 @@ def _drafter(
     if name.startswith("medusa"):
         return medusa(cell.family, cell.dtype, has_own_heads=name == "medusa_own")
     if name == "lookahead":
-        return Lookahead(window=3, ngram=3, guess_set=4)
+        return Lookahead(window=6, ngram=3, guess_set=6)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return _lookup()
     truths = {
