@@ -1,7 +1,7 @@
 """GlideScorer: scores growing trees by a head that sees the target's cache."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from mmspec.drafters.glide.module import GlideHead
 from mmspec.drafters.heads import NewNodes, TargetEnds, writing_nodes
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Scores
+from mmspec.target.linears import quick_linears
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -30,6 +31,11 @@ class HeadForTarget:
         self.target_layers = [layer % num_layers for layer in config.target_layers]
         self.reaches = [Reach(window=config.block.window)] * config.block.num_layers
         self._ends = ends
+        self._linears = quick_linears(head)
+
+    def quick(self) -> AbstractContextManager[None]:
+        """Within it, its linear layers are computed as a score call's are."""
+        return nullcontext() if self._linears is None else self._linears.attached()
 
     def embed(self, ids: Tensor) -> Tensor:
         """(batch, seq) int64 -> (batch, seq, hidden) where the head lies."""
@@ -131,7 +137,8 @@ class GlideScorer:
             positions = nodes.positions + upload(offsets.copy(), head.device).unsqueeze(-1)
             rows = [sight.row for sight in sights]
             glimpse = CacheGlimpse(self._target_cache, head.target_layers, rows, borders)
-            yield nodes, positions, glimpse
+            with head.quick():
+                yield nodes, positions, glimpse
 
 
 class _Writing:
