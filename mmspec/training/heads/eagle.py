@@ -1,6 +1,5 @@
 """EAGLE-1 and EAGLE-2 heads, which differ in the tree alone (arXiv 2401.15077, section 3.2)."""
 
-import copy
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from mmspec.drafters.heads import BlockConfig, TargetEnds
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 from mmspec.training.heads.batch import Batch, shifted
-from mmspec.training.heads.method import Losses, on_device
+from mmspec.training.heads.method import Losses, as_stored, on_device
 from mmspec.training.heads.soft import soft_cross_entropy, summed_over_tokens
 from mmspec.training.heads.unrolled import GrowingDiagonal
 
@@ -98,7 +97,7 @@ class EagleMethod:
         return torch.stack(found)
 
     def save(self, folder: Path, *, dtype: torch.dtype) -> None:
-        save(copy.deepcopy(self.module).to(dtype), folder)
+        save(as_stored(self.module, dtype), folder)
 
     def _embedded(self, batch: Batch, steps: int) -> Tensor:
         """Of the tokens `steps` further on, (batch, seq, hidden)."""

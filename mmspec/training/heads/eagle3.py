@@ -1,6 +1,5 @@
 """EAGLE-3 heads, trained by the training-time test (arXiv 2503.01840, section 3)."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from mmspec.drafters.heads import BlockConfig, HeadStates, TargetEnds
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 from mmspec.training.heads.batch import Batch, shifted
-from mmspec.training.heads.method import Losses
+from mmspec.training.heads.method import Losses, as_stored
 from mmspec.training.heads.soft import soft_cross_entropy, summed_over_tokens
 from mmspec.training.heads.target_head import head_weight
 from mmspec.training.heads.unrolled import GrowingDiagonal
@@ -123,7 +122,7 @@ class Eagle3Method:
         return torch.nn.functional.pad(found, (0, missing), value=-1) if missing else found
 
     def save(self, folder: Path, *, dtype: torch.dtype) -> None:
-        save(copy.deepcopy(self.module).to(dtype), folder)
+        save(as_stored(self.module, dtype), folder)
 
     def _logits(self, read: Tensor) -> Tensor:
         assert self.module.lm_head is not None

@@ -1,6 +1,5 @@
 """GliDe: a small draft model that glimpses at the target's keys (arXiv 2402.02082, section 3)."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mmspec.drafters.heads import TargetEnds
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 from mmspec.training.heads.batch import Batch
-from mmspec.training.heads.method import Losses
+from mmspec.training.heads.method import Losses, as_stored
 from mmspec.training.heads.soft import summed_over_tokens
 
 
@@ -69,7 +68,7 @@ class GlideMethod:
         return found
 
     def save(self, folder: Path, *, dtype: torch.dtype) -> None:
-        save(copy.deepcopy(self.module).to(dtype), folder)
+        save(as_stored(self.module, dtype), folder)
 
     def _states(self, batch: Batch, lengths: Tensor) -> Tensor:
         """(batch, seq, hidden) that the next token is said from."""

@@ -1,6 +1,5 @@
 """Medusa heads, trained with the target frozen (Medusa-1, arXiv 2401.10774, section 2.2.1)."""
 
-import copy
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from mmspec.drafters.medusa import MedusaHead, MedusaHeadConfig, save
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 from mmspec.training.heads.batch import Batch
-from mmspec.training.heads.method import Losses
+from mmspec.training.heads.method import Losses, as_stored
 from mmspec.training.heads.soft import summed_over_tokens
 from mmspec.training.heads.target_head import head_weight
 
@@ -75,7 +74,7 @@ class MedusaMethod:
         return torch.stack([self._said(n, hidden).topk(top_k).indices for n in range(self.depth)])
 
     def save(self, folder: Path, *, dtype: torch.dtype) -> None:
-        save(copy.deepcopy(self.module).to(dtype), folder)
+        save(as_stored(self.module, dtype), folder)
 
     def _cross_entropy(self, depth: int, hidden: Tensor, ids: Tensor) -> Tensor:
         return F.cross_entropy(self._said(depth, hidden).float(), ids, reduction="sum")

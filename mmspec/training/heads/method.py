@@ -1,14 +1,17 @@
 """What the loop asks of one kind of head: what to read, what to minimise, what it drafts."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mmspec.training.heads.batch import Batch
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,14 @@ def on_device(generator: torch.Generator, device: torch.device) -> torch.Generat
         return generator
     seed = torch.randint(2**62, (), generator=generator).item()
     return torch.Generator(device).manual_seed(int(seed))
+
+
+def as_stored(module: Module, dtype: torch.dtype) -> Module:
+    """A copy on the CPU in the dtype, of which nothing is made where the module lies: beside a
+    target there may be no room for the head twice."""
+    memo: dict[int, object] = {}
+    for weight in module.parameters():
+        memo[id(weight)] = nn.Parameter(weight.detach().to("cpu", dtype), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.detach().cpu()
+    return copy.deepcopy(module, memo)

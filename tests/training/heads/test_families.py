@@ -39,7 +39,9 @@ def test_a_head_is_trained_a_step_and_drafts(family: str, kind: str, tmp_path: P
     optimizer.step()
     assert method.loss(batch, torch.Generator().manual_seed(0)).total < before
     assert method.drafts(batch, top_k=2).shape == (method.depth, 2, 14, 2)
+    kept = [weight.clone() for weight in method.module.parameters()]
     method.save(tmp_path, dtype=torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(method.module.parameters(), kept, strict=True))
     name = DRAFTERS[kind]
     config = load_config(None, [f"drafter.name={name}", f"drafter.{name}.path={tmp_path}"])
     (drafter,) = build_drafters(config.drafter)
