@@ -1,8 +1,10 @@
 """Every family of models gets heads that fit it, and that its drafters take."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pretend
 import pytest
 import torch
 from families import FAMILIES
@@ -47,3 +49,25 @@ def test_a_head_is_trained_a_step_and_drafts(family: str, kind: str, tmp_path: P
     (drafter,) = build_drafters(config.drafter)
     assert isinstance(drafter, DrafterForTarget)
     assert drafter.for_target(target, None).name == name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beside_a_target_on_a_gpu_all_is_computed_there(kind: str) -> None:
+    """On a pretended one, which knows no gradients: losses and drafts are those of a CPU."""
+    examples = [Example(str(n), np.arange(3, 3 + n), np.arange(n) >= 3, 3) for n in (9, 14)]
+    losses, drafts = [], []
+    for place in ("cpu", "cuda"):
+        with pretend.device() if place == "cuda" else nullcontext():
+            target = Target(FAMILIES["llama"].build(torch.float32).to(place))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                config = load_config(None, ["train.eagle.noise=0"]).train
+                method = METHODS[kind](target, config, np.ones(target.vocab_size, np.int64))
+            reader = FeatureReader(target, None, taps=method.taps, kv_layer=method.kv_layer)  # type: ignore[arg-type]
+            batch = reader.read(examples)
+            assert batch.ids.device.type == place
+            assert {w.device.type for w in method.module.parameters()} == {place}
+            losses.append(method.loss(batch, torch.Generator().manual_seed(0)).total.item())
+            drafts.append(method.drafts(batch, top_k=1).tolist())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert drafts[0] == drafts[1]
