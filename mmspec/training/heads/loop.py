@@ -129,7 +129,7 @@ def train(
     )
     waiting = [at for at in _EVALUATED_AT if at >= _progress(state, settings) or state.step == 0]
     saved_s = state.trained_s
-    is_whole = True  # False within a step: what is there then is not saved
+    is_whole, place = True, state.place  # False while weights are written: that is not saved
     try:
         # 2. Before the first step, what the head is worth as it is
         if state.step == 0:
@@ -141,16 +141,16 @@ def train(
         while (progress := _progress(state, settings)) < 1:
             begun_s = clock_s(device.type)
             # 3. One step
-            is_whole = False
             rate = (settings.rate or method.rate) * rate_share(
                 progress, warmup=settings.warmup, decay=settings.decay
             )
             losses, tokens = _step(state, reader, examples, data, settings)
+            is_whole = False
             optimizer.step(rate)
             state.step += 1
             state.tokens += tokens
+            is_whole, place = True, state.place
             spent_s = clock_s(device.type) - begun_s
-            is_whole = True
             # 4. Bookkeeping
             state.trained_s += spent_s
             progress = _progress(state, settings)
@@ -179,7 +179,8 @@ def train(
         state.save(folder, run, dtype=dtype)
         raise
     except KeyboardInterrupt:
-        if is_whole:
+        if is_whole:  # the step that was begun is done again
+            state.place = place
             state.save(folder, run, dtype=dtype)
         raise
     state.save(folder, run, dtype=dtype)

@@ -15,6 +15,7 @@ from mmspec.training.heads.examples import Example
 from mmspec.training.heads.features import FeatureReader
 from mmspec.training.heads.loop import Report, is_begun, read_log, train
 from mmspec.training.heads.method import HeadMethod
+from mmspec.training.heads.optimizer import Optimizer
 from mmspec.training.heads.settings import Settings
 from mmspec.training.schedule import rate_share
 
@@ -102,11 +103,10 @@ def test_it_learns_what_it_is_shown(target: Target, tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in target.model.parameters())
 
 
-def test_a_kill_within_a_step_costs_no_more_than_the_last_interval(
+def test_an_interrupt_within_a_step_costs_that_step_alone(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(target, tmp_path, steps=9, stop_after=4)
-    saved = (tmp_path / "training" / "checkpoint.pt").read_bytes()
     read = FeatureReader.read
     calls = iter(range(100))
 
@@ -118,13 +118,28 @@ def test_a_kill_within_a_step_costs_no_more_than_the_last_interval(
     monkeypatch.setattr(FeatureReader, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         take(target, tmp_path, steps=9)
-    assert (tmp_path / "training" / "checkpoint.pt").read_bytes() == saved
     monkeypatch.undo()
-    parts, _ = take(target, tmp_path, steps=9)
+    parts, rest = take(target, tmp_path, steps=9)
+    assert [report.step for report in rest] == [6, 7, 8, 9]
     whole, _ = take(target, tmp_path / "whole", steps=9)
     for own, expected in zip(weights(parts), weights(whole), strict=True):
         assert torch.equal(own, expected)
     assert [line["step"] for line in read_log(tmp_path / "training" / "log.jsonl")] == [*range(10)]
+
+
+def test_weights_that_are_half_written_are_not_kept(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(target, tmp_path, steps=9, stop_after=4)
+    saved = (tmp_path / "training" / "checkpoint.pt").read_bytes()
+
+    def half(self: Optimizer, rate: float) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Optimizer, "step", half)
+    with pytest.raises(KeyboardInterrupt):
+        take(target, tmp_path, steps=9)
+    assert (tmp_path / "training" / "checkpoint.pt").read_bytes() == saved
 
 
 def test_another_training_is_not_written_over(target: Target, tmp_path: Path) -> None:
@@ -146,8 +161,6 @@ def test_a_line_that_a_kill_cut_off_is_no_report(tmp_path: Path) -> None:
 
 
 def test_gradients_that_are_not_finite_change_nothing(target: Target) -> None:
-    from mmspec.training.heads.optimizer import Optimizer
-
     module = torch.nn.Linear(2, 2)
     before = module.weight.clone()
     optimizer = Optimizer(module, clip=1.0, weight_decay=0.1)
