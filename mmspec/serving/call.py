@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from mmspec.engine import Engine
 from mmspec.params import requested_max_new_tokens
 from mmspec.requests import Progress, Request, Result
-from mmspec.serving.errors import timed_out
+from mmspec.serving.errors import ApiError, timed_out
 from mmspec.serving.scheduler import Scheduler, Ticket
 from mmspec.serving.settings import ServerSettings
 
@@ -40,6 +40,7 @@ class Call:
         self.requests = list(requests)
         self.results: list[Result | None] = [None] * len(requests)
         self.predicted: list[tuple[int, ...]] = [()] * len(requests)  # tokens of the predictions
+        self.failure: ApiError | None = None  # what its client was told in a stream
         self.tickets: list[Ticket] = []
         self._scheduler = scheduler
         self._settings = settings

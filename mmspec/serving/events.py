@@ -58,7 +58,8 @@ async def events(
         for event in await asyncio.to_thread(list, form.last_events(call)):
             yield _written(event)
     except Exception as error:
-        yield _written(as_told(error).body)
+        call.failure = as_told(error)
+        yield _written(call.failure.body)
     finally:
         coming.cancel()
     yield "data: [DONE]\n\n"

@@ -143,7 +143,10 @@ class Service:
     def _end(self, request: Request, call: Call) -> None:
         """Of a stream."""
         call.close()
-        self._tell(request, _GONE if None in call.results else 200, call.seconds, call)
+        status = _GONE if None in call.results else 200
+        if call.failure is not None:  # which came too late to be the response's own
+            status = call.failure.status
+        self._tell(request, status, call.seconds, call)
 
     async def _told(self, request: Request, answer: Awaitable[_Answer]) -> Response:
         """The answer, or the error in its place; a stream tells of itself when it ends."""

@@ -181,6 +181,8 @@ def test_a_request_that_takes_too_long_ends_and_frees_its_place(
             assert cut.status_code == 200
             *parts, error = events(cut.text)
             assert parts and error["error"]["code"] == "timeout"
+            page = (await client.get("/metrics")).text
+            assert f'mmspec_requests_total{{path="{CHAT}",status="504"}} 2.0' in page
             await until(lambda: app.state.scheduler.num_decoded == 0)
 
     asyncio.run(ask())
