@@ -4,7 +4,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mmspec.sweep.names import Architecture
-from mmspec.sweep.shrink import BOS_TOKEN, PAD_TOKEN, tiny_config
+from mmspec.sweep.shrink import tiny_config
+from mmspec.sweep.sizes import BOS_TOKEN, PAD_TOKEN
 
 # Attention must be sharp enough that an early token matters, and the head must spread the logits,
 # so that greedy text is not one token again and again.
@@ -15,11 +16,12 @@ def build(architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
     """A model in eval mode; the same weights at every call, drawn in float32. It never ends a text
     by itself."""
     config = tiny_config(architecture.model_type)
-    torch.manual_seed(0)
-    # Eager experts: the grouped matrix product takes no float64.
-    model = architecture.model_class._from_config(
-        config, dtype=dtype, experts_implementation="eager"
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # Eager experts: the grouped matrix product takes no float64.
+        model = architecture.model_class._from_config(
+            config, dtype=dtype, experts_implementation="eager"
+        )
     _draw(model, _embedding_std(model))
     model.generation_config.update(
         pad_token_id=PAD_TOKEN, bos_token_id=BOS_TOKEN, eos_token_id=None, do_sample=False

@@ -16,7 +16,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "chameleon": {"vocabulary_map": _VOCABULARY},
     "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}},
     "deepseek_v2": _SPARSE,
-    "dots1": _SPARSE,
+    "dots1": {**_SPARSE, "moe_intermediate_size": 48, "n_shared_experts": 1},
     "emu3": {"vocabulary_map": _VOCABULARY},
     "ernie4_5_vl_moe": {
         "text_config": {
@@ -45,6 +45,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
             "vision_output_dim": 64,
         }
     },
+    "mistral4": {"qk_nope_head_dim": 8, "qk_head_dim": 16, "head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
     "prophetnet": {"num_buckets": 4, "relative_max_distance": 8},
     "qwen2_5_omni_thinker": {**_SEES, **_HEARS},

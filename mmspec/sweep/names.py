@@ -37,8 +37,8 @@ class Architecture:
 
 
 def architectures(names: Sequence[str] = ()) -> list[Architecture]:
-    """All of them by model type, or those of these model types. Raises InputError for a name that
-    the installed transformers does not have."""
+    """All of them by model type, or those of these model types, in their order. Raises InputError
+    for a name that the installed transformers does not have."""
     found: dict[str, Architecture] = {}
     for mapping, kind in _MAPPINGS.items():
         for model_type, known in getattr(modeling_auto, mapping, {}).items():
@@ -50,4 +50,4 @@ def architectures(names: Sequence[str] = ()) -> list[Architecture]:
                 f"no decoder of the model type {name!r} in transformers "
                 f"{transformers.__version__}; expected some of {', '.join(sorted(found))}"
             )
-    return [found[name] for name in sorted(names or found)]
+    return [found[name] for name in names or sorted(found)]

@@ -1,7 +1,6 @@
 """The sweep: each architecture in a process of its own, with a limit of time and of memory."""
 
 import multiprocessing
-import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -59,7 +58,15 @@ def _try_limited(architecture: Architecture, sender: Connection, memory_bytes: i
 
     torch.set_num_threads(1)
     if memory_bytes:
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, hard))
+        _limit_memory(memory_bytes)
     sender.send(try_architecture(architecture))
     sender.close()
+
+
+def _limit_memory(num_bytes: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, hard))

@@ -1,90 +1,22 @@
 """A family's own default config -> one of a model that is built in milliseconds."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mmspec.sweep.exceptions import EXCEPTIONS
-
-VOCAB_SIZE = 160
-PAD_TOKEN, BOS_TOKEN, EOS_TOKEN = 0, 1, 2
-FIRST_MEDIA_TOKEN = 100  # from here on ids are given to placeholders and delimiters
-WINDOW = 8  # tokens that a sliding or chunked layer sees: prompts are longer
-_LAYERS = 4
-
-# Every tower has the same sizes, so that projections between them agree. The first rule whose
-# expression matches the whole name of a number holds; others keep their default.
-_SIZES: tuple[tuple[str, float], ...] = (
-    (r"(unpadded_)?vocab_size(_per_layer_input)?|text_vocab_size", VOCAB_SIZE),
-    (r"type_vocab_size|additional_vocab_size|vocab_size_per_layer_input_extra", 2),
-    (r"num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|depth|layers", _LAYERS),
-    (r"num_decoder_layers|num_encoder_layers|num_blocks|resampler_depth|num_global_layers", 2),
-    (
-        r"hidden_size|d_model|n_embd|embed_dim|emb_dim|hidden_dim|out_hidden_size|output_dim"
-        r"|text_hidden_size|projection_dim|embedding_size|word_embed_proj_dim|dim"
-        r"|encoder_hidden_size|projector_hidden_size|projection_hidden_size|adapter_out_dim"
-        r"|patch_embed_hidden_size|language_dim|input_size|ple_embed_dim|tokenizer_hidden_size"
-        r"|downsample_hidden_size|qformer_hidden_size|audio_hidden_size",
-        64,
-    ),
-    (r"hidden_size_per_layer_input|embedding_dim", 64),
-    (
-        r"(moe_|shared_|dense_|expert_|moe_shared_expert_|shared_expert_|shared_experts_"
-        r"|swa_|projector_)?intermediate_size|ffn_hidden_size|(encoder_|decoder_)?ffn_dim|n_inner"
-        r"|d_ff|dim_ff|mlp_dim|intermediate_size_mlp|expert_ffn_hidden_size|ffn_expansion_size"
-        r"|expert_hidden_size",
-        96,
-    ),
-    (
-        r"(swa_)?num_attention_heads|n_heads?|num_heads|(encoder_|decoder_)?attention_heads"
-        r"|resampler_n_heads|num_query_heads",
-        4,
-    ),
-    (r"(swa_)?num_key_value_heads|num_kv_heads|kv_n_heads|n_kv_heads|multi_query_group_num", 2),
-    (r"(swa_|global_|attention_|dense_|resampler_|linear_)?head_dim|d_kv|dim_head|kv_channels", 16),
-    (r"swa_v_head_dim|v_head_dim|global_head_dim|head_size", 16),
-    (r"qk_head_dim", 24),
-    (r"qk_nope_head_dim|rotary_dim|index_head_dim", 16),
-    (r"qk_rope_head_dim", 8),
-    (r"(q|kv|o)_lora_rank|laurel_rank|time_step_rank|mamba_dt_rank|hc_lowrank", 16),
-    (r"index_topk", 512),
-    (r"index_n_heads", 2),
-    (r"(num|n)_(local_|routed_)?experts|moe_num_experts|num_local_experts|num_moe_experts", 4),
-    (r"num_experts_per_tok(en)?|moe_topk|moe_k|num_selected_experts|top_k_experts", 2),
-    (r"n_shared_experts|num_shared_experts|moe_num_shared_experts", 1),
-    (r"zero_expert_num", 2),
-    (r"n_group|topk_group|num_expert_group", 1),
-    (r"first_k_dense_replace|num_dense_layers|moe_layer_start_index", 1),
-    (r"moe_layer_end_index", _LAYERS - 1),
-    (r"sliding_window|sliding_window_size|attention_chunk_size|local_attention_window", WINDOW),
-    (r"_?sliding_window_pattern|global_attn_every_n_layers|attn_layer_period", 2),
-    (r"expert_layer_period|decoder_sparse_step|cross_attention_frequency", 2),
-    (r"attn_layer_offset|expert_layer_offset", 1),
-    (r"max_window_layers", 2),
-    (r"max_position_embeddings|n_positions|max_seq_len|n_ctx", 4096),
-    (r"num_kv_shared_layers", 2),
-    (r"linear_(key|value)_head_dim", 16),
-    (r"linear_num_key_heads", 2),
-    (r"linear_num_value_heads", 4),
-    (r"mamba_(d_head|head_dim|d_state)|ssm_state_size|state_size", 16),
-    (r"(mamba_)?n_mamba_heads|mamba_n_heads|mamba_num_heads", 8),
-    (r"mamba_n_groups|n_groups", 1),
-    (r"image_size", 28),
-    (r"patch_size", 7),
-    (r"query_pre_attn_scalar", 16),
-    (r"num_mel_bins|input_dim|feature_size", 16),
-    (r"max_source_positions", 32),
-    (r"image_seq_length|num_image_tokens", 16),
-    (r"mm_tokens_per_image", 4),
-    (r"num_query_tokens|latent_query_num|resampler_n_latents", 4),
-    (r"num_position_embeddings", 64),
-    (r"num_codebooks|num_quantizers", 2),
-    (r"codebook_size|num_embeddings", 32),
+from mmspec.sweep.sizes import (
+    BOS_TOKEN,
+    EOS_TOKEN,
+    FIRST_MEDIA_TOKEN,
+    NUM_LAYERS,
+    PAD_TOKEN,
+    size_of,
 )
-_RULES = tuple((re.compile(name), size) for name, size in _SIZES)
+
 _TOKEN = re.compile(r"_?(\w*?)_?(token_id|token_index|token_ids|tokens_ids)")
 _KNOWN_TOKENS = {
     "pad": PAD_TOKEN,
@@ -144,6 +76,8 @@ def _changes(config: PreTrainedConfig, tokens: _Tokens) -> dict[str, Any]:
     if given.get("qk_rope_head_dim"):  # latent attention: the head's size follows, one KV head each
         changes |= {"num_key_value_heads": 4} if "num_key_value_heads" in changes else {}
         changes |= {"head_dim": 8} if "head_dim" in given else {}
+    if given.get("tie_word_embeddings"):  # a tied head says the same token again and again
+        changes["tie_word_embeddings"] = False
     if given.get("is_decoder") is False and not config.is_encoder_decoder:
         changes["is_decoder"] = True
     if config.model_type.startswith(_MROPE) and "num_attention_heads" in changes:
@@ -178,32 +112,28 @@ def _changed(name: str, value: object, layers: int | None, tokens: _Tokens) -> A
         if layers is not None and len(value) == layers and layers > 1:
             return _thinned(name, list(value))
         if value and all(isinstance(one, int) and not isinstance(one, bool) for one in value):
-            new = _size(name)
+            new = size_of(name)
             return None if new is None else [new] * len(value)
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return _size(name)
-
-
-def _size(name: str) -> float | None:
-    return next((size for rule, size in _RULES if rule.fullmatch(name)), None)
+    return size_of(name)
 
 
 def _thinned(name: str, values: list[Any]) -> list[Any]:
     """As many values as there are layers now: each kind in turn, in the order of the default."""
-    new = _size(name)
+    new = size_of(name)
     if new is not None:
-        return [new] * _LAYERS
+        return [new] * NUM_LAYERS
     if not all(isinstance(value, str | int | float | bool) for value in values):
-        return values[:_LAYERS]
+        return values[:NUM_LAYERS]
     kinds = list(dict.fromkeys(values))
-    if len(kinds) >= _LAYERS or not all(isinstance(value, str) for value in values):
-        first = values[:_LAYERS]
+    if len(kinds) >= NUM_LAYERS or not all(isinstance(value, str) for value in values):
+        first = values[:NUM_LAYERS]
         missing = [kind for kind in kinds if kind not in first]
-        return [*first[: _LAYERS - 1], missing[0]] if missing else first
+        return [*first[: NUM_LAYERS - 1], missing[0]] if missing else first
     order = sorted(kinds, key=values.index)
-    return [order[i % len(order)] for i in range(_LAYERS)]
+    return [order[i % len(order)] for i in range(NUM_LAYERS)]
 
 
 def _rope(rope: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,16 +170,3 @@ def _lay(changes: dict[str, Any], exceptions: Mapping[str, Any]) -> None:
             _lay(changes[name], value)
         else:
             changes[name] = dict(value) if isinstance(value, Mapping) else value
-
-
-def text_tokens(count: int, seed: int) -> Sequence[int]:
-    """Ids of ordinary text, among which phrases come again."""
-    phrases = [
-        [3 + (seed * 31 + p * 17 + i * (7 + p)) % 90 for i in range(5 + p)] for p in range(3)
-    ]
-    text = [BOS_TOKEN, *phrases[0], *phrases[1]]
-    place = seed
-    while len(text) < count:
-        text += phrases[place % 3]
-        place = place * 5 + 1
-    return text[:count]

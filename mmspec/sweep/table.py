@@ -72,6 +72,8 @@ def _decoded_row(trial: Trial, others: Mapping[str, Mapping[str, Trial]]) -> tup
         notes.append(f"prompts are read whole: {trial.cuts}")
     if trial.as_generate != "same":
         notes.append(f"not compared with {trial.as_generate}")
+    if trial.num_different < 3:
+        notes.append("the tiny model hardly moves: little is shown")
     notes += _elsewhere(trial, others)
     media = (_medium(trial.media.get(kind, "")) for kind in ("image", "audio", "video"))
     return (

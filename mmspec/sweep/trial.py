@@ -22,7 +22,7 @@ from mmspec.state import MediaKind
 from mmspec.sweep.build import build
 from mmspec.sweep.media import MEDIA, media_inputs
 from mmspec.sweep.names import Architecture, Kind
-from mmspec.sweep.shrink import text_tokens
+from mmspec.sweep.texts import text_tokens
 from mmspec.target import Target
 from mmspec.target.probe import ProbeReport, probe
 from mmspec.target.tower import quick_blocks

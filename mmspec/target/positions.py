@@ -1,4 +1,4 @@
-"""Positions of a prompt's tokens: 1-D, or the three planes of M-RoPE (arXiv 2409.12191)."""
+"""Positions of a prompt's tokens: 1-D, or the planes of M-RoPE (arXiv 2409.12191)."""
 
 import inspect
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _MEDIA_TYPES = {"image": 1, "video": 2, "audio": 3}  # transformers' mm_token_ty
 def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, tuple[int, ...]]:
     """(position_ids for the prefill, offsets of the tokens after it).
 
-    position_ids are (1, seq), or (3, 1, seq) on an M-RoPE model. A token at index i after the
+    position_ids are (1, seq), or (planes, 1, seq) on an M-RoPE model. A token at index i after the
     prompt has position i + offset, in each plane its own: the planes go on from the prompt's last
     column, as in transformers' generate. All is asked of the model's own rule and passed on
     explicitly: the delta that some models keep on themselves is another request's, never read.
@@ -29,13 +29,22 @@ def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, tu
         return positions, (first,)
     given = prompt.model_inputs.get("position_ids")
     if given is not None and given.ndim == 3:
-        positions = given[-3:].cpu()  # before them, on some models, a plane of text positions
+        positions = given[
+            -_num_planes(model) :
+        ].cpu()  # before them, on some models, a plane of text positions
     elif prompt.media:
         positions = _mrope_positions(rope_index, prompt)
     else:
-        positions = positions.expand(3, 1, -1)
+        positions = positions.expand(_num_planes(model), 1, -1)
     last = positions[:, 0, -1] - (prompt.num_tokens - 1)
     return positions, tuple(last.tolist())
+
+
+def _num_planes(model: PreTrainedModel) -> int:
+    """Three of them nearly everywhere (HunYuan-VL has four)."""
+    text = model.config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    return len(rope.get("mrope_section") or (1, 1, 1))
 
 
 def _mrope_positions(rope_index: Callable[..., tuple[Tensor, Tensor]], prompt: Prompt) -> Tensor:

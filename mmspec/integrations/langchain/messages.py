@@ -44,7 +44,7 @@ def _part(block: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"type": "text", "text": block.get("text", "")}
     if kind in ("tool_call", "reasoning", "invalid_tool_call"):
         return None
-    if kind in ("image", "video"):
+    if kind in ("image", "video", "audio"):
         data = block.get("base64")
         if data is not None:
             return {
@@ -55,7 +55,7 @@ def _part(block: Mapping[str, Any]) -> dict[str, Any] | None:
             if block.get(key) is not None:
                 return {"type": kind, key: block[key]}
     raise InputError(
-        f"got a content block {str(dict(block))[:80]!r}; expected text, or an image with base64 or "
+        f"got a content block {str(dict(block))[:80]!r}; expected text, or a medium with base64 or "
         "a url"
     )
 
