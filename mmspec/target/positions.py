@@ -29,9 +29,8 @@ def prompt_positions(model: PreTrainedModel, prompt: Prompt) -> tuple[Tensor, tu
         return positions, (first,)
     given = prompt.model_inputs.get("position_ids")
     if given is not None and given.ndim == 3:
-        positions = given[
-            -_num_planes(model) :
-        ].cpu()  # before them, on some models, a plane of text positions
+        # Before them, on some models, stands a plane of text positions.
+        positions = given[-_num_planes(model) :].cpu()
     elif prompt.media:
         positions = _mrope_positions(rope_index, prompt)
     else:
