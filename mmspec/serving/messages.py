@@ -21,7 +21,8 @@ def read_messages(given: object, *, max_media: int) -> list[dict[str, Any]]:
     num_media = sum(part["type"] != "text" for part in parts)
     if num_media > max_media:
         raise refused(
-            "messages", f"got {num_media} images and videos; expected {max_media} or less"
+            "messages",
+            f"got {num_media} images, videos and recordings; expected {max_media} or less",
         )
     return messages
 
@@ -69,7 +70,17 @@ def _part(given: object, where: str) -> dict[str, Any]:
             f"got the address {url[:40]!r}; expected a data: URL, or an http(s) one where the "
             "server allows it",
         )
-    raise refused(where, f"got a part of type {kind!r:.40}; expected text, image_url or video_url")
+    if kind == "input_audio":
+        audio = given.get(kind)
+        data = audio.get("data") if isinstance(audio, dict) else None
+        if not isinstance(data, str):
+            form = '{"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}'
+            raise refused(where, f"expected {form}")
+        return {"type": "audio", "base64": data}
+    raise refused(
+        where,
+        f"got a part of type {kind!r:.40}; expected text, image_url, video_url or input_audio",
+    )
 
 
 def _call(given: object, where: str) -> dict[str, Any]:

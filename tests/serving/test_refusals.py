@@ -211,3 +211,20 @@ def test_the_log_has_a_line_a_request_and_no_word_of_it(
     assert "24 tokens" in lines[0] and "24 tokens" in lines[1]
     said = answer["choices"][0]["message"]["content"]
     assert not any("secret" in line or said in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("audio", "told"),
+    [
+        ({"data": "UklGRg==", "format": "wav"}, "no audio processor"),
+        ({"data": "/etc/passwd", "format": "wav"}, "no audio processor"),
+        ({"url": "/etc/passwd"}, '"input_audio": {"data"'),
+        ("/etc/passwd", '"input_audio": {"data"'),
+    ],
+)
+def test_audio_is_data_alone_and_a_model_that_cannot_hear_says_so(
+    client: TestClient, audio: object, told: str
+) -> None:
+    response = client.post(CHAT, json=image(type="input_audio", input_audio=audio))
+    assert response.status_code == 400
+    assert told in response.json()["error"]["message"]
