@@ -11,6 +11,7 @@ import torch
 from draft_models import letters
 from families import FAMILIES, prompt_inputs
 from glide_heads import drawn, fitted, target_of
+from matrix import Cell, run_cell
 from safetensors.torch import load_file, save_file
 
 import mmspec
@@ -65,6 +66,23 @@ def test_a_fitted_head_is_accepted_and_an_unfitted_one_is_not() -> None:
     assert [r.tokens for r in said] == [r.tokens for r in guessed] == [r.tokens for r in plain]
     assert tokens_per_step(said) > 3.0, "it was fitted to nearly all of this, by whole sequences"
     assert tokens_per_step(guessed) < 1.5
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("llama", "glide", "t1", 3, "text", reuse="chunks_and_prefixes"),
+        Cell("qwen2_5_vl", "glide", "greedy", 1, "image_middle", reuse="chunks"),
+        Cell("qwen3_vl", "glide", "warped", 3, "image_last", reuse="chunks_and_prefixes"),
+        Cell("gemma3_text", "glide", "t1", 1, "text", controller="auto", reuse="chunks"),
+    ],
+    ids=str,
+)
+def test_prompts_in_chunks_and_known_ones_change_no_token(cell: Cell) -> None:
+    outcome = run_cell(cell)
+    assert not outcome.mismatches, "; ".join(outcome.mismatches)
+    assert outcome.accepted > 0 or cell.controller == "auto"
+    assert (outcome.reused > 0) == cell.reuse.endswith("prefixes")
 
 
 @pytest.mark.parametrize("verifier", ["speculative", "recursive", "block"])
