@@ -45,11 +45,10 @@ class Told(Unwatched):
         found = report.acceptance
         if found is None:
             return
+        parts = [f"step {report.step:,}", f"{found.tokens_a_step:.2f} tokens a step"]
+        parts += [f"loss {report.losses['loss']:.2f}"] if report.losses else []  # none at step 0
         shares = " ".join(f"{share:.0%}" for share in found.top_1)
-        self._console.print(
-            f"step {report.step:,} · loss {report.losses['loss']:.2f} · "
-            f"{found.tokens_a_step:.2f} tokens a step · by depth {shares}"
-        )
+        self._console.print(" · ".join([*parts, f"by depth {shares}"]))
 
 
 def main() -> None:
