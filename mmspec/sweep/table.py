@@ -15,7 +15,7 @@ _COLOURS = {
 }
 _ATTENTION = {"tree": "mmspec's", "model": "the model's", "": ""}
 _HEAD = ("family", "scored as", "attention", "image", "audio", "video", "notes")
-_UNTRIED = ("no form of input", "no input made", "generate:", "failed:")
+_UNTRIED = ("no form of input", "no input made", "generate:")
 
 
 def rich_table(trials: Sequence[Trial]) -> Table:
@@ -39,7 +39,7 @@ def rich_table(trials: Sequence[Trial]) -> Table:
 def markdown(by_version: Mapping[str, Sequence[Trial]]) -> str:
     """Tables of the families that are decoded, of those that are refused, and of those that were
     not tried. `by_version`: transformers' version -> its trials; the last one is what the rows
-    say, another is named in the notes where it says otherwise."""
+    say, the notes name another that the family was tried with."""
     last = list(by_version)[-1]
     others = {
         version: {trial.model_type: trial for trial in trials}
@@ -92,20 +92,24 @@ def _other_row(trial: Trial, others: Mapping[str, Mapping[str, Trial]]) -> tuple
 
 
 def _elsewhere(trial: Trial, others: Mapping[str, Mapping[str, Trial]]) -> list[str]:
-    """What another version says otherwise."""
+    """What another version says of the family, where it was tried there."""
     notes = []
     for version, known in others.items():
         other = known.get(trial.model_type)
         if other is None:
-            notes.append(f"not in {version}")
-        elif (other.verdict, other.shape) != (trial.verdict, trial.shape):
+            continue
+        if (other.verdict, other.shape) == (trial.verdict, trial.shape):
+            notes.append(f"{version} too")
+        else:
             found = other.shape if other.verdict == "same" else other.verdict
             notes.append(f"{version}: {found}")
     return notes
 
 
 def _medium(found: str) -> str:
-    """same, or that none was made for it."""
+    """same, that it fails, or that none was made for it."""
+    if found.startswith("failed:"):
+        return "fails"
     return "not tried" if found.startswith(_UNTRIED) else found
 
 

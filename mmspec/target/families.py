@@ -15,7 +15,7 @@ _KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
 _FIRST_POSITION = {"paligemma": 1}  # position of the first token, 0 elsewhere
 
 # Whose tokens see later ones: those of the same image, or the whole prompt.
-_MEDIA_BLOCKS = ("gemma3",)
+_MEDIA_BLOCKS = ("gemma3", "shieldgemma2")
 _SEES_WHOLE_PROMPT = (
     "paligemma", "pi0", "git", "hrm_text", "molmo2", "gemma4", "gemma4_unified", "diffusion_gemma",
     "step3p7", "unlimited_ocr", "deepseek_ocr2",
