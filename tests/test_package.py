@@ -21,14 +21,19 @@ assert "torch" not in sys.modules
 """
 
 
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+
+
 def test_the_package_is_imported_without_torch_and_its_names_come_when_asked_for() -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", PROBE],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-    )
+    run = python("-c", PROBE)
     assert run.returncode == 0, run.stderr
+
+
+def test_the_package_runs_as_the_command() -> None:
+    run = python("-m", "mmspec", "version")
+    assert run.stdout.strip() == mmspec.__version__, run.stderr
 
 
 def test_type_checkers_see_the_names_that_there_are() -> None:
