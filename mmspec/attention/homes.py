@@ -1,5 +1,6 @@
 """Whose keys a layer attends to: its own, or those of a layer before it that it shares."""
 
+import weakref
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -13,17 +14,20 @@ class Homes:
 
     def __init__(self, layers: Sequence[FlatLayer]) -> None:
         self._layers = layers
-        self._is_shared = not all(layer.is_initialized for layer in layers)
-        self._seen: dict[int, tuple[Tensor, int]] = {}  # held, so that no id is given twice
+        # Before the first forward over a cache nobody knows: no layer has buffers then.
+        self._may_share = not all(layer.is_initialized for layer in layers)
+        # Not held: of a long prompt all layers' keys would be in memory twice.
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def of(self, index: int, key: Tensor) -> int:
         """The layer that keeps what layer `index` is handed as `key`. Raises RuntimeError for a
         layer that keeps no keys and was handed nobody's."""
-        if not self._is_shared:
+        if not self._may_share:
             return index
         if self._layers[index].is_initialized:
-            self._seen[id(key)] = (key, index)
+            self._seen[id(key)] = (weakref.ref(key), index)
             return index
-        if id(key) not in self._seen:
+        handed, home = self._seen.get(id(key), (None, index))
+        if handed is None or handed() is not key:  # an id is given again
             raise RuntimeError(f"layer {index} keeps no keys, and shares those of no other layer")
-        return self._seen[id(key)][1]
+        return home
