@@ -109,13 +109,8 @@ class EagleSession:
             self._first = start
         elif held + self._num_waiting > drafter.window:
             self._forget(held)
-        while self._num_waiting > CHUNK:
-            count = min(self._num_waiting - 1, _READ_TOKENS)
-            features = self._joined()
-            first = self._num_known - self._num_waiting
-            ids = tokens[first + 1 : first + 1 + count]
-            drafter.read(self.placement, ids, features[:count])
-            self._features, self._num_waiting = [features[count:]], self._num_waiting - count
+        if self._num_waiting > CHUNK:
+            self._read_late(tokens)
 
     def take(self, tokens: Sequence[int]) -> tuple[Sequence[int], Tensor]:
         """The pairs that are left, node 0's among them: tokens, and the features beside them."""
@@ -132,6 +127,18 @@ class EagleSession:
         self._num_waiting += features.shape[0]
         if self._num_waiting > 2 * self._drafter.window:  # nobody asks
             self._keep_newest()
+
+    def _read_late(self, tokens: Sequence[int]) -> None:
+        drafter = self._drafter
+        while self._num_waiting > CHUNK:
+            count = min(self._num_waiting - 1, _READ_TOKENS)
+            features = self._joined()
+            first = self._num_known - self._num_waiting
+            ids = tokens[first + 1 : first + 1 + count]
+            drafter.read(self.placement, ids, features[:count])
+            self._features, self._num_waiting = [features[count:]], self._num_waiting - count
+        # Nobody may ask for long: what is left must not hold a prompt's features.
+        self._features = [part.clone() for part in self._features]
 
     def _keep_newest(self) -> None:
         """The oldest features will not be read."""

@@ -182,6 +182,23 @@ def test_what_nobody_asks_about_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(waiting) <= 32 and len(waiting) > 50
 
 
+def test_what_was_read_is_held_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eagle_session, "CHUNK", 8)
+    held, right = list[tuple[int, int]](), eagle_session.EagleSession.catch_up
+
+    def watching(self: Any, tokens: Sequence[int]) -> None:
+        right(self, tokens)
+        parts = self._features
+        held.append(
+            (sum(p.untyped_storage().nbytes() for p in parts), sum(p.nbytes for p in parts))
+        )
+
+    monkeypatch.setattr(eagle_session.EagleSession, "catch_up", watching)
+    engine = engine_of("llama", Eagle(fitted(model_of("llama", "float64"), 3)))
+    engine.generate(requests_of("llama", new=4)[0])
+    assert held and held[0][0] == held[0][1], "a pair that waits holds the whole prompt's features"
+
+
 def test_it_drafts_beside_others() -> None:
     head = fitted(model_of("qwen2_vl", "float64"), 3)
     lookup = PromptLookup(min_match=1, min_confidence=0.0)
