@@ -36,7 +36,7 @@ class BoundMedusa:
         head = settings.head
         if any(w.dtype != ends.dtype or w.device != ends.device for w in head.parameters()):
             head = copy.deepcopy(head).to(ends.device, ends.dtype)
-        self._head = head.requires_grad_(False)
+        self._head = head
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> MedusaSession:
         return MedusaSession(self, prefill, guide)

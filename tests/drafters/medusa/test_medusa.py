@@ -123,6 +123,13 @@ def test_heads_that_have_learnt_something_are_accepted_more() -> None:
     assert all(result.stats.tokens_per_step > 1.8 for result in results)
 
 
+def test_heads_in_training_can_be_drafted_with() -> None:
+    head = unfitted(model_of("llama", "float64")).requires_grad_(True)
+    engine = engine_of(Medusa(head))
+    engine.generate(requests_of()[0])
+    assert all(weight.requires_grad and weight.grad is None for weight in head.parameters())
+
+
 def test_images_are_in_the_states_that_it_reads() -> None:
     model = model_of("qwen2_vl", "float64")
     tree = [[rank] for rank in range(19)]
