@@ -107,18 +107,19 @@ class BestPaths:
 
     def _take_best(self, nodes: "_Nodes") -> None:
         """Best first: a child is never likelier than its parent, nor than the one before it."""
-        ranked = [
-            {is_first: self._ranked(depth, is_first) for is_first in (True, False)}
-            for depth in range(len(self._levels))
-        ]
+        ranked = dict[tuple[int, bool], list[_Ranked]]()  # few trees come to all of them
         # (-cumulative confidence, order, parent, its cumulative confidence, depth, is_first, place)
         waiting: list[tuple[float, int, int, float, int, bool, int]] = []
         count = 0
 
         def wait(parent: int, likely: float, depth: int, is_first: bool, place: int) -> None:
             nonlocal count
-            if depth < len(ranked) and place < len(ranked[depth][is_first]):
-                cumulative = likely * ranked[depth][is_first][place].rate
+            if depth == len(self._levels):
+                return
+            if (depth, is_first) not in ranked:
+                ranked[depth, is_first] = self._ranked(depth, is_first)
+            if place < len(ranked[depth, is_first]):
+                cumulative = likely * ranked[depth, is_first][place].rate
                 if cumulative >= self._min_confidence:
                     count += 1
                     heappush(waiting, (-cumulative, count, parent, likely, depth, is_first, place))
@@ -126,7 +127,7 @@ class BestPaths:
         wait(0, 1.0, 0, True, 0)
         while waiting and len(nodes) <= self._budget:
             cumulative, _, parent, likely, depth, is_first, place = heappop(waiting)
-            child = ranked[depth][is_first][place]
+            child = ranked[depth, is_first][place]
             node = nodes.add(child.token, parent, child.rate, child.bucket)
             wait(node, -cumulative, depth + 1, child.rank == 0, 0)
             wait(parent, likely, depth, is_first, place + 1)
