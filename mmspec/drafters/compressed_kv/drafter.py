@@ -2,14 +2,12 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
-from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
-from mmspec.drafters.draft_model.cape import CapeBranching
-from mmspec.drafters.draft_model.growth import Branching, Growth, grow
+from mmspec.drafters.draft_model.chosen import branching_of, proposed
+from mmspec.drafters.draft_model.growth import Growth, grow
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.kv import KVCache, KVView
 from mmspec.sampling import DraftGuide
@@ -65,7 +63,14 @@ class BoundCompressedKV:
         growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
             placement = session.catch_up(tokens) if budget else None
-            branching = self._branching(session, len(tokens) - 1, budget)
+            branching = branching_of(
+                self.settings,
+                session,
+                len(tokens) - 1,
+                budget=budget,
+                cost=self.cost,
+                width=self.settings.width,
+            )
             growths.append(
                 None if placement is None else Growth(placement, tokens[-1:], branching, self.name)
             )
@@ -98,37 +103,9 @@ class BoundCompressedKV:
         logs = [view.source.queries for view in views]
         return sum(v.num_bytes for v in views) + sum(log.num_bytes for log in logs if log)
 
-    def _branching(self, session: CompressedKVSession, index: int, budget: int) -> Branching:
-        settings, guide = self.settings, session.guide
-        if settings.draw == "sample" and not guide.is_greedy:
-            profile = affordable(settings.profile, budget)
-            return DrawnBranching(
-                guide, index, warp=guide.warp, profile=profile, first_draw=session.num_draws
-            )
-        cape = settings.cape
-        best = BestBranching(
-            guide,
-            index,
-            calibration=session.calibration,
-            warp=guide.warp,
-            is_coupled=True,
-            top_k=settings.top_k if cape is None else cape.most,
-            max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
-            min_confidence=max(
-                settings.min_confidence,
-                self.cost.least_likely(session.prices, session.calibration),
-            ),
-            budget=budget,
-            width=settings.width,
-        )
-        return best if cape is None else CapeBranching(best, cape)
-
     def _proposed(self, session: CompressedKVSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
         session.remember(tree, growth.buckets)
-        if isinstance(growth.branching, DrawnBranching):
-            session.num_draws += len(growth.expanded)
-            return replace(tree, q=growth.q(self._vocab_size))
-        settings = self.settings
-        least = settings.min_confidence if settings.cape is None else 0.0
-        return tree.prune(budget, min_confidence=least)
+        return proposed(
+            tree, growth, self.settings, session, budget=budget, vocab_size=self._vocab_size
+        )

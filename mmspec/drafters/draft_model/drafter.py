@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
@@ -10,13 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.draft_model.alignment import TextAlignment, aligned
-from mmspec.drafters.draft_model.branching import (
-    BestBranching,
-    DrawnBranching,
-    affordable,
-)
-from mmspec.drafters.draft_model.cape import CapeBranching
 from mmspec.drafters.draft_model.captions import Captions, describer
+from mmspec.drafters.draft_model.chosen import branching_of, proposed
 from mmspec.drafters.draft_model.growth import Branching, Growth, grow
 from mmspec.drafters.draft_model.prompts import (
     PromptReader,
@@ -144,30 +138,17 @@ class BoundDraftModel:
                 session.num_cached += CHUNK
 
     def _branching(self, session: DraftModelSession, index: int, budget: int) -> Branching:
-        settings, guide = self.settings, session.guide
-        if settings.draw == "sample" and not guide.is_greedy:
-            profile = affordable(settings.profile, budget)
-            return DrawnBranching(
-                guide, index, warp=self._warp(guide), profile=profile, first_draw=session.num_draws
-            )
-        is_aligned, cape = self._alignment is not None, settings.cape
-        best = BestBranching(
-            guide,
+        settings = self.settings
+        return branching_of(
+            settings,
+            session,
             index,
-            # Of another tokenizer's tokens nobody tells what became of them.
-            calibration=None if is_aligned else session.calibration,
-            warp=self._warp(guide),
-            is_coupled=not is_aligned,
-            top_k=settings.top_k if cape is None else cape.most,
-            max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
-            min_confidence=max(
-                settings.min_confidence,
-                self.cost.least_likely(session.prices, session.calibration),
-            ),
             budget=budget,
+            cost=self.cost,
             width=settings.top_k if settings.takes_trees else 1,
+            warp=self._warp(session.guide),
+            is_coupled=self._alignment is None,
         )
-        return best if cape is None else CapeBranching(best, cape)
 
     def _warp(self, guide: DraftGuide) -> Callable[[Tensor], Tensor]:
         """Raw logits (nodes, draft vocab) -> warped as the target's, over what both know."""
@@ -187,14 +168,14 @@ class BoundDraftModel:
             return TokenTree.root(tokens[-1])
         proposal = session.wording.propose(growth, tokens, session.calibration)
         session.remember(growth, proposal)
-        tree = proposal.tree
-        if isinstance(growth.branching, DrawnBranching):
-            session.num_draws += len(growth.expanded)
-            return replace(tree, q=growth.q(self._vocab_size))
-        # Leaves beside CaPE's chain are seldom likely, each for itself.
-        settings = self.settings
-        least = settings.min_confidence if settings.cape is None else 0.0
-        return tree.prune(budget, min_confidence=least)
+        return proposed(
+            proposal.tree,
+            growth,
+            self.settings,
+            session,
+            budget=budget,
+            vocab_size=self._vocab_size,
+        )
 
     def _captions(self, target: Target, target_inputs: InputProcessor | None) -> Captions:
         """The given ones, or what the smaller of the models that can see says."""

@@ -2,16 +2,14 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
-from mmspec.drafters.draft_model.cape import CapeBranching
-from mmspec.drafters.draft_model.growth import Branching, Growth, grow
+from mmspec.drafters.draft_model.chosen import branching_of, proposed
+from mmspec.drafters.draft_model.growth import Growth, grow
 from mmspec.drafters.eagle.bound_head import BoundHead
 from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost
@@ -62,7 +60,14 @@ class BoundEagle:
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
                 chain, features = session.take(tokens)
-                branching = self._branching(session, len(tokens) - 1, budget)
+                branching = branching_of(
+                    self.settings,
+                    session,
+                    len(tokens) - 1,
+                    budget=budget,
+                    cost=self.cost,
+                    width=self.settings.top_k,
+                )
                 growths.append(Growth(session.placement, chain, branching, self.name))
                 beside.append(features)
             scorer = FeatureScorer(self.head, self.graphs)
@@ -93,39 +98,12 @@ class BoundEagle:
         if not self.cache.rows:
             self.cache.release()
 
-    def _branching(self, session: EagleSession, index: int, budget: int) -> Branching:
-        settings, guide, cape = self.settings, session.guide, self.settings.cape
-        if self.draws and not guide.is_greedy:
-            profile = affordable(settings.profile, budget)
-            return DrawnBranching(
-                guide, index, warp=guide.warp, profile=profile, first_draw=session.num_draws
-            )
-        best = BestBranching(
-            guide,
-            index,
-            calibration=session.calibration,
-            warp=guide.warp,
-            is_coupled=True,
-            top_k=settings.top_k if cape is None else cape.most,
-            max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
-            min_confidence=max(
-                settings.min_confidence,
-                self.cost.least_likely(session.prices, session.calibration),
-            ),
-            budget=budget,
-            width=settings.top_k,
-        )
-        return best if cape is None else CapeBranching(best, cape)
-
     def _proposed(self, session: EagleSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
         session.remember(tree, growth.buckets)
-        if isinstance(growth.branching, DrawnBranching):
-            session.num_draws += len(growth.expanded)
-            return replace(tree, q=growth.q(self._vocab_size))
-        settings = self.settings
-        least = settings.min_confidence if settings.cape is None else 0.0
-        return tree.prune(budget, min_confidence=least)
+        return proposed(
+            tree, growth, self.settings, session, budget=budget, vocab_size=self._vocab_size
+        )
 
 
 def _graphs(head: BoundHead, target: Target) -> HeadGraphs | None:

@@ -3,13 +3,11 @@
 import copy
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching, affordable
-from mmspec.drafters.draft_model.cape import CapeBranching
-from mmspec.drafters.draft_model.growth import Branching, Growth, grow
+from mmspec.drafters.draft_model.chosen import branching_of, proposed
+from mmspec.drafters.draft_model.growth import Growth, grow
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.glide.layer_kv import layer_kv
 from mmspec.drafters.glide.module import GlideHead
@@ -74,7 +72,14 @@ class BoundGlide:
                 Growth(
                     session.placement,
                     session.missing,
-                    self._branching(session, len(tokens) - 1, budget),
+                    branching_of(
+                        self.settings,
+                        session,
+                        len(tokens) - 1,
+                        budget=budget,
+                        cost=self.cost,
+                        width=self.settings.top_k,
+                    ),
                     self.name,
                 )
                 for session, tokens in zip(own, texts, strict=True)
@@ -114,44 +119,18 @@ class BoundGlide:
         sights = {session.placement.row: session.sight for session in sessions}
         return GlideScorer(self.head, cache, sights)
 
-    def _branching(self, session: GlideSession, index: int, budget: int) -> Branching:
-        settings, guide, cape = self.settings, session.guide, self.settings.cape
-        if settings.draw == "sample" and not guide.is_greedy:
-            profile = affordable(settings.profile, budget)
-            return DrawnBranching(
-                guide, index, warp=guide.warp, profile=profile, first_draw=session.num_draws
-            )
-        best = BestBranching(
-            guide,
-            index,
-            calibration=session.calibration,
-            warp=guide.warp,
-            is_coupled=True,
-            top_k=settings.top_k if cape is None else cape.most,
-            max_depth=min(settings.max_depth, budget, self.cost.affordable(session.prices)),
-            min_confidence=max(
-                settings.min_confidence,
-                self.cost.least_likely(session.prices, session.calibration),
-            ),
-            budget=budget,
-            width=settings.top_k,
-        )
-        return best if cape is None else CapeBranching(best, cape)
-
     def _proposed(
         self, session: GlideSession, growth: Growth, tokens: Sequence[int], budget: int
     ) -> TokenTree:
         if not budget:
             return TokenTree.root(tokens[-1])
-        tree, settings = growth.tree, self.settings
+        tree = growth.tree
         session.remember(
             tree, growth.buckets, written=growth.written.keep(range(growth.num_written))
         )
-        if isinstance(growth.branching, DrawnBranching):
-            session.num_draws += len(growth.expanded)
-            return replace(tree, q=growth.q(self.head.vocab_size))
-        least = settings.min_confidence if settings.cape is None else 0.0
-        return tree.prune(budget, min_confidence=least)
+        return proposed(
+            tree, growth, self.settings, session, budget=budget, vocab_size=self.head.vocab_size
+        )
 
 
 def check_fits(head: GlideHead, target: Target, ends: TargetEnds) -> None:

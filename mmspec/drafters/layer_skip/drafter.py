@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.draft_model.branching import BestBranching
-from mmspec.drafters.draft_model.cape import CapeBranching
-from mmspec.drafters.draft_model.growth import Branching, Growth, grow
+from mmspec.drafters.draft_model.chosen import best_of, pruned
+from mmspec.drafters.draft_model.growth import Growth, grow
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
@@ -78,7 +77,15 @@ class BoundLayerSkip:
             assert held == len(tokens) - 1, "the cache is not the text's"
             session.num_untried += 1
             depth = self._depth(tokens, budget)
-            branching = self._branching(session, len(tokens) - 1, budget, depth)
+            branching = best_of(
+                self.settings,
+                session,
+                len(tokens) - 1,
+                budget=budget,
+                cost=self.cost,
+                width=1,
+                max_depth=depth,
+            )
             growth = Growth(session.placement, tokens[-1:], branching, self.name)
             growths.append(growth if depth > 0 else None)
         with self._lock:
@@ -147,30 +154,7 @@ class BoundLayerSkip:
         room = budget if context is None else context - len(tokens)
         return min(self.settings.max_depth, budget, room)
 
-    def _branching(
-        self, session: LayerSkipSession, index: int, budget: int, depth: int
-    ) -> Branching:
-        cape = self.settings.cape
-        best = BestBranching(
-            session.guide,
-            index,
-            calibration=session.calibration,
-            warp=session.guide.warp,
-            is_coupled=True,
-            top_k=self.settings.top_k if cape is None else cape.most,
-            max_depth=min(depth, self.cost.affordable(session.prices)),
-            min_confidence=max(
-                self.settings.min_confidence,
-                self.cost.least_likely(session.prices, session.calibration),
-            ),
-            budget=budget,
-            width=1,
-        )
-        return best if cape is None else CapeBranching(best, cape)
-
     def _proposed(self, session: LayerSkipSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
         session.remember(tree, growth.buckets, self.skipped)
-        settings = self.settings
-        least = settings.min_confidence if settings.cape is None else 0.0
-        return tree.prune(budget, min_confidence=least)
+        return pruned(tree, self.settings, budget)
