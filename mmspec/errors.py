@@ -36,3 +36,9 @@ class GraphWarning(UserWarning):
 
 class BackendWarning(UserWarning):
     """An attention backend failed; another one computes in its place."""
+
+
+def check_setting(section: str, name: str, is_right: bool, got: object, expected: str) -> None:
+    """Raises ConfigError for a value of `section`.`name` that is not right."""
+    if not is_right:
+        raise ConfigError(f"{section}.{name}={got!r}: expected {expected}")

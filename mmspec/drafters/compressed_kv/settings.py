@@ -1,11 +1,12 @@
 """CompressedKV: what of its own KV the target sees when it drafts, and how its trees grow."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from mmspec.drafters.compressed_kv.drafter import BoundCompressedKV
 from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.kv import ViewSize
 from mmspec.kv.policies import POLICIES, Composed, Policy
@@ -15,6 +16,7 @@ Draw = Literal["coupled", "sample"]
 Forward = Callable[[Target], Target]
 
 _NAME = "drafter.compressed_kv"
+_check = partial(check_setting, _NAME)
 
 
 class CompressedKV:
@@ -101,8 +103,3 @@ def policy_named(name: str) -> Policy:
             )
     parts = [POLICIES[one]() for one in names]
     return parts[0] if len(parts) == 1 else Composed(parts)
-
-
-def _check(name: str, is_right: bool, got: object, expected: str) -> None:
-    if not is_right:
-        raise ConfigError(f"{_NAME}.{name}={got!r}: expected {expected}")

@@ -1,6 +1,7 @@
 """DraftModel: any decoder as a drafter, and how its trees are to grow."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, get_args
 
 from torch import nn
@@ -9,7 +10,7 @@ from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, 
 from mmspec.drafters.draft_model.captions import Describe
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
 from mmspec.drafters.draft_model.prompts import ImagePolicy, takes_media
-from mmspec.errors import ConfigError, ModelError
+from mmspec.errors import ConfigError, ModelError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 from mmspec.target.linears import quick_linears
@@ -21,6 +22,8 @@ Images = Literal["auto", "give", "thin", "caption", "omit"]
 Draw = Literal["coupled", "sample"]
 
 _LEAST_CONTEXT = 32  # tokens that the draft model must be able to read
+
+_check = partial(check_setting, "drafter.draft_model")
 
 
 class DraftModel:
@@ -118,8 +121,3 @@ class DraftModel:
     def for_target(self, target: Target, inputs: InputProcessor | None) -> "BoundDraftModel":
         """The drafter of one target. Raises ConfigError where texts cannot be aligned."""
         return BoundDraftModel(self, target, inputs)
-
-
-def _check(name: str, is_right: bool, got: object, expected: str) -> None:
-    if not is_right:
-        raise ConfigError(f"drafter.draft_model.{name}={got!r}: expected {expected}")

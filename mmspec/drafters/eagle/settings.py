@@ -1,6 +1,7 @@
 """Eagle: which head drafts, and how its trees grow."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,12 +11,13 @@ from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, 
 from mmspec.drafters.eagle import checkpoint
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.eagle.module import EagleHead
-from mmspec.errors import ConfigError
+from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 
 Draw = Literal["coupled", "sample"]
 _NAME = "drafter.eagle"
+_check = partial(check_setting, _NAME)
 _DTYPES = {"auto": None, "float64": torch.float64, "float32": torch.float32,
            "bfloat16": torch.bfloat16, "float16": torch.float16}  # fmt: skip
 _LEAST_WINDOW = 16
@@ -76,8 +78,3 @@ class Eagle:
     def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundEagle:
         """The drafter of one target. Raises ConfigError for a head of another one."""
         return BoundEagle(self, target)
-
-
-def _check(name: str, is_right: bool, got: object, expected: str) -> None:
-    if not is_right:
-        raise ConfigError(f"{_NAME}.{name}={got!r}: expected {expected}")

@@ -1,6 +1,7 @@
 """Glide: which head drafts, and how its trees grow."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -8,13 +9,14 @@ from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, 
 from mmspec.drafters.glide.checkpoint import load
 from mmspec.drafters.glide.drafter import BoundGlide
 from mmspec.drafters.glide.module import GlideHead
-from mmspec.errors import ConfigError
+from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 
 Draw = Literal["coupled", "sample"]
 
 _NAME = "drafter.glide"
+_check = partial(check_setting, _NAME)
 
 
 class Glide:
@@ -66,8 +68,3 @@ class Glide:
     def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundGlide:
         """The drafter of one target. Raises ConfigError for a head that was made for another."""
         return BoundGlide(self, self.head, target)
-
-
-def _check(name: str, is_right: bool, got: object, expected: str) -> None:
-    if not is_right:
-        raise ConfigError(f"{_NAME}.{name}={got!r}: expected {expected}")

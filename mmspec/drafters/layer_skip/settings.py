@@ -1,15 +1,17 @@
 """LayerSkip: which of its layers a target leaves out when it drafts, and how its trees grow."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.drafters.layer_skip.drafter import BoundLayerSkip
-from mmspec.errors import ConfigError
+from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 from mmspec.target.quantised import Weights, check_weights
 
 _NAME = "drafter.layer_skip"
+_check = partial(check_setting, _NAME)
 
 
 class LayerSkip:
@@ -70,8 +72,3 @@ class LayerSkip:
         """The drafter of one target. Raises ConfigError for layers that it does not have,
         ModelError for one whose layers are not found or whose weights cannot be copied."""
         return BoundLayerSkip(self, target)
-
-
-def _check(name: str, is_right: bool, got: object, expected: str) -> None:
-    if not is_right:
-        raise ConfigError(f"{_NAME}.{name}={got!r}: expected {expected}")

@@ -1,6 +1,7 @@
 """Medusa: heads for a target, and how their trees are to grow."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -8,11 +9,13 @@ from mmspec.drafters.heads import TargetEnds
 from mmspec.drafters.medusa.checkpoint import load
 from mmspec.drafters.medusa.drafter import BoundMedusa
 from mmspec.drafters.medusa.module import MedusaHead
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 
 Draw = Literal["coupled", "sample"]
+
+_check = partial(check_setting, "drafter.medusa")
 
 
 class Medusa:
@@ -78,11 +81,6 @@ class Medusa:
 def _is_tree(paths: Sequence[tuple[int, ...]], depth: int) -> bool:
     known = set(paths) | {()}
     return all(0 < len(path) <= depth and min(path) >= 0 and path[:-1] in known for path in paths)
-
-
-def _check(name: str, is_right: bool, got: object, expected: str) -> None:
-    if not is_right:
-        raise ConfigError(f"drafter.medusa.{name}={got!r}: expected {expected}")
 
 
 def _check_fit(name: str, got: int, expected: int, base_model: str) -> None:

@@ -1,9 +1,12 @@
 """Settings of one run: how long, how fast, how much at once."""
 
 from dataclasses import dataclass
+from functools import partial
 
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, check_setting
 from mmspec.training.schedule import Decay
+
+_check = partial(check_setting, "train")
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,3 @@ class Settings:
         _check("top_k", self.top_k >= 1, self.top_k, "1 or more")
         _check("batch_tokens", self.batch_tokens >= 1, self.batch_tokens, "1 or more")
         _check("accumulate", self.accumulate >= 1, self.accumulate, "1 or more")
-
-
-def _check(name: str, is_right: bool, got: object, expected: str) -> None:
-    if not is_right:
-        raise ConfigError(f"train.{name}={got!r}: expected {expected}")
