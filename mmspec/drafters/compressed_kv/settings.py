@@ -50,9 +50,8 @@ class CompressedKV:
         `top_k` children a node, and `width` nodes a level that get children, down to `max_depth`,
         as long as a path is believed to be accepted with `min_confidence`. With branching="cape"
         one node a level goes on, and how many stand beside it depends on the belief in it (see
-        `Cape`). With draw="sample"
-        tokens are drawn from q, `profile[d]` children for each node of depth d; empty: a chain of
-        `max_depth`.
+        `Cape`). With draw="sample" tokens are drawn from q, `profile[d]` children for each node of
+        depth d; empty: a chain of `max_depth`.
         `forward` makes of the target what runs over the view in its place, with the same keys: its
         layers with other weights, or fewer of them; None: the target itself.
         Raises ConfigError for values that make no sense.
