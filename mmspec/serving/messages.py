@@ -55,6 +55,8 @@ def _part(given: object, where: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise refused(where, f'got {given!r:.80}; expected {{"type": "text", "text": "..."}}')
     kind = given.get("type")
+    if not isinstance(kind, str):
+        raise refused(where, f"got a part of type {kind!r:.40}; expected a text as its type")
     if kind in _TEXTS:
         return {"type": "text", "text": given.get("text")}
     if kind in _MEDIA:

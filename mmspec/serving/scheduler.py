@@ -81,10 +81,11 @@ class Scheduler:
             self._changed.notify()
 
     def forget(self, ticket: Ticket) -> None:
-        """Nobody waits for it any more, whether it has ended or not."""
+        """Nobody waits for it any more, whether it has ended or not. Its prompt is let go of."""
         ticket.is_wanted = False
         with self._changed:
             self._admitted.discard(ticket)
+            self._waiting = deque(held for held in self._waiting if held[0] is not ticket)
             self._changed.notify()
 
     def drain(self, grace_s: float) -> None:
@@ -125,6 +126,13 @@ class Scheduler:
     # Its thread
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:  # whatever ended it: nobody is left to wait for a thread that is gone
+            self._is_closing = True
+            self._cut()
+
+    def _serve(self) -> None:
         while self._wait():
             try:
                 for step in self._engine.stream_each(self._arriving()):

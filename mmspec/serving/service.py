@@ -97,7 +97,8 @@ class Service:
     ) -> _Answer:
         namespace = self._access.namespace(request.headers.get("authorization"))
         body = await read_json(request, max_bytes=self._settings.max_body_bytes)
-        form: Form = kind(body, self._settings, namespace)
+        # In another thread: a body may hold millions of tokens.
+        form: Form = await asyncio.to_thread(kind, body, self._settings, namespace)
         if form.json_form is not None:
             await asyncio.to_thread(self._guide, form, form.json_form)
         call = Call(form.requests, self.scheduler, self._settings, tells_steps=form.streams)

@@ -58,6 +58,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (asked(passages=[{"text": "a", "path": "b"}]), "unknown field 'path'", "path"),
         (asked(speculate="always"), "speculate='always'", "speculate"),
         (image(type="input_audio", input_audio={}), "input_audio", None),
+        (image(type=[]), "a text as its type", None),
         (image(type="file", file={}), "'file'", None),
     ],
 )  # fmt: skip

@@ -1,7 +1,9 @@
 """Many clients at once: who comes, leaves, fails or waits costs the others nothing."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -119,6 +121,38 @@ def test_who_leaves_while_waiting_is_never_decoded(app: Starlette, engine: mmspe
             return waiting
 
     assert asyncio.run(ask()) == 0
+
+
+def test_who_leaves_while_waiting_leaves_no_prompt_behind(
+    app: Starlette, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler, held = app.state.scheduler, list[weakref.ref[Any]]()
+    prepare = engine.prepare
+
+    def prepared(request: mmspec.Request) -> mmspec.Request:
+        made = prepare(request)
+        held.append(weakref.ref(made.prompt))
+        return made
+
+    monkeypatch.setattr(engine, "prepare", prepared)
+
+    async def ask() -> list[bool]:
+        async with side_by_side(app):
+            rows = [Visitor(app, CHAT, asked(max_tokens=LONG)) for _ in range(3)]
+            await until(lambda: scheduler.num_decoded == 3)
+            for _ in range(3):
+                waits = Visitor(app, CHAT, asked("Never read.", max_tokens=3))
+                await until(lambda: len(scheduler._waiting) == 1)
+                waits.leave()
+                await waits.task
+            gc.collect()
+            are_held = [one() is not None for one in held]
+            for row in rows:
+                row.leave()
+                await row.task
+            return are_held
+
+    assert asyncio.run(ask()) == [True] * 3 + [False] * 3
 
 
 def test_a_stream_that_waits_says_that_it_is_there(
@@ -255,6 +289,25 @@ def test_a_loop_that_breaks_is_begun_again(
     assert asyncio.run(ask()) == [500, 500, 500, 503, 200, 200]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("stream", [True, False])
+def test_nobody_waits_for_a_thread_that_has_died(
+    app: Starlette, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def die(prompts: Iterator[Any]) -> Iterator[Any]:
+        next(prompts)
+        raise SystemExit
+
+    monkeypatch.setattr(engine, "stream_each", die)
+
+    async def ask() -> list[int]:
+        async with side_by_side(app) as client:
+            found = [await client.post(CHAT, json=asked(stream=stream)) for _ in range(2)]
+            return [*(one.status_code for one in found), (await client.get("/health")).status_code]
+
+    assert asyncio.run(ask()) == [503] * 3
+
+
 def test_a_shutdown_lets_requests_end_and_takes_no_more(app: Starlette) -> None:
     scheduler = app.state.scheduler
 
@@ -281,6 +334,8 @@ def test_what_outlasts_the_grace_time_is_cut_and_told(app: Starlette) -> None:
                 for stream in (True, False, False, False)  # the last one waits
             ]
             await until(lambda: scheduler.num_decoded == 3 and scheduler.num_waiting == 1)
+            held = list(scheduler._decoded.values())
+            await until(lambda: all(ticket.first_token_at for ticket in held))  # streams begin
             scheduler.drain(0.05)
             streamed, *others = await asyncio.gather(*there)
             assert events(streamed.text)[-1]["error"]["code"] == "shutting_down"
