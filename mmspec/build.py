@@ -222,6 +222,7 @@ def build_engine(
     limits = InputLimits(
         max_image_pixels=config.inputs.max_image_pixels,
         max_image_bytes=config.inputs.max_image_bytes,
+        max_audio_seconds=config.inputs.max_audio_seconds,
         allow_http=config.inputs.allow_http,
         allow_files=config.inputs.allow_files,
     )

@@ -38,7 +38,8 @@ class InputConfig:
     """What a request may bring in."""
 
     max_image_pixels: int = 64_000_000
-    max_image_bytes: int = 256 * 2**20
+    max_image_bytes: int = 256 * 2**20  # of a file, a video's or recording's too
+    max_audio_seconds: float = 3600.0
     allow_http: bool = False
     allow_files: bool = True  # media by a path on this machine
     control_tokens: str = "neutralise"  # control or media tokens inside a user's text

@@ -6,7 +6,7 @@ import os
 import wave
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ AudioSource: TypeAlias = (
 )
 
 _MOST_CHANNELS = 32  # an array's axis of more is time
+_HIGHEST_RATE = 192_000  # samples a second: a header may claim any, and the resampler's table grows
+_BLOCK_FRAMES = 2**18  # decoded at once: a small file may hold hours of silence
 _FORM = (
     "expected a path, bytes, a URL, an open file, or samples with their rate: (array, 16000) or "
     '{"array": array, "sampling_rate": 16000}'
@@ -36,7 +38,7 @@ def open_audio(source: AudioSource, *, rate: int, limits: InputLimits | None = N
     their rate: a pair (array, rate) or the mapping of Hugging Face datasets. Arrays are (samples,),
     or with channels on either axis; integers are scaled by their type's largest value. WAV files of
     whole numbers are read here, all others (FLAC, MP3, OGG, ...) by the package soundfile.
-    Raises InputError: nothing there, no audio, too long, not finite, a missing rate;
+    Raises InputError: nothing there, no audio, too long, not finite, a missing or impossible rate;
     MissingExtraError where soundfile is needed and not installed.
     """
     limits = limits or InputLimits()
@@ -49,15 +51,10 @@ def open_audio(source: AudioSource, *, rate: int, limits: InputLimits | None = N
         if not isinstance(source, str | os.PathLike | bytes):
             raise InputError(f"got audio of type {type(source).__name__}; {_FORM}")
         name = describe(source)
-        samples, own_rate = _decoded(read_source(source, limits=limits), name)
-    mono = _mono(samples, name)
-    seconds = mono.size / own_rate
-    if seconds > limits.max_audio_seconds:
-        raise InputError(
-            f"{name} is {seconds:.0f} s long, over the limit of {limits.max_audio_seconds:g} s; "
-            "give a part of it, or raise InputLimits.max_audio_seconds"
-        )
-    return resample(mono, own_rate, rate)
+        samples, own_rate = _decoded(read_source(source, limits=limits), name, limits)
+    _check_rate(own_rate, name)
+    _check_length(max(samples.shape, default=0), own_rate, name, limits)
+    return resample(_mono(samples, name), own_rate, rate)
 
 
 def audio_list(audio: AudioSource | Sequence[AudioSource]) -> list[AudioSource]:
@@ -93,8 +90,25 @@ def _samples_of(source: object) -> tuple[np.ndarray, int] | None:
     return samples, int(rate)
 
 
-def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """(samples, channels) and their rate."""
+def _check_rate(rate: int, name: str) -> None:
+    if not 1 <= rate <= _HIGHEST_RATE:
+        raise InputError(
+            f"{name} has {rate} samples a second; expected 1 to {_HIGHEST_RATE}: convert it, to "
+            "16000 say"
+        )
+
+
+def _check_length(frames: int, rate: int, name: str, limits: InputLimits) -> None:
+    if frames > limits.max_audio_seconds * rate:
+        raise InputError(
+            f"{name} is {frames / rate:.0f} s long or longer, over the limit of "
+            f"{limits.max_audio_seconds:g} s; give a part of it, or raise "
+            "inputs.max_audio_seconds"
+        )
+
+
+def _decoded(data: bytes, name: str, limits: InputLimits) -> tuple[np.ndarray, int]:
+    """(samples, channels), or (samples,) of one; and their rate."""
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         try:
             with wave.open(io.BytesIO(data)) as file:
@@ -105,12 +119,27 @@ def _decoded(data: bytes, name: str) -> tuple[np.ndarray, int]:
             pass  # of another encoding (float, mu-law), or damaged: soundfile says which
     soundfile = _import_soundfile(name)
     try:
-        return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            _check_rate(file.samplerate, name)
+            return _mean_of_channels(file, name, limits), file.samplerate
     except (RuntimeError, ValueError, TypeError) as error:  # its own error is a RuntimeError
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{name} is not audio that can be read (it begins with {data[:8]!r}: {error}); "
             "expected a WAV, FLAC, OGG or MP3 file"
         ) from error
+
+
+def _mean_of_channels(file: Any, name: str, limits: InputLimits) -> Samples:
+    """(samples,) of an open soundfile.SoundFile, never more of it than `limits` allow."""
+    parts: list[Samples] = []
+    num_frames = 0
+    while (block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)).size:
+        num_frames += len(block)
+        _check_length(num_frames, file.samplerate, name, limits)
+        parts.append(block.mean(axis=1))
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
 def _integers(raw: bytes, width: int) -> np.ndarray:

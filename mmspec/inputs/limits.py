@@ -12,10 +12,10 @@ class InputLimits:
     """
 
     max_image_pixels: int = 64_000_000  # width x height
-    max_image_bytes: int = 64 * 2**20  # of the encoded file, also for videos
+    max_image_bytes: int = 64 * 2**20  # of the encoded file, a video's or recording's too
     max_video_frames: int = 2048
     max_video_pixels: int = 512_000_000  # of all frames together
-    max_audio_seconds: float = 4 * 3600.0
+    max_audio_seconds: float = 3600.0
     allow_http: bool = False
     allow_files: bool = True
     http_timeout_s: float = 20.0  # for the whole download

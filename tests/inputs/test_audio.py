@@ -106,6 +106,9 @@ def test_one_recording_and_many_are_told_apart() -> None:
         (tone(), ["without its rate", "(array, 16000)"]),
         ((tone(), 0), ["the rate 0", "samples a second"]),
         ((tone(), "fast"), ["'fast'"]),
+        ((tone(), 2**31 - 1), ["2147483647 samples a second", "192000"]),
+        (wav(tone(), rate=2**31 - 1), ["2147483647 samples a second", "192000"]),
+        (wav(tone())[:24] + b"\0" * 4 + wav(tone())[28:], ["0 samples a second"]),
         (({"array": [1.0], "sampling_rate": 8}), ["without an array"]),
         ((np.zeros((2, 3, 4)), RATE), ["(2, 3, 4)"]),
         ((np.zeros(0), RATE), ["a sample at least"]),
@@ -136,19 +139,58 @@ def test_other_files_need_soundfile(monkeypatch: pytest.MonkeyPatch) -> None:
             open_audio(data, rate=RATE)
 
 
-def test_other_files_are_read_by_soundfile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(file: io.BytesIO, *, dtype: str, always_2d: bool) -> tuple[np.ndarray, int]:
-        assert dtype == "float32" and always_2d
-        if file.read(4) != b"fLaC":
-            raise RuntimeError("Format not recognised")
-        return tone()[:, None].astype(dtype), RATE
+class OpenedSound:
+    """What stands in for soundfile.SoundFile: so many frames of silence, or what `file` begins."""
 
+    def __init__(self, file: io.BytesIO) -> None:
+        kind = file.read(4)
+        if kind not in (b"fLaC", b"long"):
+            raise RuntimeError("Format not recognised")
+        self.samplerate = RATE
+        self.num_left = 10**9 if kind == b"long" else None
+        self.rest = tone()[:, None] * np.array([1.0, 0.5])
+        self.num_read = 0
+
+    def __enter__(self) -> "OpenedSound":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        read.append(self.num_read)
+
+    def read(self, frames: int, *, dtype: str, always_2d: bool) -> np.ndarray:
+        assert dtype == "float32" and always_2d
+        if self.num_left is None:
+            found, self.rest = self.rest[:frames], self.rest[frames:]
+        else:
+            found = np.zeros((min(frames, self.num_left), 2))
+            self.num_left -= len(found)
+        self.num_read += len(found)
+        return found.astype(np.float32)
+
+
+read: list[int] = []  # frames that were decoded of each file
+
+
+@pytest.fixture
+def soundfile(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("soundfile")
-    module.read = read  # type: ignore[attr-defined]
+    module.SoundFile = OpenedSound  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "soundfile", module)
-    assert np.allclose(open_audio(b"fLaC....", rate=RATE), tone(), atol=1e-6)
+    read.clear()
+
+
+@pytest.mark.usefixtures("soundfile")
+def test_other_files_are_read_by_soundfile() -> None:
+    assert np.allclose(open_audio(b"fLaC....", rate=RATE), 0.75 * tone(), atol=1e-6)
     with pytest.raises(InputError, match="not audio that can be read"):
         open_audio(b"no audio", rate=RATE)
+
+
+@pytest.mark.usefixtures("soundfile")
+def test_a_small_file_of_many_hours_is_not_decoded_to_its_end() -> None:
+    with pytest.raises(InputError, match="over the limit of 30 s"):
+        open_audio(b"long....", rate=RATE, limits=InputLimits(max_audio_seconds=30))
+    assert read[0] < 60 * RATE
 
 
 @pytest.mark.parametrize(
