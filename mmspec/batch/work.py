@@ -14,7 +14,6 @@ from mmspec.inputs.records import (
     Record,
     count_records,
     is_of_records,
-    parse_line,
     read_records,
     unreadable,
 )
@@ -134,16 +133,12 @@ def _broken(errors: list[InputError]) -> Iterator[Task]:
 
 def _prompts(path: Path) -> Iterator[Task]:
     try:
-        if is_of_records(path):
+        if is_of_records(path) or path.suffix.lower() == ".json":  # JSONL by another name
             yield from map(_prompt, read_records(path))
             return
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                if path.suffix.lower() == ".json":  # JSONL by another name
-                    yield _prompt(parse_line(path, number, line))
-                else:
+                if line.strip():
                     yield Task(f"{path}#{number}", Request(line.rstrip("\n")))
     except (OSError, UnicodeDecodeError) as error:
         yield Task(str(path), None, unreadable(path, error))

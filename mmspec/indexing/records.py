@@ -1,6 +1,5 @@
 """RecordPrompts: JSONL records with a prompt of their own, whose text is the answer to it."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 from mmspec.errors import InputError
 from mmspec.inputs import InputProcessor
 from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
-from mmspec.inputs.records import JSONL, Record, parse_line
+from mmspec.inputs.records import JSONL, parse_line
 from mmspec.retrieval.corpus import DocumentName
 from mmspec.state import Prompt
 
@@ -60,7 +59,7 @@ def _prompted_lines(source: str) -> Iterator[tuple[str, _Line]]:
     with Path(source).open("rb") as file:
         offset = 0
         for number, line in enumerate(file, start=1):
-            values = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
-            if any(values.get(field) for field in PROMPT_FIELDS):
-                yield Record(Path(source), number, values).id, _Line(number, offset)
+            record = parse_line(Path(source), number, line.decode("utf-8-sig"))
+            if any(record.values.get(field) for field in PROMPT_FIELDS):
+                yield record.id, _Line(number, offset)
             offset += len(line)

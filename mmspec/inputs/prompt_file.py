@@ -8,7 +8,7 @@ from typing import cast
 from mmspec.errors import InputError
 from mmspec.inputs.images import ImageSource
 from mmspec.inputs.messages import Message
-from mmspec.inputs.records import Record, is_of_records, parse_line, read_records, unreadable
+from mmspec.inputs.records import Record, is_of_records, read_records, unreadable
 
 PROMPT_FIELDS = ("prompt", "messages", "turns")
 
@@ -31,19 +31,14 @@ def read_prompts(path: str | Path) -> list[FilePrompt]:
     Other keys are not read. Any other file is plain text. Raises InputError that names the line.
     """
     path = Path(path)
-    if is_of_records(path):
+    if is_of_records(path) or path.suffix.lower() == ".json":  # JSONL by another name
         found = [prompt_of(record) for record in read_records(path)]
     else:
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise unreadable(path, error) from error
-        numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        is_json = path.suffix == ".json"  # JSONL by another name
-        found = [
-            prompt_of(parse_line(path, number, line)) if is_json else FilePrompt(line)
-            for number, line in numbered
-        ]
+        found = [FilePrompt(line) for line in lines if line.strip()]
     if not found:
         raise InputError(f"{path}: holds no prompt; expected one a line")
     return found

@@ -65,7 +65,7 @@ def parse_line(path: Path, number: int, line: str) -> Record:
     """One line of JSONL."""
     try:
         values: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # too deep, or a number of thousands of digits
         why = f"is not JSON: {error}; expected one object a line"
     else:
         if isinstance(values, Mapping):
@@ -102,9 +102,11 @@ def _rows(path: Path) -> Iterator[Record]:
         try:
             for number, row in enumerate(rows, start=1):
                 yield Record(path, number, row)
-        except OSError as error:  # pyarrow's too
+        # Of pyarrow, whose own are these three; and values that Python has no type for.
+        except (OSError, ValueError, NotImplementedError, OverflowError) as error:
             raise InputError(
-                f"{path}: is damaged behind row {number}: {error}; expected a whole Parquet file"
+                f"{path}: cannot be read behind row {number}: {error}; expected a whole Parquet "
+                "file, of texts, numbers, lists and pictures"
             ) from error
 
 

@@ -136,6 +136,11 @@ def test_rows_of_parquet_are_prompts_or_documents(tmp_path: Path) -> None:
     assert [task.request is not None for task in documents] == [True, True, False]
     assert "row 3: no text in the field 'text'" in str(documents[2].error)
     assert count_tasks([path], prompt=None) == 3
+    far = pyarrow.array([None, 10**15], pyarrow.timestamp("s"))  # no year of Python's
+    columns = {"prompt": ["One?", "Two?"], "when": far}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "odd.parquet")
+    *_, odd = read_tasks([tmp_path / "odd.parquet"], prompt=None)
+    assert "odd.parquet: cannot be read behind row" in str(odd.error)
     path.write_bytes(path.read_bytes()[:-20])
     (cut,) = read_tasks([path], prompt=None)
     assert "cannot be read as Parquet" in str(cut.error)

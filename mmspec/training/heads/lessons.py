@@ -10,7 +10,7 @@ from mmspec.errors import InputError, MmspecError
 from mmspec.inputs.documents import read_documents
 from mmspec.inputs.messages import Message
 from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
-from mmspec.inputs.records import Record, is_of_records, parse_line, read_records, unreadable
+from mmspec.inputs.records import Record, is_of_records, read_records
 from mmspec.requests import Request
 
 _ANSWERS = ("answer", "response", "completion", "output")
@@ -71,15 +71,7 @@ def read_lessons(
 
 def _records(path: Path, on_broken: Callable[[MmspecError], None]) -> Iterator[Record]:
     try:
-        if is_of_records(path):
-            yield from read_records(path)
-            return
-        with path.open(encoding="utf-8-sig") as file:  # JSONL by another name
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield parse_line(path, number, line)
-    except (OSError, UnicodeDecodeError) as error:
-        on_broken(unreadable(path, error))
+        yield from read_records(path)
     except MmspecError as error:
         on_broken(error)
 
