@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable
 from contextlib import suppress
 
 from starlette.requests import ClientDisconnect, Request
 
 from mmspec.serving.errors import ApiError
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of a pair, or of none
 
 
 async def read_json(request: Request, *, max_bytes: int) -> object:
@@ -20,9 +23,17 @@ async def read_json(request: Request, *, max_bytes: int) -> object:
                 413, f"the body has more than {max_bytes} bytes; send smaller images, or fewer"
             )
     try:
-        return await asyncio.to_thread(json.loads, data)  # images make it long
+        return await asyncio.to_thread(_parsed, data)  # images make it long
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is no JSON: {error}") from error
+
+
+def _parsed(data: bytearray) -> object:
+    """Raises ValueError, also for half a character, which no tokenizer and no answer takes."""
+    body: object = json.loads(data)
+    if _HALF.search(data):
+        json.dumps(body, ensure_ascii=False).encode()
+    return body
 
 
 class Leaving:

@@ -22,10 +22,10 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_samples", "default_max_tokens", "timeout_s"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected more than 0")
         for name in ("max_waiting", "max_media", "grace_s"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
         if not all(self.api_keys):
             raise ConfigError("got an empty API key; expected a text, or no key at all")

@@ -1,5 +1,6 @@
 """What a client may not do, and how it is told."""
 
+import json
 import logging
 from typing import Any
 
@@ -229,3 +230,22 @@ def test_audio_is_data_alone_and_a_model_that_cannot_hear_says_so(
     response = client.post(CHAT, json=image(type="input_audio", input_audio=audio))
     assert response.status_code == 400
     assert told in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        asked("half of \ud83d"),
+        asked(passages=[{"text": "a", "id": "\ud800"}]),
+        asked(**{"\udfff": 1}),
+    ],
+)
+def test_half_a_character_anywhere_is_a_400(client: TestClient, body: dict[str, Any]) -> None:
+    response = client.post(CHAT, content=json.dumps(body))
+    assert response.status_code == 400
+    assert "surrogates not allowed" in response.json()["error"]["message"]
+
+
+def test_a_whole_character_in_two_halves_is_read(client: TestClient) -> None:
+    assert r"\ud83e\udd8a" in json.dumps(asked("A \U0001f98a."))
+    assert client.post(CHAT, content=json.dumps(asked("A \U0001f98a."))).status_code == 200
