@@ -32,7 +32,7 @@ app.add_typer(index, name="index")
 
 @app.callback()
 def root() -> None:
-    """Generate faster with vision-language models, without changing what they say."""
+    """Generate faster with vision-language and language models, without changing what they say."""
 
 
 @app.command(cls=Command)

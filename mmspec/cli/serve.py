@@ -106,13 +106,19 @@ def serve(
     max_images: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Of a request, videos included.", rich_help_panel=_LIMITS
+            min=0,
+            metavar="N",
+            help="Of a request, videos and recordings too.",
+            rich_help_panel=_LIMITS,
         ),
     ] = 32,
     max_body: Annotated[
         int,
         typer.Option(
-            min=1, metavar="MIB", help="Of a request, images included.", rich_help_panel=_LIMITS
+            min=1,
+            metavar="MIB",
+            help="Of a request, images and recordings too.",
+            rich_help_panel=_LIMITS,
         ),
     ] = 64,
     timeout: Annotated[
@@ -145,7 +151,7 @@ def serve(
     """Serve a model by OpenAI's HTTP API: chats with images, streams, tools, logprobs.
 
     Requests are decoded together; the text of none depends on the others. Images come as data:
-    URLs; paths of this machine are refused, and addresses unless inputs.allow_http=true.
+    URLs; paths of this machine are refused, and addresses unless --set inputs.allow_http=true.
     """
     _, stderr = consoles()
     with mistakes_told(stderr):
