@@ -4,6 +4,7 @@ import pytest
 
 from mmspec.errors import InputError
 from mmspec.inputs.prompt_file import FilePrompt, read_prompts
+from mmspec.inputs.records import read_records
 
 
 def test_text_is_a_prompt_a_line(tmp_path: Path) -> None:
@@ -53,3 +54,16 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="not UTF-8"):
         read_prompts(tmp_path / "latin.txt")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 100_000, '{"prompt": ' + "9" * 5000 + "}", '["a"]'],
+    ids=["too deep", "too many digits", "no object"],
+)
+def test_a_line_that_no_reader_takes_is_that_line_s_error(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{line}\n{{"prompt": "b"}}\n')
+    broken, good = read_records(path)
+    assert "a.jsonl, line 1" in str(broken.error)
+    assert good.error is None and good.values == {"prompt": "b"}
