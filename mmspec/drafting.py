@@ -113,7 +113,8 @@ class Drafting:
             "distribution" if self.pace.keeps_trees else "text",
             exc_info=error,
         )
-        self._taps.pop(name, None)
+        for known in (self._taps, self._priced, self._prepared):
+            known.pop(name, None)
         failed = self._sessions.pop(name, None)
         if failed is not None:
             try:

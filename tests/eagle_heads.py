@@ -96,12 +96,12 @@ def _fit_layer(
     layer = head.midlayer
     _silence(layer)
     attention = layer.self_attn
-    torch.nn.init.orthogonal_(attention.q_proj.weight)
+    _orthogonal_(attention.q_proj.weight)
     attention.q_proj.weight.mul_(8.0)
     attention.k_proj.weight.copy_(attention.q_proj.weight)
-    torch.nn.init.orthogonal_(attention.v_proj.weight)
+    _orthogonal_(attention.v_proj.weight)
     assert head.fc is not None and head.lm_head is not None
-    torch.nn.init.orthogonal_(head.fc.weight)
+    _orthogonal_(head.fc.weight)
     feature = head.project(torch.cat(list(features), dim=-1))
     read = torch.cat([layer.input_layernorm(embeddings), layer.hidden_norm(feature)], dim=-1)
     attention.o_proj.weight.copy_(_solved(attention.v_proj(read), goal - feature).T)
@@ -114,6 +114,10 @@ def _silence(layer: Any) -> None:
 
 
 def _solved(read: Tensor, goal: Tensor) -> Tensor:
-    read, goal = read.flatten(0, 1), goal.flatten(0, 1)
+    read, goal = read.flatten(0, 1).double(), goal.flatten(0, 1).double()
     gram = read.T @ read + 1e-3 * torch.eye(read.shape[1], dtype=read.dtype)
     return torch.linalg.solve(gram, read.T @ goal)
+
+
+def _orthogonal_(weight: Tensor) -> None:
+    weight.copy_(torch.nn.init.orthogonal_(torch.empty(weight.shape, dtype=torch.float64)))

@@ -43,7 +43,7 @@ def describe(source: object) -> str:
         return f"image data of {len(source)} bytes"
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
-        return repr(text if len(text) <= 80 else f"{text[:60]}...")
+        return repr(text if len(text) <= 160 else f"{text[:60]}...{text[-60:]}")
     return f"a {type(source).__name__}"
 
 

@@ -34,11 +34,15 @@ from mmspec.gpu_check.sections import Section
 assert interpreted
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
-SMALL = Setting(torch.device("cpu"), is_small=True)
+
+
+def small() -> Setting:
+    """Its time runs from now on."""
+    return Setting(torch.device("cpu"), is_small=True)
 
 
 def kernels_section() -> SectionResult:
-    return run_sections(SMALL, ["kernels"])["kernels"]
+    return run_sections(small(), ["kernels"])["kernels"]
 
 
 def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
@@ -191,11 +195,11 @@ def test_a_section_that_fails_costs_no_other_and_nothing_that_was_found(tmp_path
         raise RuntimeError("out of memory")
 
     def works(setting: Setting, recorder: Recorder) -> None:
-        assert setting.left_s <= 60 * setting.minutes <= SMALL.minutes * 60
+        assert setting.left_s <= 60 * setting.minutes <= small().minutes * 60
         recorder.found("late", 2)
 
     sections = {"breaks": Section("", breaks, 0.5), "works": Section("", works, 0.5)}
-    results = run_sections(SMALL, out=out, sections=sections)
+    results = run_sections(small(), out=out, sections=sections)
     assert [r.status for r in results.values()] == ["error", "passed"]
     saved = json.loads(out.read_text())["sections"]
     assert saved["breaks"]["found"] == {"early": 1} and saved["works"]["found"] == {"late": 2}
@@ -209,7 +213,7 @@ def test_an_attempt_that_fails_is_told_and_the_section_goes_on() -> None:
             raise RuntimeError("out of memory")
         recorder.found("after", 1)
 
-    result = run_sections(SMALL, sections={"one": Section("", goes_on, 1.0)})["one"]
+    result = run_sections(small(), sections={"one": Section("", goes_on, 1.0)})["one"]
     assert result.status == "failed"
     assert result.failures == ["128k: RuntimeError: out of memory"]
     assert "goes_on" in str(result.found["128k: traceback"]) and result.found["after"] == 1
@@ -226,11 +230,11 @@ def test_sections_behind_a_lost_gpu_are_lost_and_an_earlier_file_is_kept(
         recorder.check(False, "an illegal memory access")
 
     sections = {"one": Section("", breaks, 0.5), "two": Section("", breaks, 0.5)}
-    results = run_sections(SMALL, out=out, sections=sections)
+    results = run_sections(small(), out=out, sections=sections)
     assert [r.status for r in results.values()] == ["failed", "lost"]
     broken.clear()
     kept = json.loads(out.read_text())["sections"]
-    run_sections(SMALL, ["two"], out=out, sections=sections, kept=kept)
+    run_sections(small(), ["two"], out=out, sections=sections, kept=kept)
     saved = json.loads(out.read_text())["sections"]
     assert [section["status"] for section in saved.values()] == ["failed", "failed"]
 
@@ -243,7 +247,7 @@ def test_sections_are_chosen_and_left_out_when_the_time_is_over() -> None:
         ("attention", "left out"),
     ]
     with pytest.raises(ConfigError, match="section 'atention': expected some of kernels"):
-        run_sections(SMALL, ["atention"])
+        run_sections(small(), ["atention"])
 
 
 def test_a_missing_package_is_named_with_the_way_to_bring_it() -> None:
