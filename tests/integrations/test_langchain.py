@@ -94,7 +94,7 @@ def test_an_image_is_read_in_each_of_langchains_forms(
 
 
 def test_what_no_model_reads_is_refused(llm: ChatMmspec) -> None:
-    with pytest.raises(InputError, match="expected text, or an image"):
+    with pytest.raises(InputError, match="expected text, or a medium"):
         llm.invoke([HumanMessage([{"type": "file", "base64": "AAAA", "mime_type": "x/y"}])])
     with pytest.raises(InputError, match="did you mean 'temperature'"):
         llm.invoke("Hi", temprature=1)
