@@ -9,7 +9,7 @@ from mmspec.errors import InputError
 from mmspec.inputs import ImageSource, InputProcessor, Message
 from mmspec.inputs.prompt_file import read_prompts
 from mmspec.state import Prompt
-from mmspec.training.tiny.data import Sample, quote, receipt, story
+from mmspec.training.tiny.data import Sample, caption, quote, receipt, story
 
 _SHORTER = 0.98  # the text's part that is kept is estimated from its tokens, a little too short
 
@@ -67,7 +67,7 @@ def fitted(question: Question, inputs: InputProcessor, room: int) -> Fitted | No
 
 def bundled_tasks(num_questions: int) -> list[Task]:
     """What the bundled model was trained for, on words that training never showed: transcribing
-    with the text layer given, quoting, and open-ended stories."""
+    with the text layer given, quoting, describing pictures, and open-ended stories."""
 
     def task(name: str, make: Callable[[Random], Sample], max_new_tokens: int) -> Task:
         samples = [make(Random(f"bench/{name}/{seed}")) for seed in range(num_questions)]
@@ -80,6 +80,7 @@ def bundled_tasks(num_questions: int) -> list[Task]:
         task("transcribing, text layer given", lambda rng: receipt(rng, held_out=True), 400),
         task("quoting, 1k", lambda rng: quote(rng, held_out=True, num_chars=1000), 200),
         task("quoting, 4k", lambda rng: quote(rng, held_out=True, num_chars=4000), 200),
+        task("describing", lambda rng: caption(rng, held_out=True), 300),
         task("open-ended", lambda rng: story(rng, held_out=True), 300),
     ]
 

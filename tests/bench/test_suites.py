@@ -95,10 +95,12 @@ def test_a_users_file_is_gathered_by_task(tmp_path: Path) -> None:
 def test_the_bundled_suite_is_the_same_each_time_and_held_out() -> None:
     first, second = bundled_tasks(2), bundled_tasks(2)
     assert [t.name for t in first] == [
-        "transcribing, text layer given", "quoting, 1k", "quoting, 4k", "open-ended",
+        "transcribing, text layer given", "quoting, 1k", "quoting, 4k", "describing", "open-ended",
     ]  # fmt: skip
     for one, other in zip(first, second, strict=True):
         assert [q.before for q in one.questions] == [q.before for q in other.questions]
-    assert len({q.before for task in first for q in task.questions}) == 8
+    assert (
+        len({q.before for task in first for q in task.questions}) == 9
+    )  # pictures are asked alike
     assert all(len(question.images) == 1 for question in first[0].questions)
     assert 3900 < len(first[2].questions[0].before) < 4200
