@@ -17,6 +17,17 @@ def walked(tree: TokenTree, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
         node = tree.child(node, token)
 
 
+def held_path(written: TokenTree, tokens: Sequence[int]) -> list[int]:
+    """The nodes of `written`, node 0 first, that hold `tokens`, as far as they do."""
+    path: list[int] = []
+    for token in tokens:
+        node = written.child(path[-1], token) if path else 0
+        if node is None or written.tokens[node] != token:
+            break
+        path.append(node)
+    return path
+
+
 _FIRST = "first"  # the bucket of all first children
 _BELIEVED = 0.8  # of them, before anything is known
 

@@ -7,7 +7,7 @@ from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.growth import Growth
 from mmspec.drafters.draft_model.prompts import ReadPrompt
 from mmspec.drafters.draft_model.wording import Proposal, Wording
-from mmspec.drafters.walked import learn_choices
+from mmspec.drafters.walked import held_path, learn_choices
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Preparation, Prices, Prompt, Scores, Verdict
@@ -125,7 +125,8 @@ class DraftModelSession:
             else:  # back into what has left
                 self._begin_again()
         elif written is not None:
-            path = _accepted(written, self.missing)
+            # Never the last id, whose logits are needed.
+            path = held_path(written, self.missing[:-1])
             self._cache.commit({self.placement.row: path})
             self.num_cached += len(path)
         if not self._fits:
@@ -186,14 +187,3 @@ class DraftModelSession:
 def _num_placeholders(prompt: Prompt) -> int:
     """Tokens of the prompt that stand for its images and videos."""
     return sum(span.stop - span.start for span in prompt.media)
-
-
-def _accepted(written: TokenTree, ids: Sequence[int]) -> list[int]:
-    """The written nodes that hold `ids`, in order; never the last id, whose logits are needed."""
-    path: list[int] = []
-    for token in ids[:-1]:
-        node = written.child(path[-1], token) if path else 0
-        if node is None or written.tokens[node] != token:
-            break
-        path.append(node)
-    return path

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.glide.scoring import Sight
-from mmspec.drafters.walked import learn_choices
+from mmspec.drafters.walked import held_path, learn_choices
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Preparation, Prices, Scores, Verdict
@@ -108,7 +108,8 @@ class GlideSession:
         self.missing = list(tokens[self.first + self.num_cached :])
         written, self._written = self._written, None
         if written is not None:
-            self.keep(_accepted(written, self.missing))
+            # Never the last token, which is to be said anew what follows.
+            self.keep(held_path(written, self.missing[:-1]))
         if len(tokens) - self.first > self._drafter.num_readable:
             self._begin_again(tokens)
 
@@ -129,15 +130,3 @@ class GlideSession:
         self._drafter.cache.truncate(self.placement.row, 0)
         self.first, self.num_cached = len(tokens) - self._drafter.num_readable // 2, 0
         self.missing = list(tokens[self.first :])
-
-
-def _accepted(written: TokenTree, missing: Sequence[int]) -> list[int]:
-    """The written nodes that hold missing tokens, in order; never the last token, which is to be
-    said anew what follows."""
-    path: list[int] = []
-    for token in missing[:-1]:
-        node = written.child(path[-1], token) if path else 0
-        if node is None or written.tokens[node] != token:
-            break
-        path.append(node)
-    return path

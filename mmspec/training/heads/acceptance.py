@@ -60,16 +60,17 @@ def _walk(firsts: Tensor, learned: Tensor) -> tuple[int, int]:
     """(tokens, steps) of greedy decoding with chains: `firsts` (depth, batch, seq) as `_hits` finds
     them, `learned` (batch, seq). The first token of an answer is no step's."""
     tokens = steps = 0
+    is_first: list[list[list[bool]]] = firsts.tolist()
     for row, asked in enumerate(learned.tolist()):
         for start, stop in _runs(asked):
             at = start  # node 0: chosen, not read
             while at + 1 < stop:
                 accepted = 0
                 while (
-                    accepted < len(firsts)
+                    accepted < len(is_first)
                     and at + 1 + accepted < stop
                     and at > 0
-                    and bool(firsts[accepted, row, at - 1])
+                    and is_first[accepted][row][at - 1]
                 ):
                     accepted += 1
                 tokens += min(accepted + 1, stop - at - 1)

@@ -106,8 +106,8 @@ def test_with_side_branches_the_best_path_is_among_them() -> None:
 
 def stale_keys_stay(patch: pytest.MonkeyPatch) -> None:
     """As many nodes as were accepted are kept, but the first ones written."""
-    right = session_module._accepted
-    patch.setattr(session_module, "_accepted", lambda *args: list(range(len(right(*args)))))
+    right = session_module.held_path
+    patch.setattr(session_module, "held_path", lambda *args: list(range(len(right(*args)))))
 
 
 def nothing_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def nothing_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
     def wrong(written: Any, ids: Sequence[int]) -> list[int]:
         path, node = [0], 0
-        while len(path) < len(ids) - 1:
+        while len(path) < len(ids):
             below = [n for n, parent in enumerate(written.parents) if parent == node]
             if not below:
                 break
@@ -123,7 +123,7 @@ def nothing_is_forgotten(patch: pytest.MonkeyPatch) -> None:
             path.append(node)
         return path[: max(len(ids) - 1, 0)]
 
-    patch.setattr(session_module, "_accepted", wrong)
+    patch.setattr(session_module, "held_path", wrong)
 
 
 def positions_are_one_off(patch: pytest.MonkeyPatch) -> None:
