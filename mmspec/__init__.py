@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 from mmspec.errors import MmspecError
 
 if TYPE_CHECKING:  # what type checkers and editors see; _HOMES is the same
+    from mmspec.answers import Stream
     from mmspec.build import load
     from mmspec.chat import Chat
     from mmspec.config import Config, load_config
-    from mmspec.engine import Engine, Stream
+    from mmspec.engine import Engine
     from mmspec.inputs import Passage
     from mmspec.integrations.transformers import custom_generate
     from mmspec.requests import Request, Result
@@ -60,7 +61,7 @@ _HOMES = {
     "Request": "mmspec.requests",
     "Result": "mmspec.requests",
     "Stats": "mmspec.stats",
-    "Stream": "mmspec.engine",
+    "Stream": "mmspec.answers",
     "custom_generate": "mmspec.integrations.transformers",
     "load": "mmspec.build",
     "load_config": "mmspec.config",

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mmspec.engine import Engine, Stream
+from mmspec.answers import Stream
+from mmspec.engine import Engine
 from mmspec.inputs import AudioSource, ImageSource, VideoSource
 from mmspec.inputs.audio import audio_list
 from mmspec.inputs.images import image_list

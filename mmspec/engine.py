@@ -6,13 +6,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import replace
 from itertools import count
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mmspec.admission import Admission
+from mmspec.answers import Answers, Stream, failed_result, progress_of, result_of
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
 from mmspec.drafters.base import (
@@ -23,16 +23,13 @@ from mmspec.drafters.base import (
     TappingDrafter,
     WatchingDrafter,
 )
-from mmspec.drafters.own_text import prompt_tokens
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
 from mmspec.errors import ConfigError, InputError, MmspecError
-from mmspec.inputs import ControlMode, ImageSource, InputProcessor, from_inputs
+from mmspec.inputs import ControlMode, ImageSource, InputProcessor
 from mmspec.kv import PrefixStore
 from mmspec.params import (
-    DEFAULT_MAX_NEW_TOKENS,
     merged_generation_config,
-    requested_max_new_tokens,
     stop_strings,
     stopping_criteria,
     with_own_state,
@@ -42,7 +39,6 @@ from mmspec.requests import Messages, Progress, Request, Result, build_request
 from mmspec.row import Row
 from mmspec.sampling import CHOOSING, Choosing, build_sampler
 from mmspec.state import Prompt
-from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream, build_detokenizer
 from mmspec.target import Target
 from mmspec.target.graphs import GraphInfo
@@ -56,7 +52,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Exactness = Literal["standard", "bitwise"]
-_FOUND_BEHIND = 16  # tokens of the prompt
 AnyPrompt = str | Messages | Prompt | Mapping[str, Tensor] | Request
 
 
@@ -127,7 +122,7 @@ class Engine:
         self._chooses_on_device = CHOOSING[choosing]
         self._rule = rule
         self._max_rows = max_rows
-        self._control_tokens = control_tokens
+        self._admission = Admission(target, inputs, control_tokens=control_tokens)
         if max_rows < 1:
             raise ConfigError(f"max_rows={max_rows}: expected 1 or more requests at a time")
         if max_nodes < 0:
@@ -210,8 +205,8 @@ class Engine:
         takes it as it is; so this can be done in another thread, while others are decoded.
         `options` are fields of `Request`. Raises InputError."""
         request = build_request(prompt, options)
-        processed = self._prompt(request)
-        self._room(request, processed)
+        processed = self._admission.prompt(request)
+        self._admission.room(request, processed)
         return replace(request, prompt=processed, passages=(), prediction=None)
 
     def stream(self, prompt: AnyPrompt, **options: Any) -> "Stream":
@@ -274,7 +269,7 @@ class Engine:
     def _each(
         self, prompts: Iterable[AnyPrompt | None], options: Mapping[str, Any], *, tells_steps: bool
     ) -> Generator[Progress]:
-        answers, numbers = _Answers(), count()
+        answers, numbers = Answers(), count()
 
         def rows() -> Iterator[Row | None]:
             for prompt in prompts:
@@ -297,18 +292,18 @@ class Engine:
                         failure = InputError(f"{type(error).__name__}: {error}")
                         failure.__cause__ = error
                     answers.expect(index, num_begun + 1)  # samples behind a failed one don't begin
-                    answers.add(index, number, _failed(failure))
+                    answers.add(index, number, failed_result(failure))
 
         pieces: dict[Row, list[Piece]] = {}  # of those that are decoded
         with closing(self._decode(rows())) as decoded:
             for row in decoded:
                 if tells_steps:
-                    step = _progress(row, self.tokenizer)
+                    step = progress_of(row, self.tokenizer)
                     pieces.setdefault(row, []).extend(step.pieces)
                     yield step
                 if row.is_done:
                     all_pieces = [*pieces.pop(row, ()), *row.take_pieces()]
-                    result = _result(row, all_pieces, self.tokenizer)
+                    result = result_of(row, all_pieces, self.tokenizer)
                     answers.add(row.index, row.sampler.sample, result)
                 yield from answers.take()
         yield from answers.take()
@@ -326,7 +321,9 @@ class Engine:
     def _samples(self, request: Request) -> list[Request]:
         """One request a sample. They share the prompt, processed once; of what keeps state
         (processors, criteria) each has its own."""
-        request = replace(request, prompt=self._prompt(request), passages=(), prediction=None)
+        request = replace(
+            request, prompt=self._admission.prompt(request), passages=(), prediction=None
+        )
         seed = secrets.randbits(64) if request.seed is None else request.seed
         first, *others = (
             replace(request, seed=seed, sample=request.sample + i, n=1) for i in range(request.n)
@@ -335,8 +332,8 @@ class Engine:
 
     def _row(self, request: Request, index: int) -> Row:
         """One sample of the request, processed and ready for the loop."""
-        prompt = self._prompt(request)
-        max_new_tokens = self._room(request, prompt)
+        prompt = self._admission.prompt(request)
+        max_new_tokens = self._admission.room(request, prompt)
         model = self.target.model
         config = merged_generation_config(
             model,
@@ -378,159 +375,6 @@ class Engine:
             is_wanted=request.is_wanted,
         )
 
-    def _prompt(self, request: Request) -> Prompt:
-        prompt = request.prompt
-        if isinstance(prompt, Mapping):
-            prompt = from_inputs(prompt, self.target.model.config)
-        if isinstance(prompt, Prompt):
-            beside = self._beside(request)
-            prompt = replace(prompt, draft_texts=(*prompt.draft_texts, *beside))
-        else:
-            if self.inputs is None:
-                raise InputError(
-                    "this engine has no processor: got a text or messages, expected a processed "
-                    "prompt; load it with processor="
-                )
-            prompt = self.inputs.encode(
-                prompt,
-                images=request.images,
-                videos=request.videos,
-                audio=request.audio,
-                raw=request.raw,
-                system=request.system,
-                tools=request.tools,
-                documents=request.documents,
-                passages=request.passages,
-                passage_template=request.passage_template,
-                template_arguments=request.template_arguments,
-                control_tokens=request.control_tokens or self._control_tokens,
-            )
-        if request.prediction:
-            predicted = self._processor(request).answer_tokens(request.prediction)
-            before = prompt_tokens(prompt)[-_FOUND_BEHIND:]  # there its first token is looked for
-            prompt = replace(prompt, draft_texts=(*prompt.draft_texts, (*before, *predicted)))
-        if prompt.num_tokens == 0:
-            raise InputError("the prompt has no tokens; expected at least one")
-        is_text = torch.ones(prompt.num_tokens, dtype=torch.bool)
-        for span in prompt.media:  # some families' placeholders lie outside of the embedding
-            is_text[span.start : span.stop] = False
-        highest = int(prompt.token_ids[is_text].max()) if is_text.any() else 0
-        if highest >= self.target.num_embeddings:
-            raise InputError(
-                f"token id {highest} in the prompt: the model's vocabulary has "
-                f"{self.target.num_embeddings} entries; is this the model's own tokenizer?"
-            )
-        return replace(prompt, namespace=request.namespace if request.reuse else None)
-
-    def _beside(self, request: Request) -> tuple[tuple[int, ...], ...]:
-        """The request's passages, for a prompt that they cannot be put into any more."""
-        if not request.passages:
-            return ()
-        return self._processor(request).draft_texts(request.passages)
-
-    def _processor(self, request: Request) -> InputProcessor:
-        """For the texts beside the prompt."""
-        if self.inputs is None:
-            given = "passages" if request.passages else "a prediction"
-            raise InputError(
-                f"this engine has no tokenizer: got {given}, expected token lists as "
-                "Prompt.draft_texts; or load it with processor="
-            )
-        return self.inputs
-
-    def _room(self, request: Request, prompt: Prompt) -> int:
-        """How many tokens may be generated. Raises InputError where they don't fit the context."""
-        wanted = requested_max_new_tokens(
-            self.target.model, request, prompt_length=prompt.num_tokens
-        )
-        context = self.target.max_positions
-        if context is None:
-            return wanted or DEFAULT_MAX_NEW_TOKENS
-        room = context - prompt.num_tokens
-        if room < 1:
-            raise InputError(
-                f"the prompt has {prompt.num_tokens} tokens: the model's context holds {context}, "
-                "the answer included; shorten the prompt, or scale the model's positions with "
-                f"--set model.context={_rounded_up(prompt.num_tokens + (wanted or 1))} (as "
-                "overrides= of mmspec.load)"
-            )
-        if room < (wanted or 1):
-            raise InputError(
-                f"the prompt has {prompt.num_tokens} tokens and max_new_tokens is {wanted}: the "
-                f"model's context holds {context}; shorten the prompt, or set max_new_tokens <= "
-                f"{room}"
-            )
-        return wanted or min(DEFAULT_MAX_NEW_TOKENS, room)
-
-
-class Stream:
-    """The pieces of one answer as they become certain; `result` once it has ended.
-
-    A context manager: leaving it, or `close`, ends the decoding and frees its KV.
-    """
-
-    def __init__(
-        self, row: Row, steps: Iterator[Row], tokenizer: PreTrainedTokenizerBase | None
-    ) -> None:
-        self._row = row
-        self._tokenizer = tokenizer
-        self._steps = steps
-        self._pieces: list[Piece] = []
-        self._num_yielded = 0
-        self._generator = self._generate()
-        self.on_end: Callable[[Result], None] | None = None  # told the answer, whole or closed
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self._generator
-
-    def __next__(self) -> Piece:
-        return next(self._generator)
-
-    def steps(self) -> Iterator[int]:
-        """In place of the pieces: the number of chosen tokens, after the prompt and each step."""
-        for row in self._steps:
-            self._pieces += row.take_pieces()
-            yield row.num_chosen
-        if self._row.error is not None:
-            raise self._row.error
-        self._tell_end()
-
-    def _generate(self) -> Iterator[Piece]:
-        for _ in self.steps():
-            fresh, self._num_yielded = self._pieces[self._num_yielded :], len(self._pieces)
-            yield from fresh
-
-    @property
-    def result(self) -> Result:
-        """The answer, whole or up to `close`. Raises InputError while it is being generated."""
-        if not self._row.is_done:
-            raise InputError("the stream has not ended: read its pieces to the end first")
-        return _result(self._row, self._pieces, self._tokenizer)
-
-    def close(self) -> None:
-        """Ends the decoding; `result` then holds what was generated, as "closed"."""
-        self._generator.close()  # type: ignore[attr-defined]
-        self._steps.close()  # type: ignore[attr-defined]
-        self._row.close()
-        self._pieces += self._row.take_pieces()
-        self._tell_end()
-
-    def _tell_end(self) -> None:
-        on_end, self.on_end = self.on_end, None
-        if on_end is not None:
-            on_end(self.result)
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _check_draws(drafters: Sequence[Drafter], verifier: object) -> None:
     """Raises ConfigError for drafters that a rule which divides by q cannot verify."""
@@ -557,84 +401,8 @@ def _is_batch(prompt: object) -> bool:
     return all(isinstance(item, Request | str | Prompt) for item in prompt)
 
 
-def _result(row: Row, pieces: Sequence[Piece], tokenizer: PreTrainedTokenizerBase | None) -> Result:
-    assert row.finish_reason is not None
-    media = [range(span.start, span.stop) for span in row.prompt.media]
-    kept = row.sampler.recorder.kept(media, _decoded_alone(tokenizer))
-    return Result(
-        text="".join(piece.text for piece in pieces),
-        tokens=tuple(row.chosen),
-        finish_reason=row.finish_reason,
-        seed=row.sampler.seed,
-        stats=row.stats.finished(row.num_chosen, row.drafting.pace.choices),
-        pieces=tuple(pieces),
-        error=row.error,
-        sample=row.sampler.sample,
-        logprobs=kept.logprobs,
-        prompt_logprobs=kept.prompt_logprobs,
-        scores=kept.scores,
-        logits=kept.logits,
-    )
-
-
 def _ended(steps: Generator[Progress]) -> Iterator[tuple[int, Result]]:
     with closing(steps):
         for step in steps:
             if step.result is not None:
                 yield step.index, step.result
-
-
-def _progress(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Progress:
-    return Progress(
-        row.index,
-        row.sampler.sample,
-        row.num_chosen,
-        tuple(row.take_pieces()),
-        row.sampler.recorder.take_logprobs(_decoded_alone(tokenizer)),
-        row.finish_reason,
-    )
-
-
-def _decoded_alone(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], str] | None:
-    return None if tokenizer is None else (lambda token: str(tokenizer.decode([token])))
-
-
-class _Answers:
-    """Samples as they end -> one Result a request."""
-
-    def __init__(self) -> None:
-        self._samples: dict[int, dict[int, Result]] = {}  # of each request, by their numbers
-        self._expected: dict[int, int] = {}
-        self._ready: list[Progress] = []
-
-    def expect(self, index: int, num_samples: int) -> None:
-        self._expected[index] = num_samples
-        self._samples.setdefault(index, {})
-
-    def add(self, index: int, number: int, result: Result) -> None:
-        samples = self._samples[index]
-        samples[number] = result
-        if len(samples) == self._expected[index]:
-            self._ready.append(Progress(index, result=_together(samples)))
-            del self._samples[index], self._expected[index]
-
-    def take(self) -> list[Progress]:
-        """The requests that have ended since the last call."""
-        ready, self._ready = self._ready, []
-        return ready
-
-
-def _together(samples: Mapping[int, Result]) -> Result:
-    """A request's samples as one Result, in the order of their numbers. What was kept of the
-    prompt is all samples' own."""
-    first, *others = (samples[number] for number in sorted(samples))
-    kept = first.prompt_logprobs
-    return replace(first, others=tuple(replace(other, prompt_logprobs=kept) for other in others))
-
-
-def _rounded_up(tokens: int, to: int = 4096) -> int:
-    return -(-tokens // to) * to
-
-
-def _failed(error: MmspecError) -> Result:
-    return Result("", (), "error", None, StatsRecorder().finished(0), error=error)

@@ -23,6 +23,7 @@ FLOORS = (
     {"row"},
     {"foresight", "prefiller"},
     {"decoder", "requests"},
+    {"admission", "answers"},
     {"chat", "engine"},
     {"build"},
     {"__main__", "batch", "bench", "check", "cli", "gpu_check", "integrations", "serving",

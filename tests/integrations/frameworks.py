@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from mmspec.engine import Engine, Stream
+from mmspec.answers import Stream
+from mmspec.engine import Engine
 
 LEDGER = (
     "Entry 12345: Anna bought 3 pears.\nEntry 54321: Bob sold 4 plums to Carl.\nQuote entry 54321."

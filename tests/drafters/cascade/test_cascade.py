@@ -222,7 +222,7 @@ def test_of_a_text_too_short_for_a_view_the_lower_trees_are_handed_on() -> None:
 def test_a_lower_level_that_fails_costs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of("llama", SMALL)
     requests, calls = requests_of("llama"), [0]
-    session = type(eager_lookup().start(engine._prompt(requests[0]), None, None))  # type: ignore[arg-type]
+    session = type(eager_lookup().start(engine.prepare(requests[0]).prompt, None, None))  # type: ignore[arg-type]
     right = session.propose
 
     def failing(self: Any, tokens: Any, budget: int) -> Any:

@@ -1,0 +1,119 @@
+"""Admission: a request's prompt, processed, checked against the model, and room for its answer."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from mmspec.drafters.own_text import prompt_tokens
+from mmspec.errors import InputError
+from mmspec.inputs import ControlMode, InputProcessor, from_inputs
+from mmspec.params import DEFAULT_MAX_NEW_TOKENS, requested_max_new_tokens
+from mmspec.requests import Request
+from mmspec.state import Prompt
+from mmspec.target import Target
+
+_FOUND_BEHIND = 16  # tokens of the prompt
+
+
+class Admission:
+    """What the target takes. `control_tokens` holds for requests that say nothing of them."""
+
+    def __init__(
+        self, target: Target, inputs: InputProcessor | None, *, control_tokens: ControlMode
+    ) -> None:
+        self._target = target
+        self._inputs = inputs
+        self._control_tokens = control_tokens
+
+    def prompt(self, request: Request) -> Prompt:
+        """The request's prompt, with what to draft it from. Raises InputError."""
+        prompt = request.prompt
+        if isinstance(prompt, Mapping):
+            prompt = from_inputs(prompt, self._target.model.config)
+        if isinstance(prompt, Prompt):
+            beside = self._beside(request)
+            prompt = replace(prompt, draft_texts=(*prompt.draft_texts, *beside))
+        else:
+            if self._inputs is None:
+                raise InputError(
+                    "this engine has no processor: got a text or messages, expected a processed "
+                    "prompt; load it with processor="
+                )
+            prompt = self._inputs.encode(
+                prompt,
+                images=request.images,
+                videos=request.videos,
+                audio=request.audio,
+                raw=request.raw,
+                system=request.system,
+                tools=request.tools,
+                documents=request.documents,
+                passages=request.passages,
+                passage_template=request.passage_template,
+                template_arguments=request.template_arguments,
+                control_tokens=request.control_tokens or self._control_tokens,
+            )
+        if request.prediction:
+            predicted = self._processor(request).answer_tokens(request.prediction)
+            before = prompt_tokens(prompt)[-_FOUND_BEHIND:]  # there its first token is looked for
+            prompt = replace(prompt, draft_texts=(*prompt.draft_texts, (*before, *predicted)))
+        self._check(prompt)
+        return replace(prompt, namespace=request.namespace if request.reuse else None)
+
+    def room(self, request: Request, prompt: Prompt) -> int:
+        """How many tokens may be generated. Raises InputError where they don't fit the context."""
+        wanted = requested_max_new_tokens(
+            self._target.model, request, prompt_length=prompt.num_tokens
+        )
+        context = self._target.max_positions
+        if context is None:
+            return wanted or DEFAULT_MAX_NEW_TOKENS
+        room = context - prompt.num_tokens
+        if room < 1:
+            raise InputError(
+                f"the prompt has {prompt.num_tokens} tokens: the model's context holds {context}, "
+                "the answer included; shorten the prompt, or scale the model's positions with "
+                f"--set model.context={_rounded_up(prompt.num_tokens + (wanted or 1))} (as "
+                "overrides= of mmspec.load)"
+            )
+        if room < (wanted or 1):
+            raise InputError(
+                f"the prompt has {prompt.num_tokens} tokens and max_new_tokens is {wanted}: the "
+                f"model's context holds {context}; shorten the prompt, or set max_new_tokens <= "
+                f"{room}"
+            )
+        return wanted or min(DEFAULT_MAX_NEW_TOKENS, room)
+
+    def _check(self, prompt: Prompt) -> None:
+        if prompt.num_tokens == 0:
+            raise InputError("the prompt has no tokens; expected at least one")
+        is_text = torch.ones(prompt.num_tokens, dtype=torch.bool)
+        for span in prompt.media:  # some families' placeholders lie outside of the embedding
+            is_text[span.start : span.stop] = False
+        highest = int(prompt.token_ids[is_text].max()) if is_text.any() else 0
+        if highest >= self._target.num_embeddings:
+            raise InputError(
+                f"token id {highest} in the prompt: the model's vocabulary has "
+                f"{self._target.num_embeddings} entries; is this the model's own tokenizer?"
+            )
+
+    def _beside(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        """The request's passages, for a prompt that they cannot be put into any more."""
+        if not request.passages:
+            return ()
+        return self._processor(request).draft_texts(request.passages)
+
+    def _processor(self, request: Request) -> InputProcessor:
+        """For the texts beside the prompt."""
+        if self._inputs is None:
+            given = "passages" if request.passages else "a prediction"
+            raise InputError(
+                f"this engine has no tokenizer: got {given}, expected token lists as "
+                "Prompt.draft_texts; or load it with processor="
+            )
+        return self._inputs
+
+
+def _rounded_up(tokens: int, to: int = 4096) -> int:
+    return -(-tokens // to) * to
