@@ -223,7 +223,10 @@ def build_engine(
         max_image_pixels=config.inputs.max_image_pixels,
         max_image_bytes=config.inputs.max_image_bytes,
         max_audio_seconds=config.inputs.max_audio_seconds,
+        max_request_pixels=config.inputs.max_request_pixels,
+        max_request_bytes=config.inputs.max_request_bytes,
         allow_http=config.inputs.allow_http,
+        allow_private_http=config.inputs.allow_private_http,
         allow_files=config.inputs.allow_files,
     )
     inputs = processor and InputProcessor(processor, model.config, limits=limits)

@@ -39,8 +39,11 @@ class InputConfig:
 
     max_image_pixels: int = 64_000_000
     max_image_bytes: int = 256 * 2**20  # of a file, a video's or recording's too
-    max_audio_seconds: float = 3600.0
-    allow_http: bool = False
+    max_audio_seconds: float = 3600.0  # of a request's recordings together
+    max_request_pixels: int = 1_024_000_000  # of a request's images and videos together
+    max_request_bytes: int = 2**30  # of its encoded files together
+    allow_http: bool = False  # media by http(s) addresses of the internet
+    allow_private_http: bool = False  # and of this machine, of private networks, or by a proxy
     allow_files: bool = True  # media by a path on this machine
     control_tokens: str = "neutralise"  # control or media tokens inside a user's text
 

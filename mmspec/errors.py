@@ -10,6 +10,10 @@ class InputError(MmspecError, ValueError):
     """A request cannot be used as it is: its text, media or parameters."""
 
 
+class TooLargeError(InputError):
+    """A request's media are larger than `InputLimits` allow."""
+
+
 class ConfigError(MmspecError, ValueError):
     """A configuration key or value is not one that mmspec knows."""
 

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 _KEY_VARIABLE = "MMSPEC_API_KEY"
 _ADDRESS, _CLIENTS, _LIMITS = "Address", "Clients", "Limits"
+_OF_STRANGERS = (  # who may send whatever they like: --set lays others over it
+    "inputs.allow_files=false",
+    "inputs.max_request_pixels=256000000",
+    "inputs.max_request_bytes=134217728",
+)
 _HERE = ("127.0.0.1", "::1", "localhost")
 
 
@@ -121,6 +126,29 @@ def serve(
             rich_help_panel=_LIMITS,
         ),
     ] = 64,
+    max_bodies: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            help="Of all requests that are read or prepared at a time.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 1024,
+    connections: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="So many may be open at a time.", rich_help_panel=_LIMITS
+        ),
+    ] = 512,
+    receive: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Within which a request must have been sent.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 60,
     timeout: Annotated[
         float,
         typer.Option(
@@ -151,11 +179,12 @@ def serve(
     """Serve a model by OpenAI's HTTP API: chats with images, streams, tools, logprobs.
 
     Requests are decoded together; the text of none depends on the others. Images come as data:
-    URLs; paths of this machine are refused, and addresses unless --set inputs.allow_http=true.
+    URLs; paths of this machine are refused, and addresses unless --set inputs.allow_http=true,
+    with which those of the internet are fetched.
     """
     _, stderr = consoles()
     with mistakes_told(stderr):
-        rules = ["inputs.allow_files=false", *(overrides or ())]
+        rules = [*_OF_STRANGERS, *(overrides or ())]
         rules += [] if rows is None else [f"decode.max_rows={rows}"]
         mmspec.load_config(config, rules)  # a mistake is told before torch is imported
         from mmspec.serving import ServerSettings, check_extra
@@ -167,7 +196,10 @@ def serve(
             api_keys=tuple(keys),
             cors_origins=tuple(cors_origin or ()),
             max_waiting=waiting,
+            max_connections=connections,
             max_body_bytes=max_body * 2**20,
+            max_held_bytes=max(max_bodies, max_body) * 2**20,
+            receive_s=receive,
             max_media=max_images,
             default_max_tokens=max_tokens,
             timeout_s=timeout,

@@ -11,9 +11,9 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mmspec.errors import InputError, MissingExtraError
+from mmspec.errors import InputError, MissingExtraError, TooLargeError
 from mmspec.inputs.images import BinaryFile, read_open_file
-from mmspec.inputs.limits import InputLimits
+from mmspec.inputs.limits import InputLimits, Spending
 from mmspec.inputs.resample import resample
 from mmspec.inputs.sources import describe, read_source
 
@@ -31,13 +31,20 @@ _FORM = (
 )
 
 
-def open_audio(source: AudioSource, *, rate: int, limits: InputLimits | None = None) -> Samples:
+def open_audio(
+    source: AudioSource,
+    *,
+    rate: int,
+    limits: InputLimits | None = None,
+    spending: Spending | None = None,
+) -> Samples:
     """The recording as (samples,) float32 in [-1, 1], its channels' mean, `rate` samples a second.
 
     `source`: a path, bytes, an open file, a data: URL, an http(s) URL (if allowed), or samples with
     their rate: a pair (array, rate) or the mapping of Hugging Face datasets. Arrays are (samples,),
     or with channels on either axis; integers are scaled by their type's largest value. WAV files of
-    whole numbers are read here, all others (FLAC, MP3, OGG, ...) by the package soundfile.
+    whole numbers are read here, all others (FLAC, MP3, OGG, ...) by the package soundfile. Its size
+    is counted in `spending`, the request's own.
     Raises InputError: nothing there, no audio, too long, not finite, a missing or impossible rate;
     MissingExtraError where soundfile is needed and not installed.
     """
@@ -51,9 +58,12 @@ def open_audio(source: AudioSource, *, rate: int, limits: InputLimits | None = N
         if not isinstance(source, str | os.PathLike | bytes):
             raise InputError(f"got audio of type {type(source).__name__}; {_FORM}")
         name = describe(source)
-        samples, own_rate = _decoded(read_source(source, limits=limits), name, limits)
+        data = read_source(source, limits=limits, spending=spending)
+        samples, own_rate = _decoded(data, name, limits)
     _check_rate(own_rate, name)
     _check_length(max(samples.shape, default=0), own_rate, name, limits)
+    if spending is not None:
+        spending.add_seconds(max(samples.shape, default=0) / own_rate)
     return resample(_mono(samples, name), own_rate, rate)
 
 
@@ -100,7 +110,7 @@ def _check_rate(rate: int, name: str) -> None:
 
 def _check_length(frames: int, rate: int, name: str, limits: InputLimits) -> None:
     if frames > limits.max_audio_seconds * rate:
-        raise InputError(
+        raise TooLargeError(
             f"{name} is {frames / rate:.0f} s long or longer, over the limit of "
             f"{limits.max_audio_seconds:g} s; give a part of it, or raise "
             "inputs.max_audio_seconds"

@@ -10,8 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mmspec.errors import InputError
-from mmspec.inputs.limits import InputLimits
+from mmspec.errors import InputError, TooLargeError
+from mmspec.inputs.limits import InputLimits, Spending
 from mmspec.inputs.sources import describe, read_source
 
 
@@ -32,27 +32,33 @@ _FORMATS = "JPEG PNG WEBP GIF BMP DIB TIFF MPO PPM ICO JPEG2000 TGA AVIF HEIF QO
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 
 
-def open_image(source: ImageSource, *, limits: InputLimits | None = None) -> Image.Image:
+def open_image(
+    source: ImageSource,
+    *,
+    limits: InputLimits | None = None,
+    spending: Spending | None = None,
+) -> Image.Image:
     """Opens an image and makes it upright RGB (the EXIF orientation applied, transparency over
     white, 16-bit scaled to 8). Of an animation the first frame. The source is left as it was.
 
     `source`: a path, the bytes of an image file, a file that is open for reading bytes (read from
     its beginning), a data: URL, an http(s) URL (if allowed), a PIL image, or an array
     (height, width), (height, width, 1|3|4) or (1|3|4, height, width) of uint8, bool, or floats in
-    [0, 1].
+    [0, 1]. Its size is counted in `spending`, the request's own.
     Raises InputError: nothing there, not an image, truncated, too large, of zero size.
     """
     limits = limits or InputLimits()
     if isinstance(source, np.ndarray):
-        return _from_array(source, limits)
+        return _from_array(source, limits, spending)
     if isinstance(source, Image.Image):
-        check_pixels(source, name="the PIL image", limits=limits)
+        check_pixels(source.size, name="the PIL image", limits=limits, spending=spending)
         return upright_rgb(source, name="the PIL image")
     if isinstance(source, BinaryFile):
         source = read_open_file(source)
     if isinstance(source, str | os.PathLike | bytes):
         name = describe(source)
-        image = open_encoded(read_source(source, limits=limits), name=name, limits=limits)
+        data = read_source(source, limits=limits, spending=spending)
+        image = open_encoded(data, name=name, limits=limits, spending=spending)
         return upright_rgb(image, name=name)
     raise InputError(
         f"got an image of type {type(source).__name__}; expected a path, bytes, a URL, a PIL "
@@ -86,7 +92,9 @@ def read_open_file(file: BinaryFile) -> bytes:
     return data
 
 
-def open_encoded(data: bytes, *, name: str, limits: InputLimits) -> Image.Image:
+def open_encoded(
+    data: bytes, *, name: str, limits: InputLimits, spending: Spending | None = None
+) -> Image.Image:
     """A PIL image of which only the header has been read, its size within the limits.
 
     Raises InputError: not an image, too many pixels, zero size.
@@ -96,7 +104,7 @@ def open_encoded(data: bytes, *, name: str, limits: InputLimits) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
-        raise InputError(
+        raise TooLargeError(
             f"{name} is over Pillow's own limit on pixels ({error}); shrink the image"
         ) from error
     except Exception as error:  # broken headers raise nearly anything
@@ -106,20 +114,25 @@ def open_encoded(data: bytes, *, name: str, limits: InputLimits) -> Image.Image:
             f"{name} is not an image that can be read (it begins with {data[:8]!r}); expected a "
             f"JPEG, PNG, WebP, GIF, BMP or TIFF file (PDF pages: render them to images first)"
         ) from error
-    check_pixels(image, name=name, limits=limits)
+    check_pixels(image.size, name=name, limits=limits, spending=spending)
     return image
 
 
-def check_pixels(image: Image.Image, *, name: str, limits: InputLimits) -> None:
-    """Raises InputError for an image of zero size or of more pixels than the limit."""
-    width, height = image.size
+def check_pixels(
+    size: tuple[int, int], *, name: str, limits: InputLimits, spending: Spending | None = None
+) -> None:
+    """Raises InputError for an image of zero size, TooLargeError for one of more pixels than the
+    limit, or than are left to its request. `size` is (width, height)."""
+    width, height = size
     if width < 1 or height < 1:
         raise InputError(f"{name} is {width}x{height} pixels; expected at least 1x1")
     if width * height > limits.max_image_pixels:
-        raise InputError(
+        raise TooLargeError(
             f"{name} is {width}x{height} = {width * height} pixels, over the limit of "
             f"{limits.max_image_pixels}; shrink it, or raise inputs.max_image_pixels"
         )
+    if spending is not None:
+        spending.add_pixels(width * height)
 
 
 def upright_rgb(image: Image.Image, *, name: str) -> Image.Image:
@@ -168,7 +181,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(array: np.ndarray, limits: InputLimits) -> Image.Image:
+def _from_array(array: np.ndarray, limits: InputLimits, spending: Spending | None) -> Image.Image:
     name = f"the array of shape {array.shape} and dtype {array.dtype}"
     if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = array.transpose(1, 2, 0)
@@ -177,13 +190,8 @@ def _from_array(array: np.ndarray, limits: InputLimits) -> Image.Image:
             f"{name} is no image; expected (height, width), (height, width, 1|3|4) or "
             "(1|3|4, height, width)"
         )
-    if 0 in array.shape:
-        raise InputError(f"{name} has zero size; expected at least 1x1 pixels")
-    if array.shape[0] * array.shape[1] > limits.max_image_pixels:
-        raise InputError(
-            f"{name} is over the limit of {limits.max_image_pixels} pixels; shrink it, or raise "
-            "inputs.max_image_pixels"
-        )
+    height, width = array.shape[:2]
+    check_pixels((width, height), name=name, limits=limits, spending=spending)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * 255
     elif np.issubdtype(array.dtype, np.floating):

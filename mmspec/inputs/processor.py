@@ -14,7 +14,7 @@ from mmspec.errors import InputError
 from mmspec.inputs.audio import AudioSource, open_audio
 from mmspec.inputs.control_tokens import ControlMode
 from mmspec.inputs.images import ImageSource, open_image
-from mmspec.inputs.limits import InputLimits
+from mmspec.inputs.limits import InputLimits, Spending
 from mmspec.inputs.messages import Conversation, Message, build_conversation, check_text
 from mmspec.inputs.passages import PassageBlock, Passages, passage_list
 from mmspec.inputs.prepared import from_inputs
@@ -124,12 +124,7 @@ class InputProcessor:
                     "or template arguments. Write the whole prompt as text, or give a template "
                     'with template_arguments={"chat_template": ...}'
                 )
-        frames = [open_video(video, limits=self.limits) for video in conversation.videos]
-        pictures = [open_image(image, limits=self.limits) for image in conversation.images]
-        heard = [
-            open_audio(one, rate=self.sampling_rate, limits=self.limits)
-            for one in conversation.audio
-        ]
+        media = self._opened(conversation)
         with self._lock:
             if template is None:
                 assert isinstance(prompt, str)
@@ -145,15 +140,14 @@ class InputProcessor:
                     mode=control_tokens,
                     block=block,
                 )
-            media = _Opened(pictures, frames, heard)
             self._check_placeholders(text, media.counts)
             inputs = self._process(text, media, is_template=template is not None)
             beside = self._texts.draft_texts(given) if given else ()
         return replace(
             from_inputs(inputs, self._config, text=text),
-            images=tuple(pictures),
-            videos=tuple(tuple(video) for video in frames),
-            audio=tuple(heard),
+            images=tuple(media.images),
+            videos=tuple(tuple(video) for video in media.videos),
+            audio=tuple(media.audio),
             draft_texts=beside,
         )
 
@@ -188,6 +182,17 @@ class InputProcessor:
                 "process the prompt yourself and give its tensors"
             )
         return rate
+
+    def _opened(self, conversation: Conversation) -> _Opened:
+        """Raises InputError, TooLargeError where all of them together are too much."""
+        limits, spending = self.limits, Spending(self.limits)
+        videos = [open_video(o, limits=limits, spending=spending) for o in conversation.videos]
+        images = [open_image(o, limits=limits, spending=spending) for o in conversation.images]
+        audio = [
+            open_audio(o, rate=self.sampling_rate, limits=limits, spending=spending)
+            for o in conversation.audio
+        ]
+        return _Opened(images, videos, audio)
 
     def _part(self, kind: str) -> object:
         """What of the processor reads media of this kind; None where it has no such part."""

@@ -3,23 +3,26 @@
 import base64
 import binascii
 import os
-import time
-import urllib.error
 import urllib.parse
 import urllib.request
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
 
-from mmspec.errors import InputError
-from mmspec.inputs.limits import InputLimits
+from mmspec.errors import InputError, TooLargeError
+from mmspec.inputs.download import download
+from mmspec.inputs.limits import InputLimits, Spending
 
-_CHUNK_BYTES = 2**16
 
-
-def read_source(source: str | os.PathLike[str] | bytes, *, limits: InputLimits) -> bytes:
+def read_source(
+    source: str | os.PathLike[str] | bytes,
+    *,
+    limits: InputLimits,
+    spending: Spending | None = None,
+) -> bytes:
     """The encoded bytes of an image or video.
 
-    `source`: bytes, a path, or a `data:`, `file:`, `http:` or `https:` URL.
+    `source`: bytes, a path, or a `data:`, `file:`, `http:` or `https:` URL. They are counted in
+    `spending`, the request's own.
     Raises InputError: no such file, a folder, an empty file, more than `limits.max_image_bytes`,
     a malformed data URL, a URL that is not allowed or cannot be fetched.
     """
@@ -34,6 +37,8 @@ def read_source(source: str | os.PathLike[str] | bytes, *, limits: InputLimits) 
     if not data:
         raise InputError(f"{describe(source)} is empty (0 bytes); expected an image file's bytes")
     _check_size(len(data), describe(source), limits)
+    if spending is not None:
+        spending.add_bytes(len(data))
     return data
 
 
@@ -49,7 +54,7 @@ def describe(source: object) -> str:
 
 def _check_size(num_bytes: int, name: str, limits: InputLimits) -> None:
     if num_bytes > limits.max_image_bytes:
-        raise InputError(
+        raise TooLargeError(
             f"{name} has {num_bytes} bytes or more, over the limit of {limits.max_image_bytes}; "
             "shrink it, or raise inputs.max_image_bytes"
         )
@@ -110,22 +115,6 @@ def _read_data_url(url: str, limits: InputLimits) -> bytes:
         ) from error
 
 
-def _http_opener() -> urllib.request.OpenerDirector:
-    """Knows http and https and nothing else, so that no redirect leads to a file or to ftp."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),  # an error for any other kind
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
 def _fetch(url: str, limits: InputLimits) -> bytes:
     name = describe(url)
     if not limits.allow_http:
@@ -134,23 +123,6 @@ def _fetch(url: str, limits: InputLimits) -> bytes:
             "give the path, or allow it: --set inputs.allow_http=true (as overrides= of "
             "mmspec.load)"
         )
-    deadline = time.monotonic() + limits.http_timeout_s
-    request = urllib.request.Request(url, headers={"User-Agent": "mmspec"})
-    data = bytearray()
-    try:
-        with _http_opener().open(request, timeout=limits.http_timeout_s) as response:
-            while chunk := response.read1(_CHUNK_BYTES):
-                data += chunk
-                _check_size(len(data), name, limits)
-                if time.monotonic() > deadline:
-                    raise InputError(
-                        f"{name} took longer than {limits.http_timeout_s:g} s; download it "
-                        "yourself, or raise InputLimits.http_timeout_s"
-                    )
-    except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"cannot fetch {name}: {error}; check the address and the network, or give a local path"
-        ) from error
-    return bytes(data)
+    return download(
+        url, name=name, limits=limits, check_size=partial(_check_size, name=name, limits=limits)
+    )

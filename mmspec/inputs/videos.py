@@ -9,9 +9,9 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from mmspec.errors import InputError
+from mmspec.errors import InputError, TooLargeError
 from mmspec.inputs.images import ImageSource, open_encoded, open_image, upright_rgb
-from mmspec.inputs.limits import InputLimits
+from mmspec.inputs.limits import InputLimits, Spending
 from mmspec.inputs.sources import describe, read_source
 
 VideoSource = str | os.PathLike[str] | bytes | np.ndarray | Sequence[ImageSource]
@@ -19,12 +19,17 @@ VideoSource = str | os.PathLike[str] | bytes | np.ndarray | Sequence[ImageSource
 _SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv")
 
 
-def open_video(source: VideoSource, *, limits: InputLimits | None = None) -> list[Image.Image]:
+def open_video(
+    source: VideoSource,
+    *,
+    limits: InputLimits | None = None,
+    spending: Spending | None = None,
+) -> list[Image.Image]:
     """All frames of a video, in order, as RGB images.
 
     `source`: a sequence of images (see `open_image`), an array (frames, height, width, channels),
     or an animated GIF, WebP or PNG as path, bytes or URL. Other containers (mp4, ...) are decoded
-    where the package `av` is installed.
+    where the package `av` is installed. Its size is counted in `spending`, the request's own.
     Raises InputError: no frames, not a video, too many frames or pixels, and what `open_image`
     raises.
     """
@@ -33,10 +38,10 @@ def open_video(source: VideoSource, *, limits: InputLimits | None = None) -> lis
         name = describe(source)
         if _has_video_suffix(source):
             _import_av(name)  # before a large file is read
-        data = read_source(source, limits=limits)
+        data = read_source(source, limits=limits, spending=spending)
         is_container = _has_video_suffix(source) or _is_container(data)
         frames = _with_av(data, name) if is_container else _with_pil(data, name, limits)
-        return _collect(frames, name, limits)
+        return _collect(frames, name, limits, spending)
     if isinstance(source, np.ndarray):
         if source.ndim != 4:
             raise InputError(
@@ -50,7 +55,7 @@ def open_video(source: VideoSource, *, limits: InputLimits | None = None) -> lis
             "(frames, height, width, channels), or an animated GIF or WebP file"
         )
     frames = (open_image(frame, limits=limits) for frame in source)
-    return _collect(frames, f"the video of {len(source)} frames", limits)
+    return _collect(frames, f"the video of {len(source)} frames", limits, spending)
 
 
 def video_list(videos: VideoSource | Sequence[VideoSource]) -> list[VideoSource]:
@@ -71,17 +76,21 @@ def _is_frame(item: object) -> bool:
     return isinstance(item, Image.Image) or (isinstance(item, np.ndarray) and item.ndim < 4)
 
 
-def _collect(frames: Iterator[Image.Image], name: str, limits: InputLimits) -> list[Image.Image]:
+def _collect(
+    frames: Iterator[Image.Image], name: str, limits: InputLimits, spending: Spending | None
+) -> list[Image.Image]:
     kept: list[Image.Image] = []
     num_pixels = 0
     for frame in frames:
         num_pixels += frame.width * frame.height
         if len(kept) == limits.max_video_frames or num_pixels > limits.max_video_pixels:
-            raise InputError(
+            raise TooLargeError(
                 f"{name} has more than {limits.max_video_frames} frames or "
                 f"{limits.max_video_pixels} pixels; give fewer or smaller frames, or raise "
                 "InputLimits.max_video_frames / max_video_pixels"
             )
+        if spending is not None:
+            spending.add_pixels(frame.width * frame.height)
         kept.append(frame)
     if not kept:
         raise InputError(f"{name} has no frames; expected at least one")

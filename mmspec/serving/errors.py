@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mmspec.errors import ConfigError, InputError
+from mmspec.errors import ConfigError, InputError, TooLargeError
 
 
 @dataclass(eq=False)
@@ -36,6 +36,7 @@ _TYPES = {
     401: "authentication_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
 }
@@ -46,6 +47,8 @@ def as_api_error(error: BaseException) -> ApiError:
     no more than that it happened."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, TooLargeError):
+        return ApiError(413, str(error), code="request_too_large")
     if isinstance(error, InputError | ConfigError):
         return ApiError(400, str(error))
     return ApiError(500, "the request failed; the server's log says why", code="internal_error")
@@ -56,12 +59,22 @@ def refused(param: str, message: str) -> ApiError:
     return ApiError(400, f"{param}: {message}", param=param)
 
 
-def busy(max_waiting: int) -> ApiError:
+def busy(why: str) -> ApiError:
     return ApiError(
         429,
-        f"{max_waiting} prompts are waiting already; ask again in a moment",
+        f"{why}; ask again in a moment",
         code="server_busy",
         headers={"Retry-After": "1"},
+    )
+
+
+def too_slow(receive_s: float) -> ApiError:
+    return ApiError(
+        408,
+        f"the body was not there within {receive_s:g} s; send a smaller one, or start the server "
+        "with a longer --receive",
+        code="timeout",
+        headers={"Connection": "close"},
     )
 
 

@@ -3,29 +3,96 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable
-from contextlib import suppress
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager, suppress
 
 from starlette.requests import ClientDisconnect, Request
 
-from mmspec.serving.errors import ApiError
+from mmspec.serving.errors import ApiError, busy, too_slow
+from mmspec.serving.settings import ServerSettings
 
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of a pair, or of none
 
 
-async def read_json(request: Request, *, max_bytes: int) -> object:
-    """Raises ApiError for a body that is too large, or no JSON."""
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > max_bytes:
-            raise ApiError(
-                413, f"the body has more than {max_bytes} bytes; send smaller images, or fewer"
-            )
-    try:
-        return await asyncio.to_thread(_parsed, data)  # images make it long
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is no JSON: {error}") from error
+class Mailroom:
+    """Takes bodies in, no more at a time than `settings` allow: a client that sends slowly, or many
+    that send much, must not take the memory of the others."""
+
+    def __init__(self, settings: ServerSettings, *, max_requests: int) -> None:
+        """In one event loop. `max_requests` are read, prepared or answered at a time."""
+        self._settings = settings
+        self._max_requests = max_requests
+        self._num_requests = 0
+        self._num_bytes = 0
+
+    @contextmanager
+    def opened(self) -> "Iterator[Mail]":
+        """For one request, until it is answered. Raises ApiError where too many are."""
+        if self._num_requests >= self._max_requests:
+            raise busy(f"{self._num_requests} requests are under way already")
+        mail = Mail(self)
+        self._num_requests += 1
+        try:
+            yield mail
+        finally:
+            self._num_requests -= 1
+            mail.let_go()
+
+    async def read(self, request: Request, mail: "Mail") -> bytearray:
+        """Raises ApiError."""
+        settings, data = self._settings, bytearray()
+        declared = request.headers.get("content-length", "0")
+        if declared.isdigit() and int(declared) > settings.max_body_bytes:
+            raise _too_large(settings)  # before a byte of it is read
+        try:
+            async with asyncio.timeout(settings.receive_s):
+                async for chunk in request.stream():
+                    data += chunk
+                    if len(data) > settings.max_body_bytes:
+                        raise _too_large(settings)
+                    self.hold(mail, len(chunk))
+        except TimeoutError as late:
+            raise too_slow(settings.receive_s) from late
+        return data
+
+    def hold(self, mail: "Mail", num_bytes: int) -> None:
+        """Raises ApiError where there is no room."""
+        if self._num_bytes + num_bytes > self._settings.max_held_bytes:
+            raise busy("too many large requests are under way already")
+        self._num_bytes += num_bytes
+        mail.num_bytes += num_bytes
+
+    def let_go(self, num_bytes: int) -> None:
+        self._num_bytes -= num_bytes
+
+
+class Mail:
+    """One request's place, and what of its body is still in memory."""
+
+    def __init__(self, room: Mailroom) -> None:
+        self.num_bytes = 0
+        self._room = room
+
+    async def read_json(self, request: Request) -> object:
+        """Raises ApiError for a body that is too large or too slow, or no JSON."""
+        data = await self._room.read(request, self)
+        try:
+            return await asyncio.to_thread(_parsed, data)  # images make it long
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, f"the body is no JSON: {error}") from error
+
+    def let_go(self) -> None:
+        """Its images are open and its texts are tokens: the body is not needed any more."""
+        self._room.let_go(self.num_bytes)
+        self.num_bytes = 0
+
+
+def _too_large(settings: ServerSettings) -> ApiError:
+    return ApiError(
+        413,
+        f"the body has more than {settings.max_body_bytes} bytes; send smaller images, or fewer",
+        code="request_too_large",
+    )
 
 
 def _parsed(data: bytearray) -> object:

@@ -66,7 +66,7 @@ class Scheduler:
                 raise closing()
             num_free = max(self._engine.max_rows - len(self._decoded), 0)
             if len(self._admitted) >= self._max_waiting + num_free:
-                raise busy(self._max_waiting)
+                raise busy(f"{self._max_waiting} prompts are waiting already")
             ticket = Ticket(tell)
             self._admitted.add(ticket)
             return ticket

@@ -1,14 +1,20 @@
 """The app under uvicorn: an address, signals, and an end that lets requests finish."""
 
+import asyncio
+import json
 import math
 import socket
+from http import HTTPStatus
 from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.serving.app import build_app
+from mmspec.serving.errors import ApiError, busy
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
 
@@ -31,15 +37,67 @@ def listening(host: str, port: int) -> socket.socket:
 def serve_at(sock: socket.socket, engine: Engine, settings: ServerSettings) -> None:
     """Until a signal."""
     app = build_app(engine, settings)
-    config = uvicorn.Config(
+    _Server(uvicorn_config(app, settings), app.state.scheduler, settings.grace_s).run(
+        sockets=[sock]
+    )
+
+
+def uvicorn_config(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
+        http=_protocol(settings),
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.grace_s) + _AFTER_CUT_S,
     )
-    _Server(config, app.state.scheduler, settings.grace_s).run(sockets=[sock])
+
+
+def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
+    """uvicorn's own, for as many connections as `settings` allow, each of which must have sent the
+    head of a request in time."""
+
+    class Bounded(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen at run time
+        is_refused = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            if len(self.connections) >= settings.max_connections:
+                self.is_refused = True
+                transport.write(_as_http(busy("too many connections are open already")))
+                transport.close()
+                return
+            super().connection_made(transport)
+            self.loop.call_later(settings.receive_s, self.leave_silent)
+
+        def data_received(self, data: bytes) -> None:
+            if not self.is_refused:
+                super().data_received(data)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            if not self.is_refused:
+                super().connection_lost(error)
+
+        def leave_silent(self) -> None:
+            """Nothing was asked by now."""
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.close()
+
+    return Bounded
+
+
+def _as_http(error: ApiError) -> bytes:
+    """A whole response, where no request was read."""
+    body = json.dumps(error.body).encode()
+    heads = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        **error.headers,
+    }
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in heads.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class _Server(uvicorn.Server):

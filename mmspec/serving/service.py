@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from mmspec.serving.errors import ApiError, as_api_error, refused
 from mmspec.serving.events import EventStream, events
 from mmspec.serving.form import Form, JsonForm
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
-from mmspec.serving.receiving import Leaving, read_json
+from mmspec.serving.receiving import Leaving, Mailroom
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
 
@@ -47,6 +48,8 @@ class Service:
         self._settings = settings
         self._json = JsonGuide(engine)
         self._access = Access(settings.api_keys)
+        most = settings.max_waiting + engine.max_rows
+        self._mailroom = Mailroom(settings, max_requests=most)
         self._metrics = Metrics(self.scheduler)
         self._created = int(time.time())
 
@@ -95,8 +98,16 @@ class Service:
     async def _answer(
         self, request: Request, kind: type[ChatForm] | type[CompletionForm]
     ) -> _Answer:
+        with ExitStack() as held:
+            return await self._answer_mail(request, kind, held)
+
+    async def _answer_mail(
+        self, request: Request, kind: type[ChatForm] | type[CompletionForm], held: ExitStack
+    ) -> _Answer:
+        """`held` is what the request takes until its prompts are prepared."""
         namespace = self._access.namespace(request.headers.get("authorization"))
-        body = await read_json(request, max_bytes=self._settings.max_body_bytes)
+        mail = held.enter_context(self._mailroom.opened())
+        body = await mail.read_json(request)
         # In another thread: a body may hold millions of tokens.
         form: Form = await asyncio.to_thread(kind, body, self._settings, namespace)
         if form.json_form is not None:
@@ -107,6 +118,7 @@ class Service:
         try:
             async with Leaving(request) as leaving:
                 await leaving.unless(call.begin(self._engine))
+                held.close()
                 if not form.streams:
                     await leaving.unless(_to_the_end(steps))
                     call.close()

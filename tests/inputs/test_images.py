@@ -149,7 +149,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
         (png_header(60000, 60000), ["pixels", "shrink"]),
         (Image.new("RGB", (0, 5)), ["0x5", "at least 1x1"]),
         (Image.new("F", (2, 2), float("nan")), ["not finite"]),
-        (np.zeros((0, 4, 3), np.uint8), ["(0, 4, 3)", "zero size"]),
+        (np.zeros((0, 4, 3), np.uint8), ["(0, 4, 3)", "at least 1x1"]),
         (np.zeros((2, 2, 5), np.uint8), ["(2, 2, 5)", "(height, width, 1|3|4)"]),
         (np.zeros((2, 2, 3), np.int64), ["int64", "uint8"]),
         (np.full((2, 2, 3), 7.0), ["outside [0, 1]"]),

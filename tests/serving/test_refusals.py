@@ -124,7 +124,7 @@ def test_a_part_names_no_file_by_another_key(client: TestClient) -> None:
 def test_nothing_is_fetched_unless_allowed(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmspec.inputs.sources._http_opener", lambda: pytest.fail("fetched"))
+    monkeypatch.setattr("mmspec.inputs.sources.download", lambda *_, **__: pytest.fail("fetched"))
     for url in ("http://169.254.169.254/latest", "HTTPS://example.org/a.png"):
         response = client.post(CHAT, json=image(type="image_url", image_url={"url": url}))
         assert response.status_code == 400
