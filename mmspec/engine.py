@@ -23,6 +23,7 @@ from mmspec.drafters.base import (
     TappingDrafter,
     WatchingDrafter,
 )
+from mmspec.drafters.forced import Forced
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
 from mmspec.errors import ConfigError, InputError, MmspecError
@@ -101,6 +102,7 @@ class Engine:
             drafter.for_target(target, inputs) if isinstance(drafter, DrafterForTarget) else drafter
             for drafter in drafters
         )
+        self._forced = Forced()  # for requests whose own processors know what comes
         for drafter in self.drafters:
             if isinstance(drafter, TappingDrafter):
                 check_taps(drafter.taps.layers, num_layers=target.last_tap, who=drafter.name)
@@ -360,11 +362,14 @@ class Engine:
             is_bitwise=self._prefill.is_bitwise,
         )
         needs_q = self._rule.needs_q and not sampler.is_greedy  # the greedy walk takes any tree
+        drafters: tuple[Drafter, ...] = self.drafters
+        if drafters and sampler.forcing and not needs_q:
+            drafters = (self._forced, *drafters)
         return Row(
             prompt,
             sampler,
             TextStream(detokenizer, stop),
-            Drafting(self.drafters, request.speculate, needs_q=needs_q),
+            Drafting(drafters, request.speculate, needs_q=needs_q),
             eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
             max_new_tokens=max_new_tokens,
             index=index,

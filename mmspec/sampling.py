@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,6 +46,16 @@ _WARPERS = (
 Choosing = Literal["auto", "device", "host"]
 CHOOSING: Mapping[str, bool | None] = {"auto": None, "device": True, "host": False}
 _SPARSE_SHARE = 8  # noise is made for the surviving tokens alone, if at most 1 in 8 survives
+
+
+@runtime_checkable
+class ForcingProcessor(Protocol):
+    """A logits processor that knows tokens to come: what it forbids leaves one way to go on, or it
+    has a good guess. The engine drafts them; where they are wrong they cost, and change no text."""
+
+    def forced_tokens(self, ids: Sequence[int]) -> Sequence[int]:
+        """What comes after `ids`, the prompt's and the chosen tokens, as far as it is known. Asked
+        at any step, or at none: it must not change what the processor says when it is called."""
 
 
 class Choice(NamedTuple):
@@ -297,7 +307,13 @@ class Sampler:
             self.sample,
             self._prompt_length,
             LogitsProcessorList(warpers),
+            self.forcing,
         )
+
+    @property
+    def forcing(self) -> tuple[ForcingProcessor, ...]:
+        """Those of its processors that know what comes."""
+        return tuple(p for p in self.processors if isinstance(p, ForcingProcessor))
 
 
 @dataclass(frozen=True)
@@ -310,6 +326,7 @@ class DraftGuide:
     sample: int
     prompt_length: int
     warpers: LogitsProcessorList = field(default_factory=LogitsProcessorList)
+    forcing: tuple[ForcingProcessor, ...] = ()  # processors that know tokens to come
 
     def warp(self, logits: Tensor) -> Tensor:
         """(nodes, vocab) logits of a drafter, float32, warped as the target's will be."""

@@ -19,11 +19,13 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MissingExtraError
+from mmspec.integrations.json_ahead import JsonAhead
 from mmspec.uploads import upload
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+_STYLE_TOKENS = 512  # of the answer, that are looked at for how it is written
 _BLANKS = r"[ \n\t]{1,20}"  # between two tokens of JSON: no model is to write blanks for ever
 
 
@@ -35,6 +37,7 @@ class JsonGuide:
         self._engine = engine
         self._lock = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
+        self._ahead: JsonAhead
 
     def matching(self, schema: Mapping[str, Any] | None = None) -> "GrammarProcessor":
         """For one request whose answer is JSON of this schema; None: any object.
@@ -50,6 +53,7 @@ class JsonGuide:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = self._read_tokenizer()
+                self._ahead = JsonAhead(self._tokenizer)
         try:
             given = json.dumps({"type": "object"} if schema is None else dict(schema))
             grammar = LLMatcher.grammar_from_json_schema(
@@ -63,7 +67,7 @@ class JsonGuide:
                 f"this JSON schema cannot be followed: {' '.join(told)}; expected keywords of "
                 "JSON Schema that llguidance knows"
             )
-        return GrammarProcessor(self._tokenizer, grammar)
+        return GrammarProcessor(self._tokenizer, grammar, self._ahead)
 
     def _read_tokenizer(self) -> "LLTokenizer":
         from llguidance.hf import from_tokenizer
@@ -92,11 +96,11 @@ class GrammarProcessor(LogitsProcessor):
     path that has left the grammar is not judged: nobody chooses it.
     """
 
-    def __init__(self, tokenizer: "LLTokenizer", grammar: str) -> None:
+    def __init__(self, tokenizer: "LLTokenizer", grammar: str, ahead: JsonAhead) -> None:
         """For one request: the first ids that it is called with are its prompt."""
         from llguidance import LLMatcher
 
-        self._tokenizer, self._grammar = tokenizer, grammar
+        self._tokenizer, self._grammar, self._ahead = tokenizer, grammar, ahead
         self._matcher: LLMatcher = LLMatcher(tokenizer, grammar, log_level=0)
         self._prompt_length: int | None = None
         self._followed: tuple[int, ...] = ()
@@ -114,15 +118,25 @@ class GrammarProcessor(LogitsProcessor):
 
     def __deepcopy__(self, memo: object) -> "GrammarProcessor":
         """For another sample of the request, which has its own way."""
-        return GrammarProcessor(self._tokenizer, self._grammar)
+        return GrammarProcessor(self._tokenizer, self._grammar, self._ahead)
+
+    def forced_tokens(self, ids: Sequence[int]) -> Sequence[int]:
+        """What the grammar, and the way the text is written so far, leave to come."""
+        if self._prompt_length is None or len(ids) < self._prompt_length:
+            return ()
+        said = tuple(ids[self._prompt_length :])
+        kept = _num_same(self._followed, said)
+        fork = self._matcher.deep_copy()
+        if kept < len(self._followed) and not fork.rollback(len(self._followed) - kept):
+            return ()
+        if fork.try_consume_tokens(list(said[kept:])) < len(said) - kept:
+            return ()
+        newest = list(said[-_STYLE_TOKENS:])
+        return self._ahead.tokens(fork, self._tokenizer.decode_bytes(newest))
 
     def _follow(self, tokens: tuple[int, ...]) -> bool:
         """Brings the matcher behind these tokens; False where the grammar does not."""
-        kept = 0
-        for one, other in zip(self._followed, tokens, strict=False):
-            if one != other:
-                break
-            kept += 1
+        kept = _num_same(self._followed, tokens)
         if kept < len(self._followed):
             if not self._matcher.rollback(len(self._followed) - kept):
                 self._matcher.reset()
@@ -141,3 +155,9 @@ class GrammarProcessor(LogitsProcessor):
             )
         bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocab_size]
         return torch.from_numpy(np.pad(bits, (0, vocab_size - len(bits)))).bool()
+
+
+def _num_same(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -70,6 +70,66 @@ def test_drafts_change_no_token_and_all_is_of_the_form(
 
 
 @needs_extra
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_the_grammar_leaves_is_drafted_by_itself(
+    engine: mmspec.Engine, guide: JsonGuide, temperature: float
+) -> None:
+    options = {"max_new_tokens": 300, "seed": 1, "temperature": temperature, "reuse": False}
+    plain, helped = (
+        engine.generate(
+            "What was sold?", logits_processors=[guide.matching(SCHEMA)], speculate=s, **options
+        )
+        for s in (False, True)
+    )
+    assert helped.tokens == plain.tokens and check(helped.text)
+    count = helped.stats.by_drafter["forced"]
+    assert count.accepted > 20
+    assert helped.stats.steps <= plain.stats.steps - count.accepted
+
+
+@needs_extra
+@pytest.mark.parametrize(
+    ("said", "comes"),
+    [
+        ('{"na', 'me": "'),
+        ('{"name":"C', 'arl","count":'),
+        ('{"name": "C', 'arl", "count":'),
+        ('{\n  "name": "C', 'arl",\n  "count":'),
+        ('{"name": "Bob", "count": 7', ""),  # 7, or 70 to 79
+        ('{"name": "Bob", "count": 77', ', "is_sold":'),
+        ('{\n "name": "Bob",\n "count": 77,\n "is_sold": f', "alse\n}"),
+        ('{"x', ""),  # it has left the grammar: nothing is known
+    ],
+)
+def test_it_knows_keys_and_words_and_guesses_the_blanks(
+    engine: mmspec.Engine, guide: JsonGuide, said: str, comes: str
+) -> None:
+    prompt, tokenizer = [1, 2, 3], engine.tokenizer
+    tokens = tokenizer(said, add_special_tokens=False).input_ids
+    one = guide.matching(SCHEMA)
+    assert not one.forced_tokens([*prompt, *tokens]), "it does not know where the answer begins"
+    scores = torch.zeros(1, engine.target.vocab_size)
+    one(torch.tensor([prompt]), scores)
+    ahead = one.forced_tokens([*prompt, *tokens])
+    text = tokenizer.decode(ahead, skip_special_tokens=True)
+    assert text == comes
+    if comes.endswith("}"):
+        assert ahead[-1] == tokenizer.eos_token_id, "nothing but the end may come"
+
+
+@needs_extra
+def test_looking_ahead_does_not_advance_it(engine: mmspec.Engine, guide: JsonGuide) -> None:
+    tokens = engine.tokenizer('{"name": "Anna", "co', add_special_tokens=False).input_ids
+    scores = torch.zeros(1, engine.target.vocab_size)
+    looks, other = guide.matching(SCHEMA), guide.matching(SCHEMA)
+    for length in range(len(tokens) + 1):
+        ids = torch.tensor([[1, 2, *tokens[:length]]])
+        assert torch.equal(looks(ids, scores), other(ids, scores))
+        for asked in (ids[0].tolist(), [1, 2, *tokens[: length + 2]], [1, 2, *tokens[:3]], [1, 2]):
+            looks.forced_tokens(asked)
+
+
+@needs_extra
 @pytest.mark.parametrize("choosing", ["host", "device"])
 def test_it_is_so_on_a_device_and_with_samples(engine: mmspec.Engine, choosing: str) -> None:
     other = mmspec.load(

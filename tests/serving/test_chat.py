@@ -222,6 +222,8 @@ def test_json_comes_in_the_form_that_is_asked_for(client: TestClient) -> None:
     assert text == text_of(whole)
     plain = client.post(CHAT, json={**body, "speculate": False}).json()
     assert text_of(plain) == text
+    drafted = client.post(CHAT, json={**body, "speculate": True}).json()["mmspec"]
+    assert drafted["drafters"]["forced"]["accepted"] > 5, "keys and words are drafted"
     free = client.post(CHAT, json={**body, "response_format": {"type": "json_object"}}).json()
     assert text_of(free).lstrip().startswith("{")
     wrong = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "b"}}}
