@@ -20,6 +20,7 @@ from mmspec.inputs.records import (
 from mmspec.requests import Request
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 # The document, a blank line, the question: nothing of mmspec's own between them.
 _TEMPLATE = "{% for passage in passages %}{{ passage.text }}\n\n{% endfor %}{{ question }}"
 
@@ -35,7 +36,7 @@ class Task:
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
     """The files that `inputs` mean, those of folders in sorted order. Raises InputError."""
-    return find_documents(inputs, suffixes=(*SUFFIXES, *IMAGE_SUFFIXES))
+    return find_documents(inputs, suffixes=(*SUFFIXES, *IMAGE_SUFFIXES, *AUDIO_SUFFIXES))
 
 
 def read_tasks(
@@ -49,16 +50,18 @@ def read_tasks(
     """The tasks of all files, in order, one in memory at a time.
 
     With a `prompt` it is asked about each document: a text, Markdown, HTML or PDF file, a record of
-    JSONL or Parquet (its `field`), or an image; with `pages` about each page of a PDF as it looks,
-    and the page's text layer is drafted from. Without, the files are records of prompts, as
-    `read_prompts` takes them, or text with a prompt a line. What cannot be read is a Task with its
-    error; pages that are `answered` are not rendered again.
+    JSONL or Parquet (its `field`), an image or a recording; with `pages` about each page of a PDF
+    as it looks, and the page's text layer is drafted from. Without, the files are records of
+    prompts, as `read_prompts` takes them, or text with a prompt a line. What cannot be read is a
+    Task with its error; pages that are `answered` are not rendered again.
     """
     for path in files:
         if prompt is None:
             yield from _prompts(path)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             yield Task(str(path), Request(prompt, images=(str(path),)))
+        elif path.suffix.lower() in AUDIO_SUFFIXES:
+            yield Task(str(path), Request(prompt, audio=(str(path),)))
         elif pages and _is_pdf(path):
             yield from _pages(path, prompt, answered)
         else:
@@ -151,4 +154,4 @@ def _prompt(record: Record) -> Task:
         found = prompt_of(record)
     except InputError as error:
         return Task(record.id, None, error)
-    return Task(record.id, Request(found.prompt, images=found.images))
+    return Task(record.id, Request(found.prompt, images=found.images, audio=found.audio))

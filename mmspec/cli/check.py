@@ -193,7 +193,10 @@ def _requests(
         mmspec.Request(read_prompt(text), images=pictures, raw=raw) for text in prompts or ()
     ]
     if file is not None:
-        requests += [mmspec.Request(p.prompt, images=p.images, raw=raw) for p in read_prompts(file)]
+        requests += [
+            mmspec.Request(p.prompt, images=p.images, audio=p.audio, raw=raw)
+            for p in read_prompts(file)
+        ]
     return requests
 
 

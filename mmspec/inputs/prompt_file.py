@@ -1,16 +1,21 @@
 """A user's own file of prompts: records (JSONL, Parquet), or plain text with a prompt a line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
 
 from mmspec.errors import InputError
+from mmspec.inputs.audio import AudioSource
 from mmspec.inputs.images import ImageSource
 from mmspec.inputs.messages import Message
 from mmspec.inputs.records import Record, is_of_records, read_records, unreadable
 
 PROMPT_FIELDS = ("prompt", "messages", "turns")
+_PATH_KEYS = ("path", "image", "video", "audio")  # of a part of a message
+_LONGEST_PATH = 1024  # characters; what is longer is data
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,16 @@ class FilePrompt:
     prompt: str | Sequence[Message]
     images: tuple[ImageSource, ...] = ()  # paths, those relative to the file's folder resolved
     task: str = "prompts"
+    audio: tuple[AudioSource, ...] = ()  # as images; samples with their rate are taken, too
 
 
 def read_prompts(path: str | Path) -> list[FilePrompt]:
     """The prompts of a file, in order; empty lines are left out.
 
     A record of JSONL or Parquet has `prompt` (a text, or chat messages), `messages`, or `turns`
-    (texts, of which the first is taken); it may have `image` or `images` (paths; in Parquet also
-    the bytes of the pictures) and `task` or `category`, a name under which prompts are gathered.
+    (texts, of which the first is taken); it may have `image` or `images`, and `audio` (paths; in
+    Parquet also the bytes, or samples with their rate), and `task` or `category`, a name under
+    which prompts are gathered. Paths, in messages too, are looked for from the file's folder on.
     Other keys are not read. Any other file is plain text. Raises InputError that names the line.
     """
     path = Path(path)
@@ -58,23 +65,50 @@ def prompt_of(record: Record) -> FilePrompt:
             f"{record.where}: got the keys {sorted(values)}; expected a text or chat messages as "
             "'prompt', 'messages' or 'turns'"
         )
-    images = values.get("images") or values.get("image") or ()
-    given = list(images) if isinstance(images, list | tuple) else [images]
     task = values.get("task") or values.get("category") or "prompts"
+    if is_messages:
+        prompt = [_message(record, message) for message in cast(list[Message], prompt)]
     return FilePrompt(
         cast(str | Sequence[Message], prompt),
-        tuple(_image(record, image) for image in given),
+        tuple(_media(record, "images", values.get("images") or values.get("image"))),
         str(task),
+        tuple(_media(record, "audio", values.get("audio"))),
     )
 
 
-def _image(record: Record, image: object) -> ImageSource:
-    if isinstance(image, Mapping):  # as datasets write pictures
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        return image
-    if not isinstance(image, str):
-        raise InputError(f"{record.where}: images: expected paths, got {image!r}"[:300])
-    if image.startswith(("data:", "http:", "https:")):
-        return image
-    return str(record.path.parent / image)
+def _media(record: Record, key: str, given: object) -> Iterator[Any]:
+    for one in given if isinstance(given, list | tuple) else [given] if given else ():
+        if isinstance(one, Mapping):  # as datasets write pictures and recordings
+            samples = one.get("array")
+            if key == "audio" and samples is not None:
+                yield {**one, "array": np.asarray(samples, np.float32)}
+                continue
+            one = one.get("bytes") or one.get("path")
+        if not isinstance(one, str | bytes):
+            raise InputError(f"{record.where}: {key}: expected paths, got {one!r}"[:300])
+        yield one if isinstance(one, bytes) else _place(record, one)
+
+
+def _place(record: Record, path: str) -> str:
+    is_path = not path.startswith(("data:", "http:", "https:", "file:"))
+    return str(record.path.parent / path) if is_path else path
+
+
+def _message(record: Record, message: Message) -> Message:
+    """With the paths of its media from the file's folder on, where they lie there."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_part(record, part) for part in content]}
+
+
+def _part(record: Record, part: object) -> object:
+    if not isinstance(part, Mapping):
+        return part
+    found = dict(part)
+    for key in _PATH_KEYS:
+        path = part.get(key)
+        if isinstance(path, str) and len(path) < _LONGEST_PATH and "\0" not in path:
+            place = _place(record, path)
+            found[key] = place if Path(place).is_file() else path
+    return found

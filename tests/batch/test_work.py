@@ -42,6 +42,18 @@ def test_a_prompt_is_asked_about_each_document_and_image(folder: Path) -> None:
         assert broken.request is None and why in str(broken.error)
 
 
+def test_recordings_are_asked_about_too(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.FLAC", "c.mp3", "d.xyz"):
+        (tmp_path / name).write_bytes(b"")
+    tasks = list(read_tasks(find_inputs([str(tmp_path)]), prompt="What is said?"))
+    assert [asked(task).audio for task in tasks] == [
+        (str(tmp_path / name),) for name in ("a.wav", "b.FLAC", "c.mp3")
+    ]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "What?", "audio": ["a.wav", "c.mp3"]}\n')
+    (task,) = read_tasks([tmp_path / "p.jsonl"], prompt=None)
+    assert asked(task).audio == (str(tmp_path / "a.wav"), str(tmp_path / "c.mp3"))
+
+
 def test_without_a_prompt_files_hold_prompts(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(
         '{"id": 7, "prompt": "One?", "images": ["x.png"]}\n\n{"turns": ["Two?"]}\n{}\n'

@@ -14,6 +14,7 @@ import mmspec
 from inputs.hearing import folder, model, processor
 from inputs.media_families import build_family
 from inputs.test_audio import RATE, tone, wav
+from mmspec.batch import Ledger, read_tasks, run_batch
 from mmspec.cli import app
 from mmspec.config import Config, DecodeConfig
 from mmspec.errors import InputError
@@ -129,3 +130,27 @@ def test_a_folder_that_hears_is_loaded_with_its_ears(
     assert run.exit_code == 0, run.stderr
     stats = json.loads(run.stdout)["stats"]
     assert stats["encoded_media"] == 1
+
+
+def test_a_batch_file_s_recordings_are_heard(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "a.wav").write_bytes(wav(tone()))
+    lines = [{"id": "path", "prompt": QUESTION, "audio": "a.wav"}]
+    samples = {"array": tone().tolist(), "sampling_rate": RATE}
+    lines += [{"id": "samples", "prompt": QUESTION, "audio": samples}]
+    lines += [{"id": "none", "prompt": QUESTION}, {"id": "gone", "prompt": "a", "audio": "b.wav"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = {"id": ["bytes"], "prompt": [QUESTION], "audio": [{"bytes": wav(tone()), "path": None}]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "q.parquet")
+    files = [tmp_path / "p.jsonl", tmp_path / "q.parquet", tmp_path / "a.wav"]
+    tasks = [*read_tasks(files[:2], prompt=None), *read_tasks(files[2:], prompt=QUESTION)]
+    out = tmp_path / "out.jsonl"
+    with Ledger(out, run="a") as ledger:
+        tally = run_batch(hearer(), tasks, ledger, options=GREEDY, seed=1)
+    assert (tally.num_answered, tally.num_failed) == (5, 1)
+    said = {line["id"]: line.get("text") for line in map(json.loads, out.open())}
+    alone = hearer().generate(QUESTION, audio=tmp_path / "a.wav", **GREEDY).text
+    assert [said[key] for key in ("path", "samples", "bytes", str(files[2]))] == [alone] * 4
+    assert said["none"] != alone and said["gone"] is None

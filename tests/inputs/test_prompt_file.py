@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def test_jsonl_is_an_object_a_line(tmp_path: Path) -> None:
         ('{"prompt": ["a"]}\n', "expected a text or chat messages"),
         ('{"turns": []}\n', "expected a text or chat messages"),
         ('{"prompt": "a", "images": [3]}\n', "images: expected paths, got 3"),
+        ('{"prompt": "a", "audio": {"rate": 3}}\n', "audio: expected paths, got None"),
     ],
 )
 def test_a_mistake_names_its_line(content: str, told: str, tmp_path: Path) -> None:
@@ -67,3 +69,34 @@ def test_a_line_that_no_reader_takes_is_that_line_s_error(tmp_path: Path, line: 
     broken, good = read_records(path)
     assert "a.jsonl, line 1" in str(broken.error)
     assert good.error is None and good.values == {"prompt": "b"}
+
+
+def test_recordings_are_named_as_images_are(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        '{"prompt": "one", "audio": "a.wav"}\n'
+        '{"prompt": "two", "audio": ["/b.wav", "https://a/c.wav"], "image": "d.png"}\n'
+        '{"prompt": "three", "audio": {"path": "a.wav", "bytes": null}}\n'
+        '{"prompt": "four", "audio": {"array": [0, 0.5], "sampling_rate": 8000}}\n'
+    )
+    one, two, three, four = read_prompts(file)
+    assert one.audio == three.audio == (str(tmp_path / "a.wav"),) and not one.images
+    assert two.audio == ("/b.wav", "https://a/c.wav") and two.images == (str(tmp_path / "d.png"),)
+    (given,) = four.audio
+    assert isinstance(given, dict) and given["sampling_rate"] == 8000
+    assert given["array"].tolist() == [0, 0.5]
+
+
+def test_paths_in_messages_are_from_the_file_s_folder_on(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    parts = [
+        {"type": "image", "path": "a.png"},
+        {"type": "image", "path": "elsewhere.png"},
+        {"type": "image", "image": "data:image/png;base64,AAAA"},
+        {"type": "text", "text": "a.png"},
+    ]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": parts}]}))
+    (found,) = read_prompts(file)
+    parts[0]["path"] = str(tmp_path / "a.png")
+    assert found.prompt == [{"role": "user", "content": parts}]

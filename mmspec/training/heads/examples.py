@@ -169,6 +169,7 @@ def encoded(inputs: InputProcessor, request: Request) -> Prompt:
     return inputs.encode(
         request.prompt,
         images=request.images,
+        audio=request.audio,
         system=request.system,
         passages=request.passages,
         passage_template=request.passage_template,
