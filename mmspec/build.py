@@ -27,10 +27,11 @@ from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
-from mmspec.drafters.draft_model.cape import BranchingName
-from mmspec.drafters.draft_model.model import Draw, Images
+from mmspec.drafters.draft_model.model import Images
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
+from mmspec.drafters.growing.cape import BranchingName
+from mmspec.drafters.growing.settings import Draw
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa

@@ -8,14 +8,14 @@ import torch
 from families.vision import FIRST_MEDIA_TOKEN
 from torch import Tensor
 
-from mmspec.drafters.eagle import EagleConfig, EagleHead
+from mmspec.drafters.eagle import EagleHead, EagleHeadConfig
 from mmspec.drafters.heads import BlockConfig
 
 ROWS, LENGTH = 24, 40
 LAYERS = (0, 1, 1)  # what an EAGLE-3 head reads here: the targets have two layers, or three
 
 
-def head_config(model: Any, version: int, **changes: Any) -> EagleConfig:
+def head_config(model: Any, version: int, **changes: Any) -> EagleHeadConfig:
     """Of a head for the target, with eight heads of its own, as wide as both of its inputs."""
     text = model.config.get_text_config()
     block = BlockConfig(
@@ -37,7 +37,7 @@ def head_config(model: Any, version: int, **changes: Any) -> EagleConfig:
     }
     if version == 3:
         options |= {"layers": LAYERS, "draft_vocab_size": FIRST_MEDIA_TOKEN - 10}
-    return EagleConfig(**(options | changes))
+    return EagleHeadConfig(**(options | changes))
 
 
 def unfitted(model: Any, version: int, **changes: Any) -> EagleHead:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from families import FAMILIES
 
-from mmspec.drafters.glide import GlideConfig, GlideHead
+from mmspec.drafters.glide import GlideHead, GlideHeadConfig
 from mmspec.drafters.heads import TargetEnds
 from mmspec.target import Target
 
@@ -21,7 +21,7 @@ def target_of(family: str) -> Target:
 
 def drawn(target: Target, *, num_layers: int = 1, **changes: Any) -> GlideHead:
     """A head that knows nothing, in float64."""
-    config = replace(GlideConfig.of_target(target, num_layers=num_layers), **changes)
+    config = replace(GlideHeadConfig.of_target(target, num_layers=num_layers), **changes)
     torch.manual_seed(num_layers)
     head = GlideHead(config).double()
     with torch.no_grad():

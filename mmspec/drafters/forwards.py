@@ -5,8 +5,10 @@ import sys
 from collections import deque
 from statistics import median
 
+from torch import nn
+
 from mmspec.calibration import Calibration
-from mmspec.drafters.walked import first_rate
+from mmspec.drafters.proposal import first_rate
 from mmspec.state import Prices
 
 _RECENT = 9  # measurements that an estimate is the median of
@@ -52,3 +54,8 @@ class ForwardCost:
             return _UNMEASURED
         gain_s = prices.token_s * tokens * first_rate(calibration)
         return (seconds + tokens * prices.node_s) / gain_s
+
+
+def num_weights(module: nn.Module) -> int:
+    """Numbers that a forward reads, at least one: what its cost is compared by."""
+    return max(sum(weight.numel() for weight in module.parameters()), 1)

@@ -9,8 +9,9 @@ from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession, WatchingDr
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import BoundCompressedKV
-from mmspec.drafters.draft_model.growth import Candidates
 from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.growing.growth import Candidates
+from mmspec.drafters.proposal import Proposal
 from mmspec.reads import read
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores
@@ -109,11 +110,11 @@ class BoundCascade:
             run.tokens[-1], [c.token for c in children], [c.rate for c in children], self.name
         )
         session.ran(run)
-        session.middle.remember(chain, [None, *(child.bucket for child in children)])
+        session.middle.remember(Proposal(chain, (None, *(child.bucket for child in children))))
         if session.must_draw:
             session.middle.num_draws += len(children)
             return replace(chain, q=run.q(self._vocab_size))
-        least = self.settings.middle.min_confidence
+        least = self.settings.middle.trees.min_confidence
         return chain.prune(chain.num_nodes, min_confidence=least)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmspec.drafters.base import RevisableSession
-from mmspec.drafters.draft_model.growth import Branching, Candidates, Child
+from mmspec.drafters.growing.growth import Branching, Candidates, Child
 from mmspec.state import Placement, Scores
 from mmspec.tree import TokenTree
 from mmspec.verify.coupled import walk

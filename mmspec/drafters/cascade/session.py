@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from mmspec.drafters.base import DraftSession, PreparedSession, RevisableSession
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
-from mmspec.drafters.draft_model.branching import BestBranching, DrawnBranching
-from mmspec.drafters.draft_model.growth import Branching
+from mmspec.drafters.growing.branching import BestBranching, DrawnBranching
+from mmspec.drafters.growing.growth import Branching
 from mmspec.state import Preparation, Prices, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -121,7 +121,7 @@ class CascadeSession:
         paying = drafter.cost.least_likely(
             self.prices, self.middle.calibration, tokens=self._tokens_per_forward
         )
-        return max(drafter.settings.middle.min_confidence, paying)
+        return max(drafter.settings.middle.trees.min_confidence, paying)
 
     def ran(self, run: Run) -> None:
         """What a run came to."""

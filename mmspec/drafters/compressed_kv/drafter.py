@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
-from mmspec.drafters.draft_model.chosen import branching_of, proposed
-from mmspec.drafters.draft_model.growth import Growth, grow
 from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.growing.chosen import branching_of, proposed
+from mmspec.drafters.growing.growth import Growth, grow
+from mmspec.drafters.proposal import Proposal
 from mmspec.kv import KVCache, KVView
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
@@ -30,7 +31,7 @@ class BoundCompressedKV:
     def __init__(self, settings: "CompressedKV", target: Target) -> None:
         self.settings = settings
         self.model = target if settings.forward is None else settings.forward(target)
-        self.draws = settings.draw == "sample"
+        self.draws = settings.trees.draws
         self.watched_queries = settings.policy.watched_queries
         self.weight_bytes = sum(weight.nbytes for weight in target.model.parameters())
         self._vocab_size = target.vocab_size
@@ -64,12 +65,7 @@ class BoundCompressedKV:
         for session, tokens in zip(own, texts, strict=True):
             placement = session.catch_up(tokens) if budget else None
             branching = branching_of(
-                self.settings,
-                session,
-                len(tokens) - 1,
-                budget=budget,
-                cost=self.cost,
-                width=self.settings.width,
+                self.settings.trees, session, len(tokens) - 1, budget=budget, cost=self.cost
             )
             growths.append(
                 None if placement is None else Growth(placement, tokens[-1:], branching, self.name)
@@ -104,8 +100,6 @@ class BoundCompressedKV:
         return sum(v.num_bytes for v in views) + sum(log.num_bytes for log in logs if log)
 
     def _proposed(self, session: CompressedKVSession, growth: Growth, budget: int) -> TokenTree:
-        tree = growth.tree
-        session.remember(tree, growth.buckets)
-        return proposed(
-            tree, growth, self.settings, session, budget=budget, vocab_size=self._vocab_size
-        )
+        tree, trees = growth.tree, self.settings.trees
+        session.remember(Proposal(tree, tuple(growth.buckets)))
+        return proposed(tree, growth, trees, session, budget=budget, vocab_size=self._vocab_size)

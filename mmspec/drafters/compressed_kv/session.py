@@ -1,20 +1,18 @@
 """One request's drafting from a view of its own KV."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmspec.calibration import Calibration
-from mmspec.drafters.walked import learn_choices
+from mmspec.drafters.model_session import ModelSession
 from mmspec.kv import KVView
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Preparation, Prices, Scores, Verdict
-from mmspec.tree import TokenTree
+from mmspec.state import Placement, Preparation
 
 if TYPE_CHECKING:
     from mmspec.drafters.compressed_kv.drafter import BoundCompressedKV
 
 
-class CompressedKVSession:
+class CompressedKVSession(ModelSession["BoundCompressedKV"]):
     """What was learnt of the request, and where its keys are. The keys themselves are the
     target's: nothing is read twice, nothing has to be rolled back."""
 
@@ -26,14 +24,9 @@ class CompressedKVSession:
         guide: DraftGuide,
     ) -> None:
         """`placement` is the row's in the target's cache."""
+        super().__init__(drafter, guide)
         self.view = view
-        self.guide = guide
-        self.calibration = Calibration()
-        self.prices: Prices | None = None
-        self.num_draws = 0  # from q, over all proposals
-        self._drafter = drafter
         self._placement = placement
-        self._proposal: tuple[TokenTree, Sequence[Hashable]] | None = None
 
     def preparation(self, num_tokens: int) -> Preparation | None:
         """Choosing anew what the view shows; that newer tokens join is a part of a proposal."""
@@ -45,20 +38,6 @@ class CompressedKVSession:
 
     def prepare(self, tokens: Sequence[int]) -> None:
         self.view.catch_up(self._placement.row)
-
-    @property
-    def least_s(self) -> float | None:
-        return self._drafter.cost.forward_s
-
-    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
-        return self._drafter.propose_together([self], [tokens], budget)[0]
-
-    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        """The target's choices tell of every child on the way, scored or not."""
-        if self._proposal is None:
-            return
-        (own, buckets), self._proposal = self._proposal, None
-        learn_choices(self.calibration, own, buckets, verdict.tokens)
 
     def close(self) -> None:
         self._drafter.free(self.view, self._placement.row)
@@ -73,7 +52,3 @@ class CompressedKVSession:
         hidden = self.view.num_hidden(row)
         offsets = tuple(offset + hidden for offset in self._placement.position_offsets)
         return Placement(self.view.row_of(row), offsets)
-
-    def remember(self, tree: TokenTree, buckets: Sequence[Hashable]) -> None:
-        """What was proposed."""
-        self._proposal = tree, tuple(buckets)

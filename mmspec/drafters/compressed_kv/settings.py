@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, get_args
 
 from mmspec.drafters.compressed_kv.drafter import BoundCompressedKV
-from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
+from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
+from mmspec.drafters.growing.settings import Draw, TreeSettings
 from mmspec.errors import ConfigError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.kv import ViewSize
 from mmspec.kv.policies import POLICIES, Composed, Policy
 from mmspec.target import Target
 
-Draw = Literal["coupled", "sample"]
 Forward = Callable[[Target], Target]
 
 _NAME = "drafter.compressed_kv"
@@ -59,20 +58,20 @@ class CompressedKV:
         _check("budget", budget >= 8, budget, "at least 8 tokens")
         _check("recent", recent >= 1, recent, "at least 1 token")
         _check("max_share", 0 < max_share <= 1, max_share, "in (0, 1]")
-        _check("max_depth", max_depth >= 1, max_depth, "at least 1")
-        _check("top_k", top_k >= 1, top_k, "at least 1")
+        self.trees = TreeSettings.checked(
+            _NAME,
+            max_depth=max_depth,
+            top_k=top_k,
+            width=width,
+            min_confidence=min_confidence,
+            branching=branching,
+            cape_thresholds=cape_thresholds,
+            cape_widths=cape_widths,
+            draw=draw,
+            profile=profile,
+        )
         _check("width", 1 <= width <= top_k**max_depth, width, "1 to the nodes of a level")
-        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
-        _check("draw", draw in get_args(Draw), draw, f"one of {get_args(Draw)}")
-        _check("profile", all(n >= 1 for n in profile), list(profile), "children a node, >= 1")
         self.policy = policy_named(policy) if isinstance(policy, str) else policy
-        self.max_depth = max_depth
-        self.top_k = top_k
-        self.width = width
-        self.min_confidence = min_confidence
-        self.cape = cape_of(branching, thresholds=cape_thresholds, widths=cape_widths, where=_NAME)
-        self.draw = draw
-        self.profile = tuple(profile) or (1,) * max_depth
         self.forward = forward
         self.size = ViewSize(budget, recent, self._most_written(), max_share)
 
@@ -82,13 +81,14 @@ class CompressedKV:
 
     def _most_written(self) -> int:
         """Nodes that a draft writes behind the view, node 0 among them."""
-        if self.draw == "coupled":
-            return 1 + self.width * (self.max_depth - 1)
+        trees = self.trees
+        if not trees.draws:
+            return 1 + trees.width * (trees.max_depth - 1)
         nodes = level = 1
-        for children in self.profile[:-1]:
+        for children in trees.profile[:-1]:
             level *= children
             nodes += level
-        return max(nodes, self.max_depth)  # a greedy request's tree follows the best, as coupled
+        return max(nodes, trees.max_depth)  # a greedy request's tree follows the best, as coupled
 
 
 def policy_named(name: str) -> Policy:

@@ -4,8 +4,8 @@
 1. `prompts`     the target's prompt, as the draft model reads it: images given, thinned, told, left
 2. `wording`     the chosen tokens in the draft model's own ids (same ids, or `alignment` by text)
 3. `session`     one request: its row of the draft model's cache, what is committed, what is not
-4. `growth`      the trees of all rows, a level at a time: one forward a level
-5. `branching`   which children a node gets, and how sure of them we are
+
+How its trees grow is `mmspec.drafters.growing`.
 """
 
 from mmspec.drafters.draft_model.model import DraftModel

@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.codec import ANCHORS, HALF, SEAM, Codec
-from mmspec.drafters.draft_model.growth import Growth
 from mmspec.drafters.draft_model.trie import PathTrie
-from mmspec.drafters.draft_model.wording import Proposal
+from mmspec.drafters.growing.growth import Growth
+from mmspec.drafters.proposal import Proposal
 from mmspec.errors import ConfigError
 from mmspec.state import Prompt
 from mmspec.stream import build_detokenizer

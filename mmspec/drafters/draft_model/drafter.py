@@ -10,8 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.draft_model.alignment import TextAlignment, aligned
 from mmspec.drafters.draft_model.captions import Captions, describer
-from mmspec.drafters.draft_model.chosen import branching_of, proposed
-from mmspec.drafters.draft_model.growth import Branching, Growth, grow
 from mmspec.drafters.draft_model.prompts import (
     PromptReader,
     can_see,
@@ -24,7 +22,9 @@ from mmspec.drafters.draft_model.vocabulary import (
     shared_vocabulary,
 )
 from mmspec.drafters.draft_model.wording import SharedWording, Wording
-from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.forwards import ForwardCost, num_weights
+from mmspec.drafters.growing.chosen import branching_of, proposed
+from mmspec.drafters.growing.growth import Branching, Growth, grow
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
@@ -48,19 +48,20 @@ class BoundDraftModel:
         self.settings = settings
         self.model = settings.model
         self.num_readable = settings.num_readable
-        self.draws = settings.draw == "sample"
+        self.draws = settings.trees.draws
         self.model.use_graphs_as(target)
         self.cache = self.model.new_cache()
         self.lock = threading.RLock()
         self.cost = ForwardCost()
-        self.size_share = _num_weights(self.model) / max(_num_weights(target), 1)  # of the target's
+        # Of the target's:
+        self.size_share = num_weights(self.model.model) / num_weights(target.model)
         tokenizer = target_inputs and target_inputs.tokenizer
         own_tokenizer = settings.inputs and settings.inputs.tokenizer
         self._vocabulary = _vocabulary(self.model, target, own_tokenizer, tokenizer)
         self._alignment: TextAlignment | None = None
         if self._vocabulary is None:
             assert tokenizer is not None and own_tokenizer is not None
-            if settings.draw == "sample":
+            if settings.trees.draws:
                 raise ConfigError(
                     "drafter.draft_model.draw='sample': the draft model has another tokenizer, so "
                     "its q is not over the target's tokens; expected draw='coupled'"
@@ -121,12 +122,6 @@ class BoundDraftModel:
                 for session, tokens in zip(own, texts, strict=True)
             ]
 
-    def free(self, row: int) -> None:
-        """Closes a row of the cache; the last one gives the memory back."""
-        self.cache.close(row)
-        if not self.cache.rows:
-            self.cache.release()
-
     def read_late(self, sessions: Sequence[DraftModelSession]) -> None:
         """Reads what was chosen while nobody asked, all rows together, in chunks."""
         while late := [s for s in sessions if len(s.missing) > CHUNK]:
@@ -138,14 +133,12 @@ class BoundDraftModel:
                 session.num_cached += CHUNK
 
     def _branching(self, session: DraftModelSession, index: int, budget: int) -> Branching:
-        settings = self.settings
         return branching_of(
-            settings,
+            self.settings.trees,
             session,
             index,
             budget=budget,
             cost=self.cost,
-            width=settings.top_k if settings.takes_trees else 1,
             warp=self._warp(session.guide),
             is_coupled=self._alignment is None,
         )
@@ -167,11 +160,12 @@ class BoundDraftModel:
         if growth is None:
             return TokenTree.root(tokens[-1])
         proposal = session.wording.propose(growth, tokens, session.calibration)
-        session.remember(growth, proposal)
+        session.wrote(growth.written.keep(range(growth.num_written)))
+        session.remember(proposal)
         return proposed(
             proposal.tree,
             growth,
-            self.settings,
+            self.settings.trees,
             session,
             budget=budget,
             vocab_size=self._vocab_size,
@@ -189,10 +183,6 @@ class BoundDraftModel:
             "drafter.draft_model.images='caption': neither model can see and has a processor; "
             "expected drafter.draft_model.caption, a text for all images"
         )
-
-
-def _num_weights(target: Target) -> int:
-    return sum(weight.numel() for weight in target.model.parameters())
 
 
 def _vocabulary(

@@ -1,15 +1,17 @@
 """DraftModel: any decoder as a drafter, and how its trees are to grow."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, get_args
 
 from torch import nn
 
-from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.drafters.draft_model.captions import Describe
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
 from mmspec.drafters.draft_model.prompts import ImagePolicy, takes_media
+from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
+from mmspec.drafters.growing.settings import Draw, TreeSettings
 from mmspec.errors import ConfigError, ModelError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
@@ -19,11 +21,11 @@ from mmspec.target.probe import probe
 from mmspec.target.tower import quick_blocks
 
 Images = Literal["auto", "give", "thin", "caption", "omit"]
-Draw = Literal["coupled", "sample"]
 
 _LEAST_CONTEXT = 32  # tokens that the draft model must be able to read
 
-_check = partial(check_setting, "drafter.draft_model")
+_NAME = "drafter.draft_model"
+_check = partial(check_setting, _NAME)
 
 
 class DraftModel:
@@ -66,13 +68,19 @@ class DraftModel:
         "auto" gives them to a model that can see.
         Raises ConfigError for values that make no sense, ModelError for a model that cannot draft.
         """
-        _check("max_depth", max_depth >= 1, max_depth, "at least 1")
-        _check("top_k", top_k >= 1, top_k, "at least 1")
-        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
+        self.trees = TreeSettings.checked(
+            _NAME,
+            max_depth=max_depth,
+            top_k=top_k,
+            min_confidence=min_confidence,
+            branching=branching,
+            cape_thresholds=cape_thresholds,
+            cape_widths=cape_widths,
+            draw=draw,
+            profile=profile,
+        )
         _check("thin_keep", 0 < thin_keep <= 1, thin_keep, "in (0, 1]")
-        _check("draw", draw in get_args(Draw), draw, f"one of {get_args(Draw)}")
         _check("images", images in get_args(Images), images, f"one of {get_args(Images)}")
-        _check("profile", all(n >= 1 for n in profile), list(profile), "children a node, >= 1")
         if isinstance(model, Target):
             self.model, self.takes_trees = model, True
         else:
@@ -81,6 +89,8 @@ class DraftModel:
                 loaded, linears=quick_linears(loaded), blocks=quick_blocks(loaded)
             )
             self.takes_trees = report.shape == "tree"
+            if not self.takes_trees:
+                self.trees = replace(self.trees, width=1)
             if report.shape == "plain":
                 raise ModelError(
                     f"{type(model).__name__} cannot draft: it does not score several tokens as it "
@@ -94,28 +104,16 @@ class DraftModel:
             )
         self.images: ImagePolicy = images if images != "auto" else "give" if sees else "omit"
         self.inputs = processor and InputProcessor(processor, self.model.model.config)
-        self.max_depth = max_depth
-        self.top_k = top_k
-        self.min_confidence = min_confidence
-        self.cape = cape_of(
-            branching,
-            thresholds=cape_thresholds,
-            widths=cape_widths,
-            where="drafter.draft_model",
-        )
-        self.draw = draw
-        self.profile = tuple(profile) or (1,) * max_depth
         self.thin_keep = thin_keep
         self.caption = caption
-        depth = max(max_depth, len(self.profile))
-        context = self.model.max_positions
+        depth, context = self.trees.deepest, self.model.max_positions
         self.num_readable = 2**62 if context is None else context - depth - 1
         if self.num_readable < _LEAST_CONTEXT:
             raise ConfigError(
                 f"drafter.draft_model.max_depth={depth}: the draft model's context holds {context} "
                 f"tokens; expected at least {_LEAST_CONTEXT} beside the tree"
             )
-        if draw == "sample" and not self.takes_trees and max(self.profile) > 1:
+        if self.trees.draws and not self.takes_trees and max(self.trees.profile) > 1:
             raise ConfigError("drafter.draft_model.profile: this draft model takes chains only")
 
     def for_target(self, target: Target, inputs: InputProcessor | None) -> "BoundDraftModel":

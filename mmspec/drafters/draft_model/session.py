@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmspec.calibration import Calibration
-from mmspec.drafters.draft_model.growth import Growth
 from mmspec.drafters.draft_model.prompts import ReadPrompt
-from mmspec.drafters.draft_model.wording import Proposal, Wording
-from mmspec.drafters.walked import held_path, learn_choices
+from mmspec.drafters.draft_model.wording import Wording
+from mmspec.drafters.model_session import ModelSession
+from mmspec.drafters.own_row import OwnRow
+from mmspec.drafters.walked import held_path
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Preparation, Prices, Prompt, Scores, Verdict
+from mmspec.state import Placement, Preparation, Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -21,28 +21,23 @@ CHUNK = 64  # ids caught up with in one forward
 _EXPECTED_TOKENS = 256  # a row opens with room for so many beyond its prompt
 
 
-class DraftModelSession:
+class DraftModelSession(ModelSession["BoundDraftModel"]):
     """The cache holds a prompt and the first `num_cached` of the text's ids, and behind them, not
     committed, what the last proposal wrote. What touches the cache holds the drafter's lock."""
 
     def __init__(
         self, drafter: "BoundDraftModel", prompt: Prompt, wording: Wording, guide: DraftGuide
     ) -> None:
+        super().__init__(drafter, guide)
         self.wording = wording
-        self.guide = guide
-        self.calibration = Calibration()
-        self.prices: Prices | None = None
-        self.num_draws = 0  # from q, over all proposals
-        self.is_closed = False
-        self._drafter = drafter
         self._prompt: Prompt | None = prompt
         self._prompt_ids: list[int] = []  # its text alone: what is read again past the context
+        self._row = OwnRow(drafter.cache, drafter.lock)
         self._placement: Placement | None = None
         self._num_prompt = 0  # tokens of the cache before ids[0]; < 0 where those left
         self._num_seen = 0  # tokens of the target's text at the last proposal
         self.num_cached = 0
         self._written: TokenTree | None = None
-        self._proposal: Proposal | None = None
 
     # The drafter's calls
 
@@ -75,26 +70,8 @@ class DraftModelSession:
             if self.wording.ids:
                 drafter.read_late([self])
 
-    @property
-    def least_s(self) -> float | None:
-        return self._drafter.cost.forward_s
-
-    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
-        return self._drafter.propose_together([self], [tokens], budget)[0]
-
-    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        """The target's choices tell of every child on the way, scored or not."""
-        if self._proposal is None:
-            return
-        proposal, self._proposal = self._proposal, None
-        learn_choices(self.calibration, proposal.tree, proposal.buckets, verdict.tokens)
-
     def close(self) -> None:
-        with self._drafter.lock:
-            self.is_closed = True
-            if self._placement is not None:
-                self._drafter.free(self._placement.row)
-                self._placement = None
+        self._row.close()
 
     # A proposal, step by step
 
@@ -132,10 +109,9 @@ class DraftModelSession:
         if not self._fits:
             self._begin_again()
 
-    def remember(self, growth: Growth, proposal: Proposal) -> None:
-        """What a proposal wrote and what it said."""
-        self._written = growth.written.keep(range(growth.num_written))
-        self._proposal = proposal
+    def wrote(self, written: TokenTree) -> None:
+        """What was written behind the text for a proposal."""
+        self._written = written
 
     @property
     def _cache(self) -> KVCache:
@@ -146,18 +122,13 @@ class DraftModelSession:
         return self._drafter.model
 
     def _prefill(self, read: ReadPrompt) -> None:
-        assert not self.is_closed, "the session is closed"
         self._prompt = None
         self._prompt_ids = read.text_ids
         if read.prompt.num_tokens > self._drafter.num_readable:
             newest = read.text_ids[-(self._drafter.num_readable // 2) :]
             read = ReadPrompt.of_text(newest)
-        row = self._cache.open(read.prompt.num_tokens + _EXPECTED_TOKENS)
-        try:
-            prefill = self._model.prefill(read.prompt, self._cache, row, keep=read.keep)
-        except Exception:
-            self._drafter.free(row)
-            raise
+        row = self._row.open(read.prompt.num_tokens + _EXPECTED_TOKENS)
+        prefill = self._model.prefill(read.prompt, self._cache, row, keep=read.keep)
         self._placement = prefill.placement
         self._num_prompt = self._cache.length(row)
 

@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 
 from mmspec.calibration import Calibration
-from mmspec.drafters.draft_model.wording import Proposal
+from mmspec.drafters.proposal import Proposal
 from mmspec.tree import TokenTree
 
 _LEVELS = 8  # of belief, told apart by the calibration

@@ -1,21 +1,13 @@
 """A request's text in the draft model's ids, and its trees in the target's."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from mmspec.calibration import Calibration
-from mmspec.drafters.draft_model.growth import Growth
 from mmspec.drafters.draft_model.vocabulary import SharedVocabulary
-from mmspec.tree import TokenTree
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A tree for the target, and what counts as alike of its nodes."""
-
-    tree: TokenTree
-    buckets: tuple[Hashable, ...]  # (nodes,)
+from mmspec.drafters.growing.growth import Growth
+from mmspec.drafters.proposal import Proposal
 
 
 class Wording(Protocol):

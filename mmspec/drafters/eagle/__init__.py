@@ -7,8 +7,8 @@
 4. `session`     one request: the features it has not read yet, its row of the heads' cache
 """
 
-from mmspec.drafters.eagle.config import EagleConfig
+from mmspec.drafters.eagle.config import EagleHeadConfig
 from mmspec.drafters.eagle.module import EagleHead
 from mmspec.drafters.eagle.settings import Eagle
 
-__all__ = ["Eagle", "EagleConfig", "EagleHead"]
+__all__ = ["Eagle", "EagleHead", "EagleHeadConfig"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmspec.drafters.eagle.config import EagleConfig
+from mmspec.drafters.eagle.config import EagleHeadConfig
 from mmspec.drafters.eagle.module import EagleHead
 from mmspec.drafters.heads.folder import HeadFolder, take
 from mmspec.errors import ConfigError
@@ -34,7 +34,7 @@ def load(folder: str | Path, *, revision: str | None = None) -> EagleHead:
     found = HeadFolder.read(folder, revision=revision)
     who = str(folder)
     tensors = _named(found.tensors)
-    config = EagleConfig.read(found.config, tensors.keys(), who=who)
+    config = EagleHeadConfig.read(found.config, tensors.keys(), who=who)
     with torch.device("meta"):
         head = EagleHead(config)
     expected = head.state_dict()
@@ -83,7 +83,7 @@ def _as_published(name: str) -> str:
 
 
 def _vocabulary(
-    tensors: Mapping[str, Tensor], config: EagleConfig, *, who: str
+    tensors: Mapping[str, Tensor], config: EagleHeadConfig, *, who: str
 ) -> dict[str, Tensor]:
     """d2t and t2d, either of which says the other; neither is needed where nothing is left out."""
     size, vocab_size = config.draft_vocab_size, config.block.vocab_size

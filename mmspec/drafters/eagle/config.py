@@ -1,4 +1,4 @@
-"""EagleConfig: what kind of an EAGLE head a folder holds."""
+"""EagleHeadConfig: what kind of an EAGLE head a folder holds."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ _OWN_NORM = "input_layernorm.weight"
 
 
 @dataclass(frozen=True)
-class EagleConfig:
+class EagleHeadConfig:
     """One head. EAGLE-2 is EAGLE-1 with another tree: there is no difference in the head."""
 
     version: Literal[1, 3]
@@ -34,7 +34,7 @@ class EagleConfig:
     has_fc: bool = True  # EAGLE-3: False where it reads the target's last state alone
 
     @staticmethod
-    def read(given: Mapping[str, Any], names: Collection[str], *, who: str) -> "EagleConfig":
+    def read(given: Mapping[str, Any], names: Collection[str], *, who: str) -> "EagleHeadConfig":
         """Of a config.json: SafeAILab's, SpecForge's, or vLLM's speculators format. `names` are
         those of the tensors, in `checkpoint`'s own naming: they say what a file of either kind
         leaves out. Raises ConfigError for what is no EAGLE head."""
@@ -54,7 +54,7 @@ class EagleConfig:
             mlp_bias=f"{first}mlp.gate_proj.bias" in names,
             qk_norm=f"{first}self_attn.q_norm.weight" in names,
         )
-        config = EagleConfig(
+        config = EagleHeadConfig(
             version=1,
             block=block,
             draft_vocab_size=block.vocab_size,

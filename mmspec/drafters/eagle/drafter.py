@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.draft_model.chosen import branching_of, proposed
-from mmspec.drafters.draft_model.growth import Growth, grow
 from mmspec.drafters.eagle.bound_head import BoundHead
 from mmspec.drafters.eagle.session import EagleSession
-from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.forwards import ForwardCost, num_weights
+from mmspec.drafters.growing.chosen import branching_of, proposed
+from mmspec.drafters.growing.growth import Growth, grow
 from mmspec.drafters.heads import FeatureScorer, HeadGraphs, read_text
+from mmspec.drafters.proposal import Proposal
 from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Prompt, Taps
@@ -34,15 +35,14 @@ class BoundEagle:
         self.settings = settings
         self.head = BoundHead(settings.head, target, dtype=settings.dtype)
         self.taps = Taps(frozenset(self.head.taps), whole_prompt=True)
-        self.draws = settings.draw == "sample"
+        self.draws = settings.trees.draws
         self.graphs = _graphs(self.head, target)
         pool = None if self.graphs is None else BufferPool()  # what was recorded stays where it is
         self.cache = KVCache(self.head.num_layers, pool=pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
         self.window = settings.window
-        weights = sum(weight.numel() for weight in target.model.parameters())
-        self.size_share = self.head.num_weights / max(weights, 1)  # of the target's
+        self.size_share = self.head.num_weights / num_weights(target.model)  # of the target's
         self._vocab_size = target.vocab_size
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> EagleSession:
@@ -61,12 +61,7 @@ class BoundEagle:
                 session.catch_up(tokens)
                 chain, features = session.take(tokens)
                 branching = branching_of(
-                    self.settings,
-                    session,
-                    len(tokens) - 1,
-                    budget=budget,
-                    cost=self.cost,
-                    width=self.settings.top_k,
+                    self.settings.trees, session, len(tokens) - 1, budget=budget, cost=self.cost
                 )
                 growths.append(Growth(session.placement, chain, branching, self.name))
                 beside.append(features)
@@ -92,17 +87,11 @@ class BoundEagle:
         """Commits tokens beside the joined `features`, behind what the row holds."""
         read_text(self.head, self.cache, placement, ids, self.head.project(features))
 
-    def free(self, row: int) -> None:
-        """Closes a row of the cache; the last one gives the memory back."""
-        self.cache.close(row)
-        if not self.cache.rows:
-            self.cache.release()
-
     def _proposed(self, session: EagleSession, growth: Growth, budget: int) -> TokenTree:
         tree = growth.tree
-        session.remember(tree, growth.buckets)
+        session.remember(Proposal(tree, tuple(growth.buckets)))
         return proposed(
-            tree, growth, self.settings, session, budget=budget, vocab_size=self._vocab_size
+            tree, growth, self.settings.trees, session, budget=budget, vocab_size=self._vocab_size
         )
 
 

@@ -9,7 +9,7 @@ A feature is the target's state one token back: token t stands beside what the t
 import torch
 from torch import Tensor, nn
 
-from mmspec.drafters.eagle.config import EagleConfig
+from mmspec.drafters.eagle.config import EagleHeadConfig
 from mmspec.drafters.heads import (
     Attend,
     BlockConfig,
@@ -30,7 +30,7 @@ class EagleHead(nn.Module):
     d2t: Tensor
     t2d: Tensor
 
-    def __init__(self, config: EagleConfig) -> None:
+    def __init__(self, config: EagleHeadConfig) -> None:
         super().__init__()
         self.config = config
         block = config.block

@@ -1,15 +1,15 @@
 """One request's drafting: the features that the head has not read, and its row of the cache."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mmspec.calibration import Calibration
-from mmspec.drafters.walked import learn_choices
+from mmspec.drafters.model_session import ModelSession
+from mmspec.drafters.own_row import OwnRow
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Prefill, Preparation, Prices, Scores, Verdict
+from mmspec.state import Placement, Prefill, Preparation, Scores, Verdict
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -21,7 +21,7 @@ _READ_TOKENS = 1024  # in one forward
 _ROOM = 256  # a row opens with room for so many tokens beyond those that it reads first
 
 
-class EagleSession:
+class EagleSession(ModelSession["BoundEagle"]):
     """The token at index t is read beside the target's feature of the token before it, whose
     position it has: the pair at position t - 1. The row holds the pairs from position `_first` on,
     as many as are committed; behind them come those whose features wait in `_features`.
@@ -34,18 +34,12 @@ class EagleSession:
         self, drafter: "BoundEagle", num_tokens: int, prefill: Prefill, guide: DraftGuide
     ) -> None:
         """`num_tokens` of the prompt."""
-        self.guide = guide
-        self.calibration = Calibration()
-        self.prices: Prices | None = None
-        self.num_draws = 0  # from q, over all proposals
-        self._drafter = drafter
-        self._is_closed = False
-        self._row: int | None = None
+        super().__init__(drafter, guide)
+        self._row = OwnRow(drafter.cache, drafter.lock)
         self._first = 0
         self._features: list[Tensor] = []  # joined, (tokens, taps * hidden) each
         self._num_waiting = 0
         self._num_known = num_tokens  # tokens of the text whose features are, or were, known
-        self._proposal: tuple[TokenTree, Sequence[Hashable]] | None = None
         hidden = {tap: prefill.hidden[tap][-drafter.window :] for tap in drafter.head.taps}
         self._wait(drafter.head.joined(hidden))
 
@@ -53,7 +47,7 @@ class EagleSession:
 
     def preparation(self, num_tokens: int) -> Preparation | None:
         """Reading the prompt, or what was chosen while nobody asked."""
-        if self._row is not None and self._num_waiting <= CHUNK:
+        if self._row.is_open and self._num_waiting <= CHUNK:
             return None
         return Preparation(tokens=self._drafter.size_share * self._num_waiting)
 
@@ -61,51 +55,37 @@ class EagleSession:
         with self._drafter.lock:
             self.catch_up(tokens)
 
-    @property
-    def least_s(self) -> float | None:
-        return self._drafter.cost.forward_s
-
-    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
-        return self._drafter.propose_together([self], [tokens], budget)[0]
-
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        """The accepted path's features wait until they are asked for; the target's choices tell of
-        every child on the way, scored or not."""
+        """The accepted path's features wait until they are asked for."""
+        super().observe(tree, verdict, scores)
         path = verdict.path
         self._wait(self._drafter.head.joined(_along(path, scores.hidden)))
         self._num_known += len(path)
-        if self._proposal is not None:
-            (own, buckets), self._proposal = self._proposal, None
-            learn_choices(self.calibration, own, buckets, verdict.tokens)
 
     def close(self) -> None:
-        with self._drafter.lock:
-            self._is_closed = True
-            self._features.clear()
-            if self._row is not None:
-                self._drafter.free(self._row)
-                self._row = None
+        self._features.clear()
+        self._row.close()
 
     # A proposal, step by step
 
     @property
     def placement(self) -> Placement:
-        assert self._row is not None, "nothing was read"
-        return Placement(self._row, (self._first,))
+        return Placement(self._row.number, (self._first,))
 
     def catch_up(self, tokens: Sequence[int]) -> None:
         """Reads all but the newest pairs, and drops the oldest ones beyond the window."""
-        assert not self._is_closed, "the session is closed"
         assert self._num_known == len(tokens) - 1, "the text is not what was observed"
         drafter, cache = self._drafter, self._drafter.cache
         if self._num_waiting > drafter.window:
             self._keep_newest()
         start = self._num_known - self._num_waiting  # of the first pair that waits
-        if self._row is None:
-            self._row, self._first = cache.open(self._num_waiting + _ROOM), start
-        held = cache.length(self._row)
+        if not self._row.is_open:
+            self._row.open(self._num_waiting + _ROOM)
+            self._first = start
+        row = self._row.number
+        held = cache.length(row)
         if self._first + held != start:  # what lay between was dropped
-            cache.truncate(self._row, 0)
+            cache.truncate(row, 0)
             self._first = start
         elif held + self._num_waiting > drafter.window:
             self._forget(held)
@@ -117,10 +97,6 @@ class EagleSession:
         features = self._joined()
         self._features, self._num_waiting = [], 0
         return tokens[-features.shape[0] :], features
-
-    def remember(self, tree: TokenTree, buckets: Sequence[Hashable]) -> None:
-        """What was proposed."""
-        self._proposal = tree, tuple(buckets)
 
     def _wait(self, features: Tensor) -> None:
         self._features.append(features)
@@ -153,13 +129,12 @@ class EagleSession:
     def _forget(self, held: int) -> None:
         """The newer half of the window stays. Keys are rotated by where they stood, which is what
         counts; so that they are moved, and not computed again."""
-        assert self._row is not None
-        cache, room = self._drafter.cache, self._drafter.window // 2
+        row, cache, room = self._row.number, self._drafter.cache, self._drafter.window // 2
         kept = min(max(room - self._num_waiting, 0), held)
-        segment = cache.read(self._row, held - kept, held)
-        cache.truncate(self._row, 0)
+        segment = cache.read(row, held - kept, held)
+        cache.truncate(row, 0)
         if kept:
-            cache.append(self._row, segment, count=kept)
+            cache.append(row, segment, count=kept)
         self._first += held - kept
 
 

@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
-from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.drafters.eagle import checkpoint
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.eagle.module import EagleHead
+from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
+from mmspec.drafters.growing.settings import Draw, TreeSettings
 from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 
-Draw = Literal["coupled", "sample"]
 _NAME = "drafter.eagle"
 _check = partial(check_setting, _NAME)
 _DTYPES = {"auto": None, "float64": torch.float64, "float32": torch.float32,
@@ -57,22 +56,22 @@ class Eagle:
         Raises ConfigError for values that make no sense, ModelError for a folder without a head.
         """
         _check("dtype", dtype in _DTYPES, dtype, f"one of {', '.join(_DTYPES)}")
-        _check("max_depth", max_depth >= 1, max_depth, "at least 1")
-        _check("top_k", top_k >= 1, top_k, "at least 1")
-        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
-        _check("draw", draw in get_args(Draw), draw, f"one of {get_args(Draw)}")
-        _check("profile", all(n >= 1 for n in profile), list(profile), "children a node, >= 1")
+        self.trees = TreeSettings.checked(
+            _NAME,
+            max_depth=max_depth,
+            top_k=top_k,
+            min_confidence=min_confidence,
+            branching=branching,
+            cape_thresholds=cape_thresholds,
+            cape_widths=cape_widths,
+            draw=draw,
+            profile=profile,
+        )
         _check("window", window >= _LEAST_WINDOW, window, f"at least {_LEAST_WINDOW} tokens")
         if not isinstance(head, EagleHead):
             head = checkpoint.load(head, revision=revision)
         self.head = head
         self.dtype = _DTYPES[dtype]
-        self.max_depth = max_depth
-        self.top_k = top_k
-        self.min_confidence = min_confidence
-        self.cape = cape_of(branching, thresholds=cape_thresholds, widths=cape_widths, where=_NAME)
-        self.draw = draw
-        self.profile = tuple(profile) or (1,) * max_depth
         self.window = window
 
     def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundEagle:

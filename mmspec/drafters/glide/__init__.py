@@ -10,10 +10,10 @@
 """
 
 from mmspec.drafters.glide.checkpoint import load, save
-from mmspec.drafters.glide.config import GlideConfig
+from mmspec.drafters.glide.config import GlideHeadConfig
 from mmspec.drafters.glide.drafter import BoundGlide
 from mmspec.drafters.glide.module import GlideHead
 from mmspec.drafters.glide.rope import CrossRope
 from mmspec.drafters.glide.settings import Glide
 
-__all__ = ["BoundGlide", "CrossRope", "Glide", "GlideConfig", "GlideHead", "load", "save"]
+__all__ = ["BoundGlide", "CrossRope", "Glide", "GlideHead", "GlideHeadConfig", "load", "save"]

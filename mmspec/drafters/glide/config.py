@@ -1,4 +1,4 @@
-"""GlideConfig: the shape of a head, and what of the target it looks at."""
+"""GlideHeadConfig: the shape of a head, and what of the target it looks at."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _BLOCK = 5
 
 
 @dataclass(frozen=True)
-class GlideConfig:
+class GlideHeadConfig:
     """Decoder layers that look at the target's KV (GliDe, arXiv 2402.02082 section 3.1)."""
 
     block: BlockConfig  # its own layers
@@ -33,14 +33,14 @@ class GlideConfig:
     @staticmethod
     def of_target(
         target: "Target", *, num_layers: int = 1, target_layer: int = -1
-    ) -> "GlideConfig":
+    ) -> "GlideHeadConfig":
         """A new head for a target: layers as wide as the target's own, with its embedding and
         lm_head, all of which see the KV of `target_layer`. Raises ConfigError for a layer without
         keys."""
         text = target.model.config.get_text_config(decoder=True)
         kept, index = layer_kv(target, target_layer), target_layer % text.num_hidden_layers
         heads: int = text.num_attention_heads
-        return GlideConfig(
+        return GlideHeadConfig(
             block=BlockConfig.of_target(text, num_layers=num_layers),
             num_target_heads=heads if heads % kept.kv_heads == 0 else kept.kv_heads,
             target_head_dim=kept.key_dim,
@@ -50,7 +50,7 @@ class GlideConfig:
         )
 
     @staticmethod
-    def read(given: Mapping[str, Any], *, who: str) -> "GlideConfig":
+    def read(given: Mapping[str, Any], *, who: str) -> "GlideHeadConfig":
         """Of a config.json, ours or a published one. Raises ConfigError for one that lacks a
         size."""
         block = BlockConfig.read(given, who=who)
@@ -64,7 +64,7 @@ class GlideConfig:
         size = size or (hidden or 0) // heads
         layers = given.get("target_layers")
         cross = given.get("cross_rope")
-        return GlideConfig(
+        return GlideHeadConfig(
             block=block,
             num_target_heads=heads,
             target_head_dim=size,

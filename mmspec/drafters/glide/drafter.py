@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.draft_model.chosen import branching_of, proposed
-from mmspec.drafters.draft_model.growth import Growth, grow
-from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.glide.layer_kv import layer_kv
 from mmspec.drafters.glide.module import GlideHead
 from mmspec.drafters.glide.scoring import GlideScorer, HeadForTarget
 from mmspec.drafters.glide.session import FEW, GlideSession
+from mmspec.drafters.growing.chosen import branching_of, proposed
+from mmspec.drafters.growing.growth import Growth, grow
 from mmspec.drafters.heads import TargetEnds
+from mmspec.drafters.proposal import Proposal
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
@@ -37,7 +38,7 @@ class BoundGlide:
     def __init__(self, settings: "Glide", head: GlideHead, target: Target) -> None:
         """Raises ConfigError for a head of another target."""
         self.settings = settings
-        self.draws = settings.draw == "sample"
+        self.draws = settings.trees.draws
         ends = TargetEnds(target)
         check_fits(head, target, ends)
         weight = next(head.parameters())
@@ -47,13 +48,13 @@ class BoundGlide:
         self.cache = KVCache(head.config.block.num_layers)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
-        deepest = max(settings.max_depth, len(settings.profile))
-        self.num_readable = max(head.config.block.max_positions - deepest, _LEAST_READABLE)
+        context = head.config.block.max_positions
+        self.num_readable = max(context - settings.trees.deepest, _LEAST_READABLE)
         self.num_read = min(settings.prompt_tokens, self.num_readable // 2)
         *lower, last = head.model.blocks
         read = [*(w for layer in lower for w in layer.parameters()), *last.self_attn.parameters()]
-        whole = sum(weight.numel() for weight in target.model.parameters())
-        self.read_share = sum(weight.numel() for weight in read) / max(whole, 1)  # of the target's
+        read_weights = sum(weight.numel() for weight in read)
+        self.read_share = read_weights / num_weights(target.model)  # of the target's
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> GlideSession:
         assert prefill.cache is not None, "the prefill does not say where the row's keys are"
@@ -73,12 +74,7 @@ class BoundGlide:
                     session.placement,
                     session.missing,
                     branching_of(
-                        self.settings,
-                        session,
-                        len(tokens) - 1,
-                        budget=budget,
-                        cost=self.cost,
-                        width=self.settings.top_k,
+                        self.settings.trees, session, len(tokens) - 1, budget=budget, cost=self.cost
                     ),
                     self.name,
                 )
@@ -95,12 +91,6 @@ class BoundGlide:
                 self._proposed(session, growth, tokens, budget)
                 for session, growth, tokens in zip(own, growths, texts, strict=True)
             ]
-
-    def free(self, row: int) -> None:
-        """Closes a row of the cache; the last one gives the memory back."""
-        self.cache.close(row)
-        if not self.cache.rows:
-            self.cache.release()
 
     def read_late(self, sessions: Sequence[GlideSession]) -> None:
         """Reads the prompts' ends, and what was chosen while nobody asked, all rows together, in
@@ -125,11 +115,15 @@ class BoundGlide:
         if not budget:
             return TokenTree.root(tokens[-1])
         tree = growth.tree
-        session.remember(
-            tree, growth.buckets, written=growth.written.keep(range(growth.num_written))
-        )
+        session.wrote(growth.written.keep(range(growth.num_written)))
+        session.remember(Proposal(tree, tuple(growth.buckets)))
         return proposed(
-            tree, growth, self.settings, session, budget=budget, vocab_size=self.head.vocab_size
+            tree,
+            growth,
+            self.settings.trees,
+            session,
+            budget=budget,
+            vocab_size=self.head.vocab_size,
         )
 
 

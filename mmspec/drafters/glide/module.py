@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmspec.drafters.glide.config import GlideConfig
+from mmspec.drafters.glide.config import GlideHeadConfig
 from mmspec.drafters.glide.glimpse import Glimpse, WholeGlimpse, block_borders
 from mmspec.drafters.heads import (
     Attend,
@@ -22,7 +22,7 @@ class CrossAttention(nn.Module):
     """Queries of the head's over the target's keys and values, which are taken as they lie: there
     is nothing to project but the query and what comes of it."""
 
-    def __init__(self, config: GlideConfig) -> None:
+    def __init__(self, config: GlideHeadConfig) -> None:
         super().__init__()
         heads, hidden = config.num_target_heads, config.block.hidden_size
         self.q_proj = nn.Linear(hidden, heads * config.target_head_dim, bias=False)
@@ -48,7 +48,7 @@ class GlideBlock(nn.Module):
     """Self-attention, cross-attention and MLP, each added to its input (arXiv 2402.02082 section
     3.1). Published heads have no norm before the cross-attention."""
 
-    def __init__(self, config: GlideConfig, *, layer: int) -> None:
+    def __init__(self, config: GlideHeadConfig, *, layer: int) -> None:
         """`layer`: its number in the head's own cache."""
         super().__init__()
         block = config.block
@@ -88,7 +88,7 @@ class GlideBlock(nn.Module):
 class GlideDecoder(nn.Module):
     """The layers between the two ends."""
 
-    def __init__(self, config: GlideConfig) -> None:
+    def __init__(self, config: GlideHeadConfig) -> None:
         super().__init__()
         block = config.block
         if config.owns_ends:
@@ -141,7 +141,7 @@ class GlideHead(nn.Module):
     """What is trained and stored. Where it does not own them, its embedding and lm_head are the
     target's."""
 
-    def __init__(self, config: GlideConfig) -> None:
+    def __init__(self, config: GlideHeadConfig) -> None:
         super().__init__()
         self.config = config
         self.model = GlideDecoder(config)

@@ -1,14 +1,15 @@
 """One request's drafting by a GliDe head: its row of the head's own cache, and what that holds."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmspec.calibration import Calibration
 from mmspec.drafters.glide.scoring import Sight
-from mmspec.drafters.walked import held_path, learn_choices
+from mmspec.drafters.model_session import ModelSession
+from mmspec.drafters.own_row import OwnRow
+from mmspec.drafters.walked import held_path
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Preparation, Prices, Scores, Verdict
+from mmspec.state import Placement, Preparation
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ FEW = 32  # tokens that a proposal reads by the way; more are read before it
 _EXPECTED_TOKENS = 256  # a row opens with room for so many beyond what it reads first
 
 
-class GlideSession:
+class GlideSession(ModelSession["BoundGlide"]):
     """The head's cache holds the text's tokens from `first` on, `num_cached` of them, and behind
     them, not committed, what the last proposal wrote. Of what stands before `first`, and of images,
     the target's KV tells. What touches the cache holds the drafter's lock."""
@@ -32,20 +33,14 @@ class GlideSession:
         guide: DraftGuide,
     ) -> None:
         """`placement` is the row's in the target's cache."""
+        super().__init__(drafter, guide)
         self.target_cache = target_cache
-        self.guide = guide
-        self.calibration = Calibration()
-        self.prices: Prices | None = None
-        self.num_draws = 0  # from q, over all proposals
-        self.is_closed = False
         self.first = max(num_prompt - drafter.num_read, 0)
         self.num_cached = 0
         self.missing: list[int] = []  # tokens whose keys are not in the cache: node 0, and others
-        self._drafter = drafter
         self._target = placement
-        self._row: int | None = None
+        self._row = OwnRow(drafter.cache, drafter.lock)
         self._written: TokenTree | None = None
-        self._proposal: tuple[TokenTree, Sequence[Hashable]] | None = None
 
     # The drafter's calls
 
@@ -53,7 +48,7 @@ class GlideSession:
         """Reading the prompt's end; later what was chosen while nobody asked."""
         drafter = self._drafter
         late = num_tokens - self.first - self.num_cached
-        if self._row is not None and late <= FEW:
+        if self._row.is_open and late <= FEW:
             return None
         late = min(late, drafter.num_readable)
         return Preparation(tokens=drafter.read_share * late, lasts_tokens=drafter.num_readable / 2)
@@ -63,34 +58,15 @@ class GlideSession:
             self.catch_up(tokens)
             self._drafter.read_late([self])
 
-    @property
-    def least_s(self) -> float | None:
-        return self._drafter.cost.forward_s
-
-    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
-        return self._drafter.propose_together([self], [tokens], budget)[0]
-
-    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        """The target's choices tell of every child on the way, scored or not."""
-        if self._proposal is None:
-            return
-        (own, buckets), self._proposal = self._proposal, None
-        learn_choices(self.calibration, own, buckets, verdict.tokens)
-
     def close(self) -> None:
-        with self._drafter.lock:
-            self.is_closed = True
-            if self._row is not None:
-                self._drafter.free(self._row)
-                self._row = None
+        self._row.close()
 
     # A proposal, step by step
 
     @property
     def placement(self) -> Placement:
         """In the head's own cache."""
-        assert self._row is not None, "nothing was read"
-        return Placement(self._row, (self.first,))
+        return Placement(self._row.number, (self.first,))
 
     @property
     def sight(self) -> Sight:
@@ -100,11 +76,9 @@ class GlideSession:
 
     def catch_up(self, tokens: Sequence[int]) -> None:
         """Keeps what the target took of the last proposal, drops the rest."""
-        assert not self.is_closed, "the session is closed"
         assert self.sight.committed == len(tokens) - 1, "the target's cache is not the text's"
-        own = self._drafter.cache
-        if self._row is None:
-            self._row = own.open(len(tokens) - self.first + _EXPECTED_TOKENS)
+        if not self._row.is_open:
+            self._row.open(len(tokens) - self.first + _EXPECTED_TOKENS)
         self.missing = list(tokens[self.first + self.num_cached :])
         written, self._written = self._written, None
         if written is not None:
@@ -119,10 +93,9 @@ class GlideSession:
         self.num_cached += len(path)
         del self.missing[: len(path)]
 
-    def remember(self, tree: TokenTree, buckets: Sequence[Hashable], *, written: TokenTree) -> None:
-        """What was proposed, and what was written for it."""
+    def wrote(self, written: TokenTree) -> None:
+        """What was written behind the text for a proposal."""
         self._written = written
-        self._proposal = tree, tuple(buckets)
 
     def _begin_again(self, tokens: Sequence[int]) -> None:
         """Past the texts that the head was trained on its oldest tokens leave: the newest half is

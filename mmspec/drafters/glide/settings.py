@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
-from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
 from mmspec.drafters.glide.checkpoint import load
 from mmspec.drafters.glide.drafter import BoundGlide
 from mmspec.drafters.glide.module import GlideHead
+from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
+from mmspec.drafters.growing.settings import Draw, TreeSettings
 from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
-
-Draw = Literal["coupled", "sample"]
 
 _NAME = "drafter.glide"
 _check = partial(check_setting, _NAME)
@@ -51,19 +49,19 @@ class Glide:
         Raises ConfigError for values that make no sense, and as `checkpoint.load` does.
         """
         _check("prompt_tokens", prompt_tokens >= 1, prompt_tokens, "at least 1")
-        _check("max_depth", max_depth >= 1, max_depth, "at least 1")
-        _check("top_k", top_k >= 1, top_k, "at least 1")
-        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
-        _check("draw", draw in get_args(Draw), draw, f"one of {get_args(Draw)}")
-        _check("profile", all(n >= 1 for n in profile), list(profile), "children a node, >= 1")
-        self.cape = cape_of(branching, thresholds=cape_thresholds, widths=cape_widths, where=_NAME)
+        self.trees = TreeSettings.checked(
+            _NAME,
+            max_depth=max_depth,
+            top_k=top_k,
+            min_confidence=min_confidence,
+            branching=branching,
+            cape_thresholds=cape_thresholds,
+            cape_widths=cape_widths,
+            draw=draw,
+            profile=profile,
+        )
         self.head = head if isinstance(head, GlideHead) else load(head, revision=revision)
         self.prompt_tokens = prompt_tokens
-        self.max_depth = max_depth
-        self.top_k = top_k
-        self.min_confidence = min_confidence
-        self.draw = draw
-        self.profile = tuple(profile) or (1,) * max_depth
 
     def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundGlide:
         """The drafter of one target. Raises ConfigError for a head that was made for another."""

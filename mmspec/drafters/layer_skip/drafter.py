@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.draft_model.chosen import best_of, pruned
-from mmspec.drafters.draft_model.growth import Growth, grow
 from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.growing.chosen import branching_of, proposed
+from mmspec.drafters.growing.growth import Growth, grow
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
+from mmspec.drafters.proposal import Proposal
 from mmspec.errors import ConfigError
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
@@ -77,13 +78,12 @@ class BoundLayerSkip:
             assert held == len(tokens) - 1, "the cache is not the text's"
             session.num_untried += 1
             depth = self._depth(tokens, budget)
-            branching = best_of(
-                self.settings,
+            branching = branching_of(
+                self.settings.trees,
                 session,
                 len(tokens) - 1,
                 budget=budget,
                 cost=self.cost,
-                width=1,
                 max_depth=depth,
             )
             growth = Growth(session.placement, tokens[-1:], branching, self.name)
@@ -152,9 +152,10 @@ class BoundLayerSkip:
         """Levels of a tree within the target's context."""
         context = self.model.max_positions
         room = budget if context is None else context - len(tokens)
-        return min(self.settings.max_depth, budget, room)
+        return min(self.settings.trees.max_depth, budget, room)
 
     def _proposed(self, session: LayerSkipSession, growth: Growth, budget: int) -> TokenTree:
-        tree = growth.tree
-        session.remember(tree, growth.buckets, self.skipped)
-        return pruned(tree, self.settings, budget)
+        tree, trees = growth.tree, self.settings.trees
+        session.remember(Proposal(tree, tuple(growth.buckets)))
+        vocab_size = self.model.vocab_size
+        return proposed(tree, growth, trees, session, budget=budget, vocab_size=vocab_size)

@@ -1,28 +1,21 @@
 """One request's drafting with layers left out."""
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmspec.calibration import Calibration
-from mmspec.drafters.walked import learn_choices, walked
+from mmspec.drafters.model_session import ModelSession
+from mmspec.drafters.proposal import Proposal
+from mmspec.drafters.walked import walked
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Preparation, Prices, Prompt, Scores, Verdict
+from mmspec.state import Placement, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
     from mmspec.drafters.layer_skip.drafter import BoundLayerSkip
 
 
-@dataclass(frozen=True)
-class _Proposal:
-    tree: TokenTree
-    buckets: tuple[Hashable, ...]  # (nodes,) what counts as alike
-    skipped: frozenset[int]
-
-
-class LayerSkipSession:
+class LayerSkipSession(ModelSession["BoundLayerSkip"]):
     """What was learnt of the request. Its keys are the target's."""
 
     def __init__(
@@ -33,16 +26,13 @@ class LayerSkipSession:
         cache: KVCache,
         guide: DraftGuide,
     ) -> None:
+        super().__init__(drafter, guide)
         self.placement = placement
         self.cache = cache
-        self.guide = guide
-        self.calibration = Calibration()
-        self.prices: Prices | None = None
         self.text: list[int] = prompt.token_ids.tolist()  # as far as it was told
         self.num_untried = 0  # proposals since the last trial
         self._num_prompt = prompt.num_tokens
-        self._drafter = drafter
-        self._proposal: _Proposal | None = None
+        self._skipped: frozenset[int] = frozenset()  # by the newest proposal
 
     @property
     def num_told(self) -> int:
@@ -58,34 +48,21 @@ class LayerSkipSession:
     def prepare(self, tokens: Sequence[int]) -> None:
         self._drafter.try_out(self)
 
-    @property
-    def least_s(self) -> float | None:
-        return self._drafter.cost.forward_s
-
-    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
-        return self._drafter.propose_together([self], [tokens], budget)[0]
-
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        """The target's choices tell of every child on the way, scored or not."""
         if not self.num_told:
             self.text.append(tree.tokens[0])  # the prompt's last logits chose it
         self.text += verdict.tokens
-        proposal, self._proposal = self._proposal, None
+        proposal = self._proposal
+        super().observe(tree, verdict, scores)
         if proposal is None:
             return
         own, matched, tested = proposal.tree, 0, 0
-        learn_choices(self.calibration, own, proposal.buckets, verdict.tokens)
         for node, token in walked(own, verdict.tokens):
             children = own.children(node)
             tested += bool(children)
             matched += bool(children) and own.tokens[children[0]] == token
-        self._drafter.observed(proposal.skipped, matched, tested)
+        self._drafter.observed(self._skipped, matched, tested)
 
-    def close(self) -> None:
-        """The row's keys are the decode loop's to free."""
-
-    def remember(
-        self, tree: TokenTree, buckets: Sequence[Hashable], skipped: frozenset[int]
-    ) -> None:
-        """What was proposed, and by which layers."""
-        self._proposal = _Proposal(tree, tuple(buckets), skipped)
+    def remember(self, proposal: Proposal) -> None:
+        self._skipped = self._drafter.skipped
+        super().remember(proposal)

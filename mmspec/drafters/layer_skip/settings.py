@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
-from mmspec.drafters.draft_model.cape import THRESHOLDS, WIDTHS, BranchingName, cape_of
+from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
+from mmspec.drafters.growing.settings import TreeSettings
 from mmspec.drafters.layer_skip.drafter import BoundLayerSkip
 from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
@@ -50,17 +51,20 @@ class LayerSkip:
         """
         _check("skip", 0 < skip < 1, skip, "in (0, 1)")
         _check("layers", all(n >= 0 for n in layers), list(layers), "indices of layers, from 0")
-        _check("max_depth", max_depth >= 1, max_depth, "at least 1")
-        _check("top_k", top_k >= 1, top_k, "at least 1")
-        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
+        self.trees = TreeSettings.checked(
+            _NAME,
+            max_depth=max_depth,
+            top_k=top_k,
+            width=1,
+            min_confidence=min_confidence,
+            branching=branching,
+            cape_thresholds=cape_thresholds,
+            cape_widths=cape_widths,
+        )
         _check("trials", trials >= 0, trials, "0 (an even choice stays) or more")
         self.skip = skip
         self.layers = tuple(layers)
         self.weights = check_weights(weights, f"{_NAME}.weights")
-        self.max_depth = max_depth
-        self.top_k = top_k
-        self.min_confidence = min_confidence
-        self.cape = cape_of(branching, thresholds=cape_thresholds, widths=cape_widths, where=_NAME)
         _check("trial_tokens", trial_tokens >= 1, trial_tokens, "at least 1")
         _check("trial_every", trial_every >= 1, trial_every, "at least 1")
         self.trials = trials

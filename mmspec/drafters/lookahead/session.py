@@ -10,10 +10,10 @@ from torch import Tensor
 from mmspec.calibration import Calibration
 from mmspec.drafters.lookahead.harvest import Harvest
 from mmspec.drafters.lookahead.pool import NgramPool
-from mmspec.drafters.lookahead.trie import NgramTrie, Proposal
+from mmspec.drafters.lookahead.trie import Guessed, NgramTrie
 from mmspec.drafters.lookahead.window import Window
 from mmspec.drafters.own_text import prompt_tokens
-from mmspec.drafters.walked import learn_choices, walked
+from mmspec.drafters.walked import walked
 from mmspec.reads import read
 from mmspec.sampling import DraftGuide
 from mmspec.state import Preparation, Prices, Prompt, Scores, Verdict
@@ -47,7 +47,7 @@ class LookaheadSession:
         self._random = random.Random(guide.seed)
         self._calibration = Calibration()
         self._harvest = Harvest()
-        self._proposal: Proposal | None = None
+        self._proposal: Guessed | None = None
         self.prices: Prices | None = None
         self._unsettled: _Unsettled | None = None
         self._choices: list[int | None] = []  # of the columns, at the newest step it was scored in
@@ -95,7 +95,7 @@ class LookaheadSession:
         if self._proposal is None:
             return
         proposal, self._proposal = self._proposal, None
-        learn_choices(self._calibration, proposal.tree, proposal.buckets, verdict.tokens)
+        proposal.teach(self._calibration, verdict.tokens)
         self._num_chosen = len(verdict.tokens)
         if scores.choice is not None:
             self._choices = [scores.choice(path) for path in proposal.paths]
@@ -105,7 +105,7 @@ class LookaheadSession:
         columns = len(self._unsettled.columns) if self._unsettled else sum(is_scored)
         self._harvest.observe(_num_found(proposal, verdict), columns)
 
-    def _choose_later(self, tree: TokenTree, proposal: Proposal, scores: Scores) -> None:
+    def _choose_later(self, tree: TokenTree, proposal: Guessed, scores: Scores) -> None:
         """What the target says of the window was not found with the step's own choices. The time
         that it takes is the next proposal's, if there is one."""
         ends = [_node(tree, path) for path in proposal.paths]
@@ -175,7 +175,7 @@ def _node(tree: TokenTree, path: Sequence[int]) -> int | None:
     return node
 
 
-def _num_found(proposal: Proposal, verdict: Verdict) -> int:
+def _num_found(proposal: Guessed, verdict: Verdict) -> int:
     """Of the accepted tokens, those that the window alone had brought."""
     accepted = verdict.tokens[: verdict.num_accepted]
     nodes = (proposal.tree.child(node, token) for node, token in walked(proposal.tree, accepted))

@@ -4,17 +4,16 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from mmspec.calibration import Calibration
+from mmspec.drafters.proposal import Proposal
 from mmspec.tree import TokenTree
 
 _RANKS = 4  # of n-grams, and depths, told apart by the calibration
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A tree, and where its nodes come from."""
+class Guessed(Proposal):
+    """And where its nodes come from."""
 
-    tree: TokenTree
-    buckets: tuple[Hashable, ...]  # (nodes,) what counts as alike
     found: tuple[bool, ...]  # (nodes,) whether the window alone has brought it
     paths: tuple[tuple[int, ...], ...]  # (columns,) of the window, down to its last level
 
@@ -48,7 +47,7 @@ class NgramTrie:
             self._scouts.update(self._add(path, ("window", 0)))
 
     @property
-    def proposal(self) -> Proposal:
+    def proposal(self) -> Guessed:
         tree = TokenTree(
             tuple(self._tokens),
             tuple(self._parents),
@@ -56,7 +55,7 @@ class NgramTrie:
             ("", *[self._drafter] * self.num_drafted),
             scouts=frozenset(self._scouts),
         )
-        return Proposal(tree, tuple(self._buckets), tuple(self._found), self._paths)
+        return Guessed(tree, tuple(self._buckets), tuple(self._found), self._paths)
 
     def _add(self, path: Sequence[int], kind: tuple[str, int]) -> list[int]:
         """The nodes of `path`; those that were not there before are of `kind`."""

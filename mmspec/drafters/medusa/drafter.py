@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.draft_model.branching import affordable
+from mmspec.drafters.growing.branching import affordable
 from mmspec.drafters.heads import TargetEnds
 from mmspec.drafters.medusa.session import MedusaSession
 from mmspec.drafters.medusa.trees import BestPaths, DrawnPaths, Sketch
@@ -29,7 +29,8 @@ class BoundMedusa:
 
     def __init__(self, settings: "Medusa", target: Target, ends: TargetEnds) -> None:
         self.settings = settings
-        self.draws = settings.draw == "sample"
+        self.draws = settings.trees.draws
+        self.cost = None  # one forward, however deep the tree
         self.tap = target.last_tap  # after the final norm, as the authors have it
         self.taps = Taps(frozenset({self.tap}))
         self._ends = ends
@@ -63,15 +64,15 @@ class BoundMedusa:
     def _logits(self, states: Sequence[Tensor], budget: int) -> Tensor:
         """(heads, rows, vocab), of as many heads as a tree of `budget` nodes can be deep."""
         joined = torch.stack(list(states)).to(self._ends.device, self._ends.dtype)
-        depth = min(self.settings.max_depth, budget)
+        depth = min(self.settings.trees.max_depth, budget)
         return self._head.logits(joined, depth, self._ends.logits)
 
     def _sketch(
         self, session: MedusaSession, tokens: Sequence[int], logits: Tensor, budget: int
     ) -> Sketch:
-        settings, guide = self.settings, session.guide
-        if self.draws and not guide.is_greedy:
-            profile = affordable(settings.profile[: logits.shape[0]], budget)
+        trees, guide = self.settings.trees, session.guide
+        if trees.draws and not guide.is_greedy:
+            profile = affordable(trees.profile[: logits.shape[0]], budget)
             drawn = DrawnPaths(
                 tokens[-1],
                 logits,
@@ -90,9 +91,9 @@ class BoundMedusa:
             len(tokens) - 1,
             guide=guide,
             calibration=session.calibration,
-            top_k=settings.top_k,
-            min_confidence=settings.min_confidence,
+            top_k=trees.top_k,
+            min_confidence=trees.min_confidence,
             budget=budget,
-            paths=settings.tree,
+            paths=self.settings.tree,
             drafter=self.name,
         )

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
+from mmspec.drafters.growing.settings import Draw, TreeSettings
 from mmspec.drafters.heads import TargetEnds
 from mmspec.drafters.medusa.checkpoint import load
 from mmspec.drafters.medusa.drafter import BoundMedusa
@@ -13,9 +13,8 @@ from mmspec.errors import ConfigError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 
-Draw = Literal["coupled", "sample"]
-
-_check = partial(check_setting, "drafter.medusa")
+_NAME = "drafter.medusa"
+_check = partial(check_setting, _NAME)
 
 
 class Medusa:
@@ -48,9 +47,6 @@ class Medusa:
         heads = self.head.config.num_heads
         depth = heads if max_depth is None else max_depth
         _check("max_depth", 1 <= depth <= heads, max_depth, f"1 to {heads}, the heads there are")
-        _check("top_k", top_k >= 1, top_k, "at least 1")
-        _check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
-        _check("draw", draw in get_args(Draw), draw, f"one of {get_args(Draw)}")
         is_profile = all(n >= 1 for n in profile) and len(profile) <= heads
         _check(
             "profile", is_profile, list(profile), f"children a node, >= 1, for up to {heads} heads"
@@ -62,12 +58,16 @@ class Medusa:
             list(tree),
             f"paths of up to {depth} ranks from 0 on, each with those above it",
         )
-        self.max_depth = depth
         self.tree = tuple(dict.fromkeys(paths))
-        self.top_k = max((max(path) + 1 for path in paths), default=top_k)
-        self.min_confidence = min_confidence
-        self.draw = draw
-        self.profile = tuple(profile) or (1,) * depth
+        _check("top_k", top_k >= 1, top_k, "at least 1")
+        self.trees = TreeSettings.checked(
+            _NAME,
+            max_depth=depth,
+            top_k=max((max(path) + 1 for path in paths), default=top_k),
+            min_confidence=min_confidence,
+            draw=draw,
+            profile=profile,
+        )
 
     def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundMedusa:
         """The drafter of one target. Raises ConfigError where the heads are another's."""

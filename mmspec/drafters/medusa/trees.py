@@ -8,21 +8,15 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from mmspec.calibration import Calibration
-from mmspec.drafters.draft_model.branching import BestBranching
 from mmspec.drafters.draw import draw_level
+from mmspec.drafters.growing.branching import BestBranching
+from mmspec.drafters.proposal import Proposal
 from mmspec.noise import DRAFT_STREAM
 from mmspec.sampling import DraftGuide
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
 _LEAST = 1e-4  # that is believed of a fixed tree's tokens at least
-
-
-class Grown(NamedTuple):
-    """A tree, and what counts as alike of its nodes."""
-
-    tree: TokenTree
-    buckets: tuple[Hashable, ...]  # (nodes,) None for one that says nothing
 
 
 class _Ranked(NamedTuple):
@@ -41,7 +35,7 @@ class Sketch(Protocol):
     def unread(self) -> Sequence[Tensor]:
         """What `grow` has to know."""
 
-    def grow(self, known: Iterator[list[list[float]]]) -> Grown:
+    def grow(self, known: Iterator[list[list[float]]]) -> Proposal:
         """The tree, by the values of `unread`, the next of `known`."""
 
 
@@ -91,7 +85,7 @@ class BestPaths:
         found = self._branching.find(logits, depths, depths)
         self.unread = (found.tokens, found.beliefs)
 
-    def grow(self, known: Iterator[list[list[float]]]) -> Grown:
+    def grow(self, known: Iterator[list[list[float]]]) -> Proposal:
         pairs = list(zip(next(known), next(known), strict=True))
         # (heads, top_k) each head's tokens, best first, with what is believed of them
         self._levels = [
@@ -194,7 +188,7 @@ class DrawnPaths:
         self._q = [drawing.q[0] for drawing in drawings]  # (vocab,) of each depth
         self.unread = tuple(t for drawing in drawings for t in (drawing.tokens, drawing.rates))
 
-    def grow(self, known: Iterator[list[list[float]]]) -> Grown:
+    def grow(self, known: Iterator[list[list[float]]]) -> Proposal:
         nodes = _Nodes(self._token, self._drafter)
         level = {0: 0}  # of the nodes that may be at a depth: place -> those that are
         expanded: list[list[int]] = []
@@ -236,14 +230,14 @@ class _Nodes:
         return len(self._tokens) - 1
 
     @property
-    def grown(self) -> Grown:
+    def grown(self) -> Proposal:
         return self._grown(None)
 
-    def with_q(self, q: Tensor) -> Grown:
+    def with_q(self, q: Tensor) -> Proposal:
         """`q` (nodes, vocab)."""
         return self._grown(q)
 
-    def _grown(self, q: Tensor | None) -> Grown:
+    def _grown(self, q: Tensor | None) -> Proposal:
         names = ("", *[self._drafter] * (len(self) - 1))
         tree = TokenTree(tuple(self._tokens), tuple(self._parents), tuple(self._rates), names, q)
-        return Grown(tree, tuple(self._buckets))
+        return Proposal(tree, tuple(self._buckets))

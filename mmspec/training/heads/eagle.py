@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmspec.drafters.eagle import EagleConfig, EagleHead
+from mmspec.drafters.eagle import EagleHead, EagleHeadConfig
 from mmspec.drafters.eagle.checkpoint import save
 from mmspec.drafters.heads import BlockConfig, TargetEnds
 from mmspec.errors import ConfigError
@@ -45,7 +45,7 @@ class EagleMethod:
             )
         text = target.model.config.get_text_config(decoder=True)
         block = BlockConfig.of_target(text, num_layers=layers)
-        config = EagleConfig(
+        config = EagleHeadConfig(
             version=1,
             block=block,
             draft_vocab_size=block.vocab_size,

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmspec.drafters.eagle import EagleConfig, EagleHead
+from mmspec.drafters.eagle import EagleHead, EagleHeadConfig
 from mmspec.drafters.eagle.checkpoint import save
 from mmspec.drafters.heads import BlockConfig, HeadStates, TargetEnds
 from mmspec.errors import ConfigError
@@ -54,7 +54,7 @@ class Eagle3Method:
         text = target.model.config.get_text_config(decoder=True)
         block = BlockConfig.of_target(text, num_layers=layers)
         tokens = frequent_tokens(counts, vocabulary)
-        config = EagleConfig(
+        config = EagleHeadConfig(
             version=3,
             block=block,
             draft_vocab_size=len(tokens),

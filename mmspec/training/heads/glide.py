@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmspec.drafters.glide import GlideConfig, GlideHead
+from mmspec.drafters.glide import GlideHead, GlideHeadConfig
 from mmspec.drafters.glide.checkpoint import save
 from mmspec.drafters.heads import TargetEnds
 from mmspec.errors import ConfigError
@@ -30,7 +30,9 @@ class GlideMethod:
             raise ConfigError(
                 f"train.glide: max_drafts={max_drafts}, layers={layers}: expected 1 or more"
             )
-        config = replace(GlideConfig.of_target(target, num_layers=layers), block_size=max_drafts)
+        config = replace(
+            GlideHeadConfig.of_target(target, num_layers=layers), block_size=max_drafts
+        )
         self.module = GlideHead(config).to(target.device, torch.float32)
         self.taps = frozenset[int]()
         self.kv_layer: int | None = config.target_layers[0]

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.alignment import TextAlignment, TextWording, aligned
 from mmspec.drafters.draft_model.codec import SEAM
-from mmspec.drafters.draft_model.growth import Candidates, Child, Growth
+from mmspec.drafters.growing.growth import Candidates, Child, Growth
 from mmspec.errors import ConfigError
 from mmspec.reads import read
 from mmspec.state import Placement, Prompt

@@ -21,8 +21,8 @@ import mmspec
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model import session as session_module
-from mmspec.drafters.draft_model.branching import DrawnBranching, affordable
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
+from mmspec.drafters.growing.branching import DrawnBranching, affordable
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import KVCache

@@ -49,8 +49,9 @@ def test_every_parameter_of_the_configuration_reaches_the_drafter() -> None:
     )
     draft = load_draft_model(config)
     assert draft.model.dtype == torch.float64
-    assert (draft.max_depth, draft.top_k, draft.min_confidence) == (3, 2, 0.3)
-    assert (draft.draw, draft.profile, draft.images, draft.thin_keep) == (
+    trees = draft.trees
+    assert (trees.max_depth, trees.top_k, trees.min_confidence) == (3, 2, 0.3)
+    assert (trees.draw, trees.profile, draft.images, draft.thin_keep) == (
         "sample", (2, 1), "thin", 0.5,
     )  # fmt: skip
     assert load_draft_model(DraftModelConfig(path="tiny-vlm")).images == "give"

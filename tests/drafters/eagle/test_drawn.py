@@ -15,9 +15,9 @@ from torch import Tensor
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
-from mmspec.drafters.draft_model import branching
 from mmspec.drafters.draw import Drawing
 from mmspec.drafters.eagle import Eagle
+from mmspec.drafters.growing import branching
 from mmspec.sampling import Sampler
 
 OPTIONS: dict[str, Any] = {"temperature": 1.5, "top_k": 2, "max_new_tokens": 3}

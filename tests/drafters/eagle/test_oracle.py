@@ -15,12 +15,12 @@ from torch import Tensor
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
-from mmspec.drafters.draft_model import growth as growing
-from mmspec.drafters.draft_model.growth import Growth
 from mmspec.drafters.eagle import Eagle, EagleHead
 from mmspec.drafters.eagle import drafter as eagle_drafter
 from mmspec.drafters.eagle import session as eagle_session
 from mmspec.drafters.eagle.drafter import BoundEagle
+from mmspec.drafters.growing import growth as growing
+from mmspec.drafters.growing.growth import Growth
 from mmspec.requests import Request
 from mmspec.tree import TokenTree
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import mmspec
 from mmspec.drafters.base import DrawingDrafter
 from mmspec.drafters.cascade import Cascade
-from mmspec.drafters.glide import BoundGlide, Glide, GlideConfig, GlideHead, load, save
+from mmspec.drafters.glide import BoundGlide, Glide, GlideHead, GlideHeadConfig, load, save
 from mmspec.drafters.glide.session import GlideSession
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
@@ -250,7 +250,7 @@ def test_a_head_of_its_authors_form_is_read(tmp_path: Path) -> None:
         "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "block_size": 5,
         "large_hidden_size": 64, "large_num_attention_heads": 4,
     }  # fmt: skip
-    config = GlideConfig.read(given, who="test")
+    config = GlideHeadConfig.read(given, who="test")
     assert config.owns_ends and not config.has_cross_norm and config.target_layers == (-2, -1)
     assert config.target_head_dim == 16 and len(config.rope.frequencies) == 8
     tensors = GlideHead(config).state_dict()
@@ -285,7 +285,7 @@ def test_a_head_of_its_authors_form_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_head_of_another_target_is_refused(changes: dict[str, Any], message: str) -> None:
-    config = GlideConfig.of_target(target_of("llama"))
+    config = GlideHeadConfig.of_target(target_of("llama"))
     sizes = {n: changes.pop(n) for n in list(changes) if n in ("hidden_size", "vocab_size")}
     config = replace(config, block=replace(config.block, **sizes), **changes)
     with pytest.raises(ConfigError, match=f"drafter.glide: the head's {message}"):
@@ -294,7 +294,7 @@ def test_a_head_of_another_target_is_refused(changes: dict[str, Any], message: s
 
 def test_a_layer_without_keys_is_told() -> None:
     with pytest.raises(ConfigError, match=r"looks at layer 2 of the target, which has 2; take a"):
-        GlideConfig.of_target(target_of("llama"), target_layer=2)
+        GlideHeadConfig.of_target(target_of("llama"), target_layer=2)
 
 
 @pytest.mark.parametrize(
@@ -318,12 +318,12 @@ def test_what_is_no_head_is_told(tmp_path: Path) -> None:
         mmspec.load(target_of("llama").model, drafter="glide")
     with pytest.raises(ModelError, match=r"no config.json; expected a head's folder"):
         load(tmp_path)
-    block = GlideConfig.of_target(target_of("llama")).block.as_json
+    block = GlideHeadConfig.of_target(target_of("llama")).block.as_json
     (tmp_path / "config.json").write_text(json.dumps(block))
     save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match="says nothing of large_num_attention_heads"):
         load(tmp_path)
-    config = GlideConfig.of_target(target_of("llama")).as_json
+    config = GlideHeadConfig.of_target(target_of("llama")).as_json
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"missing: model.layers.0.* not known: w"):
         load(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmspec.drafters.glide import BoundGlide, Glide, GlideConfig, GlideHead
+from mmspec.drafters.glide import BoundGlide, Glide, GlideHead, GlideHeadConfig
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prompt
 from mmspec.target import Target
@@ -18,7 +18,7 @@ def test_quick_products_say_the_same() -> None:
         vocab_size=640, tie_word_embeddings=False,
     )  # fmt: skip
     target = Target(LlamaForCausalLM(config).eval().requires_grad_(False))
-    head = GlideHead(GlideConfig.of_target(target, num_layers=2)).requires_grad_(False)
+    head = GlideHead(GlideHeadConfig.of_target(target, num_layers=2)).requires_grad_(False)
     quick, plain = (
         Glide(head, max_depth=4, min_confidence=0.0).for_target(target, None) for _ in range(2)
     )

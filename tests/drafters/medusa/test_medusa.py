@@ -17,7 +17,8 @@ from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.heads import TargetEnds
 from mmspec.drafters.medusa import BoundMedusa, Medusa
 from mmspec.drafters.medusa.session import MedusaSession
-from mmspec.drafters.medusa.trees import BestPaths, DrawnPaths, Grown
+from mmspec.drafters.medusa.trees import BestPaths, DrawnPaths
+from mmspec.drafters.proposal import Proposal
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.requests import Request, Result
@@ -170,7 +171,7 @@ def best_paths(guide: DraftGuide, calibration: Calibration, **changes: Any) -> T
     return tree
 
 
-def grown_paths(guide: DraftGuide, calibration: Calibration, **changes: Any) -> Grown:
+def grown_paths(guide: DraftGuide, calibration: Calibration, **changes: Any) -> Proposal:
     options = {"top_k": 4, "min_confidence": 0.0, "budget": 15, "paths": (), "drafter": "medusa"}
     sketch = BestPaths(1, LOGITS, 5, guide=guide, calibration=calibration, **(options | changes))
     return sketch.grow(iter([tensor.tolist() for tensor in sketch.unread]))

@@ -196,11 +196,11 @@ def test_the_heads_vocabulary_holds_the_most_frequent_tokens_in_order() -> None:
 
 
 def eagle3_config(tokens: Tensor):  # type: ignore[no-untyped-def]
-    from mmspec.drafters.eagle import EagleConfig
+    from mmspec.drafters.eagle import EagleHeadConfig
     from mmspec.drafters.heads import BlockConfig
 
     block = BlockConfig(8, 8, 2, 2, 4, vocab_size=5)
-    return EagleConfig(3, block, len(tokens), 8, layers=(1,))
+    return EagleHeadConfig(3, block, len(tokens), 8, layers=(1,))
 
 
 @pytest.mark.parametrize(

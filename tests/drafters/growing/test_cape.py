@@ -14,11 +14,11 @@ from torch import Tensor
 import mmspec
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
-from mmspec.drafters.draft_model.branching import BestBranching
-from mmspec.drafters.draft_model.cape import Cape, CapeBranching
-from mmspec.drafters.draft_model.growth import Growth
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
+from mmspec.drafters.growing.branching import BestBranching
+from mmspec.drafters.growing.cape import Cape, CapeBranching
+from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.errors import ConfigError
 from mmspec.requests import Request
@@ -174,4 +174,4 @@ def test_it_is_a_setting(tmp_path: Any) -> None:
         ],
     )
     (drafter,) = engine.drafters
-    assert drafter.settings.cape == Cape((0.5,), (3, 1))  # type: ignore[attr-defined]
+    assert drafter.settings.trees.cape == Cape((0.5,), (3, 1))  # type: ignore[attr-defined]

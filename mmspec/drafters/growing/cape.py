@@ -7,8 +7,8 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from mmspec.drafters.draft_model.branching import BestBranching
-from mmspec.drafters.draft_model.growth import Candidates, Child, Growth
+from mmspec.drafters.growing.branching import BestBranching
+from mmspec.drafters.growing.growth import Candidates, Child, Growth
 from mmspec.errors import ConfigError
 
 BranchingName = Literal["best", "cape"]

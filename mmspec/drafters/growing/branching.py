@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mmspec.calibration import Calibration
-from mmspec.drafters.draft_model.growth import Candidates, Child, Growth
 from mmspec.drafters.draw import draw_level
+from mmspec.drafters.growing.growth import Candidates, Child, Growth
 from mmspec.noise import DRAFT_STREAM
 from mmspec.sampling import DraftGuide
 

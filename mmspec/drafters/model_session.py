@@ -1,0 +1,55 @@
+"""ModelSession: what one request's session is, whatever model drafts."""
+
+from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.base import BatchDrafter
+from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.proposal import Proposal
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prices, Scores, Verdict
+from mmspec.tree import TokenTree
+
+
+class ModelDrafter(BatchDrafter, Protocol):
+    """Drafts for all requests together, by a model's forwards."""
+
+    @property
+    def cost(self) -> ForwardCost | None:
+        """Of one of them, where a longer proposal takes more of them."""
+
+
+D = TypeVar("D", bound=ModelDrafter)
+
+
+class ModelSession(Generic[D]):
+    """Asks through its drafter, and learns from what the target chose."""
+
+    def __init__(self, drafter: D, guide: DraftGuide) -> None:
+        self.guide = guide
+        self.calibration = Calibration()
+        self.prices: Prices | None = None
+        self.num_draws = 0  # from q, over all proposals
+        self._drafter = drafter
+        self._proposal: Proposal | None = None  # of this step
+
+    @property
+    def least_s(self) -> float | None:
+        cost = self._drafter.cost
+        return None if cost is None else cost.forward_s
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        return self._drafter.propose_together([self], [tokens], budget)[0]
+
+    def remember(self, proposal: Proposal) -> None:
+        """What was proposed."""
+        self._proposal = proposal
+
+    def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+        proposal, self._proposal = self._proposal, None
+        if proposal is not None:
+            proposal.teach(self.calibration, verdict.tokens)
+
+    def close(self) -> None:
+        """Where nothing is the session's own."""
