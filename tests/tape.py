@@ -43,12 +43,50 @@ class TapeRecorder:
         return Recording(computed, replay)
 
 
+class Operations:
+    """Operations on tensors, to be repeated on the same memory."""
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], None]] = []
+
+    def add(
+        self,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        fresh: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """`fresh` is what the operation returned, but for what it was given. Returns those of it
+        that lie in memory of their own: the others are views, or were changed in place."""
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        lent, known = {_memory(tensor) for tensor in given}, {id(tensor) for tensor in given}
+        own = [_memory(tensor) not in lent for tensor in fresh]
+
+        def again() -> None:
+            made = tree_leaves(func(*args, **kwargs))
+            anew = [t for t in made if isinstance(t, Tensor) and id(t) not in known]
+            for tensor, value, is_own in zip(fresh, anew, own, strict=True):
+                if is_own:
+                    tensor.copy_(value)
+
+        self._steps.append(again)
+        return [tensor for tensor, is_own in zip(fresh, own, strict=True) if is_own]
+
+    def add_launch(self, again: Callable[[], None]) -> None:
+        """A kernel, which is no operation of torch's."""
+        self._steps.append(again)
+
+    def replay(self) -> None:
+        for step in self._steps:
+            step()
+
+
 class Tape(TorchDispatchMode):
     """Holds the operations that run within it, and what they were given and made."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._steps: list[Callable[[], None]] = []
+        self._operations = Operations()
 
     def __torch_dispatch__(
         self,
@@ -59,16 +97,9 @@ class Tape(TorchDispatchMode):
     ) -> Any:
         named = dict(kwargs or {})
         made = func(*args, **named)
-        given = {_memory(t) for t in tree_leaves((args, named)) if isinstance(t, Tensor)}
-        outputs = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
-
-        def again() -> None:
-            anew = [t for t in tree_leaves(func(*args, **named)) if isinstance(t, Tensor)]
-            for output, value in zip(outputs, anew, strict=True):
-                if _memory(output) not in given:  # a view, or changed in place
-                    output.copy_(value)
-
-        self._steps.append(again)
+        given = [id(t) for t in tree_leaves((args, named)) if isinstance(t, Tensor)]
+        outputs = [t for t in tree_leaves(made) if isinstance(t, Tensor) and id(t) not in given]
+        self._operations.add(func, args, named, outputs)
         return made
 
     def take_launches(self, patch: pytest.MonkeyPatch) -> None:
@@ -85,13 +116,12 @@ class Tape(TorchDispatchMode):
 
             with _disable_current_modes():
                 again()
-            self._steps.append(again)
+            self._operations.add_launch(again)
 
         patch.setattr(GridExecutor, "__call__", recorded)
 
     def replay(self) -> None:
-        for step in self._steps:
-            step()
+        self._operations.replay()
 
 
 def _memory(tensor: Tensor) -> int:

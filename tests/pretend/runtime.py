@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tape import Operations
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
@@ -42,7 +43,7 @@ class Capture:
     them has run then, so all of that is undone."""
 
     def __init__(self) -> None:
-        self._steps: list[Callable[[], None]] = []
+        self._operations = Operations()
         self._changed: list[tuple[Tensor, Tensor]] = []
         self._made: list[Tensor] = []
 
@@ -67,23 +68,11 @@ class Capture:
         fresh: Sequence[Tensor],
     ) -> None:
         """`fresh` is what the operation returned, but for what it was given."""
-        lent = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        own = [_memory(tensor) not in lent for tensor in fresh]
-        self._made += [tensor for tensor, is_own in zip(fresh, own, strict=True) if is_own]
-        known = [id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-
-        def again() -> None:
-            made = tree_leaves(func(*args, **kwargs))
-            anew = [t for t in made if isinstance(t, Tensor) and id(t) not in known]
-            for tensor, value, is_own in zip(fresh, anew, own, strict=True):
-                if is_own:
-                    tensor.copy_(value)
-
-        self._steps.append(again)
+        self._made += self._operations.add(func, args, kwargs, fresh)
 
     def launched(self, again: Callable[[], None]) -> None:
         """A kernel, which is no operation of torch's."""
-        self._steps.append(again)
+        self._operations.add_launch(again)
 
     def end(self) -> None:
         for tensor, value in reversed(self._changed):
@@ -93,8 +82,7 @@ class Capture:
         self._changed.clear()
 
     def replay(self) -> None:
-        for step in self._steps:
-            step()
+        self._operations.replay()
 
 
 class Generator(torch.Generator):
@@ -105,10 +93,6 @@ class Generator(torch.Generator):
 
     def __init__(self, device: Any = "cpu") -> None:
         super().__init__()
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
