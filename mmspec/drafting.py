@@ -2,18 +2,19 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from operator import or_
 from typing import Protocol
 
 import torch
 
 from mmspec.controller import Controller, Pace, Speculate, Step
+from mmspec.drafters.asking import ask_each, is_fatal
 from mmspec.drafters.base import (
-    BatchDrafter,
     Drafter,
     DraftSession,
     LearningSession,
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 class Drafting:
     """One row's draft sessions. A drafter must never cost a text: one that fails is left out from
-    then on."""
+    then on. What says that the device is lost or memory used up is raised."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Drafting:
         self._sessions: dict[str, DraftSession] = {}
         self._priced: dict[str, PricedSession] = {}  # those of them that look at the time
         self._prepared: dict[str, PreparedSession] = {}  # and that have something to do beforehand
+        self.alone: set[str] = set()  # drafters that failed for several rows, and for none of them
         self._taps = {d.name: d.taps for d in self._drafters if isinstance(d, TappingDrafter)}
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
@@ -103,16 +105,20 @@ class Drafting:
                     session.learn(chosen)
                 self._sessions.pop(name).close()
 
-    def leave_out(self, name: str, error: Exception) -> None:
-        """The drafter failed: this request goes on without it."""
-        logger.warning(
-            "drafter %s failed (%s: %s); this request goes on without it, its %s is the same",
-            name,
-            type(error).__name__,
-            error,
-            "distribution" if self.pace.keeps_trees else "text",
-            exc_info=error,
-        )
+    def leave_out(self, name: str, error: Exception, *, rows: int = 1) -> None:
+        """The drafter failed: this request goes on without it, and so do others of its batch where
+        it failed in the same way, `rows` in all; 0: that was said."""
+        if rows:
+            logger.warning(
+                "drafter %s failed (%s: %s); %s without it, %s %s is the same",
+                name,
+                type(error).__name__,
+                error,
+                "this request goes on" if rows == 1 else f"{rows} requests go on",
+                "its" if rows == 1 else "each one's",
+                "distribution" if self.pace.keeps_trees else "text",
+                exc_info=error,
+            )
         for known in (self._taps, self._priced, self._prepared):
             known.pop(name, None)
         failed = self._sessions.pop(name, None)
@@ -127,6 +133,8 @@ class Drafting:
         try:
             yield
         except Exception as error:  # logged with its traceback; plain decoding goes on
+            if is_fatal(error):
+                raise
             self.leave_out(name, error)
 
 
@@ -229,40 +237,58 @@ def _ask(
     drafter: Drafter, rows: Sequence[Drafted], budget: int, vocab_size: int
 ) -> list[TokenTree | None]:
     """The drafter's tree for each row; None for one that it failed at."""
-    texts = [row.tokens.copy() for row in rows]
+    name = drafter.name
     sessions = [row.drafting.session(drafter) for row in rows]
-    makers: list[Callable[[], TokenTree]]
-    if isinstance(drafter, BatchDrafter):
-        try:
-            made = drafter.propose_together(sessions, texts, budget)
-        except Exception as error:  # logged with its traceback; plain decoding goes on
-            for row in rows:
-                row.drafting.leave_out(drafter.name, error)
-            return [None] * len(rows)
-        makers = [partial(lambda tree: tree, tree) for tree in made]
-    else:
-        makers = [
-            partial(session.propose, text, budget)
-            for session, text in zip(sessions, texts, strict=True)
-        ]
-    return [
-        _checked(row, drafter.name, make, budget, vocab_size)
-        for row, make in zip(rows, makers, strict=True)
+    answers = ask_each(
+        drafter,
+        sessions,
+        [row.tokens.copy() for row in rows],
+        budget,
+        together=not any(name in row.drafting.alone for row in rows),
+    )
+    if answers.failure is not None:
+        _ask_alone(rows, name, answers.failure)
+    trees = [
+        tree if isinstance(tree, Exception) else _checked(row, tree, budget, vocab_size)
+        for row, tree in zip(rows, answers.trees, strict=True)
     ]
+    failed = Counter(map(_shown, trees))
+    for row, tree in zip(rows, trees, strict=True):
+        if isinstance(tree, Exception):
+            row.drafting.leave_out(name, tree, rows=failed.pop(_shown(tree), 0))
+    return [None if isinstance(tree, Exception) else tree for tree in trees]
 
 
-def _checked(
-    row: Drafted, drafter: str, make: Callable[[], TokenTree], budget: int, vocab_size: int
-) -> TokenTree | None:
-    with row.drafting.guarded(drafter):
-        tree = make()
+def _ask_alone(rows: Sequence[Drafted], name: str, failure: Exception) -> None:
+    """The drafter failed for all rows together, and for none of them alone."""
+    logger.warning(
+        "drafter %s failed for %d requests together (%s: %s), and for none of them alone; it is "
+        "asked for one after the other from now on, which takes longer",
+        name,
+        len(rows),
+        type(failure).__name__,
+        failure,
+        exc_info=failure,
+    )
+    for row in rows:
+        row.drafting.alone.add(name)
+
+
+def _shown(answer: TokenTree | Exception) -> str:
+    return f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else ""
+
+
+def _checked(row: Drafted, tree: TokenTree, budget: int, vocab_size: int) -> TokenTree | Exception:
+    """The tree, or what is wrong with it."""
+    try:
         tree.check_integrity(vocab_size)
-        if tree.tokens[0] != row.tokens[-1]:
-            raise ValueError(f"node 0 is {tree.tokens[0]}, the last token {row.tokens[-1]}")
-        if row.drafting.pace.keeps_trees and tree.num_nodes - 1 > budget:
-            raise ValueError(
-                f"{tree.num_nodes - 1} drafted nodes, expected at most {budget}: what was drawn "
-                "cannot be pruned under this verifier"
-            )
-        return tree
-    return None
+    except Exception as error:  # whatever is wrong with a foreign drafter's tree
+        return error
+    if tree.tokens[0] != row.tokens[-1]:
+        return ValueError(f"node 0 is {tree.tokens[0]}, the last token {row.tokens[-1]}")
+    if row.drafting.pace.keeps_trees and tree.num_nodes - 1 > budget:
+        return ValueError(
+            f"{tree.num_nodes - 1} drafted nodes, expected at most {budget}: what was drawn "
+            "cannot be pruned under this verifier"
+        )
+    return tree

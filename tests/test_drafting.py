@@ -109,7 +109,7 @@ def test_a_failing_drafter_is_left_out_with_one_warning_and_the_others_go_on(
         assert [tree.tokens for tree in trees(*rows)] == [(5, 8), (4, 8)]
     assert [d.name for row in rows for d in row.drafting.drafters] == ["good", "good"]
     warnings = [record.message for record in caplog.records if "bad" in record.message]
-    assert len(warnings) == 2 and all(said in message for message in warnings)  # one a row
+    assert len(warnings) == 1 and said in warnings[0] and "2 requests go on" in warnings[0]
     assert bad.calls.count("close") == 2
 
 
@@ -119,6 +119,57 @@ def test_a_batch_drafter_is_asked_once_for_all_rows_that_want_it() -> None:
     rows = [Row(drafter), Row(Says("other", [8]), tokens=(1,)), Row(drafter, tokens=(2, 6))]
     assert [tree.tokens for tree in trees(*rows)] == [(5, 7), (1, 8), (6, 7)]
     assert drafter.calls[0] == "together 2"
+
+
+class FailsAt(Together):
+    """Fails where a text ends with `token`, whoever else is asked for."""
+
+    def __init__(self, name: str, draft: Sequence[int], token: int) -> None:
+        super().__init__(name, draft)
+        self.token = token
+
+    def propose_together(
+        self, sessions: Sequence[object], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        made = super().propose_together(sessions, texts, budget)
+        if any(text[-1] == self.token for text in texts):
+            raise RuntimeError(f"not after {self.token}")
+        return made
+
+
+class FailsForSeveral(Together):
+    def propose_together(
+        self, sessions: Sequence[object], texts: Sequence[Sequence[int]], budget: int
+    ) -> list[TokenTree]:
+        made = super().propose_together(sessions, texts, budget)
+        return made[:1]  # of however many
+
+
+def test_a_batch_drafters_failure_at_one_row_is_that_rows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    drafter = FailsAt("model", [7], 6)
+    rows = [Row(drafter), Row(drafter, tokens=(2, 6)), Row(drafter, tokens=(1,))]
+    for _ in range(2):
+        assert [tree.tokens for tree in trees(*rows)] == [(5, 7), (6,), (1, 7)]
+    assert [len(row.drafting.drafters) for row in rows] == [1, 0, 1]
+    (record,) = caplog.records
+    assert "not after 6" in record.message and "this request goes on" in record.message
+    together = [call for call in drafter.calls if "together" in call]
+    assert together == ["together 3", *["together 1"] * 3, "together 2"]
+
+
+def test_what_fails_for_several_rows_alone_is_asked_for_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    drafter = FailsForSeveral("model", [7])
+    rows = [Row(drafter), Row(drafter, tokens=(2, 6))]
+    for _ in range(2):
+        assert [tree.tokens for tree in trees(*rows)] == [(5, 7), (6, 7)]
+    (record,) = caplog.records
+    assert "failed for 2 requests together (ValueError: 1 trees" in record.message
+    together = [call for call in drafter.calls if "together" in call]
+    assert together == ["together 2", *["together 1"] * 4]
 
 
 def test_every_session_observes_every_step_also_where_it_was_not_asked() -> None:

@@ -143,10 +143,15 @@ def settle(device: torch.device) -> None:
 
 def _is_lost(error: Exception, device: torch.device) -> bool:
     """Whether the error says so of the device; one that is known only now is raised."""
-    if any(text in str(error) for text in _FATAL):
+    if says_lost(error):
         return True
     settle(device)
     return False
+
+
+def says_lost(error: Exception) -> bool:
+    """Whether the error says that this process has lost the device."""
+    return any(text in str(error) for text in _FATAL)
 
 
 def _is_recording(device: torch.device) -> bool:

@@ -110,7 +110,10 @@ class BatchDrafter(Drafter, Protocol):
     def propose_together(
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
     ) -> list[TokenTree]:
-        """One tree a session, as `DraftSession.propose` would make it from its text."""
+        """One tree a session, as `DraftSession.propose` would make it from its text.
+
+        Where it raises, it is asked again for each session alone, so that one row's failure is no
+        other's: what it raised at must leave the sessions such that they can propose."""
 
 
 @runtime_checkable

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession, WatchingDrafter
+from mmspec.drafters.asking import propose_all
+from mmspec.drafters.base import Drafter, DraftSession, WatchingDrafter
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import BoundCompressedKV
@@ -88,7 +89,9 @@ class BoundCascade:
             sessions = [runs[index].session.lower for index in asked]
             texts = [runs[index].text.copy() for index in asked]
             nodes = self.settings.lower_nodes
-            for index, tree in zip(asked, _ask(self.lower, sessions, texts, nodes), strict=True):
+            for index, tree in zip(
+                asked, propose_all(self.lower, sessions, texts, nodes), strict=True
+            ):
                 run = runs[index]
                 tree.check_integrity(self._vocab_size)
                 assert tree.tokens[0] == run.text[-1], f"node 0 of {self.lower.name} is another"
@@ -102,7 +105,7 @@ class BoundCascade:
         """Of a text too short for a view: what the lower level says, if it may be handed on."""
         if not budget or session.must_draw:
             return TokenTree.root(tokens[-1])
-        return _ask(self.lower, [session.lower], [tokens], budget)[0]
+        return propose_all(self.lower, [session.lower], [tokens], budget)[0]
 
     def _proposed(self, session: CascadeSession, run: Run) -> TokenTree:
         children = run.children
@@ -116,16 +119,3 @@ class BoundCascade:
             return replace(chain, q=run.q(self._vocab_size))
         least = self.settings.middle.trees.min_confidence
         return chain.prune(chain.num_nodes, min_confidence=least)
-
-
-def _ask(
-    lower: Drafter,
-    sessions: Sequence[DraftSession],
-    texts: Sequence[Sequence[int]],
-    budget: int,
-) -> list[TokenTree]:
-    if isinstance(lower, BatchDrafter):
-        return lower.propose_together(sessions, texts, budget)
-    return [
-        session.propose(tokens, budget) for session, tokens in zip(sessions, texts, strict=True)
-    ]

@@ -122,13 +122,16 @@ class DraftModelSession(ModelSession["BoundDraftModel"]):
         return self._drafter.model
 
     def _prefill(self, read: ReadPrompt) -> None:
-        self._prompt = None
         self._prompt_ids = read.text_ids
         if read.prompt.num_tokens > self._drafter.num_readable:
             newest = read.text_ids[-(self._drafter.num_readable // 2) :]
             read = ReadPrompt.of_text(newest)
-        row = self._row.open(read.prompt.num_tokens + _EXPECTED_TOKENS)
+        if not self._row.is_open:
+            self._row.open(read.prompt.num_tokens + _EXPECTED_TOKENS)
+        row = self._row.number
+        self._cache.truncate(row, 0)  # of one that failed
         prefill = self._model.prefill(read.prompt, self._cache, row, keep=read.keep)
+        self._prompt = None
         self._placement = prefill.placement
         self._num_prompt = self._cache.length(row)
 

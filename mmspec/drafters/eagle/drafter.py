@@ -59,7 +59,7 @@ class BoundEagle:
             growths, beside = [], []
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
-                chain, features = session.take(tokens)
+                chain, features = session.waiting(tokens)
                 branching = branching_of(
                     self.settings.trees, session, len(tokens) - 1, budget=budget, cost=self.cost
                 )
@@ -71,6 +71,10 @@ class BoundEagle:
             for session, part in zip(own, parts, strict=True):
                 scorer.feed(session.placement.row, part)
             grow(scorer, self.cache, growths, cost=self.cost)
+            trees = [
+                self._proposed(session, growth, budget)
+                for session, growth in zip(own, growths, strict=True)
+            ]
             # Of what was written the chain has the target's own features: that stays.
             self.cache.commit(
                 {
@@ -78,10 +82,9 @@ class BoundEagle:
                     for session, features in zip(own, beside, strict=True)
                 }
             )
-        return [
-            self._proposed(session, growth, budget)
-            for session, growth in zip(own, growths, strict=True)
-        ]
+            for session in own:
+                session.has_read()
+            return trees
 
     def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
         """Commits tokens beside the joined `features`, behind what the row holds."""

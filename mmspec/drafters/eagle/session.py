@@ -92,11 +92,14 @@ class EagleSession(ModelSession["BoundEagle"]):
         if self._num_waiting > CHUNK:
             self._read_late(tokens)
 
-    def take(self, tokens: Sequence[int]) -> tuple[Sequence[int], Tensor]:
+    def waiting(self, tokens: Sequence[int]) -> tuple[Sequence[int], Tensor]:
         """The pairs that are left, node 0's among them: tokens, and the features beside them."""
         features = self._joined()
-        self._features, self._num_waiting = [], 0
         return tokens[-features.shape[0] :], features
+
+    def has_read(self) -> None:
+        """All that waited is in the cache."""
+        self._features, self._num_waiting = [], 0
 
     def _wait(self, features: Tensor) -> None:
         self._features.append(features)

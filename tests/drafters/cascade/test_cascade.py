@@ -227,13 +227,13 @@ def test_a_lower_level_that_fails_costs_no_token(monkeypatch: pytest.MonkeyPatch
 
     def failing(self: Any, tokens: Any, budget: int) -> Any:
         calls[0] += 1
-        if calls[0] == 9:
+        if calls[0] >= 9:
             raise RuntimeError("broken")
         return right(self, tokens, budget)
 
     monkeypatch.setattr(session, "propose", failing)
     assert_plain(engine, requests, engine.generate(requests))
-    assert calls[0] == 9
+    assert 9 < calls[0] <= 9 + len(requests), "for each row alone once more, and then no more"
 
 
 def test_it_is_built_from_a_config() -> None:

@@ -1,0 +1,80 @@
+"""Asking a drafter for several rows: what it cannot do for one of them costs that row alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mmspec.attention.setbacks import says_lost
+from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession
+from mmspec.tree import TokenTree
+
+
+def propose_all(
+    drafter: Drafter,
+    sessions: Sequence[DraftSession],
+    texts: Sequence[Sequence[int]],
+    budget: int,
+) -> list[TokenTree]:
+    """One tree a session, in one go where the drafter can do so. Raises whatever it does."""
+    if not isinstance(drafter, BatchDrafter):
+        pairs = zip(sessions, texts, strict=True)
+        return [session.propose(tokens, budget) for session, tokens in pairs]
+    trees = drafter.propose_together(sessions, texts, budget)
+    if len(trees) != len(sessions):
+        raise ValueError(f"{len(trees)} trees, expected one for each of {len(sessions)} sessions")
+    return trees
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Of one drafter, for some rows."""
+
+    trees: tuple[TokenTree | Exception, ...]  # (rows,) or why a row has none
+    failure: Exception | None = None  # of all rows together, where none alone failed
+
+
+def ask_each(
+    drafter: Drafter,
+    sessions: Sequence[DraftSession],
+    texts: Sequence[Sequence[int]],
+    budget: int,
+    *,
+    together: bool = True,
+) -> Answers:
+    """Of all rows together where the drafter can do so; where that fails, or without `together`,
+    of each row alone.
+
+    Raises what says that the device is lost or memory used up: asking again would be no better.
+    """
+    failure: Exception | None = None
+    if together and len(sessions) > 1 and isinstance(drafter, BatchDrafter):
+        try:
+            return Answers(tuple(propose_all(drafter, sessions, texts, budget)))
+        except Exception as error:  # told by the rows alone, or by the answers
+            if is_fatal(error):
+                raise
+            failure = error
+    trees = tuple(
+        _alone(drafter, session, tokens, budget)
+        for session, tokens in zip(sessions, texts, strict=True)
+    )
+    is_a_rows = any(isinstance(tree, Exception) for tree in trees)
+    return Answers(trees, None if is_a_rows else failure)
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether it says that the device is lost or memory used up, whoever met it: what comes next
+    would fail too."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or says_lost(error)
+
+
+def _alone(
+    drafter: Drafter, session: DraftSession, tokens: Sequence[int], budget: int
+) -> TokenTree | Exception:
+    try:
+        return propose_all(drafter, [session], [tokens], budget)[0]
+    except Exception as error:  # the caller tells of it, and goes on without
+        if is_fatal(error):
+            raise
+        return error
