@@ -1,12 +1,15 @@
 """What stands in for `torch.cuda`: streams and events that have nothing to wait for, graphs that
 are recorded operation by operation, and Triton's launches."""
 
+import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -98,6 +101,8 @@ class Generator(torch.Generator):
 def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
     """Until `patch` is undone."""
 
+    pools: dict[Any, WeakSet[Graph]] = {}  # those that graphs were recorded in, and which live
+
     class Graph:
         def __init__(self, keep_graph: bool = False) -> None:
             self._capture: Capture | None = None
@@ -105,6 +110,11 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
         def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
             assert device.capture is None, "a graph is being recorded"
             assert streams.current is not streams.default, "the default stream is not recorded"
+            if pool is not None:
+                gc.collect()
+                if pool in pools and not pools[pool]:
+                    raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+                pools.setdefault(pool, WeakSet()).add(self)
             device.capture = self._capture = Capture()
 
         def capture_end(self) -> None:
@@ -159,6 +169,7 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
         def elapsed_time(self, end: "Event") -> float:
             return max(end._at - self._at, 1e-6) * 1e3
 
+    handles = itertools.count(1)
     streams = SimpleNamespace(default=Stream())
     streams.current = streams.default
 
@@ -220,7 +231,7 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
         "synchronize": lambda *a: device.wait("torch.cuda.synchronize"),
         "CUDAGraph": Graph,
         "graph": graph,
-        "graph_pool_handle": lambda: (0, 1),
+        "graph_pool_handle": lambda: (0, next(handles)),
         "is_current_stream_capturing": lambda: device.capture is not None,
         "get_device_properties": lambda *a: _PROPERTIES,
         "get_device_capability": lambda *a: (_PROPERTIES.major, _PROPERTIES.minor),

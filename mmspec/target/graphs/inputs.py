@@ -30,7 +30,6 @@ class StaticInputs:
         self.bucket = bucket
         layout = _layout(bucket)
         self._on_device = torch.zeros(_size(layout), dtype=torch.uint8, device=device)
-        # Not pinned: such a copy takes the bytes before it returns, so they may change at once.
         self._on_cpu = torch.zeros(_size(layout), dtype=torch.uint8)
         self._given = _parts(self._on_cpu, layout)
         parts = _parts(self._on_device, layout)
@@ -57,7 +56,10 @@ class StaticInputs:
         _tree(given).copy_(
             TreeTensors.of(rows, "cpu", batch=bucket.rows, nodes=bucket.nodes, tail=bucket.tail)
         )
-        self._on_device.copy_(self._on_cpu, non_blocking=True)
+        given_bytes = self._on_cpu
+        if self._on_device.is_cuda:  # from pageable memory it may wait for what is queued there
+            given_bytes = given_bytes.pin_memory()  # its own, until the copy is done
+        self._on_device.copy_(given_bytes, non_blocking=True)
         if not is_known:
             self.ids[:batch, :nodes] = call.ids
 

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol
+from weakref import WeakSet
 
 import torch
 
@@ -43,6 +44,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
+        self._living: WeakSet[Callable[[], None]] = WeakSet()  # replays of graphs in the pool
         self._stream: torch.cuda.Stream | None = None
         self._last: torch.cuda.Stream | None = None  # that a replay ran on
 
@@ -54,8 +56,10 @@ class CudaRecorder:
             return self._record(forward)
 
     def _record(self, forward: Callable[[], Computed]) -> Recording:
-        if self._stream is None or self._pool is None:
-            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        if not self._living:  # torch refuses a pool whose graphs are all gone
+            self._pool = torch.cuda.graph_pool_handle()
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
@@ -69,10 +73,10 @@ class CudaRecorder:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 computed = forward()
+                graph.capture_end()
             except BaseException:
                 self._abandon(graph)
                 raise
-            graph.capture_end()
         caller.wait_stream(self._stream)
 
         def replay() -> None:
@@ -83,6 +87,7 @@ class CudaRecorder:
             with torch.cuda.device(self._device):
                 graph.replay()
 
+        self._living.add(replay)
         return Recording(computed, replay)
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
@@ -92,6 +97,7 @@ class CudaRecorder:
         # Where ending it failed too, the allocator still waits for that.
         with suppress(Exception):  # a private function
             torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
+        self._living.clear()  # in which state the pool is left differs by torch: the next is new
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -274,10 +275,11 @@ class Graph:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     fake = Cuda()
+    pools = (f"pool {number}" for number in count(1))
     stand_ins: dict[str, Any] = {
         "Stream": lambda: Stream(fake),
         "CUDAGraph": lambda: Graph(fake),
-        "graph_pool_handle": lambda: "pool",
+        "graph_pool_handle": lambda: next(pools),
         "current_stream": lambda device=None: fake.current,
         "stream": fake.stream,
         "device": lambda device: nullcontext(),
@@ -300,7 +302,7 @@ def test_cuda_warms_up_beside_the_recording_and_shares_one_pool(cuda: Cuda) -> N
         "side: forward",
         "side: forward",
         "side is done",
-        "side: begins in pool",
+        "side: begins in pool 1",
         "side: forward",
         "side: ends",
         "caller waits for side",
@@ -313,6 +315,34 @@ def test_cuda_warms_up_beside_the_recording_and_shares_one_pool(cuda: Cuda) -> N
     another = recorder.another(torch.device("cuda", 1))
     assert isinstance(another, CudaRecorder) and another is not recorder
     assert recorder.another(torch.device("cpu")) is None
+
+
+def test_a_pool_whose_graphs_are_gone_is_not_taken_again(cuda: Cuda) -> None:
+    """torch's allocator asserts that a pool which is named anew has a graph that lives."""
+    recorder = CudaRecorder(torch.device("cuda", 0))
+
+    def recorded() -> Callable[[], None]:
+        return recorder.record(lambda: Computed(torch.zeros(1))).replay
+
+    def pools() -> list[str]:
+        return [line.split("begins in ")[1] for line in cuda.log if "begins" in line]
+
+    first = recorded()
+    second = recorded()
+    assert pools() == ["pool 1", "pool 1"]
+    del first
+    third = recorded()
+    assert pools()[2:] == ["pool 1"]
+    del second, third
+    kept = recorded()
+    assert pools()[3:] == ["pool 2"]
+    cuda.fails = True
+    with pytest.raises(RuntimeError, match="invalidated"):
+        recorded()
+    cuda.fails = False
+    recorded()
+    assert pools()[4:] == ["pool 2", "pool 3"]
+    kept()
 
 
 def test_a_recording_that_fails_leaves_the_callers_stream_and_says_why(cuda: Cuda) -> None:
