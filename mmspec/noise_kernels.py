@@ -115,7 +115,8 @@ def gumbel_at(places: Sequence[Place], vocab_size: int, *, device: torch.device 
     out = torch.empty(len(places), vocab_size, device=device)
     grid = (len(places), triton.cdiv(vocab_size, _PART))
     rows = _uploaded([(place, 0) for place in places], device)
-    _gumbel_kernel[grid](out, rows, vocab_size, BLOCKS=_BLOCKS)
+    with torch.cuda.device_of(out):  # Triton launches on the current one
+        _gumbel_kernel[grid](out, rows, vocab_size, BLOCKS=_BLOCKS)
     return out
 
 
@@ -125,9 +126,10 @@ def gumbel_of(place: Place, token_ids: Tensor) -> Tensor:
     if token_ids.shape[0]:
         rows = _uploaded([(place, 0)], token_ids.device)
         grid = (triton.cdiv(token_ids.shape[0], _PART),)
-        _gumbel_of_tokens_kernel[grid](
-            out, rows, token_ids.contiguous(), token_ids.shape[0], TOKENS=_PART
-        )
+        with torch.cuda.device_of(out):
+            _gumbel_of_tokens_kernel[grid](
+                out, rows, token_ids.contiguous(), token_ids.shape[0], TOKENS=_PART
+            )
     return out
 
 
@@ -142,28 +144,29 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
     runs = [(place, len(list(same))) for place, same in groupby(places)]
     rows = _uploaded(runs, scores.device)
     longest = max(count for _, count in runs)
-    _choose_kernel[(len(runs), parts)](
-        best,
-        best_tokens,
-        best_scores,
-        scores,
-        rows,
-        vocab_size,
-        parts,
-        BLOCKS=_BLOCKS,
-        LONGEST=triton.next_power_of_2(longest),
-    )
     tokens = torch.empty(nodes, dtype=torch.int64, device=scores.device)
     values = scores.new_empty(nodes)
-    _best_part_kernel[(nodes,)](
-        tokens,
-        values,
-        best,
-        best_tokens,
-        best_scores,
-        parts,
-        PARTS=triton.next_power_of_2(parts),
-    )
+    with torch.cuda.device_of(scores):
+        _choose_kernel[(len(runs), parts)](
+            best,
+            best_tokens,
+            best_scores,
+            scores,
+            rows,
+            vocab_size,
+            parts,
+            BLOCKS=_BLOCKS,
+            LONGEST=triton.next_power_of_2(longest),
+        )
+        _best_part_kernel[(nodes,)](
+            tokens,
+            values,
+            best,
+            best_tokens,
+            best_scores,
+            parts,
+            PARTS=triton.next_power_of_2(parts),
+        )
     return tokens, values
 
 

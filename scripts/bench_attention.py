@@ -168,7 +168,9 @@ def measure(
     repeats: int,
     dtype: torch.dtype,
     device: torch.device,
+    told: Callable[[str], None] = lambda backend: None,
 ) -> Row:
+    """`told`: by whom the shape is going to be computed for the first time."""
     inputs = build(shape.case, dtype=dtype, device=device)
     layers = layers_of(inputs, shape.kv_bytes(dtype))
     timed, runs = [], {}
@@ -177,6 +179,7 @@ def measure(
         if rung.missing():
             timed.append(Timed(name, "missing", reason=rung.missing()))
             continue
+        told(name)
         outcome = check(rung, shape.case, dtype=dtype, device=device, inputs=inputs)
         entry = Timed(name, outcome.verdict, reason=outcome.reason)
         timed.append(entry)

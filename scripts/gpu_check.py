@@ -1,24 +1,28 @@
 """Checks mmspec on this machine's GPU, and measures it: one command, ten minutes on a H200.
 
+    python scripts/gpu_check.py --smoke                       does everything run at all? 3 minutes
     python scripts/gpu_check.py --out build/gpu_check.json
     python scripts/gpu_check.py --only kernels timings --minutes 4
     python scripts/gpu_check.py --only train --train
     python scripts/gpu_check.py --device cpu --small          runs everything once, measures nothing
 
 Runs from a checkout, without installing. The file is rewritten with every finding, so that nothing
-is lost when a run is ended. docs/gpu.md says what the sections are and how to read them.
+is lost when a run is ended; on a GPU each section has a process of its own. docs/gpu.md says what
+the sections are and how to read them.
 """
 
 import argparse
 import json
 import os
-import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRIED = ROOT / "build" / "packages"  # pip install --target, where nothing can be installed
+COMPILED = ROOT / "build" / "triton_cache"  # kernels that were compiled elsewhere
 NEEDED = ("torch", "transformers", "safetensors", "omegaconf", "yaml", "PIL", "jinja2", "filelock")
 
 
@@ -27,11 +31,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="SECTION")
     parser.add_argument("--out", type=Path, default=Path("build/gpu_check.json"))
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all sections together")
+    parser.add_argument("--minutes", type=float, help="for all sections together (9; --smoke: 3)")
     parser.add_argument("--small", action="store_true", help="tiny shapes, no measurement")
+    parser.add_argument("--smoke", action="store_true", help="all of it once, --small, on the GPU")
     parser.add_argument("--resume", action="store_true", help="keep what --out holds already")
     parser.add_argument("--train", action="store_true", help="also the section train")
-    return parser.parse_args()
+    parser.add_argument("--without", nargs="+", default=[], metavar="BACKEND", help="of attention")
+    parser.add_argument("--together", action="store_true", help="all sections in this process")
+    parser.add_argument("--apart", action="store_true", help="each in its own, on a CPU too")
+    parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.small |= args.smoke
+    args.minutes = args.minutes or (3.0 if args.smoke else 9.0)
+    return args
 
 
 def find_packages() -> None:
@@ -54,19 +66,66 @@ def interpret_kernels() -> None:
         __import__("interpreted")
 
 
+def run_apart(args: argparse.Namespace) -> int:
+    """Each section in a process of its own."""
+    from mmspec.errors import MmspecError
+    from mmspec.gpu_check import Compiling, Conductor, Times, chosen_sections, plan_lines, tables
+    from mmspec.gpu_check.report import has_failed, summary_lines
+
+    def command(section: str, part: Path, without: Sequence[str]) -> list[str]:
+        own = [sys.executable, __file__, "--together", "--wait", "--only", section]
+        own += ["--out", str(part), "--device", args.device]
+        own += [flag for flag in ("--small", "--train") if getattr(args, flag[2:])]
+        return own + (["--without", *args.without, *without] if args.without or without else [])
+
+    try:
+        shares = {n: s.share for n, s in chosen_sections(args.only, trains=args.train).items()}
+    except MmspecError as error:
+        raise SystemExit(f"gpu_check: {error}") from error
+    print(*plan_lines(shares, args.minutes), sep="\n", flush=True)
+    conductor = Conductor(
+        shares,
+        command,
+        out=args.out,
+        times=Times(args.minutes),
+        kept=json.loads(args.out.read_text())["sections"] if args.resume else {},
+        progress=lambda line: print(time.strftime("%H:%M:%S"), line, flush=True),
+    )
+    compiling = None
+    if args.device != "cpu":
+        compiling = Compiling(args.out.parent / f"{args.out.stem}.parts" / "compiled.log")
+        if "smoke" not in shares:  # what is measured first is not disturbed
+            compiling.wait()
+    try:
+        sections = conductor.run()
+    finally:
+        if compiling is not None:
+            compiling.stop()
+    print(*summary_lines(sections), *([] if args.small else tables(sections)), sep="\n")
+    print(f"written to {args.out}")
+    return 1 if has_failed(sections) else 0
+
+
 def main() -> int:
     args = parse()
     find_packages()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     if args.device == "cpu":
         interpret_kernels()
+    elif COMPILED.is_dir():
+        os.environ.setdefault("TRITON_CACHE_DIR", str(COMPILED))
+    if args.apart or not (args.together or args.device == "cpu"):
+        return run_apart(args)
 
     import torch
 
     from mmspec.errors import MmspecError
-    from mmspec.gpu_check import Setting, has_failed, run_sections, summary_lines
-    from mmspec.gpu_check.recorder import SectionResult
+    from mmspec.gpu_check import Setting, has_failed, run_sections, summary_lines, tables
+    from mmspec.gpu_check.recorder import SectionResult, plain
 
+    if args.wait:
+        args.minutes = float(sys.stdin.readline() or 0) / 60
     if args.small:
         torch.set_num_threads(1)  # its tensors are too small for more
     device = torch.device(args.device)
@@ -75,7 +134,7 @@ def main() -> int:
             raise SystemExit("gpu_check: torch sees no GPU here; --device cpu --small tries all")
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-    setting = Setting(device, args.small, args.minutes, args.train)
+    setting = Setting(device, args.small, args.minutes, args.train, tuple(args.without))
 
     def progress(name: str, result: SectionResult) -> None:
         state = result.status if result.status != "running" else f"{result.title} ..."
@@ -86,15 +145,10 @@ def main() -> int:
         results = run_sections(setting, args.only, out=args.out, kept=kept, progress=progress)
     except MmspecError as error:
         raise SystemExit(f"gpu_check: {error}") from error
-    print(*summary_lines(results), f"written to {args.out}", sep="\n", flush=True)
-    lost = [name for name, result in results.items() if result.status == "lost"]
-    if lost:  # this process has lost the GPU; another one has it
-        again = ["--only", *lost, "--resume", "--out", str(args.out), "--device", args.device]
-        again += ["--minutes", str(max(setting.left_s, 60) / 60)]
-        again += [flag for flag in ("--small", "--train") if getattr(args, flag[2:])]
-        subprocess.run([sys.executable, __file__, *again], check=False)
-        return 1
-    return 1 if has_failed(results) else 0
+    sections = {name: plain(result) for name, result in results.items()}
+    print(*summary_lines(sections), *([] if args.small else tables(sections)), sep="\n")
+    print(f"written to {args.out}")
+    return 1 if has_failed(sections) else 0
 
 
 if __name__ == "__main__":

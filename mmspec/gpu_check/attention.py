@@ -11,15 +11,14 @@ import torch
 
 from mmspec.attention.rung import Rung
 from mmspec.gpu_check.backends import backends
+from mmspec.gpu_check.bars import FACTORS
 from mmspec.gpu_check.recorder import Recorder
-from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.setting import GpuLost, Setting
 
 _GROUPS = ((8, 4), (4, 7), (32, 1))  # (KV heads, query heads of each)
 _CONTEXTS = (4096, 32_768, 131_072)
 _NODES = (1, 8, 16, 32, 64, 128)
 _INTERPRETED = ("triton",)  # on a CPU: it has no speed there
-# Nodes x group, and how near to the quickest the ladder's choice has to be up to there.
-_FACTORS = ((64, 0.9), (1 << 30, 0.7))
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Timed:
     """One shape: microseconds of each backend that takes it."""
 
     shape: str
+    pairs: int  # nodes x query heads of a KV head
     us: dict[str, float]
     chosen: str  # by the ladder
     best: str
@@ -41,7 +41,7 @@ def check(setting: Setting, recorder: Recorder) -> None:
         return
     rungs = {
         rung.name: rung
-        for rung in backends(recorder)
+        for rung in backends(setting, recorder)
         if setting.is_cuda or rung.name not in _INTERPRETED
     }
     table: list[Timed] = []
@@ -64,7 +64,7 @@ def _check_choice(timed: Timed, shape: Any, setting: Setting, recorder: Recorder
     if not setting.is_cuda or timed.chosen not in timed.us:
         return
     own, best = timed.us[timed.chosen], timed.us[timed.best]
-    most = next(factor for pairs, factor in _FACTORS if shape.nodes * shape.group <= pairs)
+    most = next(factor for pairs, factor in FACTORS if shape.nodes * shape.group <= pairs)
     recorder.check(
         own * most <= best,
         f"attention, {timed.shape}: {timed.chosen} takes {own:.0f} us, {timed.best} {best:.0f}",
@@ -87,6 +87,11 @@ def _bench() -> Any:
 def _timed(
     bench: Any, shape: Any, rungs: Mapping[str, Rung], setting: Setting, recorder: Recorder
 ) -> Timed:
+    def begins(backend: str) -> None:
+        if setting.is_lost:  # by the one before
+            raise GpuLost(f"after attention by {recorder.result.doing}, {_text(shape)}")
+        recorder.doing(backend)
+
     row = bench.measure(
         shape,
         rungs,
@@ -94,7 +99,9 @@ def _timed(
         repeats=1 if setting.is_small else 3,
         dtype=setting.dtype,
         device=setting.device,
+        told=begins,
     )
+    recorder.doing(None)
     text = _text(shape)
     for entry in row.timed:
         what = f"attention by {entry.backend}, {text}: {entry.reason}"
@@ -102,7 +109,8 @@ def _timed(
     ran = {entry.backend: entry for entry in row.timed if entry.samples_us}
     times = {name: entry.median_us for name, entry in ran.items()}
     eager = tuple(name for name, entry in ran.items() if not entry.is_captured)
-    return Timed(text, times, row.ladder, min(times, key=lambda name: times[name]), eager)
+    pairs = shape.nodes * shape.group
+    return Timed(text, pairs, times, row.ladder, min(times, key=lambda name: times[name]), eager)
 
 
 def _shapes(bench: Any, setting: Setting) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from mmspec.attention.conformance import check as suite_check
 from mmspec.gpu_check import kv_cells, noise_cells
 from mmspec.gpu_check.backends import backends
 from mmspec.gpu_check.recorder import Recorder
-from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.setting import GpuLost, Setting
 
 _OTHER_DTYPES = (torch.float16, torch.float32)
 _SMALL_CASE, _STEP = 2000, 3  # scores of a case of a small run; it has each third of them
@@ -43,7 +43,7 @@ def check(setting: Setting, recorder: Recorder) -> None:
 def _check_attention(setting: Setting, recorder: Recorder) -> None:
     """By the suite of the backends. Kernels are compiled for each kind of call, which takes some
     backends seconds: one that has had its share of the time is left out of the other cases."""
-    rungs = backends(recorder)
+    rungs = backends(setting, recorder)
     found = {rung.name: Tally() for rung in rungs}
     allowed_s = _ALLOWED_SHARE * setting.left_s
     for case, dtype in _cases(setting, recorder):
@@ -54,6 +54,7 @@ def _check_attention(setting: Setting, recorder: Recorder) -> None:
                 tally.left_out += 1
                 continue
             begun = time.monotonic()
+            recorder.doing(rung.name)
             outcome = suite_check(rung, case, dtype=dtype, device=setting.device, inputs=inputs)
             tally.seconds += time.monotonic() - begun
             what = f"{outcome.case}, {outcome.dtype}"
@@ -62,8 +63,11 @@ def _check_attention(setting: Setting, recorder: Recorder) -> None:
                 continue
             reason = outcome.reason or f"off by {outcome.error:.2g}"
             holds = outcome.verdict == "passed"
+            if not holds and setting.is_lost:
+                raise GpuLost(f"after attention by {rung.name}: {what}: {reason}")
             recorder.check(holds, f"attention by {rung.name}: {what}: {reason}")
             tally.count(holds, outcome.error or 0.0)
+    recorder.doing(None)
     for name, tally in found.items():
         if tally.left_out:
             recorder.missing(f"attention by {name}: no time left for {tally.left_out} cases")

@@ -18,6 +18,7 @@ from mmspec.kv import KVCache
 from mmspec.plan.shape import SHAPES, ModelShape
 from mmspec.state import Placement
 from mmspec.target import Target
+from mmspec.target.stacking import stack_weights
 from mmspec.training.enlargement import made_on
 
 _ROOM = 512  # tokens behind the context, for trees
@@ -59,6 +60,13 @@ def random_model(shape: ModelShape, setting: Setting) -> PreTrainedModel:
             made = LlamaForCausalLM(LlamaConfig(**sizes, head_dim=shape.head_dim))
     made.generation_config.pad_token_id = 0
     return made.eval().requires_grad_(False)
+
+
+def loaded_model(shape: ModelShape, setting: Setting) -> PreTrainedModel:
+    """The same as if mmspec had loaded it: weights that are read together lie side by side."""
+    made = random_model(shape, setting)
+    stack_weights(made)
+    return made
 
 
 def filled_cache(

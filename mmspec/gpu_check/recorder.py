@@ -7,9 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-Status = Literal["passed", "failed", "missing", "error", "left out", "lost", "running"]
+from mmspec.attention.setbacks import says_lost
+from mmspec.gpu_check.setting import GpuLost
+
+Status = Literal[
+    "passed", "failed", "missing", "error", "left out", "lost", "running",
+    "crashed", "out of time",  # of a section's own process
+]  # fmt: skip
 
 
 @dataclass
@@ -23,6 +29,7 @@ class SectionResult:
     missing: list[str] = field(default_factory=list)  # could not be checked here, and why
     found: dict[str, object] = field(default_factory=dict)
     error: str | None = None  # the traceback of what ended it early
+    doing: str | None = None  # who is at work, and could end the process
 
 
 class Recorder:
@@ -43,12 +50,21 @@ class Recorder:
             self.result.failures.append(what)
             self._save()
 
+    def doing(self, who: str | None) -> None:
+        """Who is at work from now on, for whoever finds that the process has ended."""
+        if who != self.result.doing:
+            self.result.doing = who
+            self._save()
+
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """What raises within it is a failure with its traceback, and the section goes on."""
+        """What raises within it is a failure with its traceback, and the section goes on; not so
+        where the GPU is lost to this process."""
         try:
             yield
         except Exception as error:
+            if says_lost(error) or isinstance(error, GpuLost):
+                raise
             self.result.found[f"{what}: traceback"] = "".join(traceback.format_exception(error))
             self.check(False, f"{what}: {type(error).__name__}: {error}")
 
@@ -65,6 +81,12 @@ def write_json(path: Path, header: Mapping[str, object], sections: Mapping[str, 
     text = json.dumps({**header, "sections": sections}, indent=1, default=_plain)
     partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def plain(result: SectionResult) -> dict[str, Any]:
+    """The section as it is read from a file again."""
+    read: dict[str, Any] = json.loads(json.dumps(asdict(result), default=_plain))
+    return read
 
 
 def _plain(value: object) -> object:

@@ -25,7 +25,7 @@ _SHARES = {
     "heads": 0.25,
 }  # of the time that is left; the rest measures
 _SIZES = {"target": "100m", "draft": "nano"}
-_PAIRS = 3
+_PAIRS = 7
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Runs the sections, each by itself: one that fails costs no other, and nothing that was found."""
+"""Runs sections in this process: one that fails costs no other, and nothing that was found."""
 
 import importlib.metadata
 import time
@@ -6,12 +6,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmspec.bench.machine import this_machine
 from mmspec.errors import ConfigError
-from mmspec.gpu_check.recorder import Recorder, SectionResult, write_json
+from mmspec.gpu_check.bars import verdicts
+from mmspec.gpu_check.recorder import Recorder, SectionResult, plain, write_json
 from mmspec.gpu_check.sections import SECTIONS, Section
 from mmspec.gpu_check.setting import Setting
 
@@ -29,35 +31,34 @@ def run_sections(
     sections: Mapping[str, Section] = SECTIONS,
     progress: Callable[[str, SectionResult], None] = lambda name, result: None,
 ) -> dict[str, SectionResult]:
-    """The sections that `names` names, all of them if it is empty, in their own order. `out` is
+    """The sections of `chosen_sections`. `out` is
     rewritten with every finding, `kept` (sections of an earlier run) among them; `progress` is told
     of each section at its beginning and end.
 
-    A kernel that reads beyond its memory ends all use of the GPU by this process: the sections
-    behind it are "lost", and need another one.
+    All are run by this process: a kernel that reads beyond its memory ends its use of the GPU, and
+    the sections behind are "lost" (`Conductor` gives each a process of its own).
 
     Raises ConfigError for a name that is none.
     """
-    unknown = [name for name in names if name not in sections]
-    if unknown:
-        raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(sections)}")
+    chosen = list(chosen_sections(names, trains=setting.trains, sections=sections))
     header = _header(setting)
     results: dict[str, SectionResult] = {}
-    if not names and not setting.trains:
-        names = [name for name in sections if name != "train"]
 
     def save() -> None:
         if out is not None:
-            own = {name: asdict(result) for name, result in results.items()}
-            write_json(out, header, {**kept, **own})
+            read: dict[str, Any] = {
+                **kept,
+                **{name: plain(result) for name, result in results.items()},
+            }
+            told = {} if setting.is_small else {"bars": list(verdicts(read))}
+            write_json(out, {**header, **told}, read)
 
-    chosen = [name for name in sections if name in names or not names]
     for place, name in enumerate(chosen):
         section = sections[name]
         result = results[name] = SectionResult(section.title)
         progress(name, result)
         begun = time.monotonic()
-        if _is_lost(setting):
+        if setting.is_lost:
             result.status = "lost"
         elif setting.left_s < _LEAST_S:
             result.status = "left out"
@@ -69,9 +70,21 @@ def run_sections(
         result.seconds = round(time.monotonic() - begun, 2)
         save()
         progress(name, result)
-        if not _is_lost(setting):
+        if not setting.is_lost:
             setting.free()
     return results
+
+
+def chosen_sections(
+    names: Sequence[str], *, trains: bool, sections: Mapping[str, Section] = SECTIONS
+) -> dict[str, Section]:
+    """Those that `names` names, in their own order; none named: all, `train` if it is asked for.
+    Raises ConfigError for a name that is none."""
+    unknown = [name for name in names if name not in sections]
+    if unknown:
+        raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(sections)}")
+    asked = names or [name for name in sections if trains or name != "train"]
+    return {name: section for name, section in sections.items() if name in asked}
 
 
 def _run_one(section: Section, setting: Setting, recorder: Recorder) -> None:
@@ -88,17 +101,6 @@ def _run_one(section: Section, setting: Setting, recorder: Recorder) -> None:
         result.status = "missing"
     else:
         result.status = "passed"
-
-
-def _is_lost(setting: Setting) -> bool:
-    """Whether an earlier error has ended this process's use of the GPU."""
-    if not setting.is_cuda:
-        return False
-    try:
-        torch.cuda.synchronize(setting.device)
-    except RuntimeError:
-        return True
-    return False
 
 
 def _header(setting: Setting) -> dict[str, object]:

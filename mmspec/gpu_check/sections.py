@@ -1,9 +1,19 @@
-"""The sections, by the names that they are chosen by, in the order in which they are run."""
+"""The sections, by the names that they are chosen by, in the order in which they are run: what
+other figures rest on first, then by worth."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mmspec.gpu_check import attention, exactness, kernels, reference, speed, timings
+from mmspec.gpu_check import (
+    attention,
+    exactness,
+    kernels,
+    plain,
+    reference,
+    smoke,
+    speed,
+    timings,
+)
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 
@@ -18,10 +28,12 @@ class Section:
 
 
 SECTIONS: dict[str, Section] = {
-    "kernels": Section("kernels beside their references", kernels.check, 0.2),
-    "exactness": Section("speculative texts beside plain ones", exactness.check, 0.2),
-    "timings": Section("steps of large models, random weights: timings only", timings.check, 0.3),
+    "smoke": Section("the bundled model says what it says on the CPU", smoke.check, 0.08),
+    "kernels": Section("kernels beside their references", kernels.check, 0.15),
+    "plain": Section("plain decoding of an 8B, random weights: timings only", plain.check, 0.15),
+    "timings": Section("steps of large models, random weights: timings only", timings.check, 0.25),
+    "speed": Section("speed at real size with real acceptance", speed.check, 0.25),
+    "exactness": Section("speculative texts beside plain ones", exactness.check, 0.15),
     "attention": Section("attention backends by shape", attention.check, 0.15),
-    "speed": Section("speed at real size with real acceptance", speed.check, 0.2),
     "train": Section("a reference target trained here, all methods on it", reference.check, 0.5),
 }

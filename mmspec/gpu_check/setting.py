@@ -7,6 +7,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 
+class GpuLost(RuntimeError):
+    """This process cannot use the GPU any more."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """The same for all sections."""
@@ -15,6 +19,7 @@ class Setting:
     is_small: bool = False  # tiny shapes: shows that everything runs, and measures nothing
     minutes: float = 9.0  # for all sections together
     trains: bool = False  # the section `train` trains its models; else it is left out
+    without: tuple[str, ...] = ()  # backends that an earlier try did not survive
     begun_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -34,6 +39,17 @@ class Setting:
     def dtype(self) -> torch.dtype:
         """What models are checked in: a small run is on a CPU, which may only emulate bfloat16."""
         return torch.bfloat16 if self.is_cuda else torch.float32
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether an earlier error has ended this process's use of the GPU. Waits for it."""
+        if not self.is_cuda:
+            return False
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
 
     def has_memory(self, num_bytes: float) -> bool:
         """Whether so much, and a tenth of it, is free on the device."""

@@ -1,5 +1,7 @@
 """Targets of one model by how its score calls run."""
 
+from collections.abc import Collection
+
 from transformers import PreTrainedModel
 
 from mmspec.build import probed_target
@@ -13,19 +15,24 @@ GRAPH, EAGER, OWN = "graph", "eager", "the model's own layers"
 
 
 def timed_targets(
-    model: PreTrainedModel, setting: Setting, recorder: Recorder
+    model: PreTrainedModel,
+    setting: Setting,
+    recorder: Recorder,
+    *,
+    ways: Collection[str] | None = None,
 ) -> dict[str, Target]:
-    """As mmspec decodes it, launch by launch; the same recorded as CUDA graphs, where there are
-    any; and by the model's own layers and attention."""
+    """As mmspec decodes it, recorded as CUDA graphs, where there are any; launch by launch; and by
+    the model's own layers and attention. `ways`: of these, as far as there are graphs."""
     off = GRAPHS.overrides(on=False)
-    targets = {EAGER: _built(model, *off), OWN: _built(model, "decode.attention=model", *off)}
-    if not GRAPHS.is_there:
-        recorder.missing("CUDA graphs: this version of mmspec has none")
-    elif not setting.is_cuda:
-        recorder.missing("CUDA graphs: there is no GPU")
-    else:
-        targets[GRAPH] = _built(model, *GRAPHS.overrides(on=True))
-    return targets
+    overrides = {GRAPH: GRAPHS.overrides(on=True), EAGER: off}
+    overrides[OWN] = ["decode.attention=model", *off]
+    if not GRAPHS.is_there or not setting.is_cuda:
+        what = "there is no GPU" if GRAPHS.is_there else "this version of mmspec has none"
+        recorder.missing(f"CUDA graphs: {what}")
+        del overrides[GRAPH]
+        ways = None
+    chosen = [way for way in overrides if ways is None or way in ways]
+    return {way: _built(model, *overrides[way]) for way in chosen}
 
 
 def check_graphs(target: Target, recorder: Recorder, name: str) -> None:

@@ -1,20 +1,21 @@
 """Section `timings`: what the steps of large models cost. Random weights: timings, and no more."""
 
-from dataclasses import replace
+import statistics
+from dataclasses import asdict, replace
 
 from transformers import PreTrainedModel
 
+from mmspec.bench.interval import spread
 from mmspec.gpu_check.calls import draft_calls, score_call
 from mmspec.gpu_check.clock import Clock, copy_bandwidth
 from mmspec.gpu_check.low_bit import product_table
 from mmspec.gpu_check.models import (
     filled_cache,
-    random_model,
+    loaded_model,
     step_bytes,
     stored_bytes,
     timed_shapes,
 )
-from mmspec.gpu_check.peers import generate_ms
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 from mmspec.gpu_check.targets import GRAPH, OWN, check_graphs, release, timed_targets
@@ -25,17 +26,16 @@ from mmspec.target import Target
 
 NODES = (1, 2, 4, 8, 16, 32, 64, 128)
 CONTEXTS = (4096, 32_768, 131_072)
+_BAR_NODES = 64
 _SMALL_NODES, _SMALL_CONTEXTS = (1, 4), (64, 256)
 _LEAST_S = 20.0  # left of the whole check's time, for a context to be begun
 
 
 def check(setting: Setting, recorder: Recorder) -> None:
-    """Bandwidth, low-bit products, and for each shape steps, scores, drafts and transformers."""
+    """Bandwidth, and for each shape scores and drafts; then low-bit products."""
     bandwidth = copy_bandwidth(setting.device, num_bytes=2**22 if setting.is_small else 2**32)
     recorder.found("what", "random weights: timings only")
     recorder.found("copy_bytes_per_s", bandwidth)
-    with recorder.attempt("low-bit products"):
-        recorder.found("low_bit", product_table(setting, recorder))
     for shape in timed_shapes(setting):
         if setting.left_s < _LEAST_S:
             recorder.missing(f"{shape.name}: no time left")
@@ -44,8 +44,11 @@ def check(setting: Setting, recorder: Recorder) -> None:
             recorder.missing(f"{shape.name}: no room for its weights")
             continue
         with recorder.attempt(shape.name):
-            _time_model(random_model(shape, setting), shape, setting, recorder, bandwidth)
+            _time_model(loaded_model(shape, setting), shape, setting, recorder, bandwidth)
         setting.free()
+    if setting.left_s > _LEAST_S or setting.is_small:
+        with recorder.attempt("low-bit products"):
+            recorder.found("low_bit", product_table(setting, recorder))
 
 
 def _time_model(
@@ -56,8 +59,9 @@ def _time_model(
     bandwidth: float,
 ) -> None:
     is_first = shape.name.startswith("llama-3-8b")
-    targets = timed_targets(model, setting, recorder)
-    for context in _SMALL_CONTEXTS if setting.is_small else CONTEXTS:
+    targets = timed_targets(model, setting, recorder, ways=None if is_first else (GRAPH,))
+    contexts = _SMALL_CONTEXTS if setting.is_small else CONTEXTS
+    for context in contexts:
         name = f"{shape.name} at {context}"
         if setting.left_s < _LEAST_S:
             recorder.missing(f"{name}: no time left")
@@ -67,16 +71,19 @@ def _time_model(
             continue
         with recorder.attempt(name):
             recorder.found(name, _scores(targets, model, shape, setting, context, bandwidth))
-        if context == CONTEXTS[-1] or (context > 4096 and is_first) or setting.is_small:
-            with recorder.attempt(f"{name}, drafts"):
-                drafts = draft_calls(targets, shape, setting, context, recorder)
-                recorder.found(f"{name}, drafts", drafts)
+        setting.free()
+    drafting = contexts if setting.is_small else (131_072, 32_768) if is_first else ()
+    for context in drafting:
+        name = f"{shape.name} at {context}"
+        if setting.left_s < _LEAST_S and not setting.is_small:
+            recorder.missing(f"{name}, drafts: no time left")
+            continue
+        with recorder.attempt(f"{name}, drafts"):
+            drafts = draft_calls(targets, shape, setting, context, recorder)
+            recorder.found(f"{name}, drafts", drafts)
         setting.free()
     if GRAPH in targets:
         check_graphs(targets[GRAPH], recorder, shape.name)
-    if is_first or setting.is_small:
-        found = generate_ms(model, setting, recorder)
-        recorder.found(f"{shape.name}, transformers' generate, ms a token", found)
 
 
 def _scores(
@@ -100,12 +107,16 @@ def _scores(
         cache, placement = filled_cache(target, shape, context)
         own = (1, *nodes[-2:-1]) if way == OWN else nodes
         works = {str(n): score_call(target, cache, placement, n) for n in own}
-        times = {int(n): ms for n, ms in clock.medians_ms(works).items()}
-        found[way] = {
+        samples = {int(n): rounds for n, rounds in clock.samples_ms(works).items()}
+        times = {n: statistics.median(rounds) for n, rounds in samples.items()}
+        row = found[way] = {
             "score_ms": times,
             "ratio_to_one": {n: times[n] / times[1] for n in own},
             "roofline_share": roofline_ms / times[1],
         }
+        if _BAR_NODES in samples:  # in the same round, one after the other
+            pairs = zip(samples[_BAR_NODES], samples[1], strict=True)
+            row["ratio_of_64"] = asdict(spread([many / one for many, one in pairs]))
         cache.release()
         release(target)
     return found

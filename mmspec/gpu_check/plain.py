@@ -1,0 +1,104 @@
+"""Section `plain`: our plain decoding beside the memory's speed, and beside transformers' own
+generate with its best settings, on a load that mmspec never touches."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+
+from mmspec.bench.interval import spread
+from mmspec.bench.methods import PLAIN, TRANSFORMERS, Method
+from mmspec.bench.ours import Ours
+from mmspec.bench.peers import Peer
+from mmspec.bench.run import Runner
+from mmspec.bench.timeline import Run
+from mmspec.build import load
+from mmspec.gpu_check.bars import BEYOND_EAGER, LARGE, ROOFLINE
+from mmspec.gpu_check.clock import copy_bandwidth
+from mmspec.gpu_check.models import loaded_model, random_model, small, step_bytes, stored_bytes
+from mmspec.gpu_check.recorder import Recorder
+from mmspec.gpu_check.setting import Setting
+from mmspec.plan.shape import SHAPES
+from mmspec.state import Prompt
+
+_PAIRS = 7  # fewer give no interval of 95%
+_COMPILED_S = 100.0  # a static cache is compiled for: not begun with less time left
+EAGER, STATIC = "eager, dynamic cache", "compiled, static cache"
+_WAYS: Mapping[str, Mapping[str, object]] = {EAGER: {}, STATIC: {"cache_implementation": "static"}}
+
+
+def check(setting: Setting, recorder: Recorder) -> None:
+    """At 4k tokens of an 8B with random weights: timings, and no more."""
+    shape, (prompt_tokens, tokens) = SHAPES[LARGE], (4096, 64)
+    if setting.is_small:
+        shape, (prompt_tokens, tokens) = small(shape), (32, 8)
+    if not setting.has_memory(2 * stored_bytes(shape, prompt_tokens)):
+        recorder.missing("no room for two models of 8B")
+        return
+    bandwidth = copy_bandwidth(setting.device, num_bytes=2**22 if setting.is_small else 2**32)
+    model = loaded_model(shape, setting)
+    engine = load(model, drafter="none")
+    context = prompt_tokens + tokens // 2
+    roofline_ms = step_bytes(model, shape, context) / bandwidth * 1e3
+    recorder.found("what", "random weights: timings only")
+    recorder.found("copy_bytes_per_s", bandwidth)
+    recorder.found("roofline_ms", roofline_ms)
+    prompt = Prompt(torch.randint(10, 200, (prompt_tokens,)))
+    ours = Ours(Method(PLAIN, "mmspec", (), {"speculate": False}), engine)
+    own = [_ms_a_token(ours.run(prompt, tokens)) for _ in range(2 + _PAIRS)][2:]
+    recorder.found("ms_a_token", statistics.median(own))
+    recorder.found("roofline_share", asdict(spread([roofline_ms / ms for ms in own])))
+    _check_graphs(engine.graph_info, setting, recorder)
+    with recorder.attempt("transformers"):
+        _compare(ours, prompt, tokens, setting, recorder)
+    if setting.is_cuda and not setting.is_small:
+        share = roofline_ms / statistics.median(own)
+        recorder.check(share >= ROOFLINE, f"plain decoding: {share:.2f} of the roofline")
+
+
+def _compare(
+    ours: Runner, prompt: Prompt, tokens: int, setting: Setting, recorder: Recorder
+) -> None:
+    """In turns, each pair beginning with the other one."""
+    shape = small(SHAPES[LARGE]) if setting.is_small else SHAPES[LARGE]
+    untouched = random_model(shape, setting)
+    for way, options in _WAYS.items():
+        if options and (setting.is_small or setting.left_s < _COMPILED_S):
+            recorder.missing(f"transformers, {way}: no time left to compile")
+            continue
+        peer = Peer(Method(TRANSFORMERS, "transformers", (), options), untouched, {})
+        with recorder.attempt(f"transformers, {way}"):
+            for _ in range(2):  # compiles
+                peer.run(prompt, tokens)
+            pairs = _in_turns((ours, peer), prompt, tokens)
+            values = [theirs / own for own, theirs in pairs]
+            recorder.found(f"ms a token, {way}", statistics.median(ms for _, ms in pairs))
+            recorder.found(f"speed beside {way}", asdict(spread(values)))
+            if way == EAGER and setting.is_cuda and not setting.is_small:
+                median = statistics.median(values)
+                recorder.check(median >= BEYOND_EAGER, f"{median:.2f} x transformers, {way}")
+
+
+def _in_turns(runners: Sequence[Runner], prompt: Prompt, tokens: int) -> list[tuple[float, float]]:
+    """Milliseconds a token of both, by pair."""
+    pairs = []
+    for pair in range(_PAIRS):
+        order = (0, 1) if pair % 2 else (1, 0)
+        times = {index: _ms_a_token(runners[index].run(prompt, tokens)) for index in order}
+        pairs.append((times[0], times[1]))
+    return pairs
+
+
+def _ms_a_token(run: Run) -> float:
+    """Of the tokens after the first one, which is the prefill's."""
+    return run.decode.wall_s * 1e3 / max(run.num_decoded, 1)
+
+
+def _check_graphs(info: object, setting: Setting, recorder: Recorder) -> None:
+    if not setting.is_cuda:
+        recorder.missing("CUDA graphs: there is no GPU")
+        return
+    recorder.found("graphs", info)
+    replayed, given_up = getattr(info, "replayed", 0), getattr(info, "given_up", "")
+    recorder.check(replayed > 0 and not given_up, f"no graphs were replayed: {given_up or info}")

@@ -1,0 +1,91 @@
+"""Sections in processes of their own: whatever ends one of them, the others' findings are there."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmspec.gpu_check.conduct import Conductor, Times
+
+# Stands in for a section's process: waits to be told its time, and behaves as its name says.
+CHILD = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+name, part, *without = sys.argv[1:]
+seconds = float(sys.stdin.readline())
+
+def write(status, doing=None, **found):
+    section = {"title": name, "status": status, "seconds": 0.0, "failures": [], "missing": [],
+               "found": {"seconds": seconds, **found}, "error": None, "doing": doing}
+    path = Path(part)
+    path.with_suffix(".new").write_text(json.dumps({"gpu": "a GPU", "sections": {name: section}}))
+    os.replace(path.with_suffix(".new"), path)
+
+write("running", doing="early", early=1)
+if name == "hangs":
+    time.sleep(600)
+if name == "is_killed":
+    print("device-side assert", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+if name == "breaks_by_flash" and "flash" not in without:
+    write("running", doing="flash", before=2)
+    os._exit(1)
+write("passed", late=3)
+"""
+
+
+def conducted(tmp_path: Path, *names: str, minutes: float = 1.0) -> dict[str, Any]:
+    child, out = tmp_path / "child.py", tmp_path / "found.json"
+    child.write_text(CHILD)
+
+    def command(name: str, part: Path, without: Sequence[str]) -> list[str]:
+        return [sys.executable, str(child), name, str(part), *without]
+
+    times = Times(minutes, grace_s=1.0, least_s=0.2)
+    Conductor(dict.fromkeys(names, 1.0), command, out=out, times=times).run()
+    found: dict[str, Any] = json.loads(out.read_text())
+    assert found["gpu"] == "a GPU" and found["bars"]
+    sections: dict[str, Any] = found["sections"]
+    assert list(sections) == list(names)
+    return sections
+
+
+def test_a_process_that_ends_keeps_what_it_found_and_costs_no_other(tmp_path: Path) -> None:
+    found = conducted(tmp_path, "is_killed", "works")
+    killed = found["is_killed"]
+    assert killed["status"] == "crashed" and killed["found"]["early"] == 1
+    assert "early: crashed: its process ended with signal 11" in killed["failures"][0]
+    assert "device-side assert" in killed["error"]
+    assert found["works"]["status"] == "passed" and found["works"]["found"]["late"] == 3
+
+
+def test_a_process_that_never_ends_is_ended(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    found = conducted(tmp_path, "hangs", "works", minutes=0.1)
+    assert time.monotonic() - begun < 20
+    assert found["hangs"]["status"] == "out of time" and found["hangs"]["found"]["early"] == 1
+    assert found["works"]["status"] == "passed"
+
+
+def test_what_was_at_work_when_it_ended_is_left_out_of_another_try(tmp_path: Path) -> None:
+    section = conducted(tmp_path, "breaks_by_flash")["breaks_by_flash"]
+    assert section["status"] == "failed"
+    assert section["found"]["before"] == 2 and section["found"]["late"] == 3
+    assert section["failures"] == ["flash: crashed: its process ended with exit code 1\n"]
+
+
+def test_time_is_shared_out_and_what_has_none_left_is_left_out(tmp_path: Path) -> None:
+    found = conducted(tmp_path, "works", "too", minutes=0.5)
+    first, second = (found[name]["found"]["seconds"] for name in ("works", "too"))
+    assert first <= 15 < second <= 30  # what the first one did not need is the second one's
+
+
+def test_what_there_is_no_time_for_is_not_begun(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    nothing = [sys.executable, "-c", "input()"]
+    conductor = Conductor({"late": 1.0}, lambda *told: nothing, out=out, times=Times(0.0))
+    assert conductor.run()["late"]["status"] == "left out"
+    assert json.loads(out.read_text())["sections"]["late"]["missing"]
