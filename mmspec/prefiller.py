@@ -19,6 +19,7 @@ from mmspec.row import Row
 from mmspec.state import Placement, Prefill, Taps
 from mmspec.stats import Stopwatch
 from mmspec.target import Target
+from mmspec.target.cross import sight_keys
 from mmspec.target.encoded import is_prepared
 from mmspec.target.keys import prompt_keys, text_keys
 from mmspec.target.positions import prompt_positions
@@ -208,8 +209,10 @@ class Prefiller:
         keys = prompt_keys(prompt, media, positions)
         if keys is None:
             return
+        beside = sight_keys(prompt, media) if self._target.cross_layers else []
+        keys = list(zip(keys, beside, strict=True)) if beside else keys
         lease = store.match(namespace, weights, keys)
-        pending.text = _Text(namespace, weights, keys, lease)
+        pending.text = _Text(namespace, weights, keys, lease, beside[-1:])
         if row.on_prompt_logits is not None:  # what is known already would have none
             return
         # The last token is always computed: its logits choose the first new one. Where a drafter
@@ -232,7 +235,10 @@ class Prefiller:
         assert self._prefixes is not None
         held = self._cache.length(placement.row)
         generated = row.tokens[row.prompt.num_tokens : held]
-        keys = [*text.keys, *text_keys(generated, repeat(placement.position_offsets))]
+        new = text_keys(generated, repeat(placement.position_offsets))
+        for beside in text.beside:
+            new = [(key, beside) for key in new]
+        keys = [*text.keys, *new]
         if self._is_bitwise:  # what was scored has other bits than what was prefilled
             keys = list(text.keys[: self._whole_chunks(len(text.keys))])
         try:
@@ -260,6 +266,7 @@ class _Text:
     weights: Hashable
     keys: list[Hashable]
     lease: Lease
+    beside: Sequence[Hashable] = ()  # one key: of what its newest tokens read beside the text
 
 
 @dataclass

@@ -154,6 +154,10 @@ def test_the_next_turn_finds_prompt_and_answer(family: str, layout: Layout) -> N
     }
     longer["input_ids"] = torch.cat([inputs["input_ids"], says], dim=1)
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    if "cross_attention_mask" in inputs:
+        mask = inputs["cross_attention_mask"]
+        last = mask[:, -1:].expand(-1, says.shape[1], -1, -1)
+        longer["cross_attention_mask"] = torch.cat([mask, last], dim=1)
     again, anew = (engine.generate(longer, seed=2, reuse=r, **options) for r in (True, False))
     assert again.tokens == anew.tokens
     assert anew.stats.reused_tokens == 0

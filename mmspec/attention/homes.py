@@ -15,7 +15,7 @@ class Homes:
     def __init__(self, layers: Sequence[FlatLayer]) -> None:
         self._layers = layers
         # Before the first forward over a cache nobody knows: no layer has buffers then.
-        self._may_share = not all(layer.is_initialized for layer in layers)
+        self._may_share = not all(f.is_initialized for f in layers if f.keeps_tokens)
         # Not held: of a long prompt all layers' keys would be in memory twice.
         self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 

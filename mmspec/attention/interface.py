@@ -88,7 +88,7 @@ def _attend(
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     if tap is not None:
         tap.take(cast(int, module.layer_idx), query, factor)
-    if call is not None:
+    if call is not None and call.layers[cast(int, module.layer_idx)].keeps_tokens:
         index = cast(int, module.layer_idx)
         reach = call.reaches[index]
         if not dropout and _is_understood(reach, query, key, kwargs):

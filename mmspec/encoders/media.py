@@ -16,6 +16,7 @@ _PIXELS = {
     "audio": ("input_features", "input_values", "audio_input_features"),
 }
 _AUDIO_PARTS = ("audio", "input_features", "input_values", "feature_attention_mask", "padding_mask")
+CROSS_MASK = "cross_attention_mask"  # which tokens see an image: it says nothing of the image
 _VIDEO_INPUTS = ("second_per_grid_ts",)  # beside those with "video" in their name
 
 
@@ -83,7 +84,8 @@ def token_inputs(prompt: Prompt) -> dict[str, Tensor]:
 
 def split_media(prompt: Prompt) -> Media | None:
     """Items without media are none. None: the prompt has inputs whose tokens cannot be found."""
-    inputs = {n: v for n, v in prompt.model_inputs.items() if n not in token_inputs(prompt)}
+    others = {*token_inputs(prompt), CROSS_MASK}
+    inputs = {n: v for n, v in prompt.model_inputs.items() if n not in others}
     by_kind: dict[MediaKind, dict[str, Tensor]] = {}
     for name, value in inputs.items():
         by_kind.setdefault(_kind_of(name), {})[name] = value
@@ -124,8 +126,8 @@ def _split(
         return whole
     grid = next((tensor for name, tensor in tensors.items() if name.endswith("grid_thw")), None)
     # Tiles of one row are many along axis 1 (Idefics3, SmolVLM), unless a size an image says that
-    # they belong to one image.
-    axis = int(kind == "image" and pixels.ndim == 5 and "image_sizes" not in tensors)
+    # they belong to one image; so are images of several tiles (Mllama).
+    axis = int(kind == "image" and pixels.ndim >= 5 and "image_sizes" not in tensors)
     if grid is not None:
         patches = grid.prod(dim=1).tolist()
         if len(pixels) != sum(patches) or any(total * count % sum(patches) for count in patches):

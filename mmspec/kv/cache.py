@@ -8,7 +8,7 @@ A forward inside `writing` puts its tokens behind each row's committed ones and 
     commit path (0, 2)               | node 0 | node 2 |        length += 2
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from mmspec.kv.buffers import BufferPool
+from mmspec.kv.cross import CrossStates
 from mmspec.kv.layer import FlatLayer, WritePlan
 from mmspec.kv.moves import Move, PathMover
 from mmspec.kv.queries import QueryLog
@@ -43,13 +44,20 @@ class KVCache(Cache):
         *,
         queries: QueryLog | None = None,
         pool: BufferPool | None = None,
+        cross_layers: Collection[int] = (),
     ) -> None:
         """`queries`: the log of what the newest tokens asked for, where somebody reads it. `pool`:
-        where released buffers stay for the next cache."""
+        where released buffers stay for the next cache. `cross_layers` keep no tokens: see
+        `cross`."""
         self.queries = queries
         self.pool = pool
         self.flat_layers = [FlatLayer() for _ in range(num_layers)]
-        super().__init__(layers=list(self.flat_layers))
+        self.cross = CrossStates(cross_layers)
+        for index in cross_layers:
+            self.flat_layers[index].keeps_tokens = False
+        super().__init__(
+            layers=[self.cross.layers.get(i, flat) for i, flat in enumerate(self.flat_layers)]
+        )
         self._regions = Regions()
         self._written: dict[int, int] = {}  # row -> tokens written behind it, not yet committed
         self._mover: PathMover | None = None  # of the buffers as they last were
@@ -70,6 +78,7 @@ class KVCache(Cache):
         """Frees the row's slots. Closing a closed row does nothing."""
         self._regions.close(row)
         self._written.pop(row, None)
+        self.cross.forget(row)
         if self.queries is not None:
             self.queries.forget(row)
 
@@ -77,6 +86,7 @@ class KVCache(Cache):
         """Closes all rows and gives the buffers' memory back, or to the pool."""
         self._regions = Regions()
         self._written.clear()
+        self.cross.clear()
         self._mover = None
         if self.queries is not None:
             self.queries.clear()
@@ -118,8 +128,8 @@ class KVCache(Cache):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all buffers, used or not."""
-        return sum(buffer.nbytes for buffer in self.buffers)
+        """Bytes of all buffers, used or not, and of what is read beside the tokens."""
+        return sum(buffer.nbytes for buffer in self.buffers) + self.cross.num_bytes
 
     # Writing
 
@@ -143,11 +153,13 @@ class KVCache(Cache):
             self._written.pop(row, None)
         try:
             self._set_plan(plan)
+            self.cross.show(rows)
             yield plan
             for row, old, count in zip(rows, kept, counts, strict=True):
                 self._written[row] = old + count
         finally:
             self._set_plan(None)
+            self.cross.show(())
 
     @contextmanager
     def planned(self, plan: WritePlan) -> Iterator[None]:

@@ -81,6 +81,7 @@ class FlatLayer(CacheLayerMixin):
         super().__init__()
         self.plan: WritePlan | None = None
         self.num_slots = 0
+        self.keeps_tokens = True  # False: a cross-attention layer's place, which stays empty
         self.spare: tuple[Tensor, Tensor] | None = None  # taken in place of new buffers if they fit
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

@@ -73,7 +73,7 @@ class KVView(KVCache):
         """`newest_only[i]`: layer i looks back through a window, and is shown the newest tokens
         whatever the policy."""
         pool = None if source.pool is None else source.pool.views
-        super().__init__(len(source.flat_layers), pool=pool)
+        super().__init__(len(source.flat_layers), pool=pool, cross_layers=source.cross.layers)
         self.source = source
         self.policy = policy
         self.size = size
@@ -175,6 +175,7 @@ class KVView(KVCache):
                 self.source.queries.forget(source_row)
             return None
         row = self.open(chosen + self.size.recent + self.size.room)
+        self.cross.share(row, self.source.cross, source_row)
         self._shown[source_row] = shown = _Shown(row, media, chosen)
         return shown
 

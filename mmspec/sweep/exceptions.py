@@ -45,6 +45,10 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
             "vision_output_dim": 64,
         }
     },
+    "mllama": {
+        "text_config": {"cross_attention_layers": [1, 3]},
+        "vision_config": {"intermediate_layers_indices": [0], "vision_output_dim": 128},
+    },
     "mistral4": {"qk_nope_head_dim": 8, "qk_head_dim": 16, "head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
     "prophetnet": {"num_buckets": 4, "relative_max_distance": 8},

@@ -107,6 +107,9 @@ def _prompt(
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in names:
             inputs[name] = (ids == token).long() * (_TYPES[kind] if name[:2] == "mm" else 1)
+    if "aspect_ratio_mask" in form:  # an image beside the tokens, seen from its placeholder on
+        seen = (ids == token).long().cumsum(dim=1).clamp(max=1)
+        inputs["cross_attention_mask"] = seen[..., None, None] * form["aspect_ratio_mask"][:, None]
     return inputs
 
 
@@ -137,6 +140,13 @@ def _forms(model: PreTrainedModel, kind: MediaKind, seed: int) -> Iterator[Form]
         yield {"pixel_values_videos": noise(1, 4, channels, side, side)}
         return
     sizes = torch.tensor([[side, side]])
+    if tiles := _number(vision, "max_num_tiles", 0):  # of which the first is filled
+        padding = torch.zeros(1, 1, tiles - 1, channels, side, side, dtype=model.dtype)
+        yield {
+            "pixel_values": torch.cat([noise(1, 1, 1, channels, side, side), padding], dim=2),
+            "aspect_ratio_ids": torch.tensor([[1]]),
+            "aspect_ratio_mask": (torch.arange(tiles) < 1).long()[None, None],
+        }
     one = noise(1, channels, side, side)
     yield {"pixel_values": one, "image_sizes": sizes}
     yield {"pixel_values": one}

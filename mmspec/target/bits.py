@@ -21,6 +21,11 @@ def reason_against(target: Target) -> str | None:
     """Why the model cannot keep its bits, as what follows its name; None where nothing is known to
     be in the way. Of what a trial could miss: it depends on which tokens there are."""
     config = target.model.config
+    if target.cross_layers:
+        return (
+            "reads images through cross-attention layers, whose keys are as many as its neighbours "
+            "in a step have"
+        )
     if _has_experts(target):
         return (
             "is a mixture of experts: how many tokens an expert reads at once, and so how their "

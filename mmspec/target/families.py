@@ -100,12 +100,6 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} is an encoder-decoder model; mmspec decodes decoder-only language and "
             "vision-language models. Use transformers' generate for it."
         )
-    if getattr(text, "cross_attention_layers", None):
-        raise ModelError(
-            f"{name} reads images through cross-attention layers {text.cross_attention_layers}, "
-            "which keep their own keys outside of the token sequence; mmspec has no cache for "
-            "them yet. Use transformers' generate for it."
-        )
     kinds = [kind for kind in getattr(text, "layer_types", None) or () if kind not in _KNOWN_KINDS]
     if kinds or getattr(model, "_is_stateful", False):
         what = ", ".join(sorted(set(kinds))) or "recurrent"

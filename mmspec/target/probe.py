@@ -17,6 +17,7 @@ from mmspec.errors import ModelError
 from mmspec.state import Prompt
 from mmspec.target.attached import Attention
 from mmspec.target.blocks import Blocks
+from mmspec.target.cross import beside_text, probe_inputs
 from mmspec.target.families import mask_rules
 from mmspec.target.linears import Linears
 from mmspec.target.target import Target, input_device
@@ -69,7 +70,8 @@ def probe(
     not even one token at a time agrees with the model's own decoding.
     """
     prompt, tree = _probe_prompt(model)
-    # A second, shorter row: ragged batches must hold too.
+    prompt = replace(prompt, model_inputs=probe_inputs(model, prompt.num_tokens))
+    # A second, shorter row, of text alone: ragged batches must hold too.
     shorter = Prompt(prompt.token_ids[: prompt.num_tokens // 2])
     try:
         expected = [_native_logits(model, row, tree) for row in (prompt, shorter)]
@@ -173,12 +175,14 @@ def _native_logits(
         for leaf in leaves:
             cache = DynamicCache(config=model.config)
             ids = prompt.token_ids.unsqueeze(0).to(device)
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
+            given = {n: t.to(device) for n, t in prompt.model_inputs.items()}
+            model(input_ids=ids, past_key_values=cache, use_cache=True, **given)
             path: tuple[int, ...] = ()
             for node in tree.path_to(leaf):
                 path += (tree.tokens[node],)
                 ids = torch.tensor([[tree.tokens[node]]], device=device)
-                output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+                given = beside_text(given)
+                output = model(input_ids=ids, past_key_values=cache, use_cache=True, **given)
                 expected[path] = output.logits[0, -1]
     return expected
 

@@ -24,13 +24,18 @@ def check_taps(taps: Collection[int], *, num_layers: int, who: str) -> None:
         )
 
 
-def asked_for(taps: Collection[int]) -> bool | list[int]:
-    """The forward's `output_hidden_states`."""
+def asked_for(taps: Collection[int], *, skipped: Collection[int] = ()) -> bool | list[int]:
+    """The forward's `output_hidden_states`. `skipped`: layers that it passes over, and whose states
+    it does not count."""
     if not taps:
         return False
-    return sorted(taps) if _TAKES_LAYERS else True
+    return sorted({_place(tap, skipped) for tap in taps}) if _TAKES_LAYERS else True
 
 
-def taken(output: Any, taps: Collection[int]) -> Hidden:
-    """Layer -> (batch, seq, hidden) of a forward's output."""
-    return {tap: output.hidden_states[tap] for tap in taps}
+def taken(output: Any, taps: Collection[int], *, skipped: Collection[int] = ()) -> Hidden:
+    """Layer -> (batch, seq, hidden) of a forward's output. A skipped layer hands on what it got."""
+    return {tap: output.hidden_states[_place(tap, skipped)] for tap in taps}
+
+
+def _place(tap: int, skipped: Collection[int]) -> int:
+    return tap - sum(layer < tap for layer in skipped)

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 
 from mmspec.attention import RowNodes
 from mmspec.encoders.features import FeatureSource, gives_features
-from mmspec.encoders.media import join, token_inputs
+from mmspec.encoders.media import CROSS_MASK, join, token_inputs
 from mmspec.errors import ConfigError
 from mmspec.kv import BufferPool, KVCache, QueryLog, WritePlan
 from mmspec.state import Placement, Prefill, Prompt, Scores
-from mmspec.target import encoded
+from mmspec.target import cross, encoded
 from mmspec.target.attached import Attachment, Attachments, Attention, ForwardInputs
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
@@ -77,6 +77,7 @@ class Target:
         self._embedding = model.get_input_embeddings()
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
+        self.cross_layers = cross.cross_layers(model.config)
         # Narrowed where the encoders turn out unusual.
         self.cuts = replace(prompt_cuts(model.config), has_whole_media=not gives_features(model))
         self._shape: tuple[int, int] | None = None  # (rows, nodes) of all score calls; None: any
@@ -191,7 +192,12 @@ class Target:
     def new_cache(self, *, watched_queries: int = 0) -> KVCache:
         """An empty cache, which logs the queries of each row's so many newest tokens."""
         log = QueryLog(watched_queries) if watched_queries else None
-        return KVCache(self._text_config.num_hidden_layers, queries=log, pool=self._buffers)
+        return KVCache(
+            self._text_config.num_hidden_layers,
+            queries=log,
+            pool=self._buffers,
+            cross_layers=self.cross_layers,
+        )
 
     def prefill(
         self,
@@ -222,11 +228,24 @@ class Target:
         held = cache.length(row)
         assert held == start, f"row {row} already holds {held} tokens, expected {start}"
         positions, offsets = prompt_positions(self.model, prompt)
+        if start == 0:
+            cache.cross.forget(row)
+        seen = self.sights(prompt)
+        if seen is None:
+            given = self._part_of_inputs(prompt, start, stop, features)
+        else:
+            given = cross.prompt_inputs(prompt, cache, row, start)
+            if features is not None and not cache.cross.holds(row):
+                features.num_encoded = features.media.num_items
+            features = None
         inputs: dict[str, object] = {
             name: self._placed(value)
-            for name, value in self._part_of_inputs(prompt, start, stop, features).items()
+            for name, value in given.items()
             if name != "position_ids" and name not in encoded.NAMES
         }
+        skipped = self.cross_layers if seen is None else ()
+        if seen is not None:
+            inputs[CROSS_MASK] = cross.told_to_prompt(seen, stop, self.device)
         if outputs := encoded.encoder_outputs(prompt.model_inputs):
             inputs["mm_encoder_outputs"] = outputs
         if "logits_to_keep" in self._parameters:
@@ -243,18 +262,25 @@ class Target:
                 position_ids=upload(positions[..., start:stop], self.device),
                 past_key_values=cache,
                 use_cache=True,
-                output_hidden_states=asked_for(taps),
+                output_hidden_states=asked_for(taps, skipped=skipped),
                 **inputs,
                 **attended,
                 **watched,
             )
         if on_logits is not None:
             on_logits(start, output.logits[0])
+        if seen is not None:
+            cache.cross.see(row, upload(seen[stop - 1], self.device))
         kept = range(stop - start) if keep is None else keep
         cache.commit({row: kept})
         offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
-        hidden = {tap: states[0] for tap, states in taken(output, taps).items()}
+        hidden = {tap: states[0] for tap, states in taken(output, taps, skipped=skipped).items()}
         return Prefill(output.logits[0, -1], Placement(row, offsets), hidden, cache)
+
+    def sights(self, prompt: Prompt) -> Tensor | None:
+        """(seq, cells) bool: what the prompt's tokens see of its images, where the model reads
+        them beside the tokens; None where it has none, or puts them among the tokens."""
+        return cross.sights(prompt) if self.cross_layers else None
 
     def read(self, texts: Sequence[Sequence[int]], *, taps: Collection[int]) -> list[Hidden]:
         """The hidden states of texts without media, all in one forward that keeps nothing: of each
@@ -269,10 +295,10 @@ class Target:
                 attention_mask=mask.to(self.device),
                 position_ids=self._text_positions(*ids.shape).to(self.device),
                 use_cache=False,
-                output_hidden_states=asked_for(taps),
+                output_hidden_states=asked_for(taps, skipped=self.cross_layers),
                 **last,
             )
-        hidden = taken(output, taps)
+        hidden = taken(output, taps, skipped=self.cross_layers)
         return [
             {tap: states[row, : len(text)] for tap, states in hidden.items()}
             for row, text in enumerate(texts)
@@ -349,7 +375,11 @@ class Target:
             assert size[0] <= self._shape[0] and size[1] <= self._shape[1], f"{size}: too large"
         with self._forward(), cache.writing(rows, counts, after=done) as plan:
             output: Any = None
-            if self.graphs is not None or self._shape is not None:
+            seen = cache.cross.seen(rows)
+            beside = {} if seen is None else {CROSS_MASK: cross.told_to_nodes(seen, plan)}
+            skipped = self.cross_layers if seen is None else ()
+            # What is recorded knows of no images beside the tokens.
+            if seen is None and (self.graphs is not None or self._shape is not None):
                 tree_call = self.attachments.tree_call(trees, cache, plan, done)
                 output = self._by_inputs(
                     ScoreCall(ids, positions, tree_call, plan, cache, rows, taps, self._shape)
@@ -372,11 +402,12 @@ class Target:
                         position_ids=upload(positions, self.device),
                         past_key_values=cache,
                         use_cache=True,
-                        output_hidden_states=asked_for(taps),
+                        output_hidden_states=asked_for(taps, skipped=skipped),
+                        **beside,
                         **inputs,
                         **watched,
                     )
-        hidden = taken(output, taps)
+        hidden = taken(output, taps, skipped=skipped)
         return [
             Scores(
                 output.logits[index, :count],
@@ -431,12 +462,12 @@ class Target:
                 position_ids=given.positions,
                 past_key_values=call.cache,
                 use_cache=True,
-                output_hidden_states=asked_for(call.taps),
+                output_hidden_states=asked_for(call.taps, skipped=self.cross_layers),
                 **inputs,
                 **tapped,
             )
         queries = () if tap is None else tuple(tap.held)
-        return Computed(output.logits, taken(output, call.taps), queries)
+        return Computed(output.logits, taken(output, call.taps, skipped=self.cross_layers), queries)
 
     def _placed(self, value: Tensor) -> Tensor:
         """On the model's device; pixels and the like in the model's dtype."""

@@ -163,8 +163,6 @@ def test_a_nucleus_that_cuts_between_equals_is_a_near_tie(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_rounding_is_measured_on_every_family(family: str) -> None:
     """In float64 it explains next to nothing, in bfloat16 a part of the logits' spread."""
-    if family == "mllama":
-        pytest.skip("cannot be decoded by mmspec")
     layout = "image_middle" if FAMILIES[family].kind == "vision" else "text"
     prompt = prompt_of(family, layout=layout)
     tokens = (5, 9, 12, 40)

@@ -7,14 +7,14 @@ from .audio import DECODABLE_AUDIO
 from .family import EOS_TOKEN, Family
 from .prompts import Layout, layouts_of, prompt_inputs
 from .text import DECODABLE_TEXT, REFUSED_TEXT
-from .vision import DECODABLE_VISION, REFUSED_VISION
+from .vision import DECODABLE_VISION
 
 FAMILIES: dict[str, Family] = {
     f.name: f for f in (*DECODABLE_TEXT, *DECODABLE_VISION, *DECODABLE_AUDIO)
 }
 """The families that must decode."""
 
-REFUSED: dict[str, Family] = {f.name: f for f in (*REFUSED_TEXT, *REFUSED_VISION)}
+REFUSED: dict[str, Family] = {f.name: f for f in REFUSED_TEXT}
 """The families whose tokens cannot be scored as a tree: each needs a clear refusal."""
 
 __all__ = ["EOS_TOKEN", "FAMILIES", "REFUSED", "Family", "Layout", "layouts_of", "prompt_inputs"]

@@ -260,8 +260,5 @@ DECODABLE_VISION: tuple[Family, ...] = (
         _gemma3,
         embedding_std=GEMMA_EMBEDDING_STD,
     ),
-)
-
-REFUSED_VISION: tuple[Family, ...] = (
     family("mllama", "vision", MllamaForConditionalGeneration, _mllama),
 )
