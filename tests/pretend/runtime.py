@@ -101,7 +101,7 @@ class Generator(torch.Generator):
 def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
     """Until `patch` is undone."""
 
-    pools: dict[Any, WeakSet[Graph]] = {}  # those that graphs were recorded in, and which live
+    pools: dict[Any, WeakSet[Any]] = {}  # those that graphs were recorded in, and which live
 
     class Graph:
         def __init__(self, keep_graph: bool = False) -> None:
