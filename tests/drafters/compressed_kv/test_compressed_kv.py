@@ -326,15 +326,18 @@ def test_a_draft_that_fails_midway_frees_its_views_and_costs_no_token(
     def failing(self: Target, trees: Any, cache: Any, *args: Any, **options: Any) -> Any:
         if isinstance(cache, KVView):
             calls[0] += 1
-            if calls[0] == 6:
+            if calls[0] >= 6:
                 raise RuntimeError("out of memory")
         return right(self, trees, cache, *args, **options)
 
     monkeypatch.setattr(Target, "score", failing)
     with caplog.at_level(logging.WARNING):
         results = engine.generate(requests)
-    assert calls[0] == 6, "it was asked again"
-    assert "drafter compressed_kv failed (RuntimeError: out of memory)" in caplog.text
+    assert calls[0] == 6 + len(requests), "once more for each row, and never again"
+    assert (
+        "drafter compressed_kv failed" in caplog.text
+        and "RuntimeError: out of memory" in caplog.text
+    )
     assert_plain(engine, requests, results)
 
 

@@ -270,15 +270,17 @@ def test_a_drafter_that_fails_midway_frees_its_rows(
     def failing(self: Target, trees: Any, cache: KVCache, *args: Any, **options: Any) -> Any:
         if cache is bound(engine).cache:
             calls[0] += 1
-            if calls[0] == 6:
+            if calls[0] >= 6:
                 raise RuntimeError("out of memory")
         return right(self, trees, cache, *args, **options)
 
     monkeypatch.setattr(Target, "score", failing)
     with caplog.at_level(logging.WARNING):
         results = engine.generate(requests)
-    assert calls[0] == 6, "it was asked again"
-    assert "drafter draft_model failed (RuntimeError: out of memory)" in caplog.text
+    assert calls[0] == 6 + len(requests), "once more for each row, and never again"
+    assert (
+        "drafter draft_model failed" in caplog.text and "RuntimeError: out of memory" in caplog.text
+    )
     assert not bound(engine).cache.rows and bound(engine).cache.num_bytes == 0
     assert_plain(engine, requests, results)
 
