@@ -5,7 +5,9 @@ import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import reduce
 from itertools import count
+from operator import add
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from torch import Tensor
@@ -20,6 +22,7 @@ from mmspec.drafters.base import (
     DrafterForTarget,
     DrawingDrafter,
     LearningDrafter,
+    RecordedDrafter,
     TappingDrafter,
     WatchingDrafter,
 )
@@ -239,8 +242,12 @@ class Engine:
 
     @property
     def graph_info(self) -> GraphInfo | None:
-        """What became of the target's score calls on a GPU; None where none is recorded."""
-        return None if self._decoded.graphs is None else self._decoded.graphs.info
+        """What became of the target's score calls on a GPU, and of its drafters' forwards that are
+        recorded too; None where none is."""
+        drafters = [d for d in self.drafters if isinstance(d, RecordedDrafter)]
+        all_graphs = [self._decoded.graphs, *(graphs for d in drafters for graphs in d.recorded)]
+        told = [graphs.info for graphs in dict.fromkeys(all_graphs) if graphs is not None]
+        return reduce(add, told) if told else None
 
     def share_cache(self, other: "Engine") -> None:
         """Takes and keeps KV and features where `other`, an engine of the same model, does.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import mmspec.attention.interface
 import mmspec.build
+import mmspec.drafters.glide.glimpse
 import mmspec.drafters.heads.attention
 import mmspec.target.graphs.bucket
 from mmspec.target.graphs import ScoreGraphs
@@ -57,7 +58,11 @@ def graphed(attend: Attend | None = BY_TENSORS) -> Iterator[Graphed]:
 
     with pytest.MonkeyPatch.context() as patch:
         if attend is not None:
-            for place in (mmspec.attention.interface, mmspec.drafters.heads.attention):
+            for place in (
+                mmspec.attention.interface,
+                mmspec.drafters.heads.attention,
+                mmspec.drafters.glide.glimpse,
+            ):
                 patch.setattr(place, "tree_attention", attend)
         patch.setattr(mmspec.build, "probed_target", recording)
         patch.setattr(ScoreGraphs, "__init__", remembered)

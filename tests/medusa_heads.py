@@ -23,7 +23,7 @@ def unfitted(model: Any, *, seed: int = 4, spread: float = 0.3, **changes: Any) 
     head = MedusaHead(head_config(model, **changes))
     for weight in head.parameters():
         weight.data = torch.randn(weight.shape, generator=draw) * spread
-    return head.to(model.dtype).requires_grad_(False)
+    return head.to(model.dtype).requires_grad_(False).eval()
 
 
 @torch.no_grad()

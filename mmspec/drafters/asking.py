@@ -27,7 +27,7 @@ def propose_all(
 
 
 @dataclass(frozen=True)
-class Answers:
+class Asked:
     """Of one drafter, for some rows."""
 
     trees: tuple[TokenTree | Exception, ...]  # (rows,) or why a row has none
@@ -41,7 +41,7 @@ def ask_each(
     budget: int,
     *,
     together: bool = True,
-) -> Answers:
+) -> Asked:
     """Of all rows together where the drafter can do so; where that fails, or without `together`,
     of each row alone.
 
@@ -50,7 +50,7 @@ def ask_each(
     failure: Exception | None = None
     if together and len(sessions) > 1 and isinstance(drafter, BatchDrafter):
         try:
-            return Answers(tuple(propose_all(drafter, sessions, texts, budget)))
+            return Asked(tuple(propose_all(drafter, sessions, texts, budget)))
         except Exception as error:  # told by the rows alone, or by the answers
             if is_fatal(error):
                 raise
@@ -60,7 +60,7 @@ def ask_each(
         for session, tokens in zip(sessions, texts, strict=True)
     )
     is_a_rows = any(isinstance(tree, Exception) for tree in trees)
-    return Answers(trees, None if is_a_rows else failure)
+    return Asked(trees, None if is_a_rows else failure)
 
 
 def is_fatal(error: Exception) -> bool:

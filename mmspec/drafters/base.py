@@ -7,6 +7,7 @@ from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Preparation, Prices, Prompt, Scores, Taps, Verdict
 from mmspec.target import Target
+from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
 
@@ -129,6 +130,15 @@ class WatchingDrafter(Drafter, Protocol):
     """A drafter that looks at the queries of the target's own forwards, in `Prefill.cache`."""
 
     watched_queries: int  # of so many newest tokens of a row
+
+
+@runtime_checkable
+class RecordedDrafter(Drafter, Protocol):
+    """A drafter whose forwards are recorded where the target's score calls are."""
+
+    @property
+    def recorded(self) -> Sequence[ScoreGraphs]:
+        """The graphs, the target's own among them where it drafts by these."""
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.asking import propose_all
-from mmspec.drafters.base import Drafter, DraftSession, WatchingDrafter
+from mmspec.drafters.base import Drafter, DraftSession, RecordedDrafter, WatchingDrafter
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import BoundCompressedKV
@@ -17,6 +17,7 @@ from mmspec.reads import read
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores
 from mmspec.target import Target
+from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ class BoundCascade:
         self.watched_queries = max(middle.watched_queries, below)
         self.cost = ForwardCost()  # a forward over the view, with what it takes to ask below it
         self._vocab_size = target.vocab_size
+
+    @property
+    def recorded(self) -> Sequence[ScoreGraphs]:
+        """The graphs of both levels, where they are recorded."""
+        lower = self.lower.recorded if isinstance(self.lower, RecordedDrafter) else ()
+        return [*self.middle.recorded, *lower]
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CascadeSession:
         lower = self.lower.start(prompt, prefill, guide)

@@ -15,6 +15,7 @@ from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.target.families import layer_reaches
+from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class BoundCompressedKV:
         self._views: dict[KVCache, KVView] = {}
         self.cost = ForwardCost()
         self._lock = threading.Lock()  # of the dict; a view belongs to its decode loop
+
+    @property
+    def recorded(self) -> Sequence[ScoreGraphs]:
+        """The graphs of its forwards, where they are recorded."""
+        return [] if self.model.graphs is None else [self.model.graphs]
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CompressedKVSession:
         cache = prefill.cache

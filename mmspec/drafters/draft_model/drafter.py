@@ -30,6 +30,7 @@ from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
+from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class BoundDraftModel:
             else None,
             thin_keep=settings.thin_keep,
         )
+
+    @property
+    def recorded(self) -> Sequence[ScoreGraphs]:
+        """The graphs of its forwards, where they are recorded."""
+        return [] if self.model.graphs is None else [self.model.graphs]
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> DraftModelSession:
         wording: Wording

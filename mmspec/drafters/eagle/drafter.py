@@ -13,7 +13,7 @@ from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth, grow
-from mmspec.drafters.heads import FeatureScorer, HeadGraphs, read_text
+from mmspec.drafters.heads import FeatureGraphs, FeatureScorer, HeadGraphs, read_text
 from mmspec.drafters.proposal import Proposal
 from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
@@ -36,8 +36,10 @@ class BoundEagle:
         self.head = BoundHead(settings.head, target, dtype=settings.dtype)
         self.taps = Taps(frozenset(self.head.taps), whole_prompt=True)
         self.draws = settings.trees.draws
-        self.graphs = _graphs(self.head, target)
-        pool = None if self.graphs is None else BufferPool()  # what was recorded stays where it is
+        graphs = HeadGraphs.as_target(target, self.head.device, self.head.modules)
+        self.recorded = [] if graphs is None else [graphs.graphs]
+        self._graphs = None if graphs is None else FeatureGraphs(graphs, self.head)
+        pool = None if graphs is None else BufferPool()  # what was recorded stays where it is
         self.cache = KVCache(self.head.num_layers, pool=pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
@@ -65,7 +67,7 @@ class BoundEagle:
                 )
                 growths.append(Growth(session.placement, chain, branching, self.name))
                 beside.append(features)
-            scorer = FeatureScorer(self.head, self.graphs)
+            scorer = FeatureScorer(self.head, self._graphs)
             projected = self.head.project(torch.cat(beside))
             parts = projected.split([features.shape[0] for features in beside])
             for session, part in zip(own, parts, strict=True):
@@ -96,9 +98,3 @@ class BoundEagle:
         return proposed(
             tree, growth, self.settings.trees, session, budget=budget, vocab_size=self._vocab_size
         )
-
-
-def _graphs(head: BoundHead, target: Target) -> HeadGraphs | None:
-    """The head's levels are recorded where the target's score calls are."""
-    recorder = None if target.graphs is None else target.graphs.recorder.another(head.device)
-    return None if recorder is None else HeadGraphs(recorder, head, head.modules)

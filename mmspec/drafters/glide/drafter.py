@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
+from mmspec.drafters.glide.bound_head import HeadForTarget
+from mmspec.drafters.glide.graphs import GlideGraphs
 from mmspec.drafters.glide.layer_kv import layer_kv
 from mmspec.drafters.glide.module import GlideHead
-from mmspec.drafters.glide.scoring import GlideScorer, HeadForTarget
+from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.drafters.glide.session import FEW, GlideSession
 from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth, grow
-from mmspec.drafters.heads import TargetEnds
+from mmspec.drafters.heads import HeadGraphs, TargetEnds
 from mmspec.drafters.proposal import Proposal
 from mmspec.errors import ConfigError
-from mmspec.kv import KVCache
+from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
@@ -45,7 +47,11 @@ class BoundGlide:
         if (weight.device, weight.dtype) != (ends.device, ends.dtype):
             head = copy.deepcopy(head).to(ends.device, ends.dtype)
         self.head = HeadForTarget(head.eval(), ends, num_layers=target.last_tap)
-        self.cache = KVCache(head.config.block.num_layers)
+        graphs = HeadGraphs.as_target(target, self.head.device, self.head.modules)
+        self.recorded = [] if graphs is None else [graphs.graphs]
+        self._graphs = None if graphs is None else GlideGraphs(graphs, self.head)
+        pool = None if graphs is None else BufferPool()  # what was recorded stays where it is
+        self.cache = KVCache(head.config.block.num_layers, pool=pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
         context = head.config.block.max_positions
@@ -107,7 +113,7 @@ class BoundGlide:
 
     def _scorer(self, cache: KVCache, sessions: Sequence[GlideSession]) -> GlideScorer:
         sights = {session.placement.row: session.sight for session in sessions}
-        return GlideScorer(self.head, cache, sights)
+        return GlideScorer(self.head, cache, sights, self._graphs)
 
     def _proposed(
         self, session: GlideSession, growth: Growth, tokens: Sequence[int], budget: int

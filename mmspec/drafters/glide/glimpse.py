@@ -7,6 +7,7 @@ what stands before it.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmspec.attention import LayerRule, Reach, RowNodes, TreeCall, tree_attention
-from mmspec.kv import KVCache
+from mmspec.kv import FlatLayer, KVCache
 
 
 class Glimpse(Protocol):
@@ -54,19 +55,10 @@ class WholeGlimpse:
 class CacheGlimpse:
     """Of the target's own cache, read where it lies; all rows in one call a layer."""
 
-    def __init__(
-        self,
-        cache: KVCache,
-        target_layers: Sequence[int],
-        rows: Sequence[int],
-        borders: Sequence[NDArray[np.int64]],
-    ) -> None:
-        """`rows` of the target's `cache`; `borders[i]` (nodes,): how many of its committed tokens
-        each node of the row sees, one or more."""
-        self._layers = [cache.flat_layers[index] for index in target_layers]
-        reaches = [Reach()] * len(cache.flat_layers)
-        seen = [_seen(cache.region(row).start, own) for row, own in zip(rows, borders, strict=True)]
-        self._call = TreeCall(seen, cache.flat_layers, reaches)
+    def __init__(self, layers: Sequence[FlatLayer], call: TreeCall) -> None:
+        """`layers` of the target's cache, by draft layer; what is seen there is the `call`'s."""
+        self._layers = layers
+        self._call = call
 
     def __call__(self, layer: int, query: Tensor, scaling: float) -> Tensor:
         flat, place = self._layers[layer], query.device
@@ -75,6 +67,25 @@ class CacheGlimpse:
         rule = LayerRule(Reach(), scaling)
         out = tree_attention(query, flat.keys, flat.values, call=self._call, rule=rule)
         return out.to(place)
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What a forward's nodes see of the target."""
+
+    cache: KVCache  # the target's
+    positions: Tensor  # (planes, batch, nodes) int64 on the CPU, as the target counts
+    call: TreeCall
+
+
+def glimpse_call(
+    cache: KVCache, rows: Sequence[int], borders: Sequence[NDArray[np.int64]]
+) -> TreeCall:
+    """`rows` of the target's `cache`; `borders[i]` (nodes,): how many of its committed tokens each
+    node of the row sees, one or more."""
+    reaches = [Reach()] * len(cache.flat_layers)
+    seen = [_seen(cache.region(row).start, own) for row, own in zip(rows, borders, strict=True)]
+    return TreeCall(seen, cache.flat_layers, reaches)
 
 
 def _seen(start: int, borders: NDArray[np.int64]) -> RowNodes:

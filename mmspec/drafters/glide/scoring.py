@@ -1,54 +1,21 @@
 """GlideScorer: scores growing trees by a head that sees the target's cache."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmspec.attention import Reach
-from mmspec.drafters.glide.glimpse import CacheGlimpse
-from mmspec.drafters.glide.module import GlideHead
-from mmspec.drafters.heads import NewNodes, TargetEnds, writing_nodes
+from mmspec.drafters.glide.bound_head import HeadForTarget
+from mmspec.drafters.glide.glimpse import CacheGlimpse, Glance, glimpse_call
+from mmspec.drafters.glide.graphs import GlideGraphs
+from mmspec.drafters.heads import NewNodes, writing_nodes
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Scores
-from mmspec.target.linears import quick_linears
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
-
-
-class HeadForTarget:
-    """A head with all that it needs: its own ends, or the target's."""
-
-    def __init__(self, head: GlideHead, ends: TargetEnds, *, num_layers: int) -> None:
-        """`num_layers` of the target."""
-        self.head = head
-        self.device = ends.device
-        self.vocab_size = ends.vocab_size
-        config = head.config
-        self.target_layers = [layer % num_layers for layer in config.target_layers]
-        self.reaches = [Reach(window=config.block.window)] * config.block.num_layers
-        self._ends = ends
-        self._linears = quick_linears(head)
-
-    def quick(self) -> AbstractContextManager[None]:
-        """Within it, its linear layers are computed as a score call's are."""
-        return nullcontext() if self._linears is None else self._linears.attached()
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """(batch, seq) int64 -> (batch, seq, hidden) where the head lies."""
-        if not self.head.config.owns_ends:
-            return self._ends.embed(ids).to(self.device, self._ends.dtype)
-        weight = self.head.model.embed_tokens.weight
-        return torch.nn.functional.embedding(ids.where(ids < weight.shape[0], 0), weight)
-
-    def logits(self, states: Tensor) -> Tensor:
-        """(nodes, hidden) -> (nodes, vocab) over the target's vocabulary."""
-        if self.head.config.owns_ends:
-            return self.head.lm_head(states)[..., : self.vocab_size]
-        return self._ends.logits(states)
 
 
 @dataclass(frozen=True)
@@ -64,13 +31,19 @@ class GlideScorer:
     """For one proposal of some rows. Nothing waits for the device."""
 
     def __init__(
-        self, head: HeadForTarget, target_cache: KVCache, sights: Mapping[int, Sight]
+        self,
+        head: HeadForTarget,
+        target_cache: KVCache,
+        sights: Mapping[int, Sight],
+        graphs: GlideGraphs | None = None,
     ) -> None:
         """`sights` by the rows of the head's own cache, whose placements have one offset each: the
-        index in the text of the row's first token."""
+        index in the text of the row's first token. `graphs`: the head's, where its levels are
+        recorded."""
         self._head = head
         self._target_cache = target_cache
         self._sights = sights
+        self._graphs = graphs
 
     @torch.no_grad()
     def score(
@@ -84,10 +57,12 @@ class GlideScorer:
     ) -> list[Scores]:
         """As `Target.score`, but that `logits` are those of the new nodes without children."""
         head = self._head
-        with self._seeing(trees, cache, placements, written, ids) as (nodes, positions, glimpse):
-            embedded = head.embed(nodes.ids)
-            states = head.head.model(embedded, nodes.positions, nodes.attend, positions, glimpse)
-            logits = head.logits(nodes.leaves_of(states))
+        with self._seeing(trees, cache, placements, written, ids) as (nodes, glance):
+            logits = None if self._graphs is None else self._graphs.compute(nodes, glance)
+            if logits is None:
+                place = upload(glance.positions, head.device), self._glimpse(glance)
+                states = head.states(nodes.ids, nodes.positions, nodes.attend, *place)
+                logits = head.logits(nodes.leaves_of(states))
         return [Scores(own) for own in nodes.per_row(logits)]
 
     @torch.no_grad()
@@ -95,15 +70,20 @@ class GlideScorer:
         self, trees: Sequence[TokenTree], cache: KVCache, placements: Sequence[Placement]
     ) -> None:
         """Writes the keys of tokens that nothing is asked of."""
-        with self._seeing(trees, cache, placements, (), None) as (nodes, positions, glimpse):
-            self._head.head.model.remember(
-                self._head.embed(nodes.ids),
+        head = self._head
+        with self._seeing(trees, cache, placements, (), None) as (nodes, glance), head.quick():
+            head.head.model.remember(
+                head.embed(nodes.ids),
                 nodes.positions,
                 nodes.attend,
-                positions,
-                glimpse,
+                upload(glance.positions, head.device),
+                self._glimpse(glance),
                 only=_Writing(cache),
             )
+
+    def _glimpse(self, glance: Glance) -> CacheGlimpse:
+        layers = [glance.cache.flat_layers[index] for index in self._head.target_layers]
+        return CacheGlimpse(layers, glance.call)
 
     @contextmanager
     def _seeing(
@@ -113,10 +93,9 @@ class GlideScorer:
         placements: Sequence[Placement],
         written: Sequence[int],
         ids: Tensor | None,
-    ) -> Iterator[tuple[NewNodes, Tensor, CacheGlimpse]]:
-        """Within it, one forward; with the target's positions (planes, batch, nodes) of its
-        nodes."""
-        head = self._head
+    ) -> Iterator[tuple[NewNodes, Glance]]:
+        """Within it, one forward of the head."""
+        head, target_cache = self._head, self._target_cache
         sights = [self._sights[placement.row] for placement in placements]
         done = list(written) or [0] * len(trees)
         borders = []
@@ -133,12 +112,10 @@ class GlideScorer:
             reaches=head.reaches,
             device=head.device,
         ) as nodes:
-            offsets = np.array([sight.position_offsets for sight in sights]).T  # (planes, batch)
-            positions = nodes.positions + upload(offsets.copy(), head.device).unsqueeze(-1)
+            offsets = torch.tensor([sight.position_offsets for sight in sights])  # (batch, planes)
+            positions = nodes.places + offsets.T.unsqueeze(-1)
             rows = [sight.row for sight in sights]
-            glimpse = CacheGlimpse(self._target_cache, head.target_layers, rows, borders)
-            with head.quick():
-                yield nodes, positions, glimpse
+            yield nodes, Glance(target_cache, positions, glimpse_call(target_cache, rows, borders))
 
 
 class _Writing:

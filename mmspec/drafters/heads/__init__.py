@@ -8,7 +8,7 @@ two ends.
 5. `nodes`     trees -> the ids, positions and attention of their new nodes
 6. `ends`      the target's embedding and head, which most heads borrow
 7. `scoring`   growing trees, scored by a head that reads a feature beside each token
-8. `graphs`    the same, recorded on a GPU
+8. `graphs`    levels recorded on a GPU; `feature_graphs` those of a head that reads features
 """
 
 from mmspec.drafters.heads.attention import (
@@ -21,8 +21,9 @@ from mmspec.drafters.heads.attention import (
 from mmspec.drafters.heads.block import DecoderBlock, GatedMLP, RMSNorm
 from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.ends import TargetEnds
+from mmspec.drafters.heads.feature_graphs import FeatureGraphs
 from mmspec.drafters.heads.feature_head import FeatureHead, HeadStates
-from mmspec.drafters.heads.graphs import HeadGraphs
+from mmspec.drafters.heads.graphs import HeadGraphs, recorder_as
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.drafters.heads.rotary import Rotary, Rotation
 from mmspec.drafters.heads.scoring import FeatureScorer, read_text
@@ -31,6 +32,7 @@ __all__ = [
     "Attend",
     "BlockConfig",
     "DecoderBlock",
+    "FeatureGraphs",
     "FeatureHead",
     "FeatureScorer",
     "GatedMLP",
@@ -46,5 +48,6 @@ __all__ = [
     "TargetEnds",
     "WholeSequences",
     "read_text",
+    "recorder_as",
     "writing_nodes",
 ]

@@ -1,70 +1,60 @@
 """HeadGraphs: a head's levels recorded once, and then repeated without Python."""
 
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmspec.drafters.heads.attention import OverCache
-from mmspec.drafters.heads.feature_head import FeatureHead, HeadStates
 from mmspec.drafters.heads.nodes import NewNodes
-from mmspec.target.graphs import (
-    Bucket,
-    Computed,
-    GraphInfo,
-    Recorder,
-    ScoreCall,
-    ScoreGraphs,
-    StaticInputs,
-)
+from mmspec.target import Target
+from mmspec.target.graphs import Bucket, Computed, Recorder, ScoreCall, ScoreGraphs, StaticInputs
 
 _MAX_NODES = 16  # of a row: the logits of all of them are made, where only some are asked for
-_FEATURES = 0  # what of `Computed.hidden_states` they are
+
+Level = Callable[[StaticInputs, OverCache], Computed]
+"""Computes new nodes by their ids and positions, in the inputs, and by their attention: of values
+that differ from call to call it reads nothing else but tensors that stay where they are."""
 
 
 class HeadGraphs:
     """Of one head, whose calls come one after the other."""
 
-    def __init__(self, recorder: Recorder, head: FeatureHead, watched: nn.Module) -> None:
+    def __init__(self, recorder: Recorder, device: torch.device, watched: nn.Module) -> None:
         """`watched`: the modules that it computes by, whose change ends all graphs."""
-        self._graphs = ScoreGraphs(recorder, head.device)
-        self._head = head
+        self.graphs = ScoreGraphs(recorder, device)
         self._watched = watched
-        self._features: dict[Bucket, Tensor] = {}  # (rows, nodes, hidden) that graphs read
 
-    @property
-    def info(self) -> GraphInfo:
-        return self._graphs.info
+    @staticmethod
+    def as_target(target: Target, device: torch.device, watched: nn.Module) -> "HeadGraphs | None":
+        """Those of a head on `device` where the target's score calls are recorded; else None."""
+        recorder = recorder_as(target, device)
+        return None if recorder is None else HeadGraphs(recorder, device, watched)
 
-    def compute(self, nodes: NewNodes, features: Tensor) -> tuple[HeadStates, Tensor] | None:
-        """The states of a call's nodes and its leaves' logits, (all rows' leaves, own vocab), or
-        None where they must be computed without a graph, which overwrites what was written.
-        `features` (batch, nodes, hidden)."""
-        call = ScoreCall(
-            nodes.given, nodes.places, nodes.call, nodes.plan, nodes.cache, nodes.rows, ()
-        )
-        batch, width = nodes.given.shape
-        bucket = call.bucket
-        if bucket is None or bucket.nodes > _MAX_NODES:
-            return None
-        held = self._features.get(bucket)
-        if held is None:
-            held = features.new_zeros(bucket.rows, bucket.nodes, features.shape[-1])
-            self._features[bucket] = held
-        held[:batch, :width].copy_(features)
+    def bucket(self, nodes: NewNodes) -> Bucket | None:
+        """The shapes of a call's graph; None where none takes it."""
+        bucket = _call(nodes).bucket
+        return None if bucket is None or bucket.nodes > _MAX_NODES else bucket
+
+    def compute(self, nodes: NewNodes, level: Level, *, mode: Hashable) -> Computed | None:
+        """What `level` computes of a call that has a bucket, or None where it must be computed
+        without a graph, which overwrites what was written. `mode`: what else tells graphs
+        apart."""
+
+        def forward(given: StaticInputs, call: ScoreCall) -> Computed:
+            plan = replace(call.plan, captured=given.slots, is_viewed=False)
+            with call.cache.planned(plan):
+                return level(given, OverCache(call.cache, given.tree_call(call)))
+
         with torch.no_grad():
-            computed = self._graphs.score(
-                call, self._forward, mode=features.dtype, model=self._watched
-            )
-        if computed is None:
-            return None
-        made = computed.hidden_states[_FEATURES]
-        return HeadStates(made, made), nodes.leaves_of(computed.logits)
+            return self.graphs.score(_call(nodes), forward, mode=mode, model=self._watched)
 
-    def _forward(self, given: StaticInputs, call: ScoreCall) -> Computed:
-        plan = replace(call.plan, captured=given.slots, is_viewed=False)
-        with call.cache.planned(plan):
-            attend = OverCache(call.cache, given.tree_call(call))
-            features = self._features[given.bucket]
-            states = self._head.states(given.ids, features, given.positions, attend)
-            return Computed(self._head.logits(states.read), {_FEATURES: states.features})
+
+def recorder_as(target: Target, device: torch.device) -> Recorder | None:
+    """One for forwards on `device` where the target's score calls are recorded; else None."""
+    return None if target.graphs is None else target.graphs.recorder.another(device)
+
+
+def _call(nodes: NewNodes) -> ScoreCall:
+    return ScoreCall(nodes.given, nodes.places, nodes.call, nodes.plan, nodes.cache, nodes.rows, ())

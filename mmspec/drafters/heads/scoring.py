@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mmspec.drafters.heads.attention import Reading
+from mmspec.drafters.heads.feature_graphs import FeatureGraphs
 from mmspec.drafters.heads.feature_head import FeatureHead
-from mmspec.drafters.heads.graphs import HeadGraphs
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Scores
@@ -19,7 +19,7 @@ class FeatureScorer:
     """For one proposal of some rows: what stands beside a tree's first tokens is fed, the feature
     beside any other is what the head has said of its parent. Nothing waits for the device."""
 
-    def __init__(self, head: FeatureHead, graphs: HeadGraphs | None = None) -> None:
+    def __init__(self, head: FeatureHead, graphs: FeatureGraphs | None = None) -> None:
         """`graphs`: the head's, where its levels are recorded."""
         self._head = head
         self._graphs = graphs

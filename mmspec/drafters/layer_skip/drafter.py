@@ -15,6 +15,7 @@ from mmspec.errors import ConfigError
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
+from mmspec.target.graphs import ScoreGraphs
 from mmspec.target.self_draft import draft_forward
 from mmspec.target.skipping import SkippedLayers, indices
 from mmspec.tree import TokenTree
@@ -62,6 +63,11 @@ class BoundLayerSkip:
     def num_bytes(self) -> int:
         """Memory that it takes beside the target and its KV: the copy of the weights, if any."""
         return self.model.attachments.num_bytes
+
+    @property
+    def recorded(self) -> Sequence[ScoreGraphs]:
+        """The graphs of its forwards, where they are recorded."""
+        return [] if self.model.graphs is None else [self.model.graphs]
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> LayerSkipSession:
         assert prefill.cache is not None, "the prefill does not say where the row's keys are"

@@ -7,7 +7,8 @@
 4. `settings`    a folder or heads, and how their trees grow
 5. `drafter`     the same at work for its target: all heads and rows at once
 6. `session`     one request: the state that chose the newest token
-7. `trees`       what all heads say -> one tree
+7. `graphs`      their forward, recorded on a GPU
+8. `trees`       what all heads say -> one tree
 """
 
 from mmspec.drafters.medusa.checkpoint import load, save

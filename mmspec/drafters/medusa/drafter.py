@@ -1,6 +1,7 @@
 """BoundMedusa: heads at work for one target."""
 
 import copy
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.growing.branching import affordable
-from mmspec.drafters.heads import TargetEnds
+from mmspec.drafters.heads import TargetEnds, recorder_as
+from mmspec.drafters.medusa.graphs import MedusaGraphs
 from mmspec.drafters.medusa.session import MedusaSession
 from mmspec.drafters.medusa.trees import BestPaths, DrawnPaths, Sketch
 from mmspec.reads import read
@@ -38,6 +40,10 @@ class BoundMedusa:
         if any(w.dtype != ends.dtype or w.device != ends.device for w in head.parameters()):
             head = copy.deepcopy(head).to(ends.device, ends.dtype)
         self._head = head
+        recorder = recorder_as(target, ends.device)
+        self._graphs = None if recorder is None else MedusaGraphs(recorder, head, ends)
+        self.recorded = [] if self._graphs is None else [self._graphs.graphs]
+        self._lock = threading.Lock()  # of what is recorded
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> MedusaSession:
         return MedusaSession(self, prefill, guide)
@@ -65,6 +71,11 @@ class BoundMedusa:
         """(heads, rows, vocab), of as many heads as a tree of `budget` nodes can be deep."""
         joined = torch.stack(list(states)).to(self._ends.device, self._ends.dtype)
         depth = min(self.settings.trees.max_depth, budget)
+        if self._graphs is not None:
+            with self._lock:
+                logits = self._graphs.compute(joined, depth)
+            if logits is not None:
+                return logits
         return self._head.logits(joined, depth, self._ends.logits)
 
     def _sketch(

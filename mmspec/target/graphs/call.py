@@ -1,7 +1,8 @@
 """ScoreCall: one call as it is asked for, and what comes of it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -10,6 +11,30 @@ from torch import Tensor
 from mmspec.attention import CallPaths, RowNodes, TreeCall
 from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.graphs.bucket import Bucket
+
+
+class GraphCall(Protocol):
+    """What can be recorded: its sizes are its graph's, its values lie in the graph's inputs."""
+
+    @property
+    def kind(self) -> Hashable | None:
+        """What tells its graph from others, sizes and where things lie; None: none takes it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(batch, nodes)"""
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """(batch,) nodes of each row, the others are padding."""
+
+    @property
+    def is_bitwise(self) -> bool:
+        """Whether a replay must have the forward's own bits."""
+
+    @property
+    def varied(self) -> Self | None:
+        """One of the same graph that differs in every value; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +64,26 @@ class ScoreCall:
             columns=self.tree.max_columns,
             planes=self.planes,
         )
+
+    @property
+    def kind(self) -> Hashable | None:
+        bucket, is_watched = self.bucket, self.cache.queries is not None
+        if bucket is None:
+            return None
+        return bucket, frozenset(self.taps), is_watched, self.cache.addresses
+
+    @property
+    def size(self) -> tuple[int, int]:
+        batch, nodes = self.ids.shape
+        return batch, nodes
+
+    @property
+    def counts(self) -> Sequence[int]:
+        return self.plan.counts
+
+    @property
+    def is_bitwise(self) -> bool:
+        return self.shape is not None
 
     @property
     def planes(self) -> int:

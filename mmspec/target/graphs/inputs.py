@@ -39,6 +39,12 @@ class StaticInputs:
         self.slots = WriteSlots(parts["first"], parts["counts"])
         self.tree = _tree(parts)
 
+    @staticmethod
+    def of(call: ScoreCall, device: torch.device) -> "StaticInputs":
+        """Those of the call's graph."""
+        assert call.bucket is not None, "no graph takes the call"
+        return StaticInputs(call.bucket, device)
+
     def fill(self, call: ScoreCall) -> None:
         """Takes over a call's values; what is padding writes nothing and sees nothing."""
         bucket, given, rows = self.bucket, self._given, call.tree.rows

@@ -2,17 +2,16 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mmspec.attention import SetAside
 from mmspec.errors import GraphWarning
-from mmspec.target.graphs.bucket import Bucket
-from mmspec.target.graphs.call import Computed, ScoreCall
+from mmspec.target.graphs.call import Computed, GraphCall
 from mmspec.target.graphs.inputs import StaticInputs
 from mmspec.target.graphs.recorder import Recorder, Recording
 from mmspec.target.graphs.watch import Watch
@@ -22,8 +21,16 @@ _MAX_SEEN = 256  # buckets that were met once
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _LOW_PRECISION_TOLERANCE = 0.02
 
-Forward = Callable[[StaticInputs, ScoreCall], Computed]
-"""Computes a call from its static inputs, within its `cache.writing`."""
+Forward = Callable[..., Computed]
+"""Computes a call, the second argument, from its inputs, the first: a score call within its
+`cache.writing`."""
+
+
+class Inputs(Protocol):
+    """All that a recorded call depends on, in tensors that stay where they are."""
+
+    def fill(self, call: Any) -> None:
+        """Takes over the values of a call like the recorded one."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,25 @@ class GraphInfo:
     num_graphs: int  # that are kept
     given_up: str  # why the model is not recorded; "" where it is
 
+    def __add__(self, other: "GraphInfo") -> "GraphInfo":
+        reasons = dict.fromkeys(filter(None, (self.given_up, other.given_up)))
+        return GraphInfo(
+            self.recorded + other.recorded,
+            self.replayed + other.replayed,
+            self.eager + other.eager,
+            self.num_graphs + other.num_graphs,
+            "; ".join(reasons),
+        )
+
 
 class _Graph(NamedTuple):
-    inputs: StaticInputs
+    inputs: Inputs
     recording: Recording
 
-    def compute(self, call: ScoreCall) -> Computed:
+    def compute(self, call: GraphCall) -> Computed:
         self.inputs.fill(call)
         self.recording.replay()
-        return self.recording.computed.copied(*call.ids.shape)
+        return self.recording.computed.copied(*call.size)
 
 
 class ScoreGraphs:
@@ -62,10 +79,12 @@ class ScoreGraphs:
         recorder: Recorder,
         device: torch.device,
         *,
+        inputs: Callable[..., Inputs] = StaticInputs.of,
         max_graphs: int = 64,
     ) -> None:
-        """The `max_graphs` used last are kept."""
+        """`inputs` makes those of a call on a device. The `max_graphs` used last are kept."""
         self.recorder = recorder
+        self._inputs = inputs
         self._device = device
         self._max_graphs = max_graphs
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
@@ -85,7 +104,7 @@ class ScoreGraphs:
         self._watch = None
 
     def score(
-        self, call: ScoreCall, forward: Forward, *, mode: Hashable, model: nn.Module
+        self, call: GraphCall, forward: Forward, *, mode: Hashable, model: nn.Module
     ) -> Computed | None:
         """What the forward computes of the call, or None where it must be computed without a
         graph, which overwrites what was written. `mode` is what else tells graphs apart; once the
@@ -95,20 +114,18 @@ class ScoreGraphs:
         return computed
 
     def _by_graph(
-        self, call: ScoreCall, forward: Forward, mode: Hashable, model: nn.Module
+        self, call: GraphCall, forward: Forward, mode: Hashable, model: nn.Module
     ) -> Computed | None:
-        bucket = call.bucket
-        if self._given_up or bucket is None or torch.is_autocast_enabled(self._device.type):
+        kind = call.kind
+        if self._given_up or kind is None or torch.is_autocast_enabled(self._device.type):
             return None
-        is_watched = call.cache.queries is not None
-        place = call.cache.addresses
-        key = (bucket, frozenset(call.taps), is_watched, place, mode, _arithmetic())
+        key = (kind, mode, _arithmetic())
         graph = self._graphs.get(key)
         if graph is None:
             if not self._is_worth_it(key):
                 return None
-            graph = self._record(bucket, call, forward, model)
-            if graph is None or call.cache.addresses != place:
+            graph = self._record(call, forward, model)
+            if graph is None or call.kind != kind:  # its buffers have moved
                 return None
             self._keep(key, graph)
         self._graphs.move_to_end(key)
@@ -127,16 +144,14 @@ class ScoreGraphs:
             self._seen.popitem(last=False)
         return False
 
-    def _record(
-        self, bucket: Bucket, call: ScoreCall, forward: Forward, model: nn.Module
-    ) -> _Graph | None:
+    def _record(self, call: GraphCall, forward: Forward, model: nn.Module) -> _Graph | None:
         if self._watch is None or not self._watch.holds:
             self._graphs.clear()
             self._watch = Watch(model)
         varied = call.varied
         if not self._watch.may_record or varied is None:
             return None
-        inputs = StaticInputs(bucket, self._device)
+        inputs = self._inputs(call, self._device)
         inputs.fill(call)
         try:
             graph = _Graph(inputs, self.recorder.record(lambda: forward(inputs, call)))
@@ -155,10 +170,10 @@ class ScoreGraphs:
         if len(self._graphs) > self._max_graphs:
             self._graphs.popitem(last=False)
 
-    def _agrees(self, graph: _Graph, call: ScoreCall, forward: Forward) -> bool:
+    def _agrees(self, graph: _Graph, call: GraphCall, forward: Forward) -> bool:
         computed = graph.compute(call)
-        expected = forward(graph.inputs, call).copied(*call.ids.shape)
-        counts = call.plan.counts
+        expected = forward(graph.inputs, call).copied(*call.size)
+        counts = call.counts
         error = _distance(computed.logits, expected.logits, counts)
         for tap, states in expected.hidden_states.items():
             error = max(error, _distance(computed.hidden_states[tap], states, counts))
@@ -166,7 +181,7 @@ class ScoreGraphs:
             states = own.states.transpose(1, 2)
             error = max(error, _distance(got.states.transpose(1, 2), states, counts))
         tolerance = _TOLERANCE.get(computed.logits.dtype, _LOW_PRECISION_TOLERANCE)
-        if error <= (tolerance if call.shape is None else 0.0):  # bitwise mode: not a bit
+        if error <= (tolerance if not call.is_bitwise else 0.0):  # bitwise mode: not a bit
             return True
         self._give_up(
             f"a replay was off by {error:.2g} standard deviations: the forward reads a length or "
@@ -197,7 +212,7 @@ def _arithmetic() -> Hashable:
     )
 
 
-def _distance(got: Tensor, expected: Tensor, counts: list[int]) -> float:
+def _distance(got: Tensor, expected: Tensor, counts: Sequence[int]) -> float:
     """The largest difference at a real node, in standard deviations of what is expected."""
     largest = 0.0
     for row, count in enumerate(counts):

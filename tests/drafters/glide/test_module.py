@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import CohereConfig, CohereForCausalLM, GlmConfig, GlmForCausalLM
 
 from mmspec.drafters.glide import CrossRope, GlideHead
+from mmspec.drafters.glide.bound_head import HeadForTarget
 from mmspec.drafters.glide.glimpse import block_borders
-from mmspec.drafters.glide.scoring import GlideScorer, HeadForTarget, Sight
+from mmspec.drafters.glide.scoring import GlideScorer, Sight
 from mmspec.drafters.heads import TargetEnds
 from mmspec.inputs import from_inputs
 from mmspec.kv import KVCache

@@ -1,0 +1,105 @@
+"""Heads' forwards, recorded and repeated: the same drafts as without."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matrix
+import pytest
+from graphed import graphed
+from matrix import Cell, run_cell
+
+from mmspec.drafters.eagle.drafter import BoundEagle
+from mmspec.drafters.glide import BoundGlide
+from mmspec.drafters.medusa import BoundMedusa
+from mmspec.target.graphs import ScoreGraphs, StaticInputs
+
+BOUND: dict[str, Any] = {
+    "eagle1": BoundEagle,
+    "eagle3": BoundEagle,
+    "glide": BoundGlide,
+    "medusa": BoundMedusa,
+    "medusa_own": BoundMedusa,
+}
+
+
+@pytest.mark.parametrize(
+    ("drafter", "family", "layout", "sampling", "batch"),
+    [
+        ("eagle1", "llama", "text", "greedy", 3),
+        ("eagle3", "llama", "text", "t1", 1),
+        ("eagle3", "qwen2_5_vl", "image_middle", "warped", 3),
+        ("glide", "llama", "text", "greedy", 3),
+        ("glide", "llama", "text", "t1", 1),
+        ("glide", "qwen2_5_vl", "image_middle", "t1", 3),
+        ("medusa", "llama", "text", "t1", 3),
+        ("medusa_own", "llama", "text", "warped", 3),
+        ("medusa_own", "qwen2_5_vl", "image_middle", "greedy", 1),
+    ],
+)
+def test_recorded_forwards_draft_the_same(
+    drafter: str,
+    family: str,
+    layout: str,
+    sampling: str,
+    batch: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cell = Cell(family, drafter, sampling, batch, layout)
+    bound, made = BOUND[drafter], list[ScoreGraphs]()
+    right = bound.__init__
+
+    def noted(self: Any, *args: object) -> None:
+        right(self, *args)
+        made.extend(self.recorded)
+
+    monkeypatch.setattr(bound, "__init__", noted)
+    expected = run_cell(cell)
+    assert not made, "on a CPU nothing is recorded"
+    with graphed(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outcome = run_cell(cell)
+    assert not outcome.mismatches, "; ".join(outcome.mismatches)
+    assert outcome.accepted == expected.accepted > 0
+    (graphs,) = made
+    assert graphs.info.replayed > 10 and graphs.info.num_graphs > 0
+    assert not graphs.info.given_up
+
+
+@pytest.mark.parametrize("drafter", ["glide", "medusa_own"])
+def test_an_engine_tells_of_its_heads_graphs(drafter: str) -> None:
+    cell = Cell("llama", drafter, "greedy", 1, "text")
+    (request,) = matrix._requests(cell)
+    plain = [matrix._plain(cell.family, cell.dtype, cell.sampling, "text", 0)]
+    with graphed() as seen:
+        made = matrix._drafter(drafter, cell, [request], plain, Path())
+        engine = matrix._engine(cell.family, cell.dtype, 20, [made])
+        engine.generate(request)
+        told = engine.graph_info
+    assert told is not None and len(seen.graphs) == 2, "the target's and the heads'"
+    for count in ("recorded", "replayed", "eager", "num_graphs"):
+        own = [getattr(graphs.info, count) for graphs in seen.graphs]
+        assert getattr(told, count) == sum(own) and min(own) > 0
+    other = matrix._engine(cell.family, cell.dtype, 20, [made])
+    other.generate(request)
+    assert other.graph_info is None, "on a CPU nothing is recorded"
+
+
+def test_what_is_seen_of_the_target_is_told_at_each_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without this, the drafts could agree for want of a head that looks."""
+    cell = Cell("llama", "glide", "greedy", 3, "text")
+    expected, fill, filled = run_cell(cell), StaticInputs.fill, set[int]()
+
+    def once(self: StaticInputs, call: Any) -> None:
+        if not call.rows and id(self) in filled:  # what is seen alone writes to no row
+            return
+        filled.add(id(self))
+        fill(self, call)
+
+    monkeypatch.setattr(StaticInputs, "fill", once)
+    with graphed():
+        outcome = run_cell(cell)
+    assert filled and not outcome.mismatches
+    assert outcome.accepted != expected.accepted
