@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from site import addsitedir
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRIED = ROOT / "build" / "packages"  # pip install --target, where nothing can be installed
@@ -49,6 +50,8 @@ def parse() -> argparse.Namespace:
 def find_packages() -> None:
     """Puts the checkout and what was carried along in front of what is installed."""
     sys.path[:0] = [str(ROOT), *([str(CARRIED)] if CARRIED.is_dir() else [])]
+    if CARRIED.is_dir():
+        addsitedir(str(CARRIED))  # what its packages say of further folders
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise SystemExit(
@@ -83,17 +86,19 @@ def run_apart(args: argparse.Namespace) -> int:
     except MmspecError as error:
         raise SystemExit(f"gpu_check: {error}") from error
     print(*plan_lines(shares, args.minutes), sep="\n", flush=True)
+    parts = ROOT / "build" / f"{args.out.stem}.parts"
     conductor = Conductor(
         shares,
         command,
         out=args.out,
+        parts=parts,
         times=Times(args.minutes),
         kept=json.loads(args.out.read_text())["sections"] if args.resume else {},
         progress=lambda line: print(time.strftime("%H:%M:%S"), line, flush=True),
     )
     compiling = None
-    if args.device != "cpu":
-        compiling = Compiling(args.out.parent / f"{args.out.stem}.parts" / "compiled.log")
+    if args.device != "cpu" and shares.keys() != {"train"}:
+        compiling = Compiling(parts / "compiled.log")
         if "smoke" not in shares:  # what is measured first is not disturbed
             compiling.wait()
     try:

@@ -7,7 +7,7 @@ from mmspec.gpu_check.clock import Clock
 from mmspec.gpu_check.models import filled_cache
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.targets import OWN, release
+from mmspec.gpu_check.targets import EAGER, GRAPH, release
 from mmspec.kv import KVCache, KVView, ViewSize
 from mmspec.kv.policies import POLICIES
 from mmspec.plan.shape import ModelShape
@@ -50,23 +50,21 @@ def draft_calls(
     recorder: Recorder,
 ) -> dict[str, dict[str, dict[int, float]]]:
     """Milliseconds of a draft step: way -> weights -> view's budget -> ms."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    found: dict[str, dict[int, float]] = {}
     clock = Clock(setting.device, rounds=3 if setting.is_small else 9, limit_s=2.0)
     budgets = (16,) if setting.is_small else BUDGETS
-    for way, target in targets.items():
-        if way == OWN:
-            continue
-        found[way] = {}
-        for weights, drafting in draft_variants(target, recorder).items():
-            cache, placement = filled_cache(target, shape, context)
-            found[way][weights] = {
-                budget: clock.median_ms(view_call(drafting, cache, placement, budget, 1))
-                for budget in budgets
-            }
-            cache.release()
-            release(target)
-            setting.free()
-    return found
+    way = GRAPH if GRAPH in targets else EAGER
+    target = targets[way]
+    for weights, drafting in draft_variants(target, recorder).items():
+        cache, placement = filled_cache(target, shape, context)
+        found[weights] = {
+            budget: clock.median_ms(view_call(drafting, cache, placement, budget, 1))
+            for budget in budgets
+        }
+        cache.release()
+        release(target)
+        setting.free()
+    return {way: found}
 
 
 def draft_variants(target: Target, recorder: Recorder) -> dict[str, Target]:

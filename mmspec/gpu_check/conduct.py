@@ -25,6 +25,7 @@ Command = Callable[[str, Path, Sequence[str]], Sequence[str]]
 Found = dict[str, Any]  # a section, as `SectionResult` is written
 _ENDED_EARLY = ("crashed", "out of time", "error")
 _LEAST_S = 8.0  # a section is not begun with less time left
+_OWN_S = 30.0  # at least, if there are so many left: models are loaded, and kernels compiled
 _GRACE_S = 15.0  # beyond its time: a section looks at the clock between two measurements
 _POLL_S = 0.5
 _SHOWN = 3000  # characters of the output of a process that ended badly
@@ -35,6 +36,7 @@ class Times:
     """Of a whole run."""
 
     minutes: float
+    own_s: float = _OWN_S
     grace_s: float = _GRACE_S
     least_s: float = _LEAST_S
 
@@ -48,15 +50,17 @@ class Conductor:
         command: Command,
         *,
         out: Path,
+        parts: Path,
         times: Times,
         kept: Mapping[str, Found] | None = None,
         progress: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`shares` of the time, by section; `kept`: sections of an earlier run; `progress` is told
+        """`shares` of the time, by section; `parts`: a folder for what each process finds and says;
+        `kept`: sections of an earlier run; `progress` is told
         lines for a reader."""
         self._shares = dict(shares)
         self._command = command
-        self._out, self._parts = out, out.parent / f"{out.stem}.parts"
+        self._out, self._parts = out, parts
         self._times = times
         self._ends = time.monotonic() + 60 * times.minutes
         self._sections: dict[str, Found] = dict(kept or {})
@@ -94,6 +98,7 @@ class Conductor:
             self._save()
             return
         own_s = left * self._shares[name] / sum(self._shares[other] for other in ahead)
+        own_s = max(own_s, min(self._times.own_s, left))
         self._progress(f"{name}: up to {own_s:.0f} s of {left:.0f}")
         begun = time.monotonic()
         section = self._attended(name, child, own_s)

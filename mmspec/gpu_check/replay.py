@@ -21,7 +21,7 @@ from mmspec.gpu_check.enlarged import MODEL, enlarged_shape
 from mmspec.gpu_check.models import filled_cache
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.targets import OWN, release, timed_targets
+from mmspec.gpu_check.targets import EAGER, GRAPH, release, timed_targets
 from mmspec.target.load import load_model, load_processor, resolve_path
 from mmspec.training.tiny.data import quote, story
 
@@ -68,9 +68,8 @@ def replayed(model: PreTrainedModel, setting: Setting, recorder: Recorder) -> No
     table: list[dict[str, object]] = []
     nodes = (1, 2) if setting.is_small else _NODES
     clock = Clock(setting.device, rounds=3 if setting.is_small else 9, limit_s=2.0)
-    for way, target in timed_targets(model, setting, recorder).items():
-        if way == OWN:
-            continue
+    ways = (GRAPH,) if setting.is_cuda else (EAGER,)
+    for way, target in timed_targets(model, setting, recorder, ways=ways).items():
         cache, placement = filled_cache(target, shape, context)
         score = {n: clock.median_ms(score_call(target, cache, placement, n)) for n in nodes}
         for weights, drafting in draft_variants(target, recorder).items():

@@ -44,8 +44,8 @@ def conducted(tmp_path: Path, *names: str, minutes: float = 1.0) -> dict[str, An
     def command(name: str, part: Path, without: Sequence[str]) -> list[str]:
         return [sys.executable, str(child), name, str(part), *without]
 
-    times = Times(minutes, grace_s=1.0, least_s=0.2)
-    Conductor(dict.fromkeys(names, 1.0), command, out=out, times=times).run()
+    times = Times(minutes, own_s=0.0, grace_s=1.0, least_s=0.2)
+    Conductor(dict.fromkeys(names, 1.0), command, out=out, parts=tmp_path, times=times).run()
     found: dict[str, Any] = json.loads(out.read_text())
     assert found["gpu"] == "a GPU" and found["bars"]
     sections: dict[str, Any] = found["sections"]
@@ -86,6 +86,8 @@ def test_time_is_shared_out_and_what_has_none_left_is_left_out(tmp_path: Path) -
 def test_what_there_is_no_time_for_is_not_begun(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     nothing = [sys.executable, "-c", "input()"]
-    conductor = Conductor({"late": 1.0}, lambda *told: nothing, out=out, times=Times(0.0))
+    conductor = Conductor(
+        {"late": 1.0}, lambda *told: nothing, out=out, parts=tmp_path, times=Times(0.0)
+    )
     assert conductor.run()["late"]["status"] == "left out"
     assert json.loads(out.read_text())["sections"]["late"]["missing"]

@@ -37,8 +37,9 @@ class NoSync(TorchDispatchMode):
             raise Unrepeatable(f"it looks at values on the device ({func})")
         made = func(*args, **(kwargs or {}))
         tensors = [*given, *(leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor))]
-        # A scalar tensor of the CPU is read as a number is.
-        if len({tensor.device.type for tensor in tensors if tensor.ndim}) > 1:
+        # A scalar tensor of the CPU is read as a number is, but where it is copied as a tensor.
+        is_move = func is torch.ops.aten._to_copy.default
+        if len({tensor.device.type for tensor in tensors if tensor.ndim or is_move}) > 1:
             raise Unrepeatable(f"it copies between CPU and device ({func})")
         return made
 

@@ -179,6 +179,9 @@ def test_a_copy_from_another_device_is_refused() -> None:
     with pytest.raises(Unrepeatable, match="copies between CPU and device"):
         with NoSync(torch.device("meta")):
             torch.ones(4).to("meta")
+    with pytest.raises(Unrepeatable, match="copies between CPU and device"):
+        with NoSync(torch.device("meta")):
+            torch.tensor(2.0).to("meta")  # a number alone, but a copy
     with NoSync(torch.device("meta")):
         assert (torch.ones(4, device="meta") * torch.tensor(2.0)).shape == (4,)
 
