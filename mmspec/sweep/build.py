@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 from mmspec.sweep.names import Architecture
 from mmspec.sweep.shrink import tiny_config
 from mmspec.sweep.sizes import BOS_TOKEN, PAD_TOKEN
+from mmspec.target.load import writing_part
 
 # Attention must be sharp enough that an early token matters, and the head must spread the logits,
 # so that greedy text is not one token again and again.
@@ -13,8 +14,8 @@ _GAINS = {"lm_head": 3.0, "q_proj": 1.6, "k_proj": 1.6, "c_attn": 1.6, "query_ke
 
 
 def build(architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
-    """A model in eval mode; the same weights at every call, drawn in float32. It never ends a text
-    by itself."""
+    """A model in eval mode, of several in one the part that writes; the same weights at every call,
+    drawn in float32. It never ends a text by itself."""
     config = tiny_config(architecture.model_type)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -22,11 +23,12 @@ def build(architecture: Architecture, dtype: torch.dtype) -> PreTrainedModel:
         model = architecture.model_class._from_config(
             config, dtype=dtype, experts_implementation="eager"
         )
+    model = writing_part(model.eval())
     _draw(model, _embedding_std(model))
     model.generation_config.update(
         pad_token_id=PAD_TOKEN, bos_token_id=BOS_TOKEN, eos_token_id=None, do_sample=False
     )
-    return model.eval()
+    return model
 
 
 def _embedding_std(model: PreTrainedModel) -> float:

@@ -52,7 +52,13 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "mistral4": {"qk_nope_head_dim": 8, "qk_head_dim": 16, "head_dim": 16},
     "nemotron": {"num_key_value_heads": 2},
     "prophetnet": {"num_buckets": 4, "relative_max_distance": 8},
+    "qwen2_5_omni": {"thinker_config": {**_SEES, **_HEARS}, "enable_audio_output": False},
     "qwen2_5_omni_thinker": {**_SEES, **_HEARS},
+    "qwen3_omni_moe": {
+        "thinker_config": {**_SEES, **_HEARS},
+        "talker_config": ...,  # it speaks what was written; nothing here hears it
+        "enable_audio_output": False,
+    },
     "qwen3_omni_moe_thinker": {**_SEES, **_HEARS},
     "voxtral": {"audio_config": _FOURFOLD, "audio_token_id": 100},
 }  # fmt: skip

@@ -132,6 +132,9 @@ def _forms(model: PreTrainedModel, kind: MediaKind, seed: int) -> Iterator[Form]
         grid = torch.tensor([[frames, 2 * merge, (2 + seed) * merge]])
         patches = noise(int(grid.prod()), channels * depth * patch**2)
         name = "pixel_values" if kind == "image" else "pixel_values_videos"
+        timed = {"video_second_per_grid": torch.tensor([1.0 + seed])}
+        if kind == "video" and timed.keys() <= inspect.signature(model.forward).parameters.keys():
+            yield {name: patches, "video_grid_thw": grid, **timed}
         yield {name: patches, f"{kind}_grid_thw": grid}
         if kind == "image" and depth == 1:
             square = noise(int(grid.prod()), channels, patch, patch)

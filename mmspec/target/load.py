@@ -103,13 +103,15 @@ def load_model(
         config = AutoConfig.from_pretrained(
             path, trust_remote_code=trust_remote_code, revision=revision
         )
+    whole = config
+    config = writing_config(config)
     auto = _auto_class(config)
     if context is not None:
         config = with_context(config, context)
     with _explained(path):
         model = auto.from_pretrained(
             path,
-            config=None if context is None else config,
+            config=None if context is None and config is whole else config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,
@@ -152,14 +154,15 @@ def adapter_base(path: str) -> str | None:
 
 
 def transformers_model(model: object) -> PreTrainedModel:
-    """A loaded transformers model as it is; of a peft model the one within, whose layers hold the
-    adapters: what peft activates or disables, also later, holds for it.
+    """A loaded transformers model as it is, of several in one the part that writes; of a peft model
+    the one within, whose layers hold the adapters: what peft activates or disables, also later,
+    holds for it.
 
     Raises ModelError for anything else, and for prompt-learning adapters (prefix and prompt
     tuning), which live outside of those layers.
     """
     if isinstance(model, PreTrainedModel):
-        return model
+        return writing_part(model)
     base = getattr(model, "get_base_model", lambda: None)()
     if not isinstance(base, PreTrainedModel):
         raise ModelError(
@@ -173,7 +176,52 @@ def transformers_model(model: object) -> PreTrainedModel:
             "whose virtual tokens only peft's own generate puts in; expected LoRA or another "
             "adapter of the model's layers"
         )
-    return base
+    return writing_part(base)
+
+
+def writing_part(model: PreTrainedModel) -> PreTrainedModel:
+    """Of several models in one, which has no forward of its own (Qwen-Omni: one writes, others speak
+    what it wrote), the part that writes the text; any other as it is.
+
+    Raises ModelError where no part does.
+    """
+    if not _is_bundle(type(model)):
+        return model
+    text = model.config.get_text_config(decoder=True)
+    for part in model.children():
+        if isinstance(part, PreTrainedModel) and part.config.get_text_config(decoder=True) is text:
+            return part
+    raise ModelError(
+        f"{type(model).__name__} is several models in one, and none of its parts "
+        f"({', '.join(name for name, _ in model.named_children())}) has its text model; give "
+        "mmspec.load the part that writes"
+    )
+
+
+def writing_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same of a configuration: that of the part, which transformers loads by itself out of the
+    whole's folder."""
+    kind = type(config)
+    known = (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+    whole = next((mapping[kind] for mapping in known if kind in mapping), None)
+    if whole is None or not _is_bundle(whole):
+        return config
+    text = config.get_text_config(decoder=True)
+    parts = (getattr(config, name, None) for name in config.sub_configs)
+    return next(
+        (
+            part
+            for part in parts
+            if isinstance(part, PreTrainedConfig)
+            and part is not text
+            and part.get_text_config(decoder=True) is text
+        ),
+        config,
+    )
+
+
+def _is_bundle(kind: type[torch.nn.Module]) -> bool:
+    return kind.forward is torch.nn.Module.forward
 
 
 def load_processor(

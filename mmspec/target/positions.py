@@ -55,6 +55,9 @@ def _mrope_positions(rope_index: Callable[..., tuple[Tensor, Tensor]], prompt: P
     mask = prompt.model_inputs.get("feature_attention_mask")
     if "audio_seqlens" in accepted and mask is not None:  # Omni families ask for them by this name
         arguments["audio_seqlens"] = mask.sum(dim=-1)
+    seconds = prompt.model_inputs.get("video_second_per_grid")
+    if "second_per_grids" in accepted and seconds is not None:
+        arguments["second_per_grids"] = seconds
     positions, _ = rope_index(
         input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **arguments
     )

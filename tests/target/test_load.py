@@ -8,9 +8,12 @@ import pytest
 import torch
 from families import FAMILIES
 from inputs.text_families import build_tokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+import mmspec
 from mmspec.errors import ConfigError, ModelError
+from mmspec.sweep import architectures
+from mmspec.sweep.shrink import tiny_config
 from mmspec.target import load
 from mmspec.target.load import load_model, load_processor, resolve_path
 
@@ -197,3 +200,32 @@ def test_what_can_be_no_hub_name_is_refused_as_a_missing_folder(path: str) -> No
 def test_no_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected a folder"):
         resolve_path("")
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_of_several_models_in_one_the_part_that_writes_is_loaded(
+    model_type: str, tmp_path: Path
+) -> None:
+    """Given as an object, and out of the folder of the whole."""
+    config = tiny_config(model_type)
+    (architecture,) = architectures([model_type])
+    whole = architecture.model_class._from_config(config, dtype=torch.float32).eval()
+    prompt = torch.tensor([[1, 5, 9, 14, 5, 9]])
+    engine = mmspec.load(whole)
+    assert engine.target.model is whole.thinker
+    expected = whole.thinker.generate(prompt, max_new_tokens=6, do_sample=False)[0, 6:].tolist()
+    options = {"max_new_tokens": 6, "temperature": 0.0}
+    assert engine.generate({"input_ids": prompt}, **options).tokens == tuple(expected)
+    whole.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), dtype="float32", device="cpu")
+    assert type(loaded) is type(whole.thinker)
+    for name, value in whole.thinker.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_several_models_in_one_of_which_none_writes_are_refused() -> None:
+    class Speaker(PreTrainedModel):
+        config_class = LlamaConfig
+
+    with pytest.raises(ModelError, match="Speaker is several models in one"):
+        mmspec.load(Speaker(LlamaConfig()))
