@@ -1,7 +1,7 @@
 """What an encoder's output says of each placeholder, and outputs of the same form made of parts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ class Form:
 
     def build(self, rows: Sequence[Tensor]) -> object:
         """An output like the model's own, with these rows: (tokens, hidden) each."""
-        output = self.output_class()  # some set fields that their class does not have
+        needed = {f.name: None for f in fields(self.output_class) if f.default is MISSING}
+        output = self.output_class(**needed)  # some set fields that their class does not have
         for name in self.names:
             setattr(output, name, self._pack(rows[0], self.is_list[0]))
         if self.has_deeper:

@@ -8,15 +8,31 @@ _CONV = {"layer_types": ["full_attention", "conv", "full_attention", "conv"]}
 _FOURFOLD = {"intermediate_size": 256}  # four positions of an audio encoder are one token
 _SEES = {"vision_start_token_id": 130, "vision_end_token_id": 131}
 _HEARS = {"audio_start_token_id": 132, "audio_end_token_id": 133}
+_MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}
+_QSA = {
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+}
+_PINPOINTS = [[28, 56], [56, 28], [56, 56]]
+_SMALL_TIMM = {"architecture": "resnet18", "hidden_size": 512}  # the family's own has 300M weights
 _VOCABULARY = {"<image>": 120, "<|image token|>": 120, "<|extra_200|>": 121, "<eos>": 2}
 
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "aria": {"text_config": {"moe_num_experts": 4, "moe_topk": 2}},
     "blt": {"encoder_hash_byte_group_vocab": 512},
     "chameleon": {"vocabulary_map": _VOCABULARY},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _MROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}},
+    "deepseek_ocr2": {
+        "text_config": {**_SPARSE, "mlp_layer_types": ["dense", *["sparse"] * 3]}
+    },
     "deepseek_v2": _SPARSE,
     "dots1": {**_SPARSE, "moe_intermediate_size": 48, "n_shared_experts": 1},
+    "dots3_note": {
+        "vision_config": {"adapter_in_dim": 64},
+        "audio_config": {"adapter_input_size": 64},
+    },
     "emu3": {"vocabulary_map": _VOCABULARY},
     "ernie4_5_vl_moe": {
         "text_config": {
@@ -25,8 +41,17 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
             }
         }
     },
+    "fast_vlm": {"vision_config": {"hidden_size": 2048}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
+    "gemma3n": {"vision_config": _SMALL_TIMM, "vision_soft_tokens_per_image": 1},
+    "glm5_next": {"text_config": {"num_key_value_heads": 4}},
     "glmasr": {"audio_config": _FOURFOLD},
-    "granite4_vision": {"deepstack_layer_map": [[0, 0]]},
+    "granite4_vision": {
+        "deepstack_layer_map": [[0, 0]],
+        "downsample_rate": "1/2",
+        "spatial_target_layers": [0, 1, 2, 3],
+        "image_grid_pinpoints": _PINPOINTS,
+    },
     "hunyuan_vl": {
         "text_config": {
             "rope_parameters": {
@@ -45,13 +70,26 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
             "vision_output_dim": 64,
         }
     },
+    "llava_next": {"image_grid_pinpoints": _PINPOINTS},
+    "llava_next_video": {"image_grid_pinpoints": _PINPOINTS},
+    "llava_onevision": {"image_grid_pinpoints": _PINPOINTS},
     "mllama": {
         "text_config": {"cross_attention_layers": [1, 3]},
         "vision_config": {"intermediate_layers_indices": [0], "vision_output_dim": 128},
     },
     "mistral4": {"qk_nope_head_dim": 8, "qk_head_dim": 16, "head_dim": 16},
+    "mistral_large4": {"text_config": {"kv_source_layers": [0, 1, 0, 1]}},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [3, 1]}},
     "nemotron": {"num_key_value_heads": 2},
     "prophetnet": {"num_buckets": 4, "relative_max_distance": 8},
+    "perception_lm": {
+        "vision_config": {
+            "architecture": "vit_pe_core_tiny_patch16_384",
+            "model_args": {
+                "embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": [28, 28], "patch_size": 7,
+            },
+        }
+    },
     "qwen2_5_omni": {"thinker_config": {**_SEES, **_HEARS}, "enable_audio_output": False},
     "qwen2_5_omni_thinker": {**_SEES, **_HEARS},
     "qwen3_omni_moe": {
@@ -60,6 +98,10 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         "enable_audio_output": False,
     },
     "qwen3_omni_moe_thinker": {**_SEES, **_HEARS},
+    "qwen4_exp": {"text_config": _QSA},
+    "qwen4_exp_text": _QSA,
+    "reformer": {"axial_pos_embds_dim": [16, 48]},
     "voxtral": {"audio_config": _FOURFOLD, "audio_token_id": 100},
+    "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """By model type: values laid over the shrunk ones, `...` takes one away."""

@@ -150,6 +150,9 @@ def _forms(model: PreTrainedModel, kind: MediaKind, seed: int) -> Iterator[Form]
             "aspect_ratio_ids": torch.tensor([[1]]),
             "aspect_ratio_mask": (torch.arange(tiles) < 1).long()[None, None],
         }
+    if getattr(model.config, "image_grid_pinpoints", None):  # a base view and two tiles
+        tall = torch.tensor([[2 * side, side] if seed else [side, 2 * side]])
+        yield {"pixel_values": noise(1, 3, channels, side, side), "image_sizes": tall}
     one = noise(1, channels, side, side)
     yield {"pixel_values": one, "image_sizes": sizes}
     yield {"pixel_values": one}

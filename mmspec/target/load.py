@@ -180,8 +180,8 @@ def transformers_model(model: object) -> PreTrainedModel:
 
 
 def writing_part(model: PreTrainedModel) -> PreTrainedModel:
-    """Of several models in one, which has no forward of its own (Qwen-Omni: one writes, others speak
-    what it wrote), the part that writes the text; any other as it is.
+    """Of several models in one, which has no forward of its own (Qwen-Omni: one writes, others
+    speak what it wrote), the part that writes the text; any other as it is.
 
     Raises ModelError where no part does.
     """
