@@ -37,8 +37,10 @@ class Admission:
         else:
             if self._inputs is None:
                 raise InputError(
-                    "this engine has no processor: got a text or messages, expected a processed "
-                    "prompt; load it with processor="
+                    "this engine has no tokenizer or processor (the model's folder holds none, or "
+                    "none was given): got a text or messages, expected a processed prompt, as "
+                    '{"input_ids": tensor}; or load it with processor=AutoTokenizer.'
+                    'from_pretrained("...")'
                 )
             prompt = self._inputs.encode(
                 prompt,

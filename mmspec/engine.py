@@ -149,6 +149,11 @@ class Engine:
                 target.cuts.whole_because,
             )
 
+    def __repr__(self) -> str:
+        names = " + ".join(drafter.name for drafter in self.drafters) or "none"
+        target = self.target
+        return f"Engine({type(target.model).__name__} on {target.device}, drafter {names})"
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.inputs.tokenizer if self.inputs is not None else None
@@ -159,19 +164,26 @@ class Engine:
         return self._max_rows
 
     @overload
-    def generate(self, prompt: Sequence[Request] | list[str], **options: Any) -> list[Result]: ...
+    def generate(
+        self, prompt: Sequence[Request] | list[str] | list[list[dict[str, Any]]], **options: Any
+    ) -> list[Result]: ...
     @overload
     def generate(self, prompt: AnyPrompt, **options: Any) -> Result: ...
     def generate(self, prompt: Any, **options: Any) -> Result | list[Result]:
-        """Generates for one prompt, or for a list of requests (or texts) as a ragged batch.
+        """Generates for one prompt, or for a list of requests (or texts, or chats: lists of
+        messages) as a ragged batch.
 
-        `options` are fields of `Request`, which lists them. A single request that fails raises; in
+        `options` are fields of `Request`, which lists them; in a batch they are laid over each of
+        its requests: with `images=` all of them see all the images. For images of each one's own
+        give `[mmspec.Request("...", images="a.png"), ...]`. A single request that fails raises; in
         a batch the failed one has its `error` in its Result, with the tokens chosen until then, and
         the others finish.
         """
         if _is_batch(prompt):
             found = dict(self.generate_each(prompt, **options))
             return [found[index] for index in sorted(found)]
+        if prompt is None:
+            raise InputError("got None for a prompt; expected a text, chat messages or a Request")
         ((_, result),) = self.generate_each([prompt], **options)
         for sample in result.samples:
             if sample.error is not None:
@@ -407,10 +419,15 @@ def _check_draws(drafters: Sequence[Drafter], verifier: object) -> None:
 
 
 def _is_batch(prompt: object) -> bool:
-    """A list of requests or texts, as against one list of chat messages."""
+    """A list of requests, texts or chats, as against one list of chat messages."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, str):
         return False
-    return all(isinstance(item, Request | str | Prompt) for item in prompt)
+    return all(isinstance(item, Request | str | Prompt) or _is_chat(item) for item in prompt)
+
+
+def _is_chat(item: object) -> bool:
+    is_list = isinstance(item, list | tuple) and len(item) > 0
+    return is_list and all(isinstance(message, Mapping) for message in item)  # type: ignore[attr-defined]
 
 
 def _ended(steps: Generator[Progress]) -> Iterator[tuple[int, Result]]:

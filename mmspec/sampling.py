@@ -178,10 +178,14 @@ class Sampler:
                 length = ids.shape[1]
                 self._ids[0, length : length + len(ahead)] = upload(ahead, self._ids.device)
                 ids = self._ids[:, : length + len(ahead)]
+            given = scores.unsqueeze(0)
             if self.is_bitwise:
-                scores = process(self.processors, ids, scores.unsqueeze(0)).squeeze(0)
+                said = process(self.processors, ids, given)
             else:
-                scores = self.processors(ids, scores.unsqueeze(0)).squeeze(0)
+                said = self.processors(ids, given)
+            if not isinstance(said, Tensor) or said.shape != given.shape:
+                raise DecodeError(_wrong_scores(said, given, self.processors))
+            scores = said.squeeze(0)
         return scores
 
     def pick(self, scores: Tensor) -> int:
@@ -359,6 +363,15 @@ def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Ten
 
 def _seen(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor] | None:
     return None if choice.scores is None else (logits, choice.scores)
+
+
+def _wrong_scores(said: object, given: Tensor, processors: LogitsProcessorList) -> str:
+    got = f"scores of shape {tuple(said.shape)}" if isinstance(said, Tensor) else repr(said)[:60]
+    names = ", ".join(getattr(p, "__name__", type(p).__name__) for p in processors)
+    return (
+        f"the logits processors ({names}) gave {got}; expected each to return scores of shape "
+        f"{tuple(given.shape)}, as it was given"
+    )
 
 
 def _may_keep_state(processor: LogitsProcessor) -> bool:

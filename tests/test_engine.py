@@ -162,6 +162,29 @@ def test_a_processor_that_raises_ends_its_own_row_only(engine: mmspec.Engine) ->
         engine.generate(Request(TEXT, seed=1, logits_processors=[RaisesAt(10)], **SAMPLED))
 
 
+@pytest.mark.parametrize("said", [None, torch.zeros(1, 5), 3])
+def test_a_processor_that_returns_no_scores_is_told(engine: mmspec.Engine, said: object) -> None:
+    def forgets(ids: Tensor, scores: Tensor) -> object:
+        return said
+
+    with pytest.raises(DecodeError, match=r"logits processors \(forgets\) gave .* expected"):
+        engine.generate(TEXT, logits_processors=[forgets], temperature=0)
+
+
+def test_a_list_of_chats_is_a_batch_and_a_list_of_messages_is_not(engine: mmspec.Engine) -> None:
+    chats = [[{"role": "user", "content": text}] for text in ("One.", "Two, and more.")]
+    options = {"max_new_tokens": 5, "temperature": 0}
+    together = engine.generate(chats, **options)
+    assert [one.text for one in together] == [engine.generate(c, **options).text for c in chats]
+    mixed = engine.generate([chats[0], "Two, and more."], **options)
+    assert [one.text for one in mixed] == [one.text for one in together]
+
+
+def test_an_engine_says_what_it_is(engine: mmspec.Engine) -> None:
+    name = type(engine.target.model).__name__
+    assert repr(engine) == f"Engine({name} on cpu, drafter prompt_lookup)"
+
+
 def test_a_request_that_cannot_begin_leaves_the_others_alone(engine: mmspec.Engine) -> None:
     good, bad = Request(TEXT, seed=1, **SAMPLED), Request(TEXT, images="no such file.png")
     first, failed, last = engine.generate([good, bad, good])
@@ -345,8 +368,15 @@ def test_what_is_no_prompt_is_refused(engine: mmspec.Engine) -> None:
         engine.generate("", raw=True)
     with pytest.raises(InputError, match="vocabulary has"):
         engine.generate({"input_ids": torch.tensor([[5, 10**6]])})
-    with pytest.raises(InputError, match="no processor"):
+    with pytest.raises(InputError, match="no tokenizer or processor"):
         plain_llama().generate("text")
+    for wrong, told in (
+        (None, "got None for a prompt"),
+        ({"role": "user", "content": "a"}, "expected a list of them"),
+        ([5, 6, 7], '{"input_ids": tensor}'),
+    ):
+        with pytest.raises(InputError, match=re.escape(told)):
+            engine.generate(wrong)
     with pytest.raises(InputError, match="need a tokenizer"):
         plain_llama().generate(llama_inputs(), stop="x")
 

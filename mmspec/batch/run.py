@@ -72,6 +72,8 @@ def run_batch(
         tally.num_failed += 1
         if len(tally.failures) < _FAILURES_KEPT:
             tally.failures.append(f"{task.id}: {error}")
+        tally.seconds = time.perf_counter() - begun
+        on_progress(tally)
 
     def requests() -> Iterator[Request]:
         number = 0
@@ -80,6 +82,7 @@ def run_batch(
                 fail(task, InputError("this id was there before; give each line its own"))
             elif task.id in ledger.answered:
                 tally.num_earlier += 1
+                on_progress(tally)
             elif task.request is None:
                 assert task.error is not None
                 fail(task, task.error)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from mmspec.batch import Tally
 
 _LOG_EVERY_S = 60
+_SPEED_OF_LAST_S = 1800  # for the time that is left: a long document may take minutes
 
 
 def batch(
@@ -227,6 +228,7 @@ class _Shown:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=_SPEED_OF_LAST_S,
             transient=True,
             disable=not console.is_terminal,
         )

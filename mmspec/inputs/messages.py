@@ -125,9 +125,10 @@ class _Reader:
 
     def read_message(self, message: object) -> dict[str, object]:
         if not isinstance(message, Mapping):
+            hint = '; token ids go in as {"input_ids": tensor}' if isinstance(message, int) else ""
             raise InputError(
                 f"got a message of type {type(message).__name__}; expected "
-                '{"role": "user", "content": "..."}'
+                f'{{"role": "user", "content": "..."}}{hint}'
             )
         role, content = message.get("role"), message.get("content")
         if role is None and "prompt" in message:

@@ -37,6 +37,8 @@ def from_inputs(
     their features and the reverse.
     """
     ids = inputs.get("input_ids")
+    if "role" in inputs and ids is None:
+        raise InputError('got one chat message; expected a list of them: [{"role": ...}]')
     if not isinstance(ids, Tensor):
         raise InputError(
             f"got inputs {sorted(inputs)} with input_ids of type {type(ids).__name__}; expected "

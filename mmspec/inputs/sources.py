@@ -12,6 +12,8 @@ from mmspec.errors import InputError, TooLargeError
 from mmspec.inputs.download import download
 from mmspec.inputs.limits import InputLimits, Spending
 
+_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0")  # how PNG, JPEG, GIF, WebP, BMP begin
+
 
 def read_source(
     source: str | os.PathLike[str] | bytes,
@@ -82,9 +84,8 @@ def _read_file(source: str | os.PathLike[str], limits: InputLimits) -> bytes:
         if path.is_dir():
             raise InputError(f"{name} is a folder; expected an image file, give one file of it")
         if not path.exists():
-            hint = (
-                "" if len(text) < 256 else "; for base64 a data: URL, 'data:image/png;base64,...'"
-            )
+            is_data = len(text) >= 256 or text.startswith(_BASE64)
+            hint = "; for base64 a data: URL, 'data:image/png;base64,...'" if is_data else ""
             raise InputError(f"no such file: {name} (looked in {Path.cwd()}); check the path{hint}")
         if not path.is_file():
             raise InputError(f"{name} is not a regular file; expected an image file")

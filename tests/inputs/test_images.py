@@ -163,6 +163,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
         (42, ["int", "a path, bytes, a URL, a PIL image, an open"]),
         ("", ["empty string", "leave it out"]),
         ("iVBORw0KGgo/" * 30, ["no such file", "data: URL"]),
+        ("/9j/4AAQSkZJRgABAQ", ["no such file", "data: URL"]),
         (io.StringIO("text"), ["reads str", 'open(path, "rb")']),
         (SHUT, ["closed file", "open for reading"]),
         (None, ["NoneType"]),
