@@ -84,6 +84,8 @@ class Request(SamplingParams):
             raise InputError(f"sample={self.sample}, n={self.n}: expected a sum of at most 2^32")
         if self.speculate not in (True, False, "auto"):
             raise InputError(f"speculate={self.speculate!r}: expected True, False or 'auto'")
+        if not isinstance(self.namespace, str):
+            raise InputError(f"namespace={self.namespace!r}: expected a text")
         if not isinstance(self.prediction, str | None):
             kind = type(self.prediction).__name__
             raise InputError(f"got a prediction of type {kind}; expected the answer's likely text")

@@ -180,6 +180,12 @@ def test_a_list_of_chats_is_a_batch_and_a_list_of_messages_is_not(engine: mmspec
     assert [one.text for one in mixed] == [one.text for one in together]
 
 
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_a_namespace_is_a_text(engine: mmspec.Engine, wrong: object) -> None:
+    with pytest.raises(InputError, match="namespace="):
+        engine.generate(TEXT, namespace=wrong, max_new_tokens=1)
+
+
 def test_an_engine_says_what_it_is(engine: mmspec.Engine) -> None:
     name = type(engine.target.model).__name__
     assert repr(engine) == f"Engine({name} on cpu, drafter prompt_lookup)"

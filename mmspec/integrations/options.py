@@ -1,14 +1,36 @@
 """The frameworks' names for what a request may ask, in mmspec's own."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 
 from mmspec.errors import InputError
+from mmspec.requests import FIELD_NAMES
 
 _NAMES = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
     "stop_sequences": "stop",
 }
+
+
+def component_settings(given: Mapping[str, object], own: Collection[str]) -> dict[str, object]:
+    """A component's settings, of which those that are a request's and none of its `own` fields
+    join its `options`. Raises InputError that names the nearest for one that is neither."""
+    settings = {name: value for name, value in given.items() if name in own}
+    options: dict[str, object] = {}
+    for name, value in given.items():
+        if name in own:
+            continue
+        if _NAMES.get(name, name) not in FIELD_NAMES:
+            near = difflib.get_close_matches(name, [*own, *FIELD_NAMES], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "expected a field of mmspec.Request"
+            raise InputError(f"unknown setting {name!r}: {hint}")
+        options[name] = value
+    if options:
+        before = settings.get("options") or {}
+        assert isinstance(before, Mapping)
+        settings["options"] = {**before, **options}
+    return settings
 
 
 def request_options(*layers: Mapping[str, object]) -> dict[str, object]:

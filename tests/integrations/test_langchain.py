@@ -2,7 +2,8 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import pytest
 from integrations.frameworks import (
@@ -27,6 +28,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
+from pydantic import BaseModel, Field
 
 from mmspec.integrations.langchain import ChatMmspec
 
@@ -332,3 +334,44 @@ def test_one_model_in_a_batch_is_not_answered_for_another(engine: Engine) -> Non
     answers = llm.batch(PROMPTS, config={"callbacks": [Nested()]})
     assert {answer.usage_metadata["output_tokens"] for answer in asked} == {5}
     assert {answer.usage_metadata["output_tokens"] for answer in answers} == {20}
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [({"temprature": 1}, "'temperature'"), ({"model_nam": "a"}, "unknown setting 'model_nam'")],
+)
+def test_a_misspelt_setting_is_named(engine: Engine, setting: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        ChatMmspec(engine=engine, **setting)
+
+
+def test_a_request_s_own_names_are_settings_too(engine: Engine) -> None:
+    llm = ChatMmspec(engine=engine, temperature=0, max_new_tokens=3, ignore_eos=True, top_k=5)
+    assert llm.options == {"max_new_tokens": 3, "ignore_eos": True, "top_k": 5}
+    assert llm.invoke("a").usage_metadata["output_tokens"] == 3  # type: ignore[index]
+    assert llm.invoke("a", max_tokens=2).usage_metadata["output_tokens"] == 2  # type: ignore[index]
+
+
+class Sale(BaseModel):
+    """Something that was sold."""
+
+    name: Literal["Anna", "Bob"]
+    count: int = Field(ge=0, le=9)
+    paid: bool
+
+
+@pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
+def test_structured_output_is_of_the_form_and_its_keys_are_drafted(engine: Engine) -> None:
+    llm = ChatMmspec(engine=engine, temperature=0, max_tokens=200)
+    sale = llm.with_structured_output(Sale).invoke("What was sold?")
+    assert isinstance(sale, Sale)
+    told = llm.with_structured_output(Sale, include_raw=True).invoke("What was sold?")
+    assert told["parsed"] == sale and told["parsing_error"] is None
+    assert told["raw"].response_metadata["mmspec"]["drafters"]["forced"]["accepted"] > 5
+    written = Sale.model_json_schema()
+    as_dict = llm.with_structured_output(written).invoke("What was sold?")
+    assert Sale(**as_dict) == sale and set(as_dict) == {"name", "count", "paid"}
+    chain = llm.with_structured_output(Sale)
+    assert all(isinstance(one, Sale) for one in chain.batch(["Who?", "How many?", "Who?"]))
+    cut = llm.with_structured_output(Sale, include_raw=True, max_tokens=3).invoke("a")
+    assert cut["parsed"] is None and cut["parsing_error"] is not None

@@ -231,3 +231,10 @@ def test_the_synthesizer_has_no_prompts_of_its_own(llm: MmspecLLM) -> None:
     assert synthesizer.get_prompts() == {}
     with pytest.raises(InputError, match="passage_template"):
         synthesizer.update_prompts({"text_qa_template": "x"})
+
+
+def test_a_request_s_own_names_are_settings_and_a_misspelt_one_is_named(engine: Engine) -> None:
+    llm = MmspecLLM(engine=engine, temperature=0, max_new_tokens=3, ignore_eos=True)
+    assert llm.complete("a").raw["usage"]["completion_tokens"] == 3
+    with pytest.raises(InputError, match="did you mean 'temperature'"):
+        MmspecLLM(engine=engine, temprature=1)

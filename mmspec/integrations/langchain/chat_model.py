@@ -11,16 +11,18 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from mmspec.engine import Engine
 from mmspec.errors import MmspecError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
+from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.in_thread import in_thread
 from mmspec.integrations.langchain.messages import as_message, as_passage
+from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.langchain.together import Together, current, decoded_together
-from mmspec.integrations.options import request_options
+from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
 from mmspec.requests import Request, Result, build_request
@@ -61,15 +63,19 @@ class ChatMmspec(BaseChatModel):
     placement: Placement = "auto"  # of `passages`
     options: Mapping[str, Any] = Field(default_factory=dict)  # further fields of Request
 
+    _guide: JsonGuide = PrivateAttr()
+
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     def __init__(self, **settings: Any) -> None:
-        """The fields above. Loads the model, where no engine is given."""
-        super().__init__(**settings)
+        """The fields above; others of `mmspec.Request` join `options`. Loads the model, where no
+        engine is given."""
+        super().__init__(**component_settings(settings, type(self).model_fields))
         made = chosen_engine(
             self.engine, model=self.model, drafter=self.drafter, overrides=self.overrides
         )
         self.engine, self.model = made, self.model or model_name(made)
+        self._guide = JsonGuide(made)
 
     @property
     def _engine(self) -> Engine:
@@ -228,13 +234,38 @@ class ChatMmspec(BaseChatModel):
         schemas = [convert_to_openai_tool(tool) for tool in tools]
         return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
 
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: str = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model whose answers are values of `schema`, a pydantic model, a TypedDict or a JSON
+        schema: no token that leads out of it can be chosen, and those that it forces are drafted.
+        The model does not see the schema: say in the prompt what is wanted. `method` and `strict`
+        are LangChain's; the answer is of the form whatever they are. Needs the extra 'guided'.
+
+        With `include_raw` a dictionary of "raw", "parsed" and "parsing_error"."""
+        wanted = json_schema(schema)
+        told = {"kwargs": {"method": "json_schema"}, "schema": wanted}
+        llm = self.bind(json_schema=wanted, ls_structured_output_format=told, **kwargs)
+        return read_as(schema, llm, include_raw=include_raw)
+
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, call: Mapping[str, Any]
     ) -> Request:
         names = ("temperature", "max_tokens", "seed", "stop")
         settings = {name: getattr(self, name) for name in names}
         own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
+        schema = own.pop("json_schema", None)
         options = request_options(self.options, settings, {**own, "stop": stop or own.get("stop")})
+        if schema is not None:
+            others = options.get("logits_processors") or ()
+            assert isinstance(others, list | tuple)
+            options["logits_processors"] = [*others, self._guide.matching(schema)]
         passages = options.get("passages")
         if isinstance(passages, list | tuple):
             options["passages"] = [as_passage(one) for one in passages]

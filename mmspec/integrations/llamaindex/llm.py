@@ -22,7 +22,7 @@ from mmspec.integrations.answer import finish_word, model_name, speculation, usa
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.in_thread import in_thread
 from mmspec.integrations.llamaindex.messages import as_message
-from mmspec.integrations.options import request_options
+from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
 from mmspec.params import DEFAULT_MAX_NEW_TOKENS
@@ -58,7 +58,7 @@ class MmspecLLM(CustomLLM):
     _engine: Engine = PrivateAttr()
 
     def __init__(self, *, engine: Engine | None = None, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(**component_settings(settings, type(self).model_fields))
         self._engine = chosen_engine(
             engine, model=self.model, drafter=self.drafter, overrides=self.overrides
         )

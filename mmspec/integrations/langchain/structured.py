@@ -1,0 +1,56 @@
+"""Answers of a form, as LangChain asks for them: by a grammar, not by a tool's call."""
+
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any
+
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema
+from pydantic import BaseModel
+
+_WITHIN = ("properties", "$defs", "definitions")  # names -> schemas
+_OF = ("items", "anyOf", "oneOf", "allOf", "prefixItems")  # a schema, or several
+
+
+def json_schema(schema: Mapping[str, Any] | type) -> dict[str, Any]:
+    """Of a pydantic model, a TypedDict, or a JSON schema, whose objects have no other keys than it
+    names, unless it says so itself."""
+    is_written = isinstance(schema, Mapping) and "type" in schema
+    found = dict(schema) if is_written else convert_to_json_schema(schema)  # type: ignore[arg-type]
+    closed: dict[str, Any] = _closed(found)
+    return closed
+
+
+def read_as(
+    schema: Mapping[str, Any] | type, llm: Runnable[Any, Any], *, include_raw: bool
+) -> Runnable[Any, Any]:
+    """What `llm` answers as a value: an instance of a pydantic model, else a dictionary."""
+    is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
+    parser: Runnable[Any, Any] = JsonOutputParser()
+    if is_model:
+        parser = PydanticOutputParser(pydantic_object=schema)
+    if not include_raw:
+        return llm | parser
+    parsed = RunnablePassthrough.assign(
+        parsed=itemgetter("raw") | parser, parsing_error=RunnableLambda(lambda _: None)
+    )
+    unparsed = RunnablePassthrough.assign(parsed=RunnableLambda(lambda _: None))
+    return RunnableMap(raw=llm) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = dict(schema)
+    for key in _WITHIN:
+        if isinstance(found.get(key), Mapping):
+            found[key] = {name: _closed(one) for name, one in found[key].items()}
+    for key in _OF:
+        if key in found:
+            found[key] = _closed(found[key])
+    if "properties" in found:
+        found.setdefault("additionalProperties", False)
+    return found
