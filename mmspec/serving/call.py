@@ -11,6 +11,7 @@ from mmspec.engine import Engine
 from mmspec.params import requested_max_new_tokens
 from mmspec.requests import Progress, Request, Result
 from mmspec.serving.errors import ApiError, timed_out
+from mmspec.serving.pictures import Pictures, has_media, num_pixels
 from mmspec.serving.scheduler import Scheduler, Ticket
 from mmspec.serving.settings import ServerSettings
 
@@ -32,6 +33,7 @@ class Call:
         requests: Sequence[Request],
         scheduler: Scheduler,
         settings: ServerSettings,
+        pictures: Pictures,
         *,
         tells_steps: bool,
     ) -> None:
@@ -44,6 +46,8 @@ class Call:
         self.tickets: list[Ticket] = []
         self._scheduler = scheduler
         self._settings = settings
+        self._pictures = pictures
+        self._num_pixels = 0  # that its prompts hold
         self._tells_steps = tells_steps
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[tuple[int, Progress | Exception]] = asyncio.Queue()
@@ -59,7 +63,7 @@ class Call:
         """Opens images and tokenises, in other threads; then they wait for a place. Raises
         InputError, ApiError."""
         for number, request in enumerate(self.requests):
-            prepared = asyncio.to_thread(_prepare, engine, request, self._settings)
+            prepared = self._prepared(engine, request)
             self.requests[number], self.predicted[number] = await self._in_time(prepared)
         for ticket, request in zip(self.tickets, self.requests, strict=True):
             self._scheduler.submit(ticket, request)
@@ -79,12 +83,24 @@ class Call:
 
     def close(self) -> None:
         """Nobody waits for it any more."""
+        self._pictures.allowance.give_back(self._num_pixels)
+        self._num_pixels = 0
         for ticket in self.tickets:
             self._scheduler.forget(ticket)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.tickets[0].arrived_at
+
+    async def _prepared(self, engine: Engine, request: Request) -> tuple[Request, tuple[int, ...]]:
+        if not has_media(request):
+            return await asyncio.to_thread(_prepare, engine, request, self._settings)
+        async with self._pictures.opening:
+            prepared, predicted = await asyncio.to_thread(_prepare, engine, request, self._settings)
+        held = num_pixels(prepared.prompt)  # type: ignore[arg-type]  # processed
+        self._pictures.allowance.take(held)
+        self._num_pixels += held
+        return prepared, predicted
 
     def _tell(self, number: int, news: Progress | Exception) -> None:
         """In the scheduler's thread."""

@@ -14,6 +14,23 @@ from mmspec.serving.settings import ServerSettings
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of a pair, or of none
 
 
+class Allowance:
+    """So much of something that all requests together may hold. In one event loop."""
+
+    def __init__(self, most: int, *, told: str) -> None:
+        self._left = most
+        self._told = told
+
+    def take(self, amount: int) -> None:
+        """Raises ApiError where it is not there."""
+        if amount > self._left:
+            raise busy(self._told)
+        self._left -= amount
+
+    def give_back(self, amount: int) -> None:
+        self._left += amount
+
+
 class Mailroom:
     """Takes bodies in, no more at a time than `settings` allow: a client that sends slowly, or many
     that send much, must not take the memory of the others."""
@@ -23,7 +40,8 @@ class Mailroom:
         self._settings = settings
         self._max_requests = max_requests
         self._num_requests = 0
-        self._num_bytes = 0
+        told = "too many large requests are under way already"
+        self.allowance = Allowance(settings.max_held_bytes, told=told)
 
     @contextmanager
     def opened(self) -> "Iterator[Mail]":
@@ -50,20 +68,10 @@ class Mailroom:
                     data += chunk
                     if len(data) > settings.max_body_bytes:
                         raise _too_large(settings)
-                    self.hold(mail, len(chunk))
+                    mail.hold(len(chunk))
         except TimeoutError as late:
             raise too_slow(settings.receive_s) from late
         return data
-
-    def hold(self, mail: "Mail", num_bytes: int) -> None:
-        """Raises ApiError where there is no room."""
-        if self._num_bytes + num_bytes > self._settings.max_held_bytes:
-            raise busy("too many large requests are under way already")
-        self._num_bytes += num_bytes
-        mail.num_bytes += num_bytes
-
-    def let_go(self, num_bytes: int) -> None:
-        self._num_bytes -= num_bytes
 
 
 class Mail:
@@ -81,9 +89,14 @@ class Mail:
         except (ValueError, RecursionError) as error:
             raise ApiError(400, f"the body is no JSON: {error}") from error
 
+    def hold(self, num_bytes: int) -> None:
+        """More of its body came. Raises ApiError where there is no room."""
+        self._room.allowance.take(num_bytes)
+        self.num_bytes += num_bytes
+
     def let_go(self) -> None:
         """Its images are open and its texts are tokens: the body is not needed any more."""
-        self._room.let_go(self.num_bytes)
+        self._room.allowance.give_back(self.num_bytes)
         self.num_bytes = 0
 
 

@@ -23,6 +23,7 @@ from mmspec.serving.errors import ApiError, as_api_error, refused
 from mmspec.serving.events import EventStream, events
 from mmspec.serving.form import Form, JsonForm
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
+from mmspec.serving.pictures import Pictures
 from mmspec.serving.receiving import Leaving, Mailroom
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
@@ -50,6 +51,7 @@ class Service:
         self._access = Access(settings.api_keys)
         most = settings.max_waiting + engine.max_rows
         self._mailroom = Mailroom(settings, max_requests=most)
+        self._pictures = Pictures(settings)
         self._metrics = Metrics(self.scheduler)
         self._created = int(time.time())
 
@@ -112,7 +114,13 @@ class Service:
         form: Form = await asyncio.to_thread(kind, body, self._settings, namespace)
         if form.json_form is not None:
             await asyncio.to_thread(self._guide, form, form.json_form)
-        call = Call(form.requests, self.scheduler, self._settings, tells_steps=form.streams)
+        call = Call(
+            form.requests,
+            self.scheduler,
+            self._settings,
+            self._pictures,
+            tells_steps=form.streams,
+        )
         steps = self._counted(call)
         first = None
         try:

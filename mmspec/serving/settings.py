@@ -16,6 +16,7 @@ class ServerSettings:
     max_connections: int = 512  # open at a time; more are told 429 and closed
     max_body_bytes: int = 64 * 2**20
     max_held_bytes: int = 2**30  # of all bodies that are read or prepared at a time
+    max_held_pixels: int = 2_000_000_000  # of all requests that wait or are decoded
     receive_s: float = 60.0  # within which a request has been sent, its body too
     max_media: int = 32  # images and videos of a request: each may be large once it is opened
     max_samples: int = 16  # n, and prompts of one call
@@ -33,7 +34,7 @@ class ServerSettings:
                 f"max_held_bytes={self.max_held_bytes}: expected room for one body at least, "
                 f"max_body_bytes={self.max_body_bytes}"
             )
-        for name in ("max_waiting", "max_media", "grace_s"):
+        for name in ("max_held_pixels", "max_waiting", "max_media", "grace_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
         if not all(self.api_keys):

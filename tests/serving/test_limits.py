@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 from PIL import Image
-from serving.asking import CHAT, asked, side_by_side
+from serving.asking import CHAT, Visitor, asked, side_by_side, until
 from starlette.testclient import TestClient
 
 import mmspec
@@ -109,6 +109,27 @@ def test_a_slow_body_is_a_408_and_many_large_ones_a_429(engine: mmspec.Engine) -
     assert large[0] == 429 and json.loads(large[1])["error"]["type"] == "rate_limit_error"
     assert small[0] == 200, "it costs others nothing"
     assert after[0] == 200, "what was held is free again"
+
+
+def test_opened_pictures_are_counted_over_all_requests(engine: mmspec.Engine) -> None:
+    settings = ServerSettings(name="nano", max_held_pixels=500)
+    app = create_app(engine, settings)
+
+    async def ask() -> list[int]:
+        async with side_by_side(app) as client:
+            long = {**with_images(data_url(20, 20)), "max_tokens": 2000, "stream": True}
+            visitor = Visitor(app, CHAT, long)
+            await until(lambda: "content" in visitor.text)
+            refused = await client.post(CHAT, json=with_images(data_url(20, 20)))
+            assert "too many images" in refused.text
+            small = await client.post(CHAT, json=with_images(data_url(10, 10)))
+            text = await client.post(CHAT, json=asked(max_tokens=2))
+            visitor.leave()
+            await visitor.task
+            after = await client.post(CHAT, json=with_images(data_url(20, 20)))
+            return [r.status_code for r in (refused, small, text, after)]
+
+    assert asyncio.run(ask()) == [429, 200, 200, 200]
 
 
 def test_requests_under_way_are_counted_before_they_are_read(engine: mmspec.Engine) -> None:
