@@ -15,7 +15,8 @@ from mmspec.cli.plan_table import compared_table, heading, pays_table, score_tab
 from mmspec.errors import ConfigError
 from mmspec.plan.hardware import HARDWARE, Hardware, find_hardware
 from mmspec.plan.measured import Compared, compare, is_score_report, slower
-from mmspec.plan.methods import Method, standard_methods, with_range
+from mmspec.plan.method import Method
+from mmspec.plan.methods import standard_methods, with_range
 from mmspec.plan.outlook import SCORED_NODES, Outlook, outlook
 from mmspec.plan.roofline import Forward, Precision
 from mmspec.plan.shape import SHAPES, ModelShape, find_shape

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmspec.errors import MissingExtraError
-from mmspec.plan.methods import Method
+from mmspec.plan.method import Method
 from mmspec.plan.outlook import Outlook, short
 
 _POWERS = range(10, 18)  # 1k to 128k

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmspec.plan.measured import Compared, slower
-from mmspec.plan.methods import Method
+from mmspec.plan.method import Method
 from mmspec.plan.outlook import Outlook, Place, short
 
 

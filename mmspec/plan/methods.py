@@ -6,40 +6,14 @@ and belongs to the result. Plain decoding is one node a step on the same machine
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
 
-from mmspec.plan.roofline import BYTES, Forward, Precision
+from mmspec.plan.heads import GlideHead, MedusaHeads, TrainedHead
+from mmspec.plan.method import LOOKUP_S, Assumed, Gain, Method
+from mmspec.plan.roofline import Forward, Precision
 from mmspec.plan.shape import ModelShape
 
-Assumed = Literal["acceptance", "tokens a step"]
 _MAX_DEPTH = 16
 _VIEW_SHARE = 4  # a view shows a quarter of a short text at most
-_LOOKUP_S = 1e-4  # of the host, to find a continuation
-
-
-@dataclass(frozen=True)
-class Gain:
-    """Speed beside plain decoding, at the best draft length."""
-
-    ratio: float
-    depth: int  # drafted tokens along a path
-    nodes: int  # that the target scores a step, node 0 among them
-
-
-class Method(Protocol):
-    """One way to draft."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def assumed(self) -> Assumed: ...
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """What is assumed, low and high."""
-
-    def gain(self, target: Forward, value: float, *, context: int, batch: int) -> Gain: ...
 
 
 @dataclass(frozen=True)
@@ -52,35 +26,9 @@ class Copying:
     assumed: Assumed = "tokens a step"
 
     def gain(self, target: Forward, value: float, *, context: int, batch: int) -> Gain:
-        step = target.seconds(self.nodes, context=context, batch=batch) + _LOOKUP_S
+        step = target.seconds(self.nodes, context=context, batch=batch) + LOOKUP_S
         plain = target.seconds(1, context=context, batch=batch)
         return Gain(value * plain / step, self.nodes - 1, self.nodes)
-
-
-@dataclass(frozen=True)
-class TrainedHead:
-    """One decoder layer on the target's hidden states and its head, once a level (EAGLE, arXiv
-    2401.15077): a tree whose tokens a step are given."""
-
-    name: str = "EAGLE-like head"
-    range: tuple[float, float] = (2.5, 3.5)
-    nodes: int = 60
-    levels: int = 6
-    vocab: int | None = None  # tokens of a head of its own (EAGLE-3, arXiv 2503.01840); None: the
-    # target's
-    assumed: Assumed = "tokens a step"
-
-    def gain(self, target: Forward, value: float, *, context: int, batch: int) -> Gain:
-        shape = target.shape
-        layer, head = shape.layer_weights, float(shape.head_weights)
-        if self.vocab is not None:  # attention reads embedding and feature side by side
-            layer += shape.hidden * shape.head_dim * (shape.heads + 2 * shape.kv_heads)
-            head = min(self.vocab, shape.vocab) * shape.hidden
-        read = layer * BYTES[target.weights] + head * BYTES[target.state]
-        drafting = self.levels * read / target.hardware.bytes_per_s
-        step = target.seconds(self.nodes, context=context, batch=batch) + drafting
-        plain = target.seconds(1, context=context, batch=batch)
-        return Gain(value * plain / step, self.levels, self.nodes)
 
 
 @dataclass(frozen=True)
@@ -114,8 +62,32 @@ class Chain:
         low, high = self.range
         level = 0.0 if high == low else (value - low) / (high - low)
         tokens = self.below.range[0] + level * (self.below.range[1] - self.below.range[0])
-        step = self.draft.seconds(self.below.nodes, context=seen, batch=batch) + _LOOKUP_S
+        step = self.draft.seconds(self.below.nodes, context=seen, batch=batch) + LOOKUP_S
         return depth / tokens * step
+
+
+@dataclass(frozen=True)
+class Lookahead:
+    """The target's own guesses, scored beside what they have brought (arXiv 2402.02057): no
+    forward of its own, and a tree of W (N - 1) - 1 nodes of the window and G (N - 1) of n-grams."""
+
+    name: str = "lookahead"
+    range: tuple[float, float] = (1.5, 2.3)
+    window: int = 15  # W
+    ngram: int = 5  # N
+    guess_set: int = 15  # G
+    assumed: Assumed = "tokens a step"
+
+    @property
+    def nodes(self) -> int:
+        """That a step scores, node 0 among them."""
+        levels = self.ngram - 1
+        return self.window * levels + self.guess_set * levels
+
+    def gain(self, target: Forward, value: float, *, context: int, batch: int) -> Gain:
+        step = target.seconds(self.nodes, context=context, batch=batch) + LOOKUP_S
+        plain = target.seconds(1, context=context, batch=batch)
+        return Gain(value * plain / step, self.ngram - 1, self.nodes)
 
 
 def expected_tokens(acceptance: float, depth: int) -> float:
@@ -143,7 +115,11 @@ def standard_methods(
         Chain(f"layer_skip {skip:.0%}", replace(target, layer_share=1 - skip), (0.7, 0.9)),
         TrainedHead(nodes=8 if is_cpu else 60),
         TrainedHead("EAGLE-3 head", (3.0, 5.0), nodes=8 if is_cpu else 60, vocab=32_000),
+        GlideHead(nodes=6 if is_cpu else 20),
+        MedusaHeads(nodes=8 if is_cpu else 64),
         copying,
+        # On a CPU the smallest window that finds n-grams of three.
+        Lookahead(window=2, ngram=3, guess_set=2) if is_cpu else Lookahead(),
     ]
     if draft is not None:
         methods.append(Chain(f"draft model {draft.name}", target.of(draft), (0.6, 0.8)))

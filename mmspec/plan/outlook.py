@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mmspec.plan.methods import Gain, Method
+from mmspec.plan.method import Gain, Method
 from mmspec.plan.roofline import Forward
 
 _CONTEXTS = tuple(2**power for power in range(8, 21))  # where break-even is sought: 256 to 1M

@@ -9,7 +9,8 @@ import pytest
 from mmspec.errors import ConfigError
 from mmspec.plan import HARDWARE, SHAPES, Forward, outlook, standard_methods
 from mmspec.plan.measured import compare, is_score_report, slower
-from mmspec.plan.methods import Assumed, Gain, expected_tokens
+from mmspec.plan.method import Assumed, Gain
+from mmspec.plan.methods import expected_tokens
 from mmspec.plan.roofline import Forward as AForward
 
 TARGET = Forward(SHAPES["llama-3-8b"], HARDWARE["h200"])
