@@ -33,7 +33,8 @@ from mmspec.drafters.retrieval.drafter import BoundRetrieval
 from mmspec.drafters.retrieval.store import OpenStore
 from mmspec.drafters.retrieval.suffix import SuffixSource
 from mmspec.retrieval import Datastore, DatastoreWriter, Document, KeyBatch
-from mmspec.retrieval.dense_index import DenseBuilder, DenseIndex
+from mmspec.retrieval.dense_builder import DenseBuilder
+from mmspec.retrieval.dense_index import DenseIndex
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Prompt
 

@@ -33,9 +33,9 @@ from mmspec.cli.console import (
 from mmspec.cli.options import SWITCH, AsJson
 from mmspec.errors import DatastoreError, InputError, ModelError
 from mmspec.retrieval import Datastore, DatastoreWriter, Document
-from mmspec.retrieval.datastore import Longest
 from mmspec.retrieval.journal import read_journal
 from mmspec.retrieval.manifest import Manifest, read_manifest
+from mmspec.retrieval.places import Longest
 from mmspec.retrieval.writer import SEGMENT_TOKENS
 
 if TYPE_CHECKING:

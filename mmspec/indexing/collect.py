@@ -11,8 +11,8 @@ from typing import Protocol
 from mmspec.errors import DatastoreError
 from mmspec.retrieval import Datastore, DatastoreWriter, KeyBatch
 from mmspec.retrieval.corpus import DocumentName
-from mmspec.retrieval.datastore import StoredDocument
 from mmspec.retrieval.manifest import Manifest
+from mmspec.retrieval.places import StoredDocument
 from mmspec.target import Target
 from mmspec.target.fingerprint import probe_state, states_fingerprint
 

@@ -10,7 +10,7 @@ from mmspec.errors import InputError
 from mmspec.indexing.windows import as_keys
 from mmspec.retrieval import KeyBatch
 from mmspec.retrieval.corpus import DocumentName
-from mmspec.retrieval.datastore import StoredDocument
+from mmspec.retrieval.places import StoredDocument
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree

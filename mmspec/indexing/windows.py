@@ -9,8 +9,8 @@ from torch import Tensor
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.retrieval import KeyBatch
-from mmspec.retrieval.datastore import StoredDocument
-from mmspec.retrieval.dense_index import Keys
+from mmspec.retrieval.exact_vectors import Keys
+from mmspec.retrieval.places import StoredDocument
 from mmspec.target import Target
 
 WINDOW_TOKENS = 2048

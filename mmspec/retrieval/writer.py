@@ -6,40 +6,31 @@ with or swept away by the next one.
 """
 
 import contextlib
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from mmspec.errors import DatastoreError
 from mmspec.retrieval.appender import Appender
-from mmspec.retrieval.corpus import SUFFIXES, Checkpoint, Document, Shard, TokenFormat
-from mmspec.retrieval.dense_index import DenseBuilder, Keys, Positions
-from mmspec.retrieval.files import FileRecord, check_file, full_disk_told, write_atomically
+from mmspec.retrieval.corpus import SUFFIXES, Checkpoint, Document, TokenFormat
+from mmspec.retrieval.deleting import without_documents
+from mmspec.retrieval.dense_keys import KeyBatch, with_keys, without_keys
+from mmspec.retrieval.files import full_disk_told
 from mmspec.retrieval.journal import JOURNAL, Journal, read_journal, write_journal
 from mmspec.retrieval.manifest import (
     MANIFEST,
-    DenseRecord,
     Manifest,
     commit_manifest,
     read_manifest,
 )
 from mmspec.retrieval.merging import with_segments, without_deleted
-from mmspec.retrieval.segment import mark_deleted, stem_of
+from mmspec.retrieval.segment import stem_of
+from mmspec.retrieval.store_folder import locked, make_folder, sweep
 
 SEGMENT_TOKENS = 2**24  # sorted in one piece: some 0.8 GB of memory
-_OURS = r"\d{6}\.(tokens|documents|names|suffixes|faiss|vectors)(\.partial)?"
-
-
-class KeyBatch(NamedTuple):
-    """Hidden states of a target, and the positions of the tokens that follow them."""
-
-    positions: Positions  # (rows,)
-    keys: Keys  # (rows, dim)
 
 
 class DatastoreWriter:
@@ -73,7 +64,7 @@ class DatastoreWriter:
         """
         TokenFormat.of(vocab_size)
         path = Path(folder)
-        _check_folder(path)
+        make_folder(path)
 
         def manifest() -> Manifest:
             if not (path / MANIFEST).exists():
@@ -94,17 +85,7 @@ class DatastoreWriter:
 
     @classmethod
     def _locked(cls, folder: Path, manifest: Callable[[], Manifest]) -> "DatastoreWriter":
-        """The system frees the lock when its holder dies, however that comes about."""
-        lock = FileLock(folder / "LOCK")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise DatastoreError(
-                f"{folder}: another writer is at work on this datastore; wait until it is done "
-                "(reading goes on meanwhile)"
-            ) from error
-        except OSError as error:
-            raise _unwritable(folder, error) from error
+        lock = locked(folder)
         try:
             writer = cls(folder, manifest(), lock)
             writer._tidy(writer._unfinished())
@@ -205,46 +186,20 @@ class DatastoreWriter:
         unfinished.
         """
         self._refuse_unfinished()
-        wanted, found = frozenset(ids), set[str]()
-        manifest, positions = self.manifest, list[range]()
-        segments = list(manifest.segments)
-        for at, record in enumerate(manifest.segments):
-            shard = Shard(stem_of(self.folder, record.number), vocab_size=manifest.vocab_size)
-            deleted = frozenset(record.deleted)
-            gone = [
-                document
-                for document, name in enumerate(shard.names)
-                if name.id in wanted and document not in deleted
-            ]
-            if not gone:
-                continue
-            found |= {shard.names[document].id for document in gone}
-            for _, length, position in shard.documents[gone].tolist():
-                positions.append(range(position, position + length))
-            number = manifest.next_number
-            with self._full_disk_told():
-                segments[at] = mark_deleted(
-                    self.folder,
-                    record,
-                    frozenset(gone),
-                    number=number,
-                    vocab_size=manifest.vocab_size,
-                )
-            manifest = replace(manifest, next_number=number + 1)
-        if wanted - found:
-            missing = ", ".join(repr(name) for name in sorted(wanted - found)[:3])
+        wanted = frozenset(ids)
+        with self._full_disk_told():
+            deletion = without_documents(self.folder, self.manifest, wanted)
+        if wanted - deletion.found:
+            missing = ", ".join(repr(name) for name in sorted(wanted - deletion.found)[:3])
             self._tidy(None)
             raise DatastoreError(
                 f"{self.folder}: no document with id {missing}; `mmspec index info --documents` "
                 "lists them. Nothing was deleted"
             )
-        kept = tuple(segment for segment in segments if segment.num_documents)
-        # Deleted and added again is not "the inputs are in already".
-        manifest = replace(manifest, segments=kept, inputs="")
-        if found:
+        if deletion.found:
             with self._full_disk_told():
-                self._commit(self._without_keys(manifest, positions))
-        return len(found)
+                self._commit(without_keys(self.folder, deletion.manifest, deletion.positions))
+        return len(deletion.found)
 
     def purge(self) -> None:
         """Takes the deleted documents' tokens off the disk. Raises DatastoreError."""
@@ -272,46 +227,19 @@ class DatastoreWriter:
         Raises DatastoreError where the keys that are there came from other weights.
         """
         self._refuse_unfinished()
-        record = self.manifest.dense
-        if record is not None and (record.fingerprint, record.dim) != (fingerprint, dim):
-            raise DatastoreError(
-                f"{self.folder}: its dense index holds hidden states of other weights: got "
-                f"{fingerprint} with {dim} values, expected {record.fingerprint} with {record.dim}"
-            )
-        builder = self._dense_builder(record) if record else DenseBuilder(dim)
-        last = record.next_position if record else 0
-        for positions, keys in batches:
-            builder.add(positions, keys, expected=expected)
-            last = max(last, int(positions.max(initial=-1)) + 1)
-        if len(builder) == 0:
-            return self.manifest
-        probe = tuple(float(value) for value in probe) or (record.probe if record else ())
         with self._full_disk_told():
-            number = self.manifest.next_number
-            file = self._write_keys(builder, number, expected=expected)
-            dense = DenseRecord(len(builder), dim, fingerprint, probe, last, file)
-            self._commit(replace(self.manifest, dense=dense, next_number=number + 1))
+            manifest = with_keys(
+                self.folder,
+                self.manifest,
+                batches,
+                dim=dim,
+                fingerprint=fingerprint,
+                probe=probe,
+                expected=expected,
+            )
+            if manifest != self.manifest:
+                self._commit(manifest)
         return self.manifest
-
-    def _without_keys(self, manifest: Manifest, positions: Iterable[range]) -> Manifest:
-        record = manifest.dense
-        if record is None:
-            return manifest
-        builder = self._dense_builder(record)
-        builder.remove(position for span in positions for position in span)
-        if len(builder) == 0:
-            return replace(manifest, dense=None)
-        file = self._write_keys(builder, manifest.next_number)
-        dense = replace(record, num_keys=len(builder), file=file)
-        return replace(manifest, dense=dense, next_number=manifest.next_number + 1)
-
-    def _dense_builder(self, record: DenseRecord) -> DenseBuilder:
-        check_file(self.folder, record.file, contents=True)
-        return DenseBuilder.load(self.folder / record.file.name, dim=record.dim)
-
-    def _write_keys(self, builder: DenseBuilder, number: int, *, expected: int = 0) -> FileRecord:
-        path = stem_of(self.folder, number).with_suffix(builder.suffix)
-        return write_atomically(path, lambda file: builder.write(file, expected=expected))
 
     def _new_journal(self, inputs: str, segment_tokens: int) -> Journal:
         manifest = self.manifest
@@ -358,34 +286,7 @@ class DatastoreWriter:
             kept |= {file.name for record in journal.finished for file in record.files}
             if journal.current:
                 kept |= {stem_of(self.folder, journal.current).name + s for s in SUFFIXES}
-        for entry in self.folder.iterdir():
-            is_partial = entry.name in (f"{MANIFEST}.partial", f"{JOURNAL}.partial")
-            if is_partial or (re.fullmatch(_OURS, entry.name) and entry.name not in kept):
-                with contextlib.suppress(PermissionError):  # Windows: a reader has it open
-                    entry.unlink()
+        sweep(self.folder, kept)
 
     def _full_disk_told(self) -> contextlib.AbstractContextManager[None]:
         return full_disk_told(self.folder, "run the same again: it goes on where it was")
-
-
-def _check_folder(folder: Path) -> None:
-    """Makes it, or raises DatastoreError where it holds anything that is not a datastore's."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise DatastoreError(f"{folder}: a datastore is a folder, this is a file") from error
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    known = re.compile(rf"LOCK|{_OURS}|({MANIFEST}|{JOURNAL})(\.partial)?")
-    strange = sorted(entry.name for entry in folder.iterdir() if not known.fullmatch(entry.name))
-    if strange:
-        raise DatastoreError(
-            f"{folder}: holds other files ({', '.join(strange[:3])}); expected an empty folder, a "
-            "new one or a datastore"
-        )
-
-
-def _unwritable(folder: Path, error: OSError) -> DatastoreError:
-    return DatastoreError(
-        f"{folder}: cannot be written: {error.strerror}; name a folder that you may write to"
-    )

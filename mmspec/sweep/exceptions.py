@@ -10,7 +10,10 @@ _SEES = {"vision_start_token_id": 130, "vision_end_token_id": 131}
 _HEARS = {"audio_start_token_id": 132, "audio_end_token_id": 133}
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}
 _QSA = {
-    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 16,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 16,
     "indexer_compress_ratio": 4,
 }
 _PINPOINTS = [[28, 56], [56, 28], [56, 56]]

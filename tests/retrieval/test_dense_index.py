@@ -13,8 +13,10 @@ from mmspec.errors import DatastoreError, MissingExtraError
 from mmspec.retrieval import dense_index
 from mmspec.retrieval.continuations import Continuation
 from mmspec.retrieval.datastore import Datastore
-from mmspec.retrieval.dense_index import DenseBuilder, DenseIndex
-from mmspec.retrieval.writer import DatastoreWriter, KeyBatch
+from mmspec.retrieval.dense_builder import DenseBuilder
+from mmspec.retrieval.dense_index import DenseIndex
+from mmspec.retrieval.dense_keys import KeyBatch
+from mmspec.retrieval.writer import DatastoreWriter
 
 DIM = 24
 WEIGHTS = "weights-a"

@@ -10,7 +10,8 @@ from stores import VOCAB, add, documents, searched
 
 from mmspec.errors import DatastoreError
 from mmspec.retrieval import suffix_sort
-from mmspec.retrieval.datastore import Datastore, Longest
+from mmspec.retrieval.datastore import Datastore
+from mmspec.retrieval.places import Longest
 from mmspec.retrieval.suffix_sort import DEPTH, sort_ends
 from mmspec.retrieval.writer import DatastoreWriter
 

@@ -16,7 +16,7 @@ from mmspec.drafters.retrieval.source import Query
 from mmspec.drafters.retrieval.store import OpenStore
 from mmspec.errors import DatastoreError
 from mmspec.retrieval import Continuation, Datastore
-from mmspec.retrieval.dense_index import Keys
+from mmspec.retrieval.exact_vectors import Keys
 from mmspec.target import Target
 from mmspec.target.fingerprint import probe_state, states_fingerprint, tap_of
 

@@ -1,0 +1,155 @@
+"""Lookups: what the segments of one state of a datastore hold, by tokens and by positions."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mmspec.retrieval.continuations import Continuation
+from mmspec.retrieval.corpus import DocumentName
+from mmspec.retrieval.exact_vectors import Positions
+from mmspec.retrieval.places import Longest, Place, StoredDocument
+from mmspec.retrieval.segment import Segment
+from mmspec.retrieval.suffix_index import Choice
+
+
+class Lookups:
+    """Each asks all segments, of which there are few."""
+
+    def __init__(self, segments: Sequence[Segment], *, vocab_size: int) -> None:
+        self.segments = tuple(segments)
+        self._vocab_size = vocab_size
+
+    # By tokens
+
+    def longest(self, query: Sequence[int], *, max_match: int = 32) -> Longest:
+        """The longest end of `query` (up to `max_match` <= 64 tokens) that stands in a document
+        before another token."""
+        found = [segment.suffixes.longest(query, max_match=max_match) for segment in self.segments]
+        length = max((one.length for one in found), default=0)
+        if length == 0:
+            return Longest(0, 0, ())
+        best = tuple(one if one.length == length else None for one in found)
+        return Longest(length, sum(one.num_places for one in best if one), best)
+
+    def places(
+        self,
+        longest: Longest,
+        *,
+        limit: int = 32,
+        choice: Choice = "spread",
+        per_document: int | None = None,
+    ) -> list[Place]:
+        """Up to `limit` places of a match: an even sample of them, or ("latest") those that were
+        added last, the latest first. With `per_document`, at most so many of one document."""
+        wanted = limit if per_document is None else 8 * limit
+        places: list[Place] = []
+        holding = [(n, one) for n, one in enumerate(longest.found) if one is not None]
+        if choice == "latest":
+            holding.reverse()  # a later segment was added later
+        for seen, (number, one) in enumerate(holding):
+            share = wanted - len(places)
+            if choice == "spread":
+                share = -(-share // (len(holding) - seen))
+            if share > 0:
+                chosen = self.segments[number].suffixes.choose(one, limit=share, choice=choice)
+                places += [Place(number, offset) for offset in chosen]
+        if per_document is not None:
+            places = self._fewer(places, per_document)
+        return places[:limit]
+
+    def continuations(
+        self,
+        query: Sequence[int],
+        *,
+        limit: int = 32,
+        length: int = 16,
+        min_match: int = 2,
+        max_match: int = 32,
+        choice: Choice = "spread",
+    ) -> list[Continuation]:
+        """What followed the longest match of `query`'s end, then (while there are fewer than
+        `limit`) that of ends half as long, down to `min_match` tokens."""
+        rows: list[Continuation] = []
+        seen: set[Place] = set()
+        while max_match >= min_match:
+            longest = self.longest(query, max_match=max_match)
+            if longest.length < min_match:
+                break
+            for place in self.places(longest, limit=limit, choice=choice):
+                if place not in seen and len(rows) < limit:
+                    seen.add(place)
+                    tokens = self.tokens_from(place, length)
+                    rows.append(Continuation(tokens, longest.length, "suffix"))
+            if len(rows) >= limit:
+                break
+            max_match = longest.length // 2
+        return rows
+
+    def tokens_from(self, place: Place, length: int) -> list[int]:
+        """Up to `length` tokens from a place on, cut before a separator."""
+        shard = self.segments[place.segment].shard
+        return shard.read(place.offset, place.offset + length)
+
+    def tokens_before(self, place: Place, length: int) -> list[int]:
+        """Up to `length` tokens before a place, cut behind a separator."""
+        shard = self.segments[place.segment].shard
+        tokens = shard.tokens[max(place.offset - length, 0) : place.offset].tolist()
+        outside = [n for n, token in enumerate(tokens, start=1) if token >= shard.vocab_size]
+        return tokens[outside[-1] if outside else 0 :]
+
+    def document_of(self, place: Place) -> DocumentName:
+        """Which document a place is in."""
+        shard = self.segments[place.segment].shard
+        return shard.names[shard.document_of(place.offset)]
+
+    # By positions
+
+    def tokens_at(self, positions: Positions) -> Positions:
+        """The tokens at positions (rows,); -1 for separators, for the end of a document, and where
+        there is none."""
+        tokens = np.full(len(positions), -1, np.int64)
+        for segment in self.segments:
+            offsets = segment.shard.offsets_of(positions)
+            found = segment.shard.tokens[offsets[offsets >= 0]].astype(np.int64)
+            tokens[offsets >= 0] = np.where(found < self._vocab_size, found, -1)
+        return tokens
+
+    def place_of(self, position: int) -> Place | None:
+        """Where a position lies; None where its document was deleted."""
+        for number, segment in enumerate(self.segments):
+            offset = segment.shard.offset_of(position)
+            if offset is not None:
+                is_deleted = segment.shard.document_of(offset) in segment.deleted
+                return None if is_deleted else Place(number, offset)
+        return None
+
+    def position_of(self, place: Place) -> int:
+        """A place's position, which stays the same when segments are merged."""
+        return self.segments[place.segment].shard.position_of(place.offset)
+
+    def documents_from(self, position: int = 0) -> Iterator[StoredDocument]:
+        """The documents with a token at `position` or after it, in the order of positions: what a
+        target reads to make the dense index's keys."""
+        order = [
+            (int(first), number, document)
+            for number, segment in enumerate(self.segments)
+            for document, first in enumerate(segment.shard.documents["position"])
+            if document not in segment.deleted
+        ]
+        for first, number, document in sorted(order):
+            shard = self.segments[number].shard
+            start, length, _ = shard.documents[document].tolist()
+            if first + length > position:
+                tokens = shard.tokens[start : start + length].astype(np.int64)
+                tokens[tokens >= shard.vocab_size] = -1
+                yield StoredDocument(shard.names[document], first, tokens.tolist())
+
+    def _fewer(self, places: Sequence[Place], per_document: int) -> list[Place]:
+        counts: dict[tuple[int, int], int] = {}
+        kept = []
+        for place in places:
+            document = self.segments[place.segment].shard.document_of(place.offset)
+            count = counts[place.segment, document] = counts.get((place.segment, document), 0) + 1
+            if count <= per_document:
+                kept.append(place)
+        return kept
