@@ -14,12 +14,14 @@ the sections are and how to read them.
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from site import addsitedir
+from threading import Thread
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRIED = ROOT / "build" / "packages"  # pip install --target, where nothing can be installed
@@ -69,6 +71,13 @@ def interpret_kernels() -> None:
         __import__("interpreted")
 
 
+def end_with(parent: int) -> None:
+    """Ends this process once the one that started it is gone: nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def run_apart(args: argparse.Namespace) -> int:
     """Each section in a process of its own."""
     from mmspec.errors import MmspecError
@@ -86,6 +95,7 @@ def run_apart(args: argparse.Namespace) -> int:
     except MmspecError as error:
         raise SystemExit(f"gpu_check: {error}") from error
     print(*plan_lines(shares, args.minutes), sep="\n", flush=True)
+    signal.signal(signal.SIGTERM, lambda *told: sys.exit(143))  # and what it has started with it
     parts = ROOT / "build" / f"{args.out.stem}.parts"
     conductor = Conductor(
         shares,
@@ -130,6 +140,7 @@ def main() -> int:
     from mmspec.gpu_check.recorder import SectionResult, plain
 
     if args.wait:
+        Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
         args.minutes = float(sys.stdin.readline() or 0) / 60
     if args.small:
         torch.set_num_threads(1)  # its tensors are too small for more

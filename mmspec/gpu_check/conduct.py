@@ -65,6 +65,7 @@ class Conductor:
         self._ends = time.monotonic() + 60 * times.minutes
         self._sections: dict[str, Found] = dict(kept or {})
         self._header: Found = {}
+        self._children: list[_Child] = []
         self._progress = progress
 
     @property
@@ -84,9 +85,9 @@ class Conductor:
                 child = following or self._start(name)
                 following = self._start(waiting[0]) if waiting else None
                 self._run_one(name, child, [name, *waiting])
-        finally:
-            if following is not None:
-                following.stop()
+        finally:  # also where this process is told to end
+            for child in self._children:
+                child.stop()
         return self._sections
 
     def _run_one(self, name: str, child: "_Child", ahead: Sequence[str]) -> None:
@@ -154,7 +155,9 @@ class Conductor:
         self._parts.mkdir(parents=True, exist_ok=True)
         part = self._parts / f"{name}{'.again' if without else ''}.json"
         part.unlink(missing_ok=True)
-        return _Child(self._command(name, part, without), part)
+        child = _Child(self._command(name, part, without), part)
+        self._children.append(child)
+        return child
 
 
 class _Child:
@@ -162,7 +165,7 @@ class _Child:
 
     def __init__(self, command: Sequence[str], path: Path) -> None:
         self._path, self._log = path, path.with_suffix(".log")
-        self._seen = 0.0
+        self._seen, self._is_stopped = 0.0, False
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -181,9 +184,12 @@ class _Child:
 
     def stop(self) -> None:
         """Ends it and whatever it has started, if it has not ended by itself."""
+        if self._is_stopped:
+            return
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._is_stopped = True
 
     @property
     def is_running(self) -> bool:

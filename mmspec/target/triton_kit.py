@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from transformers import PreTrainedModel
+from triton.errors import TritonError
 
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.triton_parts import TritonKit
@@ -15,7 +16,9 @@ from mmspec.target.triton_parts import TritonKit
 logger = logging.getLogger(__name__)
 # Triton compiles a launcher with the system's C compiler, and kernels with its own assembler.
 _REPLAYS = 5
-_FAILURES = (RuntimeError, OSError, ImportError, ValueError, subprocess.CalledProcessError)
+_FAILURES = (
+    RuntimeError, OSError, ImportError, ValueError, subprocess.CalledProcessError, TritonError,
+)  # fmt: skip
 
 
 def kit_on(model: PreTrainedModel, device: torch.device) -> TritonKit | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from triton.errors import TritonError
 
 from mmspec.attention import TreeCall
 from mmspec.kv import FlatLayer
@@ -62,7 +63,7 @@ class TritonKit:
             return
         try:
             self.tilings.chosen.update(measured(self.linears, self._clock))
-        except RuntimeError as error:
+        except (RuntimeError, TritonError) as error:
             reason = str(error).splitlines()[0]
             logger.warning("skinny products were not measured (%s); none is used", reason)
 

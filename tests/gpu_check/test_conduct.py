@@ -1,11 +1,14 @@
 """Sections in processes of their own: whatever ends one of them, the others' findings are there."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from mmspec.gpu_check.conduct import Conductor, Times
 
@@ -81,6 +84,32 @@ def test_time_is_shared_out_and_what_has_none_left_is_left_out(tmp_path: Path) -
     found = conducted(tmp_path, "works", "too", minutes=0.5)
     first, second = (found[name]["found"]["seconds"] for name in ("works", "too"))
     assert first <= 15 < second <= 30  # what the first one did not need is the second one's
+
+
+def test_a_conductor_that_is_ended_ends_what_it_has_started(tmp_path: Path) -> None:
+    child, pids = tmp_path / "child.py", tmp_path / "pids"
+    child.write_text(
+        f"import os, time\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}} ')\ntime.sleep(600)"
+    )
+
+    def told(line: str) -> None:
+        while len(pids.read_text().split() if pids.exists() else []) < 2:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    conductor = Conductor(
+        {"one": 1.0, "two": 1.0},
+        lambda *told: [sys.executable, str(child)],
+        out=tmp_path / "found.json",
+        parts=tmp_path,
+        times=Times(1.0),
+        progress=told,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        conductor.run()
+    for pid in map(int, pids.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_what_there_is_no_time_for_is_not_begun(tmp_path: Path) -> None:

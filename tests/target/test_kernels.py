@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interpreted import DEVICE
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from mmspec.attention import RowNodes
@@ -19,10 +20,14 @@ from mmspec.attention.tensors import TreeTensors
 
 pytest.importorskip("triton")
 
+from triton.errors import TritonError
+
+from mmspec.target.gpu_linears import GpuLinears
 from mmspec.target.kernels.gate import gate
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.kernels.rotary import HeadNorms, turn
 from mmspec.target.kernels.skinny import Tiling, multiply, multiply_gated
+from mmspec.target.triton_parts import TritonKit
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LOOSE: dict[torch.dtype, Any] = {
@@ -174,6 +179,17 @@ def test_a_gated_product_rounds_as_four_operations_do(dtype: torch.dtype, rows: 
     torch.testing.assert_close(
         found, expected, atol=1e-3 if dtype.itemsize == 2 else 1e-5, rtol=0.03
     )
+
+
+def test_a_product_that_does_not_compile_leaves_all_to_the_library() -> None:
+    def clock(run: Callable[[], object]) -> float:
+        raise TritonError("does not compile")
+
+    kit = TritonKit(clock=clock, device_type="cpu")
+    layer = nn.Linear(2048, 1024, bias=False, dtype=torch.bfloat16)
+    kit.linears.append(GpuLinears([layer], kit.tilings))
+    kit.settle()
+    assert not kit.tilings.chosen
 
 
 @pytest.mark.parametrize(
