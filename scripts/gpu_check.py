@@ -25,7 +25,7 @@ from threading import Thread
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRIED = ROOT / "build" / "packages"  # pip install --target, where nothing can be installed
-COMPILED = ROOT / "build" / "triton_cache"  # kernels that were compiled elsewhere
+COMPILED = ROOT / "build" / "triton_cache"  # kept from one run to the next
 NEEDED = ("torch", "transformers", "safetensors", "omegaconf", "yaml", "PIL", "jinja2", "filelock")
 
 
@@ -128,7 +128,8 @@ def main() -> int:
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     if args.device == "cpu":
         interpret_kernels()
-    elif COMPILED.is_dir():
+    else:
+        COMPILED.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("TRITON_CACHE_DIR", str(COMPILED))
     if args.apart or not (args.together or args.device == "cpu"):
         return run_apart(args)
