@@ -2,7 +2,7 @@
 
 1. `setting`     what is checked where, and how long it may take   -> Setting
 2. `recorder`    what a section finds, on disk as soon as found     -> Recorder
-3. `sections`    smoke, kernels, plain, timings, speed, exactness, attention, train
+3. `sections`    smoke, kernels, plain, timings, speed, exactness, attention, ...
 4. `run`         one after the other in this process                -> SectionResult
 5. `conduct`     each in a process of its own: what one breaks is no other's
 6. `bars`        what was promised, what was found, and a verdict   -> Bar

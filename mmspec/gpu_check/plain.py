@@ -19,23 +19,46 @@ from mmspec.gpu_check.clock import copy_bandwidth
 from mmspec.gpu_check.models import loaded_model, random_model, small, step_bytes, stored_bytes
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.plan.shape import SHAPES
+from mmspec.plan.shape import SHAPES, ModelShape
 from mmspec.state import Prompt
 
 _PAIRS = 7  # fewer give no interval of 95%
-_COMPILED_S = 100.0  # a static cache is compiled for: not begun with less time left
+_PROMPT, _TOKENS = 4096, 64
 EAGER, STATIC = "eager, dynamic cache", "compiled, static cache"
-_WAYS: Mapping[str, Mapping[str, object]] = {EAGER: {}, STATIC: {"cache_implementation": "static"}}
+_OPTIONS: Mapping[str, Mapping[str, object]] = {
+    EAGER: {},
+    STATIC: {"cache_implementation": "static"},
+}
 
 
 def check(setting: Setting, recorder: Recorder) -> None:
     """At 4k tokens of an 8B with random weights: timings, and no more."""
-    shape, (prompt_tokens, tokens) = SHAPES[LARGE], (4096, 64)
+    if _has_room(setting, recorder):
+        _check(setting, recorder, EAGER)
+
+
+def check_compiled(setting: Setting, recorder: Recorder) -> None:
+    """The same beside a generate that takes minutes to compile."""
     if setting.is_small:
-        shape, (prompt_tokens, tokens) = small(shape), (32, 8)
-    if not setting.has_memory(2 * stored_bytes(shape, prompt_tokens)):
+        recorder.missing(f"transformers, {STATIC}: not compiled for a small run")
+    elif _has_room(setting, recorder):
+        _check(setting, recorder, STATIC)
+
+
+def _has_room(setting: Setting, recorder: Recorder) -> bool:
+    has_room = setting.has_memory(2 * stored_bytes(_shape(setting), _PROMPT))
+    if not has_room:
         recorder.missing("no room for two models of 8B")
-        return
+    return has_room
+
+
+def _shape(setting: Setting) -> ModelShape:
+    return small(SHAPES[LARGE]) if setting.is_small else SHAPES[LARGE]
+
+
+def _check(setting: Setting, recorder: Recorder, way: str) -> None:
+    shape = _shape(setting)
+    prompt_tokens, tokens = (32, 8) if setting.is_small else (_PROMPT, _TOKENS)
     bandwidth = copy_bandwidth(setting.device, num_bytes=2**22 if setting.is_small else 2**32)
     model = loaded_model(shape, setting)
     engine = load(model, drafter="none")
@@ -50,38 +73,31 @@ def check(setting: Setting, recorder: Recorder) -> None:
     recorder.found("ms_a_token", statistics.median(own))
     recorder.found("roofline_share", asdict(spread([roofline_ms / ms for ms in own])))
     _check_graphs(engine.graph_info, setting, recorder)
-    with recorder.attempt("transformers"):
-        _compare(ours, prompt, tokens, setting, recorder)
+    with recorder.attempt(f"transformers, {way}"):
+        _compare(ours, prompt, tokens, way, setting, recorder)
     if setting.is_cuda and not setting.is_small:
         share = roofline_ms / statistics.median(own)
         recorder.check(share >= ROOFLINE, f"plain decoding: {share:.2f} of the roofline")
 
 
 def _compare(
-    ours: Runner, prompt: Prompt, tokens: int, setting: Setting, recorder: Recorder
+    ours: Runner, prompt: Prompt, tokens: int, way: str, setting: Setting, recorder: Recorder
 ) -> None:
-    """In turns, each pair beginning with the other one."""
-    shape = small(SHAPES[LARGE]) if setting.is_small else SHAPES[LARGE]
-    untouched = random_model(shape, setting)
-    for way, options in _WAYS.items():
-        if options and (setting.is_small or setting.left_s < _COMPILED_S):
-            recorder.missing(f"transformers, {way}: no time left to compile")
-            continue
-        peer = Peer(Method(TRANSFORMERS, "transformers", (), options), untouched, {})
-        with recorder.attempt(f"transformers, {way}"):
-            for _ in range(2):  # compiles
-                peer.run(prompt, tokens)
-            pairs = _in_turns((ours, peer), prompt, tokens)
-            values = [theirs / own for own, theirs in pairs]
-            recorder.found(f"ms a token, {way}", statistics.median(ms for _, ms in pairs))
-            recorder.found(f"speed beside {way}", asdict(spread(values)))
-            if way == EAGER and setting.is_cuda and not setting.is_small:
-                median = statistics.median(values)
-                recorder.check(median >= BEYOND_EAGER, f"{median:.2f} x transformers, {way}")
+    untouched = random_model(_shape(setting), setting)
+    peer = Peer(Method(TRANSFORMERS, "transformers", (), _OPTIONS[way]), untouched, {})
+    for _ in range(2):  # compiles
+        peer.run(prompt, tokens)
+    pairs = _in_turns((ours, peer), prompt, tokens)
+    values = [theirs / own for own, theirs in pairs]
+    recorder.found(f"ms a token, {way}", statistics.median(ms for _, ms in pairs))
+    recorder.found(f"speed beside {way}", asdict(spread(values)))
+    if way == EAGER and setting.is_cuda and not setting.is_small:
+        median = statistics.median(values)
+        recorder.check(median >= BEYOND_EAGER, f"{median:.2f} x transformers, {way}")
 
 
 def _in_turns(runners: Sequence[Runner], prompt: Prompt, tokens: int) -> list[tuple[float, float]]:
-    """Milliseconds a token of both, by pair."""
+    """Milliseconds a token of both, by pair, each beginning with the other one."""
     pairs = []
     for pair in range(_PAIRS):
         order = (0, 1) if pair % 2 else (1, 0)

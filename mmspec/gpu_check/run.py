@@ -78,12 +78,13 @@ def run_sections(
 def chosen_sections(
     names: Sequence[str], *, trains: bool, sections: Mapping[str, Section] = SECTIONS
 ) -> dict[str, Section]:
-    """Those that `names` names, in their own order; none named: all, `train` if it is asked for.
+    """Those that `names` names, in their own order; none named: all but the extra ones, with
+    `trains` those too.
     Raises ConfigError for a name that is none."""
     unknown = [name for name in names if name not in sections]
     if unknown:
         raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(sections)}")
-    asked = names or [name for name in sections if trains or name != "train"]
+    asked = names or [name for name, own in sections.items() if trains or not own.is_extra]
     return {name: section for name, section in sections.items() if name in asked}
 
 

@@ -25,6 +25,7 @@ class Section:
     title: str
     check: Callable[[Setting, Recorder], None]
     share: float  # of the time for all of them
+    is_extra: bool = False  # run where it is named, or asked for
 
 
 SECTIONS: dict[str, Section] = {
@@ -35,5 +36,10 @@ SECTIONS: dict[str, Section] = {
     "speed": Section("speed at real size with real acceptance", speed.check, 0.25),
     "exactness": Section("speculative texts beside plain ones", exactness.check, 0.15),
     "attention": Section("attention backends by shape", attention.check, 0.15),
-    "train": Section("a reference target trained here, all methods on it", reference.check, 0.5),
+    "compiled": Section(
+        "plain decoding beside transformers' compiled generate", plain.check_compiled, 0.3, True
+    ),
+    "train": Section(
+        "a reference target trained here, all methods on it", reference.check, 0.5, True
+    ),
 }

@@ -161,6 +161,8 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
             pass
 
         def query(self) -> bool:
+            if device.capture is not None:
+                raise RuntimeError("operation not permitted when stream is capturing: a query")
             return True
 
         def synchronize(self) -> None:
@@ -253,6 +255,8 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.version, "cuda", "13.0")
 
     def pinned(tensor: Tensor, *args: Any) -> Tensor:
+        if device.capture is not None:  # it may have to be allocated
+            raise RuntimeError("operation not permitted when stream is capturing: pinned memory")
         copy = tensor.clone()
         copy._is_pretended_pinned = True  # type: ignore[attr-defined]
         return copy
