@@ -25,6 +25,11 @@ class Ledger:
         self.path = Path(path)
         self.answered: set[str] = set()
         self._run = run
+        if self.path.exists() and not self.path.is_file():  # a device may be read for ever
+            raise InputError(
+                f"{self.path}: cannot be written: no regular file; expected a new file or one of "
+                "mmspec batch's own"
+            )
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
             self._lock.acquire(timeout=0)

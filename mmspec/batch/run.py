@@ -34,7 +34,7 @@ class Tally:
     new_tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)  # the first ones, "id: why"
+    failures: list[str] = field(default_factory=list)  # the first ones, each with its id
 
     @property
     def num_done(self) -> int:
@@ -71,7 +71,8 @@ def run_batch(
         write(task, {"error": str(error)})
         tally.num_failed += 1
         if len(tally.failures) < _FAILURES_KEPT:
-            tally.failures.append(f"{task.id}: {error}")
+            is_named = str(error).startswith((task.id, f"'{task.id}'"))
+            tally.failures.append(str(error) if is_named else f"{task.id}: {error}")
         tally.seconds = time.perf_counter() - begun
         on_progress(tally)
 

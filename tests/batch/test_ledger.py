@@ -92,3 +92,10 @@ except InputError as error:
         ledger.write({"id": "next", "text": ""})
     assert 10 < num_whole < 20
     assert len(lines(path)) == num_whole + 1
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "folder"])
+def test_what_is_no_file_is_refused_before_it_is_read(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot be written: no regular file"):
+        Ledger(tmp_path / place, run="a")
