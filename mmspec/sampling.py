@@ -58,6 +58,15 @@ class ForcingProcessor(Protocol):
         at any step, or at none: it must not change what the processor says when it is called."""
 
 
+@runtime_checkable
+class ProcessorOfRequests(Protocol):
+    """A logits processor that makes one for each request, so that it may be given to many: the rows
+    of a batch, the turns of a chat."""
+
+    def for_request(self, prompt_length: int) -> LogitsProcessor:
+        """For a request whose prompt has so many tokens."""
+
+
 class Choice(NamedTuple):
     """What the target chooses at one place, or what a rule draws there."""
 
@@ -411,7 +420,11 @@ def build_sampler(
     come where transformers puts custom ones, before the warpers.
     """
     device = prompt_ids.device
-    custom = LogitsProcessorList(params.logits_processors)
+    length = prompt_ids.shape[0]
+    custom = LogitsProcessorList(
+        p.for_request(length) if isinstance(p, ProcessorOfRequests) else p
+        for p in params.logits_processors
+    )
     if params.presence_penalty or params.frequency_penalty:
         penalty = GeneratedTokenPenalty(
             params.presence_penalty, params.frequency_penalty, prompt_ids.shape[0]

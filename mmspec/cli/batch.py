@@ -40,6 +40,7 @@ from mmspec.cli.options import (
     MaxNewTokens,
     Model,
     Overrides,
+    Schema,
     Speculate,
     Stop,
     System,
@@ -47,6 +48,7 @@ from mmspec.cli.options import (
     TopK,
     TopP,
 )
+from mmspec.cli.schema import following, read_schema
 
 if TYPE_CHECKING:
     from mmspec.batch import Tally
@@ -107,6 +109,7 @@ def batch(
     top_p: TopP = None,
     top_k: TopK = None,
     stop: Stop = None,
+    schema: Schema = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -143,6 +146,7 @@ def batch(
             "top_k": top_k,
             "stop": stop,
         }
+        form = None if schema is None else read_schema(schema)
         options = {name: value for name, value in given.items() if value is not None}
         mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
@@ -154,6 +158,7 @@ def batch(
         files = find_inputs(inputs)
         told = [model, asked, field, seed, options, dtype, config, overrides]
         told += ["pages"] if pages else []
+        told += [] if form is None else [form]
         run = hashlib.sha256(json.dumps(told).encode(errors="backslashreplace")).hexdigest()[:12]
         with Ledger(out, run=run, fresh=fresh) as ledger:
             with stderr.status("Loading the model"):
@@ -167,6 +172,7 @@ def batch(
                 )
             if ledger.answered:
                 stderr.print(f"Going on: {len(ledger.answered):,} are answered already")
+            options["logits_processors"] = following(engine, form)
             options["speculate"] = "auto" if speculate is None else speculate
             total = count_tasks(files, prompt=asked, pages=pages)
             tasks = read_tasks(

@@ -5,6 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,6 +39,7 @@ from mmspec.cli.options import (
     MaxNewTokens,
     Model,
     Overrides,
+    Schema,
     Speculate,
     Stop,
     System,
@@ -48,6 +50,7 @@ from mmspec.cli.options import (
 from mmspec.cli.pairs import Pairs, pairs_text
 from mmspec.cli.progress import ReadingBar
 from mmspec.cli.render import Comparison, Palette, closing_line
+from mmspec.cli.schema import following, read_schema
 from mmspec.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -122,6 +125,7 @@ def generate(
         float | None, typer.Option(metavar="X", help="1 is off.", rich_help_panel=SAMPLING)
     ] = None,
     stop: Stop = None,
+    schema: Schema = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -165,6 +169,7 @@ def generate(
         if page and pdf is None:
             raise ConfigError("--page without --pdf: name the PDF that it is a page of")
         text = read_prompt(prompt)
+        form = None if schema is None else read_schema(schema)
         mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
         quiet_transformers()
         from mmspec.inputs import pdf_pages
@@ -201,6 +206,7 @@ def generate(
                 device=device,
                 drafter=drafter,
             )
+            request = replace(request, logits_processors=following(engine, form))
             if compare:
                 warm_up(engine, request)
         begun = time.perf_counter()

@@ -1,5 +1,6 @@
 """Options that several commands have, and what --help shows of an option."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,14 @@ TopP = Annotated[
     float | None, typer.Option(metavar="X", help="In (0, 1].", rich_help_panel=SAMPLING)
 ]
 TopK = Annotated[int | None, typer.Option(metavar="N", help="0 is off.", rich_help_panel=SAMPLING)]
+Schema = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="A file with the JSON schema that the answer follows.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 Stop = Annotated[
     list[str] | None,
     typer.Option(

@@ -40,7 +40,8 @@ class JsonGuide:
         self._ahead: JsonAhead
 
     def matching(self, schema: Mapping[str, Any] | None = None) -> "GrammarProcessor":
-        """For one request whose answer is JSON of this schema; None: any object.
+        """For answers that are JSON of this schema; None: any object. One is enough for all
+        requests of an engine; in transformers' own generate it is one prompt's.
 
         Raises InputError for a schema that is none or that llguidance does not follow in full, and
         for a model without a fast tokenizer; MissingExtraError."""
@@ -96,13 +97,20 @@ class GrammarProcessor(LogitsProcessor):
     path that has left the grammar is not judged: nobody chooses it.
     """
 
-    def __init__(self, tokenizer: "LLTokenizer", grammar: str, ahead: JsonAhead) -> None:
-        """For one request: the first ids that it is called with are its prompt."""
+    def __init__(
+        self,
+        tokenizer: "LLTokenizer",
+        grammar: str,
+        ahead: JsonAhead,
+        prompt_length: int | None = None,
+    ) -> None:
+        """For one request. Without `prompt_length` the first ids that it is called with are its
+        prompt."""
         from llguidance import LLMatcher
 
         self._tokenizer, self._grammar, self._ahead = tokenizer, grammar, ahead
         self._matcher: LLMatcher = LLMatcher(tokenizer, grammar, log_level=0)
-        self._prompt_length: int | None = None
+        self._prompt_length = prompt_length
         self._followed: tuple[int, ...] = ()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -115,6 +123,10 @@ class GrammarProcessor(LogitsProcessor):
                 allowed = upload(self._allowed(scores.shape[1]), scores.device)
                 judged[node].masked_fill_(~allowed, -torch.inf)
         return judged
+
+    def for_request(self, prompt_length: int) -> "GrammarProcessor":
+        """One of its own for each, so that it may be given to many."""
+        return GrammarProcessor(self._tokenizer, self._grammar, self._ahead, prompt_length)
 
     def __deepcopy__(self, memo: object) -> "GrammarProcessor":
         """For another sample of the request, which has its own way."""

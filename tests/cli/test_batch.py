@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,18 @@ def test_pages_of_a_pdf_are_answered_one_by_one_and_gone_on_with(tmp_path: Path)
     assert "1 answered · 1 before" in run.stderr
     assert out.read_text().splitlines(keepends=True) == whole
     batch("nano-vlm", *asked[:1], *asked[2:], "--out", out, code=2)  # its text: another run
+
+
+@pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
+def test_answers_follow_a_schema(tmp_path: Path) -> None:
+    form, out = tmp_path / "form.json", tmp_path / "out.jsonl"
+    form.write_text(json.dumps({"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}))
+    (tmp_path / "p.txt").write_text("One.\nAnd another one, longer.\n")
+    command = (tmp_path / "p.txt", "--out", out, "--max-new-tokens", 90, "--schema", form)
+    batch("nano-vlm", *command)
+    texts = [str(line["text"]) for line in answers(out).values()]
+    assert len(texts) == 2 and all(set(json.loads(text)) <= {"a", "b"} for text in texts)
+    form.write_text("[]")
+    assert "expected a JSON schema's object" in batch("nano-vlm", *command, code=2).stderr
+    form.write_text('{"type": "number"}')
+    assert "another model, prompt or settings" in batch("nano-vlm", *command, code=2).stderr

@@ -179,6 +179,28 @@ def test_it_follows_any_path_and_goes_back(guide: JsonGuide, engine: mmspec.Engi
 
 
 @needs_extra
+def test_one_is_enough_for_a_batch_for_calls_and_for_a_chat(
+    engine: mmspec.Engine, guide: JsonGuide
+) -> None:
+    questions = ["What was sold?", "And what else was sold, say, yesterday?", "Who?"]
+    options = {"max_new_tokens": 400, "temperature": 1.0, "seed": 5, "reuse": False}
+
+    def alone(question: str) -> tuple[int, ...]:
+        own = [guide.matching(SCHEMA)]
+        return engine.generate(question, logits_processors=own, **options).tokens
+
+    expected = [alone(question) for question in questions]
+    shared = [guide.matching(SCHEMA)]
+    together = engine.generate(questions, logits_processors=shared, **options)
+    assert [one.tokens for one in together] == expected
+    after = [engine.generate(q, logits_processors=shared, **options) for q in questions]
+    assert [one.tokens for one in after] == expected
+    chat = engine.chat(logits_processors=shared, **options)
+    for question in questions[:2]:
+        check(chat.send(question).text)
+
+
+@needs_extra
 def test_a_schema_that_cannot_be_followed_is_told(guide: JsonGuide) -> None:
     for wrong in ({"type": "kingdom"}, {"type": "object", "if": {}, "then": False}, {"a": object}):
         with pytest.raises(InputError, match="JSON schema"):
