@@ -10,7 +10,7 @@ from mmspec.inputs import AudioSource, ImageSource, VideoSource
 from mmspec.inputs.audio import audio_list
 from mmspec.inputs.images import image_list
 from mmspec.inputs.videos import video_list
-from mmspec.requests import Result
+from mmspec.requests import Result, build_request
 
 
 class Chat:
@@ -30,7 +30,8 @@ class Chat:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """`images` go with the first question; `options` are fields of `Request`, which a turn's
-        own options override."""
+        own options override. Raises InputError for a wrong option."""
+        build_request("", options or {})  # now, and not with the first question
         self.messages: list[dict[str, Any]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})

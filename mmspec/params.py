@@ -68,6 +68,12 @@ class SamplingParams:
             value = getattr(self, name)
             if value is not None and not is_valid(value):
                 raise InputError(f"{name}={value!r}: expected {expected}")
+        if not isinstance(self.generation_config, GenerationConfig | None):
+            kind = type(self.generation_config).__name__
+            raise InputError(
+                f"got a generation_config of type {kind}; expected transformers.GenerationConfig("
+                "...), or its values as options of their own"
+            )
         for name in ("stop", "bad_words"):
             value = getattr(self, name)
             if isinstance(value, str):

@@ -192,3 +192,8 @@ def test_what_is_kept_can_be_seen_and_forgotten(engine: mmspec.Engine) -> None:
     assert engine.cache_info().prefixes.num_tokens == one.prefixes.num_tokens
     engine.clear_cache()
     assert engine.cache_info().prefixes.num_bytes == engine.cache_info().features.num_bytes == 0
+
+
+def test_a_wrong_option_is_told_when_the_chat_begins(engine: mmspec.Engine) -> None:
+    with pytest.raises(InputError, match="did you mean"):
+        engine.chat(max_new_token=3)

@@ -186,6 +186,11 @@ def test_a_namespace_is_a_text(engine: mmspec.Engine, wrong: object) -> None:
         engine.generate(TEXT, namespace=wrong, max_new_tokens=1)
 
 
+def test_a_generation_config_is_transformers_own(engine: mmspec.Engine) -> None:
+    with pytest.raises(InputError, match=r"generation_config of type dict; expected transformers"):
+        engine.generate(TEXT, generation_config={"num_beams": 2})
+
+
 def test_an_engine_says_what_it_is(engine: mmspec.Engine) -> None:
     name = type(engine.target.model).__name__
     assert repr(engine) == f"Engine({name} on cpu, drafter prompt_lookup)"
