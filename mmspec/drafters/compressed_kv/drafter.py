@@ -8,7 +8,8 @@ from mmspec.drafters.base import DraftSession
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Growth, grow
+from mmspec.drafters.growing.growth import Growth
+from mmspec.drafters.growing.together import grow
 from mmspec.drafters.proposal import Proposal
 from mmspec.kv import KVCache, KVView
 from mmspec.sampling import DraftGuide

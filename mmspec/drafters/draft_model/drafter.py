@@ -24,7 +24,8 @@ from mmspec.drafters.draft_model.vocabulary import (
 from mmspec.drafters.draft_model.wording import SharedWording, Wording
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Branching, Growth, grow
+from mmspec.drafters.growing.growth import Branching, Growth
+from mmspec.drafters.growing.together import grow
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide

@@ -12,7 +12,8 @@ from mmspec.drafters.eagle.bound_head import BoundHead
 from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Growth, grow
+from mmspec.drafters.growing.growth import Growth
+from mmspec.drafters.growing.together import grow
 from mmspec.drafters.heads import FeatureGraphs, FeatureScorer, HeadGraphs, read_text
 from mmspec.drafters.proposal import Proposal
 from mmspec.kv import BufferPool, KVCache

@@ -14,7 +14,8 @@ from mmspec.drafters.glide.module import GlideHead
 from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.drafters.glide.session import FEW, GlideSession
 from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Growth, grow
+from mmspec.drafters.growing.growth import Growth
+from mmspec.drafters.growing.together import grow
 from mmspec.drafters.heads import HeadGraphs, TargetEnds
 from mmspec.drafters.proposal import Proposal
 from mmspec.errors import ConfigError

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Growth, grow
+from mmspec.drafters.growing.growth import Growth
+from mmspec.drafters.growing.together import grow
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
 from mmspec.drafters.proposal import Proposal

@@ -11,9 +11,11 @@ from torch import Tensor
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.growing.branching import affordable
 from mmspec.drafters.heads import TargetEnds, recorder_as
+from mmspec.drafters.medusa.best_paths import BestPaths
+from mmspec.drafters.medusa.drawn_paths import DrawnPaths
 from mmspec.drafters.medusa.graphs import MedusaGraphs
 from mmspec.drafters.medusa.session import MedusaSession
-from mmspec.drafters.medusa.trees import BestPaths, DrawnPaths, Sketch
+from mmspec.drafters.medusa.sketch import Sketch
 from mmspec.reads import read
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Taps

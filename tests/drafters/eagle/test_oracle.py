@@ -19,8 +19,8 @@ from mmspec.drafters.eagle import Eagle, EagleHead
 from mmspec.drafters.eagle import drafter as eagle_drafter
 from mmspec.drafters.eagle import session as eagle_session
 from mmspec.drafters.eagle.drafter import BoundEagle
-from mmspec.drafters.growing import growth as growing
 from mmspec.drafters.growing.growth import Growth
+from mmspec.drafters.growing.together import grow as grow_together
 from mmspec.requests import Request
 from mmspec.tree import TokenTree
 
@@ -79,7 +79,7 @@ def listening(patch: pytest.MonkeyPatch, *, every: int = 1) -> list[Said]:
         roots: dict[int, int] = {}  # row -> its node 0 among what is written
         tokens: dict[int, list[int]] = {}
         scorer.score = noted
-        growing.grow(scorer, cache, growths, cost=cost)
+        grow_together(scorer, cache, growths, cost=cost)
 
     patch.setattr(BoundEagle, "propose_together", together)
     patch.setattr(eagle_drafter, "grow", grow)

@@ -16,8 +16,9 @@ from mmspec.calibration import Calibration
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.heads import TargetEnds
 from mmspec.drafters.medusa import BoundMedusa, Medusa
+from mmspec.drafters.medusa.best_paths import BestPaths
+from mmspec.drafters.medusa.drawn_paths import DrawnPaths
 from mmspec.drafters.medusa.session import MedusaSession
-from mmspec.drafters.medusa.trees import BestPaths, DrawnPaths
 from mmspec.drafters.proposal import Proposal
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
