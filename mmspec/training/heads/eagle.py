@@ -54,11 +54,11 @@ class EagleMethod:
             has_head=False,
             fc_bias=True,
         )
-        self.module = EagleHead(config).to(target.device, torch.float32)
+        self._ends = TargetEnds(target)
+        self.module = EagleHead(config).to(self._ends.device, torch.float32)
         self.taps = frozenset([target.last_tap])
         self.depth = depth
         self._tap = target.last_tap
-        self._ends = TargetEnds(target)
         self._noise = noise
         self._token_weight = token_weight
 
@@ -101,4 +101,4 @@ class EagleMethod:
 
     def _embedded(self, batch: Batch, steps: int) -> Tensor:
         """Of the tokens `steps` further on, (batch, seq, hidden)."""
-        return self._ends.embed(batch.ahead(steps)[0]).float()
+        return self._ends.embed(batch.ahead(steps)[0]).to(self._ends.device, torch.float32)

@@ -67,12 +67,12 @@ class Eagle3Method:
         assert module.lm_head is not None
         with torch.no_grad():
             module.lm_head.weight.copy_(head_weight(target).cpu()[tokens])
-        self.module = module.to(target.device, torch.float32)
+        self._ends = TargetEnds(target)
+        self.module = module.to(self._ends.device, torch.float32)
         self._read = config.taps(target.last_tap)
         self.taps = frozenset([*self._read, target.last_tap])
         self.depth = steps
         self._last = target.last_tap
-        self._ends = TargetEnds(target)
         self._decay = loss_decay
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
@@ -104,7 +104,8 @@ class Eagle3Method:
         places = torch.arange(features.shape[1], device=features.device).unsqueeze(0)
         attend, found = GrowingDiagonal(), []
         for step in range(steps):
-            embeddings = self._ends.embed(batch.ahead(1 + step)[0]).float()
+            read = self._ends.embed(batch.ahead(1 + step)[0])
+            embeddings = read.to(self._ends.device, torch.float32)
             said = self.module(embeddings, features, positions=places + step, attend=attend)
             features = said.features
             found.append(said)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmspec.drafters.heads import TargetEnds
 from mmspec.errors import InputError
 from mmspec.inputs import InputProcessor
 from mmspec.kv import KVCache
@@ -28,7 +29,8 @@ class _Row(NamedTuple):
 
 
 class FeatureReader:
-    """Reads examples by the target's own forward, without gradients.
+    """Reads examples by the target's own forward, without gradients; what it gives lies where the
+    target's head is computed, as heads do.
 
     Texts alone are read together, padded. Where there are images, or where a prompt's tokens see
     later ones, or a layer's keys are asked for, each prompt is prefilled as for a request and its
@@ -48,11 +50,12 @@ class FeatureReader:
         self._inputs = inputs
         self._taps = taps
         self._kv_layer = kv_layer
+        self._device = TargetEnds(target).device  # a target may lie on several
 
     def read(self, examples: Sequence[Example]) -> Batch:
         """The examples as one batch. Raises InputError where a picture cannot be opened any more,
         or has become another one."""
-        target, device = self._target, self._target.device
+        target, device = self._target, self._device
         is_plain = self._kv_layer is None and target.cuts.whole_because is None
         if is_plain and not any(example.request for example in examples):
             texts = [example.tokens.tolist() for example in examples]
@@ -67,12 +70,15 @@ class FeatureReader:
             ids[row, : lengths[row]] = torch.from_numpy(example.tokens)
             learned[row, : lengths[row]] = torch.from_numpy(example.learned)
         is_token = torch.arange(seq) < torch.tensor(lengths).unsqueeze(1)
-        hidden = {tap: _padded([row.hidden[tap] for row in rows], seq) for tap in self._taps}
+        hidden = {
+            tap: _padded([row.hidden[tap] for row in rows], seq).to(device) for tap in self._taps
+        }
         pairs = [row.kv for row in rows if row.kv is not None]
         kv = None
         if pairs:
             keys, values = (
-                _padded([pair[part] for pair in pairs], seq).transpose(1, 2) for part in (0, 1)
+                _padded([pair[part] for pair in pairs], seq).to(device).transpose(1, 2)
+                for part in (0, 1)
             )
             kv = LayerKV(keys, values)
         return Batch(

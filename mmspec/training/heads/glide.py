@@ -33,11 +33,11 @@ class GlideMethod:
         config = replace(
             GlideHeadConfig.of_target(target, num_layers=layers), block_size=max_drafts
         )
-        self.module = GlideHead(config).to(target.device, torch.float32)
+        self._ends = TargetEnds(target)
+        self.module = GlideHead(config).to(self._ends.device, torch.float32)
         self.taps = frozenset[int]()
         self.kv_layer: int | None = config.target_layers[0]
         self.depth = max_drafts
-        self._ends = TargetEnds(target)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """The mean over learned tokens."""
@@ -76,7 +76,7 @@ class GlideMethod:
         """(batch, seq, hidden) that the next token is said from."""
         assert batch.kv is not None
         return self.module(
-            self._ends.embed(batch.ids).float(),
+            self._ends.embed(batch.ids).to(self._ends.device, torch.float32),
             batch.kv.keys,
             batch.kv.values,
             lengths=lengths,

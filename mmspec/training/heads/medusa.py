@@ -46,10 +46,10 @@ class MedusaMethod:
         config = MedusaHeadConfig(
             hidden, target.vocab_size, num_heads, num_layers, has_own_heads=own_heads
         )
-        self.module = MedusaHead(config).to(target.device, torch.float32)
+        self._ends = TargetEnds(target)
+        self.module = MedusaHead(config).to(self._ends.device, torch.float32)
         if own_heads:
             self.module.say_as(head_weight(target))
-        self._ends = TargetEnds(target)
         self.taps = frozenset([target.last_tap])
         self.depth = num_heads
         self._tap = target.last_tap

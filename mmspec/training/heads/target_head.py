@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mmspec.errors import ModelError
 from mmspec.target import Target
+from mmspec.target.target import input_device
 
 
 def head_weight(target: Target) -> Tensor:
@@ -20,7 +21,8 @@ def head_weight(target: Target) -> Tensor:
     weight = head.weight
     if isinstance(weight, nn.Parameter) and weight.is_floating_point() and weight.ndim == 2:
         return weight.detach().float()[: target.vocab_size]
-    columns = torch.eye(size, device=target.device, dtype=target.dtype)
+    place = input_device(head, torch.empty(0, device=target.device))
+    columns = torch.eye(size, device=place, dtype=target.dtype)
     with torch.no_grad():
         bias = head(torch.zeros_like(columns[:1]))
         return (head(columns) - bias).float().T[: target.vocab_size].contiguous()
