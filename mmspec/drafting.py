@@ -66,7 +66,11 @@ class Drafting:
     @property
     def drafters(self) -> list[Drafter]:
         """Those that still take part, in the order they are asked in."""
-        return [drafter for drafter in self._drafters if drafter.name in self._sessions]
+        return [drafter for drafter in self._drafters if self.takes_part(drafter)]
+
+    def takes_part(self, drafter: Drafter) -> bool:
+        """Whether it has a session: it was started, and has not failed."""
+        return drafter.name in self._sessions
 
     @property
     def taps(self) -> Taps:
@@ -178,13 +182,14 @@ def propose(
     step = settings.controller.step([row.drafting.pace for row in rows], context)
     trees = [TokenTree.root(row.tokens[-1]) for row in rows]
     drafters = {drafter.name: drafter for row in rows for drafter in row.drafting.drafters}
-    for name, drafter in drafters.items():
+    for name in step.order(list(drafters)):
+        drafter = drafters[name]
         asked = [
             index
             for index, row in enumerate(rows)
             if row.room > 1  # the target adds a token of its own
             and max_nodes > 0
-            and drafter in row.drafting.drafters
+            and row.drafting.takes_part(drafter)
             and _is_asked(index, row, drafter, trees[index], step)
         ]
         if not asked:
@@ -230,7 +235,7 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
             session.prepare(row.tokens.copy())
             drafting.wait()
         step.prepared(index, name, due, time.perf_counter() - begun)
-    return drafter in drafting.drafters  # it may have failed
+    return drafting.takes_part(drafter)  # it may have failed
 
 
 def _ask(

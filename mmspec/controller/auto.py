@@ -6,6 +6,7 @@ drafter that has lost the time of one plain step and 0.5% of the rest pauses.
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mmspec.calibration import Calibration
 from mmspec.controller.account import Account
@@ -17,7 +18,7 @@ from mmspec.controller.outlook import BUDGETS, Outlook
 from mmspec.controller.pace import Pace
 from mmspec.controller.preparing import Preparing
 from mmspec.controller.step_cost import StepCost
-from mmspec.controller.worth import Worth, standing_of
+from mmspec.controller.worth import Worth, alone, nearest, standing_of
 from mmspec.state import Preparation, Prices, Verdict
 from mmspec.tree import TokenTree
 
@@ -26,6 +27,14 @@ _LEAST_LOSS = 0.25  # of what it costs, that an ask which is not believed to pay
 _USUAL = 2.0  # times its usual cost, that a proposal may count for: now and then one does more
 _AT_STAKE = 0.5  # of what a drafter may lose, that one proposal may take
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
+
+
+class _Ask(NamedTuple):
+    """One drafter's turn at a row's tree."""
+
+    drafter: str
+    standing: int  # of the tree that it was asked beside
+    after: TokenTree
 
 
 class AutoController:
@@ -58,9 +67,10 @@ class AutoStep(FixedStep):
         # Without a plain step's cost nothing can be weighed: the first one of its size is plain.
         stale = controller.since_plain >= _REFRESH_STEPS
         self._is_plain = not self._cost.is_known or stale or not costs.knows(rows, context)
-        self._probing: set[int] = set()
+        self._probing: set[tuple[int, str]] = set()
         self._paused: set[int] = set()
         self._draft_s: dict[tuple[int, str], float] = {}
+        self._asked: dict[int, list[_Ask]] = {}  # of each row, in their order
         self._spent_s = 0.0
         self._preparing = Preparing(costs, controller.outlays, self._cost)
         self._outlooks: dict[int, Outlook] = {}
@@ -80,6 +90,18 @@ class AutoStep(FixedStep):
 
     # Whom to ask
 
+    def order(self, drafters: Sequence[str]) -> Sequence[str]:
+        """Those first that save most where nobody else is asked: the others then show what they
+        add to it."""
+        if len(drafters) < 2:
+            return drafters
+        return sorted(drafters, key=self._alone_s, reverse=True)
+
+    def _alone_s(self, drafter: str) -> float:
+        shared = self._controller.worth
+        known = (alone(pace.worth, shared, drafter) for pace in self.paces)
+        return sum(max(worth or 0.0, 0.0) for worth in known)
+
     def asks(
         self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
     ) -> bool:
@@ -95,10 +117,9 @@ class AutoStep(FixedStep):
             cost_s = min(cost_s, least_s)
         account = self._account(pace, drafter)
         standing = standing_of(tree)
-        worth = pace.worth.nearest(drafter, standing)
-        if worth is None:
-            worth = self._controller.worth.nearest(drafter, standing)
-        pays = worth is None or worth > 0.0 or account.ask_s > 0.0
+        asks = account.beside(standing)
+        worth = nearest(pace.worth, self._controller.worth, drafter, standing)
+        pays = worth is None or worth + asks.saved_s > 0.0
         if pays and account.balance_s >= cost_s:
             return True
         # Paused, or not believed to pay: asked now and then, and then one node is scored at least.
@@ -108,10 +129,9 @@ class AutoStep(FixedStep):
             probe_s = max(probe_s, -(worth or 0.0))
         elif worth is not None and not is_paused:  # the rest of its cost comes back
             probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s) + self._cost.probe_s)
-        if account.probe_s < probe_s:
+        if account.probe_s + asks.probe_s < probe_s:
             return False
-        account.probe_s -= probe_s
-        self._probing.add(row)
+        self._probing.add((row, drafter))
         if is_paused:
             self._paused.add(row)
         return True
@@ -131,6 +151,7 @@ class AutoStep(FixedStep):
     ) -> None:
         super().learn(row, drafter, before, after, seconds)
         self._draft_s[row, drafter] = seconds
+        self._asked.setdefault(row, []).append(_Ask(drafter, standing_of(before), after))
         if self._is_plain:
             return
         usual_s = self._controller.costs.draft_s(drafter)
@@ -141,8 +162,11 @@ class AutoStep(FixedStep):
             saved_s = max(saved_s, seconds)
         standing, shared = standing_of(before), self._controller.worth
         prior_s = shared.at(drafter, standing)
-        self.paces[row].worth.learn(drafter, standing, saved_s, prior_s=prior_s)
-        shared.learn(drafter, standing, saved_s)
+        cost_steps = seconds / self._cost.row_plain_s
+        self.paces[row].worth.learn(
+            drafter, standing, saved_s, cost_steps=cost_steps, prior_s=prior_s
+        )
+        shared.learn(drafter, standing, saved_s, cost_steps=cost_steps)
 
     # What to score
 
@@ -154,7 +178,10 @@ class AutoStep(FixedStep):
         budget = self._budget(outlooks, free)
         self._scored = list(outlooks)
         for row in free:
-            affordable = 1 if row in self._paused else max(budget, int(row in self._probing))
+            is_probing = any(
+                (row, ask.drafter) in self._probing for ask in self._asked.get(row, ())
+            )
+            affordable = 1 if row in self._paused else max(budget, int(is_probing))
             self._scored[row] = outlooks[row].best(affordable)
         return super().cut([outlook.tree for outlook in self._scored])
 
@@ -236,19 +263,26 @@ class AutoStep(FixedStep):
         self, row: int, pace: Pace, tree: TokenTree, verdict: Verdict | None, seconds: float
     ) -> None:
         """Books what each drafter saved or lost, at what such steps usually cost: an accepted node
-        saves a plain step; the tree's cost is shared by the nodes."""
-        saved_s = {name: -s for (index, name), s in self._draft_s.items() if index == row}
-        nodes, cost = tree.num_nodes - 1, self._cost
+        saves a plain step; the tree's cost is shared by the nodes. A node is whose who was first to
+        propose it: what others say again saves nothing."""
+        asked, cost = self._asked.get(row, []), self._cost
+        saved_s = {ask.drafter: -self._draft_s[row, ask.drafter] for ask in asked}
+        nodes = tree.num_nodes - 1
         if nodes and verdict is not None and cost.is_known:
             node_s = (cost.seconds(nodes) - cost.plain_s) / cost.rows / nodes
-            for name in tree.drafters[1:]:
-                saved_s[name] = saved_s.get(name, 0.0) - node_s
+            owners = _owners(tree, asked)
+            for name in owners[1:]:
+                saved_s[name] -= node_s
             for node in verdict.path[1:]:
-                saved_s[tree.drafters[node]] += cost.row_plain_s
+                saved_s[owners[node]] += cost.row_plain_s
+        for ask in asked:
+            is_probe = (row, ask.drafter) in self._probing
+            account = self._account(pace, ask.drafter)
+            account.turned_out(
+                ask.standing, saved_s[ask.drafter], is_probe=is_probe, plain_s=cost.row_plain_s
+            )
         for name in {*saved_s, *pace.accounts}:
             account = self._account(pace, name)
-            if (row, name) in self._draft_s:
-                account.turned_out(saved_s[name])
             account.earn(saved_s.get(name, 0.0), seconds, cost.row_plain_s)
         self._preparing.settle(pace, saved_s, verdict, seconds)
 
@@ -278,3 +312,17 @@ class AutoStep(FixedStep):
             known = Outlook.of(tree, calibration, self._controller.calibration)
             self._outlooks[row] = known
         return known
+
+
+def _owners(tree: TokenTree, asked: Sequence[_Ask]) -> list[str]:
+    """(nodes,) who was first to propose each node of the row's tree."""
+    owners = list(tree.drafters)
+    for ask in reversed(asked[:-1]):  # of the last one is what nobody proposed before
+        images = [0]  # where each node lies in the tree before the next one was asked
+        for node in range(1, tree.num_nodes):
+            parent = images[tree.parents[node]]
+            image = ask.after.child(parent, tree.tokens[node]) if parent >= 0 else None
+            images.append(-1 if image is None else image)
+            if image is not None:
+                owners[node] = ask.drafter
+    return owners

@@ -20,6 +20,9 @@ class FixedStep:
     def __init__(self, paces: Sequence[Pace]) -> None:
         self.paces = paces
 
+    def order(self, drafters: Sequence[str]) -> Sequence[str]:
+        return drafters
+
     def asks(
         self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
     ) -> bool:

@@ -11,6 +11,9 @@ from mmspec.tree import TokenTree
 class Step(Protocol):
     """One step's decisions, for all rows of a batch."""
 
+    def order(self, drafters: Sequence[str]) -> Sequence[str]:
+        """In which order they are asked; as they stand is how the user named them."""
+
     def asks(
         self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
     ) -> bool:

@@ -1,7 +1,7 @@
 """Outlook: what a drafted tree promises, by what became of nodes like its own."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -35,6 +35,7 @@ class Outlook:
             own.rate(bucket, shared.rate(bucket, believed))
             for bucket, believed in zip(buckets, drafted.confidence[1:], strict=True)
         ]
+        rates = _possible(drafted.parents[1:], rates)
         return Outlook(drafted, replace(drafted, confidence=(1.0, *rates)), buckets)
 
     @cached_property
@@ -72,3 +73,16 @@ class Outlook:
         ):
             if parent in accepted:
                 yield bucket, node in accepted
+
+
+def _possible(parents: Sequence[int], rates: list[float]) -> list[float]:
+    """`rates` of nodes 1, 2, ..., of which each is at most what its likelier siblings leave: two
+    drafters may be sure of different tokens, of which the target chooses one."""
+    if len(set(parents)) == len(parents):
+        return rates
+    left, possible = dict[int, float](), rates.copy()
+    for place in sorted(range(len(rates)), key=lambda place: -rates[place]):
+        rest = left.get(parents[place], 1.0)
+        possible[place] = min(rates[place], rest)
+        left[parents[place]] = rest - possible[place]
+    return possible

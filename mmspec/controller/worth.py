@@ -1,9 +1,14 @@
 """Worth: the seconds that asking a drafter saves, as its proposals were expected to."""
 
+from collections.abc import Iterable
+
 from mmspec.tree import TokenTree
 
-_RISING, _FALLING = 0.15, 0.5  # share of the newest proposal in what asking is believed to be
-# worth, where it was worth more and where less: doubts come quickly
+_RISING = 0.15  # share of the newest proposal in what asking is believed to be worth, where it was
+# worth more
+_FALLING = 0.5  # and where it was worth less, at most: doubts come as quickly as being wrong costs,
+_DOUBTED = 0.5  # so that a drafter is doubted once some this many plain steps were lost by it
+_STANDINGS = 9  # of trees of up to 255 tokens that are promised
 
 
 class Worth:
@@ -16,20 +21,41 @@ class Worth:
         """What is known of exactly this."""
         return self._saved_s.get((drafter, standing))
 
-    def nearest(self, drafter: str, standing: int) -> float | None:
-        """Beside a tree of this standing; where that is not known, beside a lesser one, which is
-        rather more."""
-        known = (self.at(drafter, lesser) for lesser in range(standing, -1, -1))
-        return next((value for value in known if value is not None), None)
-
     def learn(
-        self, drafter: str, standing: int, saved_s: float, *, prior_s: float | None = None
+        self,
+        drafter: str,
+        standing: int,
+        saved_s: float,
+        *,
+        cost_steps: float,
+        prior_s: float | None = None,
     ) -> None:
-        """A proposal was expected to save so much, itself paid for. `prior_s`: what is believed
-        where nothing is known."""
+        """A proposal was expected to save so much, itself paid for, which took as long as
+        `cost_steps` plain steps. `prior_s`: what is believed where nothing is known."""
         known = self._saved_s.get((drafter, standing), saved_s if prior_s is None else prior_s)
-        share = _RISING if saved_s > known else _FALLING
+        share = _RISING if saved_s > known else min(cost_steps / _DOUBTED, _FALLING)
         self._saved_s[drafter, standing] = known + share * (saved_s - known)
+
+
+def nearest(own: Worth, shared: Worth, drafter: str, standing: int) -> float | None:
+    """What asking is worth beside a tree of this standing, by the request's own experience, or else
+    by that of all; where that is not known, beside a lesser tree, which is rather more."""
+    return _first_known(own, shared, drafter, range(standing, -1, -1))
+
+
+def alone(own: Worth, shared: Worth, drafter: str) -> float | None:
+    """What asking is worth where nobody else is asked, or at least: beside the least tree that it
+    is known of."""
+    return _first_known(own, shared, drafter, range(_STANDINGS))
+
+
+def _first_known(own: Worth, shared: Worth, drafter: str, standings: Iterable[int]) -> float | None:
+    for standing in standings:
+        for worth in (own, shared):
+            known = worth.at(drafter, standing)
+            if known is not None:
+                return known
+    return None
 
 
 def standing_of(tree: TokenTree) -> int:
