@@ -98,7 +98,9 @@ class TappingDrafter(Drafter, Protocol):
 
     Of a prompt the last token's are always there. With `whole_prompt` the others' are too, but for
     a beginning that was reused from an earlier request: its keys are known, its states are not.
-    They may be views of the batch's: copy what is kept for longer than the call.
+    They may be views of the batch's: copy what is kept for longer than the call. Those of a step
+    may be computed only when they are looked at: who needs them in a proposal alone keeps the
+    mapping of the newest step, and looks then.
     """
 
     taps: Taps

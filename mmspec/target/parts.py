@@ -45,7 +45,7 @@ class Headed(NamedTuple):
     """The end of a model."""
 
     logits: Tensor  # (batch, nodes, vocab)
-    normed: Tensor | None  # (batch, nodes, hidden) what the head read, where it was asked for
+    normed: Callable[[], Tensor]  # gives (batch, nodes, hidden) what the head read, now or later
 
 
 class BlockParts(Protocol):
@@ -75,7 +75,7 @@ class BlockParts(Protocol):
 class HeadParts(Protocol):
     """The last norm and the head."""
 
-    def __call__(self, states: Tensor, added: Tensor | None, *, wants_normed: bool) -> Headed: ...
+    def __call__(self, states: Tensor, added: Tensor | None) -> Headed: ...
 
     def with_products(self, products: Products) -> "HeadParts":
         """The same, the head computed otherwise if it is among them."""

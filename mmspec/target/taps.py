@@ -1,6 +1,7 @@
 """Taps: the hidden states of some layers, taken from a forward that runs anyway."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -9,6 +10,34 @@ from transformers.utils import output_capturing
 from mmspec.errors import ConfigError
 
 Hidden: TypeAlias = Mapping[int, Tensor]  # by layer
+
+
+class LateHidden(Hidden):
+    """Hidden states of which some are made when they are first looked at: what nobody reads in a
+    step costs it nothing."""
+
+    def __init__(self, states: Mapping[int, Tensor | Callable[[], Tensor]]) -> None:
+        self._states = dict(states)
+
+    def __getitem__(self, tap: int) -> Tensor:
+        states = self._states[tap]
+        if not isinstance(states, Tensor):
+            states = self._states[tap] = states()
+        return states
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def of(self, index: int, count: int) -> "LateHidden":
+        """Of the first `count` tokens of one text of the batch: layer -> (count, hidden)."""
+        return LateHidden({tap: partial(self._of, tap, index, count) for tap in self._states})
+
+    def _of(self, tap: int, index: int, count: int) -> Tensor:
+        return self[tap][index, :count]
+
 
 # Older versions of transformers take a list of layers too, but drop the one after the final norm.
 _TAKES_LAYERS = hasattr(output_capturing, "selected_hidden_states")
@@ -39,3 +68,11 @@ def taken(output: Any, taps: Collection[int], *, skipped: Collection[int] = ()) 
 
 def _place(tap: int, skipped: Collection[int]) -> int:
     return tap - sum(layer < tap for layer in skipped)
+
+
+def taken_late(output: Any, taps: Collection[int], *, skipped: Collection[int] = ()) -> LateHidden:
+    """The same, made when they are looked at where they are not there anyway."""
+    known = output.hidden_states
+    if isinstance(known, LateHidden) and not skipped:
+        return known
+    return LateHidden(taken(output, taps, skipped=skipped))

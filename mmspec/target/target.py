@@ -33,7 +33,7 @@ from mmspec.target.graphs import (
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
 from mmspec.target.positions import prompt_positions
-from mmspec.target.taps import Hidden, asked_for, taken
+from mmspec.target.taps import Hidden, asked_for, taken, taken_late
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -407,12 +407,9 @@ class Target:
                         **inputs,
                         **watched,
                     )
-        hidden = taken(output, taps, skipped=skipped)
+        hidden = taken_late(output, taps, skipped=skipped)
         return [
-            Scores(
-                output.logits[index, :count],
-                {tap: states[index, :count] for tap, states in hidden.items()},
-            )
+            Scores(output.logits[index, :count], hidden.of(index, count))
             for index, count in enumerate(counts)
         ]
 

@@ -2,6 +2,7 @@
 projections stacked, one rotation for queries and keys."""
 
 import copy
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -111,9 +112,15 @@ class TorchHead:
         self._norm = norm
         self._project = Projections(norm, [linear], copied=copied)
 
-    def __call__(self, states: Tensor, added: Tensor | None, *, wants_normed: bool) -> Headed:
+    def __call__(self, states: Tensor, added: Tensor | None) -> Headed:
         states = states if added is None else states + added
-        return Headed(self._project(states), self._norm(states) if wants_normed else None)
+        # The norm is a part of the product here: by itself it is made for who looks at it.
+        return Headed(self._project(states), partial(self._normed, states))
+
+    @torch.no_grad()
+    def _normed(self, states: Tensor) -> Tensor:
+        normed: Tensor = self._norm(states)
+        return normed
 
     def with_products(self, products: Products) -> "TorchHead":
         other = copy.copy(self)

@@ -6,8 +6,8 @@ rotary angles, blocks, norm and head; where all its blocks are quick ones it is 
 """
 
 import copy
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
 from weakref import ref
@@ -20,6 +20,7 @@ from mmspec.attention import TreeCall
 from mmspec.kv import QueryTap
 from mmspec.target.blocks import Block, Blocks, is_known, is_ready, is_rms_norm
 from mmspec.target.parts import Kit, Products
+from mmspec.target.taps import LateHidden
 from mmspec.target.torch_parts import TorchKit
 from mmspec.target.untouched import are_untouched, is_plain, places_of
 
@@ -41,7 +42,7 @@ class TowerOutput:
     """As much of a model's output as a score call reads."""
 
     logits: Tensor  # (batch, nodes, vocab)
-    hidden_states: Mapping[int, Tensor] = field(default_factory=dict)  # those asked for, by tap
+    hidden_states: LateHidden  # those asked for
 
 
 class TextTower:
@@ -111,7 +112,7 @@ class TextTower:
         the rest as a model is given it in a score call. Raises ValueError for rotary angles that
         are not of a whole head."""
         taps = set(_taps(output_hidden_states, len(self._blocks)))
-        hidden: dict[int, Tensor] = {}
+        hidden: dict[int, Tensor | Callable[[], Tensor]] = {}
         states, added = self._embedding(input_ids), None
         cos, sin = self._rotary(states, position_ids=position_ids)
         if cos.ndim != 3 or cos.shape[-1] != self._blocks[0].head_dim:
@@ -123,10 +124,10 @@ class TextTower:
                 hidden[index] = states
             states, added = block.run(states, added, angles, tree_call, query_tap)
         last = len(self._blocks)
-        made = self._head(states, added, wants_normed=last in taps)
-        if made.normed is not None:
+        made = self._head(states, added)
+        if last in taps:
             hidden[last] = made.normed
-        return TowerOutput(made.logits, hidden)
+        return TowerOutput(made.logits, LateHidden(hidden))
 
 
 def _taps(asked: bool | list[int], last: int) -> list[int]:

@@ -146,9 +146,9 @@ class TritonHead:
         self._norm = norm
         self.linear = GpuLinears([linear], tilings)
 
-    def __call__(self, states: Tensor, added: Tensor | None, *, wants_normed: bool) -> Headed:
+    def __call__(self, states: Tensor, added: Tensor | None) -> Headed:
         _, normed = _normed(self._norm, states, added)
-        return Headed(self.linear(normed)[0], normed if wants_normed else None)
+        return Headed(self.linear(normed)[0], lambda: normed)
 
     def with_products(self, products: Products) -> "TritonHead":
         other = copy.copy(self)

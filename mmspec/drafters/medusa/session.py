@@ -1,5 +1,6 @@
 """One request's heads: the state that they read, and what became of what they said."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,8 +20,14 @@ class MedusaSession(ModelSession["BoundMedusa"]):
 
     def __init__(self, drafter: "BoundMedusa", prefill: Prefill, guide: DraftGuide) -> None:
         super().__init__(drafter, guide)
-        self.state: Tensor = prefill.hidden[drafter.tap][-1].clone()
+        # Where the state is found, once it is asked for: a copy, as these may be a whole prompt's.
+        self._hidden: Mapping[int, Tensor] = {drafter.tap: prefill.hidden[drafter.tap][-1:].clone()}
+        self._place = 0
+
+    @property
+    def state(self) -> Tensor:
+        return self._hidden[self._drafter.tap][self._place]
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         super().observe(tree, verdict, scores)
-        self.state = scores.hidden[self._drafter.tap][verdict.path[-1]].clone()
+        self._hidden, self._place = scores.hidden, verdict.path[-1]
