@@ -30,7 +30,7 @@ class Account:
     def opened(plain_s: float) -> "Account":
         """Of a request whose plain steps take `plain_s`."""
         opening_s = _OPENING_STEPS * plain_s
-        return Account(opening_s, opening_s / 2)
+        return Account(opening_s, opening_s / 4)
 
     def beside(self, standing: int) -> Asks:
         """Of a tree of this standing."""
