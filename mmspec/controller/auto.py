@@ -263,12 +263,12 @@ class AutoStep(FixedStep):
         self, row: int, pace: Pace, tree: TokenTree, verdict: Verdict | None, seconds: float
     ) -> None:
         """Books what each drafter saved or lost, at what such steps usually cost: an accepted node
-        saves a plain step; the tree's cost is shared by the nodes. A node is whose who was first to
-        propose it: what others say again saves nothing."""
+        saves a plain step; the tree's cost is shared by the nodes. A node belongs to who proposed it
+        first: what others say again saves nothing."""
         asked, cost = self._asked.get(row, []), self._cost
         saved_s = {ask.drafter: -self._draft_s[row, ask.drafter] for ask in asked}
         nodes = tree.num_nodes - 1
-        if nodes and verdict is not None and cost.is_known:
+        if nodes and asked and verdict is not None and cost.is_known:
             node_s = (cost.seconds(nodes) - cost.plain_s) / cost.rows / nodes
             owners = _owners(tree, asked)
             for name in owners[1:]:
@@ -316,7 +316,7 @@ class AutoStep(FixedStep):
 
 def _owners(tree: TokenTree, asked: Sequence[_Ask]) -> list[str]:
     """(nodes,) who was first to propose each node of the row's tree."""
-    owners = list(tree.drafters)
+    owners = [asked[-1].drafter] * tree.num_nodes
     for ask in reversed(asked[:-1]):  # of the last one is what nobody proposed before
         images = [0]  # where each node lies in the tree before the next one was asked
         for node in range(1, tree.num_nodes):

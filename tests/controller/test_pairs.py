@@ -173,3 +173,16 @@ def test_of_two_tokens_one_is_chosen() -> None:
     step.learn(0, "other", first, both, 0.0)
     worth = controller.worth.at("other", 3)
     assert worth is not None and worth < 0.1 * PLAIN_S, worth
+
+
+def test_a_node_may_bear_another_name_than_who_was_asked() -> None:
+    """As a drafter's does that wraps another one."""
+    controller = AutoController()
+    for nodes in (1, 1, 5, 5):
+        controller.costs.observe_step(1, nodes, 50, step_s(nodes))
+    pace = Pace()
+    step, inner = controller.step([pace], 50), TokenTree.chain(1, [2, 3], [0.9, 0.9], "inner")
+    step.learn(0, "outer", TokenTree.root(1), inner, 0.0)
+    (scored,) = step.cut([inner])
+    step.observe([Verdict((0, 1, 2), (2, 3, 4))], step_s(scored.num_nodes))
+    assert pace.accounts["outer"].beside(0).saved_s > 0.0 and "inner" not in pace.accounts
