@@ -67,6 +67,8 @@ def native(family: str, request: Request, text: tuple[int, ...]) -> tuple[Tensor
         if value.shape[:2] == (1, seq):  # marks a token each: the text's are ordinary ones
             rest = torch.tensor([text]) if name == "input_ids" else torch.zeros(1, len(text))
             rest = torch.ones(1, len(text)) if name == "attention_mask" else rest
+            if value.ndim > 2:  # which images a token sees
+                rest = value[:, -1:].expand(-1, len(text), -1, -1)
             value = torch.cat([value, rest.to(value.dtype)], dim=1)
         inputs[name] = value
     with torch.no_grad():

@@ -45,10 +45,12 @@ class KVCache(Cache):
         queries: QueryLog | None = None,
         pool: BufferPool | None = None,
         cross_layers: Collection[int] = (),
+        index_layers: Collection[int] = (),
     ) -> None:
         """`queries`: the log of what the newest tokens asked for, where somebody reads it. `pool`:
         where released buffers stay for the next cache. `cross_layers` keep no tokens: see
-        `cross`."""
+        `cross`. `index_layers` choose which tokens they see, by keys of their own: these are kept
+        as one more layer's behind all others, halved into keys and values."""
         self.queries = queries
         self.pool = pool
         self.flat_layers = [FlatLayer() for _ in range(num_layers)]
@@ -58,6 +60,9 @@ class KVCache(Cache):
         super().__init__(
             layers=[self.cross.layers.get(i, flat) for i, flat in enumerate(self.flat_layers)]
         )
+        for index in index_layers:
+            self.flat_layers[index].index = FlatLayer()
+        self.flat_layers += [f.index for f in self.flat_layers if f.index is not None]
         self._regions = Regions()
         self._written: dict[int, int] = {}  # row -> tokens written behind it, not yet committed
         self._mover: PathMover | None = None  # of the buffers as they last were

@@ -81,6 +81,7 @@ class FlatLayer(CacheLayerMixin):
         super().__init__()
         self.plan: WritePlan | None = None
         self.num_slots = 0
+        self.index: FlatLayer | None = None  # of a layer that chooses what it sees: see `cache`
         self.keeps_tokens = True  # False: a cross-attention layer's place, which stays empty
         self.spare: tuple[Tensor, Tensor] | None = None  # taken in place of new buffers if they fit
 
@@ -126,6 +127,15 @@ class FlatLayer(CacheLayerMixin):
         if not plan.is_viewed:
             return key_states, value_states
         return self.view(self.keys), self.view(self.values)
+
+    def update_indexer(self, states: Tensor) -> Tensor:
+        """The same for the keys by which the layer chooses which tokens it sees: writes (batch,
+        nodes, index_dim), returns (batch, columns, index_dim)."""
+        assert self.index is not None, "the cache was not told that this layer chooses"
+        first, second = states.unsqueeze(1).chunk(2, dim=-1)
+        self.index.update(first, second)
+        halves = [self.index.view(half) for half in (self.index.keys, self.index.values)]
+        return torch.cat(halves, dim=-1).squeeze(1)
 
     def _write(self, buffer: Tensor, states: Tensor) -> None:
         plan = self.plan

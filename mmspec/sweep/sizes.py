@@ -43,8 +43,8 @@ _SIZES: tuple[tuple[str, float], ...] = (
     (r"qk_nope_head_dim|rotary_dim|index_head_dim", 16),
     (r"qk_rope_head_dim", 8),
     (r"(q|kv|o)_lora_rank|laurel_rank|time_step_rank|mamba_dt_rank|hc_lowrank", 16),
-    (r"index_topk", 512),
-    (r"index_n_heads", 2),
+    (r"index_topk", 6),  # fewer than a prompt's tokens
+    (r"index_n_heads", 16),  # with few heads many tokens are of no use to any of them, and tie
     (r"(num|n)_(local_|routed_)?experts|moe_num_experts|num_local_experts|num_moe_experts", 4),
     (r"num_experts_per_tok(en)?|moe_topk|moe_k|num_selected_experts|top_k_experts", 2),
     (r"n_shared_experts|num_shared_experts|moe_num_shared_experts", 1),

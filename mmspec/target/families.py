@@ -11,7 +11,8 @@ from mmspec.errors import ModelError
 from mmspec.target.cuts import Cuts
 from mmspec.target.masks import LayerKind, MaskRule
 
-_KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention")
+_INDEXED = "indexed_attention"
+_KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention", _INDEXED)
 _FIRST_POSITION = {"paligemma": 1}  # position of the first token, 0 elsewhere
 
 # Whose tokens see later ones: those of the same image, or the whole prompt.
@@ -84,10 +85,17 @@ def layer_reaches(config: PreTrainedConfig, rule: MaskRule) -> tuple[Reach, ...]
     kinds = getattr(text, "layer_types", None) or rule.kinds[:1] * text.num_hidden_layers
     reaches = {
         "full_attention": Reach(),
+        _INDEXED: Reach(),
         "sliding_attention": Reach(window=rule.window),
         "chunked_attention": Reach(chunk=rule.chunk),
     }
     return tuple(reaches[kind] for kind in kinds)
+
+
+def index_layers(config: PreTrainedConfig) -> tuple[int, ...]:
+    """The text model's layers that choose which tokens they see, by keys of an index."""
+    kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    return tuple(index for index, kind in enumerate(kinds) if kind == _INDEXED)
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:

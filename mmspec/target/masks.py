@@ -10,7 +10,8 @@ from torch import Tensor
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
-LayerKind = Literal["full_attention", "sliding_attention", "chunked_attention"]
+LayerKind = Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention"]
+_SEES_ALL = ("full_attention", "indexed_attention")  # an index chooses among all
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class MaskRule:
             own.fill_(torch.finfo(dtype).min).triu_(1)
             for start, stop in blocks:
                 own[start:stop, start:stop] = 0.0
-            if kind != "full_attention":  # a long prefix is filled, not computed
+            if kind not in _SEES_ALL:  # a long prefix is filled, not computed
                 query = torch.arange(length, length + count).unsqueeze(1)
                 key = torch.arange(length + count).unsqueeze(0)
                 is_near = (
@@ -81,7 +82,7 @@ class MaskRule:
         for row, (tree, length, done) in enumerate(zip(trees, lengths, written, strict=True)):
             count = tree.num_nodes - done
             own = mask[row, 0, :count]
-            if kind == "full_attention":  # a long prefix is filled, not computed
+            if kind in _SEES_ALL:  # a long prefix is filled, not computed
                 own[:, :length] = 0.0
                 own = own[:, length : length + tree.num_nodes]
                 own.masked_fill_(torch.from_numpy(tree.ancestor_mask)[done:], 0.0)

@@ -18,7 +18,7 @@ from mmspec.state import Prompt
 from mmspec.target.attached import Attention
 from mmspec.target.blocks import Blocks
 from mmspec.target.cross import beside_text, probe_inputs
-from mmspec.target.families import mask_rules
+from mmspec.target.families import index_layers, mask_rules
 from mmspec.target.linears import Linears
 from mmspec.target.target import Target, input_device
 from mmspec.tree import TokenTree
@@ -85,7 +85,10 @@ def probe(
     failures: list[str] = []
 
     def finished(target: Target, report: ProbeReport) -> tuple[Target, ProbeReport]:
-        if attention == "tree":
+        if chosen := index_layers(model.config):  # which tokens is not ours to know
+            why = f"layers {list(chosen)} choose which tokens they see"
+            report = replace(report, attention_failure=why if attention == "tree" else "")
+        elif attention == "tree":
             candidate = _SHAPES[report.shape](tree)
             own = Target(
                 model,

@@ -21,7 +21,7 @@ from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import cross, encoded
 from mmspec.target.attached import Attachment, Attachments, Attention, ForwardInputs
 from mmspec.target.blocks import Blocks
-from mmspec.target.families import mask_rules, prompt_cuts, refuse_unsupported
+from mmspec.target.families import index_layers, mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.graphs import (
     Computed,
     HeldQueries,
@@ -197,6 +197,7 @@ class Target:
             queries=log,
             pool=self._buffers,
             cross_layers=self.cross_layers,
+            index_layers=index_layers(self.model.config),
         )
 
     def prefill(

@@ -235,7 +235,10 @@ def test_padded_rows_are_what_each_is_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("layouts", MIXES, ids="-".join)
-@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "vision"])
+@pytest.mark.parametrize(
+    "family",  # Mllama's images come a row each, padded: its batches are refused
+    [f.name for f in FAMILIES.values() if f.kind == "vision" and f.name != "mllama"],
+)
 def test_images_of_a_batch_go_to_their_rows(family: str, layouts: Sequence[str]) -> None:
     rows = [inputs(family, layout, tokens=12 + 5 * i, seed=i) for i, layout in enumerate(layouts)]
     check_rows(family, rows)

@@ -11,11 +11,12 @@ from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.proposal import Proposal
+from mmspec.errors import ConfigError
 from mmspec.kv import KVCache, KVView
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
-from mmspec.target.families import layer_reaches
+from mmspec.target.families import index_layers, layer_reaches
 from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
@@ -31,6 +32,11 @@ class BoundCompressedKV:
     name = "compressed_kv"
 
     def __init__(self, settings: "CompressedKV", target: Target) -> None:
+        if index_layers(target.model.config):
+            raise ConfigError(
+                f"{self.name}: {type(target.model).__name__} chooses by itself which tokens its "
+                "layers see, by keys that a view does not show; expected another drafter"
+            )
         self.settings = settings
         self.model = target if settings.forward is None else settings.forward(target)
         self.draws = settings.trees.draws

@@ -24,7 +24,7 @@ def layer_kv(target: Target, layer: int) -> LayerKV:
     Raises ConfigError for a layer that is not there, or keeps nothing of its own.
     """
     cache = target.new_cache()
-    layers = len(cache.flat_layers)
+    layers = len(cache.layers)
     if not -layers <= layer < layers:
         raise ConfigError(
             f"drafter.glide: the head looks at layer {layer} of the target, which has {layers}; "
