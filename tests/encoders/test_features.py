@@ -2,19 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from families import FAMILIES, Layout, prompt_inputs
 from matrix import model_of
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.encoders.features import FeatureCache, FeatureSource
-from mmspec.encoders.media import split_media
-from mmspec.encoders.outputs import Features
+from mmspec.encoders.media import MediaItem, split_media
+from mmspec.encoders.outputs import Features, split_output
 from mmspec.inputs import from_inputs
 from mmspec.requests import Request
 from mmspec.target import Target
@@ -222,3 +223,19 @@ def test_a_source_keeps_what_it_saw_without_a_cache() -> None:
         target.prefill(prompt, cache, row, start=start, stop=stop, features=source)
     assert source.num_encoded == 1
     assert Request(prompt).reuse
+
+
+def test_an_output_whose_class_cannot_be_empty_is_made_again() -> None:
+    """As timm's is: what comes before pooling must be given."""
+
+    @dataclass
+    class Pooled(ModelOutput):
+        last_hidden_state: Tensor
+        pooler_output: Tensor | None = None
+
+    rows = torch.randn(1, 4, 8)
+    output = Pooled(last_hidden_state=torch.zeros(1, 8, 2, 2), pooler_output=rows)
+    (features,) = split_output(output, [MediaItem("image", 0, 4, {})])
+    built = features.form.build(features.rows)
+    assert isinstance(built, Pooled)
+    assert torch.equal(built.pooler_output, rows)

@@ -10,6 +10,7 @@ import torch
 from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
 from ragged import requests_of, target_of
+from transformers import cache_utils
 
 import mmspec
 from mmspec.build import build_compressed_kv
@@ -22,6 +23,8 @@ from mmspec.errors import ConfigError
 from mmspec.kv import KVView
 from mmspec.kv.policies import Composed, SnapKV, TopKChunks, Window
 from mmspec.requests import Request, Result
+from mmspec.sweep import architectures
+from mmspec.sweep.build import build
 from mmspec.target import Target
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
@@ -462,3 +465,13 @@ def test_the_defaults_are_the_configs() -> None:
     own, config = CompressedKV(), CompressedKVConfig()
     again = build_compressed_kv(config)
     assert vars(own) == vars(again)
+
+
+@pytest.mark.skipif(
+    not hasattr(cache_utils, "DynamicIndexedLayer"), reason="transformers is too old"
+)
+def test_a_target_that_chooses_what_it_sees_is_refused() -> None:
+    """A view shows no keys of its index."""
+    (architecture,) = architectures(["deepseek_v32"])
+    with pytest.raises(ConfigError, match="chooses by itself which tokens"):
+        mmspec.load(build(architecture, torch.float64), drafter="compressed_kv")
