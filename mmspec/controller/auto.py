@@ -263,8 +263,8 @@ class AutoStep(FixedStep):
         self, row: int, pace: Pace, tree: TokenTree, verdict: Verdict | None, seconds: float
     ) -> None:
         """Books what each drafter saved or lost, at what such steps usually cost: an accepted node
-        saves a plain step; the tree's cost is shared by the nodes. A node belongs to who proposed it
-        first: what others say again saves nothing."""
+        saves a plain step; the tree's cost is shared by the nodes. A node belongs to who proposed
+        it first: what others say again saves nothing."""
         asked, cost = self._asked.get(row, []), self._cost
         saved_s = {ask.drafter: -self._draft_s[row, ask.drafter] for ask in asked}
         nodes = tree.num_nodes - 1
