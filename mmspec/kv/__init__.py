@@ -8,6 +8,8 @@ from mmspec.kv.layer import FlatLayer, WritePlan
 from mmspec.kv.prefix import Lease, PrefixStore, StoreInfo
 from mmspec.kv.queries import QueryLog, QueryTap
 from mmspec.kv.slots import WriteSlots
+from mmspec.kv.state_layer import StateKey, StateKind, StateLayer
+from mmspec.kv.states import Levels, RunningStates, StateBlock
 from mmspec.kv.view import KVView, ViewSize
 
 __all__ = [
@@ -16,9 +18,15 @@ __all__ = [
     "KVCache",
     "KVView",
     "Lease",
+    "Levels",
     "PrefixStore",
     "QueryLog",
     "QueryTap",
+    "RunningStates",
+    "StateBlock",
+    "StateKey",
+    "StateKind",
+    "StateLayer",
     "StoreInfo",
     "ViewSize",
     "WritePlan",

@@ -9,7 +9,7 @@ A forward inside `writing` puts its tokens behind each row's committed ones and 
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from mmspec.kv.moves import Move, PathMover
 from mmspec.kv.queries import QueryLog
 from mmspec.kv.regions import Region, Regions
 from mmspec.kv.slots import has_kernels
+from mmspec.kv.state_layer import FlatStateLayer, StateKind, StateLayer
+from mmspec.kv.states import Held, RunningStates, StateBlock
 
 Segment = tuple[tuple[Tensor, Tensor] | None, ...]
 """Keys and values of some tokens, a pair of (tokens, kv_heads, head_dim) a layer; None for a layer
@@ -46,20 +48,30 @@ class KVCache(Cache):
         pool: BufferPool | None = None,
         cross_layers: Collection[int] = (),
         index_layers: Collection[int] = (),
+        states: Mapping[int, StateKind] | None = None,
+        num_recent: int = 0,
     ) -> None:
         """`queries`: the log of what the newest tokens asked for, where somebody reads it. `pool`:
         where released buffers stay for the next cache. `cross_layers` keep no tokens: see
         `cross`. `index_layers` choose which tokens they see, by keys of their own: these are kept
-        as one more layer's behind all others, halved into keys and values."""
+        as one more layer's behind all others, halved into keys and values. `states`: of the layers
+        that keep a running state, what they keep; `num_recent`: by how many scored tokens such a
+        row may be cut."""
         self.queries = queries
         self.pool = pool
-        self.flat_layers = [FlatLayer() for _ in range(num_layers)]
+        self.state_kinds = dict(states or {})
+        running: dict[int, StateLayer] = {
+            index: (FlatStateLayer if kind.has_keys else StateLayer)(kind.num_states)
+            for index, kind in self.state_kinds.items()
+        }
+        both = {index: layer for index, layer in running.items() if isinstance(layer, FlatLayer)}
+        self.flat_layers = [both.get(index) or FlatLayer() for index in range(num_layers)]
+        self.states = RunningStates(running, num_recent=num_recent) if running else None
         self.cross = CrossStates(cross_layers)
         for index in cross_layers:
             self.flat_layers[index].keeps_tokens = False
-        super().__init__(
-            layers=[self.cross.layers.get(i, flat) for i, flat in enumerate(self.flat_layers)]
-        )
+        apart = {**self.cross.layers, **running}
+        super().__init__(layers=[apart.get(i, flat) for i, flat in enumerate(self.flat_layers)])
         for index in index_layers:
             self.flat_layers[index].index = FlatLayer()
         self.flat_layers += [f.index for f in self.flat_layers if f.index is not None]
@@ -77,6 +89,8 @@ class KVCache(Cache):
                 layer.spare = spare
         row = self._regions.open(max(capacity, 1))
         self._fit_buffers()
+        if self.states is not None:
+            self.states.open(row)
         return row
 
     def close(self, row: int) -> None:
@@ -84,6 +98,8 @@ class KVCache(Cache):
         self._regions.close(row)
         self._written.pop(row, None)
         self.cross.forget(row)
+        if self.states is not None:
+            self.states.close(row)
         if self.queries is not None:
             self.queries.forget(row)
 
@@ -93,6 +109,8 @@ class KVCache(Cache):
         self._written.clear()
         self.cross.clear()
         self._mover = None
+        if self.states is not None:
+            self.states.clear()
         if self.queries is not None:
             self.queries.clear()
         if self.pool is not None:
@@ -133,8 +151,10 @@ class KVCache(Cache):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all buffers, used or not, and of what is read beside the tokens."""
-        return sum(buffer.nbytes for buffer in self.buffers) + self.cross.num_bytes
+        """Bytes of all buffers, used or not, of running states, and of what is read beside the
+        tokens."""
+        states = 0 if self.states is None else self.states.num_bytes
+        return states + sum(buffer.nbytes for buffer in self.buffers) + self.cross.num_bytes
 
     # Writing
 
@@ -154,12 +174,15 @@ class KVCache(Cache):
         regions = [self._regions.rows[row] for row in rows]
         ends = [region.length + old for region, old in zip(regions, kept, strict=True)]
         plan = WritePlan([region.start for region in regions], ends, list(counts))
-        for row in rows:
+        for row, old in zip(rows, kept, strict=True):
             self._written.pop(row, None)
+            if self.states is not None:
+                self.states.forget(row, old)
         try:
             self._set_plan(plan)
             self.cross.show(rows)
-            yield plan
+            with nullcontext() if self.states is None else self.states.running(rows, counts):
+                yield plan
             for row, old, count in zip(rows, kept, counts, strict=True):
                 self._written[row] = old + count
         finally:
@@ -192,16 +215,24 @@ class KVCache(Cache):
             assert list(path) == sorted(set(path)), f"a path is increasing, got {tuple(path)}"
             if len(path) and path[-1] != len(path) - 1:
                 moves.append(Move(end, path))
+            if self.states is not None:
+                self.states.commit(row, path, length=region.length)
             region.length += len(path)
         if moves:
             self._move(moves)
 
     def truncate(self, row: int, length: int) -> None:
-        """Forgets the row's committed tokens from `length` on, and what was written behind them."""
+        """Forgets the row's committed tokens from `length` on, and what was written behind them.
+        A running state cannot go back further than `num_recent` tokens, but to none; beyond that
+        the row `is_lost`, until it is given the state that it has there (`resume`)."""
         region = self._regions.rows[row]
         assert 0 <= length <= region.length, f"row {row}: {length} of {region.length} tokens"
+        if self.states is not None:
+            self.states.forget(row)
         if length < region.length:
             region.epoch += 1
+            if self.states is not None:
+                self.states.cut(row, length)
             if self.queries is not None:
                 self.queries.forget(row)
         region.length = length
@@ -216,8 +247,32 @@ class KVCache(Cache):
         first = region.start
         return tuple(layer.read(first + start, first + stop) for layer in self.flat_layers)
 
+    def has_previous_state(
+        self, layer_idx: int | None = None, state_idx: int | None = None
+    ) -> bool:
+        """What a mixer asks of its layer. Some name none, which is answered for the last
+        layer of all: level by level each has its states only while it is called."""
+        if layer_idx is None and self.states is not None and self.states.is_by_levels:
+            return any(any(one.has_previous_state.values()) for one in self.states.layers.values())
+        return super().has_previous_state(layer_idx, state_idx)
+
+    def snapshot(self, row: int) -> StateBlock | None:
+        """A copy of the running state after the row's committed tokens; None where there is none,
+        or none is known."""
+        return None if self.states is None else self.states.snapshot(row)
+
+    def is_lost(self, row: int) -> bool:
+        """Whether the row's running state is not that of its committed tokens: it cannot go on."""
+        return self.states is not None and not self.states.knows(row)
+
+    def resume(self, row: int, state: StateBlock) -> None:
+        """The row's committed tokens have come to this state, which stays what it is."""
+        assert self.states is not None, "no layer keeps a state"
+        self.states.hold(row, Held(state, 0))
+
     def append(self, row: int, segment: Segment, *, count: int) -> None:
-        """Commits the first `count` tokens of a copy behind the row's committed ones."""
+        """Commits the first `count` tokens of a copy behind the row's committed ones. A running
+        state does not come with them (`resume`)."""
         self._reserve(row, count)
         region = self._regions.rows[row]
         for layer, states in zip(self.flat_layers, segment, strict=True):
@@ -227,6 +282,8 @@ class KVCache(Cache):
         if self.queries is not None:
             self.queries.forget(row)
         region.length += count
+        if self.states is not None and count:
+            self.states.cut(row, region.length)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if regions overlap or overflow, or a buffer has another size."""

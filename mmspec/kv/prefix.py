@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mmspec.kv.cache import KVCache, Segment
+from mmspec.kv.states import StateBlock
 
 _PIECE_TOKENS = 256  # a long text is kept in pieces, so that its end can be dropped alone
 
@@ -59,7 +60,8 @@ class PrefixStore:
         row: int,
     ) -> None:
         """Copies what is new of the row's first `len(keys)` committed tokens; only as much of it as
-        there is room for, from its beginning."""
+        there is room for, from its beginning. Where those are all that the row has, its running
+        state goes with them."""
         with self._lock:
             root = self._roots.setdefault((namespace, weights), _Node())
             node, length = self._descend(root, keys)
@@ -76,6 +78,8 @@ class PrefixStore:
                 self._num_bytes += child.num_bytes
                 self._touch(child)
                 node, length = child, stop
+            if length == len(keys) == cache.length(row):
+                self._keep_state(node, cache, row)
             if not root.children:
                 self._roots.pop((namespace, weights), None)
 
@@ -131,6 +135,17 @@ class PrefixStore:
         head.children[node.keys[0]] = node
         return head
 
+    def _keep_state(self, node: "_Node", cache: KVCache, row: int) -> None:
+        """The row's running state, at the end of a node of its text, if there is room for it."""
+        state = None if node.state is not None or not node.keys else cache.snapshot(row)
+        if state is None:
+            return
+        node.num_users += 1
+        if self._make_room(state.num_bytes):
+            node.state = state
+            self._num_bytes += state.num_bytes
+        node.num_users -= 1
+
     def _make_room(self, num_bytes: int) -> bool:
         """Drops unused leaves, the longest unused first, until `num_bytes` more fit."""
         if num_bytes > self.max_bytes:
@@ -160,8 +175,17 @@ class Lease:
         self._node: _Node | None = node
         self._store = store
 
+    def resumable(self, limit: int) -> int:
+        """The most tokens, at most `limit`, behind which a running state is kept; 0 where none
+        is."""
+        assert self._node is not None, "the lease has ended"
+        with self._store._lock:
+            ends = [n.start + len(n.keys) for n in self._node.way() if n.state is not None]
+        return max((end for end in ends if end <= min(limit, self.length)), default=0)
+
     def copy_to(self, cache: KVCache, row: int, *, count: int) -> None:
-        """Commits the first `count` tokens to the row, which must be empty."""
+        """Commits the first `count` tokens to the row, which must be empty; where it has a running
+        state, as many as are `resumable`."""
         assert self._node is not None, "the lease has ended"
         assert cache.length(row) == 0 and count <= self.length
         with self._store._lock:
@@ -169,6 +193,9 @@ class Lease:
                 taken = min(len(node.keys), count - cache.length(row))
                 if taken > 0:
                     cache.append(row, node.segment, count=taken)
+                    if taken == len(node.keys) and node.state is not None:
+                        cache.resume(row, node.state)
+            assert not cache.is_lost(row), f"no state is kept behind {count} tokens"
 
     def release(self) -> None:
         """Ends the lease. Again is the same as once."""
@@ -188,10 +215,12 @@ class _Node:
     children: dict[Hashable, "_Node"] = field(default_factory=dict)
     num_users: int = 0  # leases that end here; a node with children is never dropped before them
     last_used: int = 0
+    state: StateBlock | None = None  # the running state behind its last token, where it was kept
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.nbytes for pair in self.segment if pair is not None for t in pair)
+        state = 0 if self.state is None else self.state.num_bytes
+        return state + sum(t.nbytes for pair in self.segment if pair is not None for t in pair)
 
     @property
     def start(self) -> int:

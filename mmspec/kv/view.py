@@ -56,6 +56,7 @@ class _Shown:
     seen: int = 0  # committed tokens of the source row that the view knows of
     epoch: int = -1  # of the source row at that time; -1: nothing was chosen yet
     updates: int = 0  # verifications since the last refresh
+    shown: int = 0  # tokens of the view row that are the source row's
 
 
 class KVView(KVCache):
@@ -73,7 +74,12 @@ class KVView(KVCache):
         """`newest_only[i]`: layer i looks back through a window, and is shown the newest tokens
         whatever the policy."""
         pool = None if source.pool is None else source.pool.views
-        super().__init__(len(source.flat_layers), pool=pool, cross_layers=source.cross.layers)
+        super().__init__(
+            len(source.flat_layers),
+            pool=pool,
+            cross_layers=source.cross.layers,
+            states=source.state_kinds,
+        )
         self.source = source
         self.policy = policy
         self.size = size
@@ -127,7 +133,21 @@ class KVView(KVCache):
             shown.updates += 1
             self._join(source_row, shown, shown.seen, length)
         shown.seen, shown.epoch = length, epoch
+        shown.shown = self.length(shown.row)
+        self._share_state(source_row, shown)
         return True
+
+    def truncate(self, row: int, length: int) -> None:
+        """As in any cache; back at what is the source row's, the running state is too."""
+        super().truncate(row, length)
+        for source_row, shown in self._shown.items():
+            if shown.row == row and length and length == shown.shown:
+                self._share_state(source_row, shown)
+
+    def _share_state(self, source_row: int, shown: _Shown) -> None:
+        """A running state has seen the whole text, whatever is shown of the keys."""
+        if self.states is not None and self.source.states is not None:
+            self.states.hold(shown.row, self.source.states.held(source_row))
 
     def due_bytes(self, source_row: int) -> int:
         """Bytes that the next `catch_up` reads and writes to choose anew; 0 where at most newer

@@ -1,0 +1,266 @@
+"""Running states: a row's and each node's, against a plain list of what was read to come there.
+
+The state here is the text itself, folded to a number, so that a state of another row, node or
+length is another number.
+"""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmspec.kv import KVCache, Levels, StateKey, StateKind
+
+LAYER = 1  # of three: the first attends, this one keeps a state, the last one does both
+CONV, SUM = StateKey(LAYER, "conv", 0), StateKey(LAYER, "recurrent", 0)
+KINDS = {1: StateKind(), 2: StateKind(has_keys=True)}
+
+
+def after(text: Sequence[int]) -> float:
+    """The state that a text comes to."""
+    state = 0.0
+    for token in text:
+        state = (state * 31 + token + 7) % 10_007
+    return state
+
+
+def opened(*texts: Sequence[int], num_recent: int = 0) -> tuple[KVCache, list[int]]:
+    """A cache with a row for each text, read in one go."""
+    cache = KVCache(3, states=KINDS, num_recent=num_recent)
+    rows = [cache.open(8) for _ in texts]
+    for row, text in zip(rows, texts, strict=True):
+        read(cache, row, text)
+    return cache, rows
+
+
+def read(cache: KVCache, row: int, tokens: Sequence[int]) -> None:
+    """A prompt's part: the layer goes on from the state that it finds."""
+    assert cache.states is not None
+    with cache.writing([row], [len(tokens)]), cache.states.following():
+        layer = cache.states.layers[LAYER]
+        found = layer.recurrent_states[0]
+        state = 0.0 if found is None else float(found)
+        for token in tokens:
+            state = (state * 31 + token + 7) % 10_007
+        cache.update_conv_state(torch.tensor([[tokens]]).double(), LAYER, conv_kernel_size=3)
+        cache.update_recurrent_state(torch.tensor([[state]]).double(), LAYER)
+    cache.commit({row: range(len(tokens))})
+
+
+def score(
+    cache: KVCache,
+    rows: Sequence[int],
+    trees: Sequence[tuple[Sequence[int], Sequence[int]]],
+    written: Sequence[int] = (),
+) -> Levels:
+    """A score call of (tokens, parents) trees, as a mixer makes it."""
+    assert cache.states is not None
+    done = list(written) or [0] * len(rows)
+    counts = [len(tokens) - old for (tokens, _), old in zip(trees, done, strict=True)]
+    width = max(counts)
+    with cache.writing(rows, counts, after=done):
+        flat = torch.zeros(len(rows) * width).double()
+        for row, ((tokens, _), old) in enumerate(zip(trees, done, strict=True)):
+            new = torch.tensor(tokens[old:]).double()
+            flat[row * width : row * width + len(new)] = new
+        levels = cache.states.levels([parents for _, parents in trees], done)
+        order, places = levels.on(flat.device)
+        tokens_of = flat[order]
+        for level, of in zip(levels.each, places, strict=True):
+            own = tokens_of[level.nodes.start : level.nodes.stop]
+            before = level.gather(SUM, of)
+            assert before is not None
+            level.block.tensors[SUM] = (before * 31 + own.unsqueeze(1) + 7) % 10_007
+    return levels
+
+
+def state_of(cache: KVCache, row: int) -> float:
+    assert cache.states is not None
+    held = cache.states.held(row)
+    return 0.0 if held is None else float(held.block.tensors[SUM][held.place])
+
+
+TREE = ((20, 21, 22, 23, 24), (-1, 0, 0, 1, 1))
+#      0:20
+#      /  \
+#   1:21  2:22
+#    / \
+# 3:23 4:24
+
+
+# LAW
+
+
+@pytest.mark.parametrize("path", [(0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4)])
+def test_commit_keeps_the_state_of_the_paths_last_node(path: tuple[int, ...]) -> None:
+    cache, (row,) = opened([1, 2, 3])
+    score(cache, [row], [TREE])
+    assert state_of(cache, row) == after([1, 2, 3]), "a score call moved the committed state"
+    cache.commit({row: path})
+    assert state_of(cache, row) == after([1, 2, 3, *(TREE[0][node] for node in path)])
+
+
+def test_what_is_not_committed_is_rolled_back() -> None:
+    cache, (row,) = opened([1, 2, 3])
+    score(cache, [row], [TREE])
+    cache.commit({row: ()})
+    assert state_of(cache, row) == after([1, 2, 3])
+    score(cache, [row], [TREE])
+    score(cache, [row], [((9,), (-1,))])  # written over, never committed
+    cache.commit({row: (0,)})
+    assert state_of(cache, row) == after([1, 2, 3, 9])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_node_has_the_state_of_its_own_path(data: st.DataObject) -> None:
+    """Ragged rows, trees of any form, scored in one call or in two, several steps."""
+    texts = data.draw(st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1))
+    texts = [list(text) for text in texts[:4]]
+    cache, rows = opened(*texts)
+    for _ in range(3):
+        trees, written = [], []
+        for _ in texts:
+            size = data.draw(st.integers(1, 6))
+            parents = [-1, *(data.draw(st.integers(0, n - 1)) for n in range(1, size))]
+            tokens = data.draw(st.lists(st.integers(1, 90), min_size=size, max_size=size))
+            trees.append((tokens, parents))
+            written.append(data.draw(st.integers(0, size - 1)))
+        if any(written):
+            first = [(t[:old], p[:old]) for (t, p), old in zip(trees, written, strict=True) if old]
+            some = [row for row, old in zip(rows, written, strict=True) if old]
+            score(cache, some, first)
+        score(cache, rows, trees, written)
+        paths = {}
+        for row, text, (tokens, parents) in zip(rows, texts, trees, strict=True):
+            node = data.draw(st.integers(0, len(tokens) - 1))
+            path = []
+            while node >= 0:
+                path.insert(0, node)
+                node = parents[node]
+            paths[row] = path
+            text += [tokens[node] for node in path]
+        cache.commit(paths)
+        assert [state_of(cache, row) for row in rows] == [after(text) for text in texts]
+
+
+def test_a_prompt_in_pieces_goes_on_where_it_stood_and_a_row_that_grows_too() -> None:
+    cache, (row, other) = opened([1, 2], [5])
+    read(cache, row, [3])
+    read(cache, row, [4, 6, 7, 8, 9, 10, 11, 12])
+    assert state_of(cache, row) == after([1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12])
+    assert state_of(cache, other) == after([5])
+
+
+def test_a_row_that_is_closed_leaves_nothing_to_the_next_of_its_number() -> None:
+    cache, (row, other) = opened([1, 2], [5])
+    score(cache, [row], [TREE])
+    cache.close(row)
+    cache.close(row)
+    again = cache.open(4)
+    assert cache.states is not None
+    assert cache.states.held(again) is None
+    read(cache, again, [8])
+    assert state_of(cache, again) == after([8])
+    assert state_of(cache, other) == after([5])
+    cache.release()
+    assert cache.states.num_bytes == 0
+
+
+def test_a_forward_that_fails_moves_no_state() -> None:
+    cache, (row,) = opened([1, 2])
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fail_within(cache, row)
+    assert state_of(cache, row) == after([1, 2])
+    layer = cache.states.layers[LAYER] if cache.states else None
+    assert layer is not None and layer.recurrent_states[0] is None, "nothing is left loaded"
+    read(cache, row, [3])
+    assert state_of(cache, row) == after([1, 2, 3])
+
+
+def fail_within(cache: KVCache, row: int) -> None:
+    assert cache.states is not None
+    with cache.writing([row], [1]), cache.states.following():
+        found = cache.states.layers[LAYER].recurrent_states[0]
+        assert found is not None
+        found.fill_(-1.0)  # as a kernel that writes where it reads
+        raise RuntimeError("in the middle")
+
+
+def test_only_what_rows_and_their_nodes_need_stays_in_memory() -> None:
+    cache, (row,) = opened([1, 2])
+    assert cache.states is not None
+    own = cache.states.num_bytes
+    for token in range(3, 30):
+        score(cache, [row], [((token,), (-1,))])
+        cache.commit({row: (0,)})
+    assert cache.states.num_bytes <= own
+
+
+# Going back
+
+
+def test_a_row_goes_back_as_far_as_it_was_told_to_remember_and_no_further() -> None:
+    cache, (row,) = opened([1, 2], num_recent=3)
+    for token in range(3, 9):
+        score(cache, [row], [((token,), (-1,))])
+        cache.commit({row: (0,)})
+    cache.truncate(row, 6)
+    assert not cache.is_lost(row)
+    assert state_of(cache, row) == after([1, 2, 3, 4, 5, 6])
+    cache.truncate(row, 3)
+    assert cache.is_lost(row), "a state is there that is not this text's"
+    with pytest.raises(AssertionError, match="no state is known"):
+        read(cache, row, [4])
+    cache.truncate(row, 0)
+    assert not cache.is_lost(row)
+    read(cache, row, [4])
+    assert state_of(cache, row) == after([4])
+
+
+def test_a_snapshot_is_a_copy_that_rows_share() -> None:
+    cache, (row, other) = opened([1, 2, 3], [4])
+    state = cache.snapshot(row)
+    assert state is not None
+    assert state.num_bytes == 8 * (3 + 1)
+    read(cache, row, [9])
+    cache.truncate(other, 0)
+    cache.append(other, cache.read(row, 0, 3), count=3)
+    assert cache.is_lost(other), "keys alone are not enough"
+    cache.resume(other, state)
+    assert state_of(cache, other) == after([1, 2, 3])
+    read(cache, other, [5])
+    third = cache.open(4)
+    cache.resume(third, state)
+    assert state_of(cache, third) == after([1, 2, 3])
+
+
+# ORACLE
+
+
+def test_a_short_convolution_keeps_the_newest_inputs_and_none_of_the_memory_behind() -> None:
+    cache, (row,) = opened([1, 2])
+    assert cache.states is not None
+
+    def kept() -> Tensor:
+        held = cache.states.held(row) if cache.states else None
+        assert held is not None
+        return held.block.tensors[CONV][held.place, 0]
+
+    assert kept().tolist() == [0, 1, 2], "a text shorter than the kernel begins with zeros"
+    read(cache, row, [3, 4, 5, 6])
+    assert kept().tolist() == [4, 5, 6]
+    assert kept().untyped_storage().nbytes() == 8 * 3
+
+
+def test_a_layer_may_have_keys_beside_its_state_and_one_without_keys_has_no_length() -> None:
+    cache, (row,) = opened([1, 2])
+    with cache.writing([row], [2]):
+        assert cache.get_seq_length() == 2
+        keys = torch.ones(1, 1, 2, 4)
+        cache.update(keys, keys, 2)
+    assert cache.flat_layers[2].is_initialized
+    assert not cache.flat_layers[LAYER].is_initialized
