@@ -16,7 +16,7 @@ from mmspec.encoders.media import split_media
 from mmspec.encoders.outputs import FeatureError
 from mmspec.kv import KVCache, Lease, PrefixStore, StoreInfo
 from mmspec.row import Row
-from mmspec.state import Placement, Prefill, Taps
+from mmspec.state import Placement, Prefill, Prompt, Taps
 from mmspec.stats import Stopwatch
 from mmspec.target import Target
 from mmspec.target.cross import sight_keys
@@ -133,6 +133,9 @@ class Prefiller:
                 row.on_prefill(held, row.prompt.num_tokens)
             if held == row.prompt.num_tokens and pending.text is not None:
                 self._keep(pending.text, row, prefill.placement)
+            elif pending.text is not None and self._cache.states is not None:
+                # A later prompt can only go on where a running state is kept.
+                self._insert(pending.text, pending.text.keys[:held], prefill.placement.row)
         except BaseException:
             self._abandon(pending)
             raise
@@ -159,6 +162,8 @@ class Prefiller:
         stop = prompt.num_tokens
         if pending.can_cut and self._chunk_tokens is not None:
             stop = self._target.cuts.next_stop(prompt, start, self._chunk_tokens)
+        if start < pending.parting:
+            stop = min(stop, pending.parting)
         taps = pending.row.drafting.taps
         is_tapped = stop == prompt.num_tokens or taps.whole_prompt
         try:
@@ -221,8 +226,19 @@ class Prefiller:
         computed = 1 if log is None else max(log.num_tokens, 1)
         reusable = min(lease.length, max(prompt.num_tokens - computed, 0))
         count = self._target.cuts.last_border(prompt, self._whole_chunks(reusable))
+        if self._cache.states is not None:
+            pending.parting = count
+            count = self._resumable(lease, prompt, count)
         lease.copy_to(self._cache, pending.slot, count=count)
         row.stats.reused_tokens = count
+
+    def _resumable(self, lease: Lease, prompt: Prompt, limit: int) -> int:
+        """The most tokens, at most `limit`, that a stored running state stands behind, where the
+        prompt may be cut."""
+        count = lease.resumable(limit)
+        while count and self._target.cuts.last_border(prompt, count) != count:
+            count = lease.resumable(count - 1)
+        return count
 
     def _whole_chunks(self, tokens: int) -> int:
         """In bitwise mode, of so many tokens those that every prompt has in the same chunks."""
@@ -241,8 +257,12 @@ class Prefiller:
         keys = [*text.keys, *new]
         if self._is_bitwise:  # what was scored has other bits than what was prefilled
             keys = list(text.keys[: self._whole_chunks(len(text.keys))])
+        self._insert(text, keys, placement.row)
+
+    def _insert(self, text: "_Text", keys: Sequence[Hashable], slot: int) -> None:
+        assert self._prefixes is not None
         try:
-            self._prefixes.insert(text.namespace, text.weights, keys, self._cache, placement.row)
+            self._prefixes.insert(text.namespace, text.weights, keys, self._cache, slot)
         except torch.OutOfMemoryError:  # what is kept must never cost a text
             logger.warning("no memory to keep a text's KV: the prefix store is cleared")
             self._prefixes.clear()
@@ -276,6 +296,7 @@ class _Pending:
     row: Row
     slot: int | None = None  # the cache's number of the row, from its first chunk on
     can_cut: bool = False
+    parting: int = 0  # where it parts from a stored text, if a running state is wanted there
     features: FeatureSource | None = None
     text: _Text | None = None
     tapped: list[Mapping[int, Tensor]] = field(default_factory=list)  # hidden states of each chunk

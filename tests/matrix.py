@@ -18,6 +18,7 @@ from adversary import Adversary
 from draft_models import letters, shuffled, stranger
 from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
+from families.hybrid import DECODABLE_HYBRID
 from families.vision import FIRST_MEDIA_TOKEN
 from glide_heads import drawn
 from medusa_heads import unfitted
@@ -92,6 +93,7 @@ BY_A_MODEL = (
     ("eagle1", "glide", "eagle3"),
     ("medusa", "medusa_own"),
 )
+WIDE_HYBRIDS = ("qwen3_next", "qwen3_5")
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -167,16 +169,19 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 def covering_cells() -> list[Cell]:
     """Cells of each family until every pair of its options was met, greedily the most new pairs;
     of each kind of `BY_A_MODEL` one a family, with its other options in turn; of retrieval's
-    sources, which draft alike, each once."""
+    sources, which draft alike, each once. Of the hybrids, which keep their states alike, all but
+    `WIDE_HYBRIDS` have fewer."""
     chosen: list[Cell] = []
     apart = {*RETRIEVALS, *(name for kind in BY_A_MODEL for name in kind)}
     for number, name in enumerate(FAMILIES):
         own = [cell for cell in all_cells() if cell.family == name]
         turns = (kind[number % len(kind)] for kind in BY_A_MODEL)
-        for place, drafter in enumerate((*turns, *RETRIEVALS)):
+        is_narrow = has_states(name) and name not in WIDE_HYBRIDS
+        for place, drafter in enumerate((*turns, *(() if is_narrow else RETRIEVALS))):
             fixed = [c for c in own if c.drafter == drafter and c.controller == "fixed"]
             chosen.append(fixed[(number * 5 + place * 7) % len(fixed)])
-        cells = [cell for cell in own if cell.drafter not in apart]
+        apart_here = {*DRAFTERS} - {"adversary", "layer_skip"} if is_narrow else apart
+        cells = [cell for cell in own if cell.drafter not in apart_here]
         missing = {pair for cell in cells for pair in _pairs(cell)}
         while missing:
             best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
@@ -309,6 +314,10 @@ def model_of(family: str, dtype: str) -> Any:
     return FAMILIES[family].build(getattr(torch, dtype))
 
 
+def has_states(family: str) -> bool:
+    return family in {one.name for one in DECODABLE_HYBRID}
+
+
 def _engine(
     family: str,
     dtype: str,
@@ -358,6 +367,8 @@ def _drafter(
         return Eagle(head, top_k=6, max_depth=3, min_confidence=0.0)
     if name == "glide":
         return glide(cell.family, cell.dtype)
+    if name == "layer_skip" and has_states(cell.family):  # they cannot be put aside for a trial
+        return LayerSkip(layers=[0], min_confidence=0.0, max_depth=3)
     if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
         return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
     if name.startswith("medusa"):

@@ -17,7 +17,8 @@ from mmspec.attention.chunk import TileCall
 from mmspec.encoders.media import MediaItem
 from mmspec.engine import Engine
 from mmspec.errors import ModelError
-from mmspec.kv import KVCache
+from mmspec.kv import KVCache, RunningStates, StateBlock
+from mmspec.kv.states import Held
 from mmspec.row import Row
 from mmspec.state import Placement, Scores, Verdict
 from mmspec.target import Target
@@ -203,7 +204,38 @@ def a_chunk_misses_the_token_before_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TileCall, "_cut", shorter)
 
 
+def a_prompt_begins_with_no_state(patch: pytest.MonkeyPatch) -> None:
+    """Wrong reuse: the keys of a stored beginning, without the running state behind it."""
+    patch.setattr(RunningStates, "hold", lambda self, row, held: self._rows.update({row: None}))
+
+
+def a_state_is_that_of_another_length(patch: pytest.MonkeyPatch) -> None:
+    """Wrong reuse: the first state that was taken up, wherever a text goes on."""
+    right = KVCache.resume
+    first: dict[int, StateBlock] = {}
+
+    def wrong(self: KVCache, row: int, state: StateBlock) -> None:
+        right(self, row, first.setdefault(id(self), state))
+
+    patch.setattr(KVCache, "resume", wrong)
+
+
+def a_chunk_begins_with_no_state(patch: pytest.MonkeyPatch) -> None:
+    """Wrong prefill: the state before a chunk is forgotten."""
+    patch.setattr(mmspec.target.probe, "_reason_against_cuts", lambda *_: None)
+    right = RunningStates.held
+
+    def forgotten(self: RunningStates, row: int) -> Held | None:
+        found = right(self, row)
+        return None if self._call is not None and not self.is_by_levels else found
+
+    patch.setattr(RunningStates, "held", forgotten)
+
+
 REUSE_FAULTS = (
+    (a_prompt_begins_with_no_state, "qwen3_next", "text"),
+    (a_state_is_that_of_another_length, "qwen3_5", "image_middle"),
+    (a_chunk_begins_with_no_state, "granite_hybrid", "text"),
     (an_image_is_known_by_its_tokens, "llava", "image_first"),
     (an_image_is_known_by_its_tokens, "qwen2_vl", "image_middle"),
     (an_image_is_known_by_its_tokens, "gemma3", "image_first"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES, Layout, layouts_of, prompt_inputs
+from families.hybrid import DECODABLE_HYBRID
 from families.vision import FIRST_MEDIA_TOKEN
 from matrix import model_of
 from transformers import LlamaConfig
@@ -18,7 +19,7 @@ from mmspec.encoders.features import FeatureCache
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.inputs import from_inputs
-from mmspec.kv import KVCache, PrefixStore
+from mmspec.kv import KVCache, PrefixStore, StateBlock
 from mmspec.kv.cache import Segment
 from mmspec.prefiller import Prefiller, PrefillSettings
 from mmspec.requests import Request
@@ -30,7 +31,10 @@ from mmspec.target.cuts import Cuts
 from mmspec.target.families import prompt_cuts
 
 TOLERANCE = 1e-10  # float64, of the largest key or value
-FLOAT32_INSIDE = {"gemma2": 1e-6}  # eager attention: transformers' softmax is in float32 there
+FLOAT32_INSIDE = {  # whatever the model's dtype: gemma2's eager softmax, recurrences
+    "gemma2": 1e-6,
+    **dict.fromkeys((family.name for family in DECODABLE_HYBRID), 1e-4),
+}
 IN_ONE_GO = PrefillSettings()
 STORES = Config()
 CHUNKS = Config(decode=DecodeConfig(prefill_chunk=8), cache=CacheConfig(prefix_bytes=0))
@@ -92,9 +96,10 @@ def test_chunks_leave_the_kv_and_the_token_of_one_go(
     target, chunk_tokens = Target(model_of(family, "float64"), attention=attention), 7
     prompt = prompt_of(family, layout)
     whole, parts = row_of(family, prompt), row_of(family, prompt)
-    _, expected, _ = prefilled(target, whole)
-    _, got, _ = prefilled(target, parts, PrefillSettings(chunk_tokens=chunk_tokens))
+    cache, expected, _ = prefilled(target, whole)
+    other, got, _ = prefilled(target, parts, PrefillSettings(chunk_tokens=chunk_tokens))
     assert_same(family, got, expected)
+    assert_same_state(other.snapshot(parts.placement.row), cache.snapshot(whole.placement.row))
     assert parts.tokens == whole.tokens
     # transformers 5.17's get_video_features of this family leaves out the newline's own feature.
     is_old = transformers.__version__.startswith("5.17.")
@@ -111,13 +116,14 @@ def test_a_stored_beginning_leaves_the_kv_and_the_token_of_one_go(
     whole = row_of(family, prompt)
     _, expected, _ = prefilled(target, whole)
     reused = set()
+    chunk_tokens = 5 if target.state_kinds else None  # behind which a running state is kept
     for cut in range(3, prompt.num_tokens, 13):
         other = Prompt(
             torch.where(torch.arange(prompt.num_tokens) < cut, prompt.token_ids, other_ids(prompt)),
             prompt.model_inputs,
             prompt.media,
         )
-        settings = PrefillSettings(PrefixStore(2**30), FeatureCache(2**20))
+        settings = PrefillSettings(PrefixStore(2**30), FeatureCache(2**20), chunk_tokens)
         prefilled(target, row_of(family, other), settings)
         row = row_of(family, prompt)
         _, got, _ = prefilled(target, row, settings)
@@ -128,6 +134,40 @@ def test_a_stored_beginning_leaves_the_kv_and_the_token_of_one_go(
         assert len(reused) > 1
     else:
         assert reused == {0}
+
+
+def assert_same_state(got: StateBlock | None, expected: StateBlock | None) -> None:
+    assert (got is None) == (expected is None)
+    if got is not None and expected is not None:
+        assert got.tensors.keys() == expected.tensors.keys()
+        for key, state in expected.tensors.items():
+            error = float((got.tensors[key] - state).abs().max() / state.abs().max())
+            assert error <= 1e-4, f"{key}: off by {error:.1g}"
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "granite_hybrid"])
+def test_where_a_prompt_parts_from_a_stored_one_the_next_goes_on(family: str) -> None:
+    """Without chunks a running state is kept behind a whole prompt alone; a prompt that shares its
+    beginning leaves one where it parts."""
+    target = Target(model_of(family, "float64"))
+    store = PrefixStore(2**30)
+    settings = PrefillSettings(store, FeatureCache(2**20))
+    prompt = prompt_of(family, "text", tokens=30)
+    places = torch.arange(prompt.num_tokens)
+    reused = []
+    for number in range(1, 4):  # three questions about one document
+        ids = torch.where(places < 20, prompt.token_ids, (prompt.token_ids + number) % 90 + 3)
+        row = row_of(family, Prompt(ids))
+        _, got, _ = prefilled(target, row, settings)
+        alone = row_of(family, Prompt(ids))
+        assert_same(family, got, prefilled(target, alone)[1])
+        assert row.tokens == alone.tokens
+        reused.append(row.stats.reused_tokens)
+        store.check_integrity()
+    assert reused == [0, 0, 20]
+    again = row_of(family, Prompt(ids))
+    prefilled(target, again, settings)
+    assert again.stats.reused_tokens == 20, "behind the whole prompt its last logits are not known"
 
 
 def other_ids(prompt: Prompt) -> torch.Tensor:

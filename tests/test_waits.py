@@ -243,6 +243,32 @@ def test_whole_steps_on_a_pretended_device(
     assert max(clocks) <= len(results) * any(kind in cell for kind in ("view", "cascade"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen3_5", "lfm2", "falcon_h1"])  # without experts, which wait
+def test_a_step_of_a_model_with_running_states_waits_no_more(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States are gathered, kept and committed by places that the host knows."""
+    model = FAMILIES[family].build(torch.float64)
+    monkeypatch.setitem(globals(), "model_of", lambda *_: model)
+    monkeypatch.setitem(CELLS, "coupled-lookup", ("coupled", lookup, ()))
+    expected = said(engine_of("coupled-lookup", "host").generate(requests_of("t1")))
+    with pretend.device() as device:
+        model = FAMILIES[family].build(torch.float64).to("cuda")
+        engine = engine_of("coupled-lookup", "auto")
+        begun, propose = list[int](), decoder.propose
+
+        def noted_propose(*args: Any) -> Any:
+            begun.append(len(device.waits))
+            return propose(*args)
+
+        monkeypatch.setattr(decoder, "propose", noted_propose)
+        results = engine.generate(requests_of("t1"))
+    assert said(results) == expected
+    steps = [device.waits[a:b] for a, b in pairwise([*begun[1:], len(device.waits)])]
+    assert steps and max(map(len, steps)) <= 1, [*map(str, device.waits[begun[1] :])]
+
+
 def test_node_by_node_reads_more_often() -> None:
     """Without this, the counts above could miss every read."""
     engine = engine_of("block-draft", "device", rule=ORACLES["block"])

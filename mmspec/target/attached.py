@@ -15,12 +15,13 @@ from mmspec.kv import KVCache, QueryTap, WritePlan
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import layer_reaches
 from mmspec.target.linears import Linears
-from mmspec.target.masks import MaskRule, on_device
+from mmspec.target.masks import MaskRule, Masks, on_device
+from mmspec.target.mixers import Mixers
 from mmspec.target.tower import TextTower
 from mmspec.tree import TokenTree
 
 Attention = Literal["tree", "model"]
-ForwardInputs = dict[str, Tensor | dict[str, Tensor] | TreeCall | ChunkCall]
+ForwardInputs = dict[str, Masks | TreeCall | ChunkCall]
 
 
 class Attachment(Protocol):
@@ -66,6 +67,7 @@ class Attachments:
         self.linears = linears
         self.blocks = blocks
         self.others = tuple(others)
+        self.mixers: Mixers | None = None  # of a model with running states
         self._is_bitwise = is_bitwise
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
@@ -106,6 +108,9 @@ class Attachments:
                     stack.enter_context(self.blocks.attached())
             if self.linears is not None and (tower is None or tower.calls_linears):
                 stack.enter_context(self.linears.attached())
+            if self.mixers is not None and cache.states is not None:
+                levels = cache.states.levels([tree.parents for tree in trees], written)
+                stack.enter_context(self.mixers.attached(cache, levels))
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
                 mask = self._mask_rule.build(trees, lengths, like.dtype, written=written)
@@ -138,8 +143,8 @@ class Attachments:
 
     def _called(self, call: TreeCall | ChunkCall, mask: Tensor) -> ForwardInputs:
         """With a mask of the right form, so that the model makes none of its own."""
-        masks: dict[str, Tensor] = {kind: mask for kind in self._mask_rule.kinds}
-        return {"attention_mask": masks if self._mask_rule.as_dict else mask, KEYWORD: call}
+        masks = self._mask_rule.given({kind: mask for kind in self._mask_rule.kinds})
+        return {"attention_mask": masks, KEYWORD: call}
 
     @contextmanager
     def watching(

@@ -26,6 +26,11 @@ def reason_against(target: Target) -> str | None:
             "reads images through cross-attention layers, whose keys are as many as its neighbours "
             "in a step have"
         )
+    if target.state_kinds:
+        return (
+            "keeps running states, which are computed for all nodes of a depth at once: how many "
+            "those are, and so how they are rounded, depends on the tree"
+        )
     if _has_experts(target):
         return (
             "is a mixture of experts: how many tokens an expert reads at once, and so how their "

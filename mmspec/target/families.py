@@ -10,9 +10,12 @@ from mmspec.attention import Reach
 from mmspec.errors import ModelError
 from mmspec.target.cuts import Cuts
 from mmspec.target.masks import LayerKind, MaskRule
+from mmspec.target.mixers import state_kinds
 
 _INDEXED = "indexed_attention"
 _KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention", _INDEXED)
+_WITHOUT_ATTENTION = ("linear_attention", "conv", "mlp", "moe")  # a running state, or nothing
+_ATTENDING = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}  # beside a state
 _FIRST_POSITION = {"paligemma": 1}  # position of the first token, 0 elsewhere
 
 # Whose tokens see later ones: those of the same image, or the whole prompt.
@@ -72,11 +75,13 @@ def mask_rules(config: PreTrainedConfig) -> tuple[MaskRule, ...]:
     if layer_types is None:
         kinds: tuple[str, ...] = ("full_attention" if window is None else "sliding_attention",)
     else:
-        kinds = tuple(dict.fromkeys(layer_types))
+        attending = [_ATTENDING.get(kind, kind) for kind in layer_types]
+        kinds = tuple(dict.fromkeys(kind for kind in attending if kind not in _WITHOUT_ATTENTION))
     chunk = getattr(text, "attention_chunk_size", None)
     forms = (True,) if len(kinds) > 1 else (False, True)
     known = cast(tuple[LayerKind, ...], kinds)
-    return tuple(MaskRule(known, window, chunk, as_dict) for as_dict in forms)
+    unmasked = _WITHOUT_ATTENTION if state_kinds(config) else ()
+    return tuple(MaskRule(known, window, chunk, as_dict, unmasked) for as_dict in forms)
 
 
 def layer_reaches(config: PreTrainedConfig, rule: MaskRule) -> tuple[Reach, ...]:
@@ -89,7 +94,7 @@ def layer_reaches(config: PreTrainedConfig, rule: MaskRule) -> tuple[Reach, ...]
         "sliding_attention": Reach(window=rule.window),
         "chunked_attention": Reach(chunk=rule.chunk),
     }
-    return tuple(reaches[kind] for kind in kinds)
+    return tuple(reaches.get(_ATTENDING.get(kind, kind), Reach()) for kind in kinds)
 
 
 def index_layers(config: PreTrainedConfig) -> tuple[int, ...]:
@@ -108,12 +113,13 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} is an encoder-decoder model; mmspec decodes decoder-only language and "
             "vision-language models. Use transformers' generate for it."
         )
-    kinds = [kind for kind in getattr(text, "layer_types", None) or () if kind not in _KNOWN_KINDS]
-    if kinds or getattr(model, "_is_stateful", False):
+    known = (*_KNOWN_KINDS, *_WITHOUT_ATTENTION, *_ATTENDING)
+    kinds = [kind for kind in getattr(text, "layer_types", None) or () if kind not in known]
+    if kinds or (getattr(model, "_is_stateful", False) and not state_kinds(config)):
         what = ", ".join(sorted(set(kinds))) or "recurrent"
         raise ModelError(
-            f"{name} has layers with a running state ({what}): the state cannot branch into a "
-            "token tree, nor be rolled back. Use transformers' generate for it."
+            f"{name} has layers of a kind that mmspec has no cache for ({what}). Use transformers' "
+            "generate for it."
         )
     if not _takes_positions(model):
         raise ModelError(

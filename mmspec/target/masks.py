@@ -1,8 +1,8 @@
 """Attention masks of a score call: each node sees its row's committed tokens and its ancestors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
 LayerKind = Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention"]
+Masks: TypeAlias = Tensor | dict[str, Tensor | None]
+"""One for all layers, or one a kind of layer."""
 _SEES_ALL = ("full_attention", "indexed_attention")  # an index chooses among all
 
 
@@ -22,6 +24,7 @@ class MaskRule:
     window: int | None  # tokens that a sliding layer sees, itself included
     chunk: int | None  # length of the blocks of a chunked layer
     as_dict: bool  # one mask a kind in a dict, or one for all layers
+    unmasked: tuple[str, ...] = ()  # kinds that attend to nothing, and are told so in the dict
 
     def build(
         self,
@@ -30,7 +33,7 @@ class MaskRule:
         dtype: torch.dtype,
         *,
         written: Sequence[int] = (),
-    ) -> Tensor | dict[str, Tensor]:
+    ) -> Masks:
         """Additive masks, (batch, 1, nodes, columns): 0 where a node may look, the dtype's minimum
         elsewhere (a boolean mask would be *added* by eager attention).
 
@@ -39,14 +42,19 @@ class MaskRule:
         `written` the first so many nodes of each tree are keys only: the others are the queries.
         """
         done = list(written) or [0] * len(trees)
-        masks: dict[str, Tensor] = {
-            kind: self._build_kind(kind, trees, lengths, dtype, done) for kind in self.kinds
-        }
-        return masks if self.as_dict else masks[self.kinds[0]]
+        return self.given(
+            {kind: self._build_kind(kind, trees, lengths, dtype, done) for kind in self.kinds}
+        )
+
+    def given(self, masks: Mapping[str, Tensor]) -> Masks:
+        """One mask a kind, in the form that the model takes."""
+        if self.as_dict:
+            return {**masks, **dict.fromkeys(self.unmasked)}
+        return masks[self.kinds[0]]
 
     def build_chunk(
         self, length: int, count: int, blocks: Sequence[tuple[int, int]], dtype: torch.dtype
-    ) -> Tensor | dict[str, Tensor]:
+    ) -> Masks:
         """Additive masks, (1, 1, count, length + count), of `count` prompt tokens behind `length`
         committed ones. The tokens of a block, [start, stop) within the chunk, see each other."""
         masks: dict[str, Tensor] = {}
@@ -66,7 +74,7 @@ class MaskRule:
                 )
                 mask.masked_fill_(~is_near, torch.finfo(dtype).min)
             masks[kind] = mask[None, None]
-        return masks if self.as_dict else masks[self.kinds[0]]
+        return self.given(masks)
 
     def _build_kind(
         self,
@@ -115,7 +123,7 @@ class MaskRule:
         return self.chunk
 
 
-def on_device(mask: Tensor | dict[str, Tensor], device: torch.device) -> Tensor | dict[str, Tensor]:
-    if isinstance(mask, Tensor):
-        return upload(mask, device)
-    return {kind: upload(tensor, device) for kind, tensor in mask.items()}
+def on_device(masks: Masks, device: torch.device) -> Masks:
+    if isinstance(masks, Tensor):
+        return upload(masks, device)
+    return {kind: None if m is None else upload(m, device) for kind, m in masks.items()}

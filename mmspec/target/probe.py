@@ -18,8 +18,9 @@ from mmspec.state import Prompt
 from mmspec.target.attached import Attention
 from mmspec.target.blocks import Blocks
 from mmspec.target.cross import beside_text, probe_inputs
-from mmspec.target.families import index_layers, mask_rules
+from mmspec.target.families import first_position, index_layers, mask_rules
 from mmspec.target.linears import Linears
+from mmspec.target.mixers import state_kinds
 from mmspec.target.target import Target, input_device
 from mmspec.tree import TokenTree
 
@@ -96,6 +97,7 @@ def probe(
                 attention="tree",
                 backend=backend,
                 blocks=blocks,
+                mixers=target.attachments.mixers,
             )
             report = _with_tree_attention(own, report, candidate, [prompt, shorter], expected)
         made = Target(
@@ -105,6 +107,7 @@ def probe(
             backend=backend,
             linears=linears,
             blocks=blocks,
+            mixers=target.attachments.mixers,
         )
         if report.shape != "plain" and made.cuts.whole_because is None:
             made.cuts = replace(made.cuts, whole_because=_reason_against_cuts(target, prompt))
@@ -171,6 +174,7 @@ def _native_logits(
 ) -> dict[tuple[int, ...], Tensor]:
     """Logits (vocab,) after each path's tokens, decoded by the model alone, a token at a time."""
     expected: dict[tuple[int, ...], Tensor] = {}
+    has_states = bool(state_kinds(model.config))
     leaves = set(range(tree.num_nodes)) - set(tree.parents)
     embedding = model.get_input_embeddings()
     device = input_device(embedding, embedding.weight)
@@ -181,11 +185,16 @@ def _native_logits(
             given = {n: t.to(device) for n, t in prompt.model_inputs.items()}
             model(input_ids=ids, past_key_values=cache, use_cache=True, **given)
             path: tuple[int, ...] = ()
-            for node in tree.path_to(leaf):
+            for depth, node in enumerate(tree.path_to(leaf)):
                 path += (tree.tokens[node],)
                 ids = torch.tensor([[tree.tokens[node]]], device=device)
                 given = beside_text(given)
-                output = model(input_ids=ids, past_key_values=cache, use_cache=True, **given)
+                # As generate tells them: some hybrids count each call's tokens from 0.
+                place = first_position(model.config) + prompt.num_tokens + depth
+                told = {"position_ids": torch.full_like(ids, place)} if has_states else {}
+                output = model(
+                    input_ids=ids, past_key_values=cache, use_cache=True, **told, **given
+                )
                 expected[path] = output.logits[0, -1]
     return expected
 

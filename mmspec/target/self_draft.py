@@ -24,7 +24,7 @@ def draft_forward(
     def make(target: Target) -> Target:
         attachments: list[Attachment] = []
         if skipped:
-            layers = SkippedLayers(target.model)
+            layers = SkippedLayers(target.model, packing=target.packing)
             try:
                 layers.skipped = indices(skipped, layers.num_layers)
             except ValueError as error:

@@ -1,6 +1,6 @@
 """Decoder layers that are left out while a target drafts for itself."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,11 @@ class SkippedLayers:
     exit (LayerSkip, arXiv 2404.16710).
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Raises ModelError for a model whose decoder layers are not found, or hand on more than
-        their hidden states."""
+    def __init__(self, model: PreTrainedModel, *, packing: Collection[nn.Module] = ()) -> None:
+        """`packing`: modules seen to hand on a tuple (`Mixers.packing`). Raises ModelError
+        for a model whose decoder layers are not found."""
         self._layers = decoder_layers(model)
+        self._packing = frozenset(packing)
         self.skipped: frozenset[int] = frozenset()  # set between two forwards, never within one
 
     @property
@@ -49,7 +50,8 @@ class SkippedLayers:
         taken = [layer for layer in chosen if "forward" not in layer.__dict__]
         try:
             for layer in taken:  # __dict__: nn.Module's own setattr takes a microsecond
-                layer.__dict__["forward"] = _hand_on
+                packs = layer in self._packing
+                layer.__dict__["forward"] = _hand_on_packed if packs else _hand_on
             yield
         finally:
             for layer in taken:
@@ -82,3 +84,8 @@ def indices(skipped: Iterable[int], num_layers: int) -> frozenset[int]:
 def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A decoder layer that does nothing."""
     return hidden_states
+
+
+def _hand_on_packed(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """The same, of a family whose layers hand on a tuple: of states, and perhaps of weights."""
+    return hidden_states, None

@@ -4,7 +4,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mmspec.attention import RowNodes
 from mmspec.encoders.features import FeatureSource, gives_features
 from mmspec.encoders.media import CROSS_MASK, join, token_inputs
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import BufferPool, KVCache, QueryLog, WritePlan
 from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import cross, encoded
@@ -32,6 +32,7 @@ from mmspec.target.graphs import (
 )
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule, on_device
+from mmspec.target.mixers import Mixers, Observer, state_kinds
 from mmspec.target.positions import prompt_positions
 from mmspec.target.taps import Hidden, asked_for, taken, taken_late
 from mmspec.tree import TokenTree
@@ -59,8 +60,10 @@ class Target:
         backend: str = "auto",
         linears: Linears | None = None,
         blocks: Blocks | None = None,
+        mixers: Mixers | None = None,
     ) -> None:
-        """Raises ModelError for a model that cannot be decoded (see `families`)."""
+        """`mixers`: those that another target of the model has found. Raises ModelError for a model
+        that cannot be decoded (see `families`)."""
         refuse_unsupported(model)
         self.model = model
         self.mask_rule = mask_rule or mask_rules(model.config)[0]
@@ -84,6 +87,9 @@ class Target:
         self._lock = threading.Lock()  # forwards of several threads, one after the other
         self.graphs: ScoreGraphs | None = None
         self._buffers: BufferPool | None = None
+        self.state_kinds = state_kinds(model.config)
+        if self.state_kinds:
+            self.attachments.mixers = mixers or self._find_mixers()
 
     def variant(self, *attachments: Attachment) -> "Target":
         """The same model, whose score calls run with more attached: quantised weights, layers left
@@ -101,6 +107,7 @@ class Target:
             blocks=own.blocks,
             others=(*own.others, *attachments),
         )
+        variant.attachments.mixers = own.mixers
         if self.graphs is not None:
             variant.graphs = ScoreGraphs(self.graphs.recorder, self.device)
         return variant
@@ -113,12 +120,19 @@ class Target:
             raise ConfigError(
                 "graphs need mmspec's own attention: probe the model with attention='tree'"
             )
+        if self.state_kinds:
+            raise ConfigError(
+                f"{type(self.model).__name__} keeps running states, which are new tensors at each "
+                "step: its score calls cannot be recorded"
+            )
         self.graphs = ScoreGraphs(recorder, self.device)
         self._buffers = BufferPool()
 
     def use_graphs_as(self, other: "Target") -> None:
         """As `use_graphs`, where the other target does and this one can."""
         if other.graphs is None or self.graphs is not None or self.attachments.attention != "tree":
+            return
+        if self.state_kinds:
             return
         recorder = other.graphs.recorder.another(self.device)
         if recorder is not None:
@@ -145,6 +159,12 @@ class Target:
             self.model, mask_rule=self.mask_rule, attention="tree", is_bitwise=True
         )
         return fixed
+
+    @property
+    def packing(self) -> frozenset[nn.Module]:
+        """Modules of the decoder that are known to hand on a tuple."""
+        mixers = self.attachments.mixers
+        return frozenset() if mixers is None else mixers.packing
 
     @property
     def device(self) -> torch.device:
@@ -189,8 +209,9 @@ class Target:
                 state.append((id(weight), version, weight.dtype, weight.device))
         return hash(tuple(state))
 
-    def new_cache(self, *, watched_queries: int = 0) -> KVCache:
-        """An empty cache, which logs the queries of each row's so many newest tokens."""
+    def new_cache(self, *, watched_queries: int = 0, num_recent: int = 0) -> KVCache:
+        """An empty cache, which logs the queries of each row's so many newest tokens; with running
+        states a row of it may be cut by `num_recent` tokens."""
         log = QueryLog(watched_queries) if watched_queries else None
         return KVCache(
             self._text_config.num_hidden_layers,
@@ -198,7 +219,26 @@ class Target:
             pool=self._buffers,
             cross_layers=self.cross_layers,
             index_layers=index_layers(self.model.config),
+            states=self.state_kinds,
+            num_recent=num_recent,
         )
+
+    def _find_mixers(self) -> Mixers:
+        """The model's modules with a running state, observed while it reads a few tokens. Raises
+        ModelError where the states are not in the cache."""
+        cache, prompt = self.new_cache(), Prompt(torch.ones(3, dtype=torch.long))
+        observer, row = Observer(self.model.get_decoder(), cache), cache.open(prompt.num_tokens)
+        with observer.seeing_states():
+            self.prefill(prompt, cache, row, stop=2)
+        if not observer.mixers.each:
+            raise ModelError(
+                f"{type(self.model).__name__} keeps its running states outside of transformers' "
+                "cache, so they cannot branch into a token tree. Use transformers' generate for it."
+            )
+        with observer.seeing_projections():
+            self.prefill(prompt, cache, row, start=2)
+        cache.release()
+        return observer.mixers
 
     def prefill(
         self,
@@ -254,6 +294,7 @@ class Target:
         with (
             self._forward(),
             cache.writing([row], [stop - start]) as plan,
+            nullcontext() if cache.states is None else cache.states.following(),
             _fed(self.model, start, stop, features),
             self._reading(prompt, cache, plan, start, stop) as attended,
             self.attachments.watching(cache, [row], [stop - start]) as watched,

@@ -5,12 +5,13 @@ Nothing is downloaded: models come from configs, pixels from a generator.
 
 from .audio import DECODABLE_AUDIO
 from .family import EOS_TOKEN, Family
+from .hybrid import DECODABLE_HYBRID
 from .prompts import Layout, layouts_of, prompt_inputs
 from .text import DECODABLE_TEXT, REFUSED_TEXT
 from .vision import DECODABLE_VISION
 
 FAMILIES: dict[str, Family] = {
-    f.name: f for f in (*DECODABLE_TEXT, *DECODABLE_VISION, *DECODABLE_AUDIO)
+    f.name: f for f in (*DECODABLE_TEXT, *DECODABLE_VISION, *DECODABLE_AUDIO, *DECODABLE_HYBRID)
 }
 """The families that must decode."""
 

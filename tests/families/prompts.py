@@ -39,7 +39,7 @@ _SIDE = IMAGE_SIZE // PATCH_SIZE  # patches along one side of a fixed-size tower
 _NUM_VIDEO_FRAMES = 4
 _NUM_MLLAMA_TILES = 4
 _PHRASE_LENGTHS = (5, 4, 6)
-_QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+_QWEN_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 
 
 @dataclass(frozen=True)
@@ -341,6 +341,7 @@ _IMAGES: dict[str, Callable[[torch.Generator, int, int], _Media]] = {
     "qwen2_vl": _qwen_image,
     "qwen2_5_vl": _qwen_image,
     "qwen3_vl": _qwen_image,
+    "qwen3_5": _qwen_image,
     "smolvlm": _idefics_image,
     "idefics3": _idefics_image,
     "internvl": _framed_image,
@@ -354,4 +355,5 @@ _VIDEOS: dict[str, Callable[[torch.Generator], _Media]] = {
     "qwen2_vl": _qwen_video,
     "qwen2_5_vl": _qwen2_5_video,
     "qwen3_vl": _qwen3_video,
+    "qwen3_5": _qwen3_video,
 }

@@ -24,8 +24,6 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
-    Qwen3NextConfig,
-    Qwen3NextForCausalLM,
 )
 
 from .family import SPECIAL_TOKENS, VOCAB_SIZE, Family, family
@@ -135,21 +133,6 @@ def _bloom() -> PreTrainedConfig:
     )
 
 
-def _qwen3_next() -> PreTrainedConfig:
-    return Qwen3NextConfig(
-        **text_shape(),
-        layer_types=["linear_attention", "full_attention"],
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        moe_intermediate_size=48,
-        shared_expert_intermediate_size=48,
-        num_experts=4,
-        num_experts_per_tok=2,
-    )
-
-
 DECODABLE_TEXT: tuple[Family, ...] = (
     family("llama", "text", LlamaForCausalLM, lambda: LlamaConfig(**text_shape())),
     family("qwen2", "text", Qwen2ForCausalLM, _qwen2),
@@ -176,7 +159,4 @@ DECODABLE_TEXT: tuple[Family, ...] = (
     family("gpt2", "text", GPT2LMHeadModel, _gpt2),
 )
 
-REFUSED_TEXT: tuple[Family, ...] = (
-    family("bloom", "text", BloomForCausalLM, _bloom),
-    family("qwen3_next", "text", Qwen3NextForCausalLM, _qwen3_next),
-)
+REFUSED_TEXT: tuple[Family, ...] = (family("bloom", "text", BloomForCausalLM, _bloom),)

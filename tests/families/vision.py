@@ -63,7 +63,7 @@ def _tower(**changes: Any) -> dict[str, Any]:
     return shape | changes
 
 
-def _qwen_tower(**changes: Any) -> dict[str, Any]:
+def qwen_tower(**changes: Any) -> dict[str, Any]:
     shape: dict[str, Any] = {
         "depth": 2,
         "hidden_size": 32,
@@ -81,7 +81,7 @@ def _qwen_text(**changes: Any) -> dict[str, Any]:
     return text_shape(rope_parameters=rope, **changes)
 
 
-def _qwen_tokens() -> dict[str, int]:
+def qwen_tokens() -> dict[str, int]:
     return {
         "image_token_id": IMAGE_TOKEN,
         "video_token_id": VIDEO_TOKEN,
@@ -121,32 +121,32 @@ def _llava_onevision() -> PreTrainedConfig:
 
 def _qwen2_vl() -> PreTrainedConfig:
     return Qwen2VLConfig(
-        vision_config=_qwen_tower(hidden_size=64, embed_dim=32),
+        vision_config=qwen_tower(hidden_size=64, embed_dim=32),
         text_config=without_head_dim(_qwen_text()),
-        **_qwen_tokens(),
+        **qwen_tokens(),
     )
 
 
 def _qwen2_5_vl() -> PreTrainedConfig:
     return Qwen2_5_VLConfig(
-        vision_config=_qwen_tower(
+        vision_config=qwen_tower(
             intermediate_size=48, out_hidden_size=64, window_size=16, fullatt_block_indexes=[1]
         ),
         text_config=without_head_dim(_qwen_text()),
-        **_qwen_tokens(),
+        **qwen_tokens(),
     )
 
 
 def _qwen3_vl() -> PreTrainedConfig:
     return Qwen3VLConfig(
-        vision_config=_qwen_tower(
+        vision_config=qwen_tower(
             intermediate_size=48,
             out_hidden_size=64,
             num_position_embeddings=36,
             deepstack_visual_indexes=[0, 1],
         ),
         text_config=_qwen_text(num_hidden_layers=3),
-        **_qwen_tokens(),
+        **qwen_tokens(),
     )
 
 

@@ -402,10 +402,15 @@ def test_unknown_bits_are_refused() -> None:
         QuantisedLinears(FAMILIES["llama"].build(torch.float32), "int3")  # type: ignore[arg-type]
 
 
-def skipping(model: Any, *layers: int) -> SkippedLayers:
-    skipped = SkippedLayers(model)
+def skipping(model: Any, *layers: int, packing: Any = ()) -> SkippedLayers:
+    skipped = SkippedLayers(model, packing=packing)
     skipped.skipped = frozenset(layers)
     return skipped
+
+
+def replaced(out: Any, states: Any) -> Any:
+    """A layer's output with other hidden states."""
+    return (states, *out[1:]) if isinstance(out, tuple) else states
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -417,10 +422,12 @@ def test_a_skipped_layer_does_nothing(family: str) -> None:
     clean = logits(target)
     cache, placement = prefilled(target)
     layer = 2 if 1 in target.cross_layers else 1  # a text passes over those by itself
-    drafted = target.variant(skipping(model, layer)).score([FIVE], cache, [placement])[0].logits
+    skipped = skipping(model, layer, packing=target.packing)
+    drafted = target.variant(skipped).score([FIVE], cache, [placement])[0].logits
     assert torch.equal(target.score([FIVE], cache, [placement])[0].logits, clean)
     hook = decoder_layers(model)[layer].register_forward_hook(
-        lambda module, args, kwargs, out: (*args, *kwargs.values())[0], with_kwargs=True
+        lambda module, args, kwargs, out: replaced(out, (*args, *kwargs.values())[0]),
+        with_kwargs=True,
     )
     expected = target.score([FIVE], cache, [placement])[0].logits
     hook.remove()

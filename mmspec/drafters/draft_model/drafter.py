@@ -37,6 +37,8 @@ from mmspec.tree import TokenTree
 if TYPE_CHECKING:
     from mmspec.drafters.draft_model.model import DraftModel
 
+_TAKEN_BACK = 8  # ids that another wording of a text's end replaces, but seldom more
+
 
 class BoundDraftModel:
     """Drafts for one target. One cache holds the rows of all its sessions, whatever call or thread
@@ -52,7 +54,6 @@ class BoundDraftModel:
         self.num_readable = settings.num_readable
         self.draws = settings.trees.draws
         self.model.use_graphs_as(target)
-        self.cache = self.model.new_cache()
         self.lock = threading.RLock()
         self.cost = ForwardCost()
         # Of the target's:
@@ -69,6 +70,8 @@ class BoundDraftModel:
                     "its q is not over the target's tokens; expected draw='coupled'"
                 )
             self._alignment = aligned(tokenizer, own_tokenizer)
+        # Of another tokenizer's text the newest ids may turn out to be others.
+        self.cache = self.model.new_cache(num_recent=_TAKEN_BACK if self._alignment else 0)
         self._vocab_size = target.vocab_size
         config, target_config = self.model.model.config, target.model.config
         texts = (

@@ -99,6 +99,8 @@ class DraftModelSession(ModelSession["BoundDraftModel"]):
             self.num_cached = unchanged
             if self._num_prompt + unchanged > 0:
                 self._cache.truncate(self.placement.row, self._num_prompt + unchanged)
+                if self._cache.is_lost(self.placement.row):
+                    self._begin_again()
             else:  # back into what has left
                 self._begin_again()
         elif written is not None:

@@ -37,7 +37,7 @@ class BoundLayerSkip:
 
     def __init__(self, settings: "LayerSkip", target: Target) -> None:
         self.settings = settings
-        self._skipped = SkippedLayers(target.model)
+        self._skipped = SkippedLayers(target.model, packing=target.packing)
         rough = draft_forward(weights=settings.weights)
         self.model = (target if rough is None else rough(target)).variant(self._skipped)
         self.cost = ForwardCost()
@@ -49,6 +49,12 @@ class BoundLayerSkip:
         except ValueError as error:
             raise ConfigError(f"drafter.layer_skip.layers: {error}") from error
         if not settings.layers:
+            if target.state_kinds:
+                raise ConfigError(
+                    "drafter.layer_skip: which layers are left out is searched for by trials on "
+                    "the newest tokens, and a model with running states cannot go back to before "
+                    "them; name them (drafter.layer_skip.layers), or take another drafter"
+                )
             if num_layers < 2:
                 raise ConfigError("drafter.layer_skip: the target has one layer and none to spare")
             self.search = SkipSearch(

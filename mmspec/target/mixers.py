@@ -1,0 +1,303 @@
+"""Mixers: modules with a running state, which score a tree level by level.
+
+The state of a node follows from its parent's. So a mixer is called once for each depth of the
+trees: the nodes of that depth, of all rows, are a batch of one-token texts, each with a copy of its
+parent's state. Every node is computed as plain decoding would, and trees branch as they like. What
+is expensive in a mixer, its projections, does not depend on the state, and is computed once for
+all nodes.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+from mmspec.attention.interface import KEYWORD, TAP_KEYWORD
+from mmspec.kv import KVCache, Levels, StateKey, StateKind, StateLayer
+
+
+def state_kinds(config: PreTrainedConfig) -> dict[int, StateKind]:
+    """Of the text model's layers that keep a running state, what they keep, by layer index: what
+    transformers' own cache would."""
+    try:
+        layers = DynamicCache(config=config).layers
+    except (KeyError, TypeError, AttributeError):  # of a kind that has no such cache
+        return {}
+    return {
+        index: StateKind(layer.number_of_states, isinstance(layer, CacheLayerMixin))
+        for index, layer in enumerate(layers)
+        if isinstance(layer, LinearAttentionCacheLayerMixin)
+    }
+
+
+@dataclass(eq=False)
+class Mixer:
+    """One module that reads and writes states of one layer."""
+
+    module: nn.Module
+    layer: int
+    keys: list[StateKey] = field(default_factory=list)
+    # Children that project the mixer's own input, and the one whose product is its output.
+    inputs: list[nn.Module] = field(default_factory=list)
+    output: nn.Module | None = None
+
+    def forward(
+        self, own: Callable[..., Any], states: StateLayer, levels: Levels, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The module's `own` forward of (batch, nodes, ...) inputs, node by node."""
+        return _Call(self, own, levels, args, kwargs).run(states)
+
+
+class Mixers:
+    """All mixers of a model, with another forward while attached."""
+
+    def __init__(self, mixers: Sequence[Mixer], packing: Iterable[nn.Module] = ()) -> None:
+        """`packing`: the decoder's modules that were seen to hand on a tuple."""
+        self.each = tuple(mixers)
+        self.packing = frozenset(packing)
+
+    @contextmanager
+    def attached(self, cache: KVCache, levels: Levels) -> Iterator[None]:
+        """Within it, one forward computes the nodes of `levels`, and leaves their states there."""
+        assert cache.states is not None
+        with ExitStack() as stack:
+            for mixer in self.each:
+                layer = cache.states.layers[mixer.layer]
+                forward = partial(mixer.forward, mixer.module.forward, layer, levels)
+                stack.enter_context(_forwarding(mixer.module, forward))
+            yield
+
+
+class Observer:
+    """Sees which modules ask a cache for the states of its layers."""
+
+    def __init__(self, decoder: nn.Module, cache: KVCache) -> None:
+        assert cache.states is not None
+        self._decoder, self._layers = decoder, cache.states.layers
+        self._mixers: dict[tuple[nn.Module, int], Mixer] = {}
+        self._packing: set[nn.Module] = set()
+
+    @property
+    def mixers(self) -> Mixers:
+        return Mixers(list(self._mixers.values()), self._packing)
+
+    @contextmanager
+    def seeing_states(self) -> Iterator[None]:
+        """Within it, a forward of several tokens tells which modules leave states."""
+
+        running: list[nn.Module] = []  # from the outside in
+
+        def see() -> None:
+            """What was written since the last look, the innermost module has written."""
+            for index, layer in self._layers.items():
+                for kind, number in sorted(layer.written):
+                    key = running[-1], index
+                    mixer = self._mixers.setdefault(key, Mixer(*key))
+                    mixer.keys.append(StateKey(index, kind, number))
+                layer.written.clear()
+
+        def before(module: nn.Module, *unused: object) -> None:
+            see()
+            running.append(module)
+
+        def after(module: nn.Module, _: object, out: object) -> None:
+            see()
+            running.pop()
+            if isinstance(out, tuple):
+                self._packing.add(module)
+
+        with ExitStack() as stack:
+            for module in self._decoder.modules():
+                stack.callback(module.register_forward_pre_hook(before).remove)
+                stack.callback(module.register_forward_hook(after).remove)
+            yield
+
+    @contextmanager
+    def seeing_projections(self) -> Iterator[None]:
+        """Within it, a forward tells which of their children read the mixers' own input, and which
+        makes their output."""
+        with ExitStack() as stack:
+            for mixer in self._mixers.values():
+                for handle in _watched(mixer):
+                    stack.callback(handle.remove)
+            yield
+
+
+def _watched(mixer: Mixer) -> Iterator[RemovableHandle]:
+    """The hooks by which a mixer's next forward fills in its `inputs` and `output`."""
+    seen: list[Tensor] = []  # the mixer's input
+    made: list[tuple[nn.Module, Tensor]] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[:] = [v for v in (*args, *kwargs.values()) if _is_states(v)][:1]
+        made.clear()
+
+    def within(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if kwargs or len(args) != 1 or not isinstance(out, Tensor):
+            return
+        if seen and args[0] is seen[0]:
+            inner = set(module.modules())
+            mixer.inputs = [one for one in mixer.inputs if one not in inner] + [module]
+        made.append((module, out))
+
+    def after(_: nn.Module, args: object, kwargs: object, out: Any) -> None:
+        ends = [module for module, product in made if product is out]
+        mixer.output = ends[-1] if ends and ends[-1] not in mixer.inputs else None
+
+    yield mixer.module.register_forward_pre_hook(before, with_kwargs=True)
+    for child in mixer.module.modules():
+        # A linear layer, an adapted or a quantised one: what treats each token alike.
+        if hasattr(child, "in_features") and hasattr(child, "out_features"):
+            yield child.register_forward_hook(within, with_kwargs=True)
+    yield mixer.module.register_forward_hook(after, with_kwargs=True)
+
+
+def _is_states(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 3
+
+
+@contextmanager
+def _forwarding(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module with another forward; what it had of its own before, it has again after."""
+    former = module.__dict__.get("forward")
+    try:
+        module.__dict__["forward"] = forward
+        yield
+    finally:
+        module.__dict__.pop("forward", None)
+        if former is not None:
+            module.__dict__["forward"] = former
+
+
+class _Call:
+    """One mixer's share of one score call."""
+
+    def __init__(
+        self,
+        mixer: Mixer,
+        own: Callable[..., Any],
+        levels: Levels,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._mixer, self._own, self._levels = mixer, own, levels
+        names = list(inspect.signature(own).parameters) if args else []
+        given = [*zip(names, args, strict=False), *kwargs.items()]
+        hidden = next(value for _, value in given if _is_states(value))
+        self._size = hidden.shape[0], hidden.shape[1]
+        self._order, self._places = levels.on(hidden.device)
+        self._hidden = self._by_node(hidden).tensor
+        # No node is padding, and whom attention listens to is nothing to a mixer.
+        self._args = [
+            None if "mask" in name else self._by_node(v) for name, v in given[: len(args)]
+        ]
+        self._kwargs = {
+            name: None if "mask" in name else self._by_node(value)
+            for name, value in kwargs.items()
+            if name not in (KEYWORD, TAP_KEYWORD)
+        }
+
+    def run(self, states: StateLayer) -> Any:
+        """All nodes' outputs, (batch, nodes, ...); padding's are zeros."""
+        mixer = self._mixer
+        outputs: list[Any] = []
+        delayed: list[Tensor] = []
+        project = None if mixer.output is None else mixer.output.forward
+        with ExitStack() as stack:
+            at = _At()
+            for module in mixer.inputs:
+                known = _Known(module.forward(self._hidden), at)
+                stack.enter_context(_forwarding(module, known))
+            if mixer.output is not None:
+                stack.enter_context(_forwarding(mixer.output, _Delay(delayed)))
+            for level, places in zip(self._levels.each, self._places, strict=True):
+                at.nodes = level.nodes
+                found = {key: level.gather(key, places) for key in mixer.keys}
+                states.load(mixer.layer, {k: t for k, t in found.items() if t is not None})
+                args = [_cut(value, level.nodes) for value in self._args]
+                kwargs = {name: _cut(v, level.nodes) for name, v in self._kwargs.items()}
+                outputs.append(self._own(*args, **kwargs))
+                left = states.taken(mixer.layer)
+                level.block.tensors |= {key: left[key] for key in mixer.keys if key in left}
+        if project is not None:
+            return self._by_place(project(torch.cat(delayed)))
+        return self._joined(outputs)
+
+    def _by_node(self, value: Any) -> Any:
+        """(nodes, 1, ...) of what is (batch, nodes, ...); anything else as it is."""
+        if isinstance(value, tuple):
+            return tuple(self._by_node(part) for part in value)
+        batch, nodes = self._size
+        if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[1] != nodes:
+            return value
+        if value.shape[0] not in (1, batch):
+            return value
+        flat = value.expand(batch, *value.shape[1:]).flatten(0, 1)
+        if not self._levels.is_in_order:
+            flat = flat.index_select(0, self._order)
+        return _Nodes(flat[: self._levels.num_nodes].unsqueeze(1))
+
+    def _joined(self, outputs: list[Any]) -> Any:
+        """One output of those of all levels."""
+        first = outputs[0]
+        if isinstance(first, tuple):
+            return tuple(self._joined([out[i] for out in outputs]) for i in range(len(first)))
+        return self._by_place(torch.cat(outputs)) if isinstance(first, Tensor) else first
+
+    def _by_place(self, value: Tensor) -> Tensor:
+        """(batch, nodes, ...) of (nodes, 1, ...)."""
+        batch, nodes = self._size
+        flat = value.squeeze(1)
+        if not self._levels.is_in_order or flat.shape[0] != batch * nodes:
+            places = flat.new_zeros(batch * nodes, *flat.shape[1:])
+            flat = places.index_copy_(0, self._order, flat)
+        return flat.view(batch, nodes, *flat.shape[1:])
+
+
+class _Nodes(NamedTuple):
+    """What has an entry for each node, (nodes, 1, ...)."""
+
+    tensor: Tensor
+
+
+def _cut(value: Any, nodes: range) -> Any:
+    if isinstance(value, _Nodes):
+        return value.tensor[nodes.start : nodes.stop]
+    return tuple(_cut(part, nodes) for part in value) if type(value) is tuple else value
+
+
+@dataclass
+class _At:
+    """The nodes that are computed now."""
+
+    nodes: range = range(0)
+
+
+@dataclass
+class _Known:
+    """A projection's forward: its products are there."""
+
+    products: Tensor  # (nodes, 1, out_features)
+    at: _At
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return self.products[self.at.nodes.start : self.at.nodes.stop]
+
+
+@dataclass
+class _Delay:
+    """A projection's forward: its inputs are kept, and handed on in its place."""
+
+    inputs: list[Tensor]
+
+    def __call__(self, states: Tensor) -> Tensor:
+        self.inputs.append(states)
+        return states

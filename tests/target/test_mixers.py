@@ -1,0 +1,322 @@
+"""Mixers: a tree scored level by level is each of its paths decoded alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from families.hybrid import DECODABLE_HYBRID
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+import mmspec
+from mmspec.config import Config, DecodeConfig
+from mmspec.errors import ConfigError, ModelError
+from mmspec.kv import KVCache, StateKey
+from mmspec.kv.states import Level, RunningStates
+from mmspec.state import Prompt
+from mmspec.target import Target, linears
+from mmspec.target.linears import quick_linears
+from mmspec.target.mixers import state_kinds
+from mmspec.target.probe import probe
+from mmspec.tree import TokenTree
+
+NAMES = [family.name for family in DECODABLE_HYBRID]
+TEXTS = (range(30, 44), range(50, 53), range(70, 71))  # of ragged rows; the last is one token
+#      0          0        0        Ragged trees, deeper and shallower ones.
+#     / \         |
+#    1   2        1
+#   /|   |
+#  3 4   5
+TREES = (
+    TokenTree((60, 61, 62, 63, 64, 65), (-1, 0, 0, 1, 1, 2), (1.0,) * 6, ("", *"aaaaa")),
+    TokenTree.chain(60, (61,), (1.0,), "a"),
+    TokenTree.root(66),
+)
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(params=NAMES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return FAMILIES[request.param].build(torch.float64)
+
+
+def alone(model: PreTrainedModel, text: Sequence[int], path: Sequence[int]) -> Tensor:
+    """Logits after the path's last token, decoded by the model and its own cache, one by one."""
+    key = model.config.model_type, model.dtype, tuple(text), tuple(path)
+    if key not in _ALONE:
+        _ALONE[key] = _decoded(model, text, path)
+    return _ALONE[key]
+
+
+_ALONE: dict[object, Tensor] = {}  # models of one family and dtype are alike
+
+
+def _decoded(model: PreTrainedModel, text: Sequence[int], path: Sequence[int]) -> Tensor:
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.tensor([list(text)]), past_key_values=cache, use_cache=True)
+        for token in path:
+            logits = model(
+                input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True
+            ).logits
+    return logits[0, -1]
+
+
+def prefilled(target: Target) -> tuple[KVCache, list[Any]]:
+    cache = target.new_cache()
+    prompts = [Prompt(torch.tensor(list(text))) for text in TEXTS]
+    rows = [cache.open(p.num_tokens + 8) for p in prompts]
+    pairs = zip(prompts, rows, strict=True)
+    return cache, [target.prefill(prompt, cache, row).placement for prompt, row in pairs]
+
+
+def farthest(target: Target, model: PreTrainedModel) -> float:
+    """The largest difference of any node's logits, before a commit and after it."""
+    cache, placements = prefilled(target)
+    texts = [list(text) for text in TEXTS]
+    largest = 0.0
+    for paths in ((0, 2, 5), (0, 1), (0,)), ((0, 1, 4), (0,), (0,)):
+        scores = target.score(TREES, cache, placements)
+        for tree, score, text in zip(TREES, scores, texts, strict=True):
+            for node in range(tree.num_nodes):
+                path = [tree.tokens[n] for n in tree.path_to(node)]
+                largest = max(largest, _apart(score.logits[node], alone(model, text, path)))
+        cache.commit({p.row: path for p, path in zip(placements, paths, strict=True)})
+        for tree, text, path in zip(TREES, texts, paths, strict=True):
+            text += [tree.tokens[node] for node in path]
+    return largest
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+# ORACLE
+
+
+def test_every_node_of_ragged_trees_is_its_path_decoded_alone(model: PreTrainedModel) -> None:
+    # Recurrences are in float32 in many families, whatever the model's dtype.
+    assert farthest(Target(model, attention="tree"), model) < 1e-4
+
+
+def test_a_tree_scored_in_two_calls_is_the_tree_scored_in_one(model: PreTrainedModel) -> None:
+    target, tree = Target(model), TREES[0]
+    cache, placements = prefilled(target)
+    whole = target.score([tree], cache, placements[:1])[0].logits
+    first = target.score([tree.keep(range(2))], cache, placements[:1])[0].logits
+    rest = target.score([tree], cache, placements[:1], written=[2])[0].logits
+    assert _apart(torch.cat([first, rest]), whole) < 1e-4
+
+
+def test_a_prompt_of_one_token_and_one_in_pieces_come_to_the_same(model: PreTrainedModel) -> None:
+    target, prompt = Target(model), Prompt(torch.arange(30, 49))
+    cache = target.new_cache()
+    rows = [cache.open(20) for _ in range(2)]
+    whole = target.prefill(prompt, cache, rows[0]).logits
+    for start, stop in (0, 1), (1, 2), (2, 9), (9, 10), (10, 19):
+        pieces = target.prefill(prompt, cache, rows[1], start=start, stop=stop).logits
+    assert _apart(pieces, whole) < 1e-4
+
+
+# The faults that this would miss if states hardly mattered
+
+
+def states_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    right = Level.gather
+
+    def zeros(self: Level, key: StateKey, places: Sequence[Tensor]) -> Tensor | None:
+        found = right(self, key, places)
+        return None if found is None else torch.zeros_like(found)
+
+    patch.setattr(Level, "gather", zeros)
+
+
+def states_are_of_another_row(patch: pytest.MonkeyPatch) -> None:
+    right = Level.gather
+
+    def rolled(self: Level, key: StateKey, places: Sequence[Tensor]) -> Tensor | None:
+        found = right(self, key, places)
+        return None if found is None else found.roll(1, 0)
+
+    patch.setattr(Level, "gather", rolled)
+
+
+def siblings_share_the_newest_state(patch: pytest.MonkeyPatch) -> None:
+    right = RunningStates.levels
+
+    def chained(self: RunningStates, parents: Sequence[Sequence[int]], written: Any) -> Any:
+        wrong = [[max(of) if of[n] >= 0 else -1 for n in range(len(of))] for of in parents]
+        wrong = [[min(w, n - 1) for n, w in enumerate(of)] for of in wrong]
+        return right(self, wrong, written)
+
+    patch.setattr(RunningStates, "levels", chained)
+
+
+def commit_takes_the_first_nodes_state(patch: pytest.MonkeyPatch) -> None:
+    right = RunningStates.commit
+
+    def first(self: RunningStates, row: int, path: Sequence[int], *, length: int) -> None:
+        right(self, row, path[:1], length=length)
+
+    patch.setattr(RunningStates, "commit", first)
+
+
+def recurrent_states_stay_as_they_were(patch: pytest.MonkeyPatch) -> None:
+    right = Level.gather
+
+    def conv_alone(self: Level, key: StateKey, places: Sequence[Tensor]) -> Tensor | None:
+        found = right(self, key, places)
+        return found if found is None or key.kind == "conv" else found * 0
+
+    patch.setattr(Level, "gather", conv_alone)
+
+
+FAULTS: tuple[Fault, ...] = (
+    states_are_ignored,
+    states_are_of_another_row,
+    siblings_share_the_newest_state,
+    commit_takes_the_first_nodes_state,
+    recurrent_states_stay_as_they_were,
+)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_the_fault_moves_the_logits(
+    fault: Fault, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if model.config.model_type == "lfm2" and fault is recurrent_states_stay_as_they_were:
+        pytest.skip("short convolutions have no other state")
+    target = Target(model)
+    fault(monkeypatch)
+    assert farthest(target, model) > 1e-2
+
+
+# LAW
+
+
+def test_a_forward_that_fails_leaves_the_model_as_it_was(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(model, attention="tree")
+    cache, placements = prefilled(target)
+    before = [(module, dict(module.__dict__)) for module in model.modules()]
+    expected = target.score(TREES, cache, placements)
+    right, calls = Level.gather, []
+
+    def fails(self: Level, key: StateKey, places: Sequence[Tensor]) -> Tensor | None:
+        calls.append(key)
+        if len(calls) == 4:
+            raise RuntimeError("in the middle")
+        return right(self, key, places)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Level, "gather", fails)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            target.score(TREES, cache, placements)
+    for module, attributes in before:
+        assert module.__dict__.keys() == attributes.keys()
+        assert not module._forward_hooks
+    again = target.score(TREES, cache, placements)
+    for a, b in zip(expected, again, strict=True):
+        assert torch.equal(a.logits, b.logits)
+
+
+def test_what_does_not_depend_on_the_state_is_computed_once(model: PreTrainedModel) -> None:
+    target = Target(model)
+    cache, placements = prefilled(target)
+    shapes: list[tuple[int, ...]] = []
+    own = model.get_decoder().layers[0]
+    mixer = next(m for m in target.attachments.mixers.each if m.layer == 0)
+    assert any(module is mixer.module for module in own.modules())
+    assert mixer.output is not None
+    assert len(mixer.inputs) == {"qwen3_next": 2, "qwen3_5": 4, "falcon_h1": 0}.get(
+        model.config.model_type, 1
+    )
+    forwards = {m: m.forward for m in (*mixer.inputs, mixer.output)}
+    for module, forward in forwards.items():
+
+        def counted(states: Tensor, *, forward: Any = forward) -> Tensor:
+            shapes.append(tuple(states.shape[:2]))
+            return forward(states)
+
+        module.forward = counted
+    try:
+        target.score(TREES, cache, placements)
+    finally:
+        for module in forwards:
+            del module.forward
+    assert shapes == [(9, 1)] * len(forwards), "once, for the nine nodes of three rows"
+
+
+def test_mixers_whose_projections_are_not_found_are_computed_all_the_same(
+    model: PreTrainedModel,
+) -> None:
+    target = Target(model)
+    for mixer in target.attachments.mixers.each:
+        mixer.inputs, mixer.output = [], None
+    assert farthest(target, model) < 1e-4
+
+
+def test_quick_linear_layers_serve_mixers_too(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linears, "_MIN_WEIGHTS", 1)
+    single = model.float()
+    target = Target(single, attention="tree", linears=quick_linears(single))
+    mixer = next(m for m in target.attachments.mixers.each if m.layer == 0)
+    assert target.attachments.linears is not None
+    taken = [module for module, _ in target.attachments.linears._forwards]
+    assert mixer.output in taken
+    assert farthest(target, single) < 1e-2
+
+
+def test_a_model_that_keeps_its_states_elsewhere_is_refused(model: PreTrainedModel) -> None:
+    class Hides(nn.Module):
+        """Reads without the cache."""
+
+        def __init__(self, mixer: nn.Module) -> None:
+            super().__init__()
+            self.mixer = mixer
+
+        def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            return self.mixer(hidden_states)
+
+    for name, module in list(model.named_modules()):
+        if name.endswith(("linear_attn", "mamba", ".conv")) and hasattr(module, "layer_idx"):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, Hides(module))
+    with pytest.raises(ModelError, match=r"outside of transformers' cache"):
+        Target(model)
+
+
+def test_what_the_cache_keeps_is_what_transformers_keeps() -> None:
+    kinds = state_kinds(FAMILIES["falcon_h1"].build(torch.float32).config)
+    assert {index: tuple(kind) for index, kind in kinds.items()} == {0: (1, True), 1: (1, True)}
+    kinds = state_kinds(FAMILIES["qwen3_5"].build(torch.float32).config)
+    assert {index: tuple(kind) for index, kind in kinds.items()} == {0: (1, False), 1: (1, False)}
+    assert state_kinds(FAMILIES["qwen2_vl"].build(torch.float32).config) == {}
+
+
+# What is not possible says so
+
+
+def test_bitwise_mode_is_refused_with_the_reason() -> None:
+    model = FAMILIES["lfm2"].build(torch.float32)
+    config = Config(decode=DecodeConfig(exactness="bitwise", max_rows=2, max_nodes=4))
+    with pytest.raises(ModelError, match="keeps running states"):
+        mmspec.load(model, config=config)
+
+
+def test_layers_to_skip_have_to_be_named() -> None:
+    model = FAMILIES["lfm2"].build(torch.float32)
+    with pytest.raises(ConfigError, match=r"name them \(drafter.layer_skip.layers\)"):
+        mmspec.load(model, drafter="layer_skip").generate("", max_new_tokens=1)
+
+
+def test_graphs_are_refused_with_the_reason() -> None:
+    target, _ = probe(FAMILIES["lfm2"].build(torch.float32))
+    with pytest.raises(ConfigError, match="cannot be recorded"):
+        target.use_graphs(None)  # type: ignore[arg-type]
