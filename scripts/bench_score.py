@@ -2,8 +2,11 @@
 
     python scripts/bench_score.py --out build/score.json
     python scripts/bench_score.py --model tiny-vlm --contexts 128 1024 4096
+    python scripts/bench_score.py --random qwen3_5 --shape chain   # with running states
 
-Without `--model` a random Llama (8 layers, hidden 512, 8 heads over 2 KV heads) is scored. Two
+Without `--model` a random Llama (8 layers, hidden 512, 8 heads over 2 KV heads) is scored, or what
+`--random` names; mixers with a running state are called once for each depth of a tree, so a chain
+is their dearest shape. Two
 ways are compared: mmspec's (tree attention, quick linear layers) and the model's own attention
 with a mask. In each round every call is made once, one after the other, in an order that turns;
 ratios are within a round, intervals of 95% by order statistics for their median. Time is the wall
@@ -24,7 +27,17 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GraniteMoeHybridConfig,
+    GraniteMoeHybridForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
+)
 
 import mmspec
 from mmspec.bench.interval import spread
@@ -66,9 +79,69 @@ def random_llama() -> PreTrainedModel:
     return LlamaForCausalLM(config).eval()
 
 
-def tree_of(nodes: int) -> TokenTree:
-    """A binary tree; which tokens it holds costs nothing."""
-    parents = (-1, *[node // 2 for node in range(nodes - 1)])
+def random_qwen3_5() -> PreTrainedModel:
+    """Three gated delta nets to one attention, in the proportions of the smallest Qwen3.5."""
+    torch.manual_seed(0)
+    config = Qwen3_5TextConfig(
+        vocab_size=4096,
+        hidden_size=1024,
+        intermediate_size=3584,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=256,
+        linear_num_key_heads=16,
+        linear_num_value_heads=16,
+    )
+    return Qwen3_5ForCausalLM(config).eval()
+
+
+def random_lfm2() -> PreTrainedModel:
+    """Two short convolutions to one attention."""
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=4096,
+        hidden_size=1024,
+        intermediate_size=4608,
+        num_hidden_layers=9,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        layer_types=["conv", "conv", "full_attention"] * 3,
+    )
+    return Lfm2ForCausalLM(config).eval()
+
+
+def random_granite_hybrid() -> PreTrainedModel:
+    """Three Mamba2 layers to one attention."""
+    torch.manual_seed(0)
+    config = GraniteMoeHybridConfig(
+        vocab_size=4096,
+        hidden_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        layer_types=[*["linear_attention"] * 3, "full_attention"] * 2,
+        mamba_n_heads=32,
+        mamba_d_head=64,
+        mamba_d_state=128,
+        num_local_experts=0,
+        shared_intermediate_size=4096,
+        position_embedding_type="rope",
+    )
+    return GraniteMoeHybridForCausalLM(config).eval()
+
+
+RANDOM: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": random_llama,
+    "qwen3_5": random_qwen3_5,
+    "lfm2": random_lfm2,
+    "granite_hybrid": random_granite_hybrid,
+}
+
+
+def tree_of(nodes: int, shape: str = "binary") -> TokenTree:
+    """A binary tree or a chain; which tokens it holds costs nothing."""
+    parents = (-1, *[node if shape == "chain" else node // 2 for node in range(nodes - 1)])
     return TokenTree(
         tuple(range(10, 10 + nodes)), parents, (1.0,) * nodes, ("", *["bench"] * (nodes - 1))
     )
@@ -79,6 +152,7 @@ def measure(
     context: int,
     nodes: Sequence[int],
     *,
+    shape: str,
     rounds: int,
     clock: Callable[[], float],
 ) -> Row:
@@ -88,7 +162,7 @@ def measure(
     for turn in range(-1, rounds):  # the first round pays for what it packs and is not counted
         first = turn % len(calls)
         for way, count in [*calls[first:], *calls[:first]]:
-            tree = tree_of(count)
+            tree = tree_of(count, shape)
             start = clock()
             targets[way].score([tree], cache, [placement])
             spent = 1000 * (clock() - start)
@@ -107,6 +181,8 @@ def _prefilled(target: Target, context: int, nodes: int) -> tuple[KVCache, Place
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="folder, hub name or bundled name; default: random Llama")
+    parser.add_argument("--random", choices=RANDOM, default="llama")
+    parser.add_argument("--shape", choices=("binary", "chain"), default="binary")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 1024, 4096, 16_384])
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=11)
@@ -121,7 +197,7 @@ def main() -> None:
         engine = mmspec.load(arguments.model, dtype="float32", overrides=["decode.attention=model"])
         model, rule = engine.target.model, engine.target.mask_rule
     else:
-        model, rule = random_llama(), None
+        model, rule = RANDOM[arguments.random](), None
     targets = {
         "mmspec": Target(model, mask_rule=rule, attention="tree", linears=quick_linears(model)),
         "model": Target(model, mask_rule=rule),
@@ -130,7 +206,9 @@ def main() -> None:
     load = os.getloadavg()[0]
     nodes = sorted({1, *arguments.nodes})
     rows = [
-        measure(targets, context, nodes, rounds=arguments.rounds, clock=clock)
+        measure(
+            targets, context, nodes, shape=arguments.shape, rounds=arguments.rounds, clock=clock
+        )
         for context in arguments.contexts
     ]
     table = Table(
@@ -153,7 +231,8 @@ def main() -> None:
                 f"{statistics.median(row.ratios(('model', count), ('mmspec', count))):.2f}",
             )
     report = {
-        "model": Path(arguments.model).name if arguments.model else "random llama, 8 x 512, GQA 4",
+        "model": Path(arguments.model).name if arguments.model else f"random {arguments.random}",
+        "shape": arguments.shape,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": platform.processor() or platform.machine(),

@@ -68,7 +68,7 @@ def test_what_a_model_sees_and_hears_is_found_by_asking_it(
     ("model_type", "reason"),
     [
         ("bloom", "takes no position_ids"),
-        ("lfm2", "running state"),
+        ("recurrent_gemma", "outside of transformers' cache"),
         ("minimax", "does not decode a text by itself"),
     ],
 )

@@ -22,6 +22,7 @@ _VOCABULARY = {"<image>": 120, "<|image token|>": 120, "<|extra_200|>": 121, "<e
 
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "aria": {"text_config": {"moe_num_experts": 4, "moe_topk": 2}},
+    "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {"encoder_hash_byte_group_vocab": 512},
     "chameleon": {"vocabulary_map": _VOCABULARY},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE}}},
@@ -44,6 +45,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
             }
         }
     },
+    "falcon_h1": {"mamba_d_ssm": 128},
     "fast_vlm": {"vision_config": {"hidden_size": 2048}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
     "gemma3n": {"vision_config": _SMALL_TIMM, "vision_soft_tokens_per_image": 1},
@@ -55,6 +57,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         "spatial_target_layers": [0, 1, 2, 3],
         "image_grid_pinpoints": _PINPOINTS,
     },
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "hunyuan_vl": {
         "text_config": {
             "rope_parameters": {
