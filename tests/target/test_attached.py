@@ -178,8 +178,9 @@ def test_every_family_scores_the_same_through_tree_attention(name: str, seen: li
     # Eager attention's softmax is in float32, whatever the model's dtype.
     assert float(difference.abs().max()) < 1e-5 * float(expected.std())
     without = [kind for kind in tree.state_kinds.values() if not kind.has_keys]
-    layers = model.config.get_text_config().num_hidden_layers - len(own.cross_layers) - len(without)
-    assert len(seen) == layers, "no layer of the text declined"
+    layers = model.config.get_text_config().num_hidden_layers
+    attending = layers - len(without) - len(tree.cross_layers)
+    assert len(seen) == attending, "no layer declined"
 
 
 def test_a_layer_that_asks_for_more_gets_the_models_own_attention(
