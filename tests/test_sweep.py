@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import cache_utils
 
 from mmspec.errors import InputError
 from mmspec.sweep import Architecture, SweepLimits, Trial, architectures, markdown, sweep
@@ -13,10 +12,6 @@ from mmspec.sweep.build import build
 from mmspec.sweep.shrink import tiny_config
 from mmspec.sweep.sizes import VOCAB_SIZE
 from mmspec.sweep.texts import text_tokens
-
-INDEXED = pytest.mark.skipif(
-    not hasattr(cache_utils, "DynamicIndexedLayer"), reason="transformers is too old"
-)
 
 
 def one(model_type: str) -> Trial:
@@ -37,7 +32,7 @@ def test_every_decoder_of_transformers_is_on_the_list() -> None:
     [
         ("llama4_text", "tree", "tree"),  # chunked attention, layers without positions
         ("deepseek_v3", "tree", "model"),  # latent keys, values of another size
-        pytest.param("deepseek_v32", "tree", "model", marks=INDEXED),  # choose what they see
+        ("deepseek_v32", "tree", "model"),  # layers that choose which tokens they see
         ("gemma3n_text", "tree", "tree"),  # layers that share keys
         ("gpt_neo", "plain", "model"),  # counts columns, not positions
     ],

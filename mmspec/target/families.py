@@ -12,8 +12,8 @@ from mmspec.target.cuts import Cuts
 from mmspec.target.masks import LayerKind, MaskRule
 from mmspec.target.mixers import state_kinds
 
-_INDEXED = "indexed_attention"
-_KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention", _INDEXED)
+_INDEXED = ("indexed_attention", "deepseek_sparse_attention")  # its name now and in 5.17
+_KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention", *_INDEXED)
 _WITHOUT_ATTENTION = ("linear_attention", "conv", "mlp", "moe")  # a running state, or nothing
 _ATTENDING = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}  # beside a state
 _FIRST_POSITION = {"paligemma": 1}  # position of the first token, 0 elsewhere
@@ -90,7 +90,7 @@ def layer_reaches(config: PreTrainedConfig, rule: MaskRule) -> tuple[Reach, ...]
     kinds = getattr(text, "layer_types", None) or rule.kinds[:1] * text.num_hidden_layers
     reaches = {
         "full_attention": Reach(),
-        _INDEXED: Reach(),
+        **dict.fromkeys(_INDEXED, Reach()),
         "sliding_attention": Reach(window=rule.window),
         "chunked_attention": Reach(chunk=rule.chunk),
     }
@@ -100,7 +100,7 @@ def layer_reaches(config: PreTrainedConfig, rule: MaskRule) -> tuple[Reach, ...]
 def index_layers(config: PreTrainedConfig) -> tuple[int, ...]:
     """The text model's layers that choose which tokens they see, by keys of an index."""
     kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
-    return tuple(index for index, kind in enumerate(kinds) if kind == _INDEXED)
+    return tuple(index for index, kind in enumerate(kinds) if kind in _INDEXED)
 
 
 def refuse_unsupported(model: PreTrainedModel) -> None:

@@ -10,10 +10,18 @@ from torch import Tensor
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
-LayerKind = Literal["full_attention", "sliding_attention", "chunked_attention", "indexed_attention"]
+LayerKind = Literal[
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "indexed_attention",
+    "deepseek_sparse_attention",
+]
 Masks: TypeAlias = Tensor | dict[str, Tensor | None]
 """One for all layers, or one a kind of layer."""
-_SEES_ALL = ("full_attention", "indexed_attention")  # an index chooses among all
+_SEES_ALL = (  # an index chooses among all
+    "full_attention", "indexed_attention", "deepseek_sparse_attention",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

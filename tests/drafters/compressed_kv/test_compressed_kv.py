@@ -10,7 +10,6 @@ import torch
 from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
 from ragged import requests_of, target_of
-from transformers import cache_utils
 
 import mmspec
 from mmspec.build import build_compressed_kv
@@ -467,9 +466,6 @@ def test_the_defaults_are_the_configs() -> None:
     assert vars(own) == vars(again)
 
 
-@pytest.mark.skipif(
-    not hasattr(cache_utils, "DynamicIndexedLayer"), reason="transformers is too old"
-)
 def test_a_target_that_chooses_what_it_sees_is_refused() -> None:
     """A view shows no keys of its index."""
     (architecture,) = architectures(["deepseek_v32"])
