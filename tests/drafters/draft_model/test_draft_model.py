@@ -22,6 +22,8 @@ from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model import session as session_module
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
+from mmspec.drafters.draft_model.session import DraftModelSession
+from mmspec.drafters.draft_model.wording import SharedWording
 from mmspec.drafters.growing.branching import DrawnBranching, affordable
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
@@ -94,6 +96,35 @@ def test_the_target_as_its_own_drafter_is_always_right(family: str) -> None:
         assert acceptance(results) == 1.0
         assert all(result.stats.tokens_per_step > 4 for result in results)
     assert_plain(engine, requests, results)
+
+
+@pytest.mark.parametrize("num_recent", [0, 8])
+def test_a_draft_model_with_running_states_goes_back_where_its_wording_changes(
+    num_recent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with another tokenizer, of whose ids the newest may turn out to be others. By states that
+    are remembered, or by reading the text again: what is drafted is right after both."""
+    right, make, read_anew = SharedWording.read, Target.new_cache, list[object]()
+
+    def forgetful(self: SharedWording, tokens: Sequence[int]) -> int:
+        return max(right(self, tokens) - 5, 0)
+
+    def remembering(self: Target, **options: int) -> KVCache:
+        return make(self, **{**options, "num_recent": num_recent})
+
+    begin_again = DraftModelSession._begin_again
+
+    def noted(self: DraftModelSession) -> None:
+        read_anew.append(self)
+        begin_again(self)
+
+    monkeypatch.setattr(SharedWording, "read", forgetful)
+    monkeypatch.setattr(Target, "new_cache", remembering)
+    monkeypatch.setattr(DraftModelSession, "_begin_again", noted)
+    engine = engine_of("lfm2", top_k=1, max_depth=4)
+    results = engine.generate(requests_of("lfm2", SAMPLED, ["text"] * 3))
+    assert acceptance(results) == 1.0
+    assert bool(read_anew) == (num_recent == 0)
 
 
 def test_with_side_branches_the_best_path_is_among_them() -> None:
