@@ -17,8 +17,8 @@ from test_docs import ROOT, blocks
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mmspec
+from mmspec.admission import Admission
 from mmspec.config import TrainConfig
-from mmspec.engine import Engine
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.requests import Request
 from mmspec.retrieval import DatastoreWriter, Document
@@ -179,8 +179,8 @@ GIVEN: dict[str, Callable[[mmspec.Engine], Names]] = {
 
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers end after a few tokens."""
-    room = Engine._room
-    monkeypatch.setattr(Engine, "_room", lambda *asked: min(room(*asked), 4))
+    room = Admission.room
+    monkeypatch.setattr(Admission, "room", lambda *asked: min(room(*asked), 4))
 
 
 @pytest.mark.parametrize(("page", "codes"), pages())
