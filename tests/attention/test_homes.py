@@ -11,7 +11,9 @@ from mmspec.attention.homes import Homes
 
 
 def layers(*are_initialized: bool) -> Any:
-    return cast(Any, [SimpleNamespace(is_initialized=value) for value in are_initialized])
+    return cast(
+        Any, [SimpleNamespace(is_initialized=value, keeps_tokens=True) for value in are_initialized]
+    )
 
 
 def test_a_layer_without_keys_finds_those_it_is_handed():
