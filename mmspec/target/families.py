@@ -121,6 +121,12 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} has layers of a kind that mmspec has no cache for ({what}). Use transformers' "
             "generate for it."
         )
+    if "cache_params" in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{name} keeps nothing but running states, in a cache of its own keyword "
+            "(cache_params): it has no attention, and takes neither past_key_values nor positions. "
+            "Use transformers' generate for it."
+        )
     if not _takes_positions(model):
         raise ModelError(
             f"{name}.forward takes no position_ids (ALiBi or fixed positions): the nodes of a "

@@ -114,7 +114,13 @@ def probe(
         return made, report
 
     for rule in mask_rules(model.config):
-        target = Target(model, mask_rule=rule)
+        try:
+            target = Target(model, mask_rule=rule)
+        except _FAILURES as e:  # while its mixers are looked for
+            raise ModelError(
+                f"{type(model).__name__} cannot be decoded: it fails over mmspec's cache "
+                f"({type(e).__name__}: {e}). Use transformers' generate for it."
+            ) from e
         for shape, cut in _SHAPES.items():
             try:
                 error = _distance(target, [prompt, shorter], cut(tree), expected)

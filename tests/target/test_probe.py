@@ -4,7 +4,15 @@ import pytest
 import torch
 from families import FAMILIES, REFUSED
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    Qwen3_5ForConditionalGeneration,
+)
+from transformers.cache_utils import Cache
 
 from mmspec.errors import ModelError
 from mmspec.kv import KVCache
@@ -145,6 +153,17 @@ class SaysNaN(LlamaForCausalLM):
         return output
 
 
+class AsksForMore(Qwen3_5ForConditionalGeneration):
+    """Asks a cache that is not transformers' own for what it cannot have."""
+
+    asked = "what_no_cache_has"
+
+    def forward(self, past_key_values: Cache | None = None, **kwargs: object) -> object:
+        if not isinstance(past_key_values, DynamicCache):
+            getattr(past_key_values, self.asked)
+        return super().forward(past_key_values=past_key_values, **kwargs)
+
+
 def bent(model_class: type[LlamaForCausalLM]) -> PreTrainedModel:
     """The tiny llama, with another forward."""
     model = FAMILIES["llama"].build(torch.float64)
@@ -223,6 +242,23 @@ def test_probing_leaves_no_rope_delta_behind(name: str) -> None:
     _, report = probe(model)
     assert kept[0].rope_deltas is theirs
     assert report.shape == "tree", "another request's delta must not be read either"
+
+
+def test_a_model_that_fails_while_its_mixers_are_looked_for_is_refused() -> None:
+    """Not with the error itself, which says nothing of what was tried."""
+    model = FAMILIES["qwen3_5"].build(torch.float64)
+    model.__class__ = AsksForMore
+    with pytest.raises(ModelError, match=r"AttributeError: .*what_no_cache_has") as refusal:
+        probe(model)
+    message = str(refusal.value)
+    assert message.startswith("AsksForMore cannot be decoded")
+    assert "Use transformers' generate" in message
+
+
+def test_a_model_without_attention_is_refused_for_its_cache() -> None:
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1)
+    with pytest.raises(ModelError, match="cache_params"):
+        Target(MambaForCausalLM(config))
 
 
 # ORACLE
