@@ -22,6 +22,7 @@ from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerM
 
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD
 from mmspec.kv import KVCache, Levels, StateKey, StateKind, StateLayer
+from mmspec.target.untouched import Place, places_in
 
 
 def state_kinds(config: PreTrainedConfig) -> dict[int, StateKind]:
@@ -48,6 +49,16 @@ class Mixer:
     # Children that project the mixer's own input, and the one whose product is its output.
     inputs: list[nn.Module] = field(default_factory=list)
     output: nn.Module | None = None
+    _places: dict[nn.Module, Place] = field(init=False)  # of all children
+
+    def __post_init__(self) -> None:
+        self._places = {place.module: place for place in places_in(self.module)}
+
+    def is_alone(self, child: nn.Module) -> bool:
+        """Whether the child's product is what the mixer gets: nobody hooked it, and no adapter has
+        taken it into itself since."""
+        is_hooked = child._forward_hooks or child._forward_pre_hooks
+        return not is_hooked and self._places[child].is_its_own
 
     def forward(
         self, own: Callable[..., Any], states: StateLayer, levels: Levels, *args: Any, **kwargs: Any
@@ -210,14 +221,18 @@ class _Call:
         mixer = self._mixer
         outputs: list[Any] = []
         delayed: list[Tensor] = []
-        project = None if mixer.output is None else mixer.output.forward
+        inputs = [module for module in mixer.inputs if mixer.is_alone(module)]
+        last = mixer.output
+        if last is not None and not mixer.is_alone(last):
+            last = None
+        project = None if last is None else last.forward
         with ExitStack() as stack:
             at = _At()
-            for module in mixer.inputs:
+            for module in inputs:
                 known = _Known(module.forward(self._hidden), at)
                 stack.enter_context(_forwarding(module, known))
-            if mixer.output is not None:
-                stack.enter_context(_forwarding(mixer.output, _Delay(delayed)))
+            if last is not None:
+                stack.enter_context(_forwarding(last, _Delay(delayed)))
             for level, places in zip(self._levels.each, self._places, strict=True):
                 at.nodes = level.nodes
                 found = {key: level.gather(key, places) for key in mixer.keys}

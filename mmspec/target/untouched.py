@@ -18,7 +18,12 @@ class Place:
     def is_untouched(self) -> bool:
         """Whether the same module is still there (no adapter in its place), without a hook and
         without another forward (offloading)."""
-        return self.siblings.get(self.name) is self.module and is_plain(self.module)
+        return self.is_its_own and is_plain(self.module)
+
+    @property
+    def is_its_own(self) -> bool:
+        """Whether the same module is still there."""
+        return self.siblings.get(self.name) is self.module
 
 
 def places_in(parent: nn.Module) -> list[Place]:

@@ -18,7 +18,7 @@ from mmspec.kv.states import Level, RunningStates
 from mmspec.state import Prompt
 from mmspec.target import Target, linears
 from mmspec.target.linears import quick_linears
-from mmspec.target.mixers import state_kinds
+from mmspec.target.mixers import Mixer, state_kinds
 from mmspec.target.probe import probe
 from mmspec.tree import TokenTree
 
@@ -258,6 +258,49 @@ def test_mixers_whose_projections_are_not_found_are_computed_all_the_same(
     for mixer in target.attachments.mixers.each:
         mixer.inputs, mixer.output = [], None
     assert farthest(target, model) < 1e-4
+
+
+def wrapped(mixer: Mixer, child: nn.Module) -> None:
+    """As an adapter does: another module in the child's place, which has it within."""
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_layer = child
+
+        def forward(self, states: Tensor) -> Tensor:
+            product = self.base_layer(states)
+            return product + states.mean(-1, keepdim=True)
+
+    for parent in mixer.module.modules():
+        for name, module in parent._modules.items():
+            if module is child:
+                setattr(parent, name, Adapted())
+                return
+
+
+def hooked(mixer: Mixer, child: nn.Module) -> None:
+    child.register_forward_pre_hook(lambda _, args: (args[0] * 1.5,))
+    child.register_forward_hook(lambda _, args, product: product + args[0].mean(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("change", [wrapped, hooked])
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2", "granite_hybrid"])
+def test_adapters_and_hooks_that_come_later_are_not_passed_over(
+    name: str, change: Callable[[Mixer, nn.Module], None]
+) -> None:
+    model = FAMILIES[name].build(torch.float64)
+    target = Target(model)
+    for mixer in target.attachments.mixers.each:
+        assert mixer.inputs and mixer.output is not None
+        for child in (*mixer.inputs, mixer.output):
+            change(mixer, child)
+    cache, placements = prefilled(target)
+    scores = target.score(TREES, cache, placements)
+    for tree, score, text in zip(TREES, scores, TEXTS, strict=True):
+        for node in range(tree.num_nodes):
+            path = [tree.tokens[n] for n in tree.path_to(node)]
+            assert _apart(score.logits[node], _decoded(model, list(text), path)) < 1e-4
 
 
 def test_quick_linear_layers_serve_mixers_too(
