@@ -22,6 +22,7 @@ from mmspec.drafters.base import (
     PricedSession,
     TappingDrafter,
 )
+from mmspec.drafters.token_view import TokenView
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.tree import TokenTree
@@ -232,7 +233,7 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
     if session is not None and due is not None and may_prepare:
         begun = time.perf_counter()
         with drafting.guarded(name):
-            session.prepare(row.tokens.copy())
+            session.prepare(TokenView(row.tokens))
             drafting.wait()
         step.prepared(index, name, due, time.perf_counter() - begun)
     return drafting.takes_part(drafter)  # it may have failed
@@ -247,7 +248,7 @@ def _ask(
     answers = ask_each(
         drafter,
         sessions,
-        [row.tokens.copy() for row in rows],
+        [TokenView(row.tokens) for row in rows],
         budget,
         together=not any(name in row.drafting.alone for row in rows),
     )
@@ -257,10 +258,10 @@ def _ask(
         tree if isinstance(tree, Exception) else _checked(row, tree, budget, vocab_size)
         for row, tree in zip(rows, answers.trees, strict=True)
     ]
-    failed = Counter(map(_shown, trees))
-    for row, tree in zip(rows, trees, strict=True):
-        if isinstance(tree, Exception):
-            row.drafting.leave_out(name, tree, rows=failed.pop(_shown(tree), 0))
+    failures = [(row, e) for row, e in zip(rows, trees, strict=True) if isinstance(e, Exception)]
+    failed = Counter(_shown(error) for _, error in failures)
+    for row, error in failures:
+        row.drafting.leave_out(name, error, rows=failed.pop(_shown(error), 0))
     return [None if isinstance(tree, Exception) else tree for tree in trees]
 
 
@@ -279,8 +280,8 @@ def _ask_alone(rows: Sequence[Drafted], name: str, failure: Exception) -> None:
         row.drafting.alone.add(name)
 
 
-def _shown(answer: TokenTree | Exception) -> str:
-    return f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else ""
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _checked(row: Drafted, tree: TokenTree, budget: int, vocab_size: int) -> TokenTree | Exception:

@@ -17,7 +17,11 @@ class DraftSession(Protocol):
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         """A tree below node 0 = `tokens[-1]` with at most `budget` drafted nodes; `tokens` are the
         prompt's and the chosen ones. Where there is nothing worth scoring: `TokenTree.root`.
-        It may be asked at any step, or not for many."""
+        It may be asked at any step, or not for many.
+
+        `tokens` can be read only, and grow with the text: what is kept of them is a slice, which is
+        a list. Take the new ones alone: all of a long text, at each step, take longer than the
+        rest of a proposal may."""
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """What became of the step's tree, which may hold other drafters' nodes and lack some of
@@ -37,8 +41,9 @@ class PreparedSession(DraftSession, Protocol):
         ones; None: nothing. Asked at every step: it takes microseconds and changes nothing."""
 
     def prepare(self, tokens: Sequence[int]) -> None:
-        """Does it, for a text that is proposed for next. Its time is not counted as what a proposal
-        costs. A session that is asked unprepared prepares itself."""
+        """Does it, for a text that is proposed for next; `tokens` as `propose` is given them. Its
+        time is not counted as what a proposal costs. A session that is asked unprepared prepares
+        itself."""
 
 
 @runtime_checkable

@@ -170,6 +170,14 @@ class GrammarProcessor(LogitsProcessor):
 
 
 def _num_same(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+    """How many tokens both begin with. Long ones are compared whole, halves and quarters at a
+    time: token by token a long answer would take longer than its steps."""
+    least, most = 0, min(len(one), len(other))
+    tried = most
+    while least < most:
+        if one[least:tried] == other[least:tried]:
+            least = tried
+        else:
+            most = tried - 1
+        tried = (least + most + 1) // 2
+    return least

@@ -94,7 +94,7 @@ class BoundCascade:
         asked = [index for index, run in enumerate(runs) if run.may_ask]
         if asked:
             sessions = [runs[index].session.lower for index in asked]
-            texts = [runs[index].text.copy() for index in asked]
+            texts = [runs[index].text for index in asked]
             nodes = self.settings.lower_nodes
             for index, tree in zip(
                 asked, propose_all(self.lower, sessions, texts, nodes), strict=True

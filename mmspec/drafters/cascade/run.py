@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmspec.drafters.base import RevisableSession
 from mmspec.drafters.growing.growth import Branching, Candidates, Child
+from mmspec.drafters.token_view import TokenView
 from mmspec.state import Placement, Scores
 from mmspec.tree import TokenTree
 from mmspec.verify.coupled import walk
@@ -38,9 +39,11 @@ class Run:
         """`tokens`: the request's text. `max_forwards` None: as many as `max_depth` takes."""
         self.session = session
         self.view = session.middle.view
-        self.tokens = list(tokens)
+        self.tokens = tokens
         self.placement = placement
         self.children: list[Child] = []  # the chain
+        self._chain: list[int] = []  # its tokens
+        self.text = TokenView(tokens, self._chain)  # the request's, with the chain
         self.was_asked = False
         self._drawn_from: list[Tensor] = []  # (vocab,) for each token of the chain
         self._branching = branching
@@ -51,11 +54,6 @@ class Run:
         self.num_forwards = 0
         self._is_out = False
         self._base = self.view.length(placement.row)
-
-    @property
-    def text(self) -> list[int]:
-        """The request's, with the chain."""
-        return [*self.tokens, *(child.token for child in self.children)]
 
     @property
     def room(self) -> int:
@@ -94,6 +92,7 @@ class Run:
         def choose(node: int) -> int:
             (child,) = self._branching.children([int(t) for t in tokens[node]], beliefs[node])
             self.children.append(child)
+            self._chain.append(child.token)
             self._likely *= child.rate
             if found.q is not None:
                 self._drawn_from.append(found.q[node])
