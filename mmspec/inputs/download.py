@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from threading import Timer
 
 from mmspec.errors import InputError
@@ -27,6 +27,11 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _KEPT_IN_PATHS = "/%:=&?~#+!$,;'@()*[]"
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: IPv4 addresses as IPv6 networks write them
+_GIVEN_OUT = IPv6Network("2000::/3")  # all of the internet's own; what is older is local to a site
+_NEARBY = (  # that Python's tables do not know as such, or not all of its versions
+    IPv4Network("192.0.0.0/24"),  # RFC 6890; Oracle's cloud answers at 192.0.0.192
+    IPv4Network("168.63.129.16/32"),  # Azure's, of each machine's own host
+)
 
 
 def download(
@@ -76,6 +81,7 @@ class _Visit:
         self._limits = limits
         self._deadline = deadline
         self._socket: socket.socket | None = None
+        self._is_late = False
         self._timer = Timer(max(deadline - time.monotonic(), 0), self._cut)
         self._timer.daemon = True
 
@@ -100,6 +106,8 @@ class _Visit:
             check_size(len(data))
         if time.monotonic() >= self._deadline:  # what was cut off looks like an end
             raise TimeoutError("timed out")
+        if self.response.length:
+            raise ValueError(f"it ended {self.response.length} bytes before what it had announced")
         return bytes(data)
 
     def close(self) -> None:
@@ -129,6 +137,8 @@ class _Visit:
         if self._parts.scheme == "https":
             context = ssl.create_default_context()
             self._socket = context.wrap_socket(self._socket, server_hostname=self._host)
+        if self._is_late:  # the timer found no socket to cut, and comes but once
+            raise TimeoutError("timed out")
         connection = HTTPConnection(self._host, self._port)
         connection.sock = self._socket
         connection.request("GET", path, headers=headers)
@@ -186,6 +196,7 @@ class _Visit:
 
     def _cut(self) -> None:
         """At the deadline, from another thread: a trickle of bytes outlasts any timeout of one."""
+        self._is_late = True
         if self._socket is not None:
             try:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)  # below TLS
@@ -199,12 +210,15 @@ def is_public(address: str) -> bool:
     found = ip_address(address)
     held: list[IPv4Address | IPv6Address] = [found]
     if isinstance(found, IPv6Address):
-        teredo = found.teredo or ()
-        inside = [found.ipv4_mapped, found.sixtofour, *teredo]
-        held += [one for one in inside if one is not None]
-        if found in _NAT64:
+        if found.ipv4_mapped is not None:
+            held = [found.ipv4_mapped]
+        elif found in _NAT64:
             held.append(IPv4Address(int(found) & 0xFFFFFFFF))
-    return all(one.is_global and not one.is_multicast for one in held)
+        elif found not in _GIVEN_OUT:
+            return False
+        held += [one for one in (found.sixtofour, *(found.teredo or ())) if one is not None]
+    is_near = any(one in network for one in held for network in _NEARBY)
+    return not is_near and all(one.is_global and not one.is_multicast for one in held)
 
 
 def _addresses(host: str, port: int) -> list[tuple[str, int]]:

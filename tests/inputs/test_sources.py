@@ -49,6 +49,8 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(200)
+        if self.path == "/half":
+            self.send_header("Content-Length", "10")
         self.end_headers()
         try:
             if self.path.startswith("/endless"):
@@ -115,6 +117,7 @@ def test_nothing_is_fetched_unless_allowed(server: str) -> None:
         ("missing", "404"),
         ("endless", "max_image_bytes"),
         ("slow", "http_timeout_s"),
+        ("half", "5 bytes before"),
         ("slow-head", "http_timeout_s|cannot fetch"),
         ("file", "no http or https address"),
         ("ftp", "no http or https address"),
@@ -124,6 +127,24 @@ def test_nothing_is_fetched_unless_allowed(server: str) -> None:
 def test_a_bad_answer_is_a_clear_error(server: str, page: str, word: str) -> None:
     with pytest.raises(InputError, match=word):
         read_source(f"{server}/{page}", limits=ALLOWED)
+
+
+def test_a_handshake_that_outlasts_the_deadline_is_the_end(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While TLS begins there is no socket to cut: the request must not be sent after it."""
+
+    class Slow:
+        def wrap_socket(self, given: socket.socket, *, server_hostname: str) -> socket.socket:
+            wrapped = socket.socket(fileno=given.detach())
+            time.sleep(0.4)
+            return wrapped
+
+    monkeypatch.setattr("ssl.create_default_context", Slow)
+    with pytest.raises(InputError, match="http_timeout_s"):
+        limits = replace(ALLOWED, http_timeout_s=0.3)
+        read_source(server.replace("http:", "https:") + "/slow", limits=limits)
+    assert not Handler.asked
 
 
 def test_a_dead_address_is_a_clear_error() -> None:
@@ -151,6 +172,13 @@ def test_a_dead_address_is_a_clear_error() -> None:
         ("64:ff9b::7f00:1", False),
         ("64:ff9b::808:808", True),
         ("2002:7f00:1::", False),
+        ("192.0.0.192", False),  # clouds' own, again
+        ("168.63.129.16", False),
+        ("fec0::1", False),  # a site's own, before fc00
+        ("64:ff9b:1::7f00:1", False),  # a network's own NAT64
+        ("::127.0.0.1", False),
+        ("::ffff:0:7f00:1", False),
+        ("::ffff:8.8.8.8", True),
     ],
 )
 def test_an_address_is_of_the_internet_or_not(address: str, is_so: bool) -> None:
