@@ -77,7 +77,7 @@ def _read_file(source: str | os.PathLike[str], limits: InputLimits) -> bytes:
             f"{name} is a path on this machine, and files are not allowed here; send the image as "
             "a data: URL, or allow them: --set inputs.allow_files=true"
         )
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # as it is where there is no such user
     if not text:
         raise InputError("got an empty string for an image; expected a path, or leave it out")
     try:

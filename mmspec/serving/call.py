@@ -95,8 +95,11 @@ class Call:
     async def _prepared(self, engine: Engine, request: Request) -> tuple[Request, tuple[int, ...]]:
         if not has_media(request):
             return await asyncio.to_thread(_prepare, engine, request, self._settings)
-        async with self._pictures.opening:
-            prepared, predicted = await asyncio.to_thread(_prepare, engine, request, self._settings)
+        # A thread goes on where nobody waits for it any more, and keeps its place for so long.
+        await self._pictures.opening.acquire()
+        opened = asyncio.ensure_future(asyncio.to_thread(_prepare, engine, request, self._settings))
+        opened.add_done_callback(lambda _: self._pictures.opening.release())
+        prepared, predicted = await asyncio.shield(opened)
         held = num_pixels(prepared.prompt)  # type: ignore[arg-type]  # processed
         self._pictures.allowance.take(held)
         self._num_pixels += held

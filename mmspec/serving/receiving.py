@@ -18,11 +18,18 @@ class Allowance:
     """So much of something that all requests together may hold. In one event loop."""
 
     def __init__(self, most: int, *, told: str) -> None:
-        self._left = most
+        self._most = self._left = most
         self._told = told
 
     def take(self, amount: int) -> None:
-        """Raises ApiError where it is not there."""
+        """Raises ApiError where it is not there, now or ever."""
+        if amount > self._most:
+            raise ApiError(
+                413,
+                f"{self._told}: the request takes {amount}, and there is room for {self._most} in "
+                "all; send fewer or smaller ones",
+                code="request_too_large",
+            )
         if amount > self._left:
             raise busy(self._told)
         self._left -= amount

@@ -60,6 +60,7 @@ def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
 
     class Bounded(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen at run time
         is_refused = False
+        answered: object = None  # the request behind which another one has begun to come
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             if len(self.connections) >= settings.max_connections:
@@ -68,19 +69,28 @@ def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
                 transport.close()
                 return
             super().connection_made(transport)
-            self.loop.call_later(settings.receive_s, self.leave_silent)
+            self.wait_for_request()
 
         def data_received(self, data: bytes) -> None:
-            if not self.is_refused:
-                super().data_received(data)
+            if self.is_refused:
+                return
+            super().data_received(data)
+            is_over = self.cycle is not None and self.cycle.response_complete
+            if is_over and self.cycle is not self.answered:
+                self.answered = self.cycle
+                self.wait_for_request()
 
         def connection_lost(self, error: Exception | None) -> None:
             if not self.is_refused:
                 super().connection_lost(error)
 
-        def leave_silent(self) -> None:
-            """Nothing was asked by now."""
-            if self.cycle is None and not self.transport.is_closing():
+        def wait_for_request(self) -> None:
+            """Not for ever: its head may come byte by byte."""
+            self.loop.call_later(settings.receive_s, self.leave_silent, self.cycle)
+
+        def leave_silent(self, before: object) -> None:
+            """Nothing was asked by now, behind the request `before`."""
+            if self.cycle is before and not self.transport.is_closing():
                 self.transport.close()
 
     return Bounded

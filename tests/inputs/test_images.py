@@ -139,6 +139,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
     ("source", "words"),
     [
         ("no/such/picture.png", ["no such file", "no/such/picture.png", "check the path"]),
+        ("~no-such-user/a.png", ["no such file", "~no-such-user/a.png", "check the path"]),
         (b"", ["0 bytes"]),
         (b"just some text, no image", ["not an image", "just som", "expected a JPEG"]),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ["not an image"]),

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -132,6 +132,49 @@ def test_opened_pictures_are_counted_over_all_requests(engine: mmspec.Engine) ->
     assert asyncio.run(ask()) == [429, 200, 200, 200]
 
 
+def test_who_leaves_while_pictures_are_opened_makes_no_room_for_more(
+    engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that opens them cannot be stopped: it holds its place until it ends."""
+    goes_on, begun = threading.Event(), list[bool]()
+    right = type(engine).prepare
+
+    def prepare(self: Any, *args: Any, **options: Any) -> Any:
+        begun.append(True)
+        goes_on.wait(20)
+        return right(self, *args, **options)
+
+    monkeypatch.setattr(type(engine), "prepare", prepare)
+    app = create_app(engine, ServerSettings(name="nano"))
+
+    async def ask() -> tuple[int, int]:
+        async with side_by_side(app) as client:
+            for _ in range(6):
+                visitor = Visitor(app, CHAT, with_images(data_url(20, 20)))
+                before = len(begun)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        while len(begun) == before:
+                            await asyncio.sleep(0.01)
+                visitor.leave()
+                await visitor.task
+            opened = len(begun)
+            goes_on.set()
+            after = await client.post(CHAT, json=with_images(data_url(20, 20)))
+            return opened, after.status_code
+
+    assert asyncio.run(ask()) == (4, 200)
+
+
+def test_pictures_that_never_fit_are_not_asked_for_again(engine: mmspec.Engine) -> None:
+    settings = ServerSettings(name="nano", max_held_pixels=500)
+    with TestClient(create_app(engine, settings)) as client:
+        response = client.post(CHAT, json=with_images(data_url(30, 20)))
+    assert response.status_code == 413
+    error = response.json()["error"]
+    assert error["code"] == "request_too_large" and "600" in error["message"]
+
+
 def test_requests_under_way_are_counted_before_they_are_read(engine: mmspec.Engine) -> None:
     settings = ServerSettings(name="nano", max_waiting=0, receive_s=1)
 
@@ -183,6 +226,28 @@ def test_connections_are_counted_and_silent_ones_are_left(engine: mmspec.Engine)
         with socket.create_connection(address, timeout=10) as fourth:
             fourth.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             assert fourth.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_a_second_request_must_be_sent_in_time_too(engine: mmspec.Engine) -> None:
+    settings = ServerSettings(name="nano", receive_s=1)
+    with running(engine, settings) as address:
+        with socket.create_connection(address, timeout=10) as sly:
+
+            def is_answered() -> bool:
+                said = b""
+                while not said.endswith(b"}"):
+                    said += sly.recv(4096) or b"}"
+                return said.startswith(b"HTTP/1.1 200")
+
+            whole = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+            for _ in range(2):
+                sly.sendall(whole)
+                assert is_answered()
+            time.sleep(1.2)
+            sly.sendall(whole)
+            assert is_answered(), "it may wait between two of them"
+            sly.sendall(b"GET /health HTTP/1.1\r\nX: ")
+            assert sly.recv(100) == b"", "the rest did not come in time"
 
 
 def test_a_limit_that_is_none_is_a_mistake() -> None:
