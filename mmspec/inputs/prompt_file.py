@@ -1,5 +1,6 @@
 """A user's own file of prompts: records (JSONL, Parquet), or plain text with a prompt a line."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def prompt_of(record: Record) -> FilePrompt:
         raise record.error
     values = record.values
     turns = values.get("turns")
-    first = turns[0] if isinstance(turns, Sequence) and turns else None
+    first = turns[0] if isinstance(turns, list | tuple) and turns else None
     prompt = values.get("prompt") or values.get("messages") or first
     is_messages = isinstance(prompt, list) and all(isinstance(m, Mapping) for m in prompt)
     if not prompt or not (isinstance(prompt, str) or is_messages):
@@ -81,12 +82,29 @@ def _media(record: Record, key: str, given: object) -> Iterator[Any]:
         if isinstance(one, Mapping):  # as datasets write pictures and recordings
             samples = one.get("array")
             if key == "audio" and samples is not None:
-                yield {**one, "array": np.asarray(samples, np.float32)}
+                yield {**one, "array": _samples(record, samples)}
                 continue
             one = one.get("bytes") or one.get("path")
         if not isinstance(one, str | bytes):
             raise InputError(f"{record.where}: {key}: expected paths, got {one!r}"[:300])
         yield one if isinstance(one, bytes) else _place(record, one)
+
+
+def _samples(record: Record, given: object) -> np.ndarray:
+    try:
+        samples = np.asarray(given, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{record.where}: audio: its array is none of numbers ({error}); expected samples in "
+            "[-1, 1]"
+        ) from error
+    is_loud = samples.size > 0 and np.abs(samples).max() > 1
+    if is_loud and not np.mod(samples, 1).any():  # of which type they were is not known any more
+        raise InputError(
+            f"{record.where}: audio: its array has whole numbers up to {np.abs(samples).max():g}; "
+            "expected samples in [-1, 1]: divide those of 16 bits by 32768"
+        )
+    return samples
 
 
 def _place(record: Record, path: str) -> str:
@@ -110,5 +128,5 @@ def _part(record: Record, part: object) -> object:
         path = part.get(key)
         if isinstance(path, str) and len(path) < _LONGEST_PATH and "\0" not in path:
             place = _place(record, path)
-            found[key] = place if Path(place).is_file() else path
+            found[key] = place if os.path.isfile(place) else path  # which takes any name
     return found

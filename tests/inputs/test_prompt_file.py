@@ -41,6 +41,11 @@ def test_jsonl_is_an_object_a_line(tmp_path: Path) -> None:
         ('{"turns": []}\n', "expected a text or chat messages"),
         ('{"prompt": "a", "images": [3]}\n', "images: expected paths, got 3"),
         ('{"prompt": "a", "audio": {"rate": 3}}\n', "audio: expected paths, got None"),
+        ('{"prompt": "a", "audio": {"array": ["b"]}}\n', "line 1: audio: .*none of numbers"),
+        ('{"prompt": "a", "audio": {"array": [[1], [2, 3]]}}\n', "none of numbers"),
+        ('{"prompt": "a", "audio": {"array": {"b": 1}}}\n', "none of numbers"),
+        ('{"prompt": "a", "audio": {"array": [0, -300]}}\n', "whole numbers up to 300"),
+        ('{"turns": "a text"}\n', "expected a text or chat messages"),
     ],
 )
 def test_a_mistake_names_its_line(content: str, told: str, tmp_path: Path) -> None:
@@ -48,6 +53,14 @@ def test_a_mistake_names_its_line(content: str, told: str, tmp_path: Path) -> No
     file.write_text(content)
     with pytest.raises(InputError, match=told):
         read_prompts(file)
+
+
+@pytest.mark.parametrize("name", ["x" * 600, "data:image/png;base64," + "A" * 700, "a/" * 400])
+def test_what_no_file_can_be_called_is_left_as_it_is(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    message = {"role": "user", "content": [{"type": "image", "image": name}]}
+    file.write_text(json.dumps({"messages": [message]}))
+    assert read_prompts(file) == [FilePrompt([message])]
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
