@@ -3,11 +3,12 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from integrations.frameworks import ADD, CALL, LEDGER, png, saying, watched_streams, with_tools
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from mmspec.engine import Engine
 from mmspec.errors import InputError
@@ -22,6 +23,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ToolCallBlock,
 )
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
@@ -238,3 +240,35 @@ def test_a_request_s_own_names_are_settings_and_a_misspelt_one_is_named(engine: 
     assert llm.complete("a").raw["usage"]["completion_tokens"] == 3
     with pytest.raises(InputError, match="did you mean 'temperature'"):
         MmspecLLM(engine=engine, temprature=1)
+
+
+class Entry(BaseModel):
+    name: Literal["ledger", "invoice"]
+    pages: int = Field(ge=0, le=9)
+
+
+def test_an_answer_of_a_form_follows_it_by_a_grammar(engine: Engine) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra 'guided'")
+    llm = MmspecLLM(engine=engine, temperature=0, max_tokens=200)
+    template = PromptTemplate("Say {what}.")
+    structured = llm.as_structured_llm(Entry)
+
+    async def later() -> list[Any]:
+        stream = await llm.astream_structured_predict(Entry, template, what="it")
+        return [
+            await llm.astructured_predict(Entry, template, what="it"),
+            *[x async for x in stream],
+        ]
+
+    forms = [
+        llm.structured_predict(Entry, template, what="it"),
+        *llm.stream_structured_predict(Entry, template, what="it"),
+        *asyncio.run(later()),
+    ]
+    assert all(isinstance(form, Entry) and form == forms[0] for form in forms) and len(forms) == 4
+    assert isinstance(structured.chat(ASKED).raw, Entry)
+    assert isinstance(structured.complete("Say it.").raw, Entry)
+    with pytest.raises(InputError, match=r"cut off.*more max_tokens"):
+        llm.structured_predict(Entry, template, {"max_tokens": 3}, what="it")
+    with pytest.raises(InputError, match="max_tokns"):
+        llm.structured_predict(Entry, template, {"max_tokns": 3}, what="it")

@@ -9,8 +9,7 @@ from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, Runn
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel
 
-_WITHIN = ("properties", "$defs", "definitions")  # names -> schemas
-_OF = ("items", "anyOf", "oneOf", "allOf", "prefixItems")  # a schema, or several
+from mmspec.integrations.closed_schema import closed
 
 
 def json_schema(schema: Mapping[str, Any] | type) -> dict[str, Any]:
@@ -18,8 +17,7 @@ def json_schema(schema: Mapping[str, Any] | type) -> dict[str, Any]:
     names, unless it says so itself."""
     is_written = isinstance(schema, Mapping) and "type" in schema
     found = dict(schema) if is_written else convert_to_json_schema(schema)  # type: ignore[arg-type]
-    closed: dict[str, Any] = _closed(found)
-    return closed
+    return closed(found)
 
 
 def read_as(
@@ -37,20 +35,3 @@ def read_as(
     )
     unparsed = RunnablePassthrough.assign(parsed=RunnableLambda(lambda _: None))
     return RunnableMap(raw=llm) | parsed.with_fallbacks([unparsed], exception_key="parsing_error")
-
-
-def _closed(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_closed(one) for one in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    found = dict(schema)
-    for key in _WITHIN:
-        if isinstance(found.get(key), Mapping):
-            found[key] = {name: _closed(one) for name, one in found[key].items()}
-    for key in _OF:
-        if key in found:
-            found[key] = _closed(found[key])
-    if "properties" in found:
-        found.setdefault("additionalProperties", False)
-    return found

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -13,13 +13,17 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ToolCallBlock,
 )
-from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.prompts import BasePromptTemplate
 
 from mmspec.engine import Engine
+from mmspec.errors import InputError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
+from mmspec.integrations.closed_schema import closed
+from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.in_thread import in_thread
 from mmspec.integrations.llamaindex.messages import as_message
 from mmspec.integrations.options import component_settings, request_options
@@ -27,6 +31,9 @@ from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
 from mmspec.params import DEFAULT_MAX_NEW_TOKENS
 from mmspec.requests import Messages, Request, Result, build_request
+
+Form = TypeVar("Form", bound=BaseModel)
+_SCHEMA = "json_schema"  # a call's keyword that is no field of Request
 
 
 class MmspecLLM(CustomLLM):
@@ -40,6 +47,10 @@ class MmspecLLM(CustomLLM):
     `mmspec.integrations.passages`. `response.raw` holds model, finish_reason, usage and, under
     "mmspec", what was drafted and accepted. Tool calls are read in the form
     <tool_call>{...}</tool_call>.
+
+    Answers of a form (`as_structured_llm`, `structured_predict`) follow it by a grammar: no token
+    that leads out of it can be chosen, and those that it forces are drafted. The model does not see
+    the form: say in the prompt what is wanted. That needs the extra 'guided'.
 
     Raises InputError, a ValueError, for what cannot be asked; ModelError and ConfigError when it
     is made.
@@ -56,6 +67,7 @@ class MmspecLLM(CustomLLM):
 
     model_config = ConfigDict(extra="forbid")
     _engine: Engine = PrivateAttr()
+    _guide: JsonGuide = PrivateAttr()
 
     def __init__(self, *, engine: Engine | None = None, **settings: Any) -> None:
         super().__init__(**component_settings(settings, type(self).model_fields))
@@ -63,6 +75,7 @@ class MmspecLLM(CustomLLM):
             engine, model=self.model, drafter=self.drafter, overrides=self.overrides
         )
         self.model = self.model or model_name(self._engine)
+        self._guide = JsonGuide(self._engine)
 
     @classmethod
     def class_name(cls) -> str:
@@ -126,6 +139,51 @@ class MmspecLLM(CustomLLM):
         stream = self._streamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
         return in_thread(_completion(response) for response in stream)
 
+    # Answers of a form. A stream of one has it whole: a part of it is no value yet.
+
+    def structured_predict(
+        self,
+        output_cls: type[Form],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Form:
+        messages = prompt.format_messages(llm=self, **prompt_args)
+        answer = self.chat(messages, **_with_form(output_cls, llm_kwargs))
+        return _read_form(output_cls, answer)
+
+    async def astructured_predict(
+        self,
+        output_cls: type[Form],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Form:
+        messages = prompt.format_messages(llm=self, **prompt_args)
+        answer = await self.achat(messages, **_with_form(output_cls, llm_kwargs))
+        return _read_form(output_cls, answer)
+
+    def stream_structured_predict(
+        self,
+        output_cls: type[Form],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Form, None, None]:
+        yield self.structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
+    async def astream_structured_predict(
+        self,
+        output_cls: type[Form],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncIterator[Form]:
+        async def forms() -> AsyncIterator[Form]:
+            yield await self.astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+
+        return forms()
+
     def _chat(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> ChatResponse:
         request = self._request([as_message(message) for message in messages], call)
         result = self._engine.generate(request)
@@ -142,7 +200,13 @@ class MmspecLLM(CustomLLM):
     ) -> Request:
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         settings |= {"seed": self.seed, "raw": raw or None}
-        options = request_options(self.options, settings, call)
+        own = dict(call)
+        schema = own.pop(_SCHEMA, None)
+        options = request_options(self.options, settings, own)
+        if schema is not None:
+            others = options.get("logits_processors") or ()
+            assert isinstance(others, list | tuple)
+            options["logits_processors"] = [*others, self._guide.matching(schema)]
         return build_request(prompt, with_passages(options, prompt, placement=self.placement))
 
     def _streamed(
@@ -177,6 +241,19 @@ class MmspecLLM(CustomLLM):
         }
         told = _answer(text, calls)
         return ChatResponse(message=told, delta=delta, raw=raw, additional_kwargs=usage(result))
+
+
+def _with_form(form: type[BaseModel], call: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {**(call or {}), _SCHEMA: closed(form.model_json_schema())}
+
+
+def _read_form(form: type[Form], answer: ChatResponse) -> Form:
+    text = answer.message.content or ""
+    if answer.raw["finish_reason"] == "length":
+        raise InputError(
+            f"the answer was cut off before its form ended: {text[-60:]!r}; ask for more max_tokens"
+        )
+    return form.model_validate_json(text)
 
 
 def _asked(prompt: str, *, raw: bool) -> str | Messages:
