@@ -125,8 +125,8 @@ def _decoded(data: bytes, name: str, limits: InputLimits) -> tuple[np.ndarray, i
                 width, channels = file.getsampwidth(), file.getnchannels()
                 raw = file.readframes(file.getnframes())
                 return _integers(raw, width).reshape(-1, channels), file.getframerate()
-        except (wave.Error, EOFError, ValueError):
-            pass  # of another encoding (float, mu-law), or damaged: soundfile says which
+        except (wave.Error, EOFError, ValueError, RuntimeError, KeyError):
+            pass  # of another width or encoding (float, mu-law), or damaged: soundfile says which
     soundfile = _import_soundfile(name)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:

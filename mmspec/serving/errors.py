@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from mmspec.errors import ConfigError, InputError, TooLargeError
+from mmspec.errors import ConfigError, InputError, MissingExtraError, TooLargeError
 
 
 @dataclass(eq=False)
@@ -49,7 +49,7 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, TooLargeError):
         return ApiError(413, str(error), code="request_too_large")
-    if isinstance(error, InputError | ConfigError):
+    if isinstance(error, InputError | ConfigError | MissingExtraError):  # of what was sent
         return ApiError(400, str(error))
     return ApiError(500, "the request failed; the server's log says why", code="internal_error")
 

@@ -134,7 +134,10 @@ def test_a_long_recording_is_refused() -> None:
 
 def test_other_files_need_soundfile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soundfile", None)  # as where it is not installed
-    for data in (b"fLaC" + b"\0" * 40, wav(tone())[:30]):
+    whole = wav(tone())
+    broken = whole[:16] + b"\0\0\0\x18" + whole[20:]  # a chunk that is longer than the file
+    wide = whole[:34] + b"\x40\0" + whole[36:]  # 64 bits a sample
+    for data in (b"fLaC" + b"\0" * 40, whole[:30], broken, wide):
         with pytest.raises(MissingExtraError, match=r"mmspec\[audio\]"):
             open_audio(data, rate=RATE)
 

@@ -9,7 +9,9 @@ from serving.asking import CHAT, TEXT, asked
 from starlette.testclient import TestClient
 
 import mmspec
+from mmspec.errors import MissingExtraError
 from mmspec.serving import ServerSettings, create_app
+from mmspec.serving.errors import as_api_error
 
 
 def image(**part: Any) -> dict[str, Any]:
@@ -249,3 +251,8 @@ def test_half_a_character_anywhere_is_a_400(client: TestClient, body: dict[str, 
 def test_a_whole_character_in_two_halves_is_read(client: TestClient) -> None:
     assert r"\ud83e\udd8a" in json.dumps(asked("A \U0001f98a."))
     assert client.post(CHAT, content=json.dumps(asked("A \U0001f98a."))).status_code == 200
+
+
+def test_what_needs_a_package_that_is_not_there_is_no_failure_of_the_server() -> None:
+    told = as_api_error(MissingExtraError("pip install 'mmspec[audio]', or convert it to WAV"))
+    assert told.status == 400 and "convert it" in told.message
