@@ -71,8 +71,9 @@ def _place(tap: int, skipped: Collection[int]) -> int:
 
 
 def taken_late(output: Any, taps: Collection[int], *, skipped: Collection[int] = ()) -> LateHidden:
-    """The same, made when they are looked at where they are not there anyway."""
+    """The same, made when they are looked at where they are not there anyway. An output that has
+    them by layer was told which ones, and passed over none."""
     known = output.hidden_states
-    if isinstance(known, LateHidden) and not skipped:
-        return known
-    return LateHidden(taken(output, taps, skipped=skipped))
+    if not isinstance(known, Mapping):
+        known = taken(output, taps, skipped=skipped)
+    return known if isinstance(known, LateHidden) else LateHidden(known)

@@ -316,3 +316,10 @@ def test_a_draft_model_has_a_recorder_of_its_own() -> None:
     kept = draft.graphs
     draft.use_graphs_as(target)
     assert draft.graphs is kept
+
+
+def test_taps_of_a_model_that_passes_over_layers_are_its_own() -> None:
+    """A text without images takes mllama's decoder past its layers of cross-attention."""
+    decoded = Decoded("mllama")
+    taps = range(decoded.target.last_tap + 1)
+    assert [decoded.step(FORK, CHAIN, taps=taps) for _ in range(3)] == [False, True, True]
