@@ -286,6 +286,9 @@ class Engine:
         if namespace is None:
             for target in {self.target, self._decoded}:
                 target.free()
+            for drafter in self.drafters:
+                if isinstance(drafter, RecordedDrafter):
+                    drafter.free_recorded()
 
     def _each(
         self, prompts: Iterable[AnyPrompt | None], options: Mapping[str, Any], *, tells_steps: bool

@@ -147,6 +147,9 @@ class RecordedDrafter(Drafter, Protocol):
     def recorded(self) -> Sequence[ScoreGraphs]:
         """The graphs, the target's own among them where it drafts by these."""
 
+    def free_recorded(self) -> None:
+        """Drops them, and buffers that no cache uses."""
+
 
 @runtime_checkable
 class DrafterForTarget(Protocol):

@@ -47,6 +47,11 @@ class BoundCascade:
         lower = self.lower.recorded if isinstance(self.lower, RecordedDrafter) else ()
         return [*self.middle.recorded, *lower]
 
+    def free_recorded(self) -> None:
+        self.middle.free_recorded()
+        if isinstance(self.lower, RecordedDrafter):
+            self.lower.free_recorded()
+
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CascadeSession:
         lower = self.lower.start(prompt, prefill, guide)
         return CascadeSession(self, lower, self.middle.start(prompt, prefill, guide))

@@ -54,6 +54,9 @@ class BoundCompressedKV:
         """The graphs of its forwards, where they are recorded."""
         return [] if self.model.graphs is None else [self.model.graphs]
 
+    def free_recorded(self) -> None:
+        self.model.free()
+
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CompressedKVSession:
         cache = prefill.cache
         assert cache is not None, "the prefill does not say where the row's keys are"

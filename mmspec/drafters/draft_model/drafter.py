@@ -97,6 +97,9 @@ class BoundDraftModel:
         """The graphs of its forwards, where they are recorded."""
         return [] if self.model.graphs is None else [self.model.graphs]
 
+    def free_recorded(self) -> None:
+        self.model.free()
+
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> DraftModelSession:
         wording: Wording
         if self._alignment is not None:

@@ -48,6 +48,13 @@ class BoundEagle:
         self.size_share = self.head.num_weights / num_weights(target.model)  # of the target's
         self._vocab_size = target.vocab_size
 
+    def free_recorded(self) -> None:
+        with self.lock:
+            if self._graphs is not None:
+                self._graphs.clear()
+            if self.cache.pool is not None:
+                self.cache.pool.clear()
+
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> EagleSession:
         return EagleSession(self, prompt.num_tokens, prefill, guide)
 

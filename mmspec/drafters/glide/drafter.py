@@ -63,6 +63,13 @@ class BoundGlide:
         read_weights = sum(weight.numel() for weight in read)
         self.read_share = read_weights / num_weights(target.model)  # of the target's
 
+    def free_recorded(self) -> None:
+        with self.lock:
+            if self._graphs is not None:
+                self._graphs.clear()
+            if self.cache.pool is not None:
+                self.cache.pool.clear()
+
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> GlideSession:
         assert prefill.cache is not None, "the prefill does not say where the row's keys are"
         return GlideSession(self, prompt.num_tokens, prefill.placement, prefill.cache, guide)

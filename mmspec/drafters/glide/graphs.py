@@ -18,6 +18,10 @@ class GlideGraphs:
         self._head = head
         self._seen: dict[Bucket, StaticInputs] = {}
 
+    def clear(self) -> None:
+        self._graphs.graphs.clear()
+        self._seen.clear()
+
     def compute(self, nodes: NewNodes, glance: Glance) -> Tensor | None:
         """The logits of a call's leaves, (all rows' leaves, vocab), or None where they must be
         computed without a graph, which overwrites what was written."""

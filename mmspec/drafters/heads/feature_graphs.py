@@ -19,6 +19,10 @@ class FeatureGraphs:
         self._head = head
         self._features: dict[Bucket, Tensor] = {}  # (rows, nodes, hidden) that graphs read
 
+    def clear(self) -> None:
+        self._graphs.graphs.clear()
+        self._features.clear()
+
     def compute(self, nodes: NewNodes, features: Tensor) -> tuple[HeadStates, Tensor] | None:
         """The states of a call's nodes and its leaves' logits, (all rows' leaves, own vocab), or
         None where they must be computed without a graph, which overwrites what was written.

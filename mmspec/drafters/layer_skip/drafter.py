@@ -76,6 +76,9 @@ class BoundLayerSkip:
         """The graphs of its forwards, where they are recorded."""
         return [] if self.model.graphs is None else [self.model.graphs]
 
+    def free_recorded(self) -> None:
+        self.model.free()
+
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> LayerSkipSession:
         assert prefill.cache is not None, "the prefill does not say where the row's keys are"
         return LayerSkipSession(self, prompt, prefill.placement, prefill.cache, guide)

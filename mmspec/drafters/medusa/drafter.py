@@ -47,6 +47,11 @@ class BoundMedusa:
         self.recorded = [] if self._graphs is None else [self._graphs.graphs]
         self._lock = threading.Lock()  # of what is recorded
 
+    def free_recorded(self) -> None:
+        if self._graphs is not None:
+            with self._lock:
+                self._graphs.graphs.clear()
+
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> MedusaSession:
         return MedusaSession(self, prefill, guide)
 

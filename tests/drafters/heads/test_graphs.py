@@ -85,6 +85,32 @@ def test_an_engine_tells_of_its_heads_graphs(drafter: str) -> None:
     assert other.graph_info is None, "on a CPU nothing is recorded"
 
 
+@pytest.mark.parametrize(
+    "drafter",
+    ["eagle1", "glide", "medusa_own", "draft_same", "compressed_window", "cascade"],
+)
+def test_a_cleared_cache_frees_what_drafters_recorded(drafter: str) -> None:
+    cell = Cell("llama", drafter, "greedy", 1, "text")
+    (request,) = matrix._requests(cell)
+    plain = [matrix._plain(cell.family, cell.dtype, cell.sampling, "text", 0)]
+    with graphed() as seen:
+        made = matrix._drafter(drafter, cell, [request], plain, Path())
+        engine = matrix._engine(cell.family, cell.dtype, 20, [made])
+        expected = engine.generate(request)
+        kept = [graphs.info.num_graphs for graphs in seen.graphs]
+        engine.clear_cache()
+        freed = [graphs.info.num_graphs for graphs in seen.graphs]
+        again = engine.generate(request)
+    assert all(kept) and not any(freed)
+    assert again.tokens == expected.tokens
+    assert again.stats.by_drafter == expected.stats.by_drafter
+    (bound,) = engine.drafters
+    pool = getattr(getattr(bound, "cache", None), "pool", None)
+    if pool is not None:
+        engine.clear_cache()
+        assert not pool.take()
+
+
 def test_what_is_seen_of_the_target_is_told_at_each_replay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
