@@ -154,9 +154,9 @@ class AutoStep(FixedStep):
         self._asked.setdefault(row, []).append(_Ask(drafter, standing_of(before), after))
         if self._is_plain:
             return
-        usual_s = self._controller.costs.draft_s(drafter)
-        if usual_s is not None:
-            seconds = min(seconds, _USUAL * usual_s)
+        # Of the first proposal nothing is usual yet, and it may pay for what is done only once.
+        usual_s = self._controller.costs.draft_s(drafter) or self._cost.row_plain_s
+        seconds = min(seconds, _USUAL * usual_s)
         saved_s = self._saved_s(row, after) - self._saved_s(row, before) - seconds
         if self._affordable_scouts(row, after):  # it shows later: the account bounds what they cost
             saved_s = max(saved_s, seconds)
@@ -237,9 +237,12 @@ class AutoStep(FixedStep):
         self._spent_s = seconds
         if self._draft_s:
             rest_s = max(seconds - sum(self._draft_s.values()), 0.0) / len(self._draft_s)
-            for (row, drafter), own_s in self._draft_s.items():
-                self._draft_s[row, drafter] = own_s + rest_s
-                self._controller.costs.observe_draft(drafter, own_s + rest_s)
+            for asked in self._draft_s:
+                self._draft_s[asked] += rest_s
+            # It was asked for all of its rows at once, which take the same each.
+            each_s = {drafter: own_s for (_, drafter), own_s in self._draft_s.items()}
+            for drafter, own_s in each_s.items():
+                self._controller.costs.observe_draft(drafter, own_s)
 
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
         controller, rows = self._controller, len(self.paces)

@@ -9,6 +9,8 @@ from mmspec.state import Preparation
 
 _RECENT = 9  # measurements that an estimate is the median of: one slow step does not move it
 _LEAST_S = 1e-6  # that work is taken for, so that one who says there is none is corrected, too
+_FEW = 5  # proposals: the first ones may pay for what is done only once
+_FADING = 0.01  # of the time since the newest of few, by which it is believed to have been chance
 _SLOPE = 0.02  # of a plain step: what one more node is believed to cost before it was measured
 
 
@@ -24,6 +26,8 @@ class CostModel:
         self._nodes = nodes
         self._curves: dict[tuple[int, int], _Curve] = {}
         self._drafts: dict[str, deque[float]] = {}
+        self._asked_s: dict[str, float] = {}  # when each drafter was asked last
+        self._clock_s = 0.0  # of all steps
         self._prompt_tokens: deque[float] = deque(maxlen=_RECENT)
         self._misjudged: dict[str, deque[float]] = {}
 
@@ -31,6 +35,7 @@ class CostModel:
         """A step of `rows` requests took `seconds` from its score call to its commit."""
         curve = self._curves.setdefault((rows, context.bit_length()), _Curve(self._nodes))
         curve.observe(nodes, seconds)
+        self._clock_s += seconds
 
     def knows(self, rows: int, context: int) -> bool:
         """Whether a plain step of this size has been measured."""
@@ -52,11 +57,20 @@ class CostModel:
     def observe_draft(self, drafter: str, seconds: float) -> None:
         """The drafter took `seconds` a row to propose."""
         self._drafts.setdefault(drafter, deque(maxlen=_RECENT)).append(seconds)
+        self._asked_s[drafter] = self._clock_s
 
     def draft_s(self, drafter: str) -> float | None:
-        """Expected seconds of a proposal for one row; None before one was measured."""
+        """Expected seconds of a proposal for one row; None before one was measured.
+
+        Of few the least counts, and less with time: a drafter that compiled or recorded something
+        when it was first asked would otherwise be taken for a slow one for ever.
+        """
         recent = self._drafts.get(drafter)
-        return median(recent) if recent else None
+        if not recent:
+            return None
+        if len(recent) >= _FEW:
+            return median(recent)
+        return max(min(recent) - _FADING * (self._clock_s - self._asked_s[drafter]), _LEAST_S)
 
     def observe_prompt(self, token_s: float) -> None:
         """Each token of a prompt took `token_s` to read."""

@@ -118,6 +118,16 @@ def test_a_drafter_ten_times_slower_than_the_target_is_asked_once(hit: float) ->
     assert second >= 0.97 and pace.asked["slow"] == 0
 
 
+def test_a_good_drafter_whose_first_proposals_take_long_is_found_again() -> None:
+    """As where kernels are compiled and graphs recorded."""
+    world, draft = World(AutoController()), chain_of(8, 0.9, 0.9)
+    _, pace = world.decode({"compiled": (draft, 40 * PLAIN_S)})
+    assert pace.asked["compiled"] == 1
+    for _ in range(20):
+        ratio, pace = world.decode({"compiled": (draft, 0.0002)})
+    assert ratio > 2.0, f"{ratio:.2f}x: {pace}"
+
+
 def test_a_bad_drafter_is_still_probed_and_found_when_it_turns_good() -> None:
     def turning(draw: random.Random, token: int) -> tuple[list[float], list[bool]]:
         return [0.9] * 8, [token > 300 and draw.random() < 0.95 for _ in range(8)]

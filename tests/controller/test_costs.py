@@ -64,3 +64,21 @@ def test_drafters_are_told_apart() -> None:
     costs.observe_draft("quick", 0.1)
     costs.observe_draft("slow", 5.0)
     assert (costs.draft_s("quick"), costs.draft_s("slow")) == (0.1, 5.0)
+
+
+def test_what_the_first_proposals_pay_once_is_not_what_they_cost() -> None:
+    costs = CostModel([1, 2])
+    for seconds in (3.0, 5.0, 0.1, 0.1, 0.1):
+        costs.observe_draft("compiled", seconds)
+    assert costs.draft_s("compiled") == 0.1
+
+
+def test_one_slow_proposal_is_believed_less_and_less() -> None:
+    costs = CostModel([1, 2])
+    for _ in range(5):
+        costs.observe_draft("slow", 3.0)
+    costs.observe_draft("once", 3.0)
+    for _ in range(290):
+        costs.observe_step(1, 1, 100, 1.0)
+    assert costs.draft_s("once") == pytest.approx(0.1)
+    assert costs.draft_s("slow") == 3.0
