@@ -65,8 +65,10 @@ class AutoStep(FixedStep):
         rows, costs = len(paces), controller.costs
         self._cost = StepCost(rows, costs.step_s(rows, context) or (), costs.largest(rows, context))
         # Without a plain step's cost nothing can be weighed: the first one of its size is plain.
-        stale = controller.since_plain >= _REFRESH_STEPS
-        self._is_plain = not self._cost.is_known or stale or not costs.knows(rows, context)
+        stale = controller.since_plain >= _REFRESH_STEPS or not costs.knows(rows, context)
+        # Beside a pinned row none is plain, and there's nothing to wait for.
+        is_refreshed = stale and not any(pace.speculate is True for pace in paces)
+        self._is_plain = is_refreshed or not self._cost.is_known
         self._probing: set[tuple[int, str]] = set()
         self._paused: set[int] = set()
         self._draft_s: dict[tuple[int, str], float] = {}

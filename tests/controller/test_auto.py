@@ -298,6 +298,25 @@ def test_pinned_speculation_is_always_asked_and_never_cut() -> None:
     assert step.cut([TokenTree.chain(1, [2, 3], [0.1, 0.1], "any")])[0].num_nodes == 3
 
 
+def test_a_row_is_drafted_for_beside_a_pinned_one() -> None:
+    """No step of such a batch is plain, so there is no plain one to wait for."""
+    controller, asked = AutoController(), 0
+    for _ in range(3):
+        controller.costs.observe_step(1, 1, 50, 0.01)
+    paces = [Pace(), Pace(speculate=True)]
+    for _ in range(400):
+        step = controller.step(paces, 50)
+        trees = [TokenTree.root(1), TokenTree.chain(1, [2, 3], [0.9, 0.9], "any")]
+        if step.asks(0, "any", trees[0]):
+            asked += 1
+            trees[0] = trees[1]
+            step.learn(0, "any", TokenTree.root(1), trees[0], 1e-4)
+        scored = step.cut(trees)
+        step.spent(1e-4 * (trees[0].num_nodes > 1))
+        step.observe([Verdict(tuple(range(tree.num_nodes)), (2, 3, 4)) for tree in scored], 0.012)
+    assert asked > 390
+
+
 def test_a_pinned_rows_nodes_make_a_neighbours_nodes_free() -> None:
     controller = AutoController()
     for nodes in (1, 8):  # eight nodes cost as much as ten plain steps
