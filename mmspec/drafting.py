@@ -51,6 +51,7 @@ class Drafting:
         self._prepared: dict[str, PreparedSession] = {}  # and that have something to do beforehand
         self.alone: set[str] = set()  # drafters that failed for several rows, and for none of them
         self._taps = {d.name: d.taps for d in self._drafters if isinstance(d, TappingDrafter)}
+        self.taps = reduce(or_, self._taps.values(), Taps())  # that those who take part read
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
         """Opens a session of every drafter."""
@@ -72,11 +73,6 @@ class Drafting:
     def takes_part(self, drafter: Drafter) -> bool:
         """Whether it has a session: it was started, and has not failed."""
         return drafter.name in self._sessions
-
-    @property
-    def taps(self) -> Taps:
-        """The hidden states that those who still take part read."""
-        return reduce(or_, self._taps.values(), Taps())
 
     def session(self, drafter: Drafter) -> DraftSession:
         return self._sessions[drafter.name]
@@ -126,6 +122,7 @@ class Drafting:
             )
         for known in (self._taps, self._priced, self._prepared):
             known.pop(name, None)
+        self.taps = reduce(or_, self._taps.values(), Taps())
         failed = self._sessions.pop(name, None)
         if failed is not None:
             try:

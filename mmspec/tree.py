@@ -126,7 +126,10 @@ class TokenTree:
 
         It looks at the tokens that were drawn, so what is left has no `q` any more.
         """
-        likely, nodes = self.cumulative_confidence, self.num_nodes - 1
+        nodes = self.num_nodes - 1
+        if nodes <= budget and min_confidence <= 0.0:
+            return self
+        likely = self.cumulative_confidence
         tree, kept = self, list(range(nodes + 1))
         if nodes > budget:
             tree = self.with_scouts(max(budget // 2, budget - nodes + len(self.scouts)))

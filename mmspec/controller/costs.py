@@ -26,6 +26,7 @@ class CostModel:
         self._nodes = nodes
         self._curves: dict[tuple[int, int], _Curve] = {}
         self._drafts: dict[str, deque[float]] = {}
+        self._usual_s: dict[str, float] = {}  # of them, as they stand
         self._asked_s: dict[str, float] = {}  # when each drafter was asked last
         self._clock_s = 0.0  # of all steps
         self._prompt_tokens: deque[float] = deque(maxlen=_RECENT)
@@ -56,7 +57,9 @@ class CostModel:
 
     def observe_draft(self, drafter: str, seconds: float) -> None:
         """The drafter took `seconds` a row to propose."""
-        self._drafts.setdefault(drafter, deque(maxlen=_RECENT)).append(seconds)
+        recent = self._drafts.setdefault(drafter, deque(maxlen=_RECENT))
+        recent.append(seconds)
+        self._usual_s[drafter] = median(recent) if len(recent) >= _FEW else min(recent)
         self._asked_s[drafter] = self._clock_s
 
     def draft_s(self, drafter: str) -> float | None:
@@ -65,12 +68,10 @@ class CostModel:
         Of few the least counts, and less with time: a drafter that compiled or recorded something
         when it was first asked would otherwise be taken for a slow one for ever.
         """
-        recent = self._drafts.get(drafter)
-        if not recent:
-            return None
-        if len(recent) >= _FEW:
-            return median(recent)
-        return max(min(recent) - _FADING * (self._clock_s - self._asked_s[drafter]), _LEAST_S)
+        usual_s = self._usual_s.get(drafter)
+        if usual_s is None or len(self._drafts[drafter]) >= _FEW:
+            return usual_s
+        return max(usual_s - _FADING * (self._clock_s - self._asked_s[drafter]), _LEAST_S)
 
     def observe_prompt(self, token_s: float) -> None:
         """Each token of a prompt took `token_s` to read."""

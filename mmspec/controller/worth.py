@@ -1,6 +1,6 @@
 """Worth: the seconds that asking a drafter saves, as its proposals were expected to."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from mmspec.tree import TokenTree
 
@@ -8,18 +8,21 @@ _RISING = 0.15  # share of the newest proposal in what asking is believed to be 
 # worth more
 _FALLING = 0.5  # and where it was worth less, at most: doubts come as quickly as being wrong costs,
 _DOUBTED = 0.5  # so that a drafter is doubted once some this many plain steps were lost by it
-_STANDINGS = 9  # of trees of up to 255 tokens that are promised
 
 
 class Worth:
     """By drafter and by the standing of the tree that it is asked beside."""
 
     def __init__(self) -> None:
-        self._saved_s: dict[tuple[str, int], float] = {}
+        self._saved_s: dict[str, dict[int, float]] = {}
+
+    def of(self, drafter: str) -> Mapping[int, float]:
+        """What is known of it, by standing."""
+        return self._saved_s.get(drafter, {})
 
     def at(self, drafter: str, standing: int) -> float | None:
         """What is known of exactly this."""
-        return self._saved_s.get((drafter, standing))
+        return self.of(drafter).get(standing)
 
     def learn(
         self,
@@ -32,30 +35,29 @@ class Worth:
     ) -> None:
         """A proposal was expected to save so much, itself paid for, which took as long as
         `cost_steps` plain steps. `prior_s`: what is believed where nothing is known."""
-        known = self._saved_s.get((drafter, standing), saved_s if prior_s is None else prior_s)
+        own = self._saved_s.setdefault(drafter, {})
+        known = own.get(standing, saved_s if prior_s is None else prior_s)
         share = _RISING if saved_s > known else min(cost_steps / _DOUBTED, _FALLING)
-        self._saved_s[drafter, standing] = known + share * (saved_s - known)
+        own[standing] = known + share * (saved_s - known)
 
 
 def nearest(own: Worth, shared: Worth, drafter: str, standing: int) -> float | None:
     """What asking is worth beside a tree of this standing, by the request's own experience, or else
     by that of all; where that is not known, beside a lesser tree, which is rather more."""
-    return _first_known(own, shared, drafter, range(standing, -1, -1))
+    known = _known(own, shared, drafter)
+    lesser = [place for place in known if place <= standing]
+    return known[max(lesser)] if lesser else None
 
 
 def alone(own: Worth, shared: Worth, drafter: str) -> float | None:
     """What asking is worth where nobody else is asked, or at least: beside the least tree that it
     is known of."""
-    return _first_known(own, shared, drafter, range(_STANDINGS))
+    known = _known(own, shared, drafter)
+    return known[min(known)] if known else None
 
 
-def _first_known(own: Worth, shared: Worth, drafter: str, standings: Iterable[int]) -> float | None:
-    for standing in standings:
-        for worth in (own, shared):
-            known = worth.at(drafter, standing)
-            if known is not None:
-                return known
-    return None
+def _known(own: Worth, shared: Worth, drafter: str) -> Mapping[int, float]:
+    return {**shared.of(drafter), **own.of(drafter)}
 
 
 def standing_of(tree: TokenTree) -> int:
