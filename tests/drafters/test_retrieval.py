@@ -10,6 +10,7 @@ import pytest
 import stores
 import torch
 from draft_models import letters
+from torch import Tensor
 
 from mmspec.drafters import own_text
 from mmspec.drafters.base import BatchDrafter, DrafterForTarget, LearningDrafter, LearningSession
@@ -20,6 +21,7 @@ from mmspec.errors import ConfigError, DatastoreError
 from mmspec.retrieval import DatastoreWriter, GeneratedStore
 from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
+from mmspec.target.taps import LateHidden
 from mmspec.tree import TokenTree
 
 GUIDE = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=0)
@@ -174,6 +176,18 @@ def test_rows_are_asked_for_together(tmp_path: Path) -> None:
     together = drafter.propose_together(sessions, texts, 4)
     assert [paths(tree) for tree in together] == [{(40,)}, {(50,)}, set()]
     assert together == [started(drafter, text).propose(text, 4) for text in texts]
+
+
+def test_states_that_no_look_up_asks_for_are_not_made() -> None:
+    """They are another drafter's."""
+    session = started(bound(), [1, 2, 3, 1, 2])
+
+    def never() -> Tensor:
+        raise AssertionError("nobody looks at it")
+
+    scores = Scores(torch.zeros(1, 1), hidden=LateHidden({4: never}))
+    session.observe(TokenTree.root(2), Verdict((0,), (3,)), scores)
+    session.propose([1, 2, 3, 1, 2, 3], 4)
 
 
 def test_the_budget_is_kept(tmp_path: Path) -> None:

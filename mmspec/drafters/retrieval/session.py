@@ -1,6 +1,7 @@
 """RetrievalSession: one request's text, its hidden state, and what it has shown of copies."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from mmspec.drafters.own_text import OwnText
 from mmspec.drafters.retrieval.source import Query
 from mmspec.retrieval import Continuation
 from mmspec.state import Prefill, Preparation, Prompt, Scores, Verdict
+from mmspec.target.taps import LateHidden
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -27,9 +29,11 @@ class RetrievalSession:
         self._namespace = prompt.namespace
         self._text = OwnText(prompt, min_match=drafter.settings.limits.min_match)
         self._lead = self._text.tail(_LEAD)
+        # Where the states are found, once a look-up asks for them.
         self._hidden: Mapping[int, Tensor] = {
-            layer: states[-1] for layer, states in prefill.hidden.items()
+            layer: states[-1:] for layer, states in prefill.hidden.items()
         }
+        self._place = 0
         self._copier = Copier(
             drafter.name,
             min_confidence=drafter.settings.min_confidence,
@@ -49,7 +53,11 @@ class RetrievalSession:
     def query(self, tokens: Sequence[int]) -> Query:
         """The place that `tokens`, the prompt's and the chosen ones, end at."""
         self._text.grow(tokens)
-        return Query(self._text.tail(_TAIL), self._text, self._namespace, self._hidden)
+        hidden = LateHidden({layer: partial(self._state, layer) for layer in self._hidden})
+        return Query(self._text.tail(_TAIL), self._text, self._namespace, hidden)
+
+    def _state(self, layer: int) -> Tensor:
+        return self._hidden[layer][self._place]
 
     def draft(self, token: int, found: Sequence[Continuation], budget: int) -> TokenTree:
         """What was found, as a tree below `token`."""
@@ -57,8 +65,8 @@ class RetrievalSession:
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         self._copier.observe(tree, verdict)
-        last = verdict.path[-1]  # the state behind it chose the newest token
-        self._hidden = {layer: states[last] for layer, states in scores.hidden.items()}
+        # The state behind the last one chose the newest token.
+        self._hidden, self._place = scores.hidden, verdict.path[-1]
 
     def take_back(self, num_tokens: int) -> None:
         self._text.take_back(num_tokens)
