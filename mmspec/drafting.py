@@ -12,8 +12,9 @@ from typing import Protocol
 
 import torch
 
+from mmspec.attention.setbacks import says_lost
 from mmspec.controller import Controller, Pace, Speculate, Step
-from mmspec.drafters.asking import ask_each, is_fatal
+from mmspec.drafters.asking import ask_each
 from mmspec.drafters.base import (
     Drafter,
     DraftSession,
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 class Drafting:
     """One row's draft sessions. A drafter must never cost a text: one that fails is left out from
-    then on. What says that the device is lost or memory used up is raised."""
+    then on. What says that the device is lost is raised."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Drafting:
         try:
             yield
         except Exception as error:  # logged with its traceback; plain decoding goes on
-            if is_fatal(error):
+            if says_lost(error):  # what comes next would fail too
                 raise
             self.leave_out(name, error)
 

@@ -45,14 +45,16 @@ def ask_each(
     """Of all rows together where the drafter can do so; where that fails, or without `together`,
     of each row alone.
 
-    Raises what says that the device is lost or memory used up: asking again would be no better.
+    Where memory is used up no row is asked again. Raises what says that the device is lost.
     """
     failure: Exception | None = None
     if together and len(sessions) > 1 and isinstance(drafter, BatchDrafter):
         try:
             return Asked(tuple(propose_all(drafter, sessions, texts, budget)))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            return Asked((error,) * len(sessions))
         except Exception as error:  # told by the rows alone, or by the answers
-            if is_fatal(error):
+            if says_lost(error):
                 raise
             failure = error
     trees = tuple(
@@ -63,18 +65,12 @@ def ask_each(
     return Asked(trees, None if is_a_rows else failure)
 
 
-def is_fatal(error: Exception) -> bool:
-    """Whether it says that the device is lost or memory used up, whoever met it: what comes next
-    would fail too."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or says_lost(error)
-
-
 def _alone(
     drafter: Drafter, session: DraftSession, tokens: Sequence[int], budget: int
 ) -> TokenTree | Exception:
     try:
         return propose_all(drafter, [session], [tokens], budget)[0]
     except Exception as error:  # the caller tells of it, and goes on without
-        if is_fatal(error):
+        if says_lost(error):
             raise
         return error

@@ -1,6 +1,7 @@
 """A drafter that fails at one row of a batch: the others draft as if nothing had happened."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -142,26 +143,32 @@ def test_a_failure_at_the_start_is_that_rows(
     assert all(r.stats.by_drafter for row, r in enumerate(results) if row != VICTIM)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        MemoryError(),
-        RuntimeError("CUDA error: an illegal memory access was encountered"),
-    ],
-)
-def test_used_up_memory_and_a_lost_device_are_raised(
+def test_a_lost_device_is_raised(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    calls = list[int]()
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        generated("eagle3", "greedy", partial(_raise, error, calls, monkeypatch))
+    assert len(calls) == 1 and not told(caplog), "it was asked again, or left out"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_used_up_memory_costs_the_drafter_and_no_text(
     error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = list[int]()
+    generated("eagle3", "greedy", partial(_raise, error, calls, monkeypatch))
+    assert len(calls) == 1 and len(told(caplog)) == 1, "it was asked again, or told of twice"
 
-    def spoil(drafter: Any) -> None:
-        def lost(self: Any, *args: Any) -> Any:
-            calls.append(1)
-            raise error
 
-        monkeypatch.setattr(type(drafter), "propose_together", lost)
+def _raise(
+    error: Exception, calls: list[int], monkeypatch: pytest.MonkeyPatch, drafter: Any
+) -> None:
+    """The drafter's every proposal."""
 
-    with pytest.raises(type(error)):
-        generated("eagle3", "greedy", spoil)
-    assert len(calls) == 1 and not told(caplog), "it was asked again, or left out"
+    def fail(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        raise error
+
+    monkeypatch.setattr(type(drafter), "propose_together", fail)
