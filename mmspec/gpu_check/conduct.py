@@ -140,7 +140,8 @@ class Conductor:
 
     def _take(self, name: str, child: "_Child") -> Found:
         part = child.part
-        self._header = {key: value for key, value in part.items() if key != "sections"}
+        if part:  # else it has ended before it found anything
+            self._header = {key: value for key, value in part.items() if key != "sections"}
         section: Found = part.get("sections", {}).get(name) or _blank(name)
         self._sections[name] = section
         self._save()

@@ -19,6 +19,8 @@ from pathlib import Path
 
 name, part, *without = sys.argv[1:]
 seconds = float(sys.stdin.readline())
+if name == "is_mute":
+    os._exit(1)
 
 def write(status, doing=None, **found):
     section = {"title": name, "status": status, "seconds": 0.0, "failures": [], "missing": [],
@@ -63,6 +65,11 @@ def test_a_process_that_ends_keeps_what_it_found_and_costs_no_other(tmp_path: Pa
     assert "early: crashed: its process ended with signal 11" in killed["failures"][0]
     assert "device-side assert" in killed["error"]
     assert found["works"]["status"] == "passed" and found["works"]["found"]["late"] == 3
+
+
+def test_a_process_that_finds_nothing_leaves_what_is_known_of_the_machine(tmp_path: Path) -> None:
+    found = conducted(tmp_path, "works", "is_mute")
+    assert found["is_mute"]["status"] == "crashed"
 
 
 def test_a_process_that_never_ends_is_ended(tmp_path: Path) -> None:
