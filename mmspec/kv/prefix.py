@@ -10,6 +10,7 @@ document with ten questions about it is kept once.
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from mmspec.kv.cache import KVCache, Segment
 from mmspec.kv.states import StateBlock
@@ -180,8 +181,11 @@ class Lease:
         is."""
         assert self._node is not None, "the lease has ended"
         with self._store._lock:
-            ends = [n.start + len(n.keys) for n in self._node.way() if n.state is not None]
-        return max((end for end in ends if end <= min(limit, self.length)), default=0)
+            way = self._node.way()
+            ends = accumulate(len(node.keys) for node in way)
+            pairs = zip(way, ends, strict=True)
+            known = [end for node, end in pairs if node.state is not None]
+        return max((end for end in known if end <= min(limit, self.length)), default=0)
 
     def copy_to(self, cache: KVCache, row: int, *, count: int) -> None:
         """Commits the first `count` tokens to the row, which must be empty; where it has a running
