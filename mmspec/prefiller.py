@@ -274,6 +274,7 @@ class Prefiller:
         if pending.slot is not None:
             self._cache.close(pending.slot)
         pending.slot = pending.text = pending.features = None
+        pending.parting = 0
         pending.tapped.clear()
         pending.row.stats.reused_tokens = 0
 

@@ -1,8 +1,10 @@
 """A prompt in parts, or from what is stored, leaves the KV of a prompt in one go: every family."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from transformers import LlamaConfig
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
-from mmspec.encoders.features import FeatureCache
+from mmspec.encoders.features import FeatureCache, FeatureSource
+from mmspec.encoders.outputs import FeatureError
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.inputs import from_inputs
@@ -168,6 +171,32 @@ def test_where_a_prompt_parts_from_a_stored_one_the_next_goes_on(family: str) ->
     again = row_of(family, Prompt(ids))
     prefilled(target, again, settings)
     assert again.stats.reused_tokens == 20, "behind the whole prompt its last logits are not known"
+
+
+def test_a_prompt_whose_features_fail_is_read_whole_wherever_it_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = Target(model_of("qwen3_5", "float64"))
+    prompt = prompt_of("qwen3_5", "image_middle")
+    _, expected, _ = prefilled(target, row_of("qwen3_5", prompt))
+    settings = PrefillSettings(PrefixStore(2**30), FeatureCache(2**20))
+    text = row_of("qwen3_5", Prompt(prompt.token_ids[: prompt.media[0].start]))
+    prefilled(target, text, settings)
+
+    right = FeatureSource.attached
+
+    def once(self: FeatureSource, *args: Any) -> AbstractContextManager[None]:
+        monkeypatch.setattr(FeatureSource, "attached", right)
+        raise FeatureError("no features")
+
+    monkeypatch.setattr(FeatureSource, "attached", once)
+    row, seen = row_of("qwen3_5", prompt), list[int]()
+    row.on_prefill = partial(note, seen)
+    _, got, _ = prefilled(target, row, settings)
+    assert row.stats.reused_tokens == 0
+    assert seen == [prompt.num_tokens], "in one go"
+    assert target.cuts.media_because == "no features"
+    assert_same("qwen3_5", got, expected)
 
 
 def other_ids(prompt: Prompt) -> torch.Tensor:
