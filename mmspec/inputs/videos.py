@@ -16,6 +16,11 @@ from mmspec.inputs.sources import describe, read_source
 
 VideoSource = str | os.PathLike[str] | bytes | np.ndarray | Sequence[ImageSource]
 
+# A playlist in place of a video would have FFmpeg open what it names: files and addresses.
+_NOTHING_ELSE = {
+    "format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv",
+    "protocol_whitelist": "none",
+}
 _SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv")
 
 
@@ -139,7 +144,7 @@ def _import_av(name: str) -> ModuleType:
 def _with_av(data: bytes, name: str) -> Iterator[Image.Image]:
     av = _import_av(name)
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), options=_NOTHING_ELSE) as container:
             for frame in container.decode(video=0):
                 yield frame.to_image()
     except (OSError, ValueError, IndexError) as error:  # av's own errors derive from these

@@ -109,8 +109,26 @@ def test_containers_are_decoded_where_av_is_there(
             return [Frame(image) for image in FRAMES]
 
     module = types.ModuleType("av")
-    module.open = lambda stream: Container()  # type: ignore[attr-defined]
+    module.open = lambda stream, options: Container()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "av", module)
     path = tmp_path / "film.mp4"
     path.write_bytes(b"\0\0\0\x18ftypisom")
     assert open_video(path) == FRAMES
+
+
+def test_a_playlist_opens_no_file_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av", reason="decodes containers")
+    with av.open(tmp_path / "own.mp4", "w") as file:
+        stream = file.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in (av.VideoFrame.from_image(Image.new("RGB", (64, 48))), None):
+            file.mux(stream.encode(frame))
+    monkeypatch.chdir(tmp_path)
+    whole = (tmp_path / "own.mp4").read_bytes()
+    assert [frame.size for frame in open_video(whole)] == [(64, 48)]
+    with pytest.raises(InputError, match="is not a video that can be decoded"):
+        open_video(
+            "data:,ffconcat%20version%201.0%0Afile%20own.mp4", limits=InputLimits(allow_files=False)
+        )
