@@ -24,6 +24,7 @@ AudioSource: TypeAlias = (
 
 _MOST_CHANNELS = 32  # an array's axis of more is time
 _HIGHEST_RATE = 192_000  # samples a second: a header may claim any, and the resampler's table grows
+_USUAL_RATE = 48_000  # above it a recording may be as much shorter: memory goes by its samples
 _BLOCK_FRAMES = 2**18  # decoded at once: a small file may hold hours of silence
 _FORM = (
     "expected a path, bytes, a URL, an open file, or samples with their rate: (array, 16000) or "
@@ -109,11 +110,12 @@ def _check_rate(rate: int, name: str) -> None:
 
 
 def _check_length(frames: int, rate: int, name: str, limits: InputLimits) -> None:
-    if frames > limits.max_audio_seconds * rate:
+    seconds = limits.max_audio_seconds * min(1.0, _USUAL_RATE / rate)
+    if frames > seconds * rate:
         raise TooLargeError(
-            f"{name} is {frames / rate:.0f} s long or longer, over the limit of "
-            f"{limits.max_audio_seconds:g} s; give a part of it, or raise "
-            "inputs.max_audio_seconds"
+            f"{name} is {frames / rate:.0f} s long or longer, over the limit of {seconds:g} s at "
+            f"{rate} samples a second; give a part of it, convert it to {_USUAL_RATE} or fewer, or "
+            "raise inputs.max_audio_seconds"
         )
 
 

@@ -132,6 +132,15 @@ def test_a_long_recording_is_refused() -> None:
         open_audio((tone(), RATE), rate=RATE, limits=InputLimits(max_audio_seconds=0.05))
 
 
+def test_a_recording_of_more_samples_than_usual_may_be_as_much_shorter() -> None:
+    """What it takes in memory goes by its samples, not by its seconds."""
+    limits, rate = InputLimits(max_audio_seconds=4), 192_000
+    samples = np.zeros(rate + 1, np.float32)
+    assert open_audio((samples[:rate], rate), rate=RATE, limits=limits).shape == (RATE,)
+    with pytest.raises(InputError, match="over the limit of 1 s at 192000 samples a second"):
+        open_audio((samples, rate), rate=RATE, limits=limits)
+
+
 def test_other_files_need_soundfile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "soundfile", None)  # as where it is not installed
     whole = wav(tone())
