@@ -70,10 +70,7 @@ class PrefixStore:
             while length < len(keys):
                 stop = min(length + _PIECE_TOKENS, len(keys))
                 child = _Node(tuple(keys[length:stop]), cache.read(row, length, stop), node)
-                node.num_users += 1  # it may be a leaf, and must not make room for its own child
-                is_kept = self._make_room(child.num_bytes)
-                node.num_users -= 1
-                if not is_kept:
+                if not self._make_room(child.num_bytes, behind=node):
                     break
                 node.children[child.keys[0]] = child
                 self._num_bytes += child.num_bytes
@@ -141,26 +138,36 @@ class PrefixStore:
         state = None if node.state is not None or not node.keys else cache.snapshot(row)
         if state is None:
             return
-        node.num_users += 1
-        if self._make_room(state.num_bytes):
+        if self._make_room(state.num_bytes, behind=node):
             node.state = state
             self._num_bytes += state.num_bytes
-        node.num_users -= 1
 
-    def _make_room(self, num_bytes: int) -> bool:
-        """Drops unused leaves, the longest unused first, until `num_bytes` more fit."""
+    def _make_room(self, num_bytes: int, *, behind: "_Node") -> bool:
+        """Drops what is unused, the longest unused first, until `num_bytes` more fit: running
+        states within a text that goes on, and then leaves. `behind` stays, as a leaf, too."""
         if num_bytes > self.max_bytes:
             return False
         while self._num_bytes + num_bytes > self.max_bytes:
-            nodes = (node for root in self._roots.values() for node in root.below())
-            leaves = [node for node in nodes if not node.children and not node.num_users]
+            nodes = [node for root in self._roots.values() for node in root.below()]
+            passed = [node for node in nodes if node.is_passed]
+            if passed:
+                longest = min(passed, key=lambda node: node.last_used)
+                self._num_bytes -= longest.drop_state()
+                continue
+            leaves = [
+                node
+                for node in nodes
+                if not node.children and not node.num_users and node is not behind
+            ]
             if not leaves:
                 return False
             oldest = min(leaves, key=lambda node: node.last_used)
             assert oldest.parent is not None
             del oldest.parent.children[oldest.keys[0]]
             self._num_bytes -= oldest.num_bytes
-        self._roots = {k: r for k, r in self._roots.items() if r.children or r.num_users}
+        self._roots = {
+            k: r for k, r in self._roots.items() if r.children or r.num_users or r is behind
+        }
         return True
 
     def _touch(self, node: "_Node") -> None:
@@ -225,6 +232,19 @@ class _Node:
     def num_bytes(self) -> int:
         state = 0 if self.state is None else self.state.num_bytes
         return state + sum(t.nbytes for pair in self.segment if pair is not None for t in pair)
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether it has a running state where its text goes on, in one way, and no lease ends
+        there or further on."""
+        if self.state is None or len(self.children) != 1 or self.num_users:
+            return False
+        return not any(node.num_users for node in self.below())
+
+    def drop_state(self) -> int:
+        """Returns the bytes that it had."""
+        num_bytes, self.state = self.num_bytes, None
+        return num_bytes - self.num_bytes
 
     @property
     def start(self) -> int:

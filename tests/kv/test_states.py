@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmspec.kv import KVCache, Levels, StateKey, StateKind
+from mmspec.kv import KVCache, Levels, PrefixStore, StateKey, StateKind
 
 LAYER = 1  # of three: the first attends, this one keeps a state, the last one does both
 CONV, SUM = StateKey(LAYER, "conv", 0), StateKey(LAYER, "recurrent", 0)
@@ -236,6 +236,39 @@ def test_a_snapshot_is_a_copy_that_rows_share() -> None:
     third = cache.open(4)
     cache.resume(third, state)
     assert state_of(cache, third) == after([1, 2, 3])
+
+
+def test_states_that_a_text_has_passed_make_room_before_another_text_does() -> None:
+    def keep(cache: KVCache, row: int, text: list[int]) -> None:
+        store.insert("", 0, text, cache, row)
+        store.check_integrity()
+
+    def resumable(text: list[int]) -> int:
+        lease = store.match("", 0, text)
+        length = lease.resumable(len(text))
+        lease.release()
+        return length
+
+    num_bytes = 8 * (3 + 1)  # of a state
+    store = PrefixStore(3 * num_bytes)
+    keep(*_row_of([8, 9]), [8, 9])
+    cache, row = _row_of([1, 2])
+    keep(cache, row, [1, 2])
+    for token in (3, 4):
+        read(cache, row, [token])
+        keep(cache, row, list(range(1, token + 1)))
+    assert store.info.num_bytes == 3 * num_bytes
+    assert [resumable([1, 2, 3, 4][:n]) for n in (4, 3, 2)] == [4, 3, 0], "not the oldest"
+    assert resumable([8, 9]) == 2
+    lease = store.match("", 0, [1, 2, 3, 4])
+    keep(*_row_of([6]), [6])
+    assert lease.resumable(3) == 3, "what is leased stays"
+    assert resumable([8, 9]) == 0 and resumable([6]) == 1
+
+
+def _row_of(text: list[int]) -> tuple[KVCache, int]:
+    cache, (row,) = opened(text)
+    return cache, row
 
 
 # ORACLE
