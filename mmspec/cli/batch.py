@@ -32,7 +32,6 @@ from mmspec.cli.generate import read_prompt
 from mmspec.cli.options import (
     PROMPT,
     SAMPLING,
-    SWITCH,
     ConfigName,
     Device,
     Drafter,
@@ -47,6 +46,8 @@ from mmspec.cli.options import (
     Temperature,
     TopK,
     TopP,
+    option,
+    switch,
 )
 from mmspec.cli.schema import following, read_schema
 
@@ -67,41 +68,25 @@ def batch(
             "and images.",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option(metavar="PATH", help="The JSONL file of answers, one line each.")
-    ],
+    out: Annotated[Path, option("PATH", "The JSONL file of answers, one line each.")],
     prompt: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What is asked about each document; - reads stdin, @FILE a file.",
-            rich_help_panel=PROMPT,
-        ),
+        option("TEXT", "What is asked about each document; - reads stdin, @FILE a file.", PROMPT),
     ] = None,
     field: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="With --prompt: the field of a record that holds its text.",
-            rich_help_panel=PROMPT,
-        ),
+        str, option("NAME", "With --prompt: the field of a record that holds its text.", PROMPT)
     ] = "text",
     pages: Annotated[
         bool,
-        typer.Option(
+        switch(
             "--pages",
-            metavar=SWITCH,
-            help="With --prompt: about each page of a PDF as a picture; its text layer drafts.",
-            rich_help_panel=PROMPT,
+            "With --prompt: about each page of a PDF as a picture; its text layer drafts.",
+            PROMPT,
         ),
     ] = False,
     rows: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="So many at a time, in place of the configured decode.max_rows.",
-        ),
+        option("N", "So many at a time, in place of the configured decode.max_rows.", min=1),
     ] = None,
     system: System = None,
     max_new_tokens: MaxNewTokens = None,
@@ -111,17 +96,10 @@ def batch(
     stop: Stop = None,
     schema: Schema = None,
     seed: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="With an input's id it gives that answer's own seed.",
-            rich_help_panel=SAMPLING,
-        ),
+        int, option("N", "With an input's id it gives that answer's own seed.", SAMPLING, min=0)
     ] = 0,
     fresh: Annotated[
-        bool,
-        typer.Option("--fresh", metavar=SWITCH, help="Drop the answers that are in --out already."),
+        bool, switch("--fresh", "Drop the answers that are in --out already.")
     ] = False,
     drafter: Drafter = None,
     config: ConfigName = None,

@@ -12,7 +12,7 @@ import typer
 
 import mmspec
 from mmspec.cli.console import EXIT_DIFFERENT, consoles, mistakes_told, quiet_transformers
-from mmspec.cli.options import LOADING, SWITCH, ConfigName, Device, Dtype, Model
+from mmspec.cli.options import LOADING, ConfigName, Device, Dtype, Model, option, switch
 from mmspec.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -34,122 +34,65 @@ def bench(
     model: Model,
     suite: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="bundled (the bundled model's tasks), data (--data) or file (--prompts).",
-            rich_help_panel=_WHAT,
+        option(
+            "NAME", "bundled (the bundled model's tasks), data (--data) or file (--prompts).", _WHAT
         ),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="A folder with qmsum/, state_union/, kv_lookup/ or prompts/.",
-            rich_help_panel=_WHAT,
-        ),
+        option("PATH", "A folder with qmsum/, state_union/, kv_lookup/ or prompts/.", _WHAT),
     ] = None,
     prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="Your own prompts: JSONL, or text with one a line.",
-            rich_help_panel=_WHAT,
-        ),
+        Path | None, option("PATH", "Your own prompts: JSONL, or text with one a line.", _WHAT)
     ] = None,
     task: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Only tasks that begin so; may be repeated.",
-            rich_help_panel=_WHAT,
-        ),
+        list[str] | None, option("NAME", "Only tasks that begin so; may be repeated.", _WHAT)
     ] = None,
-    num_prompts: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Of each task.", rich_help_panel=_WHAT)
-    ] = None,
+    num_prompts: Annotated[int | None, option("N", "Of each task.", _WHAT, min=1)] = None,
     max_prompt_tokens: Annotated[
         int | None,
-        typer.Option(
-            min=16,
-            metavar="N",
-            help="Longer ones lose the end of their document. With --data: 2048.",
-            rich_help_panel=_WHAT,
+        option(
+            "N", "Longer ones lose the end of their document. With --data: 2048.", _WHAT, min=16
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None,
-        typer.Option(min=2, metavar="N", help="In place of the tasks' own.", rich_help_panel=_WHAT),
+        int | None, option("N", "In place of the tasks' own.", _WHAT, min=2)
     ] = None,
     drafter: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Ours with this one; may be repeated. All by default.",
-            rich_help_panel=_WAYS,
-        ),
+        option("NAME", "Ours with this one; may be repeated. All by default.", _WAYS),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Ours with settings, 'wide: decode.max_nodes=48'; may be repeated.",
-            rich_help_panel=_WAYS,
-        ),
+        option("TEXT", "Ours with settings, 'wide: decode.max_nodes=48'; may be repeated.", _WAYS),
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="transformers with arguments of generate, 'NAME: argument=value'.",
-            rich_help_panel=_WAYS,
-        ),
+        option("TEXT", "transformers with arguments of generate, 'NAME: argument=value'.", _WAYS),
     ] = None,
     draft_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="For transformers' assisted generation.", rich_help_panel=_WAYS
-        ),
+        str | None, option("MODEL", "For transformers' assisted generation.", _WAYS)
     ] = None,
-    peers: Annotated[
-        bool,
-        typer.Option(
-            "--peers/--no-peers", metavar=SWITCH, help="transformers' ways.", rich_help_panel=_WAYS
-        ),
-    ] = True,
+    peers: Annotated[bool, switch("--peers/--no-peers", "transformers' ways.", _WAYS)] = True,
     share_prefill: Annotated[
         bool,
-        typer.Option(
+        switch(
             "--share-prefill",
-            metavar=SWITCH,
-            help="Ours read a prompt once for all of them: for long ones. End to end then says "
-            "nothing.",
+            "Ours read a prompt once for all of them: for long ones. End to end then says nothing.",
         ),
     ] = False,
-    pairs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Interleaved runs of every method.")
-    ] = _PAIRS,
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="torch's threads, for all.")] = 1,
+    pairs: Annotated[int, option("N", "Interleaved runs of every method.", min=1)] = _PAIRS,
+    threads: Annotated[int, option("N", "torch's threads, for all.", min=1)] = 1,
     config: ConfigName = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="For all methods of ours; may be repeated.",
-            rich_help_panel=LOADING,
-        ),
+        option("KEY=VALUE", "For all methods of ours; may be repeated.", LOADING, name="--set"),
     ] = None,
     dtype: Dtype = None,
     device: Device = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Write everything measured to this file.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", metavar=SWITCH, help="The same, on stdout.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", metavar=SWITCH, help="Measure on a busy machine too.")
-    ] = False,
+    out: Annotated[Path | None, option("PATH", "Write everything measured to this file.")] = None,
+    as_json: Annotated[bool, switch("--json", "The same, on stdout.")] = False,
+    force: Annotated[bool, switch("--force", "Measure on a busy machine too.")] = False,
 ) -> None:
     """Measure decoding speeds: mmspec's with each drafter, plain, and transformers' own.
 

@@ -4,7 +4,6 @@ import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -31,6 +30,7 @@ from mmspec.cli.options import (
     Temperature,
     TopK,
     TopP,
+    option,
 )
 from mmspec.cli.render import Palette
 from mmspec.errors import InputError, MmspecError
@@ -50,11 +50,7 @@ def chat(
     model: Model,
     image: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PATH",
-            help="An image for the first question; may be repeated.",
-            rich_help_panel=PROMPT,
-        ),
+        option("PATH", "An image for the first question; may be repeated.", PROMPT),
     ] = None,
     system: System = None,
     max_new_tokens: MaxNewTokens = None,
@@ -62,10 +58,7 @@ def chat(
     top_p: TopP = None,
     top_k: TopK = None,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="The same seed gives the same texts.", rich_help_panel=SAMPLING
-        ),
+        int | None, option("N", "The same seed gives the same texts.", SAMPLING)
     ] = None,
     drafter: Drafter = None,
     config: ConfigName = None,

@@ -15,7 +15,6 @@ from mmspec.cli.generate import read_prompt
 from mmspec.cli.options import (
     PROMPT,
     SAMPLING,
-    SWITCH,
     AsJson,
     ConfigName,
     Device,
@@ -23,6 +22,8 @@ from mmspec.cli.options import (
     Dtype,
     Model,
     Overrides,
+    option,
+    switch,
 )
 from mmspec.errors import InputError
 
@@ -51,60 +52,22 @@ def check(
     model: Model,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="TEXT",
-            help="A prompt; may be repeated; - reads stdin, @FILE a file.",
-            rich_help_panel=PROMPT,
-        ),
+        option("TEXT", "A prompt; may be repeated; - reads stdin, @FILE a file.", PROMPT),
     ] = None,
     prompts: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="A file of prompts: JSONL, or text with one a line.",
-            rich_help_panel=PROMPT,
-        ),
+        Path | None, option("PATH", "A file of prompts: JSONL, or text with one a line.", PROMPT)
     ] = None,
     image: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH",
-            help="An image for every --prompt; may be repeated.",
-            rich_help_panel=PROMPT,
-        ),
+        list[str] | None, option("PATH", "An image for every --prompt; may be repeated.", PROMPT)
     ] = None,
-    raw: Annotated[
-        bool,
-        typer.Option("--raw", metavar=SWITCH, help="No chat template.", rich_help_panel=PROMPT),
-    ] = False,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            min=0, metavar="N", help="Sampled runs, with seeds 1, 2, ...", rich_help_panel=SAMPLING
-        ),
-    ] = 3,
-    temperature: Annotated[
-        float, typer.Option(metavar="X", help="Of the sampled runs.", rich_help_panel=SAMPLING)
-    ] = 1.0,
-    top_p: Annotated[
-        float,
-        typer.Option(metavar="X", help="Of the sampled runs; 1 is off.", rich_help_panel=SAMPLING),
-    ] = 1.0,
-    top_k: Annotated[
-        int,
-        typer.Option(metavar="N", help="Of the sampled runs; 0 is off.", rich_help_panel=SAMPLING),
-    ] = 0,
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Of each text, at most.", rich_help_panel=SAMPLING),
-    ] = 64,
+    raw: Annotated[bool, switch("--raw", "No chat template.", PROMPT)] = False,
+    seeds: Annotated[int, option("N", "Sampled runs, with seeds 1, 2, ...", SAMPLING, min=0)] = 3,
+    temperature: Annotated[float, option("X", "Of the sampled runs.", SAMPLING)] = 1.0,
+    top_p: Annotated[float, option("X", "Of the sampled runs; 1 is off.", SAMPLING)] = 1.0,
+    top_k: Annotated[int, option("N", "Of the sampled runs; 0 is off.", SAMPLING)] = 0,
+    max_new_tokens: Annotated[int, option("N", "Of each text, at most.", SAMPLING, min=1)] = 64,
     stress: Annotated[
-        bool,
-        typer.Option(
-            "--stress/--no-stress",
-            metavar=SWITCH,
-            help="Also a drafter that hides the truth in trees.",
-        ),
+        bool, switch("--stress/--no-stress", "Also a drafter that hides the truth in trees.")
     ] = True,
     drafter: Drafter = None,
     config: ConfigName = None,

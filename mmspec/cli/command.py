@@ -6,7 +6,7 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class Command(TyperCommand):
-    """A command whose arguments all have a metavar, and whose switches have `options.SWITCH`."""
+    """A command whose arguments all have a metavar, and whose switches have no type beside them."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """[OPTIONS] MODEL PROMPT, whatever brackets this version of typer would add."""

@@ -30,7 +30,6 @@ from mmspec.cli.options import (
     DRAFTING,
     PROMPT,
     SAMPLING,
-    SWITCH,
     AsJson,
     ConfigName,
     Device,
@@ -46,6 +45,8 @@ from mmspec.cli.options import (
     Temperature,
     TopK,
     TopP,
+    option,
+    switch,
 )
 from mmspec.cli.pairs import Pairs, pairs_text
 from mmspec.cli.progress import ReadingBar
@@ -65,94 +66,48 @@ def generate(
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text; - reads stdin, @FILE reads a file.")
     ],
-    image: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH", help="An image; may be repeated.", rich_help_panel=PROMPT),
-    ] = None,
-    video: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH", help="A video; may be repeated.", rich_help_panel=PROMPT),
-    ] = None,
+    image: Annotated[list[str] | None, option("PATH", "An image; may be repeated.", PROMPT)] = None,
+    video: Annotated[list[str] | None, option("PATH", "A video; may be repeated.", PROMPT)] = None,
     audio: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH", help="A recording; may be repeated.", rich_help_panel=PROMPT),
+        list[str] | None, option("PATH", "A recording; may be repeated.", PROMPT)
     ] = None,
     passage: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PATH",
-            help="A file to put before the prompt and draft from; may be repeated.",
-            rich_help_panel=PROMPT,
-        ),
+        option("PATH", "A file to put before the prompt and draft from; may be repeated.", PROMPT),
     ] = None,
     draft_text: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PATH",
-            help="A file to draft from alone, as an OCR tool's output; may be repeated.",
-            rich_help_panel=PROMPT,
+        option(
+            "PATH", "A file to draft from alone, as an OCR tool's output; may be repeated.", PROMPT
         ),
     ] = None,
     pdf: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATH",
-            help="A PDF: its page as an image, drafted from its text layer.",
-            rich_help_panel=PROMPT,
-        ),
+        option("PATH", "A PDF: its page as an image, drafted from its text layer.", PROMPT),
     ] = None,
     page: Annotated[
-        list[int] | None,
-        typer.Option(
-            metavar="N",
-            help="Of the PDF, 1 unless given; may be repeated.",
-            rich_help_panel=PROMPT,
-        ),
+        list[int] | None, option("N", "Of the PDF, 1 unless given; may be repeated.", PROMPT)
     ] = None,
-    raw: Annotated[
-        bool,
-        typer.Option("--raw", metavar=SWITCH, help="No chat template.", rich_help_panel=PROMPT),
-    ] = False,
+    raw: Annotated[bool, switch("--raw", "No chat template.", PROMPT)] = False,
     system: System = None,
     max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
-    min_p: Annotated[
-        float | None, typer.Option(metavar="X", help="In [0, 1].", rich_help_panel=SAMPLING)
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(metavar="X", help="1 is off.", rich_help_panel=SAMPLING)
-    ] = None,
+    min_p: Annotated[float | None, option("X", "In [0, 1].", SAMPLING)] = None,
+    repetition_penalty: Annotated[float | None, option("X", "1 is off.", SAMPLING)] = None,
     stop: Stop = None,
     schema: Schema = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="The same seed gives the same text.", rich_help_panel=SAMPLING
-        ),
-    ] = None,
+    seed: Annotated[int | None, option("N", "The same seed gives the same text.", SAMPLING)] = None,
     drafter: Drafter = None,
     config: ConfigName = None,
     overrides: Overrides = None,
     speculate: Speculate = None,
     explain: Annotated[
-        bool,
-        typer.Option(
-            "--explain",
-            metavar=SWITCH,
-            help="Say what the controller did and why.",
-            rich_help_panel=DRAFTING,
-        ),
+        bool, switch("--explain", "Say what the controller did and why.", DRAFTING)
     ] = False,
     compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare",
-            metavar=SWITCH,
-            help="Then decode plainly too; exit code 1 if it differs.",
-            rich_help_panel=DRAFTING,
-        ),
+        bool, switch("--compare", "Then decode plainly too; exit code 1 if it differs.", DRAFTING)
     ] = False,
     as_json: AsJson = False,
     dtype: Dtype = None,

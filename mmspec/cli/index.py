@@ -30,7 +30,7 @@ from mmspec.cli.console import (
     tell,
     write,
 )
-from mmspec.cli.options import SWITCH, AsJson
+from mmspec.cli.options import AsJson, option, switch
 from mmspec.errors import DatastoreError, InputError, ModelError
 from mmspec.retrieval import Datastore, DatastoreWriter, Document
 from mmspec.retrieval.journal import read_journal
@@ -49,32 +49,17 @@ _Inputs = Annotated[
     list[str],
     typer.Argument(metavar="INPUTS...", help="Files, folders, globs: text, JSONL, HTML, PDF."),
 ]
-_Field = Annotated[
-    str, typer.Option(metavar="NAME", help="The field of a JSONL line that holds its text.")
-]
+_Field = Annotated[str, option("NAME", "The field of a JSONL line that holds its text.")]
 _Model = Annotated[
-    str | None,
-    typer.Option(metavar="MODEL", help="Whose tokenizer; by default the datastore's target."),
+    str | None, option("MODEL", "Whose tokenizer; by default the datastore's target.")
 ]
-_Segment = Annotated[int, typer.Option(metavar="N", help="Tokens that are sorted in one piece.")]
-_Fresh = Annotated[
-    bool, typer.Option("--fresh", metavar=SWITCH, help="Drop what an interrupted run has begun.")
-]
+_Segment = Annotated[int, option("N", "Tokens that are sorted in one piece.")]
+_Fresh = Annotated[bool, switch("--fresh", "Drop what an interrupted run has begun.")]
 _Dense = Annotated[
-    bool,
-    typer.Option(
-        "--dense",
-        metavar=SWITCH,
-        help="The target reads them, to be found by its hidden states too.",
-    ),
+    bool, switch("--dense", "The target reads them, to be found by its hidden states too.")
 ]
 _SkipBroken = Annotated[
-    bool,
-    typer.Option(
-        "--skip-broken",
-        metavar=SWITCH,
-        help="Leave out what cannot be read, and say what that was.",
-    ),
+    bool, switch("--skip-broken", "Leave out what cannot be read, and say what that was.")
 ]
 
 
@@ -82,7 +67,7 @@ _SkipBroken = Annotated[
 def build(
     store: _Store,
     inputs: _Inputs,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="The target: a folder or a name.")],
+    model: Annotated[str, option("MODEL", "The target: a folder or a name.")],
     field: _Field = "text",
     segment_tokens: _Segment = SEGMENT_TOKENS,
     fresh: _Fresh = False,
@@ -147,10 +132,7 @@ def delete(
     store: _Store,
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As `info --documents` says.")],
     purge: Annotated[
-        bool,
-        typer.Option(
-            "--purge", metavar=SWITCH, help="Also take their tokens off the disk at once."
-        ),
+        bool, switch("--purge", "Also take their tokens off the disk at once.")
     ] = False,
 ) -> None:
     """Delete documents: nothing finds them any more."""
@@ -165,13 +147,9 @@ def delete(
 @index.command(cls=Command)
 def info(
     store: _Store,
-    verify: Annotated[
-        bool,
-        typer.Option("--verify", metavar=SWITCH, help="Check all files, counts and the order."),
-    ] = False,
+    verify: Annotated[bool, switch("--verify", "Check all files, counts and the order.")] = False,
     documents: Annotated[
-        bool,
-        typer.Option("--documents", metavar=SWITCH, help="List the documents' ids and sources."),
+        bool, switch("--documents", "List the documents' ids and sources.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -208,13 +186,9 @@ def query(
     store: _Store,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What was said so far.")],
     model: _Model = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many places.")] = 8,
-    length: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens of each continuation.")
-    ] = 24,
-    min_match: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens that have to agree.")
-    ] = 1,
+    limit: Annotated[int, option("N", "At most so many places.", min=1)] = 8,
+    length: Annotated[int, option("N", "Tokens of each continuation.", min=1)] = 24,
+    min_match: Annotated[int, option("N", "Tokens that have to agree.", min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Show what followed the longest end of TEXT that the documents hold."""

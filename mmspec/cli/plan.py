@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from mmspec.cli.console import consoles, mistakes_told
-from mmspec.cli.options import AsJson
+from mmspec.cli.options import AsJson, option
 from mmspec.cli.plan_plot import plot
 from mmspec.cli.plan_table import compared_table, heading, pays_table, score_table, speed_tables
 from mmspec.errors import ConfigError
@@ -34,55 +34,40 @@ def plan(
     ],
     gpu: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help=f"{', '.join(HARDWARE)}, cpu (measured now), or TB/s,TFLOP/s,TFLOP/s: bandwidth, "
+        option(
+            "NAME",
+            f"{', '.join(HARDWARE)}, cpu (measured now), or TB/s,TFLOP/s,TFLOP/s: bandwidth, "
             "matrix products, attention.",
         ),
     ] = "h200",
     context: Annotated[
-        list[str] | None,
-        typer.Option(metavar="N", help="Tokens a row, 4k or 4096; may be repeated."),
+        list[str] | None, option("N", "Tokens a row, 4k or 4096; may be repeated.")
     ] = None,
     batch: Annotated[
-        list[int] | None,
-        typer.Option(min=1, metavar="N", help="Rows decoded together; may be repeated."),
+        list[int] | None, option("N", "Rows decoded together; may be repeated.", min=1)
     ] = None,
     weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help=f"{', '.join(get_args(Precision))}; fp32 on a CPU, bf16 else."
-        ),
+        str | None, option("NAME", f"{', '.join(get_args(Precision))}; fp32 on a CPU, bf16 else.")
     ] = None,
     draft_model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="A smaller model that drafts, given as MODEL is."),
+        str | None, option("MODEL", "A smaller model that drafts, given as MODEL is.")
     ] = None,
-    view: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Tokens that compressed_kv's drafts see.")
-    ] = 4096,
+    view: Annotated[int, option("N", "Tokens that compressed_kv's drafts see.", min=1)] = 4096,
     assume: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=LOW,HIGH",
-            help="Acceptance, or tokens a step, of the drafters whose names begin so.",
+        option(
+            "NAME=LOW,HIGH", "Acceptance, or tokens a step, of the drafters whose names begin so."
         ),
     ] = None,
     host_ms: Annotated[
-        float,
-        typer.Option(
-            min=0, metavar="X", help="What a forward takes at least; 0: with CUDA graphs."
-        ),
+        float, option("X", "What a forward takes at least; 0: with CUDA graphs.", min=0)
     ] = 0.0,
     measured: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="PATH", help="A result of scripts/bench_score.py, or a folder of them."
-        ),
+        option("PATH", "A result of scripts/bench_score.py, or a folder of them."),
     ] = None,
     plot_file: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="PATH", help="Also draw it; a PNG. Needs matplotlib."),
+        Path | None, option("PATH", "Also draw it; a PNG. Needs matplotlib.", name="--plot")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

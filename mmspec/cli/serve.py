@@ -19,15 +19,7 @@ from mmspec.cli.console import (
     printable,
     quiet_transformers,
 )
-from mmspec.cli.options import (
-    SWITCH,
-    ConfigName,
-    Device,
-    Drafter,
-    Dtype,
-    Model,
-    Overrides,
-)
+from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides, option, switch
 
 if TYPE_CHECKING:
     from mmspec import Engine
@@ -46,135 +38,58 @@ _HERE = ("127.0.0.1", "::1", "localhost")
 def serve(
     model: Model,
     host: Annotated[
-        str,
-        typer.Option(
-            metavar="ADDRESS",
-            help="0.0.0.0: for other machines too.",
-            rich_help_panel=_ADDRESS,
-        ),
+        str, option("ADDRESS", "0.0.0.0: for other machines too.", _ADDRESS)
     ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="N", help="0: any that is free.", rich_help_panel=_ADDRESS)
-    ] = 8000,
+    port: Annotated[int, option("N", "0: any that is free.", _ADDRESS)] = 8000,
     name: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Of the model, as clients call it.",
-            show_default="MODEL",
-            rich_help_panel=_CLIENTS,
-        ),
+        option("NAME", "Of the model, as clients call it.", _CLIENTS, show_default="MODEL"),
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY",
-            help=f"Clients must send it; may be repeated. Also in ${_KEY_VARIABLE}.",
-            rich_help_panel=_CLIENTS,
+        option(
+            "KEY", f"Clients must send it; may be repeated. Also in ${_KEY_VARIABLE}.", _CLIENTS
         ),
     ] = None,
     cors_origin: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="ORIGIN",
-            help="Web pages from there may ask; may be repeated.",
-            rich_help_panel=_CLIENTS,
-        ),
+        option("ORIGIN", "Web pages from there may ask; may be repeated.", _CLIENTS),
     ] = None,
     rows: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="So many are decoded together, in place of decode.max_rows.",
-            rich_help_panel=_LIMITS,
-        ),
+        option("N", "So many are decoded together, in place of decode.max_rows.", _LIMITS, min=1),
     ] = None,
     waiting: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="So many more may wait; others are told to come back.",
-            rich_help_panel=_LIMITS,
-        ),
+        int, option("N", "So many more may wait; others are told to come back.", _LIMITS, min=0)
     ] = 64,
     max_tokens: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Of an answer whose request does not say.",
-            rich_help_panel=_LIMITS,
-        ),
+        int, option("N", "Of an answer whose request does not say.", _LIMITS, min=1)
     ] = 4096,
     max_images: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Of a request, videos and recordings too.",
-            rich_help_panel=_LIMITS,
-        ),
+        int, option("N", "Of a request, videos and recordings too.", _LIMITS, min=0)
     ] = 32,
     max_body: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="MIB",
-            help="Of a request, images and recordings too.",
-            rich_help_panel=_LIMITS,
-        ),
+        int, option("MIB", "Of a request, images and recordings too.", _LIMITS, min=1)
     ] = 64,
     max_bodies: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="MIB",
-            help="Of all requests that are read or prepared at a time.",
-            rich_help_panel=_LIMITS,
-        ),
+        int, option("MIB", "Of all requests that are read or prepared at a time.", _LIMITS, min=1)
     ] = 1024,
     connections: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="So many may be open at a time.", rich_help_panel=_LIMITS
-        ),
+        int, option("N", "So many may be open at a time.", _LIMITS, min=1)
     ] = 512,
     receive: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS",
-            help="Within which a request must have been sent.",
-            rich_help_panel=_LIMITS,
-        ),
+        float, option("SECONDS", "Within which a request must have been sent.", _LIMITS)
     ] = 60,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS",
-            help="Of a request, waiting included.",
-            rich_help_panel=_LIMITS,
-        ),
-    ] = 600,
+    timeout: Annotated[float, option("SECONDS", "Of a request, waiting included.", _LIMITS)] = 600,
     grace: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            metavar="SECONDS",
-            help="For what is under way at the end.",
-            rich_help_panel=_LIMITS,
-        ),
+        float, option("SECONDS", "For what is under way at the end.", _LIMITS, min=0)
     ] = 30,
     drafter: Drafter = None,
     config: ConfigName = None,
     overrides: Overrides = None,
     dtype: Dtype = None,
     device: Device = None,
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", metavar=SWITCH, help="No line a request."),
-    ] = False,
+    quiet: Annotated[bool, switch("--quiet", "No line a request.")] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API: chats with images, streams, tools, logprobs.
 

@@ -26,7 +26,7 @@ from mmspec.cli.console import (
     tell,
 )
 from mmspec.cli.generate import read_prompt
-from mmspec.cli.options import LOADING, PROMPT, SWITCH, ConfigName, Device, Drafter, Dtype
+from mmspec.cli.options import LOADING, PROMPT, ConfigName, Device, Drafter, Dtype, option, switch
 
 if TYPE_CHECKING:
     from mmspec.batch import Tally
@@ -50,44 +50,34 @@ def train(
             help="Files, folders, globs: JSONL of prompts, chats or answers; documents, images.",
         ),
     ],
-    head: Annotated[
-        str, typer.Option(metavar="KIND", help="medusa, eagle, eagle2, eagle3 or glide.")
-    ],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the head and its state go.")],
+    head: Annotated[str, option("KIND", "medusa, eagle, eagle2, eagle3 or glide.")],
+    out: Annotated[Path, option("FOLDER", "Where the head and its state go.")],
     minutes: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Train so long; an hour, where --steps is not given."),
+        float | None, option("X", "Train so long; an hour, where --steps is not given.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Train so many steps.")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", metavar=SWITCH, help="Go on with what --out holds."),
-    ] = False,
+    steps: Annotated[int | None, option("N", "Train so many steps.")] = None,
+    resume: Annotated[bool, switch("--resume", "Go on with what --out holds.")] = False,
     prompt: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What is asked about each document or image; - reads stdin, @FILE a file.",
-            rich_help_panel=PROMPT,
+        option(
+            "TEXT",
+            "What is asked about each document or image; - reads stdin, @FILE a file.",
+            PROMPT,
         ),
     ] = None,
     field: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="The field of a JSONL line without a prompt that holds its text.",
-            rich_help_panel=PROMPT,
-        ),
+        option("NAME", "The field of a JSONL line without a prompt that holds its text.", PROMPT),
     ] = "text",
     drafter: Drafter = None,
     config: ConfigName = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="train.batch_tokens=8192, train.answers=own and such; may be repeated.",
-            rich_help_panel=LOADING,
+        option(
+            "KEY=VALUE",
+            "train.batch_tokens=8192, train.answers=own and such; may be repeated.",
+            LOADING,
+            name="--set",
         ),
     ] = None,
     dtype: Dtype = None,
