@@ -2,20 +2,12 @@
 
 import hashlib
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.text import Text
 
 import mmspec
@@ -49,6 +41,7 @@ from mmspec.cli.options import (
     option,
     switch,
 )
+from mmspec.cli.progress import Bar
 from mmspec.cli.schema import following, read_schema
 
 if TYPE_CHECKING:
@@ -197,40 +190,27 @@ def _speeds(tally: "Tally") -> list[str]:
     ]
 
 
-class _Shown:
+class _Shown(Bar):
     """The progress: a bar on a terminal, a line a minute anywhere else."""
 
     def __init__(self, console: Console, total: int) -> None:
         from mmspec.batch import Tally
 
-        self.tally = Tally()
-        self._console, self._total = console, total
-        self._told_at = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._progress = Progress(
-            *columns,
+        super().__init__(
+            console,
+            "Answering",
+            MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            speed_estimate_period=_SPEED_OF_LAST_S,
-            transient=True,
-            disable=not console.is_terminal,
+            total=total,
+            log_every_s=_LOG_EVERY_S,
+            speed_of_last_s=_SPEED_OF_LAST_S,
         )
-        self._task = self._progress.add_task("Answering", total=total)
+        self.tally = Tally()
+        self._total = total
 
     def update(self, tally: "Tally") -> None:
         self.tally = tally
         failed = f" · {tally.num_failed:,} failed" if tally.num_failed else ""
         told = f"{tally.new_tokens / max(tally.seconds, 1e-9):,.0f} tokens/s{failed}"
-        self._progress.update(self._task, completed=tally.num_done, description=told)
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._told_at >= _LOG_EVERY_S:
-            self._told_at = now
-            self._console.print(f"{tally.num_done:,} of {self._total:,} · {told}")
-
-    def __enter__(self) -> "_Shown":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        self.show(tally.num_done, what=told)
+        self.log(f"{tally.num_done:,} of {self._total:,} · {told}")

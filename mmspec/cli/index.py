@@ -9,14 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from mmspec.cli.command import Command, Group
@@ -31,6 +23,7 @@ from mmspec.cli.console import (
     write,
 )
 from mmspec.cli.options import AsJson, option, switch
+from mmspec.cli.progress import Bar
 from mmspec.errors import DatastoreError, InputError, ModelError
 from mmspec.retrieval import Datastore, DatastoreWriter, Document
 from mmspec.retrieval.journal import read_journal
@@ -248,15 +241,13 @@ def _fill(
         stderr.print(f"Going on after {done} documents")
     broken: list[InputError] = []
     on_broken = broken.append if skip_broken else None
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     try:
-        with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
-            task = progress.add_task("Reading files", total=len(files))
-            for number, document in enumerate(_each(files, field, on_broken, progress, task)):
+        with Bar(stderr, "Reading files", total=len(files)) as bar:
+            for number, document in enumerate(_each(files, field, on_broken, bar)):
                 if number >= done:
                     encoded = tokens.encode(document.text)
                     writer.append(Document(document.id, document.source, encoded))
-            progress.update(task, description="Sorting")
+            bar.show(what="Sorting")
             writer.commit()
     except KeyboardInterrupt as error:
         stderr.print("Interrupted: run the same command again to go on.")
@@ -288,15 +279,9 @@ def _collect(store: Path, model: str, stderr: Console) -> None:
         TextReader(target, tap=tap, lead=answer_lead(inputs)),
         has_prompt=prompts.has_prompt,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     try:
-        with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
-            task = progress.add_task("Reading tokens", total=None)
-
-            def tell(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
-
-            collect_keys(store, target, reader, on_progress=tell)
+        with Bar(stderr, "Reading tokens") as bar:
+            collect_keys(store, target, reader, on_progress=lambda d, of: bar.show(d, of=of))
     except KeyboardInterrupt as error:
         stderr.print("Interrupted: run the same command again to go on.")
         raise typer.Exit(EXIT_INTERRUPTED) from error
@@ -306,8 +291,7 @@ def _each(
     files: Sequence[Path],
     field: str,
     on_broken: Callable[[InputError], None] | None,
-    progress: Progress,
-    task: TaskID,
+    bar: Bar,
 ) -> Iterator["TextDocument"]:
     from mmspec.inputs.documents import read_documents
 
@@ -316,7 +300,7 @@ def _each(
             yield from read_documents(path, field=field, on_broken=on_broken)
         except InputError as error:
             raise InputError(f"{error}; or leave out what cannot be read: --skip-broken") from error
-        progress.advance(task)
+        bar.advance()
 
 
 def _tokens_of(model: str) -> "TextTokens":

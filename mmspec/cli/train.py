@@ -1,19 +1,11 @@
 """`mmspec train`: a head for a target, from the user's own data."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskProgressColumn, TimeElapsedColumn
 from rich.text import Text
 
 import mmspec
@@ -27,6 +19,7 @@ from mmspec.cli.console import (
 )
 from mmspec.cli.generate import read_prompt
 from mmspec.cli.options import LOADING, PROMPT, ConfigName, Device, Drafter, Dtype, option, switch
+from mmspec.cli.progress import Bar
 
 if TYPE_CHECKING:
     from mmspec.batch import Tally
@@ -140,30 +133,20 @@ def train(
     stdout.print(Text(printable(use)), soft_wrap=True)
 
 
-class Shown:
+class Shown(Bar):
     """A Watcher: a bar on a terminal, a line now and then anywhere else."""
 
     def __init__(self, console: Console) -> None:
+        columns = TaskProgressColumn(), TimeElapsedColumn()
+        super().__init__(console, "Reading the data", *columns, log_every_s=_LOG_EVERY_S)
         self.losses: dict[str, float] = {}  # of the last steps, averaged
-        self._console = console
-        self._told_at = time.monotonic()
         self._rate = 0.0
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-        self._progress = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task("Reading the data", total=None)
 
     def on_answers(self, tally: "Tally", total: int) -> None:
         speed = tally.new_tokens / max(tally.seconds, 1e-9)
         told = f"The target answers · {speed:,.0f} tokens/s"
-        self._progress.update(self._task, completed=tally.num_done, total=total, description=told)
-        self._log(f"{tally.num_done:,} of {total:,} answers · {speed:,.0f} tokens/s")
+        self.show(tally.num_done, of=total, what=told)
+        self.log(f"{tally.num_done:,} of {total:,} answers · {speed:,.0f} tokens/s")
 
     def on_prepared(self, prepared: "Prepared") -> None:
         parts = [
@@ -175,8 +158,8 @@ class Shown:
         text = Text(printable(" · ".join(parts)))
         for broken in prepared.broken[:_BROKEN_SHOWN]:
             text.append(f"\n{printable(' '.join(broken.split()))}", style="red")
-        tell(self._console, text)
-        self._progress.update(self._task, completed=0, total=1, description="Training")
+        tell(self.console, text)
+        self.show(0, of=1, what="Training")
 
     def on_report(self, report: "Report") -> None:
         for name, value in report.losses.items():
@@ -184,28 +167,15 @@ class Shown:
         if report.tokens_per_s:
             self._rate = 0.9 * (self._rate or report.tokens_per_s) + 0.1 * report.tokens_per_s
         told = f"step {report.step:,} · {self._losses()} · {self._rate:,.0f} tokens/s"
-        self._progress.update(self._task, completed=report.progress, total=1, description=told)
+        self.show(report.progress, of=1, what=told)
         if report.acceptance is not None:
             line = f"step {report.step:,} · {self._losses()} · {_shares(report.acceptance)}"
-            tell(self._console, Text(printable(line)))
+            tell(self.console, Text(printable(line)))
         else:
-            self._log(f"{report.progress:.0%} · {told}")
+            self.log(f"{report.progress:.0%} · {told}")
 
     def _losses(self) -> str:
         return " · ".join(f"{name} {value:.3f}" for name, value in self.losses.items()) or "begun"
-
-    def _log(self, line: str) -> None:
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._told_at >= _LOG_EVERY_S:
-            self._told_at = now
-            self._console.print(line)
-
-    def __enter__(self) -> "Shown":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
 
 
 def _shares(found: "Acceptance") -> str:
