@@ -13,8 +13,6 @@ is held against the reference of the conformance suite first: one that is wrong 
 """
 
 import argparse
-import json
-import os
 import platform
 import statistics
 import time
@@ -33,6 +31,8 @@ from mmspec.attention.kernels.tiles import Tile
 from mmspec.attention.ladder import RUNGS, order_for
 from mmspec.attention.rung import Rung
 from mmspec.attention.triton_tree import TritonTree
+from mmspec.bench.harness import in_turns, write_report
+from mmspec.bench.machine import this_machine
 
 _CACHE_BYTES = 256 * 2**20  # of keys and values that a round reads, above any second-level cache
 _MAX_CALLS = 32
@@ -96,8 +96,6 @@ class Row:
 
 
 Call = Callable[[], Tensor]
-
-
 Layers = list[tuple[Tensor, Tensor]]
 
 
@@ -191,15 +189,14 @@ def measure(
         except Exception as error:  # one that no graph holds costs no other's time
             entry.verdict, entry.reason = "failed", f"in a graph: {type(error).__name__}: {error}"
             continue
-        entry.is_captured, entry.samples_us = graph is not None, []
+        entry.is_captured = graph is not None
         runs[name] = graph.replay if graph else lambda calls=calls: [call() for call in calls]
-    entries = [entry for entry in timed if entry.samples_us is not None]
-    for turn in range(-1, rounds):  # the first round warms up
-        first = turn % max(len(entries), 1)
-        for entry in [*entries[first:], *entries[:first]]:
-            spent = one_round(runs[entry.backend], repeats, device) / len(kept[entry.backend])
-            if turn >= 0 and entry.samples_us is not None:
-                entry.samples_us.append(spent)
+    samples = in_turns(
+        list(runs), lambda name: one_round(runs[name], repeats, device) / len(kept[name]),
+        rounds=rounds,
+    )  # fmt: skip
+    for entry in timed:
+        entry.samples_us = samples.get(entry.backend)
     operands = (inputs.query, inputs.keys, inputs.values)
     order = [RUNGS[name] for name in order_for(inputs.query, shape.kv_heads)]
     picked = next(
@@ -252,6 +249,7 @@ def main() -> None:
     parser.add_argument("--tiles", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("build/attention.json"))
     arguments = parser.parse_args()
+    machine = this_machine(threads=torch.get_num_threads())
     device = torch.device("cuda" if has_gpu else "cpu")
     dtype = getattr(torch, arguments.dtype)
     rungs = {name: RUNGS[name] for name in arguments.backends}
@@ -262,7 +260,6 @@ def main() -> None:
             f"{t.block_m}x{t.block_n} w{t.num_warps} s{t.num_stages} r{t.resident}": TritonTree(t)
             for t in _TILES
         }
-    load = os.getloadavg()[0]
     rows = [
         measure(
             Shape(context, nodes, group, batch, arguments.kv_heads, arguments.head_dim),
@@ -279,14 +276,11 @@ def main() -> None:
     ]
     report = {
         "device": torch.cuda.get_device_name() if has_gpu else platform.machine(),
-        "torch": torch.__version__,
         "dtype": arguments.dtype,
         "rounds": arguments.rounds,
-        "load_before": load,
         "rows": [asdict(row) for row in rows],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.out, machine, report)
     console = Console()
     console.print(table_of(rows, list(rungs)))
     console.print(

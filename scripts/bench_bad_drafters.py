@@ -11,7 +11,6 @@ other: what a drafter costs is not known before it was asked once.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmspec
+from mmspec.bench.harness import write_report
 from mmspec.bench.interval import spread
 from mmspec.bench.machine import refuse_if_busy, this_machine
 from mmspec.drafters.base import Drafter
@@ -128,9 +128,7 @@ def main() -> None:
             f"{row['identical']} of {row['texts']} identical",
             f"{row['asked']:.1f} times in {NEW_TOKENS} tokens",
         )
-    report = {"machine": asdict(machine), "new_tokens": NEW_TOKENS, "drafters": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.out, machine, {"new_tokens": NEW_TOKENS, "drafters": rows})
     Console().print(table, f"plain time / time; {PAIRS} pairs; written to {arguments.out}")
 
 

@@ -13,7 +13,6 @@ the least of several replays of one graph. On a toy, by Triton's interpreter, to
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -37,10 +35,11 @@ from transformers import (
 import mmspec
 from mmspec.attention import RowNodes, TreeCall
 from mmspec.attention.reach import Reach
+from mmspec.bench.harness import binary_tree, write_report
+from mmspec.bench.machine import this_machine
 from mmspec.kv import KVCache
 from mmspec.target.blocks import Blocks
 from mmspec.target.tower import quick_blocks
-from mmspec.tree import TokenTree
 
 Clock = Callable[[Callable[[], object]], float]
 _COMMON: dict[str, Any] = {"max_position_embeddings": 131_072, "tie_word_embeddings": False}
@@ -118,13 +117,6 @@ def copy_bandwidth(device: str, clock: Clock, size: int) -> float:
     return 2 * size / (clock(lambda: target.copy_(source)) / 1000)
 
 
-def tree_of(nodes: int) -> TokenTree:
-    """A binary tree; which tokens it holds costs nothing."""
-    parents = (-1, *[node // 2 for node in range(nodes - 1)])
-    tokens = tuple(range(10, 10 + nodes))
-    return TokenTree(tokens, parents, (1.0,) * nodes, ("", *["bench"] * (nodes - 1)))
-
-
 class Bench:
     """One shape: a model, its blocks, and a cache of one long row."""
 
@@ -139,7 +131,7 @@ class Bench:
 
     @torch.no_grad()
     def row(self, context: int, nodes: int, full_layers: int) -> BlockRow:
-        tree, cache = tree_of(nodes), KVCache(self._config.num_hidden_layers)
+        tree, cache = binary_tree(nodes), KVCache(self._config.num_hidden_layers)
         row = cache.open(context + nodes)
         self._fill(cache, row, context)
         ids = torch.tensor([tree.tokens], device=self._weight.device)
@@ -266,6 +258,7 @@ def main() -> None:
     from mmspec.target.triton_kit import replayed_ms
     from mmspec.target.triton_parts import TritonKit
 
+    machine = this_machine(threads=torch.get_num_threads())
     clock = replayed_ms if arguments.device == "cuda" else cpu_ms
     bandwidth = copy_bandwidth(arguments.device, clock, 2**20 if arguments.small else 2**31)
     block_rows: list[BlockRow] = []
@@ -287,16 +280,13 @@ def main() -> None:
     report = {
         "note": "random weights: timings only",
         "mmspec": mmspec.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "interpreter",
         "layers": arguments.layers,
         "copy_bytes_per_s": bandwidth,
         "blocks": [asdict(row) for row in block_rows],
         "linears": [asdict(row) for row in linear_rows],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.out, machine, report)
     show(block_rows, linear_rows, bandwidth, arguments.out)
 
 

@@ -15,10 +15,9 @@ of one node.
 """
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import mmspec
+from mmspec.bench.harness import in_turns, write_report
+from mmspec.bench.machine import this_machine
 from mmspec.errors import ModelError
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prompt
@@ -97,18 +98,14 @@ def measure(ways: Ways, ins: int, rows: int, *, rounds: int) -> dict[str, list[f
     """Microseconds of one product, by way, a number a round."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     states = torch.randn(rows, ins)
-    samples: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    for turn in range(-1, rounds):  # the first one packs and is not counted
-        first = turn % len(names)
-        for name in [*names[first:], *names[:first]]:
-            start = clock()
-            for multiply in ways[name]:
-                multiply(states)
-            spent = 1e6 * (clock() - start) / len(ways[name])
-            if turn >= 0:
-                samples[name].append(spent)
-    return samples
+
+    def one_us(name: str) -> float:
+        start = clock()
+        for multiply in ways[name]:
+            multiply(states)
+        return 1e6 * (clock() - start) / len(ways[name])
+
+    return in_turns(list(ways), one_us, rounds=rounds)  # the first round packs
 
 
 def copies(target: Target) -> dict[str, tuple[Target, int]]:
@@ -142,14 +139,13 @@ def agreement(targets: dict[str, Target], ids: list[int], count: int) -> dict[st
 def node_ms(targets: dict[str, Target], ids: list[int], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of a forward of one node behind the text, a number a round."""
     cache, placement = _prefilled(next(iter(targets.values())), ids)
-    samples: dict[str, list[float]] = {name: [] for name in targets}
-    for turn in range(-1, rounds):
-        for name, target in targets.items():
-            start = time.thread_time()
-            target.score([TokenTree.root(ids[-1])], cache, [placement])
-            if turn >= 0:
-                samples[name].append(1000 * (time.thread_time() - start))
-    return samples
+
+    def one_ms(name: str) -> float:
+        start = time.thread_time()
+        targets[name].score([TokenTree.root(ids[-1])], cache, [placement])
+        return 1000 * (time.thread_time() - start)
+
+    return in_turns(list(targets), one_ms, rounds=rounds)
 
 
 def _prefilled(target: Target, ids: list[int]) -> tuple[KVCache, Placement]:
@@ -170,46 +166,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/linears.json"))
     arguments = parser.parse_args()
     console, report = Console(), dict[str, Any]()
-    report["torch"] = torch.__version__
+    machine = this_machine(threads=max(arguments.threads))
     report["shapes"], report["groups"] = [], []
     for threads in [] if arguments.skip_shapes else arguments.threads:
         torch.set_num_threads(threads)
-        report["shapes"] += _shapes(console, arguments.rounds)
-        report["groups"] += _groups(console, arguments.rounds)
+        shapes = [one for s in SHAPES for one in _measured(*s, ways(*s), arguments.rounds)]
+        _print(console, "times as fast as F.linear", shapes)
+        groups = [one for g in GROUPS for one in _measured(*g, group_ways(*g), arguments.rounds)]
+        _print(console, "int8, times as fast as one each", groups)
+        report["shapes"] += shapes
+        report["groups"] += groups
     torch.set_num_threads(1)
     if arguments.model:
         report["model"] = _model(console, arguments)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.out, machine, report)
     console.print(f"written to {arguments.out}")
 
 
-def _shapes(console: Console, rounds: int) -> list[dict[str, Any]]:
-    """Every way of computing one matrix beside F.linear."""
-    kept = []
-    for ins, outs in SHAPES:
-        made = ways(ins, outs)
-        for rows in ROWS:
-            samples = measure(made, ins, rows, rounds=rounds)
-            kept.append({"in": ins, "out": outs, **_told(rows, samples)})
-    _print(console, "times as fast as F.linear", kept)
-    return kept
-
-
-def _groups(console: Console, rounds: int) -> list[dict[str, Any]]:
-    """Layers of the same states by one int8 product beside one each."""
-    kept = []
-    for ins, outs in GROUPS:
-        made = group_ways(ins, outs)
-        for rows in ROWS:
-            samples = measure(made, ins, rows, rounds=rounds)
-            kept.append({"in": ins, "out": outs, **_told(rows, samples)})
-    _print(console, "int8, times as fast as one each", kept)
-    return kept
-
-
-def _told(rows: int, samples: dict[str, list[float]]) -> dict[str, Any]:
-    return {"rows": rows, "threads": torch.get_num_threads(), "samples_us": samples}
+def _measured(ins: int, outs: int | tuple[int, ...], ways: Ways, rounds: int) -> Iterator[Any]:
+    for rows in ROWS:
+        samples = measure(ways, ins, rows, rounds=rounds)
+        threads = torch.get_num_threads()
+        yield {"in": ins, "out": outs, "rows": rows, "threads": threads, "samples_us": samples}
 
 
 def _print(console: Console, title: str, kept: list[dict[str, Any]]) -> None:

@@ -13,7 +13,6 @@ told apart: it knows nothing.
 
 import argparse
 import copy
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 import mmspec
+from mmspec.bench.harness import turned, write_report
 from mmspec.bench.interval import spread
 from mmspec.bench.machine import refuse_if_busy, this_machine
 from mmspec.bench.texts import read_texts, stretches
@@ -36,7 +36,7 @@ from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.state import Preparation, Prompt
-from mmspec.target.load import load_model, load_processor
+from mmspec.target.load import load_model, load_processor, resolve_path
 from mmspec.target.self_draft import draft_forward
 
 DRAFT_LAYERS = 6
@@ -106,10 +106,8 @@ def main() -> None:
     if not args.force:
         refuse_if_busy(machine)
     room = args.context + max(args.tokens)
-    model, processor = (
-        load_model(args.model, dtype="float32", context=room),
-        load_processor(args.model),
-    )
+    folder = resolve_path(args.model)
+    model, processor = load_model(folder, dtype="float32", context=room), load_processor(folder)
     tokenizer = getattr(processor, "tokenizer", processor)
     (ids,) = stretches(tokenizer, read_texts(args.texts), args.context, 1)
     prompt = Prompt(torch.tensor(ids))
@@ -149,9 +147,7 @@ def main() -> None:
             )
     Console(width=110).print(table)
     if args.out is not None:
-        report = {"machine": asdict(machine), "context": args.context, "rows": rows}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_report(args.out, machine, {"context": args.context, "rows": rows})
 
 
 Run = tuple[float, float, bool, bool]  # plain seconds, seconds, same text, was prepared
@@ -166,12 +162,10 @@ def measured(
 ) -> dict[tuple[str, str], list[Run]]:
     """Of every engine a run a pair, turned round from pair to pair."""
     runs: dict[tuple[str, str], list[Run]] = {key: [] for key in engines}
-    keys = list(engines)
     for pair in range(pairs + 1):
-        turned = keys[pair % len(keys) :] + keys[: pair % len(keys)]
         base_s, base = decode(plain, prompt, tokens, seed=pair)
         again_s, _ = decode(plain, prompt, tokens, seed=pair)
-        for key in turned:
+        for key in turned(list(engines), pair):
             own_s, own = decode(engines[key], prompt, tokens, seed=pair)
             ready = bool(own.stats.choices.prepared_s)
             runs[key].append(((base_s + again_s) / 2, own_s, own.tokens == base.tokens, ready))

@@ -10,12 +10,8 @@ is the thread's CPU time, and of builds the wall time too. Nothing is cold: file
 """
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mmspec.bench.harness import write_report
+from mmspec.bench.machine import this_machine
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.drafters.retrieval.drafter import BoundRetrieval
 from mmspec.drafters.retrieval.store import OpenStore
@@ -169,6 +167,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--keys", type=int, default=100_000)
     arguments = parser.parse_args()
+    machine = this_machine(threads=torch.get_num_threads())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "store"
         tokens = corpus(arguments.tokens)
@@ -183,12 +182,6 @@ def main() -> None:
         for name, value in dense(folder, arguments.keys).items():
             figures[name] = [1e3 * s for s in value] if isinstance(value, list) else value
     report = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
-        "command": f"scripts/bench_retrieval.py --tokens {arguments.tokens}",
-        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "numpy": np.__version__,
         "faiss": version("faiss-cpu"),
         "tokens": arguments.tokens,
@@ -202,8 +195,7 @@ def main() -> None:
         values = value if isinstance(value, list) else [value]
         shown = [f"{f(values):.3g}" for f in (statistics.median, min, max)]
         table.add_row(name, *shown, str(BARS.get(name, "")))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.out, machine, report)
     Console().print(table, f"written to {arguments.out}")
 
 

@@ -14,17 +14,14 @@ clock, or with `--cpu-time` (one thread) this thread's, which another process do
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 from transformers import (
@@ -34,13 +31,16 @@ from transformers import (
     Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen3_5ForCausalLM,
     Qwen3_5TextConfig,
 )
 
 import mmspec
+from mmspec.bench.harness import binary_tree, in_turns, write_report
 from mmspec.bench.interval import spread
+from mmspec.bench.machine import this_machine
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prompt
 from mmspec.target import Target
@@ -65,86 +65,53 @@ class Row:
         return [a / b for a, b in zip(*pairs, strict=True)]
 
 
-def random_llama() -> PreTrainedModel:
+_COMMON: dict[str, Any] = {"vocab_size": 4096, "max_position_embeddings": 32_768}
+# What takes the time is in the proportions of small models of these families.
+RANDOM: dict[str, tuple[type[PreTrainedModel], PreTrainedConfig]] = {
+    "llama": (
+        LlamaForCausalLM,
+        LlamaConfig(
+            hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8,
+            num_key_value_heads=2, **_COMMON,
+        ),
+    ),
+    "qwen3_5": (  # three gated delta nets to one attention
+        Qwen3_5ForCausalLM,
+        Qwen3_5TextConfig(
+            hidden_size=1024, intermediate_size=3584, num_hidden_layers=8, num_attention_heads=8,
+            num_key_value_heads=2, head_dim=256, linear_num_key_heads=16, linear_num_value_heads=16,
+            **_COMMON,
+        ),
+    ),
+    "lfm2": (  # two short convolutions to one attention
+        Lfm2ForCausalLM,
+        Lfm2Config(
+            hidden_size=1024, intermediate_size=4608, num_hidden_layers=9, num_attention_heads=16,
+            num_key_value_heads=8, layer_types=["conv", "conv", "full_attention"] * 3, **_COMMON,
+        ),
+    ),
+    "granite_hybrid": (  # three Mamba2 layers to one attention
+        GraniteMoeHybridForCausalLM,
+        GraniteMoeHybridConfig(
+            hidden_size=1024, num_hidden_layers=8, num_attention_heads=16, num_key_value_heads=4,
+            layer_types=[*["linear_attention"] * 3, "full_attention"] * 2, mamba_n_heads=32,
+            mamba_d_head=64, mamba_d_state=128, num_local_experts=0, shared_intermediate_size=4096,
+            position_embedding_type="rope", **_COMMON,
+        ),
+    ),
+}  # fmt: skip
+
+
+def random_model(name: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=32_768,
-    )
-    return LlamaForCausalLM(config).eval()
+    kind, config = RANDOM[name]
+    return kind(config).eval()
 
 
-def random_qwen3_5() -> PreTrainedModel:
-    """Three gated delta nets to one attention, in the proportions of the smallest Qwen3.5."""
-    torch.manual_seed(0)
-    config = Qwen3_5TextConfig(
-        vocab_size=4096,
-        hidden_size=1024,
-        intermediate_size=3584,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=256,
-        linear_num_key_heads=16,
-        linear_num_value_heads=16,
-    )
-    return Qwen3_5ForCausalLM(config).eval()
-
-
-def random_lfm2() -> PreTrainedModel:
-    """Two short convolutions to one attention."""
-    torch.manual_seed(0)
-    config = Lfm2Config(
-        vocab_size=4096,
-        hidden_size=1024,
-        intermediate_size=4608,
-        num_hidden_layers=9,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        layer_types=["conv", "conv", "full_attention"] * 3,
-    )
-    return Lfm2ForCausalLM(config).eval()
-
-
-def random_granite_hybrid() -> PreTrainedModel:
-    """Three Mamba2 layers to one attention."""
-    torch.manual_seed(0)
-    config = GraniteMoeHybridConfig(
-        vocab_size=4096,
-        hidden_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=16,
-        num_key_value_heads=4,
-        layer_types=[*["linear_attention"] * 3, "full_attention"] * 2,
-        mamba_n_heads=32,
-        mamba_d_head=64,
-        mamba_d_state=128,
-        num_local_experts=0,
-        shared_intermediate_size=4096,
-        position_embedding_type="rope",
-    )
-    return GraniteMoeHybridForCausalLM(config).eval()
-
-
-RANDOM: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": random_llama,
-    "qwen3_5": random_qwen3_5,
-    "lfm2": random_lfm2,
-    "granite_hybrid": random_granite_hybrid,
-}
-
-
-def tree_of(nodes: int, shape: str = "binary") -> TokenTree:
-    """A binary tree or a chain; which tokens it holds costs nothing."""
-    parents = (-1, *[node if shape == "chain" else node // 2 for node in range(nodes - 1)])
-    return TokenTree(
-        tuple(range(10, 10 + nodes)), parents, (1.0,) * nodes, ("", *["bench"] * (nodes - 1))
-    )
+def tree_of(nodes: int, shape: str) -> TokenTree:
+    if shape == "binary":
+        return binary_tree(nodes)
+    return TokenTree.chain(10, range(11, 10 + nodes), [1.0] * (nodes - 1), "bench")
 
 
 def measure(
@@ -157,18 +124,17 @@ def measure(
     clock: Callable[[], float],
 ) -> Row:
     cache, placement = _prefilled(targets["model"], context, max(nodes))
-    calls = [(way, count) for way in WAYS for count in nodes]
-    samples: dict[str, dict[int, list[float]]] = {w: {n: [] for n in nodes} for w in WAYS}
-    for turn in range(-1, rounds):  # the first round pays for what it packs and is not counted
-        first = turn % len(calls)
-        for way, count in [*calls[first:], *calls[:first]]:
-            tree = tree_of(count, shape)
-            start = clock()
-            targets[way].score([tree], cache, [placement])
-            spent = 1000 * (clock() - start)
-            if turn >= 0:
-                samples[way][count].append(spent)
-    return Row(context, samples)
+
+    def one_ms(call: tuple[str, int]) -> float:
+        way, count = call
+        tree = tree_of(count, shape)
+        start = clock()
+        targets[way].score([tree], cache, [placement])
+        return 1000 * (clock() - start)
+
+    # The first round pays for what is packed.
+    samples = in_turns([(way, count) for way in WAYS for count in nodes], one_ms, rounds=rounds)
+    return Row(context, {way: {n: samples[way, n] for n in nodes} for way in WAYS})
 
 
 def _prefilled(target: Target, context: int, nodes: int) -> tuple[KVCache, Placement]:
@@ -193,17 +159,17 @@ def main() -> None:
     if arguments.cpu_time and arguments.threads != 1:
         parser.error("--cpu-time counts one thread; add --threads 1")
     torch.set_num_threads(arguments.threads)
+    machine = this_machine(threads=arguments.threads)
     if arguments.model:
         engine = mmspec.load(arguments.model, dtype="float32", overrides=["decode.attention=model"])
         model, rule = engine.target.model, engine.target.mask_rule
     else:
-        model, rule = RANDOM[arguments.random](), None
+        model, rule = random_model(arguments.random), None
     targets = {
         "mmspec": Target(model, mask_rule=rule, attention="tree", linears=quick_linears(model)),
         "model": Target(model, mask_rule=rule),
     }
     clock = time.thread_time if arguments.cpu_time else time.perf_counter
-    load = os.getloadavg()[0]
     nodes = sorted({1, *arguments.nodes})
     rows = [
         measure(
@@ -233,21 +199,15 @@ def main() -> None:
     report = {
         "model": Path(arguments.model).name if arguments.model else f"random {arguments.random}",
         "shape": arguments.shape,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.processor() or platform.machine(),
-        "threads": arguments.threads,
         "clock": "thread" if arguments.cpu_time else "wall",
-        "load_before": load,
         "rows": [asdict(row) for row in rows],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.out, machine, report)
     console = Console()
     console.print(table)
     console.print(
-        f"{arguments.rounds} rounds, {arguments.threads} threads, load before {load:.2f}; "
-        f"written to {arguments.out}"
+        f"{arguments.rounds} rounds, {arguments.threads} threads, load before "
+        f"{machine.load_before}; written to {arguments.out}"
     )
 
 

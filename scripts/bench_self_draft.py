@@ -11,7 +11,6 @@ what the model was made for is reached by YaRN scaling (arXiv 2309.00071).
 """
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from rich.table import Table
 from transformers import AutoConfig
 
 import mmspec
+from mmspec.bench.harness import turned, write_report
 from mmspec.bench.interval import spread
 from mmspec.bench.machine import refuse_if_busy, this_machine
 from mmspec.bench.texts import read_texts, stretches
@@ -68,10 +68,8 @@ def measure(
     for prompt in prompts:  # each method's first request, which knows nothing
         for engine in engines.values():
             decode(engine, prompt, args, seed=0)
-    names = list(engines)
     for pair in range(args.pairs):
-        turned = names[pair % len(names) :] + names[: pair % len(names)]
-        for name in turned:
+        for name in turned(list(engines), pair):
             results = [decode(engines[name], prompt, args, seed=1 + pair) for prompt in prompts]
             runs[name].append(_summed(results))
     return runs
@@ -119,7 +117,6 @@ def main() -> None:
         engines[name] = mmspec.load(model, processor, overrides=words.split())
         engines[name].share_cache(engines[PLAIN])
     report: dict[str, Any] = {
-        "machine": asdict(machine),
         "model": Path(args.model).name,
         "context": args.context,
         "scaled": room > known.max_position_embeddings,
@@ -140,8 +137,7 @@ def main() -> None:
         rows = report["texts"][folder.name] = _rows(runs)
         console.print(_table(f"{folder.name}, {args.context} tokens", rows))
         if args.out is not None:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_report(args.out, machine, report)
 
 
 def _rows(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:

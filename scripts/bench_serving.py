@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import mmspec
+from mmspec.bench.harness import write_report
 from mmspec.bench.interval import spread
 from mmspec.bench.machine import refuse_if_busy, this_machine
 from mmspec.serving import ServerSettings, create_app
@@ -127,8 +128,9 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="measure on a busy machine too")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    machine = this_machine(threads=torch.get_num_threads())
     if not options.force:
-        refuse_if_busy()
+        refuse_if_busy(machine)
     engine = mmspec.load(options.model, drafter=options.drafter)
     app = create_app(engine, ServerSettings(name="model"))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
@@ -153,13 +155,7 @@ def main() -> None:
         )
     Console().print(table)
     if options.out:
-        told = {
-            "machine": asdict(this_machine(threads=torch.get_num_threads())),
-            "options": vars(options),
-            "found": found,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(told, indent=1, default=str) + "\n")
+        write_report(options.out, machine, {"found": found})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ largest standard error in the table.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from mmspec.bench.harness import write_report
+from mmspec.bench.machine import this_machine
 from mmspec.drafters.draw import draw_children
 from mmspec.noise import gumbel
 from mmspec.verify import Nodes, Weigh
@@ -159,8 +160,8 @@ def main() -> None:
         table.add_row(name, *(f"{mean:.3f}" for mean, _ in row.values()))
     Console().print(table)
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        machine = this_machine(threads=torch.get_num_threads())
+        write_report(arguments.out, machine, {"rules": found})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ exactly. `tokens a step` is the acceptance length, `nodes` what was scored a ste
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,11 +18,12 @@ from random import Random
 from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 
 import mmspec
+from mmspec.bench.harness import write_report
+from mmspec.bench.machine import this_machine
 from mmspec.bench.suites import Question, Task
 from mmspec.bench.suites import fitted as fitted_to
 from mmspec.drafters.draft_model import DraftModel
@@ -125,15 +125,12 @@ def main() -> None:
                 rows.append(_row(task.name, way, budget, results, sum(calls)))
     Console().print(table(rows, args.budgets))
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         report = {
             "mmspec": mmspec.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
             **{name: value for name, value in vars(args).items() if name != "out"},
             "rows": [asdict(row) for row in rows],
         }
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_report(args.out, this_machine(threads=torch.get_num_threads()), report)
 
 
 def _prompts(task: Task, engine: Engine) -> Iterator[Prompt]:

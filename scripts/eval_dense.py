@@ -20,12 +20,11 @@ of all methods in turn, the median of each.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,6 +35,7 @@ from rich.progress import track
 from rich.table import Table
 
 import mmspec
+from mmspec.bench.harness import write_report
 from mmspec.bench.machine import this_machine
 from mmspec.cli.console import quiet_transformers
 from mmspec.drafters.retrieval import Retrieval
@@ -308,13 +308,10 @@ def main() -> None:
         options.records = options.text_records = 8
         options.questions = options.text_questions = 2
     torch.set_num_threads(options.threads)
+    machine = this_machine(threads=options.threads)
     quiet_transformers()
     console = Console(width=160 if not sys.stdout.isatty() else None)
-    report: dict[str, Any] = {
-        "command": " ".join(["scripts/eval_dense.py", *_shown(sys.argv[1:])]),
-        "machine": asdict(this_machine(threads=options.threads)),
-        "suites": {},
-    }
+    report: dict[str, Any] = {"suites": {}}
     work: list[tuple[Engine, list[Suite]]] = []
     bundled = mmspec.load("tiny-vlm", drafter="none")
     suites = bundled_suites(options.records, options.questions, options.seed)
@@ -333,20 +330,11 @@ def main() -> None:
     for engine, suites in work:
         for suite in track(suites, "Evaluating", console=Console(stderr=True)):
             report["suites"][suite.name] = evaluate(engine, suite, options.rounds)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
+            write_report(options.out, machine, report)
     console.print(table(report))
     if options.rounds:
         console.print(speed_table(report))
     console.print(f"written to {options.out}")
-
-
-def _shown(arguments: Sequence[str]) -> list[str]:
-    """Without the folder of the text model, which is this machine's own."""
-    return [
-        Path(word).name if before == "--text-model" else word
-        for before, word in zip(["", *arguments], arguments, strict=False)
-    ]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ A context beyond what the model was made for is reached by YaRN scaling of its p
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,8 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 import mmspec
+from mmspec.bench.harness import write_report
+from mmspec.bench.machine import this_machine
 from mmspec.bench.texts import read_texts, stretches
 from mmspec.build import resolve_path
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
@@ -240,8 +241,6 @@ def table(rows: Sequence[Row], budgets: Sequence[int]) -> Table:
 def _write(args: argparse.Namespace, rows: Sequence[Row], scaled: Sequence[int]) -> None:
     report = {
         "mmspec": mmspec.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "model": Path(args.model).name,
         "scaled_contexts": list(scaled),
         "depth": args.depth,
@@ -250,8 +249,7 @@ def _write(args: argparse.Namespace, rows: Sequence[Row], scaled: Sequence[int])
         "temperature": args.temperature,
         "rows": [{**asdict(row), "rate": row.rate} for row in rows],
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(args.out, this_machine(threads=torch.get_num_threads()), report)
 
 
 if __name__ == "__main__":

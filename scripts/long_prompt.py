@@ -11,7 +11,6 @@ store on, which keeps a copy of the KV for the next request (up to cache.prefix_
 """
 
 import argparse
-import json
 import os
 import resource
 import threading
@@ -28,6 +27,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 import mmspec
+from mmspec.bench.harness import write_report
+from mmspec.bench.machine import this_machine
 from mmspec.cli.progress import ReadingBar
 from mmspec.requests import Request
 from mmspec.state import Prompt
@@ -187,8 +188,7 @@ def main() -> None:
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     values = {**asdict(report), "highest_bytes": highest, "bound": BOUND}
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_report(args.out, this_machine(threads=args.threads), values)
     mib = 2**20
     print(
         f"{report.prompt_tokens} + {report.new_tokens} tokens ({report.finish_reason}) on "

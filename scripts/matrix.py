@@ -4,8 +4,6 @@ python scripts/matrix.py --out build/matrix.json
 """
 
 import argparse
-import json
-import platform
 import sys
 import time
 from dataclasses import asdict
@@ -14,11 +12,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import torch
-import transformers
 from matrix import FAMILIES, all_cells, run_cell
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from mmspec.bench.harness import write_report
+from mmspec.bench.machine import this_machine
 
 
 def main() -> int:
@@ -32,17 +32,13 @@ def main() -> int:
     outcomes = [run_cell(cell) for cell in track(cells, "exactness matrix", console=console)]
     failed = [outcome for outcome in outcomes if outcome.mismatches]
     report = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
         "dtype": arguments.dtype,
         "cells": len(outcomes),
         "failed": len(failed),
         "seconds": round(time.perf_counter() - start, 1),
         "outcomes": [asdict(outcome) for outcome in outcomes],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.out, this_machine(threads=1), report)
 
     table = Table("family", "cells", "tokens", "drafted tokens accepted", "cells that differ")
     for family in FAMILIES:

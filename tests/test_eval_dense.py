@@ -74,8 +74,3 @@ def test_real_language_is_answered_first_and_read(
     read = sum(len(text.encode()) - 1 for text in suites[0].texts)
     assert held["hidden_states"] == held["tokens"] - len(suites[0].texts)
     assert held["hidden_states"] > read
-
-
-def test_the_text_model_s_folder_is_not_written_down(script: Any) -> None:
-    shown = script._shown(["--text-model", "/some/where/model", "--quick"])
-    assert shown == ["--text-model", "model", "--quick"]

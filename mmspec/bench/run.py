@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mmspec.bench.harness import turned
 from mmspec.bench.loops import loop_start
 from mmspec.bench.suites import Fitted, Task, fitted
 from mmspec.bench.timeline import Run
@@ -85,8 +86,7 @@ def turns(names: Sequence[str], num_cases: int, pair: int) -> Iterator[tuple[int
     one at each case and pair, and once all have begun they go backwards, so that each stands
     everywhere, before and after every other."""
     for case in range(num_cases):
-        first = (case + pair) % len(names) if names else 0
-        order = [*names[first:], *names[:first]]
+        order = turned(names, case + pair)
         is_backward = names and (case // len(names) + pair // len(names)) % 2
         for name in reversed(order) if is_backward else order:
             yield case, name

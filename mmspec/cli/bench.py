@@ -1,7 +1,6 @@
 """`mmspec bench`: how fast, against transformers' own ways, on one machine in one run."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -223,11 +222,12 @@ def report_values(
     room: int,
 ) -> dict[str, object]:
     """Everything that was measured and where, as plain values for json.dumps."""
+    from mmspec.bench.harness import command_line, without_folders
     from mmspec.bench.report import NOTES
 
     return {
         **asdict(machine),
-        "command": " ".join(["mmspec", *map(_without_folders, sys.argv[1:])]),
+        "command": command_line("mmspec"),
         "model": Path(model).name,
         "dtype": lineup.dtype,
         "max_prompt_tokens": room,
@@ -235,15 +235,10 @@ def report_values(
         "methods": [
             {
                 **asdict(method),
-                "overrides": [_without_folders(override) for override in method.overrides],
+                "overrides": [without_folders(override) for override in method.overrides],
                 "draft_model": method.draft_model and Path(method.draft_model).name,
             }
             for method in methods
         ],
         **asdict(report),
     }
-
-
-def _without_folders(text: str) -> str:
-    """A file that is passed on says which model and data it was, not where they lay."""
-    return re.sub(r"(?<![\w:.])\.{0,2}/\S+", lambda found: Path(found[0]).name, text)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from mmspec.bench.harness import binary_tree
 from mmspec.errors import ModelError
 from mmspec.gpu_check.clock import Clock
 from mmspec.gpu_check.models import filled_cache
@@ -14,25 +15,17 @@ from mmspec.plan.shape import ModelShape
 from mmspec.state import Placement
 from mmspec.target import Target
 from mmspec.target.quantised import QuantisedLinears
-from mmspec.tree import TokenTree
 
 BUDGETS = (256, 1024, 4096)
 DRAFT_WEIGHTS = ("same", "fp8", "int4")
 _ROOM = 64
 
 
-def tree_of(nodes: int) -> TokenTree:
-    """A binary tree; which tokens it holds costs nothing."""
-    parents = (-1, *[node // 2 for node in range(nodes - 1)])
-    tokens = tuple(range(10, 10 + nodes))
-    return TokenTree(tokens, parents, (1.0,) * nodes, ("", *["check"] * (nodes - 1)))
-
-
 def score_call(
     target: Target, cache: KVCache, placement: Placement, nodes: int
 ) -> Callable[[], object]:
     """One score of so many nodes, with what a step does around it; keeps nothing of them."""
-    tree = tree_of(nodes)
+    tree = binary_tree(nodes)
 
     def call() -> object:
         scores = target.score([tree], cache, [placement])

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from mmspec.bench.harness import turned
+
 Work = Callable[[], object]
 
 
@@ -35,8 +37,7 @@ class Clock:
         samples: dict[str, list[float]] = {name: [] for name in names}
         begun = time.perf_counter()
         for turn in range(self._rounds):
-            first = turn % len(names)
-            for name in [*names[first:], *names[:first]]:
+            for name in turned(names, turn):
                 samples[name].append(self._one_ms(works[name]))
             if time.perf_counter() - begun > self._limit_s and turn >= 2:
                 break

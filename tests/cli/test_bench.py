@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from mmspec.cli import app
-from mmspec.cli.bench import _without_folders
 from mmspec.state import Prompt
 from mmspec.target import Target
 
@@ -108,15 +107,6 @@ def test_a_draft_model_with_another_tokenizer_gets_both(
     rows = {row["method"]: row for row in json.loads(out.read_text())["tasks"][0]["rows"]}
     assert rows["transformers assisted"]["refused"] is None
     assert rows["transformers assisted"]["identical"] == 1
-
-
-def test_a_command_is_written_down_without_folders() -> None:
-    shown = [
-        _without_folders(word)
-        for word in ("/a/smol", "../data/x", "--out=/tmp/a.json", "data", "x: a.path=/m/nano b.c=2")
-    ]
-    assert shown == ["smol", "x", "--out=a.json", "data", "x: a.path=nano b.c=2"]
-    assert _without_folders("HuggingFaceTB/SmolLM2") == "HuggingFaceTB/SmolLM2"
 
 
 def test_without_peers_the_reference_is_our_plain_decoding(vlm: Path, prompts: Path) -> None:
