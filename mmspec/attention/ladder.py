@@ -74,13 +74,6 @@ def order_for(query: Tensor, kv_heads: int) -> tuple[str, ...]:
     )
 
 
-def rung_for(
-    query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
-) -> Rung:
-    """Who is asked first: the first of `rungs_for`."""
-    return next(rungs_for(query, keys, values, call=call, rule=rule))
-
-
 def rungs_for(
     query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
 ) -> Iterator[Rung]:

@@ -13,7 +13,7 @@ from mmspec.cli.options import AsJson, option
 from mmspec.cli.plan_plot import plot
 from mmspec.cli.plan_table import compared_table, heading, pays_table, score_table, speed_tables
 from mmspec.errors import ConfigError
-from mmspec.plan.hardware import HARDWARE, Hardware, find_hardware
+from mmspec.plan.hardware import HARDWARE, find_hardware
 from mmspec.plan.measured import Compared, compare, is_score_report, slower
 from mmspec.plan.method import Method
 from mmspec.plan.methods import standard_methods, with_range
@@ -92,7 +92,11 @@ def plan(
             contexts=[_tokens(text) for text in context or ("4k", "32k", "128k")],
             batches=batch or [1, 4, 16],
         )
-        compared = [one for path in _reports(measured or ()) for one in _compare(path, hardware)]
+        compared = [
+            one
+            for path in _reports(measured or ())
+            for one in compare(path, hardware, precision="fp32")
+        ]
         if plot_file is not None:
             plot(found, methods, plot_file)
             stderr.print(f"Drawn to {plot_file}")
@@ -185,7 +189,3 @@ def _reports(paths: list[Path] | tuple[()]) -> list[Path]:
         if path.is_dir() and not found:
             raise ConfigError(f"{path}: holds no result of scripts/bench_score.py")
     return found
-
-
-def _compare(path: Path, hardware: Hardware) -> list[Compared]:
-    return compare(path, hardware, precision="fp32")

@@ -47,18 +47,6 @@ class Outcome:
         return next((one for one in compared if not one.is_identical), compared[0])
 
     @property
-    def speeds(self) -> dict[str, float]:
-        return self.runs.speeds
-
-    @property
-    def tokens_per_step(self) -> float:
-        return self.runs.tokens_per_step
-
-    @property
-    def ratio(self) -> float:
-        return self.runs.ratio
-
-    @property
     def character_error(self) -> float:
         """Edit distance over the right answer's length. The model's own: drafts have no part."""
         # Imported here, since transformers then gives advice that `quiet_transformers` turns off.
@@ -85,15 +73,15 @@ def panel(
 
 def verdict_lines(outcome: Outcome) -> list[RenderableType]:
     """Speed, sameness and rightness."""
-    per_step, error = outcome.tokens_per_step, outcome.character_error
+    per_step, error = outcome.runs.tokens_per_step, outcome.character_error
     right = Text("✓ the right answer, to the last character", style="green")
     if error:
         right = Text(f"● the model's own character error: {error:.1%}", style="yellow")
     return [
-        speed_bars(outcome.speeds, columns=12),
+        speed_bars(outcome.runs.speeds, columns=12),
         Text.assemble(
             f"{per_step:.1f} tokens a step, ",
-            (f"{outcome.ratio:.1f}x", "bold" if outcome.runs.is_gain else "dim"),
+            (f"{outcome.runs.ratio:.1f}x", "bold" if outcome.runs.is_gain else "dim"),
             " plain decoding",
         ),
         sameness(outcome.comparison),
@@ -107,15 +95,15 @@ def closing_table(outcomes: Sequence[Outcome]) -> Table:
     for name in ("", "tokens", "a step", "tokens/s", "plain", "ratio", "same", "answer"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for outcome in outcomes:
-        drafted, plain = outcome.speeds.values()
+        drafted, plain = outcome.runs.speeds.values()
         is_same, error = outcome.comparison.is_identical, outcome.character_error
         table.add_row(
             outcome.task.title,
             f"{outcome.answer.stats.new_tokens}",
-            f"{outcome.tokens_per_step:.2f}",
+            f"{outcome.runs.tokens_per_step:.2f}",
             f"{drafted:,.0f}",
             f"{plain:,.0f}",
-            Text(f"{outcome.ratio:.2f}x", style="bold" if outcome.runs.is_gain else "dim"),
+            Text(f"{outcome.runs.ratio:.2f}x", style="bold" if outcome.runs.is_gain else "dim"),
             Text("yes", style="green") if is_same else Text("NO", style="bold red"),
             Text(f"{error:.1%} off", style="yellow") if error else Text("right", style="green"),
         )

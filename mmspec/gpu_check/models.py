@@ -22,6 +22,7 @@ from mmspec.target.stacking import stack_weights
 from mmspec.training.enlargement import made_on
 
 _ROOM = 512  # tokens behind the context, for trees
+_ELEMENT_BYTES = 2
 _SMALL = {"layers": 2, "head_dim": 16, "intermediate": 160, "vocab": 264}
 
 
@@ -90,7 +91,7 @@ def step_bytes(model: PreTrainedModel, shape: ModelShape, context: int) -> float
     return element * (weights + shape.kv_values * shape.layers * context)
 
 
-def stored_bytes(shape: ModelShape, context: int, *, element: int = 2) -> float:
+def stored_bytes(shape: ModelShape, context: int) -> float:
     """Memory of weights and of one row's KV."""
     weights = shape.layer_weights * shape.layers + 2 * shape.head_weights
-    return element * (weights + shape.kv_values * shape.layers * (context + _ROOM))
+    return _ELEMENT_BYTES * (weights + shape.kv_values * shape.layers * (context + _ROOM))

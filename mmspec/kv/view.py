@@ -179,11 +179,6 @@ class KVView(KVCache):
         every = self.policy.refresh_every
         return self.size.recent if every is None else min(self.size.recent, every)
 
-    def outdate(self, source_row: int) -> None:
-        """The next `catch_up` chooses anew."""
-        if source_row in self._shown:
-            self._shown[source_row].epoch = -1
-
     def _open(self, source_row: int, length: int) -> _Shown | None:
         media = self._media[source_row]
         old = self._shown.pop(source_row, None)

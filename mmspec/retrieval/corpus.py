@@ -192,11 +192,6 @@ class Shard:
         """Ascending: merging keeps the order."""
         return self.documents["position"].astype(np.int64)
 
-    def position_of(self, offset: int) -> int:
-        """The datastore's position of the token at `offset`."""
-        record = self.documents[self.document_of(offset)]
-        return int(record["position"]) + offset - int(record["start"])
-
     def check_integrity(self) -> None:
         """Raises DatastoreError where the tables contradict each other."""
         starts, lengths = (self.documents[name].astype(np.int64) for name in ("start", "length"))

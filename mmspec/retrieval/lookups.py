@@ -9,7 +9,6 @@ from mmspec.retrieval.corpus import DocumentName
 from mmspec.retrieval.exact_vectors import Positions
 from mmspec.retrieval.places import Longest, Place, StoredDocument
 from mmspec.retrieval.segment import Segment
-from mmspec.retrieval.suffix_index import Choice
 
 
 class Lookups:
@@ -31,31 +30,16 @@ class Lookups:
         best = tuple(one if one.length == length else None for one in found)
         return Longest(length, sum(one.num_places for one in best if one), best)
 
-    def places(
-        self,
-        longest: Longest,
-        *,
-        limit: int = 32,
-        choice: Choice = "spread",
-        per_document: int | None = None,
-    ) -> list[Place]:
-        """Up to `limit` places of a match: an even sample of them, or ("latest") those that were
-        added last, the latest first. With `per_document`, at most so many of one document."""
-        wanted = limit if per_document is None else 8 * limit
+    def places(self, longest: Longest, *, limit: int = 32) -> list[Place]:
+        """Up to `limit` places of a match: an even sample of them."""
         places: list[Place] = []
         holding = [(n, one) for n, one in enumerate(longest.found) if one is not None]
-        if choice == "latest":
-            holding.reverse()  # a later segment was added later
         for seen, (number, one) in enumerate(holding):
-            share = wanted - len(places)
-            if choice == "spread":
-                share = -(-share // (len(holding) - seen))
+            share = -(-(limit - len(places)) // (len(holding) - seen))
             if share > 0:
-                chosen = self.segments[number].suffixes.choose(one, limit=share, choice=choice)
+                chosen = self.segments[number].suffixes.choose(one, limit=share)
                 places += [Place(number, offset) for offset in chosen]
-        if per_document is not None:
-            places = self._fewer(places, per_document)
-        return places[:limit]
+        return places
 
     def continuations(
         self,
@@ -65,7 +49,6 @@ class Lookups:
         length: int = 16,
         min_match: int = 2,
         max_match: int = 32,
-        choice: Choice = "spread",
     ) -> list[Continuation]:
         """What followed the longest match of `query`'s end, then (while there are fewer than
         `limit`) that of ends half as long, down to `min_match` tokens."""
@@ -75,7 +58,7 @@ class Lookups:
             longest = self.longest(query, max_match=max_match)
             if longest.length < min_match:
                 break
-            for place in self.places(longest, limit=limit, choice=choice):
+            for place in self.places(longest, limit=limit):
                 if place not in seen and len(rows) < limit:
                     seen.add(place)
                     tokens = self.tokens_from(place, length)
@@ -123,10 +106,6 @@ class Lookups:
                 return None if is_deleted else Place(number, offset)
         return None
 
-    def position_of(self, place: Place) -> int:
-        """A place's position, which stays the same when segments are merged."""
-        return self.segments[place.segment].shard.position_of(place.offset)
-
     def documents_from(self, position: int = 0) -> Iterator[StoredDocument]:
         """The documents with a token at `position` or after it, in the order of positions: what a
         target reads to make the dense index's keys."""
@@ -143,13 +122,3 @@ class Lookups:
                 tokens = shard.tokens[start : start + length].astype(np.int64)
                 tokens[tokens >= shard.vocab_size] = -1
                 yield StoredDocument(shard.names[document], first, tokens.tolist())
-
-    def _fewer(self, places: Sequence[Place], per_document: int) -> list[Place]:
-        counts: dict[tuple[int, int], int] = {}
-        kept = []
-        for place in places:
-            document = self.segments[place.segment].shard.document_of(place.offset)
-            count = counts[place.segment, document] = counts.get((place.segment, document), 0) + 1
-            if count <= per_document:
-                kept.append(place)
-        return kept

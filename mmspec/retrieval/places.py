@@ -27,7 +27,3 @@ class Longest(NamedTuple):
     length: int  # 0: nothing was found
     num_places: int  # that have it, in all segments
     found: tuple[Found | None, ...]  # one a segment
-
-    @property
-    def is_nothing(self) -> bool:
-        return self.num_places == 0

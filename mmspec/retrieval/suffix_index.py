@@ -3,7 +3,7 @@
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from mmspec.errors import DatastoreError
 from mmspec.retrieval.corpus import Shard
 from mmspec.retrieval.suffix_sort import DEPTH, sort_ends
-
-Choice: TypeAlias = Literal["spread", "latest"]
-_FEW = 4096  # places among which "latest" finds the exact ones
 
 
 class Found(NamedTuple):
@@ -90,21 +87,12 @@ class SuffixIndex:
         key = self._key(len(prefix))
         return Found(length, self._edge(prefix, key, slot, -1), self._edge(prefix, key, slot, 1))
 
-    def choose(self, found: Found, *, limit: int, choice: Choice = "spread") -> list[int]:
-        """Up to `limit` of the places found, as offsets of the token that follows.
-
-        "spread": evenly over what stood before the match. "latest": those that were added last,
-        the latest first; among more than 4,096 places, of an even sample of them.
-        """
-        if choice == "spread":
-            step = max(found.num_places / limit, 1.0)
-            slots = range(min(found.num_places, limit))
-            return [self.places[found.low + int(slot * step)] for slot in slots]
-        step = max(found.num_places // _FEW, 1)
-        sample = np.frombuffer(self.places[found.low : found.high], np.uint32)[::step]
-        if len(sample) > limit:
-            sample = np.partition(sample, len(sample) - limit)[-limit:]
-        return np.sort(sample)[::-1].tolist()
+    def choose(self, found: Found, *, limit: int) -> list[int]:
+        """Up to `limit` of the places found, evenly over what stood before the match, as offsets
+        of the token that follows."""
+        step = max(found.num_places / limit, 1.0)
+        slots = range(min(found.num_places, limit))
+        return [self.places[found.low + int(slot * step)] for slot in slots]
 
     def check_order(self, *, samples: int = 4096) -> None:
         """Compares `samples` neighbours, evenly spaced. Raises DatastoreError for a wrong order."""

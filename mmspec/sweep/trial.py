@@ -33,7 +33,6 @@ PROMPT_TOKENS = (31, 12, 22)  # longer and shorter than a sliding window of 8
 CHUNK_TOKENS = 7
 _SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "seed": 5}
 _GREEDY: dict[str, Any] = {"temperature": 0.0}
-_WEAKEST = 3  # different tokens of a text that says something
 
 
 @dataclass(frozen=True)

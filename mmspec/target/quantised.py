@@ -93,11 +93,6 @@ class QuantisedLinears:
         """Memory that the copy takes beside the target."""
         return sum(one.num_bytes for one in self._copies)
 
-    @property
-    def full_bytes(self) -> int:
-        """Memory of the weights that it is a copy of."""
-        return sum(module.weight.nbytes for module, _ in self._forwards)
-
     def within(self, tower: TextTower) -> TextTower | None:
         """The tower, its linear layers computed by the copy."""
         if self._made is None or self._made[0] is not tower:

@@ -14,7 +14,7 @@ from mmspec.attention import ladder as ladder_module
 from mmspec.attention.conformance import CASES, build
 from mmspec.attention.flash_attn_3 import FlashAttention3
 from mmspec.attention.installed import first_installed
-from mmspec.attention.ladder import CUDA_ORDERS, RUNGS, check_backend, rung_for
+from mmspec.attention.ladder import CUDA_ORDERS, RUNGS, check_backend, rungs_for
 from mmspec.errors import ConfigError
 
 assert interpreted
@@ -27,7 +27,8 @@ def chosen(backend: str = "auto", *, is_prepared: bool = False, **changes: Any) 
     if is_prepared:
         inputs.call.prepared = inputs.call.tensors(CPU)
     rule = LayerRule(Reach(), 0.1, **changes)
-    return rung_for(inputs.query, inputs.keys, inputs.values, call=inputs.call, rule=rule).name
+    rungs = rungs_for(inputs.query, inputs.keys, inputs.values, call=inputs.call, rule=rule)
+    return next(rungs).name
 
 
 def test_on_a_cpu_the_order_is_that_of_before() -> None:

@@ -187,13 +187,6 @@ class NeverStale(RuleBasedStateMachine):
         self.cache.truncate(row, length)
         del self.texts[row][length:]
 
-    @precondition(lambda self: self.texts)
-    @rule(data=st.data())
-    def outdate(self, data: st.DataObject) -> None:
-        row = data.draw(st.sampled_from(sorted(self.texts)))
-        self.view.outdate(row)
-        self.models[row].is_outdated = True
-
     @precondition(lambda self: any(m.length for m in self.models.values()))
     @rule(data=st.data(), count=st.integers(1, 5), is_interrupted=st.booleans())
     def draft(self, data: st.DataObject, count: int, is_interrupted: bool) -> None:

@@ -86,19 +86,18 @@ def test_a_look_up_finds_what_a_search_of_every_place_finds(
         expected[0][0] if expected else 0,
         len(expected),
     )
-    for choice in ("spread", "latest"):
-        places = store.places(longest, limit=1000, choice=choice)
-        found = [(longest.length, int(store.document_of(place).id[1:]), place) for place in places]
-        assert len(set(found)) == len(found) == len(expected)
-        starts = [text_start(store, place) for _, _, place in found]
-        assert {
-            (length, number, place.offset - start)
-            for (length, number, place), start in zip(found, starts, strict=True)
-        } == set(expected)
-        for (_, number, place), start in zip(found, starts, strict=True):
-            follows = [*kept[number][place.offset - start :], SEPARATOR]
-            assert store.tokens_from(place, 99) == follows[: follows.index(SEPARATOR)]
-            assert store.tokens_before(place, longest.length) == query[-longest.length :]
+    places = store.places(longest, limit=1000)
+    found = [(longest.length, int(store.document_of(place).id[1:]), place) for place in places]
+    assert len(set(found)) == len(found) == len(expected)
+    starts = [text_start(store, place) for _, _, place in found]
+    assert {
+        (length, number, place.offset - start)
+        for (length, number, place), start in zip(found, starts, strict=True)
+    } == set(expected)
+    for (_, number, place), start in zip(found, starts, strict=True):
+        follows = [*kept[number][place.offset - start :], SEPARATOR]
+        assert store.tokens_from(place, 99) == follows[: follows.index(SEPARATOR)]
+        assert store.tokens_before(place, longest.length) == query[-longest.length :]
 
 
 def text_start(store: Datastore, place) -> int:
@@ -135,17 +134,8 @@ def test_nothing_is_found_in_an_empty_datastore(tmp_path: Path) -> None:
     assert store.longest([1, 2]) == Longest(0, 0, ())
     assert store.continuations([1, 2]) == []
     store = add(tmp_path / "t", documents([[], [5]]))
-    assert store.longest([5]).is_nothing
+    assert not store.longest([5]).num_places
     store.check_integrity()
-
-
-def test_latest_places_come_first(tmp_path: Path) -> None:
-    texts = [[1, 2, 10 + n] for n in range(30)]
-    store = add(tmp_path / "s", documents(texts), segment_tokens=41)
-    assert len(store.segments) > 1
-    longest = store.longest([1, 2])
-    latest = store.places(longest, limit=3, choice="latest")
-    assert [store.tokens_from(place, 1) for place in latest] == [[39], [38], [37]]
 
 
 def test_an_even_sample_takes_from_every_segment(tmp_path: Path) -> None:
@@ -156,12 +146,6 @@ def test_an_even_sample_takes_from_every_segment(tmp_path: Path) -> None:
     places = store.places(longest, limit=6)
     assert {place.segment for place in places} == set(range(len(store.segments)))
     assert len(set(places)) == 6
-
-
-def test_one_document_does_not_take_all_places(tmp_path: Path) -> None:
-    store = add(tmp_path / "s", documents([[1, 2] * 10, [1, 2, 7], [1, 2, 8]]))
-    places = store.places(store.longest([1, 2]), limit=32, per_document=1)
-    assert sorted(store.document_of(place).id for place in places) == ["d0", "d1", "d2"]
 
 
 def test_shorter_ends_fill_up_what_the_longest_leaves(tmp_path: Path) -> None:

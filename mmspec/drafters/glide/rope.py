@@ -80,10 +80,6 @@ class CrossRope:
             "planes": list(self.planes),
         }
 
-    @property
-    def num_planes(self) -> int:
-        return max(self.planes, default=0) + 1
-
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(frequencies float32, planes int64), (half,) each, as `rotated` takes them."""
         planes = self.planes or (0,) * len(self.frequencies)
@@ -91,7 +87,7 @@ class CrossRope:
 
     def rotated(self, query: Tensor, positions: Tensor, told: tuple[Tensor, Tensor]) -> Tensor:
         """`query` (batch, heads, seq, head_dim) at `positions` (planes, batch, seq), which are
-        `num_planes` or more, or one for all; `told`: `tensors` of its device."""
+        as many as `planes` names or more, or one for all; `told`: `tensors` of its device."""
         if not self.frequencies:
             return query
         frequencies, planes = told

@@ -32,10 +32,6 @@ class Batch:
     def num_tokens(self) -> int:
         return sum(self.lengths)
 
-    @property
-    def num_learned(self) -> int:
-        return int(self.learned.sum())
-
     def ahead(self, steps: int) -> tuple[Tensor, Tensor]:
         """(ids, learned), (batch, seq) each: of the token `steps` after each; behind the end
         nothing is learned."""

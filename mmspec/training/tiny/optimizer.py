@@ -6,8 +6,10 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+_MOMENTUM = 0.95
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+
+def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly, of a stack (count, rows, columns).
 
     The quintic Newton-Schulz iteration of Muon (Jordan et al., 2024).
@@ -15,7 +17,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.transpose(1, 2)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for _ in range(5):
         gram = x @ x.transpose(1, 2)
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x if wide else x.transpose(1, 2)
@@ -31,8 +33,7 @@ class OptimizerState(TypedDict):
 class Optimizer:
     """Both optimizers behind one `step`; matrices of equal shape are updated in one go."""
 
-    def __init__(self, modules: list[nn.Module], *, momentum: float = 0.95) -> None:
-        self.momentum = momentum
+    def __init__(self, modules: list[nn.Module]) -> None:
         groups: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
         others: list[nn.Parameter] = []
         for module in modules:
@@ -61,8 +62,8 @@ class Optimizer:
                 continue
             present = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group]
             gradients = torch.stack(present)
-            buffer.lerp_(gradients, 1 - self.momentum)
-            update = orthogonalize(gradients.lerp(buffer, self.momentum))
+            buffer.lerp_(gradients, 1 - _MOMENTUM)
+            update = orthogonalize(gradients.lerp(buffer, _MOMENTUM))
             stretch = max(1.0, update.shape[1] / update.shape[2]) ** 0.5
             for parameter, change in zip(group, update, strict=True):
                 if parameter.grad is not None:
