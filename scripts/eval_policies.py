@@ -30,7 +30,6 @@ import mmspec
 from mmspec.bench.harness import write_report
 from mmspec.bench.machine import this_machine
 from mmspec.bench.texts import read_texts, stretches
-from mmspec.build import resolve_path
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.inputs import InputProcessor
@@ -39,7 +38,7 @@ from mmspec.sampling import Sampler, build_sampler
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.target.linears import quick_linears
-from mmspec.target.load import Processor, load_model, load_processor
+from mmspec.target.load import Processor, load_model, load_processor, resolve_path
 from mmspec.training.tiny.data import scan
 from mmspec.tree import TokenTree
 

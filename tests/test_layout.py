@@ -25,6 +25,7 @@ FLOORS = (
     {"decoder", "requests"},
     {"admission", "answers"},
     {"chat", "engine"},
+    {"build_drafters", "build_target"},
     {"build"},
     {"__main__", "batch", "bench", "check", "cli", "gpu_check", "integrations", "serving",
      "sweep", "training"},

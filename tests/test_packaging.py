@@ -80,7 +80,7 @@ PROBE = """
 import mmspec.kv, mmspec.retrieval, mmspec.config as config, pathlib, sys
 assert "kv" not in sys.modules and "retrieval" not in sys.modules
 assert config.load_config("plain").drafter.name == "none"
-root = pathlib.Path(config.__file__).parent
+root = pathlib.Path(config.__file__).parent.parent
 for module in (mmspec.kv, mmspec.retrieval):
     assert pathlib.Path(module.__file__).parent.parent == root, module.__file__
 print(root.parent)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import yaml
 
-from mmspec.build import DRAFTERS
+from mmspec.build_drafters import DRAFTERS
 from mmspec.errors import ConfigError
 from mmspec.requests import FIELD_NAMES
 

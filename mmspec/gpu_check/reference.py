@@ -11,7 +11,7 @@ from mmspec.bench.lineup import build_lineup
 from mmspec.bench.methods import PLAIN, Method, standard_methods
 from mmspec.bench.run import measure
 from mmspec.bench.suites import Task, bundled_tasks
-from mmspec.build import DRAFTERS
+from mmspec.build_drafters import DRAFTERS
 from mmspec.errors import MmspecError
 from mmspec.gpu_check.heads import HEADS, train_heads
 from mmspec.gpu_check.recorder import Recorder

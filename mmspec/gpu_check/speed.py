@@ -12,7 +12,9 @@ from mmspec.bench.ours import Ours
 from mmspec.bench.run import Measurements, Runner, measure
 from mmspec.bench.suites import Task, bundled_tasks
 from mmspec.bench.timeline import Run
-from mmspec.build import build_drafters, build_engine, probed_target
+from mmspec.build import build_engine
+from mmspec.build_drafters import build_drafters
+from mmspec.build_target import probed_target
 from mmspec.config import load_config
 from mmspec.engine import Engine
 from mmspec.gpu_check.bars import COPYING, LEAST

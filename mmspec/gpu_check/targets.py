@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from transformers import PreTrainedModel
 
-from mmspec.build import probed_target
+from mmspec.build_target import probed_target
 from mmspec.config import load_config
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting

@@ -7,7 +7,9 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedModel
 
-from mmspec.build import build_engine, chosen_drafters, probed_target
+from mmspec.build import build_engine
+from mmspec.build_drafters import chosen_drafters
+from mmspec.build_target import probed_target
 from mmspec.config import Config, DecodeConfig
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.drafters.base import Drafter

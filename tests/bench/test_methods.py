@@ -1,7 +1,7 @@
 import pytest
 
 from mmspec.bench.methods import PLAIN, parse_method, parse_peer, standard_methods
-from mmspec.build import DRAFTERS
+from mmspec.build_drafters import DRAFTERS
 from mmspec.errors import ConfigError
 
 

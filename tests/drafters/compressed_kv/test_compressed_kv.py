@@ -12,7 +12,7 @@ from matrix import SAMPLINGS, model_of
 from ragged import requests_of, target_of
 
 import mmspec
-from mmspec.build import build_compressed_kv
+from mmspec.build_drafters import build_compressed_kv
 from mmspec.config import CompressedKVConfig
 from mmspec.drafters.base import DrawingDrafter, WatchingDrafter
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV

@@ -9,7 +9,7 @@ from draft_models import byte_level, text_only
 from typer.testing import CliRunner
 
 import mmspec
-from mmspec.build import load_draft_model
+from mmspec.build_drafters import load_draft_model
 from mmspec.cli import app
 from mmspec.config import DraftModelConfig, load_config
 from mmspec.drafters.draft_model import DraftModel

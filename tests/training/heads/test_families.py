@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import FAMILIES
 
-from mmspec.build import build_drafters
+from mmspec.build_drafters import build_drafters
 from mmspec.config import load_config
 from mmspec.drafters.base import DrafterForTarget
 from mmspec.target import Target
