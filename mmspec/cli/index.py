@@ -1,39 +1,29 @@
 """`mmspec index`: a datastore of documents to draft from: build | add | delete | info | query."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from mmspec.cli.command import Command, Group
 from mmspec.cli.console import (
-    EXIT_INTERRUPTED,
     consoles,
-    mistake_text,
     mistakes_told,
     printable,
-    quiet_transformers,
     tell,
     write,
 )
+from mmspec.cli.index_input import collect, described, fill, tokens_of
 from mmspec.cli.options import AsJson, option, switch
-from mmspec.cli.progress import Bar
-from mmspec.errors import DatastoreError, InputError, ModelError
-from mmspec.retrieval import Datastore, DatastoreWriter, Document
+from mmspec.errors import DatastoreError
+from mmspec.retrieval import Datastore, DatastoreWriter
 from mmspec.retrieval.journal import read_journal
 from mmspec.retrieval.manifest import Manifest, read_manifest
 from mmspec.retrieval.places import Longest
 from mmspec.retrieval.writer import SEGMENT_TOKENS
-
-if TYPE_CHECKING:
-    from mmspec.inputs.documents import TextDocument
-    from mmspec.inputs.text_tokens import TextTokens
 
 index = typer.Typer(cls=Group, no_args_is_help=True, help="A datastore of documents to draft from.")
 
@@ -70,7 +60,7 @@ def build(
     """Index documents in a new folder. Interrupted, the same command goes on where it was."""
     stdout, stderr = consoles()
     with mistakes_told(stderr):
-        tokens = _tokens_of(model)
+        tokens = tokens_of(model)
         from mmspec.inputs.documents import find_documents
 
         writer = DatastoreWriter.create(
@@ -78,16 +68,16 @@ def build(
         )
         with writer:
             files = find_documents(inputs)
-            described = _described(files, field)
-            if writer.manifest.generation and writer.manifest.inputs != described:
+            inputs_hash = described(files, field)
+            if writer.manifest.generation and writer.manifest.inputs != inputs_hash:
                 raise DatastoreError(
                     f"{store}: holds a finished datastore of other documents; expected a new "
                     "folder, or use `mmspec index add`"
                 )
-            done = writer.begin(inputs=described, segment_tokens=segment_tokens, fresh=fresh)
-            _fill(writer, tokens, files, field, done=done, skip_broken=skip_broken, stderr=stderr)
+            done = writer.begin(inputs=inputs_hash, segment_tokens=segment_tokens, fresh=fresh)
+            fill(writer, tokens, files, field, done=done, skip_broken=skip_broken, stderr=stderr)
         if dense:
-            _collect(store, model, stderr)
+            collect(store, model, stderr)
         tell(stdout, _summary(store, read_manifest(store)))
 
 
@@ -107,16 +97,16 @@ def add(
     with mistakes_told(stderr):
         with DatastoreWriter.open(store) as writer:
             target = model or writer.manifest.target
-            tokens = _tokens_of(target)
+            tokens = tokens_of(target)
             from mmspec.inputs.documents import find_documents
 
             writer.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=tokens.vocab_size)
             files = find_documents(inputs)
-            described = _described(files, field)
-            done = writer.begin(inputs=described, segment_tokens=segment_tokens, fresh=fresh)
-            _fill(writer, tokens, files, field, done=done, skip_broken=skip_broken, stderr=stderr)
+            inputs_hash = described(files, field)
+            done = writer.begin(inputs=inputs_hash, segment_tokens=segment_tokens, fresh=fresh)
+            fill(writer, tokens, files, field, done=done, skip_broken=skip_broken, stderr=stderr)
         if dense or writer.manifest.dense is not None:
-            _collect(store, target, stderr)
+            collect(store, target, stderr)
         tell(stdout, _summary(store, read_manifest(store)))
 
 
@@ -188,7 +178,7 @@ def query(
     stdout, stderr = consoles()
     with mistakes_told(stderr):
         opened = Datastore.open(store)
-        tokens = _tokens_of(model or opened.manifest.target)
+        tokens = tokens_of(model or opened.manifest.target)
         opened.manifest.check_fit(store, tokenizer=tokens.hash(), vocab_size=None)
         # A blank at the end is often a part of the next word's token.
         ends = (tokens.encode(end) for end in (text, text.rstrip() or text))
@@ -223,113 +213,12 @@ def query(
             )
 
 
-def _fill(
-    writer: DatastoreWriter,
-    tokens: "TextTokens",
-    files: Sequence[Path],
-    field: str,
-    *,
-    done: int,
-    skip_broken: bool,
-    stderr: Console,
-) -> None:
-    """Adds what is not in yet, file by file, and commits."""
-    if not writer.is_adding:
-        stderr.print("All of it is in already")
-        return
-    if done:
-        stderr.print(f"Going on after {done} documents")
-    broken: list[InputError] = []
-    on_broken = broken.append if skip_broken else None
-    try:
-        with Bar(stderr, "Reading files", total=len(files)) as bar:
-            for number, document in enumerate(_each(files, field, on_broken, bar)):
-                if number >= done:
-                    encoded = tokens.encode(document.text)
-                    writer.append(Document(document.id, document.source, encoded))
-            bar.show(what="Sorting")
-            writer.commit()
-    except KeyboardInterrupt as error:
-        stderr.print("Interrupted: run the same command again to go on.")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
-    if broken:
-        stderr.print(f"Left out {len(broken)} that cannot be read:")
-        for one in broken:
-            stderr.print(mistake_text(one), soft_wrap=True)
-
-
-def _collect(store: Path, model: str, stderr: Console) -> None:
-    """The target reads what it has not read yet."""
-    import mmspec
-    from mmspec.indexing import (
-        MixedReader,
-        PromptedReader,
-        RecordPrompts,
-        TextReader,
-        answer_lead,
-        collect_keys,
-    )
-
-    engine = mmspec.load(model, drafter="none")
-    target, inputs = engine.target, engine.inputs
-    assert inputs is not None  # its tokenizer made the tokens
-    prompts, tap = RecordPrompts(inputs), target.last_tap
-    reader = MixedReader(
-        PromptedReader(target, prompts.prompt_of, tap=tap),
-        TextReader(target, tap=tap, lead=answer_lead(inputs)),
-        has_prompt=prompts.has_prompt,
-    )
-    try:
-        with Bar(stderr, "Reading tokens") as bar:
-            collect_keys(store, target, reader, on_progress=lambda d, of: bar.show(d, of=of))
-    except KeyboardInterrupt as error:
-        stderr.print("Interrupted: run the same command again to go on.")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
-
-
-def _each(
-    files: Sequence[Path],
-    field: str,
-    on_broken: Callable[[InputError], None] | None,
-    bar: Bar,
-) -> Iterator["TextDocument"]:
-    from mmspec.inputs.documents import read_documents
-
-    for path in files:
-        try:
-            yield from read_documents(path, field=field, on_broken=on_broken)
-        except InputError as error:
-            raise InputError(f"{error}; or leave out what cannot be read: --skip-broken") from error
-        bar.advance()
-
-
-def _tokens_of(model: str) -> "TextTokens":
-    quiet_transformers()
-    from mmspec.inputs.text_tokens import TextTokens
-    from mmspec.target.load import load_processor, resolve_path
-
-    path = resolve_path(model)
-    processor = load_processor(path)
-    if processor is None:
-        raise ModelError(f"{path}: this folder has no tokenizer; name the target's folder: --model")
-    return TextTokens(getattr(processor, "tokenizer", processor))
-
-
 def _length(longest: Longest) -> int:
     return longest.length
 
 
 def _one_line(text: str) -> str:
     return printable(text.replace("\n", "⏎"))
-
-
-def _described(files: Sequence[Path], field: str) -> str:
-    """The same for the same files, as long as nobody has written to them."""
-    digest = hashlib.sha256(field.encode())
-    for path in files:
-        stat = path.stat()
-        digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
-    return digest.hexdigest()
 
 
 def _counts(manifest: Manifest) -> dict[str, int]:
