@@ -9,7 +9,8 @@
 7. `account`    what a drafter may still cost a request
 8. `preparing`  whether what it has to do before its first draft can pay; `outlay` what that has
                 cost all requests, and saved them
-9. `pace`       one request's part of all this
+9. `asked`      who proposed which nodes of a row's tree
+10. `pace`      one request's part of all this
 
 None of this can change a text: coupled verification never looks at the tree. Under a rule that
 divides by q whether to ask is all there is to choose: from what became of earlier steps, before

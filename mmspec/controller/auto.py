@@ -6,10 +6,10 @@ drafter that has lost the time of one plain step and 0.5% of the rest pauses.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from mmspec.calibration import Calibration
 from mmspec.controller.account import Account
+from mmspec.controller.asked import Ask, owners_of
 from mmspec.controller.costs import CostModel
 from mmspec.controller.fixed import FixedStep
 from mmspec.controller.lengths import TextLengths
@@ -27,14 +27,6 @@ _LEAST_LOSS = 0.25  # of what it costs, that an ask which is not believed to pay
 _USUAL = 2.0  # times its usual cost, that a proposal may count for: now and then one does more
 _AT_STAKE = 0.5  # of what a drafter may lose, that one proposal may take
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
-
-
-class _Ask(NamedTuple):
-    """One drafter's turn at a row's tree."""
-
-    drafter: str
-    standing: int  # of the tree that it was asked beside
-    after: TokenTree
 
 
 class AutoController:
@@ -72,7 +64,7 @@ class AutoStep(FixedStep):
         self._probing: set[tuple[int, str]] = set()
         self._paused: set[int] = set()
         self._draft_s: dict[tuple[int, str], float] = {}
-        self._asked: dict[int, list[_Ask]] = {}  # of each row, in their order
+        self._asked: dict[int, list[Ask]] = {}  # of each row, in their order
         self._spent_s = 0.0
         self._preparing = Preparing(costs, controller.outlays, self._cost)
         self._outlooks: dict[int, Outlook] = {}
@@ -153,7 +145,7 @@ class AutoStep(FixedStep):
     ) -> None:
         super().learn(row, drafter, before, after, seconds)
         self._draft_s[row, drafter] = seconds
-        self._asked.setdefault(row, []).append(_Ask(drafter, standing_of(before), after))
+        self._asked.setdefault(row, []).append(Ask(drafter, standing_of(before), after))
         if self._is_plain:
             return
         # Of the first proposal nothing is usual yet, and it may pay for what is done only once.
@@ -275,7 +267,7 @@ class AutoStep(FixedStep):
         nodes = tree.num_nodes - 1
         if nodes and asked and verdict is not None and cost.is_known:
             node_s = (cost.seconds(nodes) - cost.plain_s) / cost.rows / nodes
-            owners = _owners(tree, asked)
+            owners = owners_of(tree, asked)
             for name in owners[1:]:
                 saved_s[name] -= node_s
             for node in verdict.path[1:]:
@@ -317,17 +309,3 @@ class AutoStep(FixedStep):
             known = Outlook.of(tree, calibration, self._controller.calibration)
             self._outlooks[row] = known
         return known
-
-
-def _owners(tree: TokenTree, asked: Sequence[_Ask]) -> list[str]:
-    """(nodes,) who was first to propose each node of the row's tree."""
-    owners = [asked[-1].drafter] * tree.num_nodes
-    for ask in reversed(asked[:-1]):  # of the last one is what nobody proposed before
-        images = [0]  # where each node lies in the tree before the next one was asked
-        for node in range(1, tree.num_nodes):
-            parent = images[tree.parents[node]]
-            image = ask.after.child(parent, tree.tokens[node]) if parent >= 0 else None
-            images.append(-1 if image is None else image)
-            if image is not None:
-                owners[node] = ask.drafter
-    return owners
