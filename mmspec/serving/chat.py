@@ -21,7 +21,7 @@ from mmspec.serving.form import (
     ends,
     told,
 )
-from mmspec.serving.logprobs import of_chat
+from mmspec.serving.logprobs import of_chat, told_places
 from mmspec.serving.messages import read_messages
 from mmspec.serving.options import read_options
 from mmspec.serving.settings import ServerSettings
@@ -80,7 +80,7 @@ class ChatForm:
             self._begun.add(index)
             yield self._event(index, {"role": "assistant", "content": ""})
         text, calls = self._read(progress)
-        places = _told_places(progress.logprobs, progress.finish_reason)
+        places = told_places(progress.logprobs, progress.finish_reason)
         if text or places:
             yield self._event(index, {"content": text}, places)
         if calls:
@@ -133,7 +133,7 @@ class ChatForm:
             "message": message,
             "logprobs": None
             if places is None
-            else of_chat(_told_places(places, sample.finish_reason)),
+            else of_chat(told_places(places, sample.finish_reason)),
             "finish_reason": finish_word(sample, calls_tools=bool(calls)),
         }
 
@@ -149,13 +149,6 @@ def _as_call(call: ToolCall) -> dict[str, Any]:
 
 def _word(reason: str | None, *, calls_tools: bool) -> str:
     return "tool_calls" if calls_tools else "length" if reason == "length" else "stop"
-
-
-def _told_places(
-    places: Sequence[TokenLogprobs], finish_reason: str | None
-) -> Sequence[TokenLogprobs]:
-    """Without the token that ended the text, which is no part of it."""
-    return places[:-1] if finish_reason == "eos" else places
 
 
 def _length(fields: Fields) -> dict[str, Any]:

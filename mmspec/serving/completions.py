@@ -20,7 +20,7 @@ from mmspec.serving.form import (
     ends,
     told,
 )
-from mmspec.serving.logprobs import of_completion
+from mmspec.serving.logprobs import of_completion, told_places
 from mmspec.serving.options import read_options
 from mmspec.serving.settings import ServerSettings
 from mmspec.state import Prompt
@@ -87,7 +87,7 @@ class CompletionForm:
             return
         index = step.prompt * self._n + progress.sample
         text = "".join(piece.text for piece in progress.pieces)
-        places = progress.logprobs[:-1] if progress.finish_reason == "eos" else progress.logprobs
+        places = told_places(progress.logprobs, progress.finish_reason)
         if not (text or places or ends(progress)):
             return
         offset = self._offsets.get(index, 0)
@@ -108,12 +108,12 @@ class CompletionForm:
 
     def _choice(self, index: int, sample: Result) -> dict[str, Any]:
         places = sample.logprobs
-        if places is not None and sample.finish_reason == "eos":
-            places = places[:-1]
         return {
             "index": index,
             "text": sample.text,
-            "logprobs": None if places is None else of_completion(places),
+            "logprobs": None
+            if places is None
+            else of_completion(told_places(places, sample.finish_reason)),
             "finish_reason": finish_word(sample),
         }
 

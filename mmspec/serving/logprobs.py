@@ -32,6 +32,13 @@ def of_completion(places: Sequence[TokenLogprobs], offset: int = 0) -> dict[str,
     }
 
 
+def told_places(
+    places: Sequence[TokenLogprobs], finish_reason: str | None
+) -> Sequence[TokenLogprobs]:
+    """Without the token that ended the text, which is no part of it."""
+    return places[:-1] if finish_reason == "eos" else places
+
+
 def _token(one: Candidate) -> dict[str, Any]:
     text = one.text or ""
     # A part of a character has no bytes that its text would tell.
