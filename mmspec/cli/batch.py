@@ -20,7 +20,6 @@ from mmspec.cli.console import (
     quiet_transformers,
     tell,
 )
-from mmspec.cli.generate import read_prompt
 from mmspec.cli.options import (
     PROMPT,
     SAMPLING,
@@ -42,6 +41,7 @@ from mmspec.cli.options import (
     switch,
 )
 from mmspec.cli.progress import Bar
+from mmspec.cli.prompt import read_prompt
 from mmspec.cli.schema import following, read_schema
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import typer
 import mmspec
 from mmspec.cli.command import Command
 from mmspec.cli.console import EXIT_MISTAKE, consoles, mistakes_told, quiet_transformers
-from mmspec.cli.generate import read_prompt
 from mmspec.cli.options import (
     PROMPT,
     SAMPLING,
@@ -25,6 +24,7 @@ from mmspec.cli.options import (
     option,
     switch,
 )
+from mmspec.cli.prompt import read_prompt
 from mmspec.errors import InputError
 
 if TYPE_CHECKING:

@@ -2,12 +2,9 @@
 
 import json
 import secrets
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,12 +47,13 @@ from mmspec.cli.options import (
 )
 from mmspec.cli.pairs import Pairs, pairs_text
 from mmspec.cli.progress import ReadingBar
+from mmspec.cli.prompt import read_passages, read_prompt
 from mmspec.cli.render import Comparison, Palette, closing_line
 from mmspec.cli.schema import following, read_schema
-from mmspec.errors import ConfigError, InputError
+from mmspec.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mmspec import Engine, Passage, Piece, Request, Result
+    from mmspec import Engine, Piece, Request, Result
 
 _WARM_UP_PIECES = 8
 _SHORT_S = 5  # a comparison that took no longer is made twice
@@ -181,37 +179,6 @@ def generate(
         tell(stderr, Text(f"Controller: {result.stats.explanation}", style="dim"))
     if runs is not None and not runs.is_identical:
         raise typer.Exit(EXIT_DIFFERENT)
-
-
-def read_prompt(prompt: str) -> str:
-    """The prompt that the argument means; of stdin and files one last newline is left out.
-
-    Raises InputError: no such file, not UTF-8.
-    """
-    if prompt != "-" and not prompt.startswith("@"):
-        return prompt
-    name = "stdin" if prompt == "-" else prompt[1:]
-    try:
-        data = sys.stdin.buffer.read() if prompt == "-" else Path(name).read_bytes()
-        return data.decode().removesuffix("\n")
-    except OSError as error:
-        raise InputError(
-            f"prompt {prompt!r}: cannot read {name!r}: {error.strerror}; @ reads a file, a text "
-            "that begins with @ goes through stdin: -"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"prompt {prompt!r}: {name} is not UTF-8 text: {error.reason}") from error
-
-
-def read_passages(files: Sequence[str], *, in_prompt: bool) -> list["Passage"]:
-    """A passage a document of each file. Raises InputError and MissingExtraError."""
-    from mmspec.inputs.documents import find_documents, read_documents
-
-    return [
-        mmspec.Passage(document.text, document.id, document.source, in_prompt)
-        for path in find_documents(files)
-        for document in read_documents(path)
-    ]
 
 
 def warm_up(engine: "Engine", request: "Request") -> None:

@@ -17,9 +17,9 @@ from mmspec.cli.console import (
     quiet_transformers,
     tell,
 )
-from mmspec.cli.generate import read_prompt
 from mmspec.cli.options import LOADING, PROMPT, ConfigName, Device, Drafter, Dtype, option, switch
 from mmspec.cli.progress import Bar
+from mmspec.cli.prompt import read_prompt
 
 if TYPE_CHECKING:
     from mmspec.batch import Tally
