@@ -10,7 +10,6 @@ from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
-from mmspec.drafters.proposal import Proposal
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache, KVView
 from mmspec.sampling import DraftGuide
@@ -96,7 +95,9 @@ class BoundCompressedKV:
         return [
             TokenTree.root(tokens[-1])
             if growth is None
-            else self._proposed(session, growth, budget)
+            else proposed(
+                growth, self.settings.trees, session, budget=budget, vocab_size=self._vocab_size
+            )
             for session, growth, tokens in zip(own, growths, texts, strict=True)
         ]
 
@@ -114,8 +115,3 @@ class BoundCompressedKV:
             views = list(self._views.values())
         logs = [view.source.queries for view in views]
         return sum(v.num_bytes for v in views) + sum(log.num_bytes for log in logs if log)
-
-    def _proposed(self, session: CompressedKVSession, growth: Growth, budget: int) -> TokenTree:
-        tree, trees = growth.tree, self.settings.trees
-        session.remember(Proposal(tree, tuple(growth.buckets)))
-        return proposed(tree, growth, trees, session, budget=budget, vocab_size=self._vocab_size)

@@ -174,14 +174,13 @@ class BoundDraftModel:
             return TokenTree.root(tokens[-1])
         proposal = session.wording.propose(growth, tokens, session.calibration)
         session.wrote(growth.written.keep(range(growth.num_written)))
-        session.remember(proposal)
         return proposed(
-            proposal.tree,
             growth,
             self.settings.trees,
             session,
             budget=budget,
             vocab_size=self._vocab_size,
+            proposal=proposal,
         )
 
     def _captions(self, target: Target, target_inputs: InputProcessor | None) -> Captions:

@@ -15,7 +15,6 @@ from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.heads import FeatureGraphs, FeatureScorer, HeadGraphs, read_text
-from mmspec.drafters.proposal import Proposal
 from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Prompt, Taps
@@ -82,7 +81,9 @@ class BoundEagle:
                 scorer.feed(session.placement.row, part)
             grow(scorer, self.cache, growths, cost=self.cost)
             trees = [
-                self._proposed(session, growth, budget)
+                proposed(
+                    growth, self.settings.trees, session, budget=budget, vocab_size=self._vocab_size
+                )
                 for session, growth in zip(own, growths, strict=True)
             ]
             # Of what was written the chain has the target's own features: that stays.
@@ -99,10 +100,3 @@ class BoundEagle:
     def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
         """Commits tokens beside the joined `features`, behind what the row holds."""
         read_text(self.head, self.cache, placement, ids, self.head.project(features))
-
-    def _proposed(self, session: EagleSession, growth: Growth, budget: int) -> TokenTree:
-        tree = growth.tree
-        session.remember(Proposal(tree, tuple(growth.buckets)))
-        return proposed(
-            tree, growth, self.settings.trees, session, budget=budget, vocab_size=self._vocab_size
-        )

@@ -17,7 +17,6 @@ from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.heads import HeadGraphs, TargetEnds
-from mmspec.drafters.proposal import Proposal
 from mmspec.errors import ConfigError
 from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
@@ -128,17 +127,9 @@ class BoundGlide:
     ) -> TokenTree:
         if not budget:
             return TokenTree.root(tokens[-1])
-        tree = growth.tree
         session.wrote(growth.written.keep(range(growth.num_written)))
-        session.remember(Proposal(tree, tuple(growth.buckets)))
-        return proposed(
-            tree,
-            growth,
-            self.settings.trees,
-            session,
-            budget=budget,
-            vocab_size=self.head.vocab_size,
-        )
+        trees, vocab_size = self.settings.trees, self.head.vocab_size
+        return proposed(growth, trees, session, budget=budget, vocab_size=vocab_size)
 
 
 def check_fits(head: GlideHead, target: Target, ends: TargetEnds) -> None:

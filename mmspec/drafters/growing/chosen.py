@@ -12,6 +12,7 @@ from mmspec.drafters.growing.branching import BestBranching, DrawnBranching, aff
 from mmspec.drafters.growing.cape import CapeBranching
 from mmspec.drafters.growing.growth import Branching, Growth
 from mmspec.drafters.growing.settings import TreeSettings
+from mmspec.drafters.proposal import Proposal
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prices
 from mmspec.tree import TokenTree
@@ -28,6 +29,7 @@ class TreeSession(Protocol):
     def calibration(self) -> Calibration: ...
     @property
     def prices(self) -> Prices | None: ...
+    def remember(self, proposal: Proposal) -> None: ...
 
 
 def branching_of(
@@ -75,16 +77,20 @@ def branching_of(
 
 
 def proposed(
-    tree: TokenTree,
     growth: Growth,
     settings: TreeSettings,
     session: TreeSession,
     *,
     budget: int,
     vocab_size: int,
+    proposal: Proposal | None = None,
 ) -> TokenTree:
-    """What is proposed of the `tree` that has grown: one that was drawn is whole and has its q,
-    (nodes, vocab_size); of another one the best `budget` nodes."""
+    """What is proposed of the tree that has grown: one that was drawn is whole and has its q,
+    (nodes, vocab_size); of another one the best `budget` nodes. The session learns from the whole
+    of it. `proposal`: the tree in the target's tokens, where it has grown in others."""
+    proposal = proposal or Proposal(growth.tree, tuple(growth.buckets))
+    session.remember(proposal)
+    tree = proposal.tree
     if isinstance(growth.branching, DrawnBranching):
         session.num_draws += len(growth.expanded)
         return replace(tree, q=growth.q(vocab_size))

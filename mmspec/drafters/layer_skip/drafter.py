@@ -11,7 +11,6 @@ from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
-from mmspec.drafters.proposal import Proposal
 from mmspec.errors import ConfigError
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
@@ -88,6 +87,7 @@ class BoundLayerSkip:
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(LayerSkipSession, session) for session in sessions]
+        vocab_size = self.model.vocab_size
         growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
             held = session.cache.length(session.placement.row)
@@ -113,7 +113,9 @@ class BoundLayerSkip:
         return [
             TokenTree.root(tokens[-1])
             if growth is None
-            else self._proposed(session, growth, budget)
+            else proposed(
+                growth, self.settings.trees, session, budget=budget, vocab_size=vocab_size
+            )
             for session, growth, tokens in zip(own, growths, texts, strict=True)
         ]
 
@@ -169,9 +171,3 @@ class BoundLayerSkip:
         context = self.model.max_positions
         room = budget if context is None else context - len(tokens)
         return min(self.settings.trees.max_depth, budget, room)
-
-    def _proposed(self, session: LayerSkipSession, growth: Growth, budget: int) -> TokenTree:
-        tree, trees = growth.tree, self.settings.trees
-        session.remember(Proposal(tree, tuple(growth.buckets)))
-        vocab_size = self.model.vocab_size
-        return proposed(tree, growth, trees, session, budget=budget, vocab_size=vocab_size)
