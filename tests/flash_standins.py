@@ -148,10 +148,12 @@ def torch_flash(
     scale: float | None = None,
 ) -> tuple[Tensor, ...]:
     """aten._scaled_dot_product_flash_attention, whose heads of queries and keys are as many."""
-    assert query.shape[1] == key.shape[1] and not is_causal
+    assert query.shape[1] == key.shape[1]
+    assert not is_causal or query.shape[2] == key.shape[2], "else torch refuses"
     spans = [(row, 0, key.shape[2]) for row in range(len(query))]
     tokens_first = (t.transpose(1, 2) for t in (query, key, value))
-    out, lse = _attend(*tokens_first, spans, scale, 0.0, empty=float("inf"))
+    named = {"empty": float("inf"), "is_causal": is_causal}
+    out, lse = _attend(*tokens_first, spans, scale, 0.0, **named)
     rest = [query.new_empty(0)] * 7
     return out.transpose(1, 2), lse, *rest
 
@@ -185,6 +187,7 @@ def _attend(
     softcap: float,
     *,
     empty: float,
+    is_causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(batch, seqlen, nheads, headdim) in the dtype of `q` and (batch, nheads, seqlen) float32;
     `empty` is the log-sum-exp of nothing, and what it comes with is not to be used."""
@@ -201,6 +204,8 @@ def _attend(
         scores = torch.einsum("nhd,khd->hnk", q[row].float(), keys) * scale
         if softcap:
             scores = torch.tanh(scores / softcap) * softcap
+        if is_causal:
+            scores = scores.masked_fill(~torch.ones_like(scores).bool().tril(), -torch.inf)
         lse[row] = scores.logsumexp(-1)
         out[row] = torch.einsum("hnk,khd->nhd", scores.softmax(-1), values).to(q.dtype)
     return out, lse

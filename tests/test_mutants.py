@@ -180,9 +180,15 @@ def a_chunk_misses_the_token_before_it(patch: pytest.MonkeyPatch) -> None:
     build = rule.build_chunk
 
     def blind(
-        self: object, length: int, count: int, blocks: object, dtype: torch.dtype
+        self: object,
+        length: int,
+        count: int,
+        blocks: object,
+        dtype: torch.dtype,
+        *,
+        device: torch.device,
     ) -> Tensor | dict[str, Tensor]:
-        masks = build(self, length, count, blocks, dtype)  # type: ignore[arg-type]
+        masks = build(self, length, count, blocks, dtype, device=device)  # type: ignore[arg-type]
         for mask in masks.values() if isinstance(masks, dict) else (masks,):
             mask[..., length - 1] = torch.finfo(dtype).min
         return masks

@@ -5,26 +5,32 @@
 
 The keys of the whole chunk are in the buffers already, so each tile of queries is a score call of
 one path behind all that stands before it. However long the text, no mask is larger than a tile (or
-a tile and a window), no key is copied, and what a tile cannot see is not computed.
+a tile and a window), no key is copied, and what a tile cannot see is not computed. On a GPU the
+whole chunk is one tile where a flash kernel takes it (`ChunkFlash`).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmspec.attention.call import Part, RowNodes, TreeCall
+from mmspec.attention.chunk_flash import ChunkFlash
 from mmspec.attention.homes import Homes
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
+from mmspec.attention.setbacks import SETBACKS, Way
 from mmspec.attention.tree import tree_attention
 from mmspec.kv import FlatLayer
 from mmspec.uploads import upload
 
 _SMALL = 2**18  # entries of a mask over all columns: in one piece, nothing is rounded twice
 _TILE = 512  # queries: enough rows for the matrix products, little to compute in vain
+_FEW = 128  # queries: as many as a tree has, for which the ladder's kernels are made
+_FLASH = ChunkFlash()
 
 
 @dataclass
@@ -69,7 +75,9 @@ class ChunkCall:
     count: int
     layers: Sequence[FlatLayer]  # the cache's, by layer index
     reaches: Sequence[Reach]  # by layer index
+    flash: ChunkFlash = _FLASH
     _tiles: list[TileCall] = field(default_factory=list)
+    _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.homes = Homes(self.layers)
@@ -80,8 +88,18 @@ class ChunkCall:
         asked = query.shape[2]
         if asked < self.count:
             later = self.committed + self.count - asked
-            last = ChunkCall(self.start, later, asked, self.layers, self.reaches)
+            last = ChunkCall(self.start, later, asked, self.layers, self.reaches, self.flash)
             return last.attend(query, keys, values, rule=rule)
+        operands = (query, keys, values)
+        ways = [Way("tiles", partial(self._attend_in_tiles, *operands, rule=rule))]
+        if asked > _FEW and self.flash.can_attend(*operands, rule=rule):
+            at_once = partial(self.flash.attend, start=self.start, committed=self.committed)
+            ways.insert(0, Way(self.flash.name, partial(at_once, *operands, rule=rule)))
+        return SETBACKS.first_that_works(ways, *operands, call=self.tiles()[0], rule=rule)
+
+    def _attend_in_tiles(
+        self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule
+    ) -> Tensor:
         out = query.new_empty(1, self.count, query.shape[1], values.shape[2])
         first = 0
         for call in self.tiles():
@@ -108,9 +126,13 @@ class ChunkCall:
 
     def dense_mask(self, reach: Reach, like: Tensor) -> Tensor:
         """For a model's own attention over the row's view: additive, (1, 1, count, columns)."""
-        positions = np.arange(self.committed, self.committed + self.count)
-        columns = np.arange(self.committed + self.count)
-        seen = columns <= positions[:, None]
-        seen &= columns >= reach.first_visible(positions)[:, None]
-        hidden = upload(~seen[None, None], like.device)
-        return like.new_zeros(hidden.shape).masked_fill_(hidden, torch.finfo(like.dtype).min)
+        key = (reach, like.dtype, like.device)
+        if key not in self._dense:
+            positions = np.arange(self.committed, self.committed + self.count)
+            begins = upload(reach.first_visible(positions), like.device)[:, None]
+            own = upload(positions, like.device)[:, None]
+            columns = torch.arange(self.committed + self.count, device=like.device)
+            hidden = (columns > own) | (columns < begins)
+            mask = like.new_zeros(1, 1, *hidden.shape)
+            self._dense[key] = mask.masked_fill_(hidden, torch.finfo(like.dtype).min)
+        return self._dense[key]

@@ -46,7 +46,7 @@ def attend_rows(
         attended = _attend(folded, keys, values, parts[0], attend_part)
         for part in parts[1:]:
             attended = merge(attended, _attend(folded, keys, values, part, attend_part))
-        out = _with_sinks(attended, rule.sinks, row.num_nodes)
+        out = with_sinks(attended, rule.sinks, row.num_nodes)
         rows.append(out.reshape(heads, row.num_nodes, -1).transpose(0, 1).to(query.dtype))
     if batch == 1:
         return rows[0].unsqueeze(0)
@@ -74,7 +74,8 @@ def merge(a: Attended, b: Attended) -> Attended:
     return Attended(a.out * share_a + b.out * share_b, lse)
 
 
-def _with_sinks(attended: Attended, sinks: Tensor | None, nodes: int) -> Tensor:
+def with_sinks(attended: Attended, sinks: Tensor | None, nodes: int) -> Tensor:
+    """The attention once the heads' sinks (heads,) have their share of the weight."""
     if sinks is None:
         return attended.out
     # The sink has no value: it only takes its share of the weight.

@@ -8,7 +8,7 @@ import torch
 
 from mmspec.attention.conformance import CASES, FAR, Case, build
 from mmspec.attention.conformance import check as suite_check
-from mmspec.gpu_check import kv_cells, noise_cells
+from mmspec.gpu_check import chunk_cells, kv_cells, noise_cells
 from mmspec.gpu_check.backends import backends
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import GpuLost, Setting
@@ -34,8 +34,14 @@ class Tally:
 
 
 def check(setting: Setting, recorder: Recorder) -> None:
-    """Tree attention by each backend, KV writes and commits, noise."""
-    for what, own in (("noise", _check_noise), ("KV", _check_kv), ("attention", _check_attention)):
+    """Noise, KV writes and commits, tree attention by each backend, a prompt's chunks."""
+    parts = {
+        "noise": _check_noise,
+        "KV": _check_kv,
+        "attention": _check_attention,
+        "chunks": _check_chunks,
+    }
+    for what, own in parts.items():
         with recorder.attempt(what):
             own(setting, recorder)
 
@@ -100,6 +106,13 @@ def _check_kv(setting: Setting, recorder: Recorder) -> None:
     for what in found:
         recorder.check(False, what)
     recorder.found("kv", {"failures": len(found)})
+
+
+def _check_chunks(setting: Setting, recorder: Recorder) -> None:
+    found = list(chunk_cells.failures(setting))
+    for what in found:
+        recorder.check(False, what)
+    recorder.found("chunks", {"failures": len(found)})
 
 
 def _check_noise(setting: Setting, recorder: Recorder) -> None:

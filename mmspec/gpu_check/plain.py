@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import torch
+from transformers import PreTrainedModel
 
 from mmspec.bench.interval import spread
 from mmspec.bench.methods import PLAIN, TRANSFORMERS, Method
@@ -14,6 +15,7 @@ from mmspec.bench.peers import Peer
 from mmspec.bench.run import Runner
 from mmspec.bench.timeline import Run
 from mmspec.build import load
+from mmspec.gpu_check import prefill
 from mmspec.gpu_check.bars import BEYOND_EAGER, LARGE, ROOFLINE
 from mmspec.gpu_check.clock import copy_bandwidth
 from mmspec.gpu_check.models import loaded_model, random_model, small, step_bytes, stored_bytes
@@ -73,17 +75,26 @@ def _check(setting: Setting, recorder: Recorder, way: str) -> None:
     recorder.found("ms_a_token", statistics.median(own))
     recorder.found("roofline_share", asdict(spread([roofline_ms / ms for ms in own])))
     _check_graphs(engine.graph_info, setting, recorder)
+    untouched = random_model(shape, setting)
     with recorder.attempt(f"transformers, {way}"):
-        _compare(ours, prompt, tokens, way, setting, recorder)
+        _compare(ours, untouched, prompt, tokens, way, setting, recorder)
+    if way == EAGER:
+        with recorder.attempt("prefill"):
+            recorder.found("prefill", prefill.compared(engine.target, untouched, setting))
     if setting.is_cuda and not setting.is_small:
         share = roofline_ms / statistics.median(own)
         recorder.check(share >= ROOFLINE, f"plain decoding: {share:.2f} of the roofline")
 
 
 def _compare(
-    ours: Runner, prompt: Prompt, tokens: int, way: str, setting: Setting, recorder: Recorder
+    ours: Runner,
+    untouched: PreTrainedModel,
+    prompt: Prompt,
+    tokens: int,
+    way: str,
+    setting: Setting,
+    recorder: Recorder,
 ) -> None:
-    untouched = random_model(_shape(setting), setting)
     peer = Peer(Method(TRANSFORMERS, "transformers", (), _OPTIONS[way]), untouched, {})
     for _ in range(2):  # compiles
         peer.run(prompt, tokens)

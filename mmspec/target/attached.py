@@ -22,6 +22,7 @@ from mmspec.tree import TokenTree
 
 Attention = Literal["tree", "model"]
 ForwardInputs = dict[str, Masks | TreeCall | ChunkCall]
+_READING = ("cpu", "cuda")  # where a chunk attends by more than products
 
 
 class Attachment(Protocol):
@@ -131,8 +132,7 @@ class Attachments:
         """Within it, one forward reads a prompt's tokens behind the committed ones of its row, each
         of which sees all before it; yields the keywords that it needs for it, or None: it is to
         attend by a mask."""
-        # On a GPU the model's own kernels are quicker than a ladder made for trees.
-        if self.attention == "model" or device.type != "cpu" or not plan.lengths[0]:
+        if self.attention == "model" or device.type not in _READING or not plan.lengths[0]:
             yield None
             return
         plan.is_viewed = False

@@ -61,20 +61,27 @@ class MaskRule:
         return masks[self.kinds[0]]
 
     def build_chunk(
-        self, length: int, count: int, blocks: Sequence[tuple[int, int]], dtype: torch.dtype
+        self,
+        length: int,
+        count: int,
+        blocks: Sequence[tuple[int, int]],
+        dtype: torch.dtype,
+        *,
+        device: torch.device | str = "cpu",
     ) -> Masks:
         """Additive masks, (1, 1, count, length + count), of `count` prompt tokens behind `length`
-        committed ones. The tokens of a block, [start, stop) within the chunk, see each other."""
+        committed ones, made on the device: behind a long text they are large. The tokens of a
+        block, [start, stop) within the chunk, see each other."""
         masks: dict[str, Tensor] = {}
         for kind in self.kinds:
-            mask = torch.zeros(count, length + count, dtype=dtype)
+            mask = torch.zeros(count, length + count, dtype=dtype, device=device)
             own = mask[:, length:]
             own.fill_(torch.finfo(dtype).min).triu_(1)
             for start, stop in blocks:
                 own[start:stop, start:stop] = 0.0
             if kind not in _SEES_ALL:  # a long prefix is filled, not computed
-                query = torch.arange(length, length + count).unsqueeze(1)
-                key = torch.arange(length + count).unsqueeze(0)
+                query = torch.arange(length, length + count, device=device).unsqueeze(1)
+                key = torch.arange(length + count, device=device).unsqueeze(0)
                 is_near = (
                     query - key < self._window
                     if kind == "sliding_attention"

@@ -31,7 +31,7 @@ from mmspec.target.graphs import (
     StaticInputs,
 )
 from mmspec.target.linears import Linears
-from mmspec.target.masks import MaskRule, on_device
+from mmspec.target.masks import MaskRule
 from mmspec.target.mixers import Mixers, Observer, state_kinds
 from mmspec.target.positions import prompt_positions
 from mmspec.target.taps import Hidden, asked_for, taken, taken_late
@@ -369,8 +369,8 @@ class Target:
         if start == 0:
             yield {"attention_mask": torch.ones(1, stop, dtype=torch.long).to(self.device)}
         else:
-            mask = self.mask_rule.build_chunk(start, stop - start, within, self.dtype)
-            yield {"attention_mask": on_device(mask, self.device)}
+            place = (start, stop - start, within, self.dtype)
+            yield {"attention_mask": self.mask_rule.build_chunk(*place, device=self.device)}
 
     def _part_of_inputs(
         self, prompt: Prompt, start: int, stop: int, features: FeatureSource | None

@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from flash_standins import torch_flash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mmspec.attention import ChunkCall, LayerRule, Reach
 from mmspec.attention import chunk as module
+from mmspec.attention.chunk_flash import ChunkFlash
+from mmspec.attention.setbacks import Setbacks
+from mmspec.errors import BackendWarning
 from mmspec.kv import FlatLayer
 
 HEADS, KV_HEADS, HEAD_DIM, START = 4, 2, 8, 3
@@ -109,3 +113,79 @@ def test_no_mask_grows_with_the_text_and_tiles_share_them(reach: Reach) -> None:
     assert sum(held.values()) <= 2 * module._TILE * (module._TILE + 300) * 4
     first = [part.first for part in call.tiles()[0].parts(0, reach, 2, like)]
     assert min(first) == START + (0 if reach.is_full else committed - 299)
+
+
+class Counted(ChunkFlash):
+    """torch's kernel on the CPU, by what stands in for it."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        super().__init__(self.kernel, device="cpu")
+        self.launches, self.fails = 0, fails
+
+    def kernel(self, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
+        self.launches += 1
+        if self.fails:
+            raise RuntimeError("no kernel image is available for execution on the device")
+        return torch_flash(*args, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("committed", [0, 1, 300])
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("asked", [150, 131])
+def test_a_flash_kernel_takes_the_chunk_in_two_launches(
+    committed: int, has_sinks: bool, asked: int
+) -> None:
+    """The last `asked` of 150 tokens, bfloat16, against each token alone in float64."""
+    count, flash = 150, Counted()
+    keys, values = (t.bfloat16() for t in buffers(START + committed + count))
+    query = queries(asked).bfloat16()
+    sinks = torch.linspace(-1, 1, HEADS) if has_sinks else None
+    call = ChunkCall(START, committed, count, [FlatLayer()], [FULL], flash)
+    got = call.attend(query, keys, values, rule=LayerRule(FULL, HEAD_DIM**-0.5, None, sinks))
+    wide = LayerRule(FULL, HEAD_DIM**-0.5, None, None if sinks is None else sinks.double())
+    before = committed + count - asked
+    expected = dense(query.double(), keys.double(), values.double(), before, wide)
+    assert flash.launches == (2 if before else 1)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("rule", "dtype", "count"),
+    [
+        (LayerRule(FULL, 0.5, softcap=5.0), torch.bfloat16, 150),
+        (LayerRule(Reach(window=9), 0.5), torch.bfloat16, 150),
+        (LayerRule(FULL, 0.5), torch.float32, 150),
+        (LayerRule(FULL, 0.5), torch.bfloat16, 100),  # few: what trees are computed by is quicker
+    ],
+)
+def test_what_no_flash_kernel_takes_goes_in_tiles(
+    rule: LayerRule, dtype: torch.dtype, count: int
+) -> None:
+    flash = Counted()
+    keys, values = (t.to(dtype) for t in buffers(START + 40 + count))
+    call = ChunkCall(START, 40, count, [FlatLayer()], [rule.reach], flash)
+    got = call.attend(queries(count).to(dtype), keys, values, rule=rule)
+    query = queries(count).to(dtype).double()
+    expected = dense(query, keys.double(), values.double(), 40, rule)
+    assert not flash.launches
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=0.03)
+
+
+def test_a_kernel_that_fails_gives_way_to_tiles_once_and_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SETBACKS", Setbacks())
+    flash = Counted(fails=True)
+    keys, values = (t.bfloat16() for t in buffers(START + 200))
+    call = ChunkCall(START, 50, 150, [FlatLayer()], [FULL], flash)
+    query, rule = queries(150).bfloat16(), LayerRule(FULL, HEAD_DIM**-0.5)
+    with pytest.warns(BackendWarning, match="no kernel image.*computed by tiles"):
+        first = call.attend(query, keys, values, rule=rule)
+    again = call.attend(query, keys, values, rule=rule)
+    assert flash.launches == 1 and torch.equal(first, again)
+
+
+def test_the_dense_mask_is_made_once_for_all_layers() -> None:
+    call = call_of(11, 9, FULL)
+    assert call.dense_mask(FULL, torch.zeros(1)) is call.dense_mask(FULL, torch.ones(2))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmspec.attention import ChunkCall
 from mmspec.attention.conformance import Outcome, check
 from mmspec.attention.matmul import Matmul
 from mmspec.attention.rung import Rung
@@ -102,6 +103,20 @@ def test_a_wrong_attention_kernel_is_a_failure(monkeypatch: pytest.MonkeyPatch) 
     assert has_failed({"kernels": plain(result)})
 
 
+def test_wrong_attention_of_a_chunk_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last token before the chunk is not seen."""
+    attend = ChunkCall.attend
+
+    def late(self: ChunkCall, *args: Any, **kwargs: Any) -> Tensor:
+        if self.committed:
+            place = (self.start + 1, self.committed - 1, self.count)
+            self = ChunkCall(*place, self.layers, self.reaches)
+        return attend(self, *args, **kwargs)
+
+    monkeypatch.setattr(ChunkCall, "attend", late)
+    assert any("attention of a chunk" in what for what in kernels_section().failures)
+
+
 @pytest.mark.parametrize("wrong", ["nan", "raises", "reads beyond"])
 def test_other_ways_to_be_wrong_are_failures_too(
     monkeypatch: pytest.MonkeyPatch, wrong: str
@@ -110,7 +125,7 @@ def test_other_ways_to_be_wrong_are_failures_too(
 
     def attend(self: Matmul, query: Tensor, keys: Tensor, values: Tensor, **kw: Any) -> Tensor:
         if wrong == "raises":
-            raise RuntimeError("an illegal memory access")
+            raise RuntimeError("no kernel image is available")
         if wrong == "reads beyond":  # the slot before each row's own
             keys, values = keys.roll(1, 0), values.roll(1, 0)
         out = right(self, query, keys, values, **kw)
