@@ -32,7 +32,7 @@ def compared(target: Target, peer: PreTrainedModel, setting: Setting) -> dict[st
         with torch.inference_mode():
             peer(input_ids=ids, use_cache=True, logits_to_keep=1)
 
-    clock = Clock(setting.device, rounds=1 if setting.is_small else _ROUNDS, limit_s=30.0)
+    clock = Clock(setting.device, rounds=1 if setting.is_small else _ROUNDS, limit_s=20.0)
     samples = clock.samples_ms({"mmspec": ours, "transformers": theirs})
     pairs = zip(samples["transformers"], samples["mmspec"], strict=True)
     return {
