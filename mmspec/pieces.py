@@ -19,8 +19,11 @@ from transformers import (
 )
 from transformers.generation.logits_process import TopHLogitsWarper
 
+from mmspec.nucleus import TopP
+
 _SUMMING = (
     TopPLogitsWarper,
+    TopP,
     MinPLogitsWarper,
     TypicalLogitsWarper,
     EpsilonLogitsWarper,

@@ -36,6 +36,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from mmspec.nucleus import TopP
 from mmspec.penalties import NO_TOKEN, GeneratedTokenPenalty
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
@@ -128,8 +129,8 @@ def looks_at_scores_alone(processor: LogitsProcessor) -> bool:
 
 
 def cumulates(processor: LogitsProcessor) -> bool:
-    """Whether it sums up the sorted probabilities."""
-    return isinstance(processor, TopPLogitsWarper | TypicalLogitsWarper)
+    """Whether it sums up the sorted probabilities by torch."""
+    return type(processor) in (TopPLogitsWarper, TypicalLogitsWarper)
 
 
 _Form = Callable[[LogitsProcessor, Prefixes, Tensor], Tensor]
@@ -161,6 +162,7 @@ _FORMS: Mapping[type, _Form] = {
     TemperatureLogitsWarper: _without_tokens,
     TopKLogitsWarper: _without_tokens,
     TopPLogitsWarper: _without_tokens,
+    TopP: _without_tokens,
     MinPLogitsWarper: _without_tokens,
     TypicalLogitsWarper: _without_tokens,
     EpsilonLogitsWarper: _without_tokens,

@@ -22,6 +22,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from mmspec import nucleus
 from mmspec.errors import ConfigError, DecodeError
 from mmspec.logprobs import ScoreRecorder
 from mmspec.noise import TARGET_STREAM, Place, choose, gumbel, gumbel_at, uniforms
@@ -448,7 +449,7 @@ def build_sampler(
         keeps_logits=params.output_logits,
     )
     return Sampler(
-        processors,
+        nucleus.for_device(processors, device),
         prompt_ids,
         is_greedy=not config.do_sample,
         seed=seed,

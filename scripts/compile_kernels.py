@@ -28,7 +28,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from mmspec import noise, noise_kernels
+from mmspec import noise, noise_kernels, nucleus_kernels
 from mmspec.attention import LayerRule, Reach, RowNodes, TreeCall, triton_tree
 from mmspec.attention.bitwise import ancestors_of
 from mmspec.attention.conformance import CASES, Case, build
@@ -232,6 +232,7 @@ def _noise(*, is_quick: bool) -> Launches:
             places = [noise.Place(7, 0, 3)] * nodes
             scores = _empty(nodes, vocab, dtype=torch.float32)
             yield lambda s=scores, p=places: noise_kernels.choose(s, p)
+            yield lambda s=scores: nucleus_kernels.nucleus(s, 0.9)
         yield lambda p=places, v=vocab: noise_kernels.gumbel_at(p, v, device="cpu")
         tokens = torch.zeros(9, dtype=torch.int64)
         yield lambda p=places, t=tokens: noise_kernels.gumbel_of(p[0], t)

@@ -19,6 +19,7 @@ import mmspec
 from mmspec import prefixes
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.engine import Engine
+from mmspec.nucleus import TopP
 from mmspec.penalties import GeneratedTokenPenalty
 from mmspec.prefixes import Prefixes, apply, can_apply
 from mmspec.requests import Request, Result
@@ -89,7 +90,8 @@ def test_a_processor_says_of_all_nodes_what_it_says_of_each(name: str) -> None:
 
 
 def test_every_known_processor_is_tested() -> None:
-    assert {type(make()) for make in PROCESSORS.values()} == set(prefixes._FORMS)
+    tested = {type(make()) for make in PROCESSORS.values()}
+    assert {*tested, TopP} == set(prefixes._FORMS)  # TopP: in test_nucleus.py
 
 
 def test_what_may_keep_state_is_left_to_the_walk() -> None:

@@ -14,7 +14,7 @@ FLOORS = (
     {"kv", "retrieval", "errors", "uploads"},
     {
         "attention", "calibration", "config", "encoders", "inputs", "logprobs", "noise",
-        "noise_kernels", "reads",
+        "noise_kernels", "nucleus", "nucleus_kernels", "reads",
         "params", "penalties", "pieces", "plan", "prefixes", "sampling",
         "state", "stats", "stream", "tree", "verify",
     },

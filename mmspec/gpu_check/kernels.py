@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 
 from mmspec.attention.conformance import CASES, FAR, Case, build
 from mmspec.attention.conformance import check as suite_check
-from mmspec.gpu_check import chunk_cells, kv_cells, noise_cells
+from mmspec.gpu_check import chunk_cells, kv_cells, noise_cells, nucleus_cells
 from mmspec.gpu_check.backends import backends
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import GpuLost, Setting
@@ -34,9 +35,10 @@ class Tally:
 
 
 def check(setting: Setting, recorder: Recorder) -> None:
-    """Noise, KV writes and commits, tree attention by each backend, a prompt's chunks."""
+    """Noise, top-p, KV writes and commits, tree attention by each backend, a prompt's chunks."""
     parts = {
         "noise": _check_noise,
+        "nucleus": _check_nucleus,
         "KV": _check_kv,
         "attention": _check_attention,
         "chunks": _check_chunks,
@@ -129,3 +131,16 @@ def _check_noise(setting: Setting, recorder: Recorder) -> None:
         found.most_error <= noise_cells.MOST_ERROR,
         f"noise: a value is off from the CPU's by {found.most_error:.1e}",
     )
+
+
+def _check_nucleus(setting: Setting, recorder: Recorder) -> None:
+    if find_spec("triton") is None or not (setting.is_cuda or noise_cells.is_interpreted()):
+        recorder.missing("top-p without a sort: its kernel needs a GPU and triton")
+        return
+    found = nucleus_cells.compare(setting)
+    recorder.found("nucleus", found)
+    for row in found:
+        what = (
+            f"top-p of {row.rows} rows: {row.most_off:.1e} of the probability is kept by one alone"
+        )
+        recorder.check(row.is_right, what)
