@@ -31,6 +31,7 @@ from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
 from mmspec.errors import ConfigError, InputError, MmspecError
 from mmspec.inputs import ControlMode, ImageSource, InputProcessor
+from mmspec.inputs.media_shares import MediaShares
 from mmspec.kv import PrefixStore
 from mmspec.params import (
     merged_generation_config,
@@ -174,17 +175,17 @@ class Engine:
         messages) as a ragged batch.
 
         `options` are fields of `Request`, which lists them; in a batch they are laid over each of
-        its requests: with `images=` all of them see all the images. For images of each one's own
-        give `[mmspec.Request("...", images="a.png"), ...]`. A single request that fails raises; in
-        a batch the failed one has its `error` in its Result, with the tokens chosen until then, and
-        the others finish.
+        its requests, but for a list of `images`, `videos` or `audio`: it is as long as the batch,
+        and has for each prompt its own image, a list of them, or None. A single image goes with
+        each prompt. A single request that fails raises; in a batch the failed one has its `error`
+        in its Result, with the tokens chosen until then, and the others finish.
         """
         if _is_batch(prompt):
             found = dict(self.generate_each(prompt, **options))
             return [found[index] for index in sorted(found)]
         if prompt is None:
             raise InputError("got None for a prompt; expected a text, chat messages or a Request")
-        ((_, result),) = self.generate_each([prompt], **options)
+        ((_, result),) = self.generate_each([build_request(prompt, options)])
         for sample in result.samples:
             if sample.error is not None:
                 raise sample.error
@@ -198,11 +199,12 @@ class Engine:
 
         A prompt is taken from `prompts` when there is room for it, at most `max_rows` are decoded
         together, and no answer is kept: thousands take the memory of a few. `options` are fields of
-        `Request`. A request that fails has its `error` in its Result, and the others finish.
-        Closing the iterator ends the decoding. Raises InputError for a wrong option.
+        `Request`, as `generate` lays them over a batch; of `images`, `videos` and `audio` that are
+        iterators one is taken for each prompt. A request that fails has its `error` in its Result,
+        and the others finish. Closing the iterator ends the decoding. Raises InputError for a wrong
+        option, and at the end where there were more images than prompts.
         """
-        build_request("", options)  # a wrong option is not each prompt's own mistake
-        return _ended(self._each(prompts, options, tells_steps=False))
+        return _ended(self._each(prompts, _shares(prompts, options), tells_steps=False))
 
     def stream_each(
         self, prompts: Iterable[AnyPrompt | None], **options: Any
@@ -214,8 +216,7 @@ class Engine:
         requests can join at any time; by `Request.is_wanted` they leave; and what the others say
         depends on neither.
         """
-        build_request("", options)  # a wrong option is not each prompt's own mistake
-        return self._each(prompts, options, tells_steps=True)
+        return self._each(prompts, _shares(prompts, options), tells_steps=True)
 
     def prepare(self, prompt: AnyPrompt, **options: Any) -> Request:
         """The request with its prompt processed: images opened, text tokenised. What generates
@@ -291,7 +292,7 @@ class Engine:
                     drafter.free_recorded()
 
     def _each(
-        self, prompts: Iterable[AnyPrompt | None], options: Mapping[str, Any], *, tells_steps: bool
+        self, prompts: Iterable[AnyPrompt | None], shares: MediaShares, *, tells_steps: bool
     ) -> Generator[Progress]:
         answers, numbers = Answers(), count()
 
@@ -303,7 +304,7 @@ class Engine:
                 index = next(numbers)
                 number = num_begun = 0
                 try:
-                    requests = self._samples(build_request(prompt, options))
+                    requests = self._samples(build_request(prompt, shares.next()))
                     answers.expect(index, len(requests))
                     for request in requests:
                         number = request.sample
@@ -331,6 +332,7 @@ class Engine:
                     answers.add(row.index, row.sampler.sample, result)
                 yield from answers.take()
         yield from answers.take()
+        shares.check_end()
 
     def _decode(self, rows: Iterable[Row | None]) -> Generator[Row]:
         return decode(
@@ -431,6 +433,11 @@ def _is_batch(prompt: object) -> bool:
 def _is_chat(item: object) -> bool:
     is_list = isinstance(item, list | tuple) and len(item) > 0
     return is_list and all(isinstance(message, Mapping) for message in item)  # type: ignore[attr-defined]
+
+
+def _shares(prompts: Iterable[object], options: Mapping[str, Any]) -> MediaShares:
+    build_request("", options)  # a wrong option is not each prompt's own mistake
+    return MediaShares(options, prompts)
 
 
 def _ended(steps: Generator[Progress]) -> Iterator[tuple[int, Result]]:

@@ -72,6 +72,8 @@ def of_readme(engine: mmspec.Engine) -> Names:
     processor = AutoProcessor.from_pretrained(folder)
     asked = [Request(f"question {number}", max_new_tokens=4) for number in range(3)]
     return {
+        "first": Image.new("RGB", (64, 64), "white"),
+        "second": Image.new("RGB", (48, 64), "black"),
         "request1": asked[0],
         "request2": asked[1],
         "request3": asked[2],

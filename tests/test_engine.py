@@ -203,6 +203,36 @@ def test_a_request_that_cannot_begin_leaves_the_others_alone(engine: mmspec.Engi
     assert isinstance(failed.error, InputError) and "no such file.png" in str(failed.error)
 
 
+def test_each_prompt_of_a_batch_has_its_own_images(
+    engine: mmspec.Engine, picture: Image.Image
+) -> None:
+    other = Image.eval(picture, lambda value: value // 4)
+    options = {"seed": 1, "temperature": 1.0, "max_new_tokens": 20}
+    alone = [
+        engine.generate(TEXT, images=images, **options).tokens
+        for images in (picture, other, [picture, other], ())
+    ]
+    assert len(set(alone)) == 4
+    found = engine.generate([TEXT] * 4, images=[picture, other, [picture, other], None], **options)
+    assert [result.tokens for result in found] == alone
+    both = engine.generate([TEXT] * 2, images=picture, **options)
+    assert [result.tokens for result in both] == [alone[0]] * 2
+    one = engine.generate([TEXT], images=[[picture, other]], **options)
+    assert [result.tokens for result in one] == [alone[2]]
+    with pytest.raises(InputError, match="got images= of 2 for 1 prompts"):
+        engine.generate([TEXT], images=[picture, other], **options)
+
+    streamed = dict(
+        engine.generate_each(iter([TEXT] * 3), images=iter([picture, other]), **options)
+    )
+    assert [streamed[0].tokens, streamed[1].tokens] == alone[:2]
+    assert "got images= for 2 prompts, and this is one more" in str(streamed[2].error)
+    answers = engine.generate_each(iter([TEXT]), images=iter([picture, other]), **options)
+    assert next(answers)[1].tokens == alone[0]  # nothing is lost of what was right
+    with pytest.raises(InputError, match="got more images= than the 1 prompts"):
+        next(answers)
+
+
 def test_answers_are_handed_on_as_they_end_and_prompts_taken_as_room_comes() -> None:
     engine = plain_llama("decode.max_rows=2")
     taken: list[int] = []

@@ -4,22 +4,28 @@ import importlib
 import io
 import os
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mmspec.errors import InputError, MissingExtraError, TooLargeError
-from mmspec.inputs.images import BinaryFile, read_open_file
+from mmspec.inputs.images import BinaryFile, as_array, read_open_file
 from mmspec.inputs.limits import InputLimits, Spending
 from mmspec.inputs.resample import resample
 from mmspec.inputs.sources import describe, read_source
 
 Samples: TypeAlias = NDArray[np.float32]
 AudioSource: TypeAlias = (
-    str | os.PathLike[str] | bytes | BinaryFile | tuple[np.ndarray, int] | Mapping[str, object]
+    str
+    | os.PathLike[str]
+    | bytes
+    | BinaryFile
+    | tuple[np.ndarray | Tensor, int]
+    | Mapping[str, object]
 )
 
 _MOST_CHANNELS = 32  # an array's axis of more is time
@@ -70,35 +76,41 @@ def open_audio(
 
 def audio_list(audio: AudioSource | Sequence[AudioSource]) -> list[AudioSource]:
     """One recording or many -> a list of them. A pair of an array and a number is one."""
-    one = str | os.PathLike | bytes | BinaryFile | Mapping
-    if isinstance(audio, one) or _is_pair(audio) or not isinstance(audio, Sequence):
-        return [cast(AudioSource, audio)]  # what is no recording is told when it is opened
-    return cast(list[AudioSource], list(audio))
+    if is_one_recording(audio):
+        return [cast(AudioSource, audio)]
+    return list(cast(Iterable[AudioSource], audio))
+
+
+def is_one_recording(audio: object) -> bool:
+    """Whether it is no list of recordings; what is none either is told when it is opened."""
+    one = str | os.PathLike | bytes | BinaryFile | Mapping | np.ndarray | Tensor
+    return isinstance(audio, one) or _is_pair(audio) or not isinstance(audio, Iterable)
 
 
 def _is_pair(source: object) -> bool:
     return (
         isinstance(source, tuple)
         and len(source) == 2
-        and isinstance(source[0], np.ndarray)
-        and not isinstance(source[1], np.ndarray | tuple)
+        and isinstance(source[0], np.ndarray | Tensor)
+        and not isinstance(source[1], np.ndarray | Tensor | tuple)
     )
 
 
 def _samples_of(source: object) -> tuple[np.ndarray, int] | None:
     """An array and its rate, where the source is one."""
-    if isinstance(source, np.ndarray):
-        raise InputError(f"got an audio array of shape {source.shape} without its rate; {_FORM}")
+    if isinstance(source, np.ndarray | Tensor):
+        shape = tuple(source.shape)
+        raise InputError(f"got an audio array of shape {shape} without its rate; {_FORM}")
     if isinstance(source, Mapping):
         source = (source.get("array"), source.get("sampling_rate"))
-        if not isinstance(source[0], np.ndarray):
+        if not isinstance(source[0], np.ndarray | Tensor):
             raise InputError(f"got an audio mapping without an array; {_FORM}")
     elif not _is_pair(source):
         return None
-    samples, rate = cast(tuple[np.ndarray, object], source)
+    samples, rate = cast(tuple[np.ndarray | Tensor, object], source)
     if not isinstance(rate, int | np.integer) or isinstance(rate, bool) or rate < 1:
         raise InputError(f"got an audio array with the rate {rate!r}; expected samples a second")
-    return samples, int(rate)
+    return as_array(samples) if isinstance(samples, Tensor) else samples, int(rate)
 
 
 def _check_rate(rate: int, name: str) -> None:

@@ -5,10 +5,11 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from struct import error as StructError
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from mmspec.errors import InputError, TooLargeError
 from mmspec.inputs.limits import InputLimits, Spending
@@ -23,7 +24,7 @@ class BinaryFile(Protocol):
     def seek(self, offset: int, /) -> int: ...
 
 
-ImageSource = str | os.PathLike[str] | bytes | BinaryFile | Image.Image | np.ndarray
+ImageSource = str | os.PathLike[str] | bytes | BinaryFile | Image.Image | np.ndarray | Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ def open_image(
     white, 16-bit scaled to 8). Of an animation the first frame. The source is left as it was.
 
     `source`: a path, the bytes of an image file, a file that is open for reading bytes (read from
-    its beginning), a data: URL, an http(s) URL (if allowed), a PIL image, or an array
+    its beginning), a data: URL, an http(s) URL (if allowed), a PIL image, or an array or tensor
     (height, width), (height, width, 1|3|4) or (1|3|4, height, width) of uint8, bool, or floats in
     [0, 1]. Its size is counted in `spending`, the request's own.
     Raises InputError: nothing there, not an image, truncated, too large, of zero size.
     """
     limits = limits or InputLimits()
+    if isinstance(source, Tensor):
+        source = as_array(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, limits, spending)
     if isinstance(source, Image.Image):
@@ -62,16 +65,27 @@ def open_image(
         return upright_rgb(image, name=name)
     raise InputError(
         f"got an image of type {type(source).__name__}; expected a path, bytes, a URL, a PIL "
-        "image, an open file or a numpy array (of a torch tensor: tensor.numpy())"
+        "image, an open file, a numpy array or a torch tensor"
     )
 
 
 def image_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
     """One image or many -> a list of images."""
-    one = str | os.PathLike | bytes | Image.Image | np.ndarray | BinaryFile
-    if isinstance(images, one) or not isinstance(images, Iterable):
-        return [images]  # what is no image is told when it is opened
-    return list(images)
+    if is_one_image(images):
+        return [cast(ImageSource, images)]
+    return list(cast(Iterable[ImageSource], images))
+
+
+def is_one_image(images: object) -> bool:
+    """Whether it is no list of images; what is no image either is told when it is opened."""
+    one = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor | BinaryFile
+    return isinstance(images, one) or not isinstance(images, Iterable)
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Its values in memory that numpy can read."""
+    held = tensor.detach().cpu()
+    return (held.float() if held.is_floating_point() else held).numpy()
 
 
 def read_open_file(file: BinaryFile) -> bytes:

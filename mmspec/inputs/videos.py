@@ -3,18 +3,20 @@
 import importlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
+from typing import cast
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from mmspec.errors import InputError, TooLargeError
-from mmspec.inputs.images import ImageSource, open_encoded, open_image, upright_rgb
+from mmspec.inputs.images import ImageSource, as_array, open_encoded, open_image, upright_rgb
 from mmspec.inputs.limits import InputLimits, Spending
 from mmspec.inputs.sources import describe, read_source
 
-VideoSource = str | os.PathLike[str] | bytes | np.ndarray | Sequence[ImageSource]
+VideoSource = str | os.PathLike[str] | bytes | np.ndarray | Tensor | Sequence[ImageSource]
 
 # A playlist in place of a video would have FFmpeg open what it names: files and addresses.
 _NOTHING_ELSE = {
@@ -32,7 +34,8 @@ def open_video(
 ) -> list[Image.Image]:
     """All frames of a video, in order, as RGB images.
 
-    `source`: a sequence of images (see `open_image`), an array (frames, height, width, channels),
+    `source`: a sequence of images (see `open_image`), an array or tensor (frames, height, width,
+    channels) or (frames, channels, height, width),
     or an animated GIF, WebP or PNG as path, bytes or URL. Other containers (mp4, ...) are decoded
     where the package `av` is installed. Its size is counted in `spending`, the request's own.
     Raises InputError: no frames, not a video, too many frames or pixels, and what `open_image`
@@ -47,6 +50,8 @@ def open_video(
         is_container = _has_video_suffix(source) or _is_container(data)
         frames = _with_av(data, name) if is_container else _with_pil(data, name, limits)
         return _collect(frames, name, limits, spending)
+    if isinstance(source, Tensor):
+        source = as_array(source)
     if isinstance(source, np.ndarray):
         if source.ndim != 4:
             raise InputError(
@@ -69,16 +74,24 @@ def video_list(videos: VideoSource | Sequence[VideoSource]) -> list[VideoSource]
     A list of PIL images or of single-frame arrays is one video; a list of anything else (paths,
     bytes, lists, 4-D arrays) is a video each.
     """
-    if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
-        return [videos]
-    items = list(videos)
-    if items and all(_is_frame(item) for item in items):
-        return [items]  # type: ignore[list-item]
-    return items  # type: ignore[return-value]
+    if is_one_video(videos):
+        return [cast(VideoSource, videos)]
+    return list(cast(Iterable[VideoSource], videos))
+
+
+def is_one_video(videos: object) -> bool:
+    """Whether it is no list of videos; what is no video either is told when it is opened."""
+    if isinstance(videos, str | os.PathLike | bytes | np.ndarray | Tensor):
+        return True
+    if isinstance(videos, Sequence):
+        return len(videos) > 0 and all(_is_frame(item) for item in videos)
+    return not isinstance(videos, Iterable)
 
 
 def _is_frame(item: object) -> bool:
-    return isinstance(item, Image.Image) or (isinstance(item, np.ndarray) and item.ndim < 4)
+    return isinstance(item, Image.Image) or (
+        isinstance(item, np.ndarray | Tensor) and item.ndim < 4
+    )
 
 
 def _collect(

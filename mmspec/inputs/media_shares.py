@@ -1,0 +1,84 @@
+"""The media of a call with several prompts -> each prompt's own."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+from mmspec.errors import InputError
+from mmspec.inputs.audio import is_one_recording
+from mmspec.inputs.images import is_one_image
+from mmspec.inputs.videos import is_one_video
+
+_IS_ONE: dict[str, Callable[[object], bool]] = {
+    "images": is_one_image,
+    "videos": is_one_video,
+    "audio": is_one_recording,
+}
+_SINGULAR = {"images": "image", "videos": "video", "audio": "recording"}
+_NO_MORE = object()
+
+
+class MediaShares:
+    """Which of `images`, `videos` and `audio` goes with which of several prompts.
+
+    A single medium goes with each prompt. Of several, a list or what else can be iterated over, the
+    first is the first prompt's own, and so on: one medium, a list of them, or None for none. They
+    are taken one by one, in the prompts' order.
+    """
+
+    def __init__(self, options: Mapping[str, object], prompts: Iterable[object]) -> None:
+        """`options` are fields of `Request`. Raises InputError where there are as many media as
+        prompts that can be counted, and the counts differ."""
+        self._for_all: dict[str, object] = {}
+        self._own: dict[str, Iterator[object]] = {}
+        self._num_taken = 0
+        for name, given in options.items():
+            is_one = _IS_ONE.get(name)
+            if is_one is None or is_one(given) or not isinstance(given, Iterable):
+                self._for_all[name] = given
+            elif not isinstance(given, Collection) or len(given):
+                if isinstance(given, Collection) and isinstance(prompts, Collection):
+                    num_prompts = sum(prompt is not None for prompt in prompts)
+                    _check_counts(name, len(given), num_prompts)
+                self._own[name] = iter(given)
+
+    def next(self) -> dict[str, object]:
+        """The options of the next prompt. Raises InputError where the media of its kind have run
+        out."""
+        found = dict(self._for_all)
+        self._num_taken += 1
+        for name, media in self._own.items():
+            own = next(media, _NO_MORE)
+            if own is _NO_MORE:
+                raise InputError(
+                    f"got {name}= for {self._num_taken - 1} prompts, and this is one more; "
+                    f"{_expected(name, 'as many as prompts')}"
+                )
+            if own is not None:
+                found[name] = own
+        return found
+
+    def check_end(self) -> None:
+        """Raises InputError where media are left: there are no more prompts."""
+        for name, media in self._own.items():
+            if next(media, _NO_MORE) is not _NO_MORE:
+                raise InputError(
+                    f"got more {name}= than the {self._num_taken} prompts, which are answered; "
+                    f"{_expected(name, 'as many as prompts')}"
+                )
+
+
+def _check_counts(name: str, num_media: int, num_prompts: int) -> None:
+    if num_media != num_prompts:
+        some = f"[{', '.join('abcd'[:num_media])}{', ...' if num_media > 4 else ''}]"
+        raise InputError(
+            f"got {name}= of {num_media} for {num_prompts} prompts; "
+            f"{_expected(name, str(num_prompts))}; for all of them with each prompt: "
+            f"{name}=[{some}] * {num_prompts}"
+        )
+
+
+def _expected(name: str, count: str) -> str:
+    one = _SINGULAR[name]
+    return (
+        f"expected one {one}, which goes with each prompt, or a list of {count}: each prompt's own "
+        f"{one}, list of them, or None"
+    )
