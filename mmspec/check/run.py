@@ -10,7 +10,6 @@ from mmspec.check.difference import Difference, explain, first_difference
 from mmspec.check.rounding import rounding_bound
 from mmspec.check.stress import Stress
 from mmspec.engine import Engine
-from mmspec.errors import MmspecError
 from mmspec.requests import Request, Result, build_request
 from mmspec.state import Prompt
 from mmspec.stats import StatsRecorder
@@ -90,22 +89,24 @@ def run_check(
     `stressed` is an engine of the same target with a Stress drafter, and that drafter. Raises
     MmspecError where plain decoding itself fails.
     """
-    encoded = [_encoded(engine, request) for request in requests]
+    encoded = [engine.prepare(request) for request in requests]
     modes: dict[str, dict[str, object]] = {"greedy": {"temperature": 0.0, "seed": 0}}
     modes |= {f"seed {seed}": {**sampling, "seed": seed} for seed in seeds}
     rounding = _Rounding(engine)
     comparisons = []
-    for name, options in modes.items():
+    for number, (name, options) in enumerate(modes.items(), start=1):
         asked = [
             # Always drafting: what a controller would leave out is to be seen too.
             build_request(request, {**options, "max_new_tokens": max_new_tokens, "speculate": True})
             for request in encoded
         ]
-        progress(f"{name}: plain decoding")
+        mode = f"{name} ({number} of {len(modes)})"
+        progress(f"{mode}: plain decoding")
         # The others may find a prompt's KV in the store: reuse is checked too.
         plain = [engine.generate(request, speculate=False, reuse=False) for request in asked]
-        for way in _ways(engine, stressed, asked, plain, is_greedy=name == "greedy"):
-            progress(f"{name}: {way.name}")
+        ways = _ways(engine, stressed, asked, plain, is_greedy=name == "greedy")
+        for place, way in enumerate(ways, start=1):
+            progress(f"{mode}: {way.name} ({place} of {len(ways)})")
             comparisons.append(_compare(engine, way, name, asked, plain, rounding))
     return CheckReport(str(engine.target.dtype).removeprefix("torch."), tuple(comparisons))
 
@@ -212,16 +213,6 @@ def _compare(
         differences=differences,
         is_ours=way.name != PLAIN_BATCH,
     )
-
-
-def _encoded(engine: Engine, request: Request) -> Request:
-    """The same request with its prompt processed once for all."""
-    if isinstance(request.prompt, Prompt):
-        return request
-    if engine.inputs is None or not isinstance(request.prompt, str | Sequence):
-        raise MmspecError("a check needs processed prompts, or a model with a tokenizer")
-    prompt = engine.inputs.encode(request.prompt, images=request.images, raw=request.raw)
-    return build_request(request, {"prompt": prompt, "images": ()})
 
 
 class _Rounding:

@@ -16,7 +16,9 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from threading import Timer
+from queue import Empty, SimpleQueue
+from threading import Thread, Timer
+from typing import Any
 
 from mmspec.errors import InputError
 from mmspec.inputs.limits import InputLimits
@@ -127,7 +129,7 @@ class _Visit:
             self._socket = self._connected(self._allowed_addresses())
         else:
             where = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
-            self._socket = self._connected(_addresses(where.hostname or "", where.port or 80))
+            self._socket = self._connected(self._addresses(where.hostname or "", where.port or 80))
             login = _login(where)
             if self._parts.scheme == "https":
                 self._open_tunnel(login)
@@ -170,7 +172,7 @@ class _Visit:
             raise ValueError(f"the proxy said {answer.status} {answer.reason}")
 
     def _allowed_addresses(self) -> list[tuple[str, int]]:
-        found = _addresses(self._host, self._port)
+        found = self._addresses(self._host, self._port)
         if not self._limits.allow_private_http:
             private = [address for address, _ in found if not is_public(address)]
             if private:
@@ -180,6 +182,26 @@ class _Visit:
                     "it: --set inputs.allow_private_http=true"
                 )
         return found
+
+    def _addresses(self, host: str, port: int) -> list[tuple[str, int]]:
+        """All that the name means now. Raises OSError for one that means nothing."""
+        answers = SimpleQueue[list[Any] | Exception]()
+
+        def ask() -> None:
+            try:
+                answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            except (OSError, ValueError) as error:
+                answers.put(error)
+
+        # The resolver has no limit of its own that one could set: it is left behind.
+        Thread(target=ask, daemon=True, name="mmspec-resolver").start()
+        try:
+            found = answers.get(timeout=max(self._deadline - time.monotonic(), 0))
+        except Empty as error:
+            raise TimeoutError("its name was not resolved in time") from error
+        if isinstance(found, Exception):
+            raise found
+        return [(str(place[0]), port) for *_, place in found]
 
     def _connected(self, addresses: list[tuple[str, int]]) -> socket.socket:
         """To the first of the addresses that takes it."""
@@ -219,12 +241,6 @@ def is_public(address: str) -> bool:
         held += [one for one in (found.sixtofour, *(found.teredo or ())) if one is not None]
     is_near = any(one in network for one in held for network in _NEARBY)
     return not is_near and all(one.is_global and not one.is_multicast for one in held)
-
-
-def _addresses(host: str, port: int) -> list[tuple[str, int]]:
-    """All that the name means now. Raises OSError for one that means nothing."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(str(place[0]), port) for *_, place in found]
 
 
 def _login(proxy: urllib.parse.SplitResult) -> dict[str, str]:

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from struct import error as StructError
+from struct import iter_unpack, unpack
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -113,6 +114,8 @@ def open_encoded(
 
     Raises InputError: not an image, too many pixels, zero size.
     """
+    for size in _icon_sizes(data):  # Pillow decodes an icon as soon as it is opened
+        check_pixels(size, name=name, limits=limits)
     Image.init()
     formats = [one for one in _FORMATS if one in Image.OPEN]
     try:
@@ -130,6 +133,25 @@ def open_encoded(
         ) from error
     check_pixels(image.size, name=name, limits=limits, spending=spending)
     return image
+
+
+def _icon_sizes(data: bytes) -> list[tuple[int, int]]:
+    """(width, height) of the pictures in an ICO file, as their own headers have it; of other files
+    none. What is cut off is left out."""
+    if not data.startswith(b"\0\0\1\0"):
+        return []
+    num_pictures = int.from_bytes(data[4:6], "little")
+    entries = data[6 : 6 + 16 * min(num_pictures, (len(data) - 6) // 16)]
+    heads = [data[offset : offset + 24] for (offset,) in iter_unpack("<12xI", entries)]
+    return [_icon_size(head) for head in heads if len(head) == 24]
+
+
+def _icon_size(head: bytes) -> tuple[int, int]:
+    if head.startswith(b"\x89PNG"):
+        width, height = unpack(">16xII", head)
+        return width, height
+    width, height = unpack("<4xii12x", head)
+    return abs(width), abs(height) // 2  # a bitmap's mask lies above it
 
 
 def check_pixels(
@@ -202,7 +224,7 @@ def _from_array(array: np.ndarray, limits: InputLimits, spending: Spending | Non
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise InputError(
             f"{name} is no image; expected (height, width), (height, width, 1|3|4) or "
-            "(1|3|4, height, width)"
+            "(1|3|4, height, width)" + ("; several are list(array)" if array.ndim == 4 else "")
         )
     height, width = array.shape[:2]
     check_pixels((width, height), name=name, limits=limits, spending=spending)

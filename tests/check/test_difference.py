@@ -201,6 +201,7 @@ def test_full_precision_is_identical_and_stress_is_accepted() -> None:
     stress = Stress(engine.target.vocab_size)
     stressed = mmspec.load(engine.target.model, drafter=stress)
     requests = [Request(prompt_of("qwen2_vl", i, x)) for i, x in enumerate(("text", "image_last"))]
+    told: list[str] = []
     report = run_check(
         engine,
         requests,
@@ -208,8 +209,14 @@ def test_full_precision_is_identical_and_stress_is_accepted() -> None:
         sampling=SAMPLED,
         max_new_tokens=20,
         stressed=(stressed, stress),
+        progress=told.append,
     )
     assert report.is_identical
+    assert told[:2] == [
+        "greedy (1 of 2): plain decoding",
+        "greedy (1 of 2): prompt_lookup, alone (1 of 5)",
+    ]
+    assert told[-1].startswith("seed 1 (2 of 2): ") and told[-1].endswith("(4 of 4)")
     for one in report.comparisons:
         assert one.same_tokens == one.tokens
         if one.way.startswith("stress"):

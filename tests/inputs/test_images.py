@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmspec.errors import InputError
+from mmspec.errors import InputError, TooLargeError
 from mmspec.inputs import InputLimits, open_image
 from mmspec.inputs.images import ImageSource, image_list
 
@@ -204,6 +204,28 @@ def test_the_limits_can_be_moved_and_pillows_globals_stay() -> None:
             open_image(source, limits=InputLimits(max_image_pixels=20))
     assert open_image(red(), limits=InputLimits(max_image_pixels=24)).size == (6, 4)
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+def icon(picture: Image.Image, bitmap_format: str) -> bytes:
+    held = io.BytesIO()
+    picture.save(held, "ICO", sizes=[picture.size], bitmap_format=bitmap_format)
+    return held.getvalue()
+
+
+def test_an_icon_is_judged_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    icons = [icon(Image.new("RGBA", (64, 32)), kind) for kind in ("png", "bmp")]
+    for data in icons:
+        assert open_image(data, limits=InputLimits(max_image_pixels=64 * 32)).size == (64, 32)
+    monkeypatch.setattr(Image, "open", None)
+    for data in icons:
+        with pytest.raises(TooLargeError, match="64x32 = 2048 pixels"):
+            open_image(data, limits=InputLimits(max_image_pixels=2047))
+
+
+@pytest.mark.parametrize("cut", [4, 5, 6, 20, 22, 30, 45])
+def test_a_cut_icon_is_no_image(cut: int) -> None:
+    with pytest.raises(InputError, match="image"):
+        open_image(icon(Image.new("RGBA", (64, 32)), "png")[:cut])
 
 
 def test_broken_exif_costs_the_orientation_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,15 @@ def test_a_handshake_that_outlasts_the_deadline_is_the_end(
     assert not Handler.asked
 
 
+def test_a_name_that_is_not_resolved_in_time_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *asked, **more: released.wait(10))
+    limits = replace(ALLOWED, http_timeout_s=0.05)
+    with pytest.raises(InputError, match=r"took longer than 0\.05 s"):
+        read_source("http://slow.example/a.png", limits=limits)
+    released.set()
+
+
 def test_a_dead_address_is_a_clear_error() -> None:
     with pytest.raises(InputError, match="cannot fetch"):
         open_image("http://127.0.0.1:9/a.png", limits=ALLOWED)
