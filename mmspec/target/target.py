@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,6 +21,7 @@ from mmspec.target import cross, encoded
 from mmspec.target.attached import Attachment, Attachments, Attention, ForwardInputs
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import index_layers, mask_rules, prompt_cuts, refuse_unsupported
+from mmspec.target.forward_lock import forward_lock
 from mmspec.target.graphs import (
     Computed,
     HeldQueries,
@@ -84,12 +84,13 @@ class Target:
         # Narrowed where the encoders turn out unusual.
         self.cuts = replace(prompt_cuts(model.config), has_whole_media=not gives_features(model))
         self._shape: tuple[int, int] | None = None  # (rows, nodes) of all score calls; None: any
-        self._lock = threading.Lock()  # forwards of several threads, one after the other
+        self._lock = forward_lock(model)
         self.graphs: ScoreGraphs | None = None
         self._buffers: BufferPool | None = None
         self.state_kinds = state_kinds(model.config)
         if self.state_kinds:
-            self.attachments.mixers = mixers or self._find_mixers()
+            with self._lock:
+                self.attachments.mixers = mixers or self._find_mixers()
 
     def variant(self, *attachments: Attachment) -> "Target":
         """The same model, whose score calls run with more attached: quantised weights, layers left
