@@ -1,9 +1,12 @@
-"""Decoding for an event loop: in another thread, a step at a time."""
+"""Decoding for an event loop: in another thread, and no longer than it is waited for."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import replace
 from typing import TypeVar
+
+from mmspec.requests import Request
 
 T = TypeVar("T")
 
@@ -26,3 +29,22 @@ async def in_thread(items: Generator[T, None, None]) -> AsyncIterator[T]:
             yield item  # type: ignore[misc]
     finally:
         await asyncio.shield(asyncio.to_thread(close))
+
+
+async def answered_in_thread(answer: Callable[[Callable[[], bool]], T]) -> T:
+    """What `answer` returns, called in another thread with an `is_wanted` for its requests: they
+    end at their next step once the caller was cancelled, for a thread cannot be."""
+    is_left = threading.Event()
+    try:
+        return await asyncio.to_thread(answer, lambda: not is_left.is_set())
+    finally:
+        is_left.set()
+
+
+def while_wanted(request: Request, is_wanted: Callable[[], bool] | None) -> Request:
+    """The request, which ends also when it is not wanted any more. None says nothing."""
+    if is_wanted is None:
+        return request
+    own = request.is_wanted
+    both = is_wanted if own is None else lambda: own() and is_wanted()
+    return replace(request, is_wanted=both)

@@ -1,8 +1,10 @@
 """What the tests of all frameworks share."""
 
+import asyncio
 import base64
 import io
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from mmspec.answers import Stream
 from mmspec.engine import Engine
+from mmspec.requests import Result
 
 LEDGER = (
     "Entry 12345: Anna bought 3 pears.\nEntry 54321: Bob sold 4 plums to Carl.\nQuote entry 54321."
@@ -92,3 +95,30 @@ class Calls:
             return generate(prompt, **options)
 
         patch(engine, "generate", counted)
+
+
+ENDLESS: dict[str, Any] = {"max_tokens": 3000, "ignore_eos": True}
+
+
+async def cancelled(
+    engine: Engine, patch: pytest.MonkeyPatch, ask: Callable[[], Awaitable[object]]
+) -> list[Result]:
+    """What `engine.generate` returned to a thread whose caller was cancelled meanwhile."""
+    begun, ended = threading.Event(), threading.Event()
+    answers, generate = list[Result](), engine.generate
+
+    def watched(prompt: Any, **options: Any) -> Any:
+        begun.set()
+        found = generate(prompt, **options)
+        answers.extend(found if isinstance(found, list) else [found])
+        ended.set()
+        return found
+
+    patch.setattr(engine, "generate", watched)
+    task = asyncio.ensure_future(ask())
+    await asyncio.to_thread(begun.wait, 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.to_thread(ended.wait, 60)
+    return answers

@@ -6,7 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from integrations.frameworks import CALL, LEDGER, png_base64, saying, watched_streams, with_tools
+from integrations.frameworks import (
+    CALL,
+    ENDLESS,
+    LEDGER,
+    cancelled,
+    png_base64,
+    saying,
+    watched_streams,
+    with_tools,
+)
 from PIL import Image
 
 from mmspec.engine import Engine
@@ -64,6 +73,20 @@ def test_what_cannot_be_asked_is_refused(generator: MmspecChatGenerator) -> None
         generator.run(ASKED, generation_kwargs={"temprature": 1})
     with pytest.raises(InputError, match="expected a folder, a name, or engine="):
         MmspecChatGenerator()
+
+
+def test_an_answer_that_nobody_waits_for_ends(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = MmspecChatGenerator(engine=engine)
+    answers = asyncio.run(
+        cancelled(
+            engine,
+            monkeypatch,
+            lambda: generator.run_async(ASKED, generation_kwargs=ENDLESS),
+        )
+    )
+    assert [answer.finish_reason for answer in answers] == ["closed"]
 
 
 def test_chunks_are_the_answer_in_pieces_in_sync_and_async_pipelines(

@@ -9,8 +9,10 @@ import pytest
 from integrations.frameworks import (
     ADD,
     CALL,
+    ENDLESS,
     LEDGER,
     Calls,
+    cancelled,
     png_base64,
     saying,
     with_tools,
@@ -152,6 +154,17 @@ def test_a_stream_that_is_left_ends_the_decoding(
 
     asyncio.run(leave())
     assert streams[1].result.finish_reason == "closed"
+
+
+@pytest.mark.parametrize("way", ["ainvoke", "abatch"])
+def test_an_answer_that_nobody_waits_for_ends(
+    way: str, llm: ChatMmspec, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = LEDGER if way == "ainvoke" else [LEDGER, LEDGER]
+    answers = asyncio.run(
+        cancelled(engine, monkeypatch, lambda: getattr(llm, way)(asked, **ENDLESS))
+    )
+    assert {answer.finish_reason for answer in answers} == {"closed"}
 
 
 def test_the_event_loop_goes_on_meanwhile(llm: ChatMmspec) -> None:

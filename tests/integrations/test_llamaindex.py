@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from integrations.frameworks import ADD, CALL, LEDGER, png, saying, watched_streams, with_tools
+from integrations.frameworks import (
+    ADD,
+    CALL,
+    ENDLESS,
+    LEDGER,
+    cancelled,
+    png,
+    saying,
+    watched_streams,
+    with_tools,
+)
 from PIL import Image
 from pydantic import BaseModel, Field
 
@@ -94,6 +104,17 @@ def test_a_stream_is_the_answer_in_pieces_with_the_figures_at_its_end(llm: Mmspe
     assert pieces[-1].raw["mmspec"]["accepted_tokens"] > 0
     texts = list(llm.stream_complete(LEDGER))
     assert "".join(text.delta for text in texts) == texts[-1].text == whole
+
+
+@pytest.mark.parametrize("way", ["acomplete", "achat"])
+def test_an_answer_that_nobody_waits_for_ends(
+    way: str, llm: MmspecLLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = LEDGER if way == "acomplete" else [ChatMessage(role="user", content=LEDGER)]
+    answers = asyncio.run(
+        cancelled(engine, monkeypatch, lambda: getattr(llm, way)(asked, **ENDLESS))
+    )
+    assert [answer.finish_reason for answer in answers] == ["closed"]
 
 
 def test_async_answers_are_the_same_and_the_event_loop_goes_on(llm: MmspecLLM) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, cast
 
 from haystack import Document, component, default_from_dict, default_to_dict
@@ -30,7 +30,7 @@ from mmspec.inputs.passages import Passages, passage_list
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.haystack.messages import as_message, as_passage
-from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
 from mmspec.integrations.options import request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCallReader, read_answer
@@ -156,7 +156,11 @@ class MmspecChatGenerator:
             self._request, messages, documents, generation_kwargs, tools
         )
         if callback is None:
-            return {"replies": await asyncio.to_thread(self._replies, request)}
+
+            def answer(is_wanted: Callable[[], bool]) -> list[ChatMessage]:
+                return self._replies(while_wanted(request, is_wanted))
+
+            return {"replies": await answered_in_thread(answer)}
         replies: list[ChatMessage] = []
         async for chunk in in_thread(self._chunks(request, replies)):
             told = callback(chunk)

@@ -18,7 +18,7 @@ from mmspec.errors import MmspecError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
 from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.langchain.together import Together, current, decoded_together
@@ -100,7 +100,21 @@ class ChatMmspec(BaseChatModel):
         run_manager: object = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = self._request(messages, stop, kwargs)
+        return self._answered(self._request(messages, stop, kwargs))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: object = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        def answer(is_wanted: Callable[[], bool]) -> ChatResult:
+            return self._answered(while_wanted(self._request(messages, stop, kwargs), is_wanted))
+
+        return await answered_in_thread(answer)
+
+    def _answered(self, request: Request) -> ChatResult:
         together = current(self)
         result = together.take(request) if together else None
         if result is None:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from mmspec.engine import Engine
+from mmspec.integrations.in_thread import while_wanted
 from mmspec.requests import Request, Result
 
 
@@ -18,13 +19,17 @@ class Together:
         self._waiting: list[Request] = list(requests)
         self._answers: list[tuple[Request, Result]] = []
         self._lock = threading.Lock()
+        self._is_left = threading.Event()
 
     def take(self, request: Request) -> Result | None:
         """The answer to a request that has the same prompt, each once. None where there is none.
         Raises what went wrong with it."""
         with self._lock:
             if self._waiting:
-                results = self._engine.generate(self._waiting)
+                wanted = [
+                    while_wanted(one, lambda: not self._is_left.is_set()) for one in self._waiting
+                ]
+                results = self._engine.generate(wanted)
                 self._answers = list(zip(self._waiting, results, strict=True))
                 self._waiting = []
             prompts = [asked.prompt for asked, _ in self._answers]
@@ -35,6 +40,10 @@ class Together:
             if sample.error is not None:
                 raise sample.error
         return result
+
+    def leave(self) -> None:
+        """The call has ended, or was cancelled: what is decoded for it ends at its next step."""
+        self._is_left.set()
 
 
 # Belongs to one call, whose threads and tasks copy its context.
@@ -48,6 +57,7 @@ def decoded_together(together: Together) -> Iterator[None]:
     try:
         yield
     finally:
+        together.leave()
         _CURRENT.reset(token)
 
 

@@ -1,7 +1,7 @@
 """MmspecLLM: the LLM."""
 
-import asyncio
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -24,7 +24,7 @@ from mmspec.integrations.answer import finish_word, model_name, speculation, usa
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
 from mmspec.integrations.llamaindex.messages import as_message
 from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
@@ -105,7 +105,7 @@ class MmspecLLM(CustomLLM):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return await asyncio.to_thread(self._chat, messages, kwargs)
+        return await answered_in_thread(partial(self._chat, messages, kwargs))
 
     @llm_chat_callback()
     async def astream_chat(
@@ -130,7 +130,7 @@ class MmspecLLM(CustomLLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        return await asyncio.to_thread(self._complete, prompt, kwargs, raw=formatted)
+        return await answered_in_thread(partial(self._complete, prompt, kwargs, raw=formatted))
 
     @llm_completion_callback()
     async def astream_complete(
@@ -184,15 +184,27 @@ class MmspecLLM(CustomLLM):
 
         return forms()
 
-    def _chat(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> ChatResponse:
+    def _chat(
+        self,
+        messages: Sequence[ChatMessage],
+        call: Mapping[str, Any],
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> ChatResponse:
         request = self._request([as_message(message) for message in messages], call)
-        result = self._engine.generate(request)
+        result = self._engine.generate(while_wanted(request, is_wanted))
         text, calls = read_answer(result.text) if request.tools else (result.text, [])
         return self._response(result, text, calls)
 
-    def _complete(self, prompt: str, call: Mapping[str, Any], *, raw: bool) -> CompletionResponse:
+    def _complete(
+        self,
+        prompt: str,
+        call: Mapping[str, Any],
+        is_wanted: Callable[[], bool] | None = None,
+        *,
+        raw: bool,
+    ) -> CompletionResponse:
         request = self._request(_asked(prompt, raw=raw), call, raw=raw)
-        result = self._engine.generate(request)
+        result = self._engine.generate(while_wanted(request, is_wanted))
         return _completion(self._response(result, result.text))
 
     def _request(
