@@ -13,6 +13,7 @@ from mmspec.inputs import AudioSource, ControlMode, ImageSource, Passages, Video
 from mmspec.inputs.template import ToolSpec
 from mmspec.logprobs import TokenLogprobs
 from mmspec.params import SamplingParams
+from mmspec.result_html import result_html
 from mmspec.row import FinishReason
 from mmspec.state import Prompt
 from mmspec.stats import Stats
@@ -137,8 +138,22 @@ class Result:
         """All samples of the prompt, this one first."""
         return (self, *self.others)
 
+    @property
+    def summary(self) -> str:
+        """The answer in figures, on one line."""
+        stats = self.stats
+        parts = [f"{stats.new_tokens} tokens", f"{stats.tokens_per_step:.2f} a step"]
+        for name, count in stats.by_drafter.items():
+            share = f"{count.accepted} of {count.proposed} drafts accepted ({count.acceptance:.0%})"
+            parts.append(f"{name}: {share}")
+        parts += [f"{stats.tokens_per_second:,.0f} tokens/s", f"seed {self.seed}"]
+        return " · ".join([*parts, f"ended by {self.finish_reason}"])
+
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        return result_html(self)
 
 
 @dataclass(frozen=True)

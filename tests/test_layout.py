@@ -22,7 +22,7 @@ FLOORS = (
     {"drafting"},
     {"row"},
     {"foresight", "prefiller"},
-    {"decoder", "requests"},
+    {"decoder", "requests", "result_html"},
     {"admission", "answers"},
     {"chat", "engine"},
     {"build_drafters", "build_target"},

@@ -72,13 +72,7 @@ class Comparison:
 
 def closing_line(result: "Result") -> Text:
     """The answer in figures."""
-    stats = result.stats
-    parts = [f"{stats.new_tokens} tokens", f"{stats.tokens_per_step:.2f} a step"]
-    for name, count in stats.by_drafter.items():
-        share = f"{count.accepted} of {count.proposed} drafts accepted ({count.acceptance:.0%})"
-        parts.append(f"{name}: {share}")
-    parts += [f"{stats.tokens_per_second:,.0f} tokens/s", f"seed {result.seed}"]
-    return Text(" · ".join([*parts, f"ended by {result.finish_reason}"]), style=_ASIDE)
+    return Text(result.summary, style=_ASIDE)
 
 
 def counted(number: int, noun: str) -> str:
