@@ -6,13 +6,17 @@ their cells, the tiles that the images were cut into; which ones, the processor'
 keys of a text depend on every image of its prompt, those behind it too.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
+from mmspec.encoders.features import FeatureSource
 from mmspec.encoders.media import CROSS_MASK, Media, token_inputs
+from mmspec.encoders.outputs import Features, Form
 from mmspec.errors import InputError
 from mmspec.kv import KVCache, WritePlan
 from mmspec.state import Prompt
@@ -70,6 +74,41 @@ def prompt_inputs(prompt: Prompt, cache: KVCache, row: int, start: int) -> dict[
         inputs = {name: value for name, value in inputs.items() if name not in each}
     inputs.pop(CROSS_MASK, None)
     return inputs
+
+
+@contextmanager
+def encoded_once(
+    model: PreTrainedModel, inputs: dict[str, Tensor], features: FeatureSource | None
+) -> Iterator[dict[str, Tensor]]:
+    """Within it, one forward with the inputs that it yields: those of `prompt_inputs`, with what
+    was encoded before in place of the images where `features` knows them all; where it does not,
+    it keeps what the forward's encoder says of them."""
+    items = () if features is None else features.media.items.get("image", ())
+    if features is None or not items or "pixel_values" not in inputs:
+        yield inputs
+        return
+    known = [found for item in items if (found := features.find(item)) is not None]
+    if len(known) == len(items):
+        others = {name: value for name, value in inputs.items() if name not in items[0].tensors}
+        yield {**others, _STATES: torch.cat([found.rows[0] for found in known])}
+        return
+    features.num_encoded += len(items)
+    told: list[Tensor] = []  # (cells, patches, hidden)
+
+    def listen(decoder: object, given: object, named: Mapping[str, object]) -> None:
+        states = named.get(_STATES)
+        if isinstance(states, Tensor):
+            told.append(states)
+
+    hook = model.get_decoder().register_forward_pre_hook(listen, with_kwargs=True)
+    try:
+        yield inputs
+    finally:
+        hook.remove()
+    if told and len(told[0]) % len(items) == 0:
+        form = Form(BaseModelOutput, told[0].ndim, (False, False), has_deeper=False)
+        for item, states in zip(items, told[0].chunk(len(items)), strict=True):
+            features.keep(item, Features((states.detach().clone(),), form))
 
 
 def told_to_prompt(seen: Tensor, stop: int, device: torch.device) -> Tensor:

@@ -277,14 +277,7 @@ class Target:
             given = self._part_of_inputs(prompt, start, stop, features)
         else:
             given = cross.prompt_inputs(prompt, cache, row, start)
-            if features is not None and not cache.cross.holds(row):
-                features.num_encoded = features.media.num_items
-            features = None
-        inputs: dict[str, object] = {
-            name: self._placed(value)
-            for name, value in given.items()
-            if name != "position_ids" and name not in encoded.NAMES
-        }
+        inputs: dict[str, object] = {}
         skipped = self.cross_layers if seen is None else ()
         if seen is not None:
             inputs[CROSS_MASK] = cross.told_to_prompt(seen, stop, self.device)
@@ -296,10 +289,16 @@ class Target:
             self._forward(),
             cache.writing([row], [stop - start]) as plan,
             nullcontext() if cache.states is None else cache.states.following(),
-            _fed(self.model, start, stop, features),
+            _fed(self.model, start, stop, features if seen is None else None),
+            cross.encoded_once(self.model, given, None if seen is None else features) as told,
             self._reading(prompt, cache, plan, start, stop) as attended,
             self.attachments.watching(cache, [row], [stop - start]) as watched,
         ):
+            inputs |= {
+                name: self._placed(value)
+                for name, value in told.items()
+                if name != "position_ids" and name not in encoded.NAMES
+            }
             output = self.model(
                 input_ids=upload(prompt.token_ids[start:stop].unsqueeze(0), self.device),
                 position_ids=upload(positions[..., start:stop], self.device),
