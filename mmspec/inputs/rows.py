@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from mmspec.encoders.media import CROSS_MASK
 from mmspec.errors import InputError
 from mmspec.inputs.prepared import AUDIO_FEATURES
 from mmspec.inputs.spans import find_spans, placeholder_ids
 from mmspec.state import MediaKind, MediaSpan, Prompt
 
 _BY_ROW = ("idefics2", "idefics3", "smolvlm")  # their pixels are (batch, images, ...)
+_RATIOS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # of Mllama's images
 _PIXELS: dict[MediaKind, tuple[str, ...]] = {
     "image": ("pixel_values",),
     "video": ("pixel_values_videos",),
@@ -59,7 +61,12 @@ def split_rows(
     for name, value in model_inputs.items():
         if not isinstance(value, Tensor) or name in taken:
             continue
-        if value.shape[-2:] == input_ids.shape:
+        if name == CROSS_MASK and len(tokens) > 1:  # (batch, seq, images, tiles)
+            for row, (inputs, keep) in enumerate(zip(own, kept, strict=True)):
+                if "aspect_ratio_ids" in inputs:
+                    num_images = inputs["aspect_ratio_ids"].shape[1]
+                    inputs[name] = value[row : row + 1, keep.to(value.device), :num_images]
+        elif value.shape[-2:] == input_ids.shape:
             for row, (inputs, keep) in enumerate(zip(own, kept, strict=True)):
                 inputs[name] = value[..., row : row + 1, keep.to(value.device)]
         elif name == "position_ids" and value.shape == (1, input_ids.shape[1]):
@@ -98,6 +105,9 @@ def _media(
         name = next((n for n in names if isinstance(model_inputs.get(n), Tensor)), None)
         if name is None or len(tokens) == 1:
             continue  # one row: all is its own
+        if name == "pixel_values" and isinstance(model_inputs.get("aspect_ratio_ids"), Tensor):
+            yield _beside_tokens(model_inputs)
+            continue
         runs = [[s.stop - s.start for s in row if s.kind == kind] for row in spans]
         yield _raw(kind, name, wanted, runs, model_inputs, config)
 
@@ -131,6 +141,18 @@ def _encoded(kind: str, output: object, wanted: Sequence[int]) -> _Parts:
                 part[f"{kind}_deepstack"] = torch.stack(deep)
         parts.append(part)
     return parts
+
+
+def _beside_tokens(model_inputs: Mapping[str, object]) -> tuple[_Parts, set[str]]:
+    """Of images that are read beside the tokens (Mllama), (batch, images, ...): those behind a
+    row's own have no aspect ratio."""
+    tensors = {name: value for name in _RATIOS if isinstance(value := model_inputs[name], Tensor)}
+    counts = (tensors["aspect_ratio_ids"] > 0).sum(dim=1).tolist()
+    parts = [
+        {name: value[row : row + 1, :count] for name, value in tensors.items()} if count else {}
+        for row, count in enumerate(counts)
+    ]
+    return parts, set(tensors)
 
 
 def _raw(

@@ -204,18 +204,25 @@ def batch_of(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """As a processor pads them, on the left; images are (images, ...) or (batch, images, ...)."""
     longest = max(row["input_ids"].shape[1] for row in rows)
     batch: dict[str, list[Tensor]] = {}
-    by_row = any("pixel_attention_mask" in row for row in rows)
+    beside = ("aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask")  # Mllama's
+    by_row = any(row.keys() & {"pixel_attention_mask", *beside} for row in rows)
     most = max((row["pixel_values"].shape[1] for row in rows if "pixel_values" in row), default=0)
     for row in rows:
         padding = longest - row["input_ids"].shape[1]
         values = dict(row)
         if by_row and "pixel_values" not in row:
             some = next(other for other in rows if "pixel_values" in other)
-            for name in ("pixel_values", "pixel_attention_mask"):
-                values[name] = torch.zeros_like(some[name])
+            for name in ("pixel_values", "pixel_attention_mask", *beside[:2]):
+                if name in some:
+                    values[name] = torch.zeros_like(some[name])
+            if beside[2] in some:
+                values[beside[2]] = torch.zeros(1, row["input_ids"].shape[1], most, 4).long()
         for name, value in values.items():
             if value.shape == row["input_ids"].shape:
                 value = torch.nn.functional.pad(value, (padding, 0), value=PAD)
+            elif name == beside[2]:
+                missing = most - value.shape[2]
+                value = torch.nn.functional.pad(value, (0, 0, 0, missing, padding, 0))
             elif by_row:
                 missing = most - value.shape[1]
                 value = torch.cat([value, value.new_zeros(1, missing, *value.shape[2:])], dim=1)
@@ -235,13 +242,17 @@ def test_padded_rows_are_what_each_is_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("layouts", MIXES, ids="-".join)
-@pytest.mark.parametrize(
-    "family",  # Mllama's images come a row each, padded: its batches are refused
-    [f.name for f in FAMILIES.values() if f.kind == "vision" and f.name != "mllama"],
-)
+@pytest.mark.parametrize("family", [f.name for f in FAMILIES.values() if f.kind == "vision"])
 def test_images_of_a_batch_go_to_their_rows(family: str, layouts: Sequence[str]) -> None:
     rows = [inputs(family, layout, tokens=12 + 5 * i, seed=i) for i, layout in enumerate(layouts)]
     check_rows(family, rows)
+
+
+def test_images_that_pad_a_row_are_left_out() -> None:
+    layouts = ("two_images", "image_middle")
+    rows = [inputs("mllama", layout, tokens=14 + i, seed=i) for i, layout in enumerate(layouts)]
+    assert batch_of(rows)["aspect_ratio_ids"].tolist()[1][1] == 0
+    check_rows("mllama", rows)
 
 
 @pytest.mark.parametrize("layouts", [("audio", "text", "two_audio"), ("two_audio", "audio")])
