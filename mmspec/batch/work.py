@@ -17,6 +17,7 @@ from mmspec.inputs.records import (
     read_records,
     unreadable,
 )
+from mmspec.inputs.videos import VIDEO_SUFFIXES
 from mmspec.requests import Request
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -36,7 +37,8 @@ class Task:
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
     """The files that `inputs` mean, those of folders in sorted order. Raises InputError."""
-    return find_documents(inputs, suffixes=(*SUFFIXES, *IMAGE_SUFFIXES, *AUDIO_SUFFIXES))
+    media = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
+    return find_documents(inputs, suffixes=(*SUFFIXES, *media))
 
 
 def read_tasks(
@@ -50,9 +52,9 @@ def read_tasks(
     """The tasks of all files, in order, one in memory at a time.
 
     With a `prompt` it is asked about each document: a text, Markdown, HTML or PDF file, a record of
-    JSONL or Parquet (its `field`), an image or a recording; with `pages` about each page of a PDF
-    as it looks, and the page's text layer is drafted from. Without, the files are records of
-    prompts, as `read_prompts` takes them, or text with a prompt a line. What cannot be read is a
+    JSONL or Parquet (its `field`), an image, a recording or a video; with `pages` about each page
+    of a PDF as it looks, and the page's text layer is drafted from. Without, the files are records
+    of prompts, as `read_prompts` takes them, or text with a prompt a line. What cannot be read is a
     Task with its error; pages that are `answered` are not rendered again.
     """
     for path in files:
@@ -62,6 +64,8 @@ def read_tasks(
             yield Task(str(path), Request(prompt, images=(str(path),)))
         elif path.suffix.lower() in AUDIO_SUFFIXES:
             yield Task(str(path), Request(prompt, audio=(str(path),)))
+        elif path.suffix.lower() in VIDEO_SUFFIXES:
+            yield Task(str(path), Request(prompt, videos=(str(path),)))
         elif pages and _is_pdf(path):
             yield from _pages(path, prompt, answered)
         else:
@@ -154,4 +158,5 @@ def _prompt(record: Record) -> Task:
         found = prompt_of(record)
     except InputError as error:
         return Task(record.id, None, error)
-    return Task(record.id, Request(found.prompt, images=found.images, audio=found.audio))
+    request = Request(found.prompt, images=found.images, videos=found.videos, audio=found.audio)
+    return Task(record.id, request)

@@ -157,7 +157,7 @@ def _requests(
     ]
     if file is not None:
         requests += [
-            mmspec.Request(p.prompt, images=p.images, audio=p.audio, raw=raw)
+            mmspec.Request(p.prompt, images=p.images, videos=p.videos, audio=p.audio, raw=raw)
             for p in read_prompts(file)
         ]
     return requests

@@ -39,7 +39,9 @@ class RecordPrompts:
             file.seek(offset)
             line = file.readline().decode("utf-8-sig")
         found = prompt_of(parse_line(Path(name.source), number, line))
-        return self._inputs.encode(found.prompt, images=found.images, audio=found.audio)
+        return self._inputs.encode(
+            found.prompt, images=found.images, videos=found.videos, audio=found.audio
+        )
 
     def _lines(self, source: str) -> dict[str, _Line]:
         if Path(source).suffix.lower() not in JSONL:

@@ -13,6 +13,7 @@ from mmspec.inputs.audio import AudioSource
 from mmspec.inputs.images import ImageSource
 from mmspec.inputs.messages import Message
 from mmspec.inputs.records import Record, is_of_records, read_records, unreadable
+from mmspec.inputs.videos import VideoSource
 
 PROMPT_FIELDS = ("prompt", "messages", "turns")
 _PATH_KEYS = ("path", "image", "video", "audio")  # of a part of a message
@@ -27,16 +28,18 @@ class FilePrompt:
     images: tuple[ImageSource, ...] = ()  # paths, those relative to the file's folder resolved
     task: str = "prompts"
     audio: tuple[AudioSource, ...] = ()  # as images; samples with their rate are taken, too
+    videos: tuple[VideoSource, ...] = ()  # as images
 
 
 def read_prompts(path: str | Path) -> list[FilePrompt]:
     """The prompts of a file, in order; empty lines are left out.
 
     A record of JSONL or Parquet has `prompt` (a text, or chat messages), `messages`, or `turns`
-    (texts, of which the first is taken); it may have `image` or `images`, and `audio` (paths; in
-    Parquet also the bytes, or samples with their rate), and `task` or `category`, a name under
-    which prompts are gathered. Paths, in messages too, are looked for from the file's folder on.
-    Other keys are not read. Any other file is plain text. Raises InputError that names the line.
+    (texts, of which the first is taken); it may have `image` or `images`, `video` or `videos`, and
+    `audio` (paths; in Parquet also the bytes, or samples with their rate), and `task` or
+    `category`, a name under which prompts are gathered. Paths, in messages too, are looked for from
+    the file's folder on. Other keys are not read. Any other file is plain text.
+    Raises InputError that names the line.
     """
     path = Path(path)
     if is_of_records(path) or path.suffix.lower() == ".json":  # JSONL by another name
@@ -74,6 +77,7 @@ def prompt_of(record: Record) -> FilePrompt:
         tuple(_media(record, "images", values.get("images") or values.get("image"))),
         str(task),
         tuple(_media(record, "audio", values.get("audio"))),
+        tuple(_media(record, "videos", values.get("videos") or values.get("video"))),
     )
 
 

@@ -23,7 +23,7 @@ _NOTHING_ELSE = {
     "format_whitelist": "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv",
     "protocol_whitelist": "none",
 }
-_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv")
 
 
 def open_video(
@@ -133,7 +133,7 @@ def _with_pil(data: bytes, name: str, limits: InputLimits) -> Iterator[Image.Ima
 def _has_video_suffix(source: str | os.PathLike[str] | bytes) -> bool:
     if isinstance(source, bytes):
         return False
-    return os.fspath(source).split("?")[0].lower().endswith(_SUFFIXES)
+    return os.fspath(source).split("?")[0].lower().endswith(VIDEO_SUFFIXES)
 
 
 def _is_container(data: bytes) -> bool:

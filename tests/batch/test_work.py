@@ -54,6 +54,18 @@ def test_recordings_are_asked_about_too(tmp_path: Path) -> None:
     assert asked(task).audio == (str(tmp_path / "a.wav"), str(tmp_path / "c.mp3"))
 
 
+def test_a_video_is_a_document_and_a_field_of_a_record(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (task,) = read_tasks(find_inputs([str(tmp_path)]), prompt="What happens?")
+    assert asked(task).videos == (str(tmp_path / "a.mp4"),)
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "What?", "video": "a.mp4"}\n{"prompt": "?", "videos": ["a.mp4", "b.gif"]}\n'
+    )
+    one, two = read_tasks([tmp_path / "p.jsonl"], prompt=None)
+    assert asked(one).videos == (str(tmp_path / "a.mp4"),)
+    assert asked(two).videos == (str(tmp_path / "a.mp4"), str(tmp_path / "b.gif"))
+
+
 def test_without_a_prompt_files_hold_prompts(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(
         '{"id": 7, "prompt": "One?", "images": ["x.png"]}\n\n{"turns": ["Two?"]}\n{}\n'
