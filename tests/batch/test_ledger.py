@@ -1,6 +1,8 @@
 import json
-import subprocess
-import sys
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,19 @@ from mmspec.errors import InputError
 
 def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """A disk that is full beyond them."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_what_was_answered_stays_and_failures_and_half_a_line_go(tmp_path: Path) -> None:
@@ -69,24 +84,25 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
             Ledger(path, run="r")
 
 
+def test_a_file_that_could_not_be_opened_can_be_opened_later(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"id": "a", "error": "x", "run": "r"}\n')
+    (beside := tmp_path / ".out.jsonl.kept").mkdir()  # where the answers without it would go
+    with pytest.raises(InputError, match="cannot be written"):
+        Ledger(path, run="r")
+    beside.rmdir()
+    Ledger(path, run="r").close()
+    assert path.read_text() == ""
+
+
 def test_a_full_disk_is_told_and_what_was_answered_is_whole(tmp_path: Path) -> None:
-    script = """
-import resource, signal, sys
-from mmspec.batch import Ledger
-from mmspec.errors import InputError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-try:
-    with Ledger(sys.argv[1], run="r") as ledger:
+    path = tmp_path / "out.jsonl"
+    ledger = Ledger(path, run="r")
+    with files_of_at_most(2000), pytest.raises(InputError, match=r"cannot be written.*goes on"):
         for number in range(100):
             ledger.write({"id": str(number), "text": "x" * 100})
-except InputError as error:
-    assert "cannot be written" in str(error) and "goes on from it" in str(error), error
-    sys.exit(7)
-"""
-    path = tmp_path / "out.jsonl"
-    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True)
-    assert run.returncode == 7, run.stderr
+    with files_of_at_most(2000), pytest.raises(InputError, match="cannot be written"):
+        ledger.close()  # what is left to be written still cannot be
     with Ledger(path, run="r") as ledger:
         num_whole = len(ledger.answered)
         ledger.write({"id": "next", "text": ""})

@@ -291,6 +291,19 @@ def test_the_first_step_is_plain_so_that_there_is_something_to_compare_with() ->
     assert step.cut([TokenTree.chain(1, [2], [0.9], "any")])[0].num_nodes == 1
 
 
+def test_a_plain_step_is_measured_again_after_256_with_trees() -> None:
+    world = World(controller := AutoController())
+    world.decode({"good": (chain_of(4, 0.95, 0.95), 0.0001)}, 300)
+    assert controller.since_plain > 20, "all steps but the first few had trees"
+    asked = []
+    for steps in (255, 256):
+        controller.since_plain = steps
+        asked.append(controller.step([Pace()], 300).asks(0, "new", TokenTree.root(1)))
+    assert asked == [True, False]
+    world.decode({}, 2)
+    assert controller.since_plain == 0
+
+
 def test_pinned_speculation_is_always_asked_and_never_cut() -> None:
     pace = Pace(speculate=True)
     step = AutoController().step([pace], 10)

@@ -79,6 +79,26 @@ def test_buffers_too_small_or_of_another_form_are_not_taken() -> None:
     assert third.flat_layers[0].keys.shape == (4, 2, 5)
 
 
+def test_buffers_of_another_dtype_are_not_taken() -> None:
+    pool = BufferPool(least_slots=4)
+    first, second = KVCache(NUM_LAYERS, pool=pool), KVCache(NUM_LAYERS, pool=pool)
+    filled(first, 3)
+    first.release()
+    row = second.open(3)
+    with second.writing([row], [3]):
+        states = torch.ones(1, 2, 3, 3, dtype=torch.float64)
+        second.update(states, states, 0)
+    assert second.flat_layers[0].keys.dtype == torch.float64
+
+
+def test_a_buffer_holds_what_was_asked_for_and_at_most_a_quarter_more() -> None:
+    pool = BufferPool(least_slots=8)
+    sizes = [pool.rounded(slots) for slots in range(1, 300)]
+    assert sizes[:8] == [8] * 8 and sizes == sorted(sizes)
+    assert all(slots <= size < 1.25 * slots for slots, size in enumerate(sizes[8:], start=9))
+    assert len(set(sizes)) < 25, "texts of nearly the same length share a size"
+
+
 def test_the_pool_keeps_the_largest_and_can_be_emptied() -> None:
     pool = BufferPool(least_slots=4)
     small, large = KVCache(NUM_LAYERS, pool=pool), KVCache(NUM_LAYERS, pool=pool)
@@ -108,3 +128,5 @@ def test_a_view_has_a_pool_of_its_own() -> None:
         view.unfollow(row)
     assert addresses[0] == addresses[1]
     assert source.pool is not None and source.pool.num_bytes == NUM_LAYERS * 2 * 16 * 6 * 4
+    source.pool.clear()
+    assert source.pool.num_bytes == 0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmspec.kv import KVCache, Levels, PrefixStore, StateKey, StateKind
+from mmspec.kv.state_layer import StateLayer
 
 LAYER = 1  # of three: the first attends, this one keeps a state, the last one does both
 CONV, SUM = StateKey(LAYER, "conv", 0), StateKey(LAYER, "recurrent", 0)
@@ -287,6 +288,25 @@ def test_a_short_convolution_keeps_the_newest_inputs_and_none_of_the_memory_behi
     read(cache, row, [3, 4, 5, 6])
     assert kept().tolist() == [4, 5, 6]
     assert kept().untyped_storage().nbytes() == 8 * 3
+
+
+def test_a_forward_that_names_no_kernel_keeps_all_that_came_first() -> None:
+    layer = StateLayer(1)
+    assert layer.update_conv_state(torch.ones(1, 2, 4)).shape == (1, 2, 4)
+    assert layer.conv_states[0].shape == (1, 2, 4) and layer.written == {("conv", 0)}
+
+
+def test_a_layer_says_what_a_forward_wrote_and_loads_no_more_than_was_kept() -> None:
+    layer = StateLayer(2)
+    state = torch.ones(1, 3)
+    assert layer.update_recurrent_state(state, 1) is state
+    assert layer.written == {("recurrent", 1)} and layer.is_recurrent_states_initialized[1]
+    kept = layer.taken(5)
+    assert list(kept) == [StateKey(5, "recurrent", 1)]
+    assert layer.recurrent_states[1] is None and not layer.written
+    layer.load(5, kept)
+    assert layer.is_recurrent_states_initialized[1] and not layer.is_recurrent_states_initialized[0]
+    assert layer.has_previous_state[1] and not layer.has_previous_state[0]
 
 
 def test_a_layer_may_have_keys_beside_its_state_and_one_without_keys_has_no_length() -> None:
