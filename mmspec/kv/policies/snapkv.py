@@ -41,5 +41,4 @@ class SnapKV:
             layer.kv_heads, layer.num_tokens, dtype=torch.bool, device=layer.keys.device
         )
         kept.scatter_(1, best, True)
-        kept[:, before:] = True
-        return marked(kept, budget)
+        return marked(kept, budget)  # which adds the window, the newest

@@ -36,7 +36,7 @@ class Visual:
             is_media[span.start : span.stop] = True
         media, text = (upload(np.flatnonzero(mask), device) for mask in (is_media, ~is_media))
         num_text = max(min(text.numel(), budget // 2), budget - media.numel())
-        num_text = min(max(num_text, 0), text.numel())
+        num_text = min(num_text, text.numel())
         num_media = budget - num_text
         if not num_media:
             return Window(self.sinks).choose(layer, budget)
