@@ -1,5 +1,7 @@
 """The probe: a model that does not do what it is told about masks and positions is found out."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from families import FAMILIES, REFUSED
@@ -13,6 +15,7 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
 )
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mmspec.errors import ModelError
 from mmspec.kv import KVCache
@@ -22,133 +25,102 @@ from mmspec.target.probe import ProbeReport, probe
 from mmspec.tree import TokenTree
 
 
-class IgnoresMask(LlamaForCausalLM):
+class Given(NamedTuple):
+    """What a forward is told."""
+
+    ids: Tensor  # (batch, seq)
+    mask: Tensor | None
+    positions: Tensor | None
+    cache: Cache
+
+
+class Bent(LlamaForCausalLM):
+    """Takes what it is told for something else."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        past_key_values: Cache,
+        **kwargs: object,
+    ) -> CausalLMOutputWithPast:
+        given = self.taken(Given(input_ids, attention_mask, position_ids, past_key_values))
+        output = super().forward(
+            input_ids=given.ids,
+            attention_mask=given.mask,
+            position_ids=given.positions,
+            past_key_values=given.cache,
+            **kwargs,
+        )
+        return self.said(output)
+
+    def taken(self, given: Given) -> Given:
+        return given
+
+    def said(self, output: CausalLMOutputWithPast) -> CausalLMOutputWithPast:
+        return output
+
+
+class IgnoresMask(Bent):
     """Attends to all that came before, whatever mask it is given."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **kwargs: object,
-    ) -> object:
-        return super().forward(input_ids=input_ids, position_ids=position_ids, **kwargs)
+    def taken(self, given: Given) -> Given:
+        return given._replace(mask=None)
 
 
-class CountsSlots(LlamaForCausalLM):
+class CountsSlots(Bent):
     """Numbers its tokens in the order in which they come, whatever positions it is given."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **kwargs: object,
-    ) -> object:
-        start = kwargs["past_key_values"].get_seq_length()  # type: ignore[union-attr,index]
-        slots = torch.arange(start, start + input_ids.shape[1]).expand(input_ids.shape)
-        return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=slots, **kwargs
-        )
+    def taken(self, given: Given) -> Given:
+        start = given.cache.get_seq_length()
+        slots = torch.arange(start, start + given.ids.shape[1])
+        return given._replace(positions=slots.expand(given.ids.shape))
 
 
-class LooksAtSiblings(LlamaForCausalLM):
+class LooksAtSiblings(Bent):
     """Takes the mask as one of a text: whoever comes later sees all that those before him saw."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **kwargs: object,
-    ) -> object:
-        if attention_mask is not None and attention_mask.dim() == 4:
-            attention_mask = attention_mask.cummax(dim=2).values
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **kwargs,
-        )
+    def taken(self, given: Given) -> Given:
+        if given.mask is None or given.mask.dim() != 4:
+            return given
+        return given._replace(mask=given.mask.cummax(dim=2).values)
 
 
-class CountsNodes(LlamaForCausalLM):
+class CountsNodes(Bent):
     """Believes the first position that it is given, and counts on from there."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **kwargs: object,
-    ) -> object:
-        if position_ids is not None:
-            position_ids = position_ids[:, :1] + torch.arange(input_ids.shape[1])
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **kwargs,
-        )
+    def taken(self, given: Given) -> Given:
+        if given.positions is None:
+            return given
+        counted = given.positions[:, :1] + torch.arange(given.ids.shape[1])
+        return given._replace(positions=counted)
 
 
-class TakesOneToken(LlamaForCausalLM):
+class TakesOneToken(Bent):
     """Fails when several tokens come after a prompt, as a fixed decoding graph would."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **kwargs: object,
-    ) -> object:
-        if kwargs["past_key_values"].get_seq_length() and input_ids.shape[1] > 1:  # type: ignore[union-attr,index]
+    def taken(self, given: Given) -> Given:
+        if given.cache.get_seq_length() and given.ids.shape[1] > 1:
             raise ValueError("one token at a time")
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **kwargs,
-        )
+        return given
 
 
-class KnowsOneCache(LlamaForCausalLM):
+class KnowsOneCache(Bent):
     """Forgets all but the present tokens, unless the cache is transformers' own."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **kwargs: object,
-    ) -> object:
-        if not isinstance(kwargs["past_key_values"], DynamicCache):
-            position_ids = torch.zeros_like(input_ids)
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **kwargs,
-        )
+    def taken(self, given: Given) -> Given:
+        if isinstance(given.cache, DynamicCache):
+            return given
+        return given._replace(positions=torch.zeros_like(given.ids))
 
 
-class SaysNaN(LlamaForCausalLM):
+class SaysNaN(Bent):
     """Overflows in the tree's mask, and only there."""
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        **kwargs: object,
-    ) -> object:
-        output = super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **kwargs,
-        )
-        if input_ids.shape[1] == 5:
+    def said(self, output: CausalLMOutputWithPast) -> CausalLMOutputWithPast:
+        if output.logits is not None and output.logits.shape[1] == 5:
             output.logits[:, -1] = torch.nan
         return output
 
