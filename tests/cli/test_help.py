@@ -85,10 +85,3 @@ def test_a_misspelt_command_is_told_with_the_right_one() -> None:
     run = CliRunner().invoke(app, ["genrate"], env={"NO_COLOR": "1"})
     assert run.exit_code == 2
     assert "genrate" in run.stderr and "Did you mean 'generate'?" in run.stderr
-
-
-def test_the_module_is_the_command() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "mmspec", "version"], capture_output=True, text=True, timeout=60
-    )
-    assert (run.returncode, run.stdout.strip()) == (0, mmspec.__version__)

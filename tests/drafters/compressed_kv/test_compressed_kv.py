@@ -61,8 +61,8 @@ def acceptance(results: Sequence[Result]) -> float:
 
 
 def assert_plain(engine: Engine, requests: Sequence[Request], results: Sequence[Result]) -> None:
-    for request, result in zip(requests, results, strict=True):
-        assert result.tokens == engine.generate(request, speculate=False).tokens
+    plain = engine.generate(requests, speculate=False)
+    assert [result.tokens for result in results] == [result.tokens for result in plain]
     assert bound(engine).num_bytes == 0, "a view was not freed"
 
 
@@ -73,7 +73,7 @@ def assert_plain(engine: Engine, requests: Sequence[Request], results: Sequence[
 def test_a_view_of_everything_drafts_what_the_target_says(family: str) -> None:
     """So keys, positions, masks and noise are right: with images and videos, windows and sinks, in
     a ragged batch, after each commit and each refresh. A policy has no choice here; a layer with a
-    window is shown more than that."""
+    window is shown more than that. Families are sampled and greedy in turn."""
     layouts = ["text"] * 3
     if FAMILIES[family].kind == "vision":
         video = "video" if FAMILIES[family].takes_video else "two_images"
@@ -81,11 +81,11 @@ def test_a_view_of_everything_drafts_what_the_target_says(family: str) -> None:
     if FAMILIES[family].kind == "audio":
         layouts = ["audio", "text", "two_audio"]
     engine = engine_of(family, **WHOLE, policy="topk_chunks", max_depth=3)
-    for sampling in (SAMPLINGS["greedy"], SAMPLED):
-        requests = requests_of(family, sampling, layouts)
-        results = engine.generate(requests)
-        assert acceptance(results) == 1.0
-        assert all(result.stats.tokens_per_step > 3 for result in results)
+    is_greedy = [*FAMILIES].index(family) % 2 == 0
+    requests = requests_of(family, SAMPLINGS["greedy"] if is_greedy else SAMPLED, layouts)
+    results = engine.generate(requests)
+    assert acceptance(results) == 1.0
+    assert all(result.stats.tokens_per_step > 3 for result in results)
     assert_plain(engine, requests, results)
 
 
