@@ -359,6 +359,12 @@ def test_one_child_is_accepted_as_often_as_the_overlap_of_p_and_q() -> None:
     assert accepted(world, speculative, drawing(1), (0,)) == pytest.approx(overlap, abs=EXACT)
 
 
+def test_what_is_left_of_p_is_a_distribution_also_where_nothing_is() -> None:
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.25, 0.5, 0.25])
+    assert residual(p, q).tolist() == [1.0, 0.0, 0.0]
+    assert torch.equal(residual(p, p), p)
+
+
 def test_more_children_are_accepted_more_often_and_all_tokens_always() -> None:
     world = World(3, 9, seed=6)
     rates = [accepted(world, recursive, drawing(k), (0,)) for k in (1, 2, 3)]
