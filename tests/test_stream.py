@@ -15,6 +15,7 @@ from mmspec.stream import (
     Piece,
     SlowDetokenizer,
     TextStream,
+    WindowDetokenizer,
     build_detokenizer,
 )
 
@@ -104,6 +105,17 @@ def test_bytes_that_are_no_character_cost_no_text(after: list[str]) -> None:
     text = detokenized(FastDetokenizer(tokenizer, True), tokens)
     assert text.startswith("你"), "what was shown stays"
     assert text.endswith("".join(["a", *after]))
+
+
+def test_a_token_costs_the_same_however_long_the_text_is() -> None:
+    lengths = list[int]()
+
+    def decode(tokens: list[int]) -> str:
+        lengths.append(len(tokens))
+        return "".join(chr(97 + token % 26) for token in tokens)
+
+    assert len(detokenized(WindowDetokenizer(decode), range(500))) == 500
+    assert max(lengths) == 2, "the last token whose text came out, and the one since"
 
 
 def test_no_tokenizer_no_text() -> None:
