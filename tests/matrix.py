@@ -1,13 +1,14 @@
 """The exactness matrix: every family x drafter x sampling x batch x layout, against plain decoding.
 
 `run_cell` is one comparison; `all_cells` is the whole matrix, `covering_cells` a part of it in
-which every family meets every drafter and every pair of options.
+which every family meets every kind of drafter, and every two families every pair of options.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +24,10 @@ from families.vision import FIRST_MEDIA_TOKEN
 from glide_heads import drawn
 from medusa_heads import unfitted
 from stores import write_store
+from transformers import PreTrainedModel
 
-import mmspec
+import mmspec.build
+from mmspec.build import AnyDrafter
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
@@ -84,14 +87,17 @@ KNOWING = (
 )
 # Of those the ones that guess: a short text that is warped may prove all of it wrong.
 GUESSING = ("lookahead", "glide")
-# Those that draft by a model take longer: of each of these one a family, in turn.
-BY_A_MODEL = (
+# Those that draft by a model take longer, and copies are alike whatever they are copied from: of
+# each of these one a family, in turn.
+IN_TURN = (
     ("draft_same",),
     ("draft_padded", "draft_other"),
     ("cascade", *(f"compressed_{policy}" for policy in COMPRESSED)),
     ("lookahead", "prompt_lookup+lookahead"),
     ("eagle1", "glide", "eagle3"),
     ("medusa", "medusa_own"),
+    ("retrieval_suffix", "retrieval_online", "retrieval_generated"),
+    ("retrieval_dense",),
 )
 WIDE_HYBRIDS = ("qwen3_next", "qwen3_5")
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -113,6 +119,7 @@ REUSES: dict[str, tuple[int | None, bool]] = {
     "chunks_and_prefixes": (11, True),
 }
 NEW_TOKENS = 24
+Probing = Callable[[PreTrainedModel, DecodeConfig], tuple[Target, Any]]
 PROMPT_TOKENS = (40, 17, 29)  # of a batch's rows, images not counted
 
 
@@ -166,32 +173,55 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
     ]
 
 
-def covering_cells() -> list[Cell]:
-    """Cells of each family until every pair of its options was met, greedily the most new pairs;
-    of each kind of `BY_A_MODEL` one a family, with its other options in turn; of retrieval's
-    sources, which draft alike, each once. Of the hybrids, which keep their states alike, all but
-    `WIDE_HYBRIDS` have fewer."""
+@cache
+def covering_cells() -> tuple[Cell, ...]:
+    """Of each family one cell of each kind of `IN_TURN`, with other options every time; and every
+    pair of the options of the other drafters once for every two families that have the same,
+    who share a cover of them. Each two have it with the options' names exchanged, so that
+    together they meet most triples too. Of the hybrids, which keep their states alike, all but
+    `WIDE_HYBRIDS` have fewer drafters."""
     chosen: list[Cell] = []
-    apart = {*RETRIEVALS, *(name for kind in BY_A_MODEL for name in kind)}
-    for number, name in enumerate(FAMILIES):
-        own = [cell for cell in all_cells() if cell.family == name]
-        turns = (kind[number % len(kind)] for kind in BY_A_MODEL)
+    met: Counter[tuple[tuple[object, ...], ...]] = Counter()
+    for number, (name, family) in enumerate(FAMILIES.items()):
         is_narrow = has_states(name) and name not in WIDE_HYBRIDS
-        for place, drafter in enumerate((*turns, *(() if is_narrow else RETRIEVALS))):
-            fixed = [c for c in own if c.drafter == drafter and c.controller == "fixed"]
-            chosen.append(fixed[(number * 5 + place * 7) % len(fixed)])
-        apart_here = {*DRAFTERS} - {"adversary", "layer_skip"} if is_narrow else apart
-        cells = [cell for cell in own if cell.drafter not in apart_here]
-        missing = {pair for cell in cells for pair in _pairs(cell)}
-        while missing:
-            best = max(cells, key=lambda cell: len(missing & _pairs(cell)))
-            missing -= _pairs(best)
-            chosen.append(best)
-    return chosen
+        rest = (SAMPLINGS, BATCHES, LAYOUTS[family.kind], CONTROLLERS, REUSES)
+        for place, kind in enumerate(IN_TURN[:-2] if is_narrow else IN_TURN):
+            drafter = kind[number % len(kind)]
+            fixed = [c for c in product((drafter,), *rest) if c[4] == "fixed"]
+            at = number * 5 + number // len(kind) + place * 7
+            chosen.append(Cell(name, *fixed[at % len(fixed)]))
+        apart = {drafter for kind in IN_TURN for drafter in kind}
+        own = [d for d in DRAFTERS if d not in apart]
+        own = [d for d in own if d in ("adversary", "layer_skip")] if is_narrow else own
+        axes = tuple(tuple(axis) for axis in (own, *rest))
+        turn, half = divmod(met[axes], 2)
+        met[axes] += 1
+        for options in sorted(_cover(axes), key=lambda o: own.index(o[0]))[half::2]:
+            exchanged = (
+                axis[(axis.index(option) + turn * step) % len(axis)]
+                for step, (axis, option) in enumerate(zip(axes, options, strict=True), start=1)
+            )
+            chosen.append(Cell(name, *exchanged))
+    return tuple(chosen)
 
 
-def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
-    return set(combinations(enumerate(cell.options), 2))
+@cache
+def _cover(axes: tuple[tuple[Any, ...], ...]) -> tuple[tuple[Any, ...], ...]:
+    """Choices of one option an axis that have every pair of options; greedily the most new pairs,
+    and of those the one whose options were chosen least."""
+    pairs = {options: {*combinations(enumerate(options), 2)} for options in product(*axes)}
+    missing = set().union(*pairs.values())
+    chosen: list[tuple[Any, ...]] = []
+    while missing:
+        uses = Counter(option for options in chosen for option in enumerate(options))
+        worth = {
+            options: (len(missing & found), -sum(map(uses.__getitem__, enumerate(options))))
+            for options, found in pairs.items()
+        }
+        best = max(worth, key=worth.__getitem__)
+        missing -= pairs[best]
+        chosen.append(best)
+    return tuple(chosen)
 
 
 def must_accept(cell: Cell) -> bool:
@@ -322,7 +352,7 @@ def _engine(
     family: str,
     dtype: str,
     max_nodes: int,
-    drafters: list[Drafter | DrafterForTarget],
+    drafters: Sequence[AnyDrafter],
     controller: str = "fixed",
     reuse: str = "none",
     choosing: str = "auto",
@@ -340,7 +370,22 @@ def _engine(
         ),
         cache=CacheConfig() if has_stores else CacheConfig(prefix_bytes=0, feature_bytes=0),
     )
-    return mmspec.load(model_of(family, dtype), letters(), config=config, drafter=drafters)
+    return engine_of(family, dtype, config=config, drafters=drafters)
+
+
+def engine_of(
+    family: str, dtype: str = "float64", *, config: Config, drafters: Sequence[AnyDrafter]
+) -> Engine:
+    """As `mmspec.load` gives it, but that a model is probed once: that takes as long as a cell."""
+    model = model_of(family, dtype)
+    probed = _probed(mmspec.build.probed_target, model, config.decode.exactness)
+    return mmspec.build.build_engine(config, model, letters(), drafters, probed=probed)
+
+
+@lru_cache(64)
+def _probed(probed_target: Probing, model: PreTrainedModel, exactness: str) -> tuple[Target, Any]:
+    """By `probed_target` itself, in whose place tests put another."""
+    return probed_target(model, DecodeConfig(exactness=exactness))
 
 
 def _drafter(

@@ -5,17 +5,16 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import matrix
 import pytest
 import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
 from lent import Lent, counted
-from matrix import Cell, covering_cells, letters, model_of, run_cell
 from torch import Tensor
 from transformers import LogitsProcessor
 from transformers.generation import logits_process
 
-import mmspec
 from mmspec import prefixes
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.engine import Engine
@@ -103,12 +102,6 @@ def test_what_may_keep_state_is_left_to_the_walk() -> None:
     assert not any(map(can_apply, (Own(3), constrained, ignoring)))
 
 
-@pytest.mark.parametrize("cell", covering_cells()[::29], ids=str)
-def test_foreseen_tokens_are_the_plain_ones(cell: Cell) -> None:
-    outcome = run_cell(cell, choosing="device")
-    assert not outcome.mismatches, "; ".join(outcome.mismatches)
-
-
 OPTIONS: Mapping[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -168,8 +161,8 @@ def engine_of(
         tuple(request.prompt["input_ids"][0].tolist()): result.tokens  # type: ignore[index,call-overload]
         for request, result in zip(requests_of(options), truths, strict=False)
     }
-    drafter = [Adversary(known, VOCAB_SIZE)] if known else "none"
-    return mmspec.load(model_of("llama", "float64"), letters(), config=config, drafter=drafter)
+    drafters = [Adversary(known, VOCAB_SIZE)] if known else []
+    return matrix.engine_of("llama", config=config, drafters=drafters)
 
 
 def said(result: Result) -> tuple[Any, ...]:

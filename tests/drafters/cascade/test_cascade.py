@@ -108,7 +108,7 @@ def test_over_a_view_of_everything_all_that_is_handed_on_is_accepted(
 
 
 @pytest.mark.parametrize(
-    ("policy", "sampling"), zip(("window", "snapkv", "topk_chunks"), SAMPLINGS, strict=True)
+    ("policy", "sampling"), [*zip(("window", "snapkv", "topk_chunks"), SAMPLINGS, strict=True)]
 )
 @pytest.mark.parametrize(
     ("family", "layout"), [("mistral_sliding", "text"), ("qwen2_5_vl", "image_middle")]

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -158,15 +159,19 @@ def test_a_fault_of_the_view_costs_acceptance_and_no_token(
     assert_plain(engine, requests, results)
 
 
-@pytest.mark.parametrize("policy", ["window", "snapkv", "topk_chunks", "visual", "window+snapkv"])
-def test_side_branches_and_small_views_change_no_token(policy: str) -> None:
-    layouts = ["image_middle", "text", "image_last"]
+POLICY_NAMES = ("window", "snapkv", "topk_chunks", "visual", "window+snapkv")
+
+
+@pytest.mark.parametrize(
+    ("policy", "sampling"), [*zip(POLICY_NAMES, cycle(SAMPLINGS), strict=False)]
+)
+def test_side_branches_and_small_views_change_no_token(policy: str, sampling: str) -> None:
     engine = engine_of("qwen2_vl", policy=policy, top_k=3, width=2, max_depth=4)
-    for sampling in SAMPLINGS.values():
-        requests = requests_of("qwen2_vl", sampling, layouts)
-        results = engine.generate(requests)
-        assert_plain(engine, requests, results)
-        assert accepted(results) > 0
+    layouts = ["image_middle", "text", "image_last"]
+    requests = requests_of("qwen2_vl", SAMPLINGS[sampling], layouts)
+    results = engine.generate(requests)
+    assert_plain(engine, requests, results)
+    assert accepted(results) > 0
 
 
 @pytest.mark.parametrize("verifier", ["speculative", "block", "recursive"])
