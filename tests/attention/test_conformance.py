@@ -102,6 +102,14 @@ def test_the_kernel(case: Case, splits: int) -> None:
     assert_conforms(rung, case, torch.float32, KERNEL_DEVICE)
 
 
+@pytest.mark.parametrize("block_n", [16, 32, 64, 128])
+def test_blocks_that_begin_within_a_word_of_the_mask_find_each_bit(block_n: int) -> None:
+    """Tails of four words, behind prefixes that end anywhere in a block."""
+    case = Case((21, 64, 150), (70, 33, 9), older=40, kv_heads=1, group=1, head_dim=16)
+    rung = TritonTree(Tile(block_m=128, block_n=block_n, num_warps=4, num_stages=1), splits=2)
+    assert_conforms(rung, case, torch.float32, KERNEL_DEVICE)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_kernel_in_half_precision(dtype: torch.dtype) -> None:
     case = replace(QUICK, committed=(300, 20), nodes=(9, 3))

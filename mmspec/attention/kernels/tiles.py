@@ -29,7 +29,7 @@ Tiles = tuple[Tile, ...]
 # By the padded head size, the larger of keys' and values'; smallest first.
 LARGE: dict[int, Tiles] = {  # 2 bytes an element, much shared memory
     64: (Tile(16, 128, 4, 3), Tile(32, 64, 4, 3), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3, 1)),
-    128: (Tile(16, 64, 4, 3), Tile(32, 64, 4, 3), Tile(64, 64, 4, 2), Tile(128, 64, 8, 3, 1)),
+    128: (Tile(16, 64, 4, 4), Tile(32, 64, 4, 4), Tile(64, 64, 4, 2), Tile(128, 64, 8, 3, 1)),
     256: (Tile(16, 32, 4, 3), Tile(32, 32, 4, 3), Tile(64, 32, 8, 2)),
 }
 SMALL: dict[int, Tiles] = {  # 2 bytes an element, other devices

@@ -243,31 +243,38 @@ def _attend_block(
         k = tl.load(key_at, mask=dims[None, :] < HEAD_DIM, other=0.0)
     else:
         k = tl.load(key_at)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_in
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if HAS_SOFTCAP:
         # tanh; exp2 overflows to inf or falls to 0 where it is 1 or -1.
-        scores = (1.0 - 2.0 / (tl.exp2(scores * 2.8853900817779268) + 1.0)) * scale_out
+        scores = 1.0 - 2.0 / (tl.exp2(scores * scale_in * 2.8853900817779268) + 1.0)
+        scale = scale_out
+    else:
+        scale = scale_in
     if IS_MASKED:
         own = column - count  # in the tail, from 0 on
-        in_tail = (own >= 0) & inside
-        word = tl.load(
-            visible_at[:, None] + (own >> 5)[None, :],
-            mask=is_real[:, None] & in_tail[None, :],
-            other=0,
-        )
+        # The words that a block may touch, one load of a node each: a column's own word is selected
+        # in registers. Fetched column by column they took more shared memory than keys do.
+        low_word = (block - count) >> 5
+        word = tl.zeros([is_real.shape[0], BLOCK_N], dtype=tl.int32)
+        for step in tl.static_range((BLOCK_N + 62) // 32):
+            at = low_word + step
+            is_there = is_real & (at >= 0) & (at * 32 < total - count)
+            some = tl.load(visible_at + at, mask=is_there, other=0)
+            word = tl.where((own >> 5)[None, :] == at, some[:, None], word)
         bit = (word >> (own & 31)[None, :]) & 1
         seen = inside[None, :] & ((own < 0)[None, :] | (bit == 1))
         if HAS_REACH:
-            depth = tl.load(depth_at + own, mask=in_tail, other=0)
+            depth = tl.load(depth_at + own, mask=(own >= 0) & inside, other=0)
             position = tl.where(own < 0, column, count + depth)
             seen = seen & (position[None, :] >= first[:, None])
         scores = tl.where(seen, scores, float("-inf"))
 
-    new_largest = tl.maximum(largest, tl.max(scores, axis=1))
+    # Scaled behind the maximum, and in the same instruction as the difference.
+    new_largest = tl.maximum(largest, tl.max(scores, axis=1) * scale)
     base = new_largest
     if IS_MASKED:  # -inf - -inf would be NaN, where a node has seen nothing yet
         base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
-    weights = tl.exp2(scores - base[:, None])
+    weights = tl.exp2(scores * scale - base[:, None])
     shrink = tl.exp2(largest - base)
     weight = weight * shrink + tl.sum(weights, axis=1)
     acc = acc * shrink[:, None]
