@@ -263,12 +263,14 @@ def main() -> None:
     bandwidth = copy_bandwidth(arguments.device, clock, 2**20 if arguments.small else 2**31)
     block_rows: list[BlockRow] = []
     linear_rows: list[LinearRow] = []
+    early: dict[str, bool] = {}
     for name in SMALL if arguments.small else arguments.shapes:
         kind, config, full_layers = (SMALL | SHAPES)[name]
         model = built(kind, config(arguments.layers), arguments.device)
         kit = TritonKit(clock=clock, device_type=arguments.device)
         blocks = quick_blocks(model, kit=kit)
         assert blocks is not None
+        early[name] = kit.tilings.is_early
         bench = Bench(name, model, blocks, clock, bandwidth)
         for context in arguments.contexts:
             for nodes in arguments.nodes:
@@ -283,6 +285,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "interpreter",
         "layers": arguments.layers,
         "copy_bytes_per_s": bandwidth,
+        "begin_early": early,
         "blocks": [asdict(row) for row in block_rows],
         "linears": [asdict(row) for row in linear_rows],
     }

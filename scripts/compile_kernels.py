@@ -4,16 +4,21 @@ compiled as it would be, and none is made. Run by itself, without the interprete
 
     python scripts/compile_kernels.py 90             a line a kernel that was compiled
     python scripts/compile_kernels.py 90 --part 3/16     each sixteenth launch, from the third on
+    python scripts/compile_kernels.py 90 --report build/kernels.jsonl    and its Facts, as JSON
 
 What is run with the same Triton and TRITON_CACHE_DIR later finds them compiled: `gpu_check` has all
 parts compiled at the same time.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,16 +93,71 @@ def compiled_of(launches: Launches, *, capability: int) -> Iterator[tuple[str, A
         JITFunction.run = launch
 
 
-def resources(cubin: bytes, folder: Path) -> tuple[int, int]:
-    """Registers of a thread, and bytes of memory that it takes for want of them."""
-    path = folder / "kernel.cubin"
-    path.write_bytes(cubin)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    said = subprocess.run(
-        [tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True
-    ).stdout
-    numbers = dict(re.findall(r"(REG|STACK):(\d+)", said))
-    return int(numbers["REG"]), int(numbers["STACK"])
+@dataclass(frozen=True)
+class Facts:
+    """What the machine code of one kernel says of its speed."""
+
+    name: str
+    constants: dict[str, object]  # what it was compiled for
+    warps: int
+    shared_bytes: int
+    registers: int  # of a thread
+    stack_bytes: int  # of a thread: memory that it takes for want of registers
+    resident: int  # programs that a multiprocessor of an H200 has room for
+    load_bits: int  # widest read of a thread, in loops and beside
+    products: str  # tensor cores': HGMMA or HMMA, or none
+    is_asynchronous: bool  # reads on their way while others are computed with
+    waits_first: bool | None  # reads nothing before it may; None: it never begins early
+
+    @staticmethod
+    def of(name: str, kernel: Any, folder: Path) -> "Facts":
+        cubin = folder / "kernel.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        used = _said("cuobjdump", "--dump-resource-usage", cubin)
+        numbers = dict(re.findall(r"(REG|STACK):(\d+)", used))
+        code = _said("nvdisasm", "-c", cubin)
+        registers, shared = int(numbers["REG"]), kernel.metadata.shared
+        threads = 32 * kernel.metadata.num_warps
+        widths = re.findall(r"\b(?:LDG|LDGSTS)\.E\.(?:[A-Z]+\.)*(64|128)\b", code)
+        return Facts(
+            name,
+            {k: v for k, v in _constants(kernel).items() if isinstance(v, int | str)},
+            kernel.metadata.num_warps,
+            shared,
+            registers,
+            int(numbers["STACK"]),
+            _resident(registers, shared, threads),
+            max(map(int, widths), default=32),
+            next((kind for kind in ("HGMMA", "HMMA") if kind in code), "none"),
+            "LDGSTS" in code,
+            _waits_first(code),
+        )
+
+
+def _said(tool: str, *options: object) -> str:
+    """By a tool that comes with Triton."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    command = [str(path), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _constants(kernel: Any) -> dict[str, object]:
+    """By name."""
+    names = kernel.src.fn.arg_names
+    return {names[place[0]]: value for place, value in kernel.src.constants.items()}
+
+
+def _resident(registers: int, shared: int, threads: int) -> int:
+    """A multiprocessor has 65,536 registers, given out by eights, and takes 2048 threads and 32
+    programs; each program's shared memory costs 1 KB more."""
+    of_registers = 65_536 // (threads * -(-registers // 8) * 8)
+    return min(of_registers, _H200[1] // (shared + 1024), 2048 // threads, 32)
+
+
+def _waits_first(code: str) -> bool | None:
+    wait = code.find("ACQBULK")
+    reads = re.search(r"\b(LDG|LDGSTS|STG)\.", code)
+    return None if wait < 0 else reads is None or wait < reads.start()
 
 
 def all_launches(*, is_quick: bool) -> Launches:
@@ -139,6 +199,8 @@ def _attention(model: str, nodes: int, context: int) -> Launches:
         _empty(1, nodes, kv_heads, group, 128),
         _empty(1, kv_heads, group, nodes, dtype=torch.float32).permute(0, 3, 1, 2),
     )
+    early = replace(graph, is_early=True)
+    yield lambda: rung.attend(query, keys, keys, call=early, rule=rule)
     for call in (plain, graph):
         yield lambda call=call: rung.attend(query, keys, keys, call=call, rule=rule)
         yield lambda call=call: rung.attend(query, keys, keys, call=call, rule=rule, prefix=before)
@@ -175,40 +237,42 @@ def _products(model: str, *, is_quick: bool) -> Launches:
                 rows, weights = _empty(padded, width), [_empty(n, width) for n in sizes]
                 biased = has_bias and len(sizes) == 3
                 biases = [_empty(n) for n in sizes] if biased else None
-                yield lambda r=rows, w=weights, b=biases, t=tiling: skinny.multiply(r, w, b, t)
+                for is_early in (False, True):
+                    yield lambda r=rows, w=weights, b=biases, t=tiling, e=is_early: skinny.multiply(
+                        r, w, b, t, is_early=e
+                    )
             if padded > 1 or not is_quick:
                 rows = _empty(padded, hidden)
                 pair = [_empty(intermediate, hidden) for _ in range(2)]
-                yield lambda r=rows, p=pair, t=tiling: skinny.multiply_gated(
-                    r, *p, tiling=t, activation="silu"
-                )
+                for is_early in (False, True):
+                    yield lambda r=rows, p=pair, t=tiling, e=is_early: skinny.multiply_gated(
+                        r, *p, tiling=t, activation="silu", is_early=e
+                    )
 
 
 def _block(model: str, nodes: int) -> Launches:
     """What is beside products and attention in a decoder block."""
     kv_heads, group, hidden, intermediate, _ = _MODELS[model]
     states, weight = _empty(1, nodes, hidden), _empty(hidden)
-    yield lambda: norm.add_norm(states, None, weight, epsilon=1e-5)
-    yield lambda: norm.add_norm(states, states, weight, epsilon=1e-5)
     both = _empty(1, nodes, 2 * intermediate).split(intermediate, dim=-1)
-    yield lambda: gate.gate(*both, activation="silu")
-    yield lambda: gate.gate(
-        _empty(1, nodes, intermediate), _empty(1, nodes, intermediate), activation="silu"
-    )
+    apart = [_empty(1, nodes, intermediate) for _ in range(2)]
     tensors = TreeTensors.of([_row(40, nodes)], "cpu", tail=max(nodes, 32))
     keys, angles = _empty(64, kv_heads, 128), _empty(1, nodes, 128)
     sizes = [kv_heads * group * 128, kv_heads * 128, kv_heads * 128]
-    for parts in (
-        _empty(1, nodes, sum(sizes)).split(sizes, dim=-1),
-        [_empty(1, nodes, size) for size in sizes],
-    ):
-        yield lambda parts=parts: rotary.turn(
-            *parts, cos=angles, sin=angles, keys=keys, values=keys, tensors=tensors
-        )
-    norms = rotary.HeadNorms(_empty(128), _empty(128), 1e-6)
-    yield lambda: rotary.turn(
-        *parts, cos=angles, sin=angles, keys=keys, values=keys, tensors=tensors, norms=norms
-    )
+    stacked = _empty(1, nodes, sum(sizes)).split(sizes, dim=-1)
+    own = [_empty(1, nodes, size) for size in sizes]
+    head_norms = rotary.HeadNorms(_empty(128), _empty(128), 1e-6)
+    for is_early in (False, True):
+        normed = partial(norm.add_norm, weight=weight, epsilon=1e-5, is_early=is_early)
+        yield partial(normed, states, None)
+        yield partial(normed, states, states)
+        for parts in (both, apart):
+            yield partial(gate.gate, *parts, activation="silu", is_early=is_early)
+        for parts, norms in ((stacked, None), (own, None), (own, head_norms)):
+            yield partial(
+                rotary.turn, *parts, cos=angles, sin=angles, keys=keys, values=keys,
+                tensors=tensors, norms=norms, is_early=is_early,
+            )  # fmt: skip
 
 
 def _kv(*, is_quick: bool) -> Launches:
@@ -257,16 +321,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("capability", type=int, help="of the GPU, 90 for a H100 or H200")
     parser.add_argument("--quick", action="store_true", help="each kernel, and few of its kinds")
+    parser.add_argument("--report", type=Path, help="a file for what their machine code says")
     parser.add_argument("--part", default="1/1", help="this one of so many")
     args = parser.parse_args()
     triton_tree._device = lambda device: triton_tree._Device(*_H200)
     part, parts = map(int, args.part.split("/"))
     launches = islice(all_launches(is_quick=args.quick), part - 1, None, parts)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, ExitStack() as files:
+        report = args.report and files.enter_context(args.report.open("w"))
         for name, kernel in compiled_of(launches, capability=args.capability):
-            registers, spilled = resources(kernel.asm["cubin"], Path(folder))
-            is_asynchronous = "cp.async" in kernel.asm["ptx"]
-            print(name, kernel.metadata.shared, registers, spilled, is_asynchronous, flush=True)
+            if report:
+                report.write(json.dumps(asdict(Facts.of(name, kernel, Path(folder)))) + "\n")
+            print(name, kernel.metadata.shared, flush=True)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ class TritonTree:
         """`prefix`: what the prefix gave already, `out` (batch, nodes, kv_heads, group, head_dim)
         and `lse` (batch, nodes, kv_heads, group); only the tail is read then. Raises TritonError
         where a kernel does not compile, or does not fit the device."""
+        from mmspec.attention.kernels.early import launch_options
         from mmspec.attention.kernels.merge_kernel import merge_kernel
         from mmspec.attention.kernels.tree_kernel import tree_kernel
 
@@ -161,6 +162,7 @@ class TritonTree:
                 BEHIND_PREFIX=prefix is not None,
                 num_warps=tile.num_warps,
                 num_stages=tile.num_stages,
+                **launch_options(call.is_early),
             )
             if splits > 1:
                 merge_kernel[(batch * nodes, heads)](
@@ -178,6 +180,7 @@ class TritonTree:
                     **merge_blocks(splits, value_dim),
                     HAS_SINKS=rule.sinks is not None,
                     num_warps=4,
+                    **launch_options(call.is_early),
                 )
         return out
 

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 
 import torch
 
 from mmspec.attention.conformance import CASES, FAR, Case, build
 from mmspec.attention.conformance import check as suite_check
-from mmspec.gpu_check import chunk_cells, kv_cells, noise_cells, nucleus_cells
+from mmspec.gpu_check import chunk_cells, early_cells, kv_cells, noise_cells, nucleus_cells
 from mmspec.gpu_check.backends import backends
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import GpuLost, Setting
@@ -35,11 +35,13 @@ class Tally:
 
 
 def check(setting: Setting, recorder: Recorder) -> None:
-    """Noise, top-p, KV writes and commits, tree attention by each backend, a prompt's chunks."""
+    """Noise, top-p, KV writes and commits, kernels that begin early, tree attention by each
+    backend, a prompt's chunks."""
     parts = {
         "noise": _check_noise,
         "nucleus": _check_nucleus,
         "KV": _check_kv,
+        "early begin": _check_early,
         "attention": _check_attention,
         "chunks": _check_chunks,
     }
@@ -115,6 +117,18 @@ def _check_chunks(setting: Setting, recorder: Recorder) -> None:
     for what in found:
         recorder.check(False, what)
     recorder.found("chunks", {"failures": len(found)})
+
+
+def _check_early(setting: Setting, recorder: Recorder) -> None:
+    reason = early_cells.why_not(setting)
+    if reason is not None:
+        recorder.missing(f"early begin of kernels: {reason}")
+        return
+    rows = list(early_cells.rows(setting))
+    recorder.found("early", [asdict(row) for row in rows if not isinstance(row, str)])
+    for row in rows:
+        if isinstance(row, str):
+            recorder.check(False, row)
 
 
 def _check_noise(setting: Setting, recorder: Recorder) -> None:

@@ -71,19 +71,24 @@ class GpuLinears:
 
     def run(self, states: Tensor, tiling: Tiling | None) -> Sequence[Tensor]:
         """The same by this tiling; None: by the library."""
+        is_early = self._tilings.is_early
         if tiling is None:
             made = self._by_library(states)
             if self._activation is None:
                 return made
-            return [gate(made[0], made[1], activation=self._activation)]
+            product = gate(made[0], made[1], activation=self._activation, is_early=is_early)
+            return [product]
         rows = states.flatten(0, 1)
         weights = [module.weight for module in self._modules]
         if self._activation is not None:
-            product = multiply_gated(rows, *weights, tiling=tiling, activation=self._activation)
+            product = multiply_gated(
+                rows, *weights, tiling=tiling, activation=self._activation, is_early=is_early
+            )
             return [product.view(*states.shape[:2], -1)]
         has_bias = self._modules[0].bias is not None
         biases = [module.bias for module in self._modules] if has_bias else None
-        out = multiply(rows, weights, biases, tiling).view(*states.shape[:2], -1)
+        out = multiply(rows, weights, biases, tiling, is_early=is_early)
+        out = out.view(*states.shape[:2], -1)
         return out.split([weight.shape[0] for weight in weights], dim=-1)
 
     def _by_library(self, states: Tensor) -> Sequence[Tensor]:

@@ -1,4 +1,5 @@
-"""Tilings: by which skinny product a linear layer is computed at how many rows, as measured."""
+"""Tilings: by which skinny product a linear layer is computed at how many rows, as measured; and
+whether kernels begin before the one ahead has ended."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -46,6 +47,7 @@ class Tilings:
     def __init__(self, chosen: Mapping[tuple[Shape, int], Tiling]) -> None:
         """By shape and `padded_rows`."""
         self.chosen = dict(chosen)
+        self.is_early = False
 
     def find(self, shape: Shape, rows: int) -> Tiling | None:
         """None for the library's product."""

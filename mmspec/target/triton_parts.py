@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from triton.errors import TritonError
 
 from mmspec.attention import TreeCall
+from mmspec.attention.kernels.early import can_begin_early
 from mmspec.kv import FlatLayer
+from mmspec.target.early_begin import pays
 from mmspec.target.gpu_linears import Clock, GpuLinears, measured
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.kernels.rotary import HeadNorms, turn
@@ -44,10 +46,12 @@ class TritonKit:
         self._clock = clock if tilings is None else None
         self.tilings = tilings or Tilings({})
         self.linears: list[GpuLinears] = []  # of all parts that were made
+        self.parts: list[TritonParts] = []
 
     def block(self, layer: nn.Module) -> "TritonParts":
         parts = TritonParts(layer, self.tilings)
         self.linears += parts.linears
+        self.parts.append(parts)
         return parts
 
     def head(self, norm: nn.Module, linear: nn.Linear) -> "TritonHead":
@@ -63,9 +67,13 @@ class TritonKit:
             return
         try:
             self.tilings.chosen.update(measured(self.linears, self._clock))
+            if self.parts and can_begin_early(self.linears[0].device):
+                self.tilings.is_early = pays(self.parts, self.tilings, self._clock)
         except (RuntimeError, TritonError) as error:
             reason = str(error).splitlines()[0]
-            logger.warning("skinny products were not measured (%s); none is used", reason)
+            logger.warning(
+                "not all kernels of blocks were measured (%s); the plain ones are used", reason
+            )
 
 
 class TritonParts:
@@ -73,9 +81,16 @@ class TritonParts:
 
     num_bytes = 0
 
+    @property
+    def like(self) -> Tensor:
+        """(hidden,) in the states' dtype and place."""
+        weight: Tensor = self._middle_norm.weight
+        return weight
+
     def __init__(self, layer: nn.Module, tilings: Tilings) -> None:
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
+        self._tilings = tilings
         self._index: int = attention.layer_idx
         self._head_dim: int = attention.head_dim
         self._input_norm: Any = layer.input_layernorm
@@ -92,6 +107,12 @@ class TritonParts:
     def linears(self) -> "list[GpuLinears]":
         return [self._qkv, self._o, self._gate_up, self._down]
 
+    @property
+    def half_bytes(self) -> int:
+        """Of the weights behind attention's output."""
+        shapes = (self._gate_up.shape, self._down.shape)
+        return sum(shape.num_weights * shape.dtype.itemsize for shape in shapes if shape)
+
     def with_products(self, products: Products) -> "TritonParts":
         other = copy.copy(self)
         other._qkv, other._o = self._qkv.with_products(products), self._o.with_products(products)
@@ -102,7 +123,8 @@ class TritonParts:
     def queries(
         self, states: Tensor, added: Tensor | None, angles: Angles, call: TreeCall
     ) -> Entered:
-        states, normed = _normed(self._input_norm, states, added)
+        call.is_early = self._tilings.is_early
+        states, normed = self._normed(self._input_norm, states, added)
         query, key, value = self._qkv(normed)
         layer = call.layers[self._index]
         if not layer.is_initialized:
@@ -121,6 +143,7 @@ class TritonParts:
             values=layer.values,
             tensors=call.tensors(states.device),
             norms=norms,
+            is_early=self._tilings.is_early,
         )
         return Entered(states, turned)
 
@@ -128,11 +151,14 @@ class TritonParts:
         return self._o(attended)[0]
 
     def gated(self, states: Tensor, added: Tensor | None) -> Entered:
-        states, normed = _normed(self._middle_norm, states, added)
+        states, normed = self._normed(self._middle_norm, states, added)
         return Entered(states, self._gate_up(normed)[0])
 
     def down(self, product: Tensor) -> Tensor:
         return self._down(product)[0]
+
+    def _normed(self, norm: Any, states: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _normed(norm, states, added, is_early=self._tilings.is_early)
 
     def _initialize(self, layer: FlatLayer, key: Tensor) -> None:
         first = key.unflatten(-1, (-1, self._head_dim)).transpose(1, 2)
@@ -143,11 +169,11 @@ class TritonHead:
     """The last norm and the head."""
 
     def __init__(self, norm: nn.Module, linear: nn.Linear, tilings: Tilings) -> None:
-        self._norm = norm
+        self._norm, self._tilings = norm, tilings
         self.linear = GpuLinears([linear], tilings)
 
     def __call__(self, states: Tensor, added: Tensor | None) -> Headed:
-        _, normed = _normed(self._norm, states, added)
+        _, normed = _normed(self._norm, states, added, is_early=self._tilings.is_early)
         return Headed(self.linear(normed)[0], lambda: normed)
 
     def with_products(self, products: Products) -> "TritonHead":
@@ -156,5 +182,8 @@ class TritonHead:
         return other
 
 
-def _normed(norm: Any, states: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
-    return add_norm(states, added, norm.weight, epsilon=norm.variance_epsilon)
+def _normed(
+    norm: Any, states: Tensor, added: Tensor | None, *, is_early: bool
+) -> tuple[Tensor, Tensor]:
+    epsilon = norm.variance_epsilon
+    return add_norm(states, added, norm.weight, epsilon=epsilon, is_early=is_early)

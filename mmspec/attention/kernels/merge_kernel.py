@@ -6,6 +6,8 @@
 import triton
 import triton.language as tl
 
+from mmspec.attention.kernels.early import let_next_begin, wait_for_previous
+
 
 @triton.jit(do_not_specialize=["nodes", "splits"])
 def merge_kernel(
@@ -23,7 +25,10 @@ def merge_kernel(
     BLOCK_S: tl.constexpr,  # splits, rounded up to a power of two
     STEP: tl.constexpr,  # splits whose values are in registers together
     HAS_SINKS: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
+    let_next_begin(IS_EARLY)
+    wait_for_previous(IS_EARLY)
     row = tl.program_id(0) // nodes
     node = tl.program_id(0) % nodes
     head = tl.program_id(1)

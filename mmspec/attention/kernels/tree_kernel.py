@@ -18,6 +18,8 @@ holds for every length up to the one that it was made for.
 import triton
 import triton.language as tl
 
+from mmspec.attention.kernels.early import let_next_begin, wait_for_previous
+
 
 # Compiled once, not for each size of a call: none of these makes a load wider.
 @triton.jit(
@@ -79,7 +81,9 @@ def tree_kernel(
     HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     BEHIND_PREFIX: tl.constexpr,  # attends to the tail alone and goes on from the prefix's result
+    IS_EARLY: tl.constexpr,
 ):
+    wait_for_previous(IS_EARLY)
     tile = tl.program_id(0)
     row = tl.program_id(1) // KV_HEADS
     kv_head = tl.program_id(1) % KV_HEADS
@@ -171,6 +175,8 @@ def tree_kernel(
             HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N, True, WINDOW > 0 or CHUNK > 0,
             HAS_SOFTCAP,
         )  # fmt: skip
+
+    let_next_begin(IS_EARLY)
 
     # 3. The result, or this split's share of it.
     has_weight = weight > 0.0

@@ -7,13 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmspec.attention.kernels.early import launch_options, let_next_begin, wait_for_previous
 from mmspec.target.kernels.arguments import by_token, compute_dtype, launching
 from mmspec.target.parts import Activation
 
 _BLOCK = 1024
 
 
-def gate(gates: Tensor, ups: Tensor, *, activation: Activation) -> Tensor:
+def gate(gates: Tensor, ups: Tensor, *, activation: Activation, is_early: bool = False) -> Tensor:
     """Of (batch, nodes, intermediate) each, with any stride from token to token -> the same
     shape."""
     out = gates.new_empty(gates.shape)
@@ -31,6 +32,7 @@ def gate(gates: Tensor, ups: Tensor, *, activation: Activation) -> Tensor:
             BLOCK=_BLOCK,
             COMPUTE=compute_dtype(gates),
             num_warps=4,
+            **launch_options(is_early),
         )
     return out
 
@@ -56,7 +58,10 @@ def _gate(
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
+    let_next_begin(IS_EARLY)
+    wait_for_previous(IS_EARLY)
     dtype = gates.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

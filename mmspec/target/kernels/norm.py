@@ -8,11 +8,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmspec.attention.kernels.early import launch_options, let_next_begin, wait_for_previous
 from mmspec.target.kernels.arguments import compute_dtype, launching
 
 
 def add_norm(
-    states: Tensor, added: Tensor | None, weight: Tensor, *, epsilon: float
+    states: Tensor,
+    added: Tensor | None,
+    weight: Tensor,
+    *,
+    epsilon: float,
+    is_early: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(states + added, its RMSNorm by `weight` (hidden,)), each (batch, nodes, hidden) as `states`
     is; the first is `states` itself where nothing is added. RMSNorm: arXiv 1910.07467 equation 4.
@@ -35,6 +41,7 @@ def add_norm(
             BLOCK=block,
             COMPUTE=compute_dtype(states),
             num_warps=min(max(block // 512, 1), 16),
+            **launch_options(is_early),
         )
     return summed, normed
 
@@ -51,7 +58,10 @@ def _add_norm(
     HAS_ADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
+    let_next_begin(IS_EARLY)
+    wait_for_previous(IS_EARLY)
     dtype = states.dtype.element_ty
     first = tl.program_id(0).to(tl.int64) * width
     column = tl.arange(0, BLOCK)

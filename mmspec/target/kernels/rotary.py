@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmspec.attention.kernels.early import launch_options, let_next_begin, wait_for_previous
 from mmspec.attention.tensors import TreeTensors
 from mmspec.target.kernels.arguments import by_token, compute_dtype, launching
 
@@ -32,6 +33,7 @@ def turn(
     values: Tensor,
     tensors: TreeTensors,
     norms: HeadNorms | None = None,
+    is_early: bool = False,
 ) -> Tensor:
     """The rotated queries, (batch, nodes, heads, head_dim); rotated keys and values go to the
     slots of their nodes in a layer's flat buffers, `keys` and `values` (slots, kv_heads, head_dim).
@@ -76,6 +78,7 @@ def turn(
             IS_NORMED=norms is not None,
             COMPUTE=compute_dtype(query),
             num_warps=1,
+            **launch_options(is_early),
         )
     return turned
 
@@ -107,7 +110,10 @@ def _turn(
     BLOCK: tl.constexpr,
     IS_NORMED: tl.constexpr,
     COMPUTE: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
+    let_next_begin(IS_EARLY)
+    wait_for_previous(IS_EARLY)
     head_dim: tl.constexpr = 2 * HALF
     dtype = query.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)

@@ -15,6 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmspec.attention.kernels.early import (
+    LINE,
+    fetch,
+    launch_options,
+    let_next_begin,
+    wait_for_previous,
+)
 from mmspec.target.kernels.arguments import launching
 from mmspec.target.kernels.gate import activate
 from mmspec.target.parts import Activation
@@ -22,6 +29,7 @@ from mmspec.target.parts import Activation
 PADDED_ROWS = (1, 16, 64)
 MAX_ROWS = PADDED_ROWS[-1]
 MAX_LAYERS = 3
+_EARLY_BYTES = 2**24  # of weights, fetched while the kernel ahead ends: some 4 microseconds
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # what tensor cores multiply
 
 
@@ -36,7 +44,12 @@ class Tiling:
 
 
 def multiply(
-    rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, tiling: Tiling
+    rows: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] | None,
+    tiling: Tiling,
+    *,
+    is_early: bool = False,
 ) -> Tensor:
     """Up to 3 linear layers of `rows` (rows, in_features), at most 64, by weights (out_features,
     in_features) of its dtype and biases (out_features,), of all or none -> (rows, all
@@ -48,8 +61,9 @@ def multiply(
     absent = [0] * (MAX_LAYERS - len(sizes))
     held = [*weights, *[weights[0] for _ in absent]]
     added = held if biases is None else [*biases, *[biases[0] for _ in absent]]
+    tiles = sum(triton.cdiv(size, tiling.outputs) for size in sizes)
     with launching(rows):
-        _multiply[(sum(triton.cdiv(size, tiling.outputs) for size in sizes),)](
+        _multiply[(tiles,)](
             rows,
             *held,
             *added,
@@ -60,13 +74,20 @@ def multiply(
             sum(sizes),
             LAYERS=len(sizes),
             HAS_BIAS=biases is not None,
+            **_early(tiles, rows, tiling, is_early=is_early),
             **_tile(count, width, tiling),
         )
     return out
 
 
 def multiply_gated(
-    rows: Tensor, gate: Tensor, up: Tensor, *, tiling: Tiling, activation: Activation
+    rows: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    *,
+    tiling: Tiling,
+    activation: Activation,
+    is_early: bool = False,
 ) -> Tensor:
     """activation(rows @ gate.T) * (rows @ up.T): (rows, in_features) -> (rows, out_features).
     Rounded where two layers and two more operations round."""
@@ -74,8 +95,9 @@ def multiply_gated(
     count, width = rows.shape
     size = gate.shape[0]
     out = rows.new_empty(count, size)
+    tiles = triton.cdiv(size, tiling.outputs)
     with launching(rows):
-        _multiply_gated[(triton.cdiv(size, tiling.outputs),)](
+        _multiply_gated[(tiles,)](
             rows,
             gate,
             up,
@@ -83,9 +105,20 @@ def multiply_gated(
             count,
             size,
             ACTIVATION=activation,
+            **_early(2 * tiles, rows, tiling, is_early=is_early),
             **_tile(count, width, tiling),
         )
     return out
+
+
+def _early(tiles: int, rows: Tensor, tiling: Tiling, *, is_early: bool) -> dict[str, object]:
+    if not is_early:
+        return {"EARLY": 0, "EARLY_LINES": 0, **launch_options(is_early)}
+    line = LINE // rows.element_size()
+    columns = _EARLY_BYTES // (tiles * tiling.outputs * rows.element_size())
+    most = triton.next_power_of_2(rows.shape[1]) // 2  # within a weight's row
+    columns = max(min(1 << columns.bit_length() >> 1, most), line)
+    return {"EARLY": columns, "EARLY_LINES": columns // line, **launch_options(is_early)}
 
 
 def padded_rows(count: int) -> int:
@@ -119,6 +152,9 @@ def _products(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,  # columns of each weight that are fetched ahead, if IS_EARLY
+    EARLY_LINES: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
     """One tile of weight @ rows.T in float32, (OUTPUTS, ROWS), and of other @ rows.T, for which
     the rows are not read again; where there is no pair, the first one twice."""
@@ -127,6 +163,12 @@ def _products(
     first = tl.minimum(output, size - 1).to(tl.int64)[:, None] * WIDTH
     column = tl.arange(0, INPUTS)[None, :]
     index = tl.arange(0, ROWS)[:, None]
+    if IS_EARLY:
+        lines = tl.arange(0, EARLY_LINES)[None, :] * (EARLY // EARLY_LINES)
+        fetch(weight + first + lines)
+        if IS_PAIR:
+            fetch(other + first + lines)
+    wait_for_previous(IS_EARLY)
     SUMS: tl.constexpr = INPUTS if ROWS == 1 else ROWS
     total = tl.zeros((OUTPUTS, SUMS), dtype=tl.float32)
     other_total = tl.zeros((OUTPUTS, SUMS), dtype=tl.float32)
@@ -152,6 +194,8 @@ def _products(
                 other_total += part.to(tl.float32) * block
             else:
                 other_total = tl.dot(part, tl.trans(block), other_total, input_precision="ieee")
+    # Not before: what the next one fetches would be gone from the cache when it is wanted.
+    let_next_begin(IS_EARLY)
     if ROWS == 1:
         total = tl.sum(total, axis=1)[:, None]
         other_total = tl.sum(other_total, axis=1)[:, None]
@@ -180,6 +224,9 @@ def _multiply(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,  # columns of each weight that are fetched ahead, if IS_EARLY
+    EARLY_LINES: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
     tile = tl.program_id(0)
     weight, bias, size, before = weight_0, bias_0, size_0, size_0 * 0
@@ -193,8 +240,9 @@ def _multiply(
             tile -= tiles_0
             weight, bias, size, before = weight_1, bias_1, size_1, size_0
     total, _ = _products(
-        rows, weight, weight, tile, count, size, False, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
-    )
+        rows, weight, weight, tile, count, size, False, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES,
+        EARLY, EARLY_LINES, IS_EARLY,
+    )  # fmt: skip
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     if HAS_BIAS:
         total += tl.load(bias + output, mask=output < size, other=0.0).to(tl.float32)[:, None]
@@ -218,12 +266,16 @@ def _multiply_gated(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,  # columns of each weight that are fetched ahead, if IS_EARLY
+    EARLY_LINES: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):
     tile = tl.program_id(0)
     dtype = out.dtype.element_ty
     opened, through = _products(
-        rows, gate, up, tile, count, size, True, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES
-    )
+        rows, gate, up, tile, count, size, True, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES,
+        EARLY, EARLY_LINES, IS_EARLY,
+    )  # fmt: skip
     opened = activate(opened.to(dtype).to(tl.float32), ACTIVATION).to(dtype)
     product = (opened.to(tl.float32) * through.to(dtype).to(tl.float32)).to(dtype)
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)

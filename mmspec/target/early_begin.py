@@ -1,0 +1,71 @@
+"""Whether kernels that begin before the one ahead has ended say the same, sooner: tried on a
+model's own blocks, when it is loaded."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mmspec.target.parts import Entered
+from mmspec.target.tilings import Tilings
+
+logger = logging.getLogger(__name__)
+_ROWS = (1, 16)
+_LEAST_BYTES = 2**28  # of weights read by one run: several times the cache
+_LEAST_GAIN = 0.99  # of the time without; more than replays differ by
+
+
+class Half(Protocol):
+    """The second half of a block."""
+
+    @property
+    def like(self) -> Tensor: ...
+
+    @property
+    def half_bytes(self) -> int: ...
+
+    def gated(self, states: Tensor, added: Tensor | None) -> Entered: ...
+
+    def down(self, product: Tensor) -> Tensor: ...
+
+
+def pays(
+    halves: Sequence[Half], tilings: Tilings, clock: Callable[[Callable[[], object]], float]
+) -> bool:
+    """`clock` tells the time of a run, which it repeats as it will be: in a graph. Leaves
+    `tilings.is_early` as it was."""
+    before = tilings.is_early
+    try:
+        return all(_pays_at(rows, halves, tilings, clock) for rows in _ROWS)
+    finally:
+        tilings.is_early = before
+
+
+def _pays_at(
+    rows: int,
+    halves: Sequence[Half],
+    tilings: Tilings,
+    clock: Callable[[Callable[[], object]], float],
+) -> bool:
+    first = halves[0]
+    some = halves[: -(-_LEAST_BYTES // max(first.half_bytes, 1))]
+    states = torch.randn(1, rows, len(first.like), device=first.like.device).to(first.like.dtype)
+    last: list[Tensor] = []
+
+    def run() -> None:
+        stream, added = states, None
+        for half in some:
+            stream, product = half.gated(stream, added)
+            added = half.down(product)
+        last[:] = [stream, added] if added is not None else [stream]
+
+    times, made = [], []
+    for tilings.is_early in (False, True):
+        times.append(clock(run))
+        made.append([tensor.clone() for tensor in last])
+    if not all(torch.equal(a, b) for a, b in zip(*made, strict=True)):
+        logger.warning("kernels that begin early say something else on this GPU; none does")
+        return False
+    return times[1] < _LEAST_GAIN * times[0]

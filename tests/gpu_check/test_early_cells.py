@@ -1,0 +1,49 @@
+"""The check of kernels that begin early, where they cannot: what differs is told."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from interpreted import DEVICE
+
+pytest.importorskip("triton")
+
+from mmspec.attention.kernels import early
+from mmspec.gpu_check import early_cells
+from mmspec.gpu_check.setting import Setting
+from mmspec.target import triton_kit
+from mmspec.target.kernels import norm, skinny
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels begin one after the other, whatever they are told; one layer."""
+    for module in (early, norm, skinny):
+        monkeypatch.setattr(module, "launch_options", lambda is_early: {"IS_EARLY": False})
+    for name, value in {"LAYERS": 1, "INTERMEDIATE": 64, "COMMITTED": 40, "ROUNDS": 1}.items():
+        monkeypatch.setattr(early_cells, f"_{name}", value)
+    monkeypatch.setattr(early_cells, "_COUNTS", (2,))
+
+    def clock(run: Callable[[], object], device: object) -> float:
+        run()
+        return 1.0
+
+    monkeypatch.setattr(triton_kit, "replayed_ms", clock)
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0])
+def test_other_bits_are_told(small: None, error: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply = skinny.multiply
+
+    def wrong(*args: Any, is_early: bool) -> torch.Tensor:
+        return multiply(*args) + error * is_early
+
+    monkeypatch.setattr(skinny, "multiply", wrong)
+    rows = list(early_cells.rows(Setting(torch.device(DEVICE))))
+    assert isinstance(rows[-1], early_cells.EarlyRow) and rows[-1].rows == 2
+    assert [row for row in rows if isinstance(row, str)] == (
+        ["early begin: 2 rows: other bits", "early begin: 2 rows: other bits in a graph"]
+        if error
+        else []
+    )

@@ -1,0 +1,64 @@
+"""Kernels that begin early are taken where they say the same, sooner."""
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmspec.target.early_begin import pays
+from mmspec.target.parts import Entered
+from mmspec.target.tilings import Tilings
+
+
+class Doubling:
+    """Half a block that adds its input to the stream; `error` more where kernels begin early."""
+
+    half_bytes = 2**27
+
+    def __init__(self, tilings: Tilings, error: float = 0.0) -> None:
+        self.like = torch.ones(8)
+        self._tilings, self._error = tilings, error
+
+    def gated(self, states: Tensor, added: Tensor | None) -> Entered:
+        states = states if added is None else states + added
+        return Entered(states, states)
+
+    def down(self, product: Tensor) -> Tensor:
+        return product + (self._error if self._tilings.is_early else 0.0)
+
+
+def clock_of(tilings: Tilings, early_ms: float) -> Callable[[Callable[[], object]], float]:
+    def clock(run: Callable[[], object]) -> float:
+        run()
+        return early_ms if tilings.is_early else 1.0
+
+    return clock
+
+
+@pytest.mark.parametrize("early_ms, expected", [(0.9, True), (1.0, False), (1.2, False)])
+def test_only_what_is_quicker_is_taken(early_ms: float, expected: bool) -> None:
+    tilings = Tilings({})
+    halves = [Doubling(tilings) for _ in range(4)]
+    assert pays(halves, tilings, clock_of(tilings, early_ms)) == expected
+    assert not tilings.is_early, "nothing is changed by trying"
+
+
+def test_what_says_something_else_is_never_taken(caplog: pytest.LogCaptureFixture) -> None:
+    tilings = Tilings({})
+    halves = [Doubling(tilings), Doubling(tilings, error=1e-3)]
+    with caplog.at_level(logging.WARNING):
+        assert not pays(halves, tilings, clock_of(tilings, 0.1))
+    assert "say something else" in caplog.text
+
+
+def test_a_clock_that_fails_changes_nothing() -> None:
+    tilings = Tilings({})
+
+    def clock(run: Callable[[], object]) -> float:
+        raise RuntimeError("no graph")
+
+    with pytest.raises(RuntimeError):
+        pays([Doubling(tilings)], tilings, clock)
+    assert not tilings.is_early
