@@ -74,7 +74,7 @@ def _run(
     from mmspec.target.kernels.skinny import Tiling, multiply, multiply_gated
 
     count = states.shape[1]
-    tiling = Tiling(16, 256, 4, 4) if count <= 16 else Tiling(32, 128, 4, 4)
+    tiling = Tiling(16, 256, 4 if count == 1 else 2, 4) if count <= 16 else Tiling(32, 128, 4, 4)
     scale, added = states[0, 0], None
     made.clear()
     for gate, up, down in weights:

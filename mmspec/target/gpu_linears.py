@@ -19,7 +19,8 @@ from mmspec.target.tilings import Shape, Tilings
 Clock = Callable[[Callable[[], object]], float]
 _CANDIDATES = {  # by padded rows
     1: (Tiling(16, 256, 4, 4), Tiling(8, 512, 4, 4)),
-    16: (Tiling(16, 256, 4, 4), Tiling(32, 256, 4, 3)),
+    # Two warps: four would read each weight from shared memory twice, and wait for that.
+    16: (Tiling(16, 256, 2, 4), Tiling(32, 256, 4, 3), Tiling(64, 128, 4, 4)),
     64: (Tiling(16, 256, 4, 3), Tiling(32, 128, 4, 4), Tiling(64, 128, 4, 3)),
 }
 _MEASURED = (torch.bfloat16, torch.float16)

@@ -50,8 +50,10 @@ def replayed_ms(run: Callable[[], object], device: torch.device | None = None) -
             run()  # compiles
             torch.cuda.synchronize()
             graph.capture_begin(capture_error_mode="thread_local")
-            run()
-            graph.capture_end()
+            try:
+                run()
+            finally:  # after an error, too: nothing else may be done on a stream that is recorded
+                graph.capture_end()
         graph.replay()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS + 1)]
         events[0].record()
