@@ -59,7 +59,7 @@ def compile_merge_kernel(
 
 def _heads(head_dim: int) -> dict[str, Any]:
     value = {"VALUE_DIM": head_dim, "BLOCK_V": padded(head_dim)}
-    return {"KV_HEADS": 8, "GROUP": 4, "HAS_SINKS": False, **value}
+    return {"KV_HEADS": 8, "GROUP": 4, "HAS_SINKS": False, "IS_EARLY": False, **value}
 
 
 def _compiled(
