@@ -20,7 +20,7 @@ from mmspec.attention import LayerRule, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attend_layer
 from mmspec.kv import QueryTap
 from mmspec.target.parts import Angles, Kit, Products, activation_of
-from mmspec.target.untouched import are_untouched, is_plain, places_in
+from mmspec.target.untouched import Untouched, is_plain, places_in
 
 if TYPE_CHECKING:
     from mmspec.target.tower import TextTower
@@ -92,7 +92,7 @@ class Block:
     def __init__(self, layer: nn.Module, kit: Kit) -> None:
         attention: Any = layer.self_attn
         self._layer, self._kit = layer, kit
-        self._places = places_in(layer)
+        self._within = Untouched(places_in(layer))
         self._index: int = attention.layer_idx
         self.head_dim: int = attention.head_dim
         self._scaling: float = attention.scaling
@@ -115,7 +115,7 @@ class Block:
     def is_untouched(self) -> bool:
         """Whether nobody has a hand in the block, nor trains it."""
         layer = self._layer
-        return not layer.training and is_plain(layer) and are_untouched(self._places)
+        return not layer.training and is_plain(layer) and self._within.holds
 
     def __call__(
         self,

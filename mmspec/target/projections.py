@@ -1,6 +1,7 @@
 """Projections: a norm and the linear layers that read what it makes, as one product."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from mmspec.target.parts import Product, Products
 
 _MAX_WEIGHTS = 2**18  # together; larger ones take their time in the product, not in being called
 _MAX_ROWS = 64
+_VERSION = attrgetter("_version")
 
 
 class Projections:
@@ -28,7 +30,13 @@ class Projections:
         self._draft_epsilon: Tensor | None = None  # of one whose products are others'
         self.sizes = [layer.out_features for layer in layers]
         self._copies = copied and sum(layer.weight.numel() for layer in layers) <= _MAX_WEIGHTS
-        self._made_from: list[tuple[int, int]] = []
+        # Asked of all projections at every step: attributes of modules take long to find.
+        self._owners = [
+            norm._parameters,
+            *(layer._parameters for layer in layers for _ in range(2)),
+        ]
+        self._names = ["weight", *["weight", "bias"] * len(layers)]
+        self._made_from: list[int] = []
         self._weight: Tensor | None = None  # (in_features, all out_features)
         self._bias: Tensor | None = None  # (all out_features,)
         self._epsilon: Tensor | None = None  # of the sum of squares, not of their mean
@@ -83,19 +91,18 @@ class Projections:
 
     def _follow(self) -> None:
         """Copies the weights again if they are not those that were copied."""
-        tensors = [layer.weight for layer in self._layers]
-        tensors += [layer.bias for layer in self._layers if layer.bias is not None]
-        scale: Tensor = self._norm.weight  # type: ignore[assignment]  # modules type it loosely
-        sources = [(t.data_ptr(), t._version) for t in (scale, *tensors)]
-        if sources == self._made_from:
+        found = [t for t in map(dict.get, self._owners, self._names) if t is not None]
+        sources = [*map(Tensor.data_ptr, found), *map(_VERSION, found)]
+        if sources == self._made_from and len(found) > len(self._layers):
             return
+        scale: Tensor = self._norm.weight  # type: ignore[assignment]  # modules type it loosely
         with torch.no_grad():
             width = scale.shape[0]
             weights = torch.cat([layer.weight for layer in self._layers])
             self._weight = (weights * (scale * width**0.5)).T.contiguous()
             self._epsilon = torch.tensor(float(self._norm.variance_epsilon) * width)  # type: ignore[arg-type]
             self._bias = None
-            if len(tensors) > len(self._layers):
+            if any(layer.bias is not None for layer in self._layers):
                 self._bias = torch.cat(
                     [
                         scale.new_zeros(layer.out_features) if layer.bias is None else layer.bias

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import Any, cast
 from weakref import ref
 
@@ -22,7 +23,7 @@ from mmspec.target.blocks import Block, Blocks, is_known, is_ready, is_rms_norm
 from mmspec.target.parts import Kit, Products
 from mmspec.target.taps import LateHidden
 from mmspec.target.torch_parts import TorchKit
-from mmspec.target.untouched import are_untouched, is_plain, places_of
+from mmspec.target.untouched import Untouched, is_plain, places_of
 
 _KINDS = frozenset(
     {
@@ -65,8 +66,9 @@ class TextTower:
         }
         self._model = ref(model)
         around = [m for m in model.modules() if m is not model and decoder in set(m.modules())]
-        own = [self._embedding, self._rotary, parts.norm, head]
-        self._places = places_of([*around, *own], model)
+        own = [self._embedding, self._rotary, parts.norm, head, *parts.layers.modules()]
+        self._untouched = Untouched(places_of([*around, *own], model))
+        self._layers = list(parts.layers)
 
     def with_products(self, products: Products) -> "TextTower":
         """The same, some of its linear layers computed otherwise."""
@@ -94,8 +96,8 @@ class TextTower:
             model is not None
             and not torch.is_autocast_enabled(self.kit.device_type)
             and is_plain(model)
-            and are_untouched(self._places)
-            and all(block.is_untouched() for block in self._blocks)
+            and self._untouched.holds
+            and not any(map(_is_trained, self._layers))
         )
 
     def __call__(
@@ -128,6 +130,9 @@ class TextTower:
         if last in taps:
             hidden[last] = made.normed
         return TowerOutput(made.logits, LateHidden(hidden))
+
+
+_is_trained = attrgetter("training")
 
 
 def _taps(asked: bool | list[int], last: int) -> list[int]:

@@ -1,7 +1,8 @@
 """Modules that nobody has a hand in: only then may what they compute be computed otherwise."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 from torch import nn
 
@@ -13,12 +14,6 @@ class Place:
     siblings: dict[str, nn.Module | None]  # its parent's modules
     name: str
     module: nn.Module
-
-    @property
-    def is_untouched(self) -> bool:
-        """Whether the same module is still there (no adapter in its place), without a hook and
-        without another forward (offloading)."""
-        return self.is_its_own and is_plain(self.module)
 
     @property
     def is_its_own(self) -> bool:
@@ -42,8 +37,27 @@ def places_of(modules: Sequence[nn.Module], within: nn.Module) -> list[Place]:
     return [place for place in places_in(within) if place.module in wanted]
 
 
-def are_untouched(places: Iterable[Place]) -> bool:
-    return all(place.is_untouched for place in places)
+class Untouched:
+    """Whether modules are still where they were found (no adapter in their place), each without a
+    hook and without another forward (offloading).
+
+    Asked before every step of hundreds of modules, so all loops are those of C functions.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._siblings = [place.siblings for place in places]
+        self._names = [place.name for place in places]
+        self._modules = [place.module for place in places]
+        self._own = [vars(module) for module in self._modules]
+        self._hooks = [h for m in self._modules for h in (m._forward_pre_hooks, m._forward_hooks)]
+
+    @property
+    def holds(self) -> bool:
+        return (
+            list(map(dict.get, self._siblings, self._names)) == self._modules
+            and not any(map(dict.__contains__, self._own, repeat("forward")))
+            and (not any(self._hooks) or all(map(is_plain, self._modules)))
+        )
 
 
 def is_plain(module: nn.Module) -> bool:

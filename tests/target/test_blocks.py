@@ -1,5 +1,6 @@
 """Blocks computed in fewer operations: the same numbers, and only where nothing else has a hand."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -164,6 +165,16 @@ def test_another_head_is_run(towers: list[object]) -> None:
     model.set_output_embeddings(nn.Linear(64, 7, bias=False, dtype=torch.float64))
     assert score(target)[0].logits.shape[-1] == 7
     assert not towers
+
+
+def test_another_layer_is_run(towers: list[object]) -> None:
+    model = FAMILIES["llama"].build(torch.float64)
+    target = quick(model)
+    model.model.layers[1] = copy.deepcopy(model.model.layers[0])
+    model.model.layers[1].self_attn.layer_idx = 1
+    made = score(target)
+    assert not towers
+    assert distance(made, score(Target(model, attention="tree"))) < 1e-6
 
 
 def test_a_model_with_a_forward_of_its_own_has_no_tower() -> None:
