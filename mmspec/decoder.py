@@ -32,7 +32,7 @@ def decode(
     its own length, tree, seed and end. A None says that there is none now; it ends with the last
     one. Closing the iterator frees all KV; what the stores in `prefill` got of it stays.
     """
-    waiting, active = iter(rows), list[Row]()
+    waiting, active, vocab_size = iter(rows), list[Row](), target.vocab_size
     cache = target.new_cache(watched_queries=drafts.watched_queries)
     prefiller = Prefiller(target, cache, prefill, room_tokens=drafts.max_nodes + 1)
     try:
@@ -50,7 +50,7 @@ def decode(
             watch = Stopwatch()
             # 2. Propose: the drafters continue each row's own text with a tree.
             with watch.stage("propose"):
-                step, trees = propose(active, drafts, target.vocab_size)
+                step, trees = propose(active, drafts, vocab_size)
             # 3. Score: all trees in one forward.
             with watch.stage("score"):
                 places = [row.placement for row in active]

@@ -3,11 +3,12 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from types import TracebackType
 from typing import Protocol
 
 import torch
@@ -131,14 +132,27 @@ class Drafting:
             except Exception as also:  # said once already
                 logger.debug("drafter %s failed again at its close", name, exc_info=also)
 
-    @contextmanager
-    def guarded(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # logged with its traceback; plain decoding goes on
-            if says_lost(error):  # what comes next would fail too
-                raise
-            self.leave_out(name, error)
+    def guarded(self, name: str) -> AbstractContextManager[None]:
+        """Within it, a drafter that fails is left out: plain decoding goes on."""
+        return _Guard(self, name)
+
+
+class _Guard(AbstractContextManager[None]):
+    """Some at every step, also where nobody is asked: a generator each would take longer."""
+
+    def __init__(self, drafting: Drafting, name: str) -> None:
+        self._drafting, self._name = drafting, name
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if not isinstance(error, Exception) or says_lost(error):  # what comes next would fail too
+            return False
+        self._drafting.leave_out(self._name, error)  # logged with its traceback
+        return True
 
 
 class Drafted(Protocol):
@@ -186,7 +200,7 @@ def propose(
         asked = [
             index
             for index, row in enumerate(rows)
-            if row.room > 1  # the target adds a token of its own
+            if row.drafting.pace.room > 1  # the target adds a token of its own
             and max_nodes > 0
             and row.drafting.takes_part(drafter)
             and _is_asked(index, row, drafter, trees[index], step)

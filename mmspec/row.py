@@ -1,7 +1,6 @@
 """Row: one request on its way through the decode loop, and all of its state."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
@@ -98,7 +97,7 @@ class Row:
         if verdict is not None:
             self.stats.record_step(tree, verdict)
             if not self.is_done:
-                told = replace(scores, choice=self.sampler.foreseen)
+                told = Scores(scores.logits, scores.hidden, self.sampler.foreseen)
                 self.drafting.observe(tree, verdict, told)
 
     @property

@@ -15,12 +15,23 @@ def upload(
 ) -> Tensor:
     """`values` on the device, in the dtype of the array or tensor, or as int64; they may change
     afterwards. A copy from pageable memory would wait until all work queued there is done."""
-    if isinstance(values, Tensor):
-        tensor = values
-    elif isinstance(values, np.ndarray):
-        tensor = torch.from_numpy(values)
-    else:
-        tensor = torch.tensor(values, dtype=torch.int64)
+    tensor = _on_host(values)
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def upload_to(place: Tensor, values: Sequence[int] | Tensor) -> None:
+    """Writes `values` to a tensor of their shape, as `upload` does."""
+    tensor = _on_host(values)
+    place.copy_(tensor.pin_memory() if place.is_cuda else tensor, non_blocking=True)
+
+
+def _on_host(
+    values: Sequence[int] | Sequence[Sequence[int]] | NDArray[Any] | Tensor,
+) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ndarray):
+        return torch.from_numpy(values)
+    return torch.tensor(values, dtype=torch.int64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -107,9 +108,12 @@ class TreeCall:
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.homes = Homes(self.layers)
         if self.prepared is None:
             self.max_columns = max((row.num_columns for row in self.rows), default=0)
+
+    @cached_property
+    def homes(self) -> Homes:
+        return Homes(self.layers)
 
     @property
     def is_single(self) -> bool:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmspec.uploads import upload
@@ -16,6 +17,29 @@ if TYPE_CHECKING:
 
 WORD_BITS = 32
 _ALIGNED = 4  # words: kernels are compiled for addresses that are multiples of 16 bytes
+
+
+class TreeArrays(NamedTuple):
+    """The same as `TreeTensors`, on the host."""
+
+    starts: NDArray[np.int64]
+    committed: NDArray[np.int32]
+    num_nodes: NDArray[np.int32]
+    num_tail: NDArray[np.int32]
+    depths: NDArray[np.int32]
+    visible: NDArray[np.int32]
+
+    def fill(self, rows: "Sequence[RowNodes]") -> None:
+        """Writes the rows over zeros."""
+        batch, nodes, words = self.visible.shape
+        seen = np.zeros((batch, nodes, words * WORD_BITS), dtype=np.bool_)
+        for index, row in enumerate(rows):
+            own, tail = row.visible.shape
+            self.starts[index], self.committed[index] = row.start, row.committed
+            self.num_nodes[index], self.num_tail[index] = own, tail
+            self.depths[index, :tail] = row.depths
+            seen[index, :own, :tail] = row.visible
+        self.visible[:] = np.packbits(seen, axis=-1, bitorder="little").view("<i4")
 
 
 @dataclass(frozen=True)
@@ -48,17 +72,10 @@ class TreeTensors:
         shapes = [(2 * batch,), *[(batch,)] * 3, (batch, tail), (batch, nodes, words)]
         places = _places([math.prod(shape) for shape in shapes])
         packed = np.zeros(places[-1].stop, dtype="<i4")
-        starts, committed, num_nodes, num_tail, depths, visible = (
+        starts, *rest = (
             packed[place].reshape(shape) for place, shape in zip(places, shapes, strict=True)
         )
-        starts = starts.view("<i8")
-        seen = np.zeros((batch, nodes, words * WORD_BITS), dtype=np.bool_)
-        for index, row in enumerate(rows):
-            starts[index], committed[index] = row.start, row.committed
-            num_nodes[index], num_tail[index] = row.num_nodes, len(row.depths)
-            depths[index, : len(row.depths)] = row.depths
-            seen[index, : row.num_nodes, : len(row.depths)] = row.visible
-        visible[:] = np.packbits(seen, axis=-1, bitorder="little").view("<i4")
+        TreeArrays(starts.view("<i8"), *rest).fill(rows)
         there = upload(packed, device)
         first, *others = (
             there[place].view(shape) for place, shape in zip(places, shapes, strict=True)
@@ -68,11 +85,6 @@ class TreeTensors:
     def on(self, device: torch.device) -> "TreeTensors":
         """The same on another device; these themselves where they lie there already."""
         return TreeTensors(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-    def copy_(self, other: "TreeTensors") -> None:
-        """Takes over the values of tensors of the same shapes."""
-        for field in fields(self):
-            getattr(self, field.name).copy_(getattr(other, field.name), non_blocking=True)
 
 
 def _places(sizes: Sequence[int]) -> list[slice]:

@@ -92,6 +92,8 @@ class Copier:
     def observe(self, tree: TokenTree, verdict: Verdict) -> None:
         """What became of the step's tree, which may lack some of the drafted nodes and hold
         others."""
+        if not self._drafted:
+            return
         useful: set[int] = set()
         accepted = set(verdict.path)
         for node, bucket, branch in self._tried(tree, accepted):

@@ -78,6 +78,7 @@ class KVCache(Cache):
         self._regions = Regions()
         self._written: dict[int, int] = {}  # row -> tokens written behind it, not yet committed
         self._mover: PathMover | None = None  # of the buffers as they last were
+        self._addresses: tuple[int, ...] | None = None  # of the buffers, once all are there
 
     # Rows
 
@@ -108,7 +109,7 @@ class KVCache(Cache):
         self._regions = Regions()
         self._written.clear()
         self.cross.clear()
-        self._mover = None
+        self._mover = self._addresses = None
         if self.states is not None:
             self.states.clear()
         if self.queries is not None:
@@ -147,7 +148,12 @@ class KVCache(Cache):
     @property
     def addresses(self) -> tuple[int, ...]:
         """Where the buffers lie: what was captured over them is good while this stays as it is."""
-        return tuple(buffer.data_ptr() for buffer in self.buffers)
+        if self._addresses is not None:
+            return self._addresses
+        found = tuple(buffer.data_ptr() for buffer in self.buffers)
+        if len(found) == 2 * len(self.flat_layers):  # a layer allocates its own at its first write
+            self._addresses = found
+        return found
 
     @property
     def num_bytes(self) -> int:
@@ -342,6 +348,7 @@ class KVCache(Cache):
         for number, region in self._regions.rows.items():
             old, new = (moved or {}).get(number, (region.start, region.start))
             spans.append((old, new, self._used(number)))
+        self._addresses = None
         needed = self._regions.num_slots
         size = needed if self.pool is None else self.pool.rounded(needed)
         for layer in self.flat_layers:

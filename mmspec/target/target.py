@@ -557,8 +557,14 @@ def _node_positions(
 ) -> Tensor:
     """Committed length + depth + the row's offset of the nodes not yet written: (batch, nodes), or
     (planes, batch, nodes) under M-RoPE. Siblings share a position."""
-    rows = zip(trees, lengths, written, strict=True)
-    index = _padded([[length + depth for depth in t.depths[old:]] for t, length, old in rows])
-    offsets = torch.tensor([placement.position_offsets for placement in placements])
-    planes = index + offsets.T.unsqueeze(-1)
-    return planes[0] if planes.shape[0] == 1 else planes
+    rows = list(zip(trees, lengths, written, strict=True))
+    planes = [
+        _padded(
+            [
+                [length + offset + depth for depth in tree.depths[old:]]
+                for (tree, length, old), offset in zip(rows, offsets, strict=True)
+            ]
+        )
+        for offsets in zip(*(placement.position_offsets for placement in placements), strict=True)
+    ]
+    return planes[0] if len(planes) == 1 else torch.stack(planes)

@@ -40,15 +40,6 @@ def test_every_bit_is_where_a_kernel_looks() -> None:
     assert tensors.depths[1, :4].tolist() == [0, 1, 2, 0]
 
 
-def test_copied_values_replace_all_old_ones() -> None:
-    large = TreeTensors.of([_row(7, 9, 20, 20, 1)], "cpu", batch=2, nodes=32, tail=32)
-    small = TreeTensors.of([_row(3, 2, 2, 2, 3)], "cpu", batch=2, nodes=32, tail=32)
-    address = large.visible.data_ptr()
-    large.copy_(small)
-    assert large.visible.data_ptr() == address
-    assert torch.equal(large.visible, small.visible) and torch.equal(large.starts, small.starts)
-
-
 def test_all_of_a_call_goes_to_the_device_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of addresses that are multiples of 16 bytes, as kernels are compiled for."""
     copies = []

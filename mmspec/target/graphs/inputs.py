@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Never, overload
 
 import torch
 from torch import Tensor
 
 from mmspec.attention import CallPaths, RowNodes, TreeCall
-from mmspec.attention.tensors import WORD_BITS, TreeTensors
+from mmspec.attention.tensors import WORD_BITS, TreeArrays, TreeTensors
 from mmspec.kv import WriteSlots
 from mmspec.target.graphs.bucket import Bucket
 from mmspec.target.graphs.call import ScoreCall
 from mmspec.target.graphs.guard import Unrepeatable
+from mmspec.uploads import upload_to
 
 _READ = (
     "a layer's attention reads its rows on the CPU; mmspec's own on a GPU does not, which needs "
@@ -31,13 +31,15 @@ class StaticInputs:
         layout = _layout(bucket)
         self._on_device = torch.zeros(_size(layout), dtype=torch.uint8, device=device)
         self._on_cpu = torch.zeros(_size(layout), dtype=torch.uint8)
-        self._given = _parts(self._on_cpu, layout)
+        # NumPy's view of it: a few numbers take torch several times as long to write.
+        self._given = {name: part.numpy() for name, part in _parts(self._on_cpu, layout).items()}
+        self._given_tree = TreeArrays(*(self._given[name] for name in TreeArrays._fields))
         parts = _parts(self._on_device, layout)
         self.ids = parts["ids"]  # (rows, nodes)
         # (rows, nodes), or (planes, rows, nodes)
         self.positions = parts["positions"] if bucket.planes > 1 else parts["positions"][0]
         self.slots = WriteSlots(parts["first"], parts["counts"])
-        self.tree = _tree(parts)
+        self.tree = TreeTensors(**{name: parts[name] for name in TreeArrays._fields})
 
     @staticmethod
     def of(call: ScoreCall, device: torch.device) -> "StaticInputs":
@@ -47,25 +49,18 @@ class StaticInputs:
 
     def fill(self, call: ScoreCall) -> None:
         """Takes over a call's values; what is padding writes nothing and sees nothing."""
-        bucket, given, rows = self.bucket, self._given, call.tree.rows
+        given, plan = self._given, call.plan
         batch, nodes = call.ids.shape
         self._on_cpu.zero_()
         is_known = call.ids.device.type == "cpu"  # as against found by the device a moment ago
         if is_known:
-            given["ids"][:batch, :nodes] = call.ids
-        given["positions"][:, :batch, :nodes] = call.positions
-        first = [
-            start + end for start, end in zip(call.plan.starts, call.plan.lengths, strict=True)
-        ]
-        given["first"][:batch] = torch.tensor(first)
-        given["counts"][:batch] = torch.tensor(call.plan.counts)
-        _tree(given).copy_(
-            TreeTensors.of(rows, "cpu", batch=bucket.rows, nodes=bucket.nodes, tail=bucket.tail)
-        )
-        given_bytes = self._on_cpu
-        if self._on_device.is_cuda:  # from pageable memory it may wait for what is queued there
-            given_bytes = given_bytes.pin_memory()  # its own, until the copy is done
-        self._on_device.copy_(given_bytes, non_blocking=True)
+            given["ids"][:batch, :nodes] = call.ids.numpy()
+        given["positions"][:, :batch, :nodes] = call.positions.numpy()
+        given["first"][:batch] = plan.starts
+        given["first"][:batch] += plan.lengths
+        given["counts"][:batch] = plan.counts
+        self._given_tree.fill(call.tree.rows)
+        upload_to(self._on_device, self._on_cpu)
         if not is_known:
             self.ids[:batch, :nodes] = call.ids
 
@@ -136,7 +131,3 @@ def _num_bytes(field: _Field) -> int:
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _tree(parts: Mapping[str, Tensor]) -> TreeTensors:
-    return TreeTensors(**{field.name: parts[field.name] for field in fields(TreeTensors)})
