@@ -32,7 +32,7 @@ from mmspec.pieces import process
 from mmspec.prefixes import can_apply
 from mmspec.reads import read
 from mmspec.tree import TokenTree
-from mmspec.uploads import upload
+from mmspec.uploads import upload_to
 from mmspec.verify import Nodes, Odds, Weigh
 
 _WARPERS = (
@@ -122,8 +122,7 @@ class Sampler:
         """(1, seq): the prompt and the chosen tokens."""
         stop = self._prompt_length + self.num_chosen
         if self._unwritten:  # one write for many tokens, where nobody asks in between
-            new = upload(self._unwritten, self._ids.device)
-            self._ids[0, stop - len(self._unwritten) : stop] = new
+            upload_to(self._ids[0, stop - len(self._unwritten) : stop], self._unwritten)
             self._unwritten.clear()
         return self._ids[:, :stop]
 
@@ -186,7 +185,7 @@ class Sampler:
             if ahead:
                 self._refuse_state()
                 length = ids.shape[1]
-                self._ids[0, length : length + len(ahead)] = upload(ahead, self._ids.device)
+                upload_to(self._ids[0, length : length + len(ahead)], ahead)
                 ids = self._ids[:, : length + len(ahead)]
             given = scores.unsqueeze(0)
             if self.is_bitwise:
@@ -367,8 +366,8 @@ def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Ten
     and their values (nodes,) without the noise. Nothing waits for the device."""
     if places is not None:
         return choose(scores, places)
-    tokens = scores.argmax(dim=-1)
-    return tokens, scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    values, tokens = scores.max(dim=-1)
+    return tokens, values
 
 
 def _seen(logits: Tensor, choice: Choice) -> tuple[Tensor, Tensor] | None:

@@ -56,7 +56,7 @@ def test_the_noise_of_a_few_tokens_is_that_of_the_whole_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [3, 1024, 2500])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_the_choice_is_that_of_the_noise_written_out(vocab_size: int, dtype: torch.dtype) -> None:
     from mmspec.noise_kernels import choose
 

@@ -1,6 +1,6 @@
 """Device: what happens to each operation while CUDA is pretended."""
 
-import traceback
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ _COPIES = (_ATEN.copy_.default, _ATEN._to_copy.default)
 _INDEXING = (_ATEN.index.Tensor, _ATEN.index_put_.default, _ATEN.index_put.default)
 _HERE_ONLY = ("for_cpu", "mkldnn", "onednn", "quantized::", "fbgemm")  # no kernels on a GPU
 _OWN = Path(__file__).parent
+_FERRIES = ("mmspec/uploads.py", "mmspec/reads.py")  # who calls them tells more
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,24 @@ class Wait:
         return f"{self.where} ({self.why})"
 
 
+@dataclass(frozen=True)
+class Launch:
+    """The device was told to do something; a replayed graph is one, whatever is in it."""
+
+    what: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.where} ({self.what})"
+
+
 class Device(TorchDispatchMode):
     """Runs what comes to CUDA tensors on the CPU, under CUDA's rules."""
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[Wait] = []
-        self.launches = 0  # operations and kernels, replayed ones not among them
+        self.launches: list[Launch] = []  # what was recorded and replayed is not among them
         self.capture: Capture | None = None  # the graph that is being recorded
         self._pinned: dict[int, tuple[Tensor, Tensor]] = {}  # on their way: source, as it was
 
@@ -55,6 +67,11 @@ class Device(TorchDispatchMode):
         before = len(self.waits)
         yield waits
         waits += self.waits[before:]
+
+    def launch(self, what: str) -> None:
+        """Counts one, unless it is only recorded."""
+        if self.capture is None:
+            self.launches.append(Launch(what, _caller(but=_FERRIES)))
 
     def wait(self, why: str) -> None:
         """Counts one. Raises RuntimeError while a graph is recorded."""
@@ -124,7 +141,6 @@ class Device(TorchDispatchMode):
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], *, to_cuda: bool
     ) -> Any:
         """On the CPU, in the same memory; new tensors go to the device if `to_cuda`."""
-        self.launches += 1
         given = {}  # by identity of what stands for it
 
         def lent(leaf: Any) -> Any:
@@ -145,6 +161,8 @@ class Device(TorchDispatchMode):
                     spoil(tensor)
             if self.capture is not None:
                 self.capture.after(func, lent_args, lent_kwargs, fresh)
+            if _does_something(func, lent_args, fresh):
+                self.launch(str(func))
             for leaf, own in given.values():
                 if own.shape != leaf.shape:  # `out` was given its size
                     leaf.data = on_cuda(own)
@@ -221,13 +239,32 @@ def _leaves_undefined(func: Any) -> bool:
     )
 
 
-def _caller() -> str:
-    """The innermost frame of mmspec; else the innermost that is neither torch's nor ours."""
-    frames = [f for f in traceback.extract_stack() if Path(f.filename).parent != _OWN]
-    own = [f for f in frames if "/mmspec/" in f.filename]
-    other = [f for f in frames if "/torch/" not in f.filename]
-    frame = (own or other or frames)[-1]
-    return f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}"
+def _does_something(func: Any, args: Sequence[Any], fresh: Sequence[Tensor]) -> bool:
+    """Whether a GPU is told of it: not where memory is only found for it, or nothing is in it."""
+    if _leaves_undefined(func) or func is _ATEN.resize_.default:
+        return False
+    changed = fresh or [t for t in tree_leaves(args) if isinstance(t, Tensor)][:1]
+    return any(tensor.numel() for tensor in changed)
+
+
+def _caller(*, but: tuple[str, ...] = ()) -> str:
+    """The innermost frame of mmspec, `but` of those files; else the innermost that is neither
+    torch's nor ours."""
+    frames = [frame for frame in _frames() if not frame[0].endswith(but)]
+    own = [f for f in frames if "/mmspec/" in f[0]]
+    other = [f for f in frames if "/torch/" not in f[0]]
+    name, line = (own or other or frames)[0]
+    return f"{'/'.join(Path(name).parts[-3:])}:{line}"
+
+
+def _frames() -> Iterator[tuple[str, int]]:
+    """(file, line) of whoever called, the innermost first."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(str(_OWN)):
+            yield name, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
 
 
 class Numbered(TorchFunctionMode):

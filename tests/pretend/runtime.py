@@ -126,6 +126,7 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
 
         def replay(self) -> None:
             assert self._capture is not None and device.capture is None
+            device.launch("graph")
             with _disable_current_modes(), torch.no_grad():
                 self._capture.replay()
 
@@ -294,7 +295,7 @@ def _take_launches(device: "Device", patch: pytest.MonkeyPatch) -> None:
             return
         if not all(t.is_cuda for t in tensors):
             raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
-        device.launches += 1
+        device.launch(f"triton {executor.fn.__name__}")
         with _disable_current_modes():
             lent_args, lent_kwargs = tree_map(lend, (args, kwargs))
 

@@ -165,11 +165,20 @@ class Computed:
 
     def copied(self, batch: int, nodes: int) -> "Computed":
         """The first rows and nodes, which are the real ones, in memory of their own."""
+        own = [
+            self.logits[:batch, :nodes],
+            *(states[:batch, :nodes] for states in self.hidden_states.values()),
+            *(q.states[:batch, :, :nodes] for q in self.queries),
+        ]
+        copies = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in own]
+        torch._foreach_copy_(copies, own)  # one launch, where they are of one dtype
+        logits, *rest = copies
+        queries = rest[len(self.hidden_states) :]
         return Computed(
-            self.logits[:batch, :nodes].clone(),
-            {tap: states[:batch, :nodes].clone() for tap, states in self.hidden_states.items()},
+            logits,
+            dict(zip(self.hidden_states, rest, strict=False)),
             tuple(
-                Queries(q.layer, q.states[:batch, :, :nodes].clone(), q.scaling)
-                for q in self.queries
+                Queries(known.layer, states, known.scaling)
+                for known, states in zip(self.queries, queries, strict=True)
             ),
         )
