@@ -71,7 +71,6 @@ def launches_of(drafter: str, sampling: str, *, rows: int = 1) -> list[list[Laun
         pytest.param("plain", "greedy", 4, 7, marks=SLOW),
         pytest.param("plain", "t1", 4, 9, marks=SLOW),
         pytest.param("lookup", "greedy", 1, 6, marks=SLOW),
-        pytest.param("lookup", "t1", 1, 8, marks=SLOW),
         pytest.param("draft", "greedy", 1, 30, marks=SLOW),  # eight a forward of the draft's
     ],
 )
