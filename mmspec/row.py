@@ -61,6 +61,7 @@ class Row:
         self._eos_token_ids = eos_token_ids
         self._criteria = stopping_criteria
         self._is_wanted = is_wanted
+        self._is_closed = False
         self._drafted_by: list[str | None] = []  # of each chosen token; None: the target itself
 
     # The stages of the loop
@@ -209,10 +210,12 @@ class Row:
         return self
 
     def close(self) -> None:
-        """The request ended, or nobody waits for it any more."""
+        """The request ended, or nobody waits for it any more. Again is the same as once."""
         if not self.is_done:
             self._finish("closed")
-        self.drafting.close(self.chosen)
+        if not self._is_closed:  # what the text has taught is told once
+            self._is_closed = True
+            self.drafting.close(self.chosen)
 
     def take_pieces(self) -> list[Piece]:
         """The text that has become certain since the last call, by who drafted it."""

@@ -16,9 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
 
 import mmspec
 from mmspec import Request
+from mmspec.controller import AutoController
 from mmspec.errors import ConfigError, DecodeError, InputError
 from mmspec.kv import KVCache
 from mmspec.requests import FIELD_NAMES
+from mmspec.target import Target
 from mmspec.training.tiny.build import build_model, build_processor
 
 TEXT = "red square, blue circle, red square, blue circle, red square,"
@@ -296,6 +298,17 @@ def test_the_stream_is_the_text(engine: mmspec.Engine, picture: Image.Image) -> 
     result = engine.generate(TEXT, images=picture, seed=7, **SAMPLED)
     assert text == result.text == stream.result.text
     assert stream.result.tokens == result.tokens
+
+
+def test_a_stream_that_ends_and_is_closed_teaches_its_length_once() -> None:
+    controller, options = AutoController(), {"ignore_eos": True}
+    target = Target(FAMILIES["llama"].build(torch.float64))
+    engine = mmspec.Engine(target, None, controller=controller)
+    with engine.stream(llama_inputs(), max_new_tokens=2, **options) as stream:
+        list(stream)
+    for _ in range(2):
+        engine.generate(llama_inputs(), max_new_tokens=9, **options)
+    assert controller.lengths.usual == 9, "of 2, 9 and 9 tokens"
 
 
 def test_a_streams_steps_count_the_tokens_that_are_there(engine: mmspec.Engine) -> None:

@@ -15,7 +15,7 @@ _SLOPE = 0.02  # of a plain step: what one more node is believed to cost before 
 
 
 class CostModel:
-    """Seconds, measured while decoding and shared by all requests of an engine.
+    """Seconds, measured while decoding and shared by all requests of an engine, from any thread.
 
     A step's cost is kept by rows, nodes (of the largest tree, node 0 included) and context, the
     context by powers of two; between measured node counts it is interpolated.
@@ -104,7 +104,8 @@ class CostModel:
         own = self._curves.get((rows, size))
         if own is not None and own.is_measured:
             return own
-        measured = [key for key, curve in self._curves.items() if curve.is_measured]
+        known = tuple(self._curves.items())  # of another thread's steps one may join meanwhile
+        measured = [key for key, curve in known if curve.is_measured]
         if not measured:
             return None
         return self._curves[min(measured, key=lambda k: (abs(k[0] - rows), abs(k[1] - size)))]
@@ -145,11 +146,13 @@ class _Curve:
 
     @property
     def expected_s(self) -> list[float]:
-        if self._expected is None:
+        expected = self._expected
+        if expected is None:
             sizes = sorted(self._known)
             seconds = [self._known[size] for size in sizes]
-            self._expected = [_interpolated(sizes, seconds, count) for count in self._nodes]
-        return self._expected
+            expected = [_interpolated(sizes, seconds, count) for count in self._nodes]
+            self._expected = expected
+        return expected
 
 
 def _interpolated(sizes: list[int], seconds: list[float], nodes: int) -> float:

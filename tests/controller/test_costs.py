@@ -1,5 +1,8 @@
 """CostModel: medians of what was measured, interpolated by nodes, borrowed from the nearest."""
 
+import sys
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,3 +85,29 @@ def test_one_slow_proposal_is_believed_less_and_less() -> None:
         costs.observe_step(1, 1, 100, 1.0)
     assert costs.draft_s("once") == pytest.approx(0.1)
     assert costs.draft_s("slow") == 3.0
+
+
+def test_steps_of_other_threads_may_be_measured_while_one_is_weighed() -> None:
+    costs, failures, interval = CostModel(NODES), list[BaseException](), sys.getswitchinterval()
+    is_over = threading.Event()
+
+    def weigh() -> None:
+        try:
+            while not is_over.is_set():
+                costs.step_s(-1, 100)  # a size that was never measured: all are looked through
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=weigh) for _ in range(2)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for rows in range(1500):
+            costs.observe_step(rows, 1, 100, 0.1)
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not failures
