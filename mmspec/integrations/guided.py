@@ -44,7 +44,7 @@ class JsonGuide:
         requests of an engine; in transformers' own generate it is one prompt's.
 
         Raises InputError for a schema that is none or that llguidance does not follow in full, and
-        for a model without a fast tokenizer; MissingExtraError."""
+        for a model without a fast tokenizer that llguidance can read; MissingExtraError."""
         try:
             from llguidance import LLMatcher
         except ModuleNotFoundError as error:
@@ -83,11 +83,17 @@ class JsonGuide:
         ends = target.model.generation_config.eos_token_id
         if ends is None:
             ends = tokenizer.eos_token_id
-        return from_tokenizer(
-            tokenizer,
-            n_vocab=max(target.vocab_size, len(tokenizer)),
-            eos_token=list(ends) if isinstance(ends, Sequence) else ends,
-        )
+        try:
+            return from_tokenizer(
+                tokenizer,
+                n_vocab=max(target.vocab_size, len(tokenizer)),
+                eos_token=list(ends) if isinstance(ends, Sequence) else ends,
+            )
+        except ValueError as error:
+            raise InputError(
+                "JSON by a schema needs a tokenizer of bytes, that llguidance can read; it says of "
+                f"this model's: {error}"
+            ) from error
 
 
 class GrammarProcessor(LogitsProcessor):

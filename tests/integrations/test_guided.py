@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from draft_models import letters
+from families import FAMILIES
 
 import mmspec
 from mmspec.errors import InputError, MissingExtraError
@@ -215,3 +217,10 @@ def test_without_the_extra_it_is_named(
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(MissingExtraError, match=r"mmspec\[guided\]"):
         JsonGuide(engine).matching()
+
+
+@needs_extra
+def test_a_tokenizer_that_llguidance_cannot_read_is_told_so() -> None:
+    engine = mmspec.load(FAMILIES["llama"].build(torch.float64), letters())
+    with pytest.raises(InputError, match=r"needs a tokenizer of bytes.*decoder"):
+        JsonGuide(engine).matching(SCHEMA)
