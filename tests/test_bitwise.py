@@ -16,7 +16,8 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.requests import Request
-from mmspec.target.bits import reason_against
+from mmspec.target import Target
+from mmspec.target.bits import differing_node, reason_against
 from mmspec.target.probe import probe
 
 _PLACES = (("llama", "text"), ("qwen2_sliding", "text"), ("qwen2_5_vl", "image_middle"))
@@ -218,3 +219,11 @@ def test_weights_whose_kernels_round_by_the_step_are_refused() -> None:
         model.config.quantization_config = settings
         why = reason_against(target)
         assert (why is not None and "quantised" in why) == is_refused
+
+
+def test_a_model_of_few_positions_is_tried_within_them() -> None:
+    model: Any = FAMILIES["gpt2"].build(torch.float32)
+    model.config.max_position_embeddings = 48
+    table = model.transformer.wpe
+    table.weight = torch.nn.Parameter(table.weight[:48].clone())
+    assert differing_node(Target(model, attention="tree"), rows=2, nodes=6) is None

@@ -57,7 +57,9 @@ def differing_node(target: Target, *, rows: int, nodes: int) -> str | None:
     fixed.graphs = None  # each is held against the forward itself before it is used
     draw = torch.Generator().manual_seed(0)
     low, high = target.vocab_size // 4, max(target.vocab_size * 3 // 4, target.vocab_size // 4 + 8)
-    prompt = Prompt(torch.randint(low, high, (_PREFIX_TOKENS,), generator=draw))
+    most = _PREFIX_TOKENS + len(_PARENTS) if target.max_positions is None else target.max_positions
+    length = max(min(_PREFIX_TOKENS, most - len(_PARENTS)), 1)
+    prompt = Prompt(torch.randint(low, high, (length,), generator=draw))
     drawn = (torch.randperm(high - low, generator=draw)[: len(_PARENTS)] + low).tolist()
     place = _differing_place(fixed, prompt, drawn, rows=rows, nodes=nodes)
     if place is not None:
