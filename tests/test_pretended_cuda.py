@@ -17,7 +17,6 @@ KERNELS = [
         ("llama", "cascade", "warped", "text", "chunks"),
         ("qwen3_vl", "layer_skip", "t1", "image_last", "chunks_and_prefixes"),
         ("llama", "glide", "t1", "text", "none"),
-        ("phi3", "retrieval_suffix", "t1", "text", "none"),
         ("qwen3", "prompt_lookup+lookahead", "t1", "text", "chunks"),
     )
 ]
