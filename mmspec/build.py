@@ -113,6 +113,7 @@ def build_engine(
         feature_bytes=config.cache.feature_bytes,
         choosing=cast(Choosing, config.decode.choosing),
         exactness=cast(Exactness, config.decode.exactness),
+        state_bytes=config.decode.state_bytes,
     )
 
 

@@ -75,12 +75,7 @@ def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target,
             report.attention_failure,
         )
     is_on_gpu = target.device.type == "cuda" and target.attachments.attention == "tree"
-    if is_on_gpu and config.cuda_graphs == "auto" and target.state_kinds:
-        logger.warning(
-            "%s keeps running states; its steps are not recorded as CUDA graphs",
-            type(model).__name__,
-        )
-    elif is_on_gpu and config.cuda_graphs == "auto":
+    if is_on_gpu and config.cuda_graphs == "auto":
         target.use_graphs(CudaRecorder(target.device))
     return target, report.shape
 

@@ -174,6 +174,13 @@ class DraftSettings:
     fit: Callable[[TokenTree], TokenTree]  # makes any tree one that the target can score
     max_nodes: int  # drafted nodes a row and step
     watched_queries: int = 0  # newest tokens of a row whose queries the cache keeps for a drafter
+    max_states: int | None = None  # nodes of all rows whose running states there is room for
+
+    def nodes_of(self, num_rows: int) -> int:
+        """Drafted nodes of each of so many rows. Node 0, which all have, keeps a state too."""
+        if self.max_states is None:
+            return self.max_nodes
+        return min(self.max_nodes, max(self.max_states // num_rows - 1, 0))
 
 
 def tapped_layers(rows: Sequence[Drafted]) -> frozenset[int]:
@@ -188,7 +195,7 @@ def propose(
     for the target and cut to what the controller says. Where a row's trees must be kept whole all
     this leaves them alone, but for a cut at the depth that the text has room for."""
     begun = time.perf_counter()
-    fit, max_nodes = settings.fit, settings.max_nodes
+    fit, max_nodes = settings.fit, settings.nodes_of(len(rows))
     context = max(len(row.tokens) for row in rows)
     for row in rows:
         row.drafting.pace.room = row.room

@@ -81,6 +81,7 @@ class Engine:
         feature_bytes: int = 0,
         choosing: Choosing = "auto",
         exactness: Exactness = "standard",
+        state_bytes: int = 4 * 2**30,
     ) -> None:
         """`drafters` are asked in their order; without any it is plain decoding. `verifier` is a
         name or a rule of one's own making. `controller` "auto" speculates where that is faster,
@@ -91,7 +92,8 @@ class Engine:
         and what the encoders said. `choosing` "device" finds the target's choices at all nodes of
         a step together, "host" along the walk, "auto" by where the model lies: the tokens are the
         same. `exactness` "bitwise" gives the same bits of logits with and without speculation, for
-        more work a step (docs/exactness.md). Without `inputs` only processed prompts are taken."""
+        more work a step (docs/exactness.md). `state_bytes` bounds the running states of a step's
+        nodes, and so how many are drafted. Without `inputs` only processed prompts are taken."""
         if isinstance(verifier, str) and verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
         if isinstance(controller, str) and controller not in CONTROLLERS:
@@ -115,7 +117,11 @@ class Engine:
         made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
         watched = [d.watched_queries for d in self.drafters if isinstance(d, WatchingDrafter)]
         self._drafts = DraftSettings(
-            made, fit or (lambda tree: tree), max_nodes, max(watched, default=0)
+            made,
+            fit or (lambda tree: tree),
+            max_nodes,
+            max(watched, default=0),
+            state_bytes // target.state_bytes if target.state_bytes else None,
         )
         if choosing not in CHOOSING:
             raise ConfigError(f"choosing={choosing!r}: expected one of {', '.join(CHOOSING)}")
@@ -134,6 +140,7 @@ class Engine:
         if max_nodes < 0:
             raise ConfigError(f"max_nodes={max_nodes}: expected 0 (no drafts) or more")
         sizes = {"prefill_chunk": prefill_chunk or 0, "prefix_bytes": prefix_bytes}
+        sizes["state_bytes"] = state_bytes
         for name, size in {**sizes, "feature_bytes": feature_bytes}.items():
             if size < 0:
                 raise ConfigError(f"{name}={size}: expected 0 (off) or more")

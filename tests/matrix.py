@@ -412,8 +412,6 @@ def _drafter(
         return Eagle(head, top_k=6, max_depth=3, min_confidence=0.0)
     if name == "glide":
         return glide(cell.family, cell.dtype)
-    if name == "layer_skip" and has_states(cell.family):  # they cannot be put aside for a trial
-        return LayerSkip(layers=[0], min_confidence=0.0, max_depth=3)
     if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back
         return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
     if name.startswith("medusa"):

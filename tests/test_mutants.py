@@ -18,7 +18,7 @@ from mmspec.encoders.media import MediaItem
 from mmspec.engine import Engine
 from mmspec.errors import ModelError
 from mmspec.kv import KVCache, RunningStates, StateBlock
-from mmspec.kv.states import Held
+from mmspec.kv.state_slots import Held
 from mmspec.row import Row
 from mmspec.state import Placement, Scores, Verdict
 from mmspec.target import Target

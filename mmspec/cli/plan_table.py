@@ -21,7 +21,8 @@ def heading(found: Outlook) -> Text:
     text.append(
         f"  {target.weights}, {_bytes(target.weight_bytes)} of weights a step, "
         f"{_bytes(target.kv_bytes(1024) / 1024)} of KV a token, {shape.group} query heads a KV head"
-        f"\n{hardware.bytes_per_s / 1e12:.3g} TB/s, {hardware.gemm_flops / 1e12:.3g} TFLOP/s of "
+        + (f", {_bytes(shape.state_bytes)} of state a node" if shape.state_bytes else "")
+        + f"\n{hardware.bytes_per_s / 1e12:.3g} TB/s, {hardware.gemm_flops / 1e12:.3g} TFLOP/s of "
         f"matrix products, {hardware.attention_flops / 1e12:.3g} of attention"
     )
     if hardware.host_s:

@@ -42,6 +42,7 @@ class DecodeConfig:
     verifier: str = "coupled"  # greedy, speculative, recursive, block, typical_lossy
     controller: str = "auto"  # "fixed": always drafts and scores all it can
     max_nodes: int = 64  # drafted nodes a step, node 0 not among them
+    state_bytes: int = 4 * 2**30  # running states of a step's nodes: no more are drafted
     max_rows: int = 8  # requests decoded together
     prefill_chunk: int | None = 4096  # prompt tokens a step; None or 0: a prompt in one go
     probe: bool = True  # compare a small tree with plain decoding once, at load

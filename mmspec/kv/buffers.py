@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mmspec.kv.state_slots import StateSlots
+
 Buffers = Sequence[tuple[Tensor, Tensor] | None]
 """Keys and values by layer, each (slots, kv_heads, head_dim); None for a layer that keeps none."""
 
@@ -25,6 +27,7 @@ class BufferPool:
         """`least_slots`: no buffer is smaller, for one that grows has to move."""
         self.least_slots = least_slots
         self._idle: Buffers = ()
+        self._idle_states: StateSlots | None = None
         self._lock = threading.Lock()
         self._views: BufferPool | None = None
 
@@ -55,10 +58,24 @@ class BufferPool:
             if _num_bytes(buffers) >= _num_bytes(self._idle):
                 self._idle = tuple(buffers)
 
+    def take_states(self) -> StateSlots | None:
+        """The idle slots of running states, which are the caller's then."""
+        with self._lock:
+            taken, self._idle_states = self._idle_states, None
+            return taken
+
+    def give_states(self, slots: StateSlots) -> None:
+        """As `give`."""
+        with self._lock:
+            idle = self._idle_states
+            if idle is None or slots.num_bytes >= idle.num_bytes:
+                self._idle_states = slots
+
     def clear(self) -> None:
         """Drops what is idle."""
         with self._lock:
             self._idle, views = (), self._views
+            self._idle_states = None
         if views is not None:
             views.clear()
 
@@ -68,6 +85,7 @@ class BufferPool:
         with self._lock:
             views = self._views
             own = _num_bytes(self._idle)
+            own += 0 if self._idle_states is None else self._idle_states.num_bytes
         return own + (0 if views is None else views.num_bytes)
 
 

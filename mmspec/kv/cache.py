@@ -23,7 +23,8 @@ from mmspec.kv.queries import QueryLog
 from mmspec.kv.regions import Region, Regions
 from mmspec.kv.slots import has_kernels
 from mmspec.kv.state_layer import FlatStateLayer, StateKind, StateLayer
-from mmspec.kv.states import Held, RunningStates, StateBlock
+from mmspec.kv.state_slots import StateBlock
+from mmspec.kv.states import RunningStates
 
 Segment = tuple[tuple[Tensor, Tensor] | None, ...]
 """Keys and values of some tokens, a pair of (tokens, kv_heads, head_dim) a layer; None for a layer
@@ -88,6 +89,8 @@ class KVCache(Cache):
         if self.pool is not None and not self._regions.num_slots:
             for layer, spare in zip(self.flat_layers, self.pool.take(), strict=False):
                 layer.spare = spare
+            if self.states is not None:
+                self.states.slots = self.pool.take_states() or self.states.slots
         row = self._regions.open(max(capacity, 1))
         self._fit_buffers()
         if self.states is not None:
@@ -110,10 +113,11 @@ class KVCache(Cache):
         self._written.clear()
         self.cross.clear()
         self._mover = self._addresses = None
-        if self.states is not None:
-            self.states.clear()
+        slots = None if self.states is None else self.states.clear()
         if self.queries is not None:
             self.queries.clear()
+        if self.pool is not None and slots is not None:
+            self.pool.give_states(slots)
         if self.pool is not None:
             self.pool.give(
                 [
@@ -148,12 +152,13 @@ class KVCache(Cache):
     @property
     def addresses(self) -> tuple[int, ...]:
         """Where the buffers lie: what was captured over them is good while this stays as it is."""
+        states = () if self.states is None else self.states.slots.addresses
         if self._addresses is not None:
-            return self._addresses
+            return (*self._addresses, *states)
         found = tuple(buffer.data_ptr() for buffer in self.buffers)
         if len(found) == 2 * len(self.flat_layers):  # a layer allocates its own at its first write
             self._addresses = found
-        return found
+        return (*found, *states)
 
     @property
     def num_bytes(self) -> int:
@@ -274,7 +279,7 @@ class KVCache(Cache):
     def resume(self, row: int, state: StateBlock) -> None:
         """The row's committed tokens have come to this state, which stays what it is."""
         assert self.states is not None, "no layer keeps a state"
-        self.states.hold(row, Held(state, 0))
+        self.states.resume(row, state)
 
     def append(self, row: int, segment: Segment, *, count: int) -> None:
         """Commits the first `count` tokens of a copy behind the row's committed ones. A running

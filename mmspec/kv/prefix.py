@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from mmspec.kv.cache import KVCache, Segment
-from mmspec.kv.states import StateBlock
+from mmspec.kv.state_slots import StateBlock
 
 _PIECE_TOKENS = 256  # a long text is kept in pieces, so that its end can be dropped alone
 

@@ -147,7 +147,7 @@ class KVView(KVCache):
     def _share_state(self, source_row: int, shown: _Shown) -> None:
         """A running state has seen the whole text, whatever is shown of the keys."""
         if self.states is not None and self.source.states is not None:
-            self.states.hold(shown.row, self.source.states.held(source_row))
+            self.states.share(shown.row, self.source.states, source_row)
 
     def due_bytes(self, source_row: int) -> int:
         """Bytes that the next `catch_up` reads and writes to choose anew; 0 where at most newer

@@ -8,6 +8,7 @@ from mmspec.plan.roofline import Forward
 
 _CONTEXTS = tuple(2**power for power in range(8, 21))  # where break-even is sought: 256 to 1M
 SCORED_NODES = (1, 16, 64, 128)
+_DRAFTED = 64  # nodes a row, as decode.max_nodes says unless it is set
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Place:
     batch: int
     context: int  # committed tokens a row
     fits: bool  # weights and KV, into the machine's memory
-    kv_bytes: float
+    kv_bytes: float  # of all rows, with their running states and those of drafted nodes
     score_s: dict[int, float]  # nodes -> seconds of a score call; 1: a plain step
     prospects: tuple[Prospect, ...]
 
@@ -100,8 +101,8 @@ def _place(
     return Place(
         batch,
         context,
-        target.fits(context=context, batch=batch),
-        batch * target.kv_bytes(context),
+        target.fits(context=context, batch=batch, nodes=_DRAFTED),
+        batch * target.row_bytes(context, nodes=_DRAFTED),
         {count: target.seconds(count, context=context, batch=batch) for count in nodes},
         tuple(prospects),
     )

@@ -2,6 +2,7 @@
 
     weights      max(bytes of the matrices / bandwidth,  2 x weights x batch x nodes / product rate)
   + attention    max(bytes of the KV       / bandwidth,  4 x heads x head_dim x keys x nodes / rate)
+  + states       6 x bytes of a running state x batch x nodes / bandwidth
 
 A node reads no KV of its own: the keys are read once for all nodes of a row and all query heads
 that share them, and multiplied for each; so attention turns from one regime to the other where
@@ -13,6 +14,8 @@ from typing import Literal
 
 from mmspec.plan.hardware import Hardware
 from mmspec.plan.shape import ModelShape
+
+_PASSES = 6  # over a node's state: copied from its parent's, changed, left; read and written
 
 Precision = Literal["fp32", "bf16", "fp8", "int8", "int4"]
 BYTES: dict[str, float] = {
@@ -46,6 +49,11 @@ class Forward:
         """Of one row."""
         return self._layers(tokens) * self.shape.kv_values * tokens * BYTES[self.state]
 
+    def row_bytes(self, tokens: int, *, nodes: int = 0) -> float:
+        """Of one row: its KV and running state, and those of `nodes` drafted ones."""
+        states = (1 + nodes) * self.shape.state_bytes * self.layer_share
+        return self.kv_bytes(tokens) + states
+
     def seconds(self, nodes: int, *, context: int, batch: int) -> float:
         """One forward over `nodes` tokens of each of `batch` rows of `context` committed ones."""
         shape, hardware = self.shape, self.hardware
@@ -58,12 +66,15 @@ class Forward:
         attention = max(
             self.kv_bytes(keys) * batch / hardware.bytes_per_s, scores / hardware.attention_flops
         )
-        return max(matrices + attention, hardware.host_s)
+        states = _PASSES * shape.state_bytes * self.layer_share * rows / hardware.bytes_per_s
+        return max(matrices + attention + states, hardware.host_s)
 
-    def fits(self, *, context: int, batch: int) -> bool:
-        """Whether weights and KV have room in the machine's memory, with a tenth to spare."""
+    def fits(self, *, context: int, batch: int, nodes: int = 0) -> bool:
+        """Whether weights and rows with so many drafted nodes have room in the machine's memory,
+        with a tenth to spare."""
         stored = self.weight_bytes + self.shape.head_weights * BYTES[self.state]  # the embedding
-        return stored + batch * self.kv_bytes(context) <= 0.9 * self.hardware.memory_bytes
+        rows = batch * self.row_bytes(context, nodes=nodes)
+        return stored + rows <= 0.9 * self.hardware.memory_bytes
 
     def of(self, shape: ModelShape) -> "Forward":
         """Another model on the same machine."""

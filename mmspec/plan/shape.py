@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmspec.errors import ConfigError
+from mmspec.plan.states import StatefulShape, may_keep_states, stateful_shape
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class ModelShape:
     sliding_layers: int = 0  # that see `window` tokens; the others see all
     window: int = 0
     counted_weights: int | None = None  # linear layers and head, where they were counted otherwise
+    keyless_layers: int = 0  # that keep a running state, and no keys
+    state_bytes: int = 0  # of all running states of one row, or of a drafted node
 
     @property
     def group(self) -> int:
@@ -47,9 +50,9 @@ class ModelShape:
         return 2 * self.kv_heads * self.head_dim
 
     def seen_layers(self, context: int) -> float:
-        """Layers, each by the share of `context` tokens that it sees."""
+        """Layers that attend, each by the share of `context` tokens that it sees."""
         share = min(self.window / context, 1.0) if self.sliding_layers else 1.0
-        return self.layers - self.sliding_layers * (1.0 - share)
+        return self.layers - self.keyless_layers - self.sliding_layers * (1.0 - share)
 
 
 def _llama(name: str, *sizes: int) -> ModelShape:
@@ -79,7 +82,7 @@ def find_shape(name_or_path: str | Path) -> ModelShape:
     """A known shape by name, or that of a `config.json`, by its path or its folder's.
 
     Raises ConfigError for a name that is not known, a file that is no config, and a model whose
-    cost this cannot tell (mixtures of experts, layers with a running state).
+    cost this cannot tell (mixtures of experts, layers of a kind that is not known).
     """
     known = SHAPES.get(str(name_or_path).lower())
     if known is not None:
@@ -104,11 +107,16 @@ def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
     inner = config.get("text_config")
     text = {**config, **inner} if isinstance(inner, Mapping) else config
     experts = [key for key in text if "experts" in key and text[key]]
-    if experts:
+    counts = [text[key] for key in ("num_experts", "num_local_experts") if key in text]
+    if experts and (any(counts) or not counts):  # Granite says how many a token has, of none
         raise ConfigError(
             f"{name}: has {', '.join(sorted(experts))}; expected a dense model, as how many "
             "experts a step reads depends on its text"
         )
+    if may_keep_states(text):
+        found = stateful_shape(config, name)
+        if found is not None:
+            return _with_states(found, text, name)
     kinds = text.get("layer_types")
     kinds = list(kinds) if isinstance(kinds, list) else []
     strange = {str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}
@@ -130,6 +138,22 @@ def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
         _size(text, "vocab_size", name),
         sliding_layers=sliding if window else 0,
         window=window,
+    )
+
+
+def _with_states(found: StatefulShape, text: Mapping[str, object], name: str) -> ModelShape:
+    return ModelShape(
+        name,
+        found.layers,
+        _size(text, "hidden_size", name),
+        _size(text, "num_attention_heads", name),
+        found.kv_heads,
+        found.head_dim,
+        _size(text, "intermediate_size", name, 1),  # counted
+        _size(text, "vocab_size", name),
+        counted_weights=found.weights,
+        keyless_layers=found.layers - found.attending,
+        state_bytes=found.state_bytes,
     )
 
 

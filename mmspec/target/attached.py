@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from mmspec.attention import CallPaths, ChunkCall, RowNodes, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
-from mmspec.kv import KVCache, QueryTap, WritePlan
+from mmspec.kv import KVCache, Levels, LevelSlots, QueryTap, WritePlan
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import layer_reaches
 from mmspec.target.linears import Linears
@@ -95,11 +95,12 @@ class Attachments:
         like: Tensor,
         device: torch.device,
         call: TreeCall | None = None,
+        levels: Levels | LevelSlots | None = None,
     ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
         """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
         keys are there already; yields who runs it (None: the model) and the keywords that it needs
         for it. `like` has the model's dtype, `device` is where its inputs go; `call`: what
-        attention is told, in place of a call made of the trees."""
+        attention is told, in place of a call made of the trees, `levels`: mixers."""
         with ExitStack() as stack:
             tower = self._tower()
             if tower is None:
@@ -110,7 +111,7 @@ class Attachments:
             if self.linears is not None and (tower is None or tower.calls_linears):
                 stack.enter_context(self.linears.attached())
             if self.mixers is not None and cache.states is not None:
-                levels = cache.states.levels([tree.parents for tree in trees], written)
+                assert levels is not None, "mixers score by levels"
                 stack.enter_context(self.mixers.attached(cache, levels))
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]

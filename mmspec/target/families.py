@@ -121,13 +121,14 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} has layers of a kind that mmspec has no cache for ({what}). Use transformers' "
             "generate for it."
         )
-    if "cache_params" in inspect.signature(model.forward).parameters:
+    has_states_alone = "cache_params" in inspect.signature(model.forward).parameters
+    if has_states_alone and not state_kinds(config):
         raise ModelError(
             f"{name} keeps nothing but running states, in a cache of its own keyword "
             "(cache_params): it has no attention, and takes neither past_key_values nor positions. "
             "Use transformers' generate for it."
         )
-    if not _takes_positions(model):
+    if not has_states_alone and not _takes_positions(model):
         raise ModelError(
             f"{name}.forward takes no position_ids (ALiBi or fixed positions): the nodes of a "
             "token tree cannot be told where they stand. Use transformers' generate for it."

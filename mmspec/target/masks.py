@@ -17,7 +17,7 @@ LayerKind = Literal[
     "indexed_attention",
     "deepseek_sparse_attention",
 ]
-Masks: TypeAlias = Tensor | dict[str, Tensor | None]
+Masks: TypeAlias = Tensor | dict[str, Tensor | None] | None
 """One for all layers, or one a kind of layer."""
 _SEES_ALL = (  # an index chooses among all
     "full_attention", "indexed_attention", "deepseek_sparse_attention",
@@ -55,7 +55,9 @@ class MaskRule:
         )
 
     def given(self, masks: Mapping[str, Tensor]) -> Masks:
-        """One mask a kind, in the form that the model takes."""
+        """One mask a kind, in the form that the model takes; None where no layer attends."""
+        if not self.kinds:
+            return None
         if self.as_dict:
             return {**masks, **dict.fromkeys(self.unmasked)}
         return masks[self.kinds[0]]
@@ -139,6 +141,6 @@ class MaskRule:
 
 
 def on_device(masks: Masks, device: torch.device) -> Masks:
-    if isinstance(masks, Tensor):
-        return upload(masks, device)
+    if masks is None or isinstance(masks, Tensor):
+        return None if masks is None else upload(masks, device)
     return {kind: None if m is None else upload(m, device) for kind, m in masks.items()}

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD
-from mmspec.kv import KVCache, Levels, StateKey, StateKind, StateLayer
+from mmspec.kv import KVCache, Levels, LevelSlots, StateKey, StateKind, StateLayer
+from mmspec.kv.state_slots import StateSlots
 from mmspec.target.untouched import Place, places_in
 
 
@@ -37,6 +38,12 @@ def state_kinds(config: PreTrainedConfig) -> dict[int, StateKind]:
         for index, layer in enumerate(layers)
         if isinstance(layer, LinearAttentionCacheLayerMixin)
     }
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """By which name a model's forward takes its cache: of its own where it keeps states alone."""
+    parameters = inspect.signature(model.forward).parameters
+    return "cache_params" if "cache_params" in parameters else "past_key_values"
 
 
 @dataclass(eq=False)
@@ -61,28 +68,39 @@ class Mixer:
         return not is_hooked and self._places[child].is_its_own
 
     def forward(
-        self, own: Callable[..., Any], states: StateLayer, levels: Levels, *args: Any, **kwargs: Any
+        self,
+        own: Callable[..., Any],
+        states: StateLayer,
+        slots: StateSlots,
+        levels: Levels | LevelSlots,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """The module's `own` forward of (batch, nodes, ...) inputs, node by node."""
-        return _Call(self, own, levels, args, kwargs).run(states)
+        return _Call(self, own, levels, args, kwargs).run(states, slots)
 
 
 class Mixers:
     """All mixers of a model, with another forward while attached."""
 
-    def __init__(self, mixers: Sequence[Mixer], packing: Iterable[nn.Module] = ()) -> None:
-        """`packing`: the decoder's modules that were seen to hand on a tuple."""
+    def __init__(
+        self, mixers: Sequence[Mixer], packing: Iterable[nn.Module] = (), *, state_bytes: int = 0
+    ) -> None:
+        """`packing`: the decoder's modules that were seen to hand on a tuple; `state_bytes`: of all
+        their states after a token."""
         self.each = tuple(mixers)
+        self.state_bytes = state_bytes
         self.packing = frozenset(packing)
 
     @contextmanager
-    def attached(self, cache: KVCache, levels: Levels) -> Iterator[None]:
+    def attached(self, cache: KVCache, levels: Levels | LevelSlots) -> Iterator[None]:
         """Within it, one forward computes the nodes of `levels`, and leaves their states there."""
         assert cache.states is not None
         with ExitStack() as stack:
             for mixer in self.each:
                 layer = cache.states.layers[mixer.layer]
-                forward = partial(mixer.forward, mixer.module.forward, layer, levels)
+                own = mixer.module.forward
+                forward = partial(mixer.forward, own, layer, cache.states.slots, levels)
                 stack.enter_context(_forwarding(mixer.module, forward))
             yield
 
@@ -92,13 +110,15 @@ class Observer:
 
     def __init__(self, decoder: nn.Module, cache: KVCache) -> None:
         assert cache.states is not None
-        self._decoder, self._layers = decoder, cache.states.layers
+        self._decoder, self._states = decoder, cache.states
+        self._layers = cache.states.layers
         self._mixers: dict[tuple[nn.Module, int], Mixer] = {}
         self._packing: set[nn.Module] = set()
 
     @property
     def mixers(self) -> Mixers:
-        return Mixers(list(self._mixers.values()), self._packing)
+        state_bytes = self._states.slots.slot_bytes
+        return Mixers(list(self._mixers.values()), self._packing, state_bytes=state_bytes)
 
     @contextmanager
     def seeing_states(self) -> Iterator[None]:
@@ -195,16 +215,16 @@ class _Call:
         self,
         mixer: Mixer,
         own: Callable[..., Any],
-        levels: Levels,
+        levels: Levels | LevelSlots,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        self._mixer, self._own, self._levels = mixer, own, levels
+        self._mixer, self._own = mixer, own
         names = list(inspect.signature(own).parameters) if args else []
         given = [*zip(names, args, strict=False), *kwargs.items()]
         hidden = next(value for _, value in given if _is_states(value))
         self._size = hidden.shape[0], hidden.shape[1]
-        self._order, self._places = levels.on(hidden.device)
+        self._levels = levels.on(hidden.device)
         self._hidden = self._by_node(hidden).tensor
         # No node is padding, and whom attention listens to is nothing to a mixer.
         self._args = [
@@ -216,8 +236,8 @@ class _Call:
             if name not in (KEYWORD, TAP_KEYWORD)
         }
 
-    def run(self, states: StateLayer) -> Any:
-        """All nodes' outputs, (batch, nodes, ...); padding's are zeros."""
+    def run(self, states: StateLayer, slots: StateSlots) -> Any:
+        """All nodes' outputs, (batch, nodes, ...); padding's are any."""
         mixer = self._mixer
         outputs: list[Any] = []
         delayed: list[Tensor] = []
@@ -227,21 +247,23 @@ class _Call:
             last = None
         project = None if last is None else last.forward
         with ExitStack() as stack:
-            at = _At()
+            at, left = _At(), dict[StateKey, Tensor]()
             for module in inputs:
                 known = _Known(module.forward(self._hidden), at)
                 stack.enter_context(_forwarding(module, known))
             if last is not None:
                 stack.enter_context(_forwarding(last, _Delay(delayed)))
-            for level, places in zip(self._levels.each, self._places, strict=True):
-                at.nodes = level.nodes
-                found = {key: level.gather(key, places) for key in mixer.keys}
-                states.load(mixer.layer, {k: t for k, t in found.items() if t is not None})
-                args = [_cut(value, level.nodes) for value in self._args]
-                kwargs = {name: _cut(v, level.nodes) for name, v in self._kwargs.items()}
+            levels = self._levels
+            for size, source, own in zip(levels.sizes, levels.sources, levels.slots, strict=True):
+                at.nodes = nodes = range(at.nodes.stop, at.nodes.stop + size)
+                found = left if source is None else slots.gather(mixer.keys, source)
+                states.load(mixer.layer, found)
+                args = [_cut(value, nodes) for value in self._args]
+                kwargs = {name: _cut(value, nodes) for name, value in self._kwargs.items()}
                 outputs.append(self._own(*args, **kwargs))
-                left = states.taken(mixer.layer)
-                level.block.tensors |= {key: left[key] for key in mixer.keys if key in left}
+                taken = states.taken(mixer.layer)
+                left = {key: taken[key] for key in mixer.keys if key in taken}
+                slots.scatter(left, own)
         if project is not None:
             return self._by_place(project(torch.cat(delayed)))
         return self._joined(outputs)
@@ -256,9 +278,9 @@ class _Call:
         if value.shape[0] not in (1, batch):
             return value
         flat = value.expand(batch, *value.shape[1:]).flatten(0, 1)
-        if not self._levels.is_in_order:
-            flat = flat.index_select(0, self._order)
-        return _Nodes(flat[: self._levels.num_nodes].unsqueeze(1))
+        order = self._levels.order
+        flat = flat[: sum(self._levels.sizes)] if order is None else flat.index_select(0, order)
+        return _Nodes(flat.unsqueeze(1))
 
     def _joined(self, outputs: list[Any]) -> Any:
         """One output of those of all levels."""
@@ -270,10 +292,12 @@ class _Call:
     def _by_place(self, value: Tensor) -> Tensor:
         """(batch, nodes, ...) of (nodes, 1, ...)."""
         batch, nodes = self._size
-        flat = value.squeeze(1)
-        if not self._levels.is_in_order or flat.shape[0] != batch * nodes:
-            places = flat.new_zeros(batch * nodes, *flat.shape[1:])
-            flat = places.index_copy_(0, self._order, flat)
+        flat, back = value.squeeze(1), self._levels.back
+        if back is not None:
+            flat = flat.index_select(0, back)
+        elif flat.shape[0] < batch * nodes:
+            rest = flat.new_zeros(batch * nodes - flat.shape[0], *flat.shape[1:])
+            flat = torch.cat([flat, rest])
         return flat.view(batch, nodes, *flat.shape[1:])
 
 

@@ -20,7 +20,7 @@ from mmspec.target.blocks import Blocks
 from mmspec.target.cross import beside_text, probe_inputs
 from mmspec.target.families import first_position, index_layers, mask_rules
 from mmspec.target.linears import Linears
-from mmspec.target.mixers import state_kinds
+from mmspec.target.mixers import cache_keyword, state_kinds
 from mmspec.target.target import Target, input_device
 from mmspec.tree import TokenTree
 
@@ -180,7 +180,7 @@ def _native_logits(
 ) -> dict[tuple[int, ...], Tensor]:
     """Logits (vocab,) after each path's tokens, decoded by the model alone, a token at a time."""
     expected: dict[tuple[int, ...], Tensor] = {}
-    has_states = bool(state_kinds(model.config))
+    has_states, keyword = bool(state_kinds(model.config)), cache_keyword(model)
     leaves = set(range(tree.num_nodes)) - set(tree.parents)
     embedding = model.get_input_embeddings()
     device = input_device(embedding, embedding.weight)
@@ -189,7 +189,7 @@ def _native_logits(
             cache = DynamicCache(config=model.config)
             ids = prompt.token_ids.unsqueeze(0).to(device)
             given = {n: t.to(device) for n, t in prompt.model_inputs.items()}
-            model(input_ids=ids, past_key_values=cache, use_cache=True, **given)
+            model(input_ids=ids, use_cache=True, **{keyword: cache}, **given)
             path: tuple[int, ...] = ()
             for depth, node in enumerate(tree.path_to(leaf)):
                 path += (tree.tokens[node],)
@@ -198,9 +198,7 @@ def _native_logits(
                 # As generate tells them: some hybrids count each call's tokens from 0.
                 place = first_position(model.config) + prompt.num_tokens + depth
                 told = {"position_ids": torch.full_like(ids, place)} if has_states else {}
-                output = model(
-                    input_ids=ids, past_key_values=cache, use_cache=True, **told, **given
-                )
+                output = model(input_ids=ids, use_cache=True, **{keyword: cache}, **told, **given)
                 expected[path] = output.logits[0, -1]
     return expected
 

@@ -32,7 +32,7 @@ from mmspec.target.graphs import (
 )
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
-from mmspec.target.mixers import Mixers, Observer, state_kinds
+from mmspec.target.mixers import Mixers, Observer, cache_keyword, state_kinds
 from mmspec.target.positions import prompt_positions
 from mmspec.target.taps import Hidden, asked_for, taken, taken_late
 from mmspec.tree import TokenTree
@@ -80,6 +80,7 @@ class Target:
         self._embedding = model.get_input_embeddings()
         self._text_config = model.config.get_text_config(decoder=True)
         self._parameters = inspect.signature(model.forward).parameters
+        self._cache_keyword = cache_keyword(model)
         self.cross_layers = cross.cross_layers(model.config)
         # Narrowed where the encoders turn out unusual.
         self.cuts = replace(prompt_cuts(model.config), has_whole_media=not gives_features(model))
@@ -88,9 +89,11 @@ class Target:
         self.graphs: ScoreGraphs | None = None
         self._buffers: BufferPool | None = None
         self.state_kinds = state_kinds(model.config)
+        self.state_bytes = 0  # of the running states of a row, or a node; 0: it keeps none
         if self.state_kinds:
             with self._lock:
                 self.attachments.mixers = mixers or self._find_mixers()
+            self.state_bytes = self.attachments.mixers.state_bytes
 
     def variant(self, *attachments: Attachment) -> "Target":
         """The same model, whose score calls run with more attached: quantised weights, layers left
@@ -121,19 +124,12 @@ class Target:
             raise ConfigError(
                 "graphs need mmspec's own attention: probe the model with attention='tree'"
             )
-        if self.state_kinds:
-            raise ConfigError(
-                f"{type(self.model).__name__} keeps running states, which are new tensors at each "
-                "step: its score calls cannot be recorded"
-            )
         self.graphs = ScoreGraphs(recorder, self.device)
         self._buffers = BufferPool()
 
     def use_graphs_as(self, other: "Target") -> None:
         """As `use_graphs`, where the other target does and this one can."""
         if other.graphs is None or self.graphs is not None or self.attachments.attention != "tree":
-            return
-        if self.state_kinds:
             return
         recorder = other.graphs.recorder.another(self.device)
         if recorder is not None:
@@ -238,8 +234,9 @@ class Target:
             )
         with observer.seeing_projections():
             self.prefill(prompt, cache, row, start=2)
+        found = observer.mixers
         cache.release()
-        return observer.mixers
+        return found
 
     def prefill(
         self,
@@ -302,7 +299,7 @@ class Target:
             output = self.model(
                 input_ids=upload(prompt.token_ids[start:stop].unsqueeze(0), self.device),
                 position_ids=upload(positions[..., start:stop], self.device),
-                past_key_values=cache,
+                **{self._cache_keyword: cache},
                 use_cache=True,
                 output_hidden_states=asked_for(taps, skipped=skipped),
                 **inputs,
@@ -417,6 +414,9 @@ class Target:
             assert size[0] <= self._shape[0] and size[1] <= self._shape[1], f"{size}: too large"
         with self._forward(), cache.writing(rows, counts, after=done) as plan:
             output: Any = None
+            levels = None
+            if cache.states is not None:
+                levels = cache.states.levels([tree.parents for tree in trees], done)
             seen = cache.cross.seen(rows)
             beside = {} if seen is None else {CROSS_MASK: cross.told_to_nodes(seen, plan)}
             skipped = self.cross_layers if seen is None else ()
@@ -424,7 +424,9 @@ class Target:
             if seen is None and (self.graphs is not None or self._shape is not None):
                 tree_call = self.attachments.tree_call(trees, cache, plan, done)
                 output = self._by_inputs(
-                    ScoreCall(ids, positions, tree_call, plan, cache, rows, taps, self._shape)
+                    ScoreCall(
+                        ids, positions, tree_call, plan, cache, rows, taps, self._shape, levels
+                    )
                 )
             if output is None:
                 with (
@@ -435,6 +437,7 @@ class Target:
                         written=done,
                         like=self._first,
                         device=self.device,
+                        levels=levels,
                     ) as (tower, inputs),
                     self.attachments.watching(cache, rows, counts) as watched,
                 ):
@@ -442,7 +445,7 @@ class Target:
                     output = run(
                         input_ids=upload(ids, self.device),
                         position_ids=upload(positions, self.device),
-                        past_key_values=cache,
+                        **{self._cache_keyword: cache},
                         use_cache=True,
                         output_hidden_states=asked_for(taps, skipped=skipped),
                         **beside,
@@ -492,6 +495,7 @@ class Target:
                 like=self._first,
                 device=self.device,
                 call=given.tree_call(call, rows=rows),
+                levels=given.levels,
             ) as (tower, inputs),
             self.attachments.tapped(tap) as tapped,
         ):
@@ -499,7 +503,7 @@ class Target:
             output = run(
                 input_ids=given.ids,
                 position_ids=given.positions,
-                past_key_values=call.cache,
+                **{self._cache_keyword: call.cache},
                 use_cache=True,
                 output_hidden_states=asked_for(call.taps, skipped=self.cross_layers),
                 **inputs,

@@ -5,15 +5,19 @@ length is another number.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmspec.kv import KVCache, Levels, PrefixStore, StateKey, StateKind
+from mmspec.attention import RowNodes, TreeCall
+from mmspec.kv import KVCache, Levels, LevelSlots, PrefixStore, StateKey, StateKind
 from mmspec.kv.state_layer import StateLayer
+from mmspec.target.graphs import ScoreCall, StaticInputs
 
 LAYER = 1  # of three: the first attends, this one keeps a state, the last one does both
 CONV, SUM = StateKey(LAYER, "conv", 0), StateKey(LAYER, "recurrent", 0)
@@ -56,32 +60,57 @@ def score(
     rows: Sequence[int],
     trees: Sequence[tuple[Sequence[int], Sequence[int]]],
     written: Sequence[int] = (),
+    *,
+    is_padded: bool = False,
 ) -> Levels:
-    """A score call of (tokens, parents) trees, as a mixer makes it."""
+    """A score call of (tokens, parents) trees, as a mixer makes it; `is_padded`: as it is
+    recorded."""
     assert cache.states is not None
     done = list(written) or [0] * len(rows)
     counts = [len(tokens) - old for (tokens, _), old in zip(trees, done, strict=True)]
     width = max(counts)
-    with cache.writing(rows, counts, after=done):
+    with cache.writing(rows, counts, after=done) as plan:
         flat = torch.zeros(len(rows) * width).double()
         for row, ((tokens, _), old) in enumerate(zip(trees, done, strict=True)):
             new = torch.tensor(tokens[old:]).double()
             flat[row * width : row * width + len(new)] = new
         levels = cache.states.levels([parents for _, parents in trees], done)
-        order, places = levels.on(flat.device)
-        tokens_of = flat[order]
-        for level, of in zip(levels.each, places, strict=True):
-            own = tokens_of[level.nodes.start : level.nodes.stop]
-            before = level.gather(SUM, of)
-            assert before is not None
-            level.block.tensors[SUM] = (before * 31 + own.unsqueeze(1) + 7) % 10_007
+        if is_padded:
+            ids = flat.long().view(len(rows), width)
+            nodes = [
+                np.eye(len(p), dtype=np.bool_)[old:]
+                for (_, p), old in zip(trees, done, strict=True)
+            ]
+            told = TreeCall([RowNodes(0, 1, n, np.zeros(n.shape[1])) for n in nodes], (), ())
+            call = ScoreCall(ids, ids, told, plan, cache, rows, (), levels=levels)
+            inputs = StaticInputs.of(call, flat.device)
+            for one in (call, replace(call, levels=levels.varied), call):
+                inputs.fill(one)  # what another call left there is overwritten
+                assert inputs.levels is not None
+                run_levels(cache, inputs.levels, inputs.ids.flatten().double())
+        else:
+            run_levels(cache, levels.on(flat.device), flat)
     return levels
+
+
+def run_levels(cache: KVCache, levels: LevelSlots, flat: Tensor) -> None:
+    """What a mixer does with the tokens (places,)."""
+    assert cache.states is not None
+    slots, start = cache.states.slots, 0
+    if levels.order is not None:
+        flat = flat[levels.order]
+    left: dict[StateKey, Tensor] = {}
+    for size, source, own in zip(levels.sizes, levels.sources, levels.slots, strict=True):
+        tokens, start = flat[start : start + size].unsqueeze(1), start + size
+        before = left if source is None else slots.gather([SUM], source)
+        left = {SUM: (before[SUM] * 31 + tokens + 7) % 10_007}
+        slots.scatter(left, own)
 
 
 def state_of(cache: KVCache, row: int) -> float:
     assert cache.states is not None
     held = cache.states.held(row)
-    return 0.0 if held is None else float(held.block.tensors[SUM][held.place])
+    return 0.0 if held is None else float(cache.states.slots.copy(held).tensors[SUM])
 
 
 TREE = ((20, 21, 22, 23, 24), (-1, 0, 0, 1, 1))
@@ -118,7 +147,8 @@ def test_what_is_not_committed_is_rolled_back() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_node_has_the_state_of_its_own_path(data: st.DataObject) -> None:
-    """Ragged rows, trees of any form, scored in one call or in two, several steps."""
+    """Ragged rows, trees of any form, scored in one call or in two, several steps, padded or not;
+    a call that is varied, as before a graph is used, leaves no trace."""
     texts = data.draw(st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1))
     texts = [list(text) for text in texts[:4]]
     cache, rows = opened(*texts)
@@ -134,7 +164,7 @@ def test_every_node_has_the_state_of_its_own_path(data: st.DataObject) -> None:
             first = [(t[:old], p[:old]) for (t, p), old in zip(trees, written, strict=True) if old]
             some = [row for row, old in zip(rows, written, strict=True) if old]
             score(cache, some, first)
-        score(cache, rows, trees, written)
+        score(cache, rows, trees, written, is_padded=data.draw(st.booleans()))
         paths = {}
         for row, text, (tokens, parents) in zip(rows, texts, trees, strict=True):
             node = data.draw(st.integers(0, len(tokens) - 1))
@@ -199,6 +229,21 @@ def test_only_what_rows_and_their_nodes_need_stays_in_memory() -> None:
         score(cache, [row], [((token,), (-1,))])
         cache.commit({row: (0,)})
     assert cache.states.num_bytes <= own
+
+
+def test_slots_are_free_once_nobody_holds_them_and_stay_where_they_are() -> None:
+    cache, (row, other) = opened([1, 2], [3], num_recent=4)
+    assert cache.states is not None
+    slots = cache.states.slots
+    for token in range(40):
+        if token == 8:  # as many are remembered as ever
+            addresses = slots.addresses
+        score(cache, [row, other], [TREE, ((token,), (-1,))])
+        cache.commit({row: (0, 1, 3), other: (0,)})
+    assert slots.addresses == addresses, "the buffers grew for what nobody has any more"
+    held = [slots.take(1)[0] for _ in range(100)]
+    assert len({one.slot for one in held} | {0, 1}) == 102
+    assert state_of(cache, row) == after([1, 2, *[20, 21, 23] * 40]), "they moved"
 
 
 # Going back
@@ -282,7 +327,7 @@ def test_a_short_convolution_keeps_the_newest_inputs_and_none_of_the_memory_behi
     def kept() -> Tensor:
         held = cache.states.held(row) if cache.states else None
         assert held is not None
-        return held.block.tensors[CONV][held.place, 0]
+        return cache.states.slots.copy(held).tensors[CONV][0, 0]
 
     assert kept().tolist() == [0, 1, 2], "a text shorter than the kernel begins with zeros"
     read(cache, row, [3, 4, 5, 6])

@@ -14,6 +14,8 @@ from mmspec.errors import ConfigError
 from mmspec.plan.hardware import find_hardware, this_cpu
 from mmspec.plan.roofline import Forward
 from mmspec.plan.shape import SHAPES, find_shape, shape_of
+from mmspec.state import Prompt
+from mmspec.target import Target
 from mmspec.target.linears import text_linears
 
 HYBRID = tuple(family.name for family in DECODABLE_HYBRID)
@@ -32,7 +34,26 @@ def _weights(model: Any) -> int:
     return sum(m.weight.numel() for m in text_linears(model) if isinstance(m, nn.Linear))
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize("family", sorted({*HYBRID} - {"qwen3_next"}))  # experts
+def test_running_states_are_as_large_as_in_the_cache(family: str) -> None:
+    model = FAMILIES[family].build(torch.bfloat16)
+    shape = shape_of(json.loads(model.config.to_json_string(use_diff=False)), family)
+    assert shape.layers * shape.layer_weights + shape.head_weights == pytest.approx(_weights(model))
+    target = Target(model)
+    cache, prompt = target.new_cache(), Prompt(torch.arange(30, 40))
+    row = cache.open(prompt.num_tokens)
+    target.prefill(prompt, cache, row)
+    state = cache.snapshot(row)
+    assert state is not None and shape.state_bytes == state.num_bytes
+    kept = sum(t.nbytes for pair in cache.read(row, 0, 10) if pair is not None for t in pair)
+    forward = Forward(shape, find_hardware("h200"))
+    assert forward.kv_bytes(10) == kept
+    assert forward.row_bytes(10, nodes=3) == kept + 4 * state.num_bytes
+    plain, tree = (forward.seconds(nodes, context=10, batch=2) for nodes in (1, 5))
+    assert tree - plain > 4 * 2 * 2 * shape.state_bytes / forward.hardware.bytes_per_s
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "qwen3_next"])
 def test_mixtures_of_experts_are_refused(family: str) -> None:
     model = FAMILIES[family].build(torch.float32)
     with pytest.raises(ConfigError, match="experts"):
@@ -77,8 +98,10 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     broken.write_text('{"hidden_size": 64, "num_hidden_layers": 2}')
     with pytest.raises(ConfigError, match="num_attention_heads=None"):
         find_shape(broken)
-    with pytest.raises(ConfigError, match="linear_attention"):
-        shape_of({"layer_types": ["linear_attention"]}, "mamba")
+    with pytest.raises(ConfigError, match="sparse_attention"):
+        shape_of({"layer_types": ["sparse_attention"]}, "sparse")
+    with pytest.raises(ConfigError, match="building the model without its weights, which failed"):
+        shape_of({"layer_types": ["linear_attention"]}, "unnamed")
     for text in ("h300", "1,2", "1,2,-3", "a,b,c"):
         with pytest.raises(ConfigError, match="h200"):
             find_hardware(text)

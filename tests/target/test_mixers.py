@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from draft_models import letters
 from families import FAMILIES
 from families.hybrid import DECODABLE_HYBRID
 from torch import Tensor, nn
@@ -12,14 +13,15 @@ from transformers import DynamicCache, PreTrainedModel
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
-from mmspec.errors import ConfigError, ModelError
+from mmspec.drafters.layer_skip import LayerSkip
+from mmspec.errors import ModelError
 from mmspec.kv import KVCache, StateKey
-from mmspec.kv.states import Level, RunningStates
+from mmspec.kv.state_slots import StateSlots
+from mmspec.kv.states import RunningStates
 from mmspec.state import Prompt
 from mmspec.target import Target, linears
 from mmspec.target.linears import quick_linears
 from mmspec.target.mixers import Mixer, state_kinds
-from mmspec.target.probe import probe
 from mmspec.tree import TokenTree
 
 NAMES = [family.name for family in DECODABLE_HYBRID]
@@ -124,24 +126,34 @@ def test_a_prompt_of_one_token_and_one_in_pieces_come_to_the_same(model: PreTrai
 # The faults that this would miss if states hardly mattered
 
 
+Keys, Found = Sequence[StateKey], dict[StateKey, Tensor]
+
+
 def states_are_ignored(patch: pytest.MonkeyPatch) -> None:
-    right = Level.gather
+    right = StateSlots.gather
 
-    def zeros(self: Level, key: StateKey, places: Sequence[Tensor]) -> Tensor | None:
-        found = right(self, key, places)
-        return None if found is None else torch.zeros_like(found)
+    def zeros(self: StateSlots, keys: Keys, slots: Tensor) -> Found:
+        return {key: torch.zeros_like(state) for key, state in right(self, keys, slots).items()}
 
-    patch.setattr(Level, "gather", zeros)
+    patch.setattr(StateSlots, "gather", zeros)
 
 
 def states_are_of_another_row(patch: pytest.MonkeyPatch) -> None:
-    right = Level.gather
+    right = StateSlots.gather
 
-    def rolled(self: Level, key: StateKey, places: Sequence[Tensor]) -> Tensor | None:
-        found = right(self, key, places)
-        return None if found is None else found.roll(1, 0)
+    def rolled(self: StateSlots, keys: Keys, slots: Tensor) -> Found:
+        return right(self, keys, slots.roll(1))
 
-    patch.setattr(Level, "gather", rolled)
+    patch.setattr(StateSlots, "gather", rolled)
+
+
+def states_are_left_in_another_nodes_slot(patch: pytest.MonkeyPatch) -> None:
+    right = StateSlots.scatter
+
+    def rolled(self: StateSlots, states: Found, slots: Tensor) -> None:
+        right(self, states, slots.roll(1))
+
+    patch.setattr(StateSlots, "scatter", rolled)
 
 
 def siblings_share_the_newest_state(patch: pytest.MonkeyPatch) -> None:
@@ -165,18 +177,19 @@ def commit_takes_the_first_nodes_state(patch: pytest.MonkeyPatch) -> None:
 
 
 def recurrent_states_stay_as_they_were(patch: pytest.MonkeyPatch) -> None:
-    right = Level.gather
+    right = StateSlots.gather
 
-    def conv_alone(self: Level, key: StateKey, places: Sequence[Tensor]) -> Tensor | None:
-        found = right(self, key, places)
-        return found if found is None or key.kind == "conv" else found * 0
+    def conv_alone(self: StateSlots, keys: Keys, slots: Tensor) -> Found:
+        found = right(self, keys, slots)
+        return {key: state * (key.kind == "conv") for key, state in found.items()}
 
-    patch.setattr(Level, "gather", conv_alone)
+    patch.setattr(StateSlots, "gather", conv_alone)
 
 
 FAULTS: tuple[Fault, ...] = (
     states_are_ignored,
     states_are_of_another_row,
+    states_are_left_in_another_nodes_slot,
     siblings_share_the_newest_state,
     commit_takes_the_first_nodes_state,
     recurrent_states_stay_as_they_were,
@@ -204,16 +217,16 @@ def test_a_forward_that_fails_leaves_the_model_as_it_was(
     cache, placements = prefilled(target)
     before = [(module, dict(module.__dict__)) for module in model.modules()]
     expected = target.score(TREES, cache, placements)
-    right, calls = Level.gather, []
+    right, calls = StateSlots.gather, []
 
-    def fails(self: Level, key: StateKey, places: Sequence[Tensor]) -> Tensor | None:
-        calls.append(key)
+    def fails(self: StateSlots, keys: Keys, slots: Tensor) -> Found:
+        calls.append(keys)
         if len(calls) == 4:
             raise RuntimeError("in the middle")
-        return right(self, key, places)
+        return right(self, keys, slots)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Level, "gather", fails)
+        patch.setattr(StateSlots, "gather", fails)
         with pytest.raises(RuntimeError, match="in the middle"):
             target.score(TREES, cache, placements)
     for module, attributes in before:
@@ -353,13 +366,21 @@ def test_bitwise_mode_is_refused_with_the_reason() -> None:
         mmspec.load(model, config=config)
 
 
-def test_layers_to_skip_have_to_be_named() -> None:
-    model = FAMILIES["lfm2"].build(torch.float32)
-    with pytest.raises(ConfigError, match=r"name them \(drafter.layer_skip.layers\)"):
-        mmspec.load(model, drafter="layer_skip").generate("", max_new_tokens=1)
-
-
-def test_graphs_are_refused_with_the_reason() -> None:
-    target, _ = probe(FAMILIES["lfm2"].build(torch.float32))
-    with pytest.raises(ConfigError, match="cannot be recorded"):
-        target.use_graphs(None)  # type: ignore[arg-type]
+def test_no_more_nodes_are_drafted_than_there_is_room_for_their_states() -> None:
+    model = FAMILIES["qwen3_5"].build(torch.float32)
+    inputs = {"input_ids": torch.tensor([[40, 41, 42, 43] * 4])}
+    requests = [mmspec.Request(inputs, max_new_tokens=9, temperature=0.0) for _ in range(2)]
+    slot = Target(model).state_bytes
+    assert slot > 0
+    found = {}
+    for states in (3, 7, 2 * 65):
+        decode = {"state_bytes": slot * states, "controller": "fixed", "cuda_graphs": "never"}
+        drafter = LayerSkip(layers=[1], max_depth=4, min_confidence=0.0)
+        engine = mmspec.load(model, letters(), overrides={"decode": decode}, drafter=[drafter])
+        results = engine.generate(requests)
+        drafted = [sum(c.proposed for c in r.stats.by_drafter.values()) for r in results]
+        steps = sum(result.stats.steps for result in results)
+        found[states] = [result.tokens for result in results], sum(drafted) / steps
+    texts, a_step = zip(*found.values(), strict=True)
+    assert all(text == texts[0] for text in texts)
+    assert a_step[0] == 0 and 0 < a_step[1] <= 2 and a_step[2] > 2, a_step

@@ -9,8 +9,6 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     PreTrainedModel,
     Qwen3_5ForConditionalGeneration,
 )
@@ -225,12 +223,6 @@ def test_a_model_that_fails_while_its_mixers_are_looked_for_is_refused() -> None
     message = str(refusal.value)
     assert message.startswith("AsksForMore cannot be decoded")
     assert "Use transformers' generate" in message
-
-
-def test_a_model_without_attention_is_refused_for_its_cache() -> None:
-    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1)
-    with pytest.raises(ModelError, match="cache_params"):
-        Target(MambaForCausalLM(config))
 
 
 # ORACLE

@@ -48,12 +48,6 @@ class BoundLayerSkip:
         except ValueError as error:
             raise ConfigError(f"drafter.layer_skip.layers: {error}") from error
         if not settings.layers:
-            if target.state_kinds:
-                raise ConfigError(
-                    "drafter.layer_skip: which layers are left out is searched for by trials on "
-                    "the newest tokens, and a model with running states cannot go back to before "
-                    "them; name them (drafter.layer_skip.layers), or take another drafter"
-                )
             if num_layers < 2:
                 raise ConfigError("drafter.layer_skip: the target has one layer and none to spare")
             self.search = SkipSearch(
@@ -125,13 +119,16 @@ class BoundLayerSkip:
             if self.search is not None and not self.search.is_over:
                 self.search.learn(skipped, matched, tested)
 
+    @property
+    def is_searching(self) -> bool:
+        """Whether trials are still made."""
+        return self.search is not None and not self.search.is_over
+
     def is_trial_due(self, session: LayerSkipSession) -> bool:
         """Whether the search goes on, and the session was asked often enough since its last one."""
-        if self.search is None or self.search.is_over:
-            return False
         settings = self.settings
         is_time = session.num_untried + 1 >= settings.trial_every
-        return is_time and session.num_told >= settings.trial_tokens
+        return self.is_searching and is_time and session.trial(settings.trial_tokens) is not None
 
     def try_out(self, session: LayerSkipSession) -> None:
         """One trial of the search on what the session's target chose last, if one is due: what
@@ -148,23 +145,32 @@ class BoundLayerSkip:
         """How many of the newest chosen tokens the layers left in would have chosen as well. The
         row's keys of these tokens are put aside for the time of it."""
         cache, row, count = session.cache, session.placement.row, self.settings.trial_tokens
-        length, asked = cache.length(row), session.text[-count - 1 : -1]
-        kept = cache.read(row, length - count, length)
-        cache.truncate(row, length - count)
+        trial, states = session.trial(count), cache.states
+        assert trial is not None, "there is nothing to try it on"
+        start, length = trial.start, cache.length(row)
+        asked = session.text[start : start + count]
+        kept, state = cache.read(row, start, length), None if states is None else states.held(row)
+        cache.truncate(row, start)
+        if states is not None:
+            states.hold(row, trial.state)
         try:
             self._skipped.skipped = skipped
             tree = TokenTree.chain(asked[0], asked[1:], (1.0,) * (count - 1), self.name)
             logits = self.model.score([tree], cache, [session.placement])[0].logits
         finally:
-            cache.truncate(row, length - count)
-            cache.append(row, kept, count=count)
-        guide, first = session.guide, len(session.text) - count
+            cache.truncate(row, start)
+            cache.append(row, kept, count=length - start)
+            if states is not None:
+                states.hold(row, state)
+                session.mark()
+        guide, first = session.guide, start + 1
         scores = guide.warp(logits)
         if not guide.is_greedy:
             places = range(first, first + count)
             scores = scores + guide.noise_at(places, scores.shape[-1], device=scores.device)
         said = scores.argmax(dim=-1).tolist()
-        return sum(a == b for a, b in zip(said, session.text[-count:], strict=True))
+        chosen = session.text[first : first + count]
+        return sum(a == b for a, b in zip(said, chosen, strict=True))
 
     def _depth(self, tokens: Sequence[int], budget: int) -> int:
         """Levels of a tree within the target's context."""

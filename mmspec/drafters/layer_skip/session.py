@@ -1,18 +1,35 @@
 """One request's drafting with layers left out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmspec.drafters.model_session import ModelSession
 from mmspec.drafters.proposal import Proposal
 from mmspec.drafters.walked import walked
-from mmspec.kv import KVCache
+from mmspec.kv import Held, KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
     from mmspec.drafters.layer_skip.drafter import BoundLayerSkip
+
+_MANY_TRIALS = 4  # what a trial puts aside, in trials' tokens, before a newer place is marked
+
+
+class Trial(NamedTuple):
+    """Where a trial's tokens begin."""
+
+    start: int  # committed tokens before them
+    state: Held | None = None  # the running state there
+
+
+class Mark(NamedTuple):
+    """A place in the text that a trial can go back to, where the row has a running state."""
+
+    length: int  # committed tokens
+    epoch: int  # of the row in its cache
+    state: Held
 
 
 class LayerSkipSession(ModelSession["BoundLayerSkip"]):
@@ -33,11 +50,32 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
         self.num_untried = 0  # proposals since the last trial
         self._num_prompt = prompt.num_tokens
         self._skipped: frozenset[int] = frozenset()  # by the newest proposal
+        self._mark: Mark | None = None
 
     @property
     def num_told(self) -> int:
         """Chosen tokens that it knows of."""
         return len(self.text) - self._num_prompt
+
+    def trial(self, count: int) -> Trial | None:
+        """Where a trial of `count` chosen tokens begins: at the newest ones; with running states
+        behind the place that was marked. None where there are not as many."""
+        if self.cache.states is None:
+            return Trial(len(self.text) - 1 - count) if self.num_told >= count else None
+        mark = self._mark
+        if mark is None or len(self.text) - 1 - mark.length < count:
+            return None
+        if mark.epoch != self.cache.epoch(self.placement.row):
+            return None
+        return Trial(mark.length, mark.state)
+
+    def mark(self) -> None:
+        """From here on tokens are chosen that a trial may be made of."""
+        row = self.placement.row
+        if self.cache.states is not None:
+            state = self.cache.states.held(row)
+            assert state is not None, "no token is committed"
+            self._mark = Mark(self.cache.length(row), self.cache.epoch(row), state)
 
     def preparation(self, num_tokens: int) -> Preparation | None:
         """A trial of the drafter's search, now and then: about one forward."""
@@ -52,6 +90,8 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
         if not self.num_told:
             self.text.append(tree.tokens[0])  # the prompt's last logits chose it
         self.text += verdict.tokens
+        if self._drafter.is_searching and self._is_mark_old:
+            self.mark()
         proposal = self._proposal
         super().observe(tree, verdict, scores)
         if proposal is None:
@@ -62,6 +102,14 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
             tested += bool(children)
             matched += bool(children) and own.tokens[children[0]] == token
         self._drafter.observed(self._skipped, matched, tested)
+
+    @property
+    def _is_mark_old(self) -> bool:
+        mark, row = self._mark, self.placement.row
+        if mark is None or mark.epoch != self.cache.epoch(row):
+            return True
+        longest = _MANY_TRIALS * self._drafter.settings.trial_tokens
+        return self.cache.length(row) - mark.length > longest
 
     def remember(self, proposal: Proposal) -> None:
         self._skipped = self._drafter.skipped

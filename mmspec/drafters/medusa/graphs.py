@@ -42,6 +42,10 @@ class StateCall:
         return False
 
     @property
+    def left(self) -> Sequence[Tensor]:
+        return ()
+
+    @property
     def varied(self) -> "StateCall":
         return replace(self, states=self.states.roll(1, dims=-1))
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmspec.attention import CallPaths, RowNodes, TreeCall
-from mmspec.kv import KVCache, QueryTap, WritePlan
+from mmspec.kv import KVCache, Levels, QueryTap, WritePlan
 from mmspec.target.graphs.bucket import Bucket
+from mmspec.uploads import upload
 
 
 class GraphCall(Protocol):
@@ -36,6 +37,10 @@ class GraphCall(Protocol):
     def varied(self) -> Self | None:
         """One of the same graph that differs in every value; None where there is none."""
 
+    @property
+    def left(self) -> Sequence[Tensor]:
+        """What its forward leaves for later calls and does not return: a digest of it, copied."""
+
 
 @dataclass(frozen=True)
 class ScoreCall:
@@ -49,6 +54,7 @@ class ScoreCall:
     rows: Sequence[int]  # (batch,) the cache's numbers
     taps: Collection[int]
     shape: tuple[int, int] | None = None  # (rows, nodes) of all calls, in bitwise mode
+    levels: Levels | None = None  # of a model with running states
 
     @property
     def bucket(self) -> Bucket | None:
@@ -63,6 +69,8 @@ class ScoreCall:
             tail=max(len(row.depths) for row in self.tree.rows),
             columns=self.tree.max_columns,
             planes=self.planes,
+            levels=() if self.levels is None else [len(level) for level in self.levels.each],
+            is_chain=self.levels is not None and self.levels.is_chain,
         )
 
     @property
@@ -84,6 +92,17 @@ class ScoreCall:
     @property
     def is_bitwise(self) -> bool:
         return self.shape is not None
+
+    @property
+    def left(self) -> Sequence[Tensor]:
+        """Sums over the running states; keys are read within the forward itself."""
+        if self.levels is None or self.cache.states is None:
+            return ()
+        slots = [entry.slot for level in self.levels.each for entry in level]
+        return [
+            buffer.index_select(0, upload(slots, buffer.device)).float().sum(dim=-1)
+            for buffer in self.cache.states.slots.buffers.values()
+        ]
 
     @property
     def planes(self) -> int:
@@ -119,6 +138,7 @@ class ScoreCall:
                 [length - 1 for length in plan.lengths],
                 [max(count - 1, 1) for count in plan.counts],
             ),
+            levels=None if self.levels is None else self.levels.varied,
         )
 
 

@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Never, overload
+from typing import Any, Never, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmspec.attention import CallPaths, RowNodes, TreeCall
 from mmspec.attention.tensors import WORD_BITS, TreeArrays, TreeTensors
-from mmspec.kv import WriteSlots
+from mmspec.kv import Levels, LevelSlots, WriteSlots
+from mmspec.kv.levels import Entry
+from mmspec.kv.state_slots import NOWHERE
 from mmspec.target.graphs.bucket import Bucket
 from mmspec.target.graphs.call import ScoreCall
 from mmspec.target.graphs.guard import Unrepeatable
@@ -40,6 +44,7 @@ class StaticInputs:
         self.positions = parts["positions"] if bucket.planes > 1 else parts["positions"][0]
         self.slots = WriteSlots(parts["first"], parts["counts"])
         self.tree = TreeTensors(**{name: parts[name] for name in TreeArrays._fields})
+        self.levels = _levels(bucket, parts)  # None where no mixer needs them
 
     @staticmethod
     def of(call: ScoreCall, device: torch.device) -> "StaticInputs":
@@ -60,6 +65,8 @@ class StaticInputs:
         given["first"][:batch] += plan.lengths
         given["counts"][:batch] = plan.counts
         self._given_tree.fill(call.tree.rows)
+        if call.levels is not None:
+            _place(given, self.bucket, call.levels)
         upload_to(self._on_device, self._on_cpu)
         if not is_known:
             self.ids[:batch, :nodes] = call.ids
@@ -108,6 +115,10 @@ def _layout(bucket: Bucket) -> dict[str, _Field]:
         "num_tail": ((rows,), short),
         "depths": ((rows, tail), short),
         "visible": ((rows, nodes, -(-tail // WORD_BITS)), short),
+        "order": ((sum(bucket.levels),), long),
+        "back": ((rows * nodes if bucket.levels else 0,), long),
+        "sources": ((sum(bucket.levels),), long),
+        "slots": ((sum(bucket.levels),), long),
     }
 
 
@@ -131,3 +142,36 @@ def _num_bytes(field: _Field) -> int:
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _levels(bucket: Bucket, parts: Mapping[str, Tensor]) -> LevelSlots | None:
+    """What mixers are told, parts of the inputs."""
+    if not bucket.levels:
+        return None
+    sources = parts["sources"].split(bucket.levels)
+    is_in_order = bucket.is_chain and 1 in (bucket.rows, bucket.nodes)
+    return LevelSlots(
+        bucket.levels,
+        None if is_in_order else parts["order"],
+        None if is_in_order else parts["back"],
+        [sources[0], *(None if bucket.is_chain else own for own in sources[1:])],
+        parts["slots"].split(bucket.levels),
+    )
+
+
+def _place(given: Mapping[str, NDArray[Any]], bucket: Bucket, levels: Levels) -> None:
+    """Fills them in; padding goes on from zeros, and its states go nowhere."""
+    given["slots"].fill(NOWHERE)
+    first, indices, entries = 0, list[int](), list[Entry]()
+    for size, level in zip(bucket.levels, levels.each, strict=False):
+        entries += level
+        at = (entry.row for entry in level) if bucket.is_chain else range(len(level))
+        indices += [first + index for index in at]
+        first += size
+    index = np.array(indices)
+    row, node, source, slot = np.array(entries).T
+    place = row * bucket.nodes + node
+    given["order"][index] = place
+    given["back"][place] = index
+    given["sources"][index] = source
+    given["slots"][index] = slot

@@ -171,10 +171,12 @@ class ScoreGraphs:
             self._graphs.popitem(last=False)
 
     def _agrees(self, graph: _Graph, call: GraphCall, forward: Forward) -> bool:
-        computed = graph.compute(call)
+        computed, left = graph.compute(call), call.left
         expected = forward(graph.inputs, call).copied(*call.size)
         counts = call.counts
         error = _distance(computed.logits, expected.logits, counts)
+        for there, here in zip(left, call.left, strict=True):
+            error = max(error, _distance(there[None], here[None], [here.shape[0]]))
         for tap, states in expected.hidden_states.items():
             error = max(error, _distance(computed.hidden_states[tap], states, counts))
         for got, own in zip(computed.queries, expected.queries, strict=True):

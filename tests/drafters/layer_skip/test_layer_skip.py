@@ -116,6 +116,33 @@ def test_a_trial_leaves_every_key_as_it_was() -> None:
     assert checked >= 3 and result.stats.by_drafter["layer_skip"].proposed
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3_5", "lfm2"])
+def test_a_trial_of_all_layers_says_what_was_chosen(family: str) -> None:
+    """Its tokens, their noise, and the running state that it begins with are those of the text."""
+    engine = engine_of(
+        FAMILIES[family].build(torch.float64),
+        LayerSkip(trial_tokens=5, trial_every=1, min_confidence=0.0),
+    )
+    bound = engine.drafters[0]
+    assert isinstance(bound, BoundLayerSkip)
+    original, told = bound._matched, list[int]()
+
+    def tried(session: Any, skipped: frozenset[int]) -> int:
+        states, row = session.cache.states, session.placement.row
+        before = None if states is None else states.held(row)
+        matched = original(session, frozenset() if len(told) % 2 else skipped)
+        assert states is None or states.held(row) is before
+        told.append(matched)
+        return matched
+
+    bound._matched = tried  # type: ignore[method-assign]
+    plain = engine.generate(prompts(1)[0], temperature=1.0, top_k=0, speculate=False)
+    result = engine.generate(prompts(1)[0], temperature=1.0, top_k=0)
+    assert result.tokens == plain.tokens
+    assert len(told) >= 4 and all(matched == 5 for matched in told[1::2])
+    assert any(matched < 5 for matched in told[::2]), "layers hardly matter: this proves nothing"
+
+
 def test_a_failed_trial_costs_the_drafter_and_not_the_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

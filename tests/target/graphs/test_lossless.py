@@ -34,6 +34,10 @@ CELLS = [
     cell("llava", "retrieval_dense", "t1", 1, "image_first", controller="auto"),  # hidden states
     cell("qwen2_5_vl", "adversary", "t1", 3, "image_middle"),
     cell("qwen3_vl", "compressed_visual", "greedy", 3, "image_first"),
+    cell("qwen3_5", "prompt_lookup", "t1", 3, "image_middle", reuse="chunks_and_prefixes"),
+    cell("qwen3_5", "medusa", "greedy", 3, "text"),  # trees
+    cell("lfm2", "compressed_window", "warped", 3, "text"),  # rows of a view, with the row's states
+    cell("granite_hybrid", "draft_same", "t1", 3, "text"),  # rows that are cut
 ]
 
 
@@ -124,13 +128,34 @@ def tokens_are_those_of_the_call(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Target, "_compute", wrong)
 
 
+def states_are_those_of_the_call(patch: pytest.MonkeyPatch) -> None:
+    compute = Target._compute
+
+    def wrong(self: Target, given: StaticInputs, call: ScoreCall) -> Computed:
+        static, own = given.levels, StaticInputs(given.bucket, torch.device("cpu"))
+        own.fill(call)
+        given.levels = own.levels
+        try:
+            return compute(self, given, call)
+        finally:
+            given.levels = static
+
+    patch.setattr(Target, "_compute", wrong)
+
+
 BAKED: list[Patch] = [
     tokens_are_those_of_the_call,
     a_length_is_read_in_python,
     positions_are_those_of_the_call,
     attention_is_told_of_the_call,
+    states_are_those_of_the_call,
 ]
 CAUGHT = cell("llama", "prompt_lookup", "t1", 3, "text")
+RUNNING = cell("qwen3_5", "prompt_lookup", "t1", 3, "text")
+
+
+def caught(mutant: Patch) -> Cell:
+    return RUNNING if mutant is states_are_those_of_the_call else CAUGHT
 
 
 def unproven(patch: pytest.MonkeyPatch) -> None:
@@ -143,7 +168,7 @@ def test_a_value_that_was_baked_in_changes_the_tokens(
 ) -> None:
     mutant(monkeypatch)
     unproven(monkeypatch)
-    outcome, _ = run_graphed(CAUGHT)
+    outcome, _ = run_graphed(caught(mutant))
     assert outcome.mismatches, "the cells above would not see this"
 
 
@@ -153,7 +178,7 @@ def test_a_graph_is_given_up_before_a_baked_value_changes_a_token(
 ) -> None:
     mutant(monkeypatch)
     with pytest.warns(GraphWarning, match="a replay was off by"):
-        outcome, graphed = run_graphed(CAUGHT)
+        outcome, graphed = run_graphed(caught(mutant))
     assert graphed.given_up and graphed.replayed == 0
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
 
