@@ -1,6 +1,5 @@
 """A scenario: a model, an engine and rounds of cases, all of it from one seed."""
 
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,7 +102,6 @@ def run(seed: int, *, family: str | None = None) -> Report:
         prefix_bytes=draw.choice([0, 2**14, 2**17, 2**30]),
         feature_bytes=draw.choice([0, 2**10, 2**28]),
     )
-    logging.getLogger("mmspec").setLevel(logging.CRITICAL)
     try:
         drafters = draw_drafters(draw, family, dtype, truths, plain.target.vocab_size)
         names = "+".join(drafter.name for drafter in drafters)
