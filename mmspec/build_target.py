@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _ATTENTIONS: dict[str, Attention] = {"auto": "tree", "model": "model"}
 _PACKED = {"auto": None, "always": True, "never": False}
-_CUDA_GRAPHS = ("auto", "never")
+_AUTO_OR_NEVER = ("auto", "never")
 _MANY_NODES = 128  # up to some such number a GPU reads weights for longer than it multiplies
 
 
@@ -34,7 +34,8 @@ def check_decode_choices(config: DecodeConfig) -> None:
     for key, value, expected in (
         ("attention", config.attention, _ATTENTIONS),
         ("packed_weights", config.packed_weights, _PACKED),
-        ("cuda_graphs", config.cuda_graphs, _CUDA_GRAPHS),
+        ("cuda_graphs", config.cuda_graphs, _AUTO_OR_NEVER),
+        ("early_begin", config.early_begin, _AUTO_OR_NEVER),
         ("verifier", config.verifier, VERIFIERS),
         ("controller", config.controller, CONTROLLERS),
         ("choosing", config.choosing, CHOOSING),
@@ -56,7 +57,11 @@ def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target,
     backend = check_backend(config.attention_backend)
     if not config.probe:  # nothing was measured: the model's own attention
         return Target(model, linears=linears), "tree"
-    blocks = quick_blocks(model, copied=_PACKED[config.packed_weights] is not False)
+    blocks = quick_blocks(
+        model,
+        copied=_PACKED[config.packed_weights] is not False,
+        begins_early=config.early_begin == "auto",
+    )
     attention = _ATTENTIONS[config.attention]
     target, report = probe(
         model, attention=attention, backend=backend, linears=linears, blocks=blocks

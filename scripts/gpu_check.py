@@ -26,6 +26,7 @@ from threading import Thread
 ROOT = Path(__file__).resolve().parent.parent
 CARRIED = ROOT / "build" / "packages"  # pip install --target, where nothing can be installed
 COMPILED = ROOT / "build" / "triton_cache"  # kept from one run to the next
+WITHOUT = "attention backends, early_begin (of kernels)"
 NEEDED = ("torch", "transformers", "safetensors", "omegaconf", "yaml", "PIL", "jinja2", "filelock")
 
 
@@ -39,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="all of it once, --small, on the GPU")
     parser.add_argument("--resume", action="store_true", help="keep what --out holds already")
     parser.add_argument("--train", action="store_true", help="also the section train")
-    parser.add_argument("--without", nargs="+", default=[], metavar="BACKEND", help="of attention")
+    parser.add_argument("--without", nargs="+", default=[], metavar="PART", help=WITHOUT)
     parser.add_argument("--together", action="store_true", help="all sections in this process")
     parser.add_argument("--apart", action="store_true", help="each in its own, on a CPU too")
     parser.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)

@@ -55,6 +55,7 @@ class DraftModelConfig(TreeConfig):
     images: str = "auto"  # give, thin, caption or omit; auto: give where the model can see
     thin_keep: float = 0.25  # "thin": share of an image's tokens that stays
     caption: str | None = None  # "caption": the text for every image; None: a model's own words
+    early_begin: str = "auto"  # of its kernels on a GPU, as decode.early_begin
 
 
 @dataclass

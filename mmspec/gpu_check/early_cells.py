@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from mmspec.attention.conformance import Case, build
 from mmspec.attention.triton_tree import TritonTree
-from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.setting import EARLY_BEGIN, Setting
 
 _LAYERS, _HIDDEN, _INTERMEDIATE, _COMMITTED = 8, 4096, 14_336, 4000
 _COUNTS = (1, 5, 40)
@@ -27,6 +28,10 @@ def why_not(setting: Setting) -> str | None:
     """Why they cannot be run here; None: they can."""
     if not setting.is_cuda:
         return "there is no GPU"
+    if EARLY_BEGIN in setting.without:
+        return "an earlier try did not survive it"
+    if find_spec("triton") is None:
+        return "needs triton"
     from mmspec.attention.kernels.early import can_begin_early
 
     return None if can_begin_early(setting.device) else "this GPU knows no early begin"

@@ -58,7 +58,8 @@ def check(setting: Setting, recorder: Recorder) -> None:
 
     def engines(*overrides: str) -> Iterator[tuple[str, Engine]]:
         for name in drafters:
-            yield name, load(model, processor, drafter=name, overrides=[*_OVERRIDES, *overrides])
+            own = [*_OVERRIDES, *setting.overrides, *overrides]
+            yield name, load(model, processor, drafter=name, overrides=own)
 
     compared: list[Comparison] = []
     standard = engines(*BITWISE.overrides(on=False))
@@ -133,7 +134,8 @@ def _compared(engine: Engine, setting: Setting, *, is_stressed: bool) -> CheckRe
     stressed = None
     if is_stressed:
         stress = Stress(engine.target.vocab_size)
-        stressed = load(engine.target.model, drafter=stress, overrides=list(_OVERRIDES)), stress
+        own = [*_OVERRIDES, *setting.overrides]
+        stressed = load(engine.target.model, drafter=stress, overrides=own), stress
     return run_check(
         engine,
         requests[1:4:2] if setting.is_small else requests,

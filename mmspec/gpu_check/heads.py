@@ -61,6 +61,7 @@ def train_heads(
         dtype=str(setting.dtype).removeprefix("torch."),
         device=str(setting.device),
         drafter="none",
+        overrides=setting.overrides,
     )
     for name, kind in HEADS.items():
         losses, begun = _Losses(), time.monotonic()

@@ -64,7 +64,7 @@ def _check(setting: Setting, recorder: Recorder, way: str) -> None:
     prompt_tokens, tokens = (32, 8) if setting.is_small else (_PROMPT, _TOKENS)
     bandwidth = copy_bandwidth(setting.device, num_bytes=2**22 if setting.is_small else 2**32)
     model = loaded_model(shape, setting)
-    engine = load(model, drafter="none")
+    engine = load(model, drafter="none", overrides=setting.overrides)
     context = prompt_tokens + tokens // 2
     roofline_ms = step_bytes(model, shape, context) / bandwidth * 1e3
     recorder.found("what", "random weights: timings only")

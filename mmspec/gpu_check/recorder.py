@@ -35,9 +35,14 @@ class SectionResult:
 class Recorder:
     """Gathers one section's result. The file always holds all that was found until then."""
 
-    def __init__(self, result: SectionResult, save: Callable[[], None]) -> None:
+    def __init__(
+        self, result: SectionResult, save: Callable[[], None], *, always: str | None = None
+    ) -> None:
+        """`always`: who is at work where nobody else is said to be."""
         self.result = result
         self._save = save
+        self._always = always
+        self.doing(None)
 
     def found(self, name: str, value: object) -> None:
         """A measurement or a table under its name."""
@@ -52,6 +57,7 @@ class Recorder:
 
     def doing(self, who: str | None) -> None:
         """Who is at work from now on, for whoever finds that the process has ended."""
+        who = who or self._always
         if who != self.result.doing:
             self.result.doing = who
             self._save()

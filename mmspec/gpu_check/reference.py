@@ -102,6 +102,7 @@ def _measure(folder: Path, heads: Mapping[str, str], setting: Setting, recorder:
     lineup = build_lineup(
         str(folder / "target"),
         methods,
+        overrides=setting.overrides,
         dtype=str(setting.dtype).removeprefix("torch."),
         device=str(setting.device),
         is_required=lambda method: method.name == PLAIN,

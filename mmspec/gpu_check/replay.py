@@ -107,8 +107,8 @@ def _acceptances(setting: Setting) -> list[Acceptance]:
     texts, budget, tokens = _texts(setting)
     found = []
     for depth in depths:
-        found += [_run(model, name, text, budget, tokens, depth, False) for name, text in texts]
-    return found + [_run(model, name, text, budget, tokens, 8, True) for name, text in texts]
+        found += [_run(model, setting, text, budget, tokens, depth, False) for text in texts]
+    return found + [_run(model, setting, text, budget, tokens, 8, True) for text in texts]
 
 
 def _texts(setting: Setting) -> tuple[Sequence[tuple[str, str]], int, int]:
@@ -123,13 +123,14 @@ def _texts(setting: Setting) -> tuple[Sequence[tuple[str, str]], int, int]:
 
 def _run(
     model: PreTrainedModel,
-    name: str,
-    text: str,
+    setting: Setting,
+    named: tuple[str, str],
     budget: int,
     tokens: int,
     depth: int,
     is_cascade: bool,
 ) -> Acceptance:
+    name, text = named
     counted = CountedForwards()
     view = CompressedKV(
         policy="snapkv",
@@ -144,7 +145,7 @@ def _run(
         model,
         load_processor(resolve_path(MODEL)),
         drafter=drafter,
-        overrides=["decode.controller=fixed"],
+        overrides=["decode.controller=fixed", *setting.overrides],
     )
     result = engine.generate(text, temperature=0.0, max_new_tokens=tokens, seed=0)
     what = "cascade: prompt_lookup, compressed_kv" if is_cascade else "compressed_kv"

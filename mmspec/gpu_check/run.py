@@ -13,9 +13,10 @@ import torch
 from mmspec.bench.machine import this_machine
 from mmspec.errors import ConfigError
 from mmspec.gpu_check.bars import verdicts
+from mmspec.gpu_check.early_cells import why_not as why_no_early_begin
 from mmspec.gpu_check.recorder import Recorder, SectionResult, plain, write_json
 from mmspec.gpu_check.sections import SECTIONS, Section
-from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.setting import EARLY_BEGIN, Setting
 
 _PACKAGES = ("triton", "flash_attn", "flash_attn_4", "fa3_fwd", "torchao", "faiss", "accelerate")
 _NOTHING: Mapping[str, object] = {}
@@ -66,7 +67,8 @@ def run_sections(
         else:
             ahead = sum(sections[other].share for other in chosen[place:])
             own = setting.within(setting.left_s * section.share / ahead)
-            _run_one(section, own, Recorder(result, save))
+            always = None if why_no_early_begin(setting) else EARLY_BEGIN
+            _run_one(section, own, Recorder(result, save, always=always))
         result.seconds = round(time.monotonic() - begun, 2)
         save()
         progress(name, result)
@@ -96,6 +98,7 @@ def _run_one(section: Section, setting: Setting, recorder: Recorder) -> None:
         result.error = "".join(traceback.format_exception(error))
         result.status = "error"
         return
+    result.doing = None
     if result.failures:
         result.status = "failed"
     elif result.missing and not result.found:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+EARLY_BEGIN = "early_begin"  # of kernels, among what an earlier try did not survive
+_EARLY_KEYS = (f"decode.{EARLY_BEGIN}", f"drafter.draft_model.{EARLY_BEGIN}")
+
 
 class GpuLost(RuntimeError):
     """This process cannot use the GPU any more."""
@@ -19,7 +22,7 @@ class Setting:
     is_small: bool = False  # tiny shapes: shows that everything runs, and measures nothing
     minutes: float = 9.0  # for all sections together
     trains: bool = False  # the section `train` trains its models; else it is left out
-    without: tuple[str, ...] = ()  # backends that an earlier try did not survive
+    without: tuple[str, ...] = ()  # what an earlier try did not survive: backends, EARLY_BEGIN
     begun_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -30,6 +33,11 @@ class Setting:
     def within(self, seconds: float) -> "Setting":
         """The same with so much time from now on."""
         return replace(self, minutes=seconds / 60, begun_s=time.monotonic())
+
+    @property
+    def overrides(self) -> list[str]:
+        """Of each configuration: without what an earlier try did not survive."""
+        return [f"{key}=never" for key in _EARLY_KEYS] if EARLY_BEGIN in self.without else []
 
     @property
     def is_cuda(self) -> bool:

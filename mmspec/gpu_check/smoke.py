@@ -42,8 +42,8 @@ def _texts(place: str, setting: Setting, recorder: Recorder) -> dict[str, list[t
     is_device = torch.device(place).type != "cpu"
     found = {}
     for name in _DRAFTERS if is_device else _DRAFTERS[:1]:
-        overrides = ["drafter.compressed_kv.max_share=1.0", "drafter.compressed_kv.budget=64"]
-        engine = load(model, processor, drafter=name, overrides=overrides)
+        view = ["drafter.compressed_kv.max_share=1.0", "drafter.compressed_kv.budget=64"]
+        engine = load(model, processor, drafter=name, overrides=[*view, *setting.overrides])
         assert engine.inputs is not None
         requests = default_requests(engine.inputs)[:2]
         with warnings.catch_warnings(record=True) as told:

@@ -67,12 +67,14 @@ def _engines(model: PreTrainedModel, setting: Setting) -> dict[str, tuple[Method
     processor = load_processor(resolve_path(MODEL))
     drafters = _DRAFTERS[:1] if setting.is_small else _DRAFTERS
     methods = standard_methods(drafters, peers=False)
-    target = probed_target(model, load_config(None).decode)  # one for all, and its graphs
+    target = probed_target(
+        model, load_config(None, setting.overrides).decode
+    )  # one for all, and its graphs
     return {
         method.name: (
             method,
             build_engine(
-                config := load_config(None, method.overrides),
+                config := load_config(None, [*method.overrides, *setting.overrides]),
                 model,
                 processor,
                 build_drafters(config.drafter),

@@ -32,7 +32,7 @@ def timed_targets(
         del overrides[GRAPH]
         ways = ways and [EAGER]
     chosen = [way for way in overrides if ways is None or way in ways]
-    return {way: _built(model, *overrides[way]) for way in chosen}
+    return {way: _built(model, *overrides[way], *setting.overrides) for way in chosen}
 
 
 def check_graphs(target: Target, recorder: Recorder, name: str) -> None:

@@ -143,12 +143,17 @@ def _taps(asked: bool | list[int], last: int) -> list[int]:
 
 
 def quick_blocks(
-    model: PreTrainedModel, *, copied: bool = True, kit: Kit | None = None
+    model: PreTrainedModel,
+    *,
+    copied: bool = True,
+    begins_early: bool = True,
+    kit: Kit | None = None,
 ) -> Blocks | None:
     """Blocks, and a tower of them, for a model that gains from them, or None. `copied` allows
-    copies of small weights on a CPU; `kit` is the device's own unless it is given."""
+    copies of small weights on a CPU, `begins_early` on a GPU a trial of kernels that begin before
+    the one ahead has ended; `kit` is the device's own unless it is given."""
     decoder = model.get_decoder()
-    kit = kit or _kit_for(model, copied=copied)
+    kit = kit or _kit_for(model, copied=copied, begins_early=begins_early)
     if kit is None:
         return None
     layers = [module for module in decoder.modules() if is_known(module, kit)]
@@ -163,7 +168,7 @@ def quick_blocks(
     return blocks
 
 
-def _kit_for(model: PreTrainedModel, *, copied: bool) -> Kit | None:
+def _kit_for(model: PreTrainedModel, *, copied: bool, begins_early: bool) -> Kit | None:
     device = model.get_input_embeddings().weight.device
     if device.type == "cpu":
         return TorchKit(copied=copied)
@@ -171,7 +176,7 @@ def _kit_for(model: PreTrainedModel, *, copied: bool) -> Kit | None:
         return None
     from mmspec.target.triton_kit import kit_on
 
-    return kit_on(model, device)
+    return kit_on(model, device, begins_early=begins_early)
 
 
 def _is_tower(model: PreTrainedModel, kit: Kit) -> bool:

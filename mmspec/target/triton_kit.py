@@ -21,8 +21,11 @@ _FAILURES = (
 )  # fmt: skip
 
 
-def kit_on(model: PreTrainedModel, device: torch.device) -> TritonKit | None:
-    """None, with a warning, where Triton does not run on the device."""
+def kit_on(
+    model: PreTrainedModel, device: torch.device, *, begins_early: bool = True
+) -> TritonKit | None:
+    """None, with a warning, where Triton does not run on the device. `begins_early`: as of
+    TritonKit."""
     try:
         states = torch.ones(1, 1, 16, device=device)
         add_norm(states, None, states.flatten(), epsilon=1e-6)
@@ -36,7 +39,7 @@ def kit_on(model: PreTrainedModel, device: torch.device) -> TritonKit | None:
             reason,
         )
         return None
-    return TritonKit(clock=partial(replayed_ms, device=device))
+    return TritonKit(clock=partial(replayed_ms, device=device), begins_early=begins_early)
 
 
 def replayed_ms(run: Callable[[], object], device: torch.device | None = None) -> float:

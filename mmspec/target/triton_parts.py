@@ -39,11 +39,13 @@ class TritonKit:
         *,
         clock: Clock | None = None,
         device_type: str = "cuda",
+        begins_early: bool = True,
     ) -> None:
-        """With a `clock` tilings are measured, where none are given. `device_type` "cpu" is for
-        Triton's interpreter."""
+        """With a `clock` tilings are measured, where none are given, and with `begins_early` what
+        kernels gain by an early begin. `device_type` "cpu" is for Triton's interpreter."""
         self.device_type = device_type
         self._clock = clock if tilings is None else None
+        self._begins_early = begins_early
         self.tilings = tilings or Tilings({})
         self.linears: list[GpuLinears] = []  # of all parts that were made
         self.parts: list[TritonParts] = []
@@ -67,7 +69,7 @@ class TritonKit:
             return
         try:
             self.tilings.chosen.update(measured(self.linears, self._clock))
-            if self.parts and can_begin_early(self.linears[0].device):
+            if self._begins_early and self.parts and can_begin_early(self.linears[0].device):
                 self.tilings.is_early = pays(self.parts, self.tilings, self._clock)
         except (RuntimeError, TritonError) as error:
             reason = str(error).splitlines()[0]

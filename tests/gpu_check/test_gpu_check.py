@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmspec import build_target
 from mmspec.attention import ChunkCall
 from mmspec.attention.conformance import Outcome, check
 from mmspec.attention.matmul import Matmul
 from mmspec.attention.rung import Rung
+from mmspec.drafters.draft_model import model as draft_model
 from mmspec.errors import ConfigError
 from mmspec.gpu_check import (
     SECTIONS,
@@ -24,6 +27,7 @@ from mmspec.gpu_check import (
     has_failed,
     kernels,
     kv_cells,
+    run,
     run_sections,
     summary_lines,
 )
@@ -31,10 +35,13 @@ from mmspec.gpu_check.exactness import Rate
 from mmspec.gpu_check.recorder import Recorder, SectionResult, plain
 from mmspec.gpu_check.replay import Acceptance, Costs
 from mmspec.gpu_check.sections import Section
+from mmspec.gpu_check.setting import EARLY_BEGIN
+from mmspec.target import tower
 
 assert interpreted
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
+_SLOW = ("timings", "speed", "exactness", "train")
 
 
 def small() -> Setting:
@@ -226,6 +233,46 @@ def test_a_section_that_fails_costs_no_other_and_nothing_that_was_found(tmp_path
     assert saved["breaks"]["found"] == {"early": 1} and saved["works"]["found"] == {"late": 2}
     assert "RuntimeError: out of memory" in saved["breaks"]["error"]
     assert any("RuntimeError: out of memory" in x for x in summary_lines(read(results)))
+
+
+def test_early_begin_is_suspected_where_nobody_else_is_at_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "why_no_early_begin", lambda setting: None)
+
+    def breaks(setting: Setting, recorder: Recorder) -> None:
+        recorder.doing("sdpa")
+        assert recorder.result.doing == "sdpa"
+        recorder.doing(None)
+        raise RuntimeError("an illegal memory access")
+
+    def works(setting: Setting, recorder: Recorder) -> None:
+        assert recorder.result.doing == EARLY_BEGIN
+
+    sections = {"breaks": Section("", breaks, 0.5), "works": Section("", works, 0.5)}
+    results = run_sections(small(), sections=sections)
+    assert (results["breaks"].doing, results["works"].doing) == (EARLY_BEGIN, None)
+
+
+@pytest.mark.parametrize(
+    "section",
+    ["smoke", "plain", *(pytest.param(n, marks=pytest.mark.slow) for n in _SLOW)],
+)
+def test_what_did_not_survive_an_early_begin_is_tried_without(
+    section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, own = [], tower.quick_blocks
+
+    def noted(model: Any, *, begins_early: bool = True, **options: Any) -> Any:
+        told.append(begins_early)
+        return own(model, begins_early=begins_early, **options)
+
+    for module in (build_target, draft_model):
+        monkeypatch.setattr(module, "quick_blocks", noted)
+    setting = replace(small(), without=(EARLY_BEGIN,), trains=True)
+    result = run_sections(setting, [section])[section]
+    assert result.status == "passed", result.error or result.failures
+    assert told and not any(told)
 
 
 def test_an_attempt_that_fails_is_told_and_the_section_goes_on() -> None:

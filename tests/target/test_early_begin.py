@@ -3,13 +3,21 @@
 import logging
 from collections.abc import Callable
 
+import interpreted
+import pretend
 import pytest
 import torch
+from families import FAMILIES
 from torch import Tensor
 
+import mmspec
+from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.draft_model.model import EarlyBegin
 from mmspec.target.early_begin import pays
 from mmspec.target.parts import Entered
 from mmspec.target.tilings import Tilings
+
+assert interpreted
 
 
 class Doubling:
@@ -74,3 +82,28 @@ def test_a_clock_that_fails_changes_nothing() -> None:
     with pytest.raises(RuntimeError):
         pays([Doubling(tilings)], tilings, clock)
     assert not tilings.is_early
+
+
+@pytest.mark.parametrize("scale", [1.0, torch.nan])
+def test_what_is_not_a_number_says_the_same_as_itself(scale: float) -> None:
+    tilings = Tilings({})
+    half = Doubling(tilings)
+    half.down = lambda product: product * scale  # type: ignore[method-assign]
+    assert pays([half], tilings, clock_of(tilings, 0.5, 0.5))
+
+
+@pytest.mark.parametrize("early_begin, tried", [("auto", 1), ("never", 0)])
+def test_it_can_be_switched_off(
+    early_begin: EarlyBegin, tried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a target and for a draft model; then not even a trial is run."""
+    parts = pytest.importorskip("mmspec.target.triton_parts")
+    trials: list[object] = []
+    monkeypatch.setattr(parts, "can_begin_early", lambda device: True)
+    monkeypatch.setattr(parts, "pays", lambda *told: bool(trials.append(told)))
+    with pretend.device():
+        model = FAMILIES["llama"].build(torch.float32).to("cuda")
+        mmspec.load(model, drafter="none", overrides={"decode.early_begin": early_begin})
+        assert len(trials) == tried
+        DraftModel(model, early_begin=early_begin)
+        assert len(trials) == 2 * tried

@@ -21,6 +21,7 @@ from mmspec.target.probe import probe
 from mmspec.target.tower import quick_blocks
 
 Images = Literal["auto", "give", "thin", "caption", "omit"]
+EarlyBegin = Literal["auto", "never"]
 
 _LEAST_CONTEXT = 32  # tokens that the draft model must be able to read
 
@@ -53,6 +54,7 @@ class DraftModel:
         images: Images = "auto",
         thin_keep: float = 0.25,
         caption: str | Describe | None = None,
+        early_begin: EarlyBegin = "auto",
     ) -> None:
         """`model`: of transformers, a peft model round one, or a Target.
 
@@ -66,6 +68,7 @@ class DraftModel:
         `thin_keep` of its tokens stays; "caption" a sentence in their place, `caption` itself, or
         what it makes of an image, or (None) the model's own words; "omit" leaves them out;
         "auto" gives them to a model that can see.
+        `early_begin`: as `decode.early_begin`, for the draft model; a Target has its own.
         Raises ConfigError for values that make no sense, ModelError for a model that cannot draft.
         """
         self.trees = TreeSettings.checked(
@@ -80,14 +83,15 @@ class DraftModel:
             profile=profile,
         )
         _check("thin_keep", 0 < thin_keep <= 1, thin_keep, "in (0, 1]")
+        known = get_args(EarlyBegin)
+        _check("early_begin", early_begin in known, early_begin, f"one of {known}")
         _check("images", images in get_args(Images), images, f"one of {get_args(Images)}")
         if isinstance(model, Target):
             self.model, self.takes_trees = model, True
         else:
             loaded = transformers_model(model)
-            self.model, report = probe(
-                loaded, linears=quick_linears(loaded), blocks=quick_blocks(loaded)
-            )
+            blocks = quick_blocks(loaded, begins_early=early_begin == "auto")
+            self.model, report = probe(loaded, linears=quick_linears(loaded), blocks=blocks)
             self.takes_trees = report.shape == "tree"
             if not self.takes_trees:
                 self.trees = replace(self.trees, width=1)

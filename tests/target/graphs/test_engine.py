@@ -37,6 +37,7 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
     assert engine.graph_info is None
 
 
-def test_an_unknown_value_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"decode.cuda_graphs='on': expected one of auto, never"):
-        mmspec.load(model_of("llama", "float64"), overrides={"decode.cuda_graphs": "on"})
+@pytest.mark.parametrize("key", ["decode.cuda_graphs", "decode.early_begin"])
+def test_an_unknown_value_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}='on': expected one of auto, never"):
+        mmspec.load(model_of("llama", "float64"), overrides={key: "on"})
