@@ -10,10 +10,12 @@ from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
 
 
 class TopP(TopPLogitsWarper):
-    """For scores on a GPU. Keeps the tokens that transformers' keeps, up to the rounding of the
-    sums at the border."""
+    """For scores on a GPU, and a draft's on the CPU, which are sorted. Keeps the tokens that
+    transformers' keeps, up to the rounding of the sums at the border."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Tensor:
+        if not scores.is_cuda:
+            return super().__call__(input_ids, scores)
         kernels = _kernels()
         assert kernels is not None, "it is made where there are kernels"
         nucleus: Tensor = kernels.nucleus(scores.float(), self.top_p)

@@ -13,14 +13,11 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.nucleus import TopP, for_device
 from mmspec.requests import Request
 
-assert interpreted
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from mmspec.nucleus_kernels import nucleus
 
-def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    from mmspec.nucleus_kernels import nucleus
-
-    return nucleus(scores, top_p)
+assert interpreted
 
 
 def drawn(rows: int, vocab: int) -> Tensor:
@@ -74,6 +71,22 @@ def test_others_warpers_are_left_alone() -> None:
     with pretend.device():
         first, second = for_device(kinds, torch.device("cuda"))  # type: ignore[arg-type]
     assert type(first) is TopP and first.top_p == 0.9 and second is kinds[1]
+
+
+def test_what_a_draft_says_on_a_cpu_is_warped_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processors of a target on a GPU warp the logits of a draft model elsewhere, too."""
+    from mmspec import nucleus_kernels
+
+    def launch(scores: Tensor, top_p: float) -> Tensor:
+        assert scores.is_cuda, "Triton cannot read it"
+        return nucleus(scores, top_p)
+
+    monkeypatch.setattr(nucleus_kernels, "nucleus", launch)
+    scores, nothing = drawn(2, 64), torch.empty(2, 0, dtype=torch.long)
+    expected = TopPLogitsWarper(0.8)(nothing, scores)
+    assert torch.equal(TopP(0.8)(nothing, scores), expected)
+    with pretend.device():
+        assert torch.equal(TopP(0.8)(nothing.cuda(), scores.cuda()).cpu(), expected)
 
 
 def test_a_text_on_the_device_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
