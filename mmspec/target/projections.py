@@ -37,6 +37,7 @@ class Projections:
         ]
         self._names = ["weight", *["weight", "bias"] * len(layers)]
         self._made_from: list[int] = []
+        self._copied: list[Tensor] = []  # held, so that no other weight comes to lie there
         self._weight: Tensor | None = None  # (in_features, all out_features)
         self._bias: Tensor | None = None  # (all out_features,)
         self._epsilon: Tensor | None = None  # of the sum of squares, not of their mean
@@ -109,4 +110,4 @@ class Projections:
                         for layer in self._layers
                     ]
                 )
-        self._made_from = sources
+        self._made_from, self._copied = sources, [t.detach() for t in found]
