@@ -16,10 +16,11 @@ _WARM_UPS = 2  # compile kernels, choose algorithms and allocate workspaces: not
 
 class Recording(NamedTuple):
     """A forward, recorded. `replay` computes `computed` anew, in place, from what the tensors that
-    the forward read hold by then."""
+    the forward read hold by then; `follow` comes before they are written."""
 
     computed: Computed
     replay: Callable[[], None]
+    follow: Callable[[], None] = lambda: None
 
 
 class Recorder(Protocol):
@@ -80,15 +81,19 @@ class CudaRecorder:
         caller.wait_stream(self._stream)
 
         def replay() -> None:
-            stream = torch.cuda.current_stream(self._device)
-            if self._last is not None and self._last != stream:
-                stream.wait_stream(self._last)
-            self._last = stream
+            self._follow()
             with torch.cuda.device(self._device):
                 graph.replay()
 
         self._living.add(replay)
-        return Recording(computed, replay)
+        return Recording(computed, replay, self._follow)
+
+    def _follow(self) -> None:
+        """What the current stream does comes behind replays on another one."""
+        stream = torch.cuda.current_stream(self._device)
+        if self._last is not None and self._last != stream:
+            stream.wait_stream(self._last)
+        self._last = stream
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """Ends a recording that failed; what ended it is what matters, not what this raises."""

@@ -59,6 +59,7 @@ class _Graph(NamedTuple):
     recording: Recording
 
     def compute(self, call: GraphCall) -> Computed:
+        self.recording.follow()
         self.inputs.fill(call)
         self.recording.replay()
         return self.recording.computed.copied(*call.size)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import mmspec.kv.slots
 from mmspec.attention import Reach, RowNodes, TreeCall
 from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import KVCache, WritePlan
-from mmspec.target.graphs import Bucket, Computed, CudaRecorder, ScoreCall, StaticInputs
+from mmspec.target.graphs import Bucket, Computed, CudaRecorder, ScoreCall, StaticInputs, score
 from mmspec.target.graphs.guard import NoSync, Unrepeatable
 from mmspec.uploads import upload
 
@@ -195,7 +196,7 @@ def test_a_tape_repeats_operations_and_not_python() -> None:
         doubled[0].add_(1)
         return Computed(doubled.flatten()[: length[0]] + torch.tensor(float(length[0])))
 
-    computed, replay = TapeRecorder().record(forward)
+    computed, replay, _ = TapeRecorder().record(forward)
     assert computed.logits.tolist() == [3.0, 5.0]
     given.copy_(torch.tensor([10.0, 20.0, 0.0, 0.0]))
     length[0] = 4
@@ -218,7 +219,7 @@ def test_the_write_kernel_is_repeated_with_what_its_tensors_say_then() -> None:
             slots.write(keys, values, states, -states)
             return Computed(keys)
 
-        _, replay = TapeRecorder().record(forward)
+        replay = TapeRecorder().record(forward).replay
         keys.zero_()
         slots.first.copy_(torch.tensor([5, 1]))
         slots.counts.copy_(torch.tensor([1, 2]))
@@ -299,7 +300,7 @@ def test_cuda_warms_up_beside_the_recording_and_shares_one_pool(cuda: Cuda) -> N
         cuda.say("forward")
         return Computed(torch.zeros(1))
 
-    _, replay = recorder.record(forward)
+    _, replay, _ = recorder.record(forward)
     assert cuda.log == [
         "side waits for caller",
         "side: forward",
@@ -318,6 +319,25 @@ def test_cuda_warms_up_beside_the_recording_and_shares_one_pool(cuda: Cuda) -> N
     another = recorder.another(torch.device("cuda", 1))
     assert isinstance(another, CudaRecorder) and another is not recorder
     assert recorder.another(torch.device("cpu")) is None
+
+
+def test_inputs_are_written_once_a_replay_on_another_stream_has_read_them(cuda: Cuda) -> None:
+    recorder = CudaRecorder(torch.device("cuda", 0))
+    recording = recorder.record(lambda: Computed(torch.zeros(1, 1, 1)))
+    inputs = SimpleNamespace(fill=lambda call: cuda.say("writes its inputs"))
+    graph = score._Graph(inputs, recording)
+    call: Any = SimpleNamespace(size=(1, 1))
+    cuda.log.clear()
+    graph.compute(call)
+    with cuda.stream(Stream(cuda, "other")):
+        graph.compute(call)
+    assert cuda.log == [
+        "caller: writes its inputs",
+        "caller: replays",
+        "other waits for caller",
+        "other: writes its inputs",
+        "other: replays",
+    ]
 
 
 def test_a_pool_whose_graphs_are_gone_is_not_taken_again(cuda: Cuda) -> None:
