@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from triton.errors import TritonError
 
+from mmspec.target.graphs.recorder import uncollected
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.triton_parts import TritonKit
 
@@ -52,11 +53,12 @@ def replayed_ms(run: Callable[[], object], device: torch.device | None = None) -
         with torch.cuda.stream(stream):
             run()  # compiles
             torch.cuda.synchronize()
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                run()
-            finally:  # after an error, too: nothing else may be done on a stream that is recorded
-                graph.capture_end()
+            with uncollected():
+                graph.capture_begin(capture_error_mode="thread_local")
+                try:
+                    run()
+                finally:  # after an error, too: nothing else may be done on such a stream
+                    graph.capture_end()
         graph.replay()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS + 1)]
         events[0].record()

@@ -69,7 +69,7 @@ class CudaRecorder:
                     forward()
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with _uncollected(), torch.cuda.stream(self._stream):
+        with uncollected(), torch.cuda.stream(self._stream):
             # Of other threads' work this one shall not know.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -106,7 +106,7 @@ class CudaRecorder:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without garbage collection, which could free another graph while one is recorded."""
     was_enabled = gc.isenabled()
     gc.disable()
