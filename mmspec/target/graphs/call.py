@@ -190,8 +190,8 @@ class Computed:
             *(states[:batch, :nodes] for states in self.hidden_states.values()),
             *(q.states[:batch, :, :nodes] for q in self.queries),
         ]
-        copies = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in own]
-        torch._foreach_copy_(copies, own)  # one launch, where they are of one dtype
+        copies = [torch.empty_like(part) for part in own]
+        torch._foreach_copy_(copies, own)  # one launch, of one dtype and equal strides
         logits, *rest = copies
         queries = rest[len(self.hidden_states) :]
         return Computed(

@@ -321,6 +321,26 @@ def test_cuda_warms_up_beside_the_recording_and_shares_one_pool(cuda: Cuda) -> N
     assert recorder.another(torch.device("cpu")) is None
 
 
+@pytest.mark.parametrize("nodes", [1, 5, 8])
+def test_what_is_copied_of_a_row_lies_as_it_lay(
+    nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else CUDA copies tensor by tensor: it takes several in one launch that have equal strides."""
+    seen: list[bool] = []
+    copy = torch._foreach_copy_
+
+    def noted(to: list[Tensor], of: list[Tensor]) -> None:
+        seen.extend(a.stride() == b.stride() for a, b in zip(to, of, strict=True))
+        copy(to, of)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", noted)
+    logits, states = torch.randn(1, 8, 30), torch.randn(1, 8, 6)
+    copied = Computed(logits, {2: states}).copied(1, nodes)
+    assert seen == [True, True]
+    assert torch.equal(copied.logits, logits[:, :nodes]) and copied.logits.is_contiguous()
+    assert torch.equal(copied.hidden_states[2], states[:, :nodes])
+
+
 def test_inputs_are_written_once_a_replay_on_another_stream_has_read_them(cuda: Cuda) -> None:
     recorder = CudaRecorder(torch.device("cuda", 0))
     recording = recorder.record(lambda: Computed(torch.zeros(1, 1, 1)))
