@@ -392,6 +392,11 @@ class Engine:
             on_device=self._chooses_on_device,
             is_bitwise=self._prefill.is_bitwise,
         )
+        if self._rule.is_greedy_only and not sampler.is_greedy:
+            raise ConfigError(
+                "verifier=greedy got a request that samples; expected temperature=0. "
+                "verifier=coupled is exact for both"
+            )
         needs_q = self._rule.needs_q and not sampler.is_greedy  # the greedy walk takes any tree
         drafters: tuple[Drafter, ...] = self.drafters
         if drafters and sampler.forcing and not needs_q:

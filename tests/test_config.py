@@ -1,8 +1,13 @@
+import pickle
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 
+import mmspec.config
 from mmspec.config import CONFIG_DIR, Config, config_names, load_config
+from mmspec.config.drafters import TreeConfig
 from mmspec.errors import ConfigError
 
 
@@ -14,6 +19,23 @@ def write(folder: Path, text: str) -> Path:
 
 def test_without_arguments_the_dataclasses_speak() -> None:
     assert load_config() == Config()
+
+
+def test_every_section_can_be_imported_and_is_made_by_its_keys() -> None:
+    for section in _sections(Config()):
+        kind = type(section)
+        assert getattr(mmspec.config, kind.__name__) is kind
+        assert kind(**vars(section)) == section == pickle.loads(pickle.dumps(section))
+        if isinstance(section, TreeConfig):  # its own keys stand behind a tree's
+            with pytest.raises(TypeError, match="positional"):
+                kind("a path")  # type: ignore[misc]
+
+
+def _sections(section: object) -> Iterator[object]:
+    yield section
+    for value in vars(section).values():
+        if is_dataclass(value):
+            yield from _sections(value)
 
 
 def test_default_yaml_states_every_default() -> None:

@@ -378,6 +378,15 @@ def test_a_prompt_that_does_not_fit_the_context_is_refused() -> None:
         engine.generate(llama_inputs(), max_new_tokens=room + 1)
 
 
+def test_a_greedy_rule_refuses_what_samples_before_the_prompt_is_read() -> None:
+    engine, read = plain_llama("decode.verifier=greedy"), list[int]()
+    options = {"max_new_tokens": 3, "on_prefill": lambda done, of: read.append(done)}
+    with pytest.raises(ConfigError, match=r"verifier=greedy.*expected temperature=0"):
+        engine.generate(llama_inputs(), temperature=1.0, **options)
+    assert not read
+    assert engine.generate(llama_inputs(), temperature=0.0, **options).tokens and read
+
+
 def test_drafts_never_reach_past_the_context() -> None:
     """With learned positions a node past the last position would crash the forward."""
     model = FAMILIES["gpt2"].build(torch.float64)

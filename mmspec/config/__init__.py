@@ -10,20 +10,43 @@ Values are checked where they are used; here only names and types are.
 """
 
 from mmspec.config.drafters import (
+    CascadeConfig,
     CompressedKVConfig,
     DrafterConfig,
     DraftModelConfig,
     EagleConfig,
     GlideConfig,
+    LayerSkipConfig,
+    LookaheadConfig,
     MedusaConfig,
+    PromptLookupConfig,
+    RetrievalConfig,
 )
-from mmspec.config.reading import CONFIG_DIR, config_names, load_config
-from mmspec.config.training import TrainConfig
-from mmspec.config.whole import CacheConfig, Config, DecodeConfig
+from mmspec.config.reading import (
+    CONFIG_DIR,
+    config_names,
+    find_config,
+    load_config,
+)
+from mmspec.config.training import (
+    TrainConfig,
+    TrainEagle3Config,
+    TrainEagleConfig,
+    TrainGlideConfig,
+    TrainMedusaConfig,
+)
+from mmspec.config.whole import (
+    CacheConfig,
+    Config,
+    DecodeConfig,
+    InputConfig,
+    ModelConfig,
+)
 
 __all__ = [
     "CONFIG_DIR",
     "CacheConfig",
+    "CascadeConfig",
     "CompressedKVConfig",
     "Config",
     "DecodeConfig",
@@ -31,8 +54,19 @@ __all__ = [
     "DrafterConfig",
     "EagleConfig",
     "GlideConfig",
+    "InputConfig",
+    "LayerSkipConfig",
+    "LookaheadConfig",
     "MedusaConfig",
+    "ModelConfig",
+    "PromptLookupConfig",
+    "RetrievalConfig",
     "TrainConfig",
+    "TrainEagle3Config",
+    "TrainEagleConfig",
+    "TrainGlideConfig",
+    "TrainMedusaConfig",
     "config_names",
+    "find_config",
     "load_config",
 ]

@@ -29,7 +29,7 @@ class RetrievalConfig:
     generated_path: str | None = None  # a file that they are kept in; None: nothing on disk
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TreeConfig:
     """How the trees of a model that drafts grow."""
 
@@ -43,7 +43,7 @@ class TreeConfig:
     profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DraftModelConfig(TreeConfig):
     """Another model that drafts, and how its trees grow."""
 
@@ -58,7 +58,7 @@ class DraftModelConfig(TreeConfig):
     early_begin: str = "auto"  # of its kernels on a GPU, as decode.early_begin
 
 
-@dataclass
+@dataclass(kw_only=True)
 class CompressedKVConfig(TreeConfig):
     """The target as its own drafter, over a small view of its KV."""
 
@@ -73,7 +73,7 @@ class CompressedKVConfig(TreeConfig):
     min_confidence: float = 0.3
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EagleConfig(TreeConfig):
     """A trained head over the target's hidden states (EAGLE-1 to 3), and how its trees grow."""
 
@@ -135,7 +135,7 @@ class MedusaConfig:
     profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GlideConfig(TreeConfig):
     """A trained head that sees the target's own KV."""
 

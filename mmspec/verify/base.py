@@ -61,6 +61,7 @@ class Rule:
     weigh: Weigh | None = None  # what the walk weighs nodes by; None: it may be anything
     only_chooses: bool = False  # takes of the logits the row's own choices, at nodes of the tree
     needs_q: bool = False  # takes trees that were drawn, whole: none pruned, none merged
+    is_greedy_only: bool = False  # requests that sample are refused
     is_lossless: bool = True  # the texts have the target's own distribution
 
     def __call__(self, tree: TokenTree, logits: Tensor, row: Chooser) -> Verdict:

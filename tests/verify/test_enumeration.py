@@ -16,11 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmspec.errors import ConfigError
 from mmspec.noise import gumbel
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
-from mmspec.verify import Chooser, Verifier, coupled, greedy
+from mmspec.verify import VERIFIERS, Chooser, Verifier, coupled
 
 VOCAB, LENGTH = 3, 4
 Text = tuple[int, ...]
@@ -205,13 +204,8 @@ def test_greedy_emits_the_one_greedy_text(name: str, propose: Proposer) -> None:
     row.choose(logits_after(()))
     while not row.is_done:
         tree = propose(tuple(row.chosen), text[len(row.chosen) :])
-        greedy(tree, scored(tree, tuple(row.chosen)), row)
+        VERIFIERS["greedy"](tree, scored(tree, tuple(row.chosen)), row)
     assert tuple(row.chosen) == text
-
-
-def test_greedy_refuses_a_request_that_samples() -> None:
-    with pytest.raises(ConfigError, match="expected temperature=0"):
-        greedy(TokenTree.root(0), scored(TokenTree.root(0), (0,)), Enumerated((0,) * LENGTH))
 
 
 def test_gumbel_max_on_a_lattice_of_uniforms_converges_to_softmax() -> None:
