@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmspec.bench.suites import Question, Task
+from mmspec.bench.suites import Question, Task, question_of
 from mmspec.errors import InputError
 from mmspec.inputs.prompt_file import read_prompts
 
@@ -68,7 +68,7 @@ def _questions(folder: Path) -> Iterator[tuple[str, Question]]:
             name = _PROMPT_TASKS.get(path.stem, path.stem)
             if path.stem == "mt_bench":  # the first of its two turns
                 name = "open-ended" if prompt.task in _OPEN_ENDED else "chat"
-            yield name, Question(prompt.prompt, images=prompt.images)
+            yield name, question_of(prompt)
 
 
 def _lines(folder: Path, pattern: str) -> Iterator[Mapping[str, Any]]:

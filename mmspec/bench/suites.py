@@ -6,8 +6,8 @@ from pathlib import Path
 from random import Random
 
 from mmspec.errors import InputError
-from mmspec.inputs import ImageSource, InputProcessor, Message
-from mmspec.inputs.prompt_file import read_prompts
+from mmspec.inputs import AudioSource, ImageSource, InputProcessor, Message, VideoSource
+from mmspec.inputs.prompt_file import FilePrompt, read_prompts
 from mmspec.state import Prompt
 from mmspec.training.tiny.data import Sample, caption, quote, receipt, story
 
@@ -23,12 +23,14 @@ class Question:
     document: str = ""
     after: str = ""
     images: tuple[ImageSource, ...] = ()
+    videos: tuple[VideoSource, ...] = ()
+    audio: tuple[AudioSource, ...] = ()
 
     def encode(self, inputs: InputProcessor, *, document: str | None = None) -> Prompt:
         prompt = self.before
         if isinstance(prompt, str):
             prompt = prompt + (self.document if document is None else document) + self.after
-        return inputs.encode(prompt, images=self.images)
+        return inputs.encode(prompt, images=self.images, videos=self.videos, audio=self.audio)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ def bundled_tasks(num_questions: int) -> list[Task]:
     ]
 
 
+def question_of(found: FilePrompt) -> Question:
+    """What a file asks, with all that belongs to it."""
+    return Question(found.prompt, images=found.images, videos=found.videos, audio=found.audio)
+
+
 def file_tasks(path: Path, num_questions: int | None, max_new_tokens: int = 128) -> list[Task]:
     """The prompts of a user's own file, gathered by their `task`; `num_questions` of each, or all.
 
@@ -92,7 +99,7 @@ def file_tasks(path: Path, num_questions: int | None, max_new_tokens: int = 128)
     """
     tasks: dict[str, list[Question]] = {}
     for line in read_prompts(path):
-        tasks.setdefault(line.task, []).append(Question(line.prompt, images=tuple(line.images)))
+        tasks.setdefault(line.task, []).append(question_of(line))
     return [
         Task(name, tuple(questions[:num_questions]), max_new_tokens)
         for name, questions in tasks.items()

@@ -89,7 +89,7 @@ def run_check(
     `stressed` is an engine of the same target with a Stress drafter, and that drafter. Raises
     MmspecError where plain decoding itself fails.
     """
-    encoded = [engine.prepare(request) for request in requests]
+    encoded = [engine.prepare(request, max_new_tokens=max_new_tokens) for request in requests]
     modes: dict[str, dict[str, object]] = {"greedy": {"temperature": 0.0, "seed": 0}}
     modes |= {f"seed {seed}": {**sampling, "seed": seed} for seed in seeds}
     rounding = _Rounding(engine)

@@ -19,7 +19,7 @@ class _Line(NamedTuple):
 
 class RecordPrompts:
     """The prompts of documents that came from JSONL lines with `prompt`, `messages` or `turns`, and
-    `image` or `images` (paths, from the file's folder on), as `read_prompts` reads them.
+    their images, videos and audio (paths, from the file's folder on), as `read_prompts` reads them.
 
     Of a file only its lines' places are kept; a prompt is read when it is asked for.
     """

@@ -1,7 +1,7 @@
 """Verification rules: which of a tree's nodes the target accepts. One rule, one file.
 
-`coupled` gives the seed's own text, whatever the tree; `greedy` is the same for requests that do not
-sample. The other lossless ones keep the target's distribution, for trees that were drawn.
+`coupled` gives the seed's own text, whatever the tree; `greedy` is the same for requests that do
+not sample. The other lossless ones keep the target's distribution, for trees that were drawn.
 docs/verification.md has their conditions.
 """
 

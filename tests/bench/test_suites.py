@@ -1,5 +1,7 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -90,6 +92,21 @@ def test_a_users_file_is_gathered_by_task(tmp_path: Path) -> None:
         ("prompts", ["b"]),
     ]
     assert len(file_tasks(file, 1)[0].questions) == 1
+
+
+def test_what_a_record_shows_and_plays_is_a_part_of_its_prompt(tmp_path: Path) -> None:
+    (tmp_path / "prompts").mkdir()
+    file = tmp_path / "prompts" / "mine.jsonl"
+    file.write_text(
+        json.dumps({"prompt": "a", "image": "a.png", "video": "b.gif", "audio": "c.wav"})
+    )
+    given: list[dict[str, Any]] = []
+    inputs: Any = SimpleNamespace(encode=lambda prompt, **media: given.append(media))
+    for task in (*file_tasks(file, None), *folder_tasks(tmp_path, 1)):
+        task.questions[0].encode(inputs)
+    paths = {"images": "a.png", "videos": "b.gif", "audio": "c.wav"}
+    wanted = {name: (str(file.parent / path),) for name, path in paths.items()}
+    assert given == [wanted, wanted]
 
 
 def test_the_bundled_suite_is_the_same_each_time_and_held_out() -> None:

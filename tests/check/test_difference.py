@@ -224,6 +224,19 @@ def test_full_precision_is_identical_and_stress_is_accepted() -> None:
     assert isinstance(stressed.target, Target)
 
 
+def test_the_models_own_length_of_answers_is_not_the_checks() -> None:
+    model = FAMILIES["llama"].build(torch.float32)
+    model.generation_config.max_new_tokens = 10**6  # no room for it
+    report = run_check(
+        mmspec.load(model),
+        [Request(prompt_of("llama"))],
+        seeds=(),
+        sampling=SAMPLED,
+        max_new_tokens=2,
+    )
+    assert report.comparisons
+
+
 def test_stress_makes_trees_of_true_and_wrong_tokens() -> None:
     stress = Stress(100)
     prompt = Prompt(torch.arange(3, 9))

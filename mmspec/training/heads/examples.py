@@ -169,6 +169,7 @@ def encoded(inputs: InputProcessor, request: Request) -> Prompt:
     return inputs.encode(
         request.prompt,
         images=request.images,
+        videos=request.videos,
         audio=request.audio,
         system=request.system,
         passages=request.passages,

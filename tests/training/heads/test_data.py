@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError, InputError
 from mmspec.requests import Request
 from mmspec.training.heads.epochs import Place, batches, split, walk
-from mmspec.training.heads.examples import Example, ExampleMaker, make_examples
+from mmspec.training.heads.examples import Example, ExampleMaker, encoded, make_examples
 from mmspec.training.heads.lessons import Lesson, read_lessons
 from mmspec.training.heads.prepare import DataSettings, prepare
 from mmspec.training.tiny.build import ASSISTANT, BOS, EOS, NUM_SPECIALS, USER
@@ -124,6 +126,14 @@ def test_a_pictures_placeholders_are_not_learned(nano: Engine, tmp_path: Path) -
     assert len(hidden) > 10 and hidden[-1] - hidden[0] == len(hidden) - 1
     with pytest.raises(InputError, match="max_tokens"):
         made(nano, Lesson("x", request, "Ho"), max_tokens=20)
+
+
+def test_a_prompt_is_learned_with_all_that_belongs_to_it() -> None:
+    given: list[dict[str, object]] = []
+    inputs: Any = SimpleNamespace(encode=lambda prompt, **told: given.append(told))
+    media = {"images": ("a.png",), "videos": ("b.gif",), "audio": ("c.wav",)}
+    encoded(inputs, Request("Say.", **media))
+    assert {name: given[0].get(name) for name in media} == media
 
 
 def test_long_texts_are_cut(nano: Engine) -> None:
