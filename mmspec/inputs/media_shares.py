@@ -49,7 +49,7 @@ class MediaShares:
             own = next(media, _NO_MORE)
             if own is _NO_MORE:
                 raise InputError(
-                    f"got {name}= for {self._num_taken - 1} prompts, and this is one more; "
+                    f"got {name}= for {_prompts(self._num_taken - 1)}, and this is one more; "
                     f"{_expected(name, 'as many as prompts')}"
                 )
             if own is not None:
@@ -61,7 +61,7 @@ class MediaShares:
         for name, media in self._own.items():
             if next(media, _NO_MORE) is not _NO_MORE:
                 raise InputError(
-                    f"got more {name}= than the {self._num_taken} prompts, which are answered; "
+                    f"got more {name}= than {_prompts(self._num_taken)}, answered by now; "
                     f"{_expected(name, 'as many as prompts')}"
                 )
 
@@ -69,11 +69,16 @@ class MediaShares:
 def _check_counts(name: str, num_media: int, num_prompts: int) -> None:
     if num_media != num_prompts:
         some = f"[{', '.join('abcd'[:num_media])}{', ...' if num_media > 4 else ''}]"
+        times = f" * {num_prompts}" if num_prompts > 1 else ""
         raise InputError(
-            f"got {name}= of {num_media} for {num_prompts} prompts; "
+            f"got {name}= of {num_media} for {_prompts(num_prompts)}; "
             f"{_expected(name, str(num_prompts))}; for all of them with each prompt: "
-            f"{name}=[{some}] * {num_prompts}"
+            f"{name}=[{some}]{times}"
         )
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
 
 
 def _expected(name: str, count: str) -> str:
