@@ -221,7 +221,7 @@ def test_each_prompt_of_a_batch_has_its_own_images(
     assert [result.tokens for result in both] == [alone[0]] * 2
     one = engine.generate([TEXT], images=[[picture, other]], **options)
     assert [result.tokens for result in one] == [alone[2]]
-    with pytest.raises(InputError, match="got images= of 2 for 1 prompts"):
+    with pytest.raises(InputError, match="got images= of 2 for 1 prompt;"):
         engine.generate([TEXT], images=[picture, other], **options)
 
     streamed = dict(
@@ -231,7 +231,7 @@ def test_each_prompt_of_a_batch_has_its_own_images(
     assert "got images= for 2 prompts, and this is one more" in str(streamed[2].error)
     answers = engine.generate_each(iter([TEXT]), images=iter([picture, other]), **options)
     assert next(answers)[1].tokens == alone[0]  # nothing is lost of what was right
-    with pytest.raises(InputError, match="got more images= than the 1 prompts"):
+    with pytest.raises(InputError, match="got more images= than 1 prompt"):
         next(answers)
 
 

@@ -61,7 +61,7 @@ def split_rows(
     for name, value in model_inputs.items():
         if not isinstance(value, Tensor) or name in taken:
             continue
-        if name == CROSS_MASK and len(tokens) > 1:  # (batch, seq, images, tiles)
+        if name == CROSS_MASK and "aspect_ratio_ids" in model_inputs:  # (batch, seq, images, tiles)
             for row, (inputs, keep) in enumerate(zip(own, kept, strict=True)):
                 if "aspect_ratio_ids" in inputs:
                     num_images = inputs["aspect_ratio_ids"].shape[1]
@@ -103,11 +103,11 @@ def _media(
         if encoded.get(kind) is not None:
             yield _encoded(kind, encoded[kind], wanted), set()
         name = next((n for n in names if isinstance(model_inputs.get(n), Tensor)), None)
-        if name is None or len(tokens) == 1:
-            continue  # one row: all is its own
         if name == "pixel_values" and isinstance(model_inputs.get("aspect_ratio_ids"), Tensor):
             yield _beside_tokens(model_inputs)
             continue
+        if name is None or len(tokens) == 1:
+            continue  # one row: all is its own
         runs = [[s.stop - s.start for s in row if s.kind == kind] for row in spans]
         yield _raw(kind, name, wanted, runs, model_inputs, config)
 
@@ -146,7 +146,9 @@ def _encoded(kind: str, output: object, wanted: Sequence[int]) -> _Parts:
 def _beside_tokens(model_inputs: Mapping[str, object]) -> tuple[_Parts, set[str]]:
     """Of images that are read beside the tokens (Mllama), (batch, images, ...): those behind a
     row's own have no aspect ratio."""
-    tensors = {name: value for name in _RATIOS if isinstance(value := model_inputs[name], Tensor)}
+    tensors = {
+        name: value for name in _RATIOS if isinstance(value := model_inputs.get(name), Tensor)
+    }
     counts = (tensors["aspect_ratio_ids"] > 0).sum(dim=1).tolist()
     parts = [
         {name: value[row : row + 1, :count] for name, value in tensors.items()} if count else {}

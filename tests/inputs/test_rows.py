@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, prompt_inputs
 from families.vision import IMAGE_TOKEN as I
 from torch import Tensor
 
@@ -75,6 +75,21 @@ def test_rows_of_images_stay_rows() -> None:
     assert first["pixel_values"].tolist() == [[0, 1]]
     assert second["pixel_attention_mask"].shape == (1, 2)
     assert not third
+
+
+def test_one_padded_row_of_images_beside_its_tokens_loses_the_padding() -> None:
+    found = prompt_inputs(FAMILIES["mllama"], "image_middle")
+    ids, seen = found["input_ids"], found["cross_attention_mask"]
+    padded = {
+        **found,
+        "attention_mask": torch.nn.functional.pad(torch.ones_like(ids), (3, 0)),
+        "cross_attention_mask": torch.nn.functional.pad(seen, (0, 0, 0, 0, 3, 0)),
+    }
+    padded_ids = torch.nn.functional.pad(padded.pop("input_ids"), (3, 0))
+    (prompt,) = split_rows(padded_ids, padded, config("mllama"))
+    assert torch.equal(prompt.token_ids, ids[0])
+    assert torch.equal(prompt.model_inputs["cross_attention_mask"], seen)
+    assert torch.equal(prompt.model_inputs["pixel_values"], found["pixel_values"])
 
 
 def test_the_number_of_images_a_row_is_believed() -> None:
