@@ -9,7 +9,6 @@ the decoding less what is spent inside model.forward. Speculative and plain runs
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -22,6 +21,8 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
+from mmspec.bench.harness import in_turns, write_report
+from mmspec.bench.machine import this_machine
 from mmspec.engine import Engine
 from mmspec.requests import Request
 from mmspec.sampling import DraftGuide
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/overhead.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    machine = this_machine(threads=1)
     model = build_model()
     plain = mmspec.load(model, drafter="none")
     forward = Forward(model)
@@ -127,21 +129,26 @@ def main() -> None:
     table = Table(
         "sampling", "tokens a step", "us a step", "us a token", "plain, us a token", "ratio"
     )
-    report: dict[str, Any] = {"torch": torch.__version__, "pairs": PAIRS, "rows": {}}
+    report: dict[str, Any] = {"pairs": PAIRS, "rows": {}}
     for name, sampling in SAMPLINGS.items():
         request = Request({"input_ids": prompt}, max_new_tokens=NEW_TOKENS, seed=3, **sampling)
         truth = plain.generate(request, ignore_eos=True).tokens
         drafting = Engine(plain.target, None, [Known(truth)], controller="fixed", max_nodes=14)
-        samples: dict[str, list[float]] = {"plain": [], "speculative": []}
-        for _ in range(PAIRS):
-            for kind, engine in (("plain", plain), ("speculative", drafting)):
-                spent, result = measure(engine, forward, request)
-                assert result.tokens == truth
-                samples[kind].append(spent)
-        steps = result.stats.steps
+        engines = {"plain": plain, "speculative": drafting}
+
+        def one(
+            kind: str, engines: dict[str, Engine] = engines, request: Request = request
+        ) -> tuple[float, mmspec.Result]:
+            return measure(engines[kind], forward, request)
+
+        found = in_turns(list(engines), one, rounds=PAIRS)
+        assert all(result.tokens == truth for runs in found.values() for _, result in runs)
+        samples = {kind: [spent for spent, _ in runs] for kind, runs in found.items()}
+        stats = found["speculative"][-1][1].stats
+        steps = stats.steps
         spent, spent_plain = (statistics.median(samples[k]) for k in ("speculative", "plain"))
         row = {
-            "tokens_per_step": result.stats.tokens_per_step,
+            "tokens_per_step": stats.tokens_per_step,
             "us_per_step": 1e6 * spent / steps,
             "us_per_token": 1e6 * spent / NEW_TOKENS,
             "plain_us_per_token": 1e6 * spent_plain / NEW_TOKENS,
@@ -158,8 +165,7 @@ def main() -> None:
             f"{row['plain_us_per_token']:.0f}",
             f"{row['ratio_per_token']:.2f}",
         )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(arguments.out, machine, report)
     Console().print(table, f"median of {PAIRS} interleaved pairs; written to {arguments.out}")
 
 

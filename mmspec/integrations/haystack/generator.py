@@ -28,12 +28,13 @@ from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.inputs.passages import Passages, passage_list
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.answer_stream import AnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.haystack.messages import as_message, as_passage
 from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
 from mmspec.integrations.options import request_options
 from mmspec.integrations.passages import Placement, with_passages
-from mmspec.integrations.tool_calls import ToolCallReader, read_answer
+from mmspec.integrations.tool_calls import read_answer
 from mmspec.requests import Request, Result, build_request
 
 
@@ -217,19 +218,14 @@ class MmspecChatGenerator:
     ) -> Generator[StreamingChunk, None, None]:
         """The answer's chunks; at the end, the whole reply joins `replies`."""
         info = ComponentInfo.from_component(self)
-        reader = ToolCallReader() if request.tools else None
         is_first = True
-        with self._ready.stream(request) as stream:
-            for piece in stream:
-                text = reader.push(piece.text) if reader else piece.text
-                if text:
-                    yield StreamingChunk(text, component_info=info, index=0, start=is_first)
-                    is_first = False
-            result = stream.result
-        held = reader.finish() if reader else ""
-        if held:
-            yield StreamingChunk(held, component_info=info, index=0, start=is_first)
-        reply = self._reply(result, request)
+        with AnswerStream(self._ready, request) as answer:
+            for text in answer:
+                yield StreamingChunk(text, component_info=info, index=0, start=is_first)
+                is_first = False
+        if answer.rest:
+            yield StreamingChunk(answer.rest, component_info=info, index=0, start=is_first)
+        reply = self._reply(answer.result, request)
         for index, call in enumerate(reply.tool_calls, start=1):
             delta = ToolCallDelta(index, call.tool_name, json.dumps(call.arguments), call.id)
             yield StreamingChunk(

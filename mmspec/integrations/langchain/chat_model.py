@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from mmspec.engine import Engine
 from mmspec.errors import MmspecError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.answer_stream import AnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
@@ -24,7 +25,7 @@ from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.langchain.together import Together, current, decoded_together
 from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
-from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
+from mmspec.integrations.tool_calls import ToolCall, read_answer
 from mmspec.requests import Request, Result, build_request
 
 # Of a call's keywords, those that LangChain itself reads.
@@ -139,23 +140,16 @@ class ChatMmspec(BaseChatModel):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
-        request = self._request(messages, stop, kwargs)
-        reader = ToolCallReader() if request.tools else None
-        with self._engine.stream(request) as stream:
-            for piece in stream:
-                text = reader.push(piece.text) if reader else piece.text
-                if text:
-                    yield _told(run_manager, AIMessageChunk(content=text))
-            result = stream.result
-        held = reader.finish() if reader else ""
-        calls = reader.calls if reader else []
+        with AnswerStream(self._engine, self._request(messages, stop, kwargs)) as answer:
+            for text in answer:
+                yield _told(run_manager, AIMessageChunk(content=text))
         yield _told(
             run_manager,
             AIMessageChunk(
-                content=held,
-                tool_call_chunks=[_chunk(call, index) for index, call in enumerate(calls)],
-                usage_metadata=_usage(result),
-                response_metadata=self._metadata(result, calls),
+                content=answer.rest,
+                tool_call_chunks=[_chunk(call, index) for index, call in enumerate(answer.calls)],
+                usage_metadata=_usage(answer.result),
+                response_metadata=self._metadata(answer.result, answer.calls),
                 chunk_position="last",
             ),
         )

@@ -21,6 +21,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.answer_stream import AnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
@@ -28,7 +29,7 @@ from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_w
 from mmspec.integrations.llamaindex.messages import as_message
 from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
-from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, read_answer
+from mmspec.integrations.tool_calls import ToolCall, read_answer
 from mmspec.params import DEFAULT_MAX_NEW_TOKENS
 from mmspec.requests import Messages, Request, Result, build_request
 
@@ -225,18 +226,13 @@ class MmspecLLM(CustomLLM):
         self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
     ) -> Generator[ChatResponse, None, None]:
         """The answer so far, and what is new of it; the last one has the figures."""
-        request = self._request(prompt, call, raw=raw)
-        reader = ToolCallReader() if request.tools else None
         told = ""
-        with self._engine.stream(request) as stream:
-            for piece in stream:
-                fresh = reader.push(piece.text) if reader else piece.text
-                if fresh:
-                    told += fresh
-                    yield ChatResponse(message=_answer(told), delta=fresh)
-            result = stream.result
-        held = reader.finish() if reader else ""
-        yield self._response(result, told + held, reader.calls if reader else [], delta=held)
+        with AnswerStream(self._engine, self._request(prompt, call, raw=raw)) as answer:
+            for fresh in answer:
+                told += fresh
+                yield ChatResponse(message=_answer(told), delta=fresh)
+        whole = told + answer.rest
+        yield self._response(answer.result, whole, answer.calls, delta=answer.rest)
 
     def _response(
         self,
