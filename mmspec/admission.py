@@ -1,5 +1,6 @@
 """Admission: a request's prompt, processed, checked against the model, and room for its answer."""
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import torch
 from mmspec.drafters.own_text import prompt_tokens
 from mmspec.errors import InputError
 from mmspec.inputs import ControlMode, InputProcessor, from_inputs
-from mmspec.params import DEFAULT_MAX_NEW_TOKENS, requested_max_new_tokens
+from mmspec.params import DEFAULT_MAX_NEW_TOKENS, requested_max_new_tokens, with_own_state
 from mmspec.requests import Request
 from mmspec.state import Prompt
 from mmspec.target import Target
@@ -62,6 +63,16 @@ class Admission:
             prompt = replace(prompt, draft_texts=(*prompt.draft_texts, (*before, *predicted)))
         self._check(prompt)
         return replace(prompt, namespace=request.namespace if request.reuse else None)
+
+    def samples(self, request: Request) -> list[Request]:
+        """One request a sample. They share the prompt, processed once; of what keeps state
+        (processors, criteria) each has its own. Raises InputError."""
+        request = replace(request, prompt=self.prompt(request), passages=(), prediction=None)
+        seed = secrets.randbits(64) if request.seed is None else request.seed
+        first, *others = (
+            replace(request, seed=seed, sample=request.sample + i, n=1) for i in range(request.n)
+        )
+        return [first, *(with_own_state(replace(o, prompt_logprobs=None)) for o in others)]
 
     def room(self, request: Request, prompt: Prompt) -> int:
         """How many tokens may be generated. Raises InputError where they don't fit the context."""

@@ -33,14 +33,9 @@ from mmspec.errors import ConfigError, InputError, MmspecError
 from mmspec.inputs import ControlMode, ImageSource, InputProcessor
 from mmspec.inputs.media_shares import MediaShares
 from mmspec.kv import PrefixStore
-from mmspec.params import (
-    merged_generation_config,
-    stop_strings,
-    stopping_criteria,
-    with_own_state,
-)
+from mmspec.params import merged_generation_config, stop_strings, stopping_criteria
 from mmspec.prefiller import CacheInfo, PrefillSettings
-from mmspec.requests import Messages, Progress, Request, Result, build_request
+from mmspec.requests import Messages, Progress, Request, Result, build_request, is_batch
 from mmspec.row import Row
 from mmspec.sampling import CHOOSING, Choosing, build_sampler
 from mmspec.state import Prompt
@@ -187,7 +182,7 @@ class Engine:
         each prompt. A single request that fails raises; in a batch the failed one has its `error`
         in its Result, with the tokens chosen until then, and the others finish.
         """
-        if _is_batch(prompt):
+        if is_batch(prompt):
             found = dict(self.generate_each(prompt, **options))
             return [found[index] for index in sorted(found)]
         if prompt is None:
@@ -311,7 +306,7 @@ class Engine:
                 index = next(numbers)
                 number = num_begun = 0
                 try:
-                    requests = self._samples(build_request(prompt, shares.next()))
+                    requests = self._admission.samples(build_request(prompt, shares.next()))
                     answers.expect(index, len(requests))
                     for request in requests:
                         number = request.sample
@@ -350,18 +345,6 @@ class Engine:
             max_rows=self._max_rows,
             prefill=self._prefill,
         )
-
-    def _samples(self, request: Request) -> list[Request]:
-        """One request a sample. They share the prompt, processed once; of what keeps state
-        (processors, criteria) each has its own."""
-        request = replace(
-            request, prompt=self._admission.prompt(request), passages=(), prediction=None
-        )
-        seed = secrets.randbits(64) if request.seed is None else request.seed
-        first, *others = (
-            replace(request, seed=seed, sample=request.sample + i, n=1) for i in range(request.n)
-        )
-        return [first, *(with_own_state(replace(o, prompt_logprobs=None)) for o in others)]
 
     def _row(self, request: Request, index: int) -> Row:
         """One sample of the request, processed and ready for the loop."""
@@ -433,18 +416,6 @@ def _check_draws(drafters: Sequence[Drafter], verifier: object) -> None:
                 f"{got}: expected a drafter that draws its tokens, as this rule divides by their "
                 f"probabilities; {drafter.name} does not: set it to draw if it can, {instead}"
             )
-
-
-def _is_batch(prompt: object) -> bool:
-    """A list of requests, texts or chats, as against one list of chat messages."""
-    if not isinstance(prompt, Sequence) or isinstance(prompt, str):
-        return False
-    return all(isinstance(item, Request | str | Prompt) or _is_chat(item) for item in prompt)
-
-
-def _is_chat(item: object) -> bool:
-    is_list = isinstance(item, list | tuple) and len(item) > 0
-    return is_list and all(isinstance(message, Mapping) for message in item)  # type: ignore[attr-defined]
 
 
 def _shares(prompts: Iterable[object], options: Mapping[str, Any]) -> MediaShares:

@@ -111,6 +111,18 @@ def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
     return Request(prompt=prompt, **options)  # type: ignore[arg-type]
 
 
+def is_batch(prompt: object) -> bool:
+    """A list of requests, texts or chats, as against one list of chat messages."""
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str):
+        return False
+    return all(isinstance(item, Request | str | Prompt) or _is_chat(item) for item in prompt)
+
+
+def _is_chat(item: object) -> bool:
+    is_list = isinstance(item, list | tuple) and len(item) > 0
+    return is_list and all(isinstance(message, Mapping) for message in item)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Result:
     """One request's answer; of n samples the first, with the others beside it."""
