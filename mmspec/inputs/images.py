@@ -150,7 +150,8 @@ def _icon_size(head: bytes) -> tuple[int, int]:
     if head.startswith(b"\x89PNG"):
         width, height = unpack(">16xII", head)
         return width, height
-    width, height = unpack("<4xii12x", head)
+    is_of_os2 = head.startswith(b"\x0c\0\0\0")  # the length of its header, whose sizes are shorter
+    width, height = unpack("<4xHH16x" if is_of_os2 else "<4xii12x", head)
     return abs(width), abs(height) // 2  # a bitmap's mask lies above it
 
 

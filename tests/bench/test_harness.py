@@ -36,7 +36,7 @@ def test_a_report_says_by_which_command_and_where_it_was_made(
     assert report["machine"]["threads"] == 3 and report["machine"]["torch"]
 
 
-def test_a_command_is_written_downwithout_folders() -> None:
+def test_a_command_is_written_down_without_folders() -> None:
     shown = [
         without_folders(word)
         for word in ("/a/smol", "../data/x", "--out=/tmp/a.json", "data", "x: a.path=/m/nano b.c=2")

@@ -222,6 +222,13 @@ def test_an_icon_is_judged_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch)
             open_image(data, limits=InputLimits(max_image_pixels=2047))
 
 
+def test_an_icon_with_the_oldest_bitmap_header_has_its_own_size() -> None:
+    pixels = struct.pack("<IHHHH", 12, 8, 2 * 4, 1, 24) + b"\x30\x20\x10" * 32 + bytes(16)
+    entry = struct.pack("<HHHBBBBHHII", 0, 1, 1, 8, 4, 0, 0, 1, 24, len(pixels), 22)
+    image = open_image(entry + pixels, limits=InputLimits(max_image_pixels=32))
+    assert image.size == (8, 4) and image.getpixel((0, 0)) == (0x10, 0x20, 0x30)
+
+
 @pytest.mark.parametrize("cut", [4, 5, 6, 20, 22, 30, 45])
 def test_a_cut_icon_is_no_image(cut: int) -> None:
     with pytest.raises(InputError, match="image"):
