@@ -64,10 +64,10 @@ class Levels:
 
     @property
     def varied(self) -> "Levels":
-        """Levels of these sizes that differ in every value, and leave states in slots of these, or
-        nowhere."""
-        known = [NOWHERE, *(entry.slot for level in self.each for entry in level)]
-        other = dict(zip(known[1:], known, strict=False))
+        """Levels of these sizes that differ in every value, and leave states in slots of these;
+        one node alone leaves its own nowhere, where no padding writes then."""
+        own = [entry.slot for level in self.each for entry in level]
+        other = dict(zip(own, [*own[1:], own[0] if len(own) > 1 else NOWHERE], strict=True))
         return Levels(
             [
                 [

@@ -200,12 +200,14 @@ class Lease:
         assert self._node is not None, "the lease has ended"
         assert cache.length(row) == 0 and count <= self.length
         with self._store._lock:
+            state: StateBlock | None = None
             for node in self._node.way():
                 taken = min(len(node.keys), count - cache.length(row))
                 if taken > 0:
                     cache.append(row, node.segment, count=taken)
-                    if taken == len(node.keys) and node.state is not None:
-                        cache.resume(row, node.state)
+                    state = node.state if taken == len(node.keys) else None
+            if state is not None:
+                cache.resume(row, state)
             assert not cache.is_lost(row), f"no state is kept behind {count} tokens"
 
     def release(self) -> None:

@@ -52,7 +52,9 @@ class StateSlots:
 
     @property
     def addresses(self) -> tuple[int, ...]:
-        return tuple(buffer.data_ptr() for buffer in self.buffers.values())
+        """Where the buffers lie and how far they reach: larger ones may come to lie where smaller
+        ones were, over which something was recorded."""
+        return (self._num_slots, *(buffer.data_ptr() for buffer in self.buffers.values()))
 
     @property
     def num_bytes(self) -> int:
@@ -93,11 +95,14 @@ class StateSlots:
             key: self.buffers[key].index_select(0, slots) for key in keys if key in self.buffers
         }
 
-    def scatter(self, states: dict[StateKey, Tensor], slots: Tensor) -> None:
-        """Writes states (slots, ...)."""
+    def scatter(self, states: dict[StateKey, Tensor], slots: Tensor) -> dict[StateKey, Tensor]:
+        """Writes states (slots, ...); returns them as they are kept, in the buffers' dtype."""
+        kept: dict[StateKey, Tensor] = {}
         for key, tensor in states.items():
             buffer = self.buffer(key, tensor)
-            buffer.index_copy_(0, slots, tensor.to(buffer.dtype))
+            kept[key] = tensor.to(buffer.dtype)
+            buffer.index_copy_(0, slots, kept[key])
+        return kept
 
     def buffer(self, key: StateKey, like: Tensor) -> Tensor:
         """Where states like `like` (any, ...) lie."""

@@ -146,7 +146,7 @@ def _with_states(found: StatefulShape, text: Mapping[str, object], name: str) ->
         name,
         found.layers,
         _size(text, "hidden_size", name),
-        _size(text, "num_attention_heads", name),
+        _size(text, "num_attention_heads", name, 0 if found.attending else 1),
         found.kv_heads,
         found.head_dim,
         _size(text, "intermediate_size", name, 1),  # counted

@@ -1,6 +1,7 @@
 """What a config alone does not tell of a model with running states: asked of the model itself, in a
 forward of a few tokens on torch's meta device, where nothing is allocated or computed."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def stateful_shape(config: Mapping[str, object], name: str) -> StatefulShape | N
     try:
         with TemporaryDirectory() as folder:  # a file may write numbers that JSON does not have
             Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
-            text = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+            own = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            text = own.get_text_config(decoder=True)
         cache = DynamicCache(config=text)
         states = [one for one in cache.layers if isinstance(one, LinearAttentionCacheLayerMixin)]
         if not states:
@@ -62,7 +64,9 @@ def stateful_shape(config: Mapping[str, object], name: str) -> StatefulShape | N
                 if isinstance(module, nn.Linear):
                     module.register_forward_hook(count)
             ids = torch.zeros(1, _TOKENS, dtype=torch.long)
-            model(input_ids=ids, past_key_values=cache, use_cache=True)
+            takes = inspect.signature(model.forward).parameters
+            keyword = "cache_params" if "cache_params" in takes else "past_key_values"
+            model(input_ids=ids, use_cache=True, **{keyword: cache})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ConfigError(
             f"{name}: keeps running states, whose size is found by building the model without its "

@@ -83,6 +83,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         "text_config": {"cross_attention_layers": [1, 3]},
         "vision_config": {"intermediate_layers_indices": [0], "vision_output_dim": 128},
     },
+    "mamba2": {"num_heads": 8},
     "mistral4": {"qk_nope_head_dim": 8, "qk_head_dim": 16, "head_dim": 16},
     "mistral_large4": {"text_config": {"kv_source_layers": [0, 1, 0, 1]}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [3, 1]}},

@@ -262,8 +262,8 @@ class _Call:
                 kwargs = {name: _cut(value, nodes) for name, value in self._kwargs.items()}
                 outputs.append(self._own(*args, **kwargs))
                 taken = states.taken(mixer.layer)
-                left = {key: taken[key] for key in mixer.keys if key in taken}
-                slots.scatter(left, own)
+                made = {key: taken[key] for key in mixer.keys if key in taken}
+                left = slots.scatter(made, own)
         if project is not None:
             return self._by_place(project(torch.cat(delayed)))
         return self._joined(outputs)

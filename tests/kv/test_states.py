@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmspec.attention import RowNodes, TreeCall
-from mmspec.kv import KVCache, Levels, LevelSlots, PrefixStore, StateKey, StateKind
+from mmspec.kv import (
+    KVCache,
+    Levels,
+    LevelSlots,
+    PrefixStore,
+    StateBlock,
+    StateKey,
+    StateKind,
+)
 from mmspec.kv.state_layer import StateLayer
 from mmspec.target.graphs import ScoreCall, StaticInputs
 
@@ -310,6 +318,27 @@ def test_states_that_a_text_has_passed_make_room_before_another_text_does() -> N
     keep(*_row_of([6]), [6])
     assert lease.resumable(3) == 3, "what is leased stays"
     assert resumable([8, 9]) == 0 and resumable([6]) == 1
+
+
+def test_of_a_stored_text_the_last_state_alone_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, (cache, row) = PrefixStore(10_000), _row_of([1, 2])
+    for token in (3, 4, 5):
+        read(cache, row, [token])
+        store.insert("", 0, list(range(1, token + 1)), cache, row)
+    resumed: list[int] = []
+    right = KVCache.resume
+
+    def counted(self: KVCache, row: int, state: StateBlock) -> None:
+        resumed.append(self.length(row))
+        right(self, row, state)
+
+    monkeypatch.setattr(KVCache, "resume", counted)
+    lease, (other, third) = store.match("", 0, [1, 2, 3, 4, 5]), (cache.open(8), cache.open(8))
+    lease.copy_to(cache, other, count=5)
+    lease.copy_to(cache, third, count=4)
+    assert resumed == [5, 4]
+    assert state_of(cache, other) == after([1, 2, 3, 4, 5])
+    assert state_of(cache, third) == after([1, 2, 3, 4])
 
 
 def _row_of(text: list[int]) -> tuple[KVCache, int]:

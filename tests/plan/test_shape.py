@@ -9,6 +9,7 @@ import torch
 from families import FAMILIES
 from families.hybrid import DECODABLE_HYBRID
 from torch import nn
+from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, PreTrainedConfig
 
 from mmspec.errors import ConfigError
 from mmspec.plan.hardware import find_hardware, this_cpu
@@ -51,6 +52,31 @@ def test_running_states_are_as_large_as_in_the_cache(family: str) -> None:
     assert forward.row_bytes(10, nodes=3) == kept + 4 * state.num_bytes
     plain, tree = (forward.seconds(nodes, context=10, batch=2) for nodes in (1, 5))
     assert tree - plain > 4 * 2 * 2 * shape.state_bytes / forward.hardware.bytes_per_s
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(vocab_size=112, hidden_size=64, num_hidden_layers=3),
+        Mamba2Config(
+            vocab_size=112,
+            hidden_size=64,
+            num_hidden_layers=3,
+            num_heads=8,
+            head_dim=16,
+            n_groups=1,
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_without_attention_has_a_state_and_no_keys(config: PreTrainedConfig) -> None:
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    shape = shape_of(config.to_dict(), config.model_type)
+    counted = shape.layers * shape.layer_weights + shape.head_weights
+    assert counted == pytest.approx(_weights(model), rel=0.02)  # a small one is read, not called
+    assert shape.state_bytes == Target(model).state_bytes > 0
+    forward = Forward(shape, find_hardware("h200"))
+    assert forward.kv_bytes(1000) == 0 and forward.row_bytes(1000) == shape.state_bytes
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe", "qwen3_next"])

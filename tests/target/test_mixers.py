@@ -123,6 +123,29 @@ def test_a_prompt_of_one_token_and_one_in_pieces_come_to_the_same(model: PreTrai
     assert _apart(pieces, whole) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_5"])
+def test_a_chain_goes_on_from_what_its_slots_hold(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that is rounded: as it is for who goes on in the next call."""
+
+    def rounded(self: StateSlots, key: StateKey, like: Tensor) -> Tensor:
+        made = like.new_zeros(self._num_slots, *like.shape[1:], dtype=torch.bfloat16)
+        return self.buffers.setdefault(key, made)
+
+    monkeypatch.setattr(StateSlots, "buffer", rounded)
+    target, tree = (
+        Target(FAMILIES[name].build(torch.float64)),
+        TokenTree.chain(60, (61, 62, 63), (1.0,) * 3, "a"),
+    )
+    cache, placements = prefilled(target)
+    whole = target.score([tree], cache, placements[:1])[0].logits
+    for node in range(tree.num_nodes):
+        part, done = tree.keep(range(node + 1)), [node]
+        logits = target.score([part], cache, placements[:1], written=done)[0].logits
+        assert _apart(logits[0], whole[node]) < 1e-6
+
+
 # The faults that this would miss if states hardly mattered
 
 

@@ -100,7 +100,9 @@ class ScoreCall:
             return ()
         slots = [entry.slot for level in self.levels.each for entry in level]
         return [
-            buffer.index_select(0, upload(slots, buffer.device)).float().sum(dim=-1)
+            buffer.index_select(0, upload(slots, buffer.device)).sum(
+                dim=-1, dtype=torch.promote_types(buffer.dtype, torch.float32)
+            )
             for buffer in self.cache.states.slots.buffers.values()
         ]
 

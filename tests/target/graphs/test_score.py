@@ -22,7 +22,7 @@ from mmspec.attention.triton_tree import TritonTree
 from mmspec.errors import ConfigError, GraphWarning
 from mmspec.inputs import from_inputs
 from mmspec.kv import KVCache, StateKey
-from mmspec.kv.state_slots import StateSlots
+from mmspec.kv.state_slots import NOWHERE, StateSlots
 from mmspec.state import Placement, Prompt, Scores
 from mmspec.target import Target
 from mmspec.target.graphs import GraphInfo, ScoreGraphs
@@ -359,3 +359,19 @@ def test_a_state_that_is_another_in_a_replay_is_seen_though_no_logit_shows_it(
         patch.setattr(KVCache, "length", lambda *_: next(lengths))
         lengths = count(20)
         decoded.target.score([TokenTree.root(33)], decoded.cache, decoded.places)
+
+
+def test_what_padding_leaves_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several write to one slot at once: which of them is the last one, a GPU does not say."""
+    decoded, right = Decoded("qwen3_5"), StateSlots.scatter
+
+    def racing(self: StateSlots, states: dict[StateKey, Tensor], slots: Tensor) -> object:
+        left = right(self, states, slots)
+        for key in states:
+            self.buffers[key][NOWHERE].normal_()
+        return left
+
+    monkeypatch.setattr(StateSlots, "scatter", racing)
+    for _ in range(3):
+        decoded.step(FORK, CHAIN)
+    assert decoded.info == GraphInfo(recorded=1, replayed=2, eager=1, num_graphs=1, given_up="")

@@ -1,0 +1,48 @@
+"""StateSlots: whose a slot is, and where the buffers lie."""
+
+import torch
+
+from mmspec.kv import BufferPool, StateKey
+from mmspec.kv.state_slots import NOWHERE, ZEROS, StateSlots
+
+SUM = StateKey(0, "recurrent", 0)
+
+
+def state(value: float) -> dict[StateKey, torch.Tensor]:
+    return {SUM: torch.full((1, 3), value)}
+
+
+def test_slots_stay_whose_they_are_while_the_buffers_grow() -> None:
+    slots = StateSlots()
+    held = slots.take(5)
+    for value, one in enumerate(held, 1):
+        slots.put(one, state(value))
+    more = slots.take(20)
+    assert not {one.slot for one in more} & {ZEROS, NOWHERE, *(one.slot for one in held)}
+    for value, one in enumerate(held, 1):
+        assert (slots.copy(one).tensors[SUM] == value).all()
+    size = slots.num_bytes
+    del more
+    for _ in range(5):  # what nobody holds any more is taken again
+        assert len(slots.take(20)) == 20
+    assert slots.num_bytes == size and not slots.buffers[SUM][ZEROS].any()
+
+
+def test_a_slot_that_is_still_held_is_not_the_next_caches() -> None:
+    pool, slots = BufferPool(), StateSlots()
+    (marked, *_) = slots.take(3)
+    slots.put(marked, state(7.0))
+    pool.give_states(slots)
+    taken = pool.take_states()
+    assert taken is slots and pool.take_states() is None
+    assert marked.slot not in {one.slot for one in taken.take(30)}
+    assert (taken.copy(marked).tensors[SUM] == 7.0).all()
+
+
+def test_buffers_of_another_size_are_others_wherever_they_lie() -> None:
+    """What was recorded over them reads no further than they reached."""
+    slots = StateSlots()
+    slots.buffer(SUM, torch.empty(1, 3, device="meta"))  # all of them lie at 0
+    before = slots.addresses
+    held = slots.take(20)
+    assert held and slots.addresses != before
