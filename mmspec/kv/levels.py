@@ -54,10 +54,6 @@ class Levels:
         self._placed: dict[torch.device, LevelSlots] = {}
 
     @property
-    def num_nodes(self) -> int:
-        return sum(map(len, self.each))
-
-    @property
     def is_chain(self) -> bool:
         """Whether no level has two nodes of a row: each goes on from the row's one before."""
         return all(len({entry.row for entry in level}) == len(level) for level in self.each)

@@ -13,7 +13,7 @@ _COLOURS = {
     "failed": "red",
     "differs": "red",
 }
-_ATTENTION = {"tree": "mmspec's", "model": "the model's", "": ""}
+_ATTENTION = {"tree": "mmspec's", "model": "the model's", "none": "none", "": ""}
 _HEAD = ("family", "scored as", "attention", "image", "audio", "video", "notes")
 _UNTRIED = ("no form of input", "no input made", "generate:")
 

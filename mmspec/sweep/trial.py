@@ -45,7 +45,7 @@ class Trial:
     verdict: Verdict
     reason: str = ""  # why it is refused, unbuilt, failed, or what differs
     shape: str = ""  # what it is scored as: tree, chain, plain
-    attention: str = ""  # tree: mmspec's own; model: the model's
+    attention: str = ""  # tree: mmspec's own; model: the model's; none: no layer attends
     attention_failure: str = ""  # why it is not mmspec's
     dtype: str = ""
     as_generate: str = ""  # same, differs, or why transformers' generate gave nothing to compare
@@ -96,7 +96,7 @@ def try_model(model: PreTrainedModel, trial: Trial) -> Trial:
     trial = replace(
         trial,
         shape=report.shape,
-        attention=report.attention,
+        attention=report.attention if target.mask_rule.kinds else "none",
         attention_failure=report.attention_failure,
         cuts=target.cuts.whole_because or "",
     )

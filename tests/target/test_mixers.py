@@ -173,8 +173,8 @@ def states_are_of_another_row(patch: pytest.MonkeyPatch) -> None:
 def states_are_left_in_another_nodes_slot(patch: pytest.MonkeyPatch) -> None:
     right = StateSlots.scatter
 
-    def rolled(self: StateSlots, states: Found, slots: Tensor) -> None:
-        right(self, states, slots.roll(1))
+    def rolled(self: StateSlots, states: Found, slots: Tensor) -> Found:
+        return right(self, states, slots.roll(1))
 
     patch.setattr(StateSlots, "scatter", rolled)
 

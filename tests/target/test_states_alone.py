@@ -55,9 +55,9 @@ def engine_of(model: PreTrainedModel) -> Engine:
 
 def requests() -> list[Request]:
     return [
-        Request({"input_ids": torch.arange(5, 22)[None]}, max_new_tokens=16, temperature=0.0),
-        Request({"input_ids": torch.arange(30, 39)[None]}, max_new_tokens=12, top_k=0, seed=3),
-        Request({"input_ids": torch.arange(5, 22)[None]}, max_new_tokens=14, top_k=0, seed=4),
+        Request({"input_ids": torch.arange(5, 22)[None]}, max_new_tokens=9, temperature=0.0),
+        Request({"input_ids": torch.arange(30, 39)[None]}, max_new_tokens=6, top_k=0, seed=3),
+        Request({"input_ids": torch.arange(5, 22)[None]}, max_new_tokens=8, top_k=0, seed=4),
     ]
 
 
@@ -67,20 +67,19 @@ def test_texts_are_those_of_plain_decoding_and_of_generate(name: str) -> None:
     engine, prompts = engine_of(model), requests()
     plain = engine.generate(prompts, speculate=False)
     ids = prompts[0].prompt["input_ids"]  # type: ignore[index,call-overload]
-    own = model.generate(ids, max_new_tokens=16, do_sample=False)[0, 17:].tolist()
+    own = model.generate(ids, max_new_tokens=9, do_sample=False)[0, 17:].tolist()
     assert list(plain[0].tokens) == own
     for _ in range(2):  # the second time on beginnings that were kept
         results = engine.generate(prompts)
         assert [r.tokens for r in results] == [r.tokens for r in plain]
-        assert sum(r.stats.by_drafter["layer_skip"].accepted for r in results) > 5
+        assert sum(r.stats.by_drafter["layer_skip"].accepted for r in results) > 3
     reused = [result.stats.reused_tokens for result in results]
     assert (min(reused) > 0) == (name == "mamba2"), "the first kind cannot be read in pieces"
 
 
 def test_their_score_calls_are_recorded() -> None:
-    expected = [result.tokens for result in engine_of(build("mamba2")).generate(requests())]
     with graphed() as seen:
-        engine = engine_of(build("mamba2"))
-        assert [result.tokens for result in engine.generate(requests())] == expected
-        assert [result.tokens for result in engine.generate(requests())] == expected
+        engine, prompts = engine_of(build("mamba2")), requests()[:2]
+        plain = engine.generate(prompts, speculate=False)
+        assert [r.tokens for r in engine.generate(prompts)] == [r.tokens for r in plain]
     assert not seen.given_up and seen.replayed > 5

@@ -136,8 +136,9 @@ def test_a_trial_of_all_layers_says_what_was_chosen(family: str) -> None:
         return matched
 
     bound._matched = tried  # type: ignore[method-assign]
-    plain = engine.generate(prompts(1)[0], temperature=1.0, top_k=0, speculate=False)
-    result = engine.generate(prompts(1)[0], temperature=1.0, top_k=0)
+    sampled: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "max_new_tokens": 34}
+    plain = engine.generate(prompts(1)[0], **sampled, speculate=False)
+    result = engine.generate(prompts(1)[0], **sampled)
     assert result.tokens == plain.tokens
     assert len(told) >= 4 and all(matched == 5 for matched in told[1::2])
     assert any(matched < 5 for matched in told[::2]), "layers hardly matter: this proves nothing"

@@ -349,9 +349,9 @@ def test_a_state_that_is_another_in_a_replay_is_seen_though_no_logit_shows_it(
 ) -> None:
     decoded, right = Decoded("qwen3_5", lengths=(19,)), StateSlots.scatter
 
-    def wrong(self: StateSlots, states: dict[StateKey, Tensor], slots: Tensor) -> None:
+    def wrong(self: StateSlots, states: dict[StateKey, Tensor], slots: Tensor) -> object:
         scale = 1.0 + decoded.cache.length(decoded.places[0].row)  # of the recorded call
-        right(self, {key: state * scale for key, state in states.items()}, slots)
+        return right(self, {key: state * scale for key, state in states.items()}, slots)
 
     decoded.step(TokenTree.root(33))
     with monkeypatch.context() as patch, pytest.warns(GraphWarning, match="was off by"):
