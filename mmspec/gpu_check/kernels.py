@@ -1,7 +1,7 @@
 """Section `kernels`: every kernel beside its reference, on this device."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 
@@ -106,17 +106,18 @@ def _check_kv(setting: Setting, recorder: Recorder) -> None:
     if reason is not None:
         recorder.missing(f"KV kernels: {reason}")
         return
-    found = list(kv_cells.failures(setting))
-    for what in found:
-        recorder.check(False, what)
-    recorder.found("kv", {"failures": len(found)})
+    _tell("kv", kv_cells.failures(setting), recorder)
 
 
 def _check_chunks(setting: Setting, recorder: Recorder) -> None:
-    found = list(chunk_cells.failures(setting))
+    _tell("chunks", chunk_cells.failures(setting), recorder)
+
+
+def _tell(name: str, failures: Iterable[str], recorder: Recorder) -> None:
+    found = list(failures)
     for what in found:
         recorder.check(False, what)
-    recorder.found("chunks", {"failures": len(found)})
+    recorder.found(name, {"failures": len(found)})
 
 
 def _check_early(setting: Setting, recorder: Recorder) -> None:
