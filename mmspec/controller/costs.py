@@ -104,8 +104,8 @@ class CostModel:
         own = self._curves.get((rows, size))
         if own is not None and own.is_measured:
             return own
-        known = tuple(self._curves.items())  # of another thread's steps one may join meanwhile
-        measured = [key for key, curve in known if curve.is_measured]
+        known = self._curves.copy()  # in one go: another thread's may join meanwhile
+        measured = [key for key, curve in known.items() if curve.is_measured]
         if not measured:
             return None
         return self._curves[min(measured, key=lambda k: (abs(k[0] - rows), abs(k[1] - size)))]

@@ -48,7 +48,7 @@ class Preparing:
         """The request's share of the step took `seconds`; its drafters saved `saved_s` by it."""
         if pace.speculate != "auto" or not self._cost.is_known:
             return
-        for name, outlay in tuple(self._outlays.items()):  # another thread's may join meanwhile
+        for name, outlay in self._outlays.copy().items():  # another thread's may join meanwhile
             if name in pace.prepared_s and verdict is not None:
                 tokens, row_plain_s = len(verdict.tokens), self._cost.row_plain_s
                 outlay.saved(saved_s.get(name, 0.0), tokens, row_plain_s)

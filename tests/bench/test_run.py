@@ -18,7 +18,9 @@ NAMES = ("a", "b", "c", "d")
 class Bytes:
     """A processor whose tokens are bytes."""
 
-    def encode(self, prompt: str, *, images: object = ()) -> Prompt:
+    def encode(
+        self, prompt: str, *, images: object = (), videos: object = (), audio: object = ()
+    ) -> Prompt:
         return Prompt(torch.tensor(list(prompt.encode())), text=prompt)
 
 
