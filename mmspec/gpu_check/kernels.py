@@ -155,7 +155,5 @@ def _check_nucleus(setting: Setting, recorder: Recorder) -> None:
     found = nucleus_cells.compare(setting)
     recorder.found("nucleus", found)
     for row in found:
-        what = (
-            f"top-p of {row.rows} rows: {row.most_off:.1e} of the probability is kept by one alone"
-        )
+        what = f"top-p of {row.rows} rows: kept probabilities are {row.most_off:.1e} apart"
         recorder.check(row.is_right, what)

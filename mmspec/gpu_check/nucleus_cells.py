@@ -19,7 +19,7 @@ class NucleusFound:
     """Of one number of rows."""
 
     rows: int
-    most_off: float  # probability that is kept by one of the two alone
+    most_off: float  # by how much the probabilities that the two keep of a row differ
     ms: dict[str, float]
 
     @property

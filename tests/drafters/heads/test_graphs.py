@@ -12,6 +12,8 @@ from matrix import Cell, run_cell
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.glide import BoundGlide
 from mmspec.drafters.medusa import BoundMedusa
+from mmspec.engine import Engine
+from mmspec.requests import Request
 from mmspec.target.graphs import ScoreGraphs, StaticInputs
 
 BOUND: dict[str, Any] = {
@@ -66,21 +68,30 @@ def test_recorded_forwards_draft_the_same(
     assert not graphs.info.given_up
 
 
-@pytest.mark.parametrize("drafter", ["glide", "medusa_own"])
-def test_an_engine_tells_of_its_heads_graphs(drafter: str) -> None:
-    cell = Cell("llama", drafter, "greedy", 1, "text")
+def asked_of(name: str) -> tuple[Request, Any]:
+    """A request of the matrix, and the drafter of this name for it."""
+    cell = Cell("llama", name, "greedy", 1, "text")
     (request,) = matrix._requests(cell)
     plain = [matrix._plain(cell.family, cell.dtype, cell.sampling, "text", 0)]
+    return request, matrix._drafter(name, cell, [request], plain, Path())
+
+
+def engine_with(drafter: Any) -> Engine:
+    return matrix._engine("llama", "float64", 20, [drafter])
+
+
+@pytest.mark.parametrize("drafter", ["glide", "medusa_own"])
+def test_an_engine_tells_of_its_heads_graphs(drafter: str) -> None:
     with graphed() as seen:
-        made = matrix._drafter(drafter, cell, [request], plain, Path())
-        engine = matrix._engine(cell.family, cell.dtype, 20, [made])
+        request, made = asked_of(drafter)
+        engine = engine_with(made)
         engine.generate(request)
         told = engine.graph_info
     assert told is not None and len(seen.graphs) == 2, "the target's and the heads'"
     for count in ("recorded", "replayed", "eager", "num_graphs"):
         own = [getattr(graphs.info, count) for graphs in seen.graphs]
         assert getattr(told, count) == sum(own) and min(own) > 0
-    other = matrix._engine(cell.family, cell.dtype, 20, [made])
+    other = engine_with(made)
     other.generate(request)
     assert other.graph_info is None, "on a CPU nothing is recorded"
 
@@ -90,12 +101,9 @@ def test_an_engine_tells_of_its_heads_graphs(drafter: str) -> None:
     ["eagle1", "glide", "medusa_own", "draft_same", "compressed_window", "cascade"],
 )
 def test_a_cleared_cache_frees_what_drafters_recorded(drafter: str) -> None:
-    cell = Cell("llama", drafter, "greedy", 1, "text")
-    (request,) = matrix._requests(cell)
-    plain = [matrix._plain(cell.family, cell.dtype, cell.sampling, "text", 0)]
     with graphed() as seen:
-        made = matrix._drafter(drafter, cell, [request], plain, Path())
-        engine = matrix._engine(cell.family, cell.dtype, 20, [made])
+        request, made = asked_of(drafter)
+        engine = engine_with(made)
         expected = engine.generate(request)
         kept = [graphs.info.num_graphs for graphs in seen.graphs]
         engine.clear_cache()
