@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from mmspec.attention.ladder import check_backend
 from mmspec.config import DecodeConfig
 from mmspec.controller import CONTROLLERS
-from mmspec.engine import Exactness
+from mmspec.engine import OVERLAP, Exactness
 from mmspec.errors import ConfigError, ModelError
 from mmspec.sampling import CHOOSING
 from mmspec.target import Target
@@ -39,6 +39,7 @@ def check_decode_choices(config: DecodeConfig) -> None:
         ("verifier", config.verifier, VERIFIERS),
         ("controller", config.controller, CONTROLLERS),
         ("choosing", config.choosing, CHOOSING),
+        ("overlap", config.overlap, OVERLAP),
         ("exactness", config.exactness, get_args(Exactness)),
     ):
         check_one_of(f"decode.{key}", value, expected)

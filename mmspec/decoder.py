@@ -6,8 +6,8 @@ Plain decoding is the same loop with trees of node 0 alone.
 from collections.abc import Generator, Iterable
 from itertools import islice
 
-from mmspec.drafting import DraftSettings, propose, tapped_layers
-from mmspec.foresight import verify_together
+from mmspec.drafting import DraftSettings, propose
+from mmspec.overlap import Overlap
 from mmspec.prefiller import Prefiller, PrefillSettings
 from mmspec.row import Row
 from mmspec.stats import Stopwatch
@@ -25,16 +25,17 @@ def decode(
     drafts: DraftSettings,
     max_rows: int,
     prefill: PrefillSettings = _IN_ONE_GO,
+    overlaps: bool = False,
 ) -> Generator[Row]:
     """Yields a row whenever it has chosen more tokens, or ended.
 
-    `rows` is taken from as places become free: at most `max_rows` are decoded together, each with
-    its own length, tree, seed and end. A None says that there is none now; it ends with the last
-    one. Closing the iterator frees all KV; what the stores in `prefill` got of it stays.
+    `rows` is taken from as places become free, at most `max_rows` at a time; None: there is none
+    now. With `overlaps` plain steps are begun early (`overlap`). Closing the iterator frees all KV.
     """
     waiting, active, vocab_size = iter(rows), list[Row](), target.vocab_size
     cache = target.new_cache(watched_queries=drafts.watched_queries)
     prefiller = Prefiller(target, cache, prefill, room_tokens=drafts.max_nodes + 1)
+    overlap = Overlap(target, cache, is_on=overlaps)
     try:
         while True:
             # 1. Prefill: new rows' prompts, by chunks; the last logits choose the first token.
@@ -47,28 +48,27 @@ def decode(
             active = _keep_unfinished(active, prefiller)
             if not active:
                 continue
-            watch = Stopwatch()
+            stepping, watch = overlap.rows(active), Stopwatch()
             # 2. Propose: the drafters continue each row's own text with a tree.
             with watch.stage("propose"):
-                step, trees = propose(active, drafts, vocab_size)
-            # 3. Score: all trees in one forward.
+                drafted = propose(stepping, drafts, vocab_size, is_begun=overlap.is_begun)
+            # 3. Score: all trees in one forward, which may have been begun.
             with watch.stage("score"):
-                places = [row.placement for row in active]
-                scores = target.score(trees, cache, places, taps=tapped_layers(active))
+                scores = overlap.score(stepping, drafted.trees)
             # 4. Verify: each row chooses its tokens along its tree.
-            steps = list(zip(active, trees, scores, strict=True))
+            steps = list(zip(stepping, drafted.trees, scores, strict=True))
             with watch.stage("verify"):
-                verdicts = verify_together(verify, steps)
+                may_begin = drafted.is_quiet and not prefiller.rows
+                verdicts = overlap.verify(verify, steps, may_begin=may_begin)
             # 5. Commit the accepted paths; what was not accepted is forgotten.
             with watch.stage("commit"):
-                accepted = zip(active, verdicts, strict=True)
-                cache.commit({row.placement.row: v.path for row, v in accepted if v is not None})
+                overlap.commit(stepping, verdicts)
             # 6. Observe: each drafter learns what became of its tree.
             with watch.stage("observe"):
-                step.observe(verdicts, watch.spent("score", "verify", "commit"))
+                drafted.step.observe(verdicts, watch.spent("score", "verify", "commit"))
                 for (row, tree, score), verdict in zip(steps, verdicts, strict=True):
                     row.observe(tree, verdict, score)
-            for row in active:
+            for row in stepping:
                 row.stats.add_seconds(watch.seconds)
                 yield row.end_if_unwanted()
             active = _keep_unfinished(active, prefiller)
@@ -76,7 +76,7 @@ def decode(
         for row in (*active, *prefiller.rows):
             row.close()
         prefiller.close()
-        cache.release()
+        overlap.close()
 
 
 def _keep_unfinished(rows: list[Row], prefiller: Prefiller) -> list[Row]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -23,6 +23,7 @@ from mmspec.drafters.base import (
     PreparedSession,
     PricedSession,
     TappingDrafter,
+    TextDrafter,
 )
 from mmspec.drafters.token_view import TokenView
 from mmspec.sampling import DraftGuide
@@ -188,12 +189,23 @@ def tapped_layers(rows: Sequence[Drafted]) -> frozenset[int]:
     return frozenset[int]().union(*(row.drafting.taps.layers for row in rows))
 
 
+class Proposed(NamedTuple):
+    """What is to be scored."""
+
+    step: Step  # its decisions
+    trees: list[TokenTree]  # (rows,)
+    is_quiet: bool  # nobody proposed anything, nor would have in a step that was begun
+
+
 def propose(
-    rows: Sequence[Drafted], settings: DraftSettings, vocab_size: int
-) -> tuple[Step, list[TokenTree]]:
-    """The step's decisions, and one tree a row: what the row's drafters proposed, merged, made fit
-    for the target and cut to what the controller says. Where a row's trees must be kept whole all
-    this leaves them alone, but for a cut at the depth that the text has room for."""
+    rows: Sequence[Drafted], settings: DraftSettings, vocab_size: int, *, is_begun: bool = False
+) -> Proposed:
+    """One tree a row: what the row's drafters proposed, merged, made fit for the target and cut to
+    what the controller says. Where a row's trees must be kept whole all this leaves them alone, but
+    for a cut at the depth that the text has room for.
+
+    In a step that `is_begun` every tree is node 0 alone. Drafters that read the text alone are
+    asked all the same, as the device is at work; the others must not touch what it works on."""
     begun = time.perf_counter()
     fit, max_nodes = settings.fit, settings.nodes_of(len(rows))
     context = max(len(row.tokens) for row in rows)
@@ -202,8 +214,12 @@ def propose(
     step = settings.controller.step([row.drafting.pace for row in rows], context)
     trees = [TokenTree.root(row.tokens[-1]) for row in rows]
     drafters = {drafter.name: drafter for row in rows for drafter in row.drafting.drafters}
+    is_quiet = not drafters or step.lets_drafts_wait
     for name in step.order(list(drafters)):
         drafter = drafters[name]
+        if is_begun and not (isinstance(drafter, TextDrafter) and drafter.reads_text_alone):
+            is_quiet = is_quiet and not _would_be_asked(rows, drafter, trees, step)
+            continue
         asked = [
             index
             for index, row in enumerate(rows)
@@ -227,9 +243,24 @@ def propose(
                 cut = fit(tree.cut(rows[index].room - 1))
                 trees[index] = cut if before.num_nodes == 1 else fit(before.merge(cut))
             step.learn(index, name, before, trees[index], seconds)
+    is_quiet = is_quiet and all(tree.num_nodes == 1 for tree in trees)
+    if is_begun:
+        trees = [TokenTree.root(row.tokens[-1]) for row in rows]
     cut_trees = step.cut([tree.prune(max_nodes) for tree in trees])
     step.spent(time.perf_counter() - begun)
-    return step, cut_trees
+    return Proposed(step, cut_trees, is_quiet)
+
+
+def _would_be_asked(
+    rows: Sequence[Drafted], drafter: Drafter, trees: Sequence[TokenTree], step: Step
+) -> bool:
+    """Whether the drafter might be asked for some row, if the step were not begun."""
+    return any(
+        row.drafting.pace.room > 1
+        and row.drafting.takes_part(drafter)
+        and step.asks(index, drafter.name, trees[index])
+        for index, row in enumerate(rows)
+    )
 
 
 def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step: Step) -> bool:

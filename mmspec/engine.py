@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Exactness = Literal["standard", "bitwise"]
+Overlap = Literal["auto", "always", "never"]
+OVERLAP = get_args(Overlap)
 AnyPrompt = str | Messages | Prompt | Mapping[str, Tensor] | Request
 
 
@@ -76,6 +78,7 @@ class Engine:
         feature_bytes: int = 0,
         choosing: Choosing = "auto",
         exactness: Exactness = "standard",
+        overlap: Overlap = "auto",
         state_bytes: int = 4 * 2**30,
     ) -> None:
         """`drafters` are asked in their order; without any it is plain decoding. `verifier` is a
@@ -87,8 +90,10 @@ class Engine:
         and what the encoders said. `choosing` "device" finds the target's choices at all nodes of
         a step together, "host" along the walk, "auto" by where the model lies: the tokens are the
         same. `exactness` "bitwise" gives the same bits of logits with and without speculation, for
-        more work a step (docs/exactness.md). `state_bytes` bounds the running states of a step's
-        nodes, and so how many are drafted. Without `inputs` only processed prompts are taken."""
+        more work a step (docs/exactness.md). `overlap` "always" begins a step without drafts before
+        the tokens ahead of it are read, where they are chosen on the device; "auto": where score
+        calls are recorded. `state_bytes` bounds the running states of a step's nodes, and so how
+        many are drafted. Without `inputs` only processed prompts are taken."""
         if isinstance(verifier, str) and verifier not in VERIFIERS:
             raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
         if isinstance(controller, str) and controller not in CONTROLLERS:
@@ -124,6 +129,9 @@ class Engine:
             raise ConfigError(
                 f"exactness={exactness!r}: expected one of {', '.join(get_args(Exactness))}"
             )
+        if overlap not in OVERLAP:
+            raise ConfigError(f"overlap={overlap!r}: expected one of {', '.join(OVERLAP)}")
+        self._overlap = overlap
         is_bitwise = exactness == "bitwise"
         self._decoded = target.bitwise(rows=max_rows, nodes=max_nodes + 1) if is_bitwise else target
         self._chooses_on_device = CHOOSING[choosing]
@@ -344,6 +352,14 @@ class Engine:
             drafts=self._drafts,
             max_rows=self._max_rows,
             prefill=self._prefill,
+            overlaps=self._overlaps,
+        )
+
+    @property
+    def _overlaps(self) -> bool:
+        # Without graphs the host takes longer to tell a forward than the device to compute it.
+        return self._overlap == "always" or (
+            self._overlap == "auto" and self._decoded.graphs is not None
         )
 
     def _row(self, request: Request, index: int) -> Row:

@@ -16,10 +16,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmspec.pieces import in_pieces, process, sums
 from mmspec.prefixes import Prefixes, apply, cumulates, looks_at_scores_alone
-from mmspec.reads import read
+from mmspec.reads import Reading
 from mmspec.row import Row
 from mmspec.sampling import Choice, best_of
-from mmspec.state import Scores, Verdict
+from mmspec.state import Scores
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 from mmspec.verify import Nodes, Rule, Verifier, Weigh
@@ -37,17 +37,45 @@ class _Part:
     warpers: LogitsProcessorList  # still to come: the last ones that look at the scores alone
 
 
-def verify_together(
-    rule: Verifier, steps: Sequence[tuple[Row, TokenTree, Scores]]
-) -> list[Verdict | None]:
-    """What each row accepts of its tree by `rule`; None for one that failed."""
-    foresee(rule, steps)
-    return [row.verify(rule, tree, scores) for row, tree, scores in steps]
+class Foresight:
+    """What a device has been told to find of a step's nodes. The host does not know it yet."""
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        number = _Sameness()
+        self._groups = [list(same) for _, same in groupby(sorted(parts, key=number), key=number)]
+        self._found = [_of_group(group) for group in self._groups]
+        self._reading = Reading(*(tensor for _, *small in self._found for tensor in small))
+
+    def choices(self, rows: Sequence[Row]) -> Tensor | None:
+        """(batch, 1) int64, on the device: what each of `rows` chooses behind node 0, where that is
+        all its tree has, and all of it is found there."""
+        parts = [part for group in self._groups for part in group]
+        if len(parts) != len(rows) or any(part.tree.num_nodes > 1 for part in parts):
+            return None
+        tokens = [tokens for _, tokens, *_ in self._found]
+        places = {part.row: place for place, part in enumerate(parts)}
+        order = [places[row] for row in rows]
+        chosen = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+        if order != sorted(order):
+            chosen = chosen.index_select(0, upload(order, chosen.device))
+        return chosen.unsqueeze(1)
+
+    def set_out(self) -> None:
+        """What is found is copied before whatever the device is told next."""
+        self._reading.set_out()
+
+    def tell(self) -> None:
+        """Tells the rows. One wait for the device, however many rows and nodes."""
+        values = iter(self._reading.values())
+        for group, (scores, *_) in zip(self._groups, self._found, strict=True):
+            nodes = zip(next(values), next(values), next(values), scores, strict=True)
+            for part in group:
+                part.row.sampler.foresee(dict(_choices(part, nodes)))
 
 
-def foresee(rule: Verifier, steps: Iterable[tuple[Row, TokenTree, Scores]]) -> None:
-    """Tells each row what `rule` will ask of the nodes of its tree, where that is known and the
-    row's sampler allows it. One wait for the device, however many rows and nodes.
+def foresee(rule: Verifier, steps: Iterable[tuple[Row, TokenTree, Scores]]) -> Foresight:
+    """Has the device find what `rule` will ask of the nodes of each row's tree, where that is known
+    and the row's sampler allows it.
 
     A row whose processors raise ends with that error, as it would along the walk.
     """
@@ -61,8 +89,7 @@ def foresee(rule: Verifier, steps: Iterable[tuple[Row, TokenTree, Scores]]) -> N
                 part = row.attempt(partial(_part, row, tree, scores.logits, weigh))
                 if part is not None:
                     parts.append(part)
-    if parts:
-        _find(parts)
+    return Foresight(parts)
 
 
 def _weighs(rule: Rule, tree: TokenTree, logits: Tensor) -> bool:
@@ -92,17 +119,6 @@ def _part(row: Row, tree: TokenTree, logits: Tensor, weigh: Weigh | None) -> _Pa
         else:
             scores = apply(processor, prefixes, scores)
     return _Part(row, tree, prefixes, weigh, scores, LogitsProcessorList(processors[shared:]))
-
-
-def _find(parts: Sequence[_Part]) -> None:
-    number = _Sameness()
-    groups = [list(same) for _, same in groupby(sorted(parts, key=number), key=number)]
-    found = [_of_group(group) for group in groups]
-    values = iter(read(*(tensor for _, *small in found for tensor in small)))  # the one wait
-    for group, (scores, *_) in zip(groups, found, strict=True):
-        nodes = zip(next(values), next(values), next(values), scores, strict=True)
-        for part in group:
-            part.row.sampler.foresee(dict(_choices(part, nodes)))
 
 
 def _choices(

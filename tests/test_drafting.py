@@ -68,7 +68,7 @@ class Row:
 
 
 def trees(*rows: Row, max_nodes: int = 8) -> list[TokenTree]:
-    return propose(rows, DraftSettings(FixedController(), lambda t: t, max_nodes), 100)[1]
+    return propose(rows, DraftSettings(FixedController(), lambda t: t, max_nodes), 100).trees
 
 
 def test_the_trees_of_several_drafters_are_one_trie_that_knows_who_drafted_what() -> None:
@@ -176,7 +176,7 @@ def test_every_session_observes_every_step_also_where_it_was_not_asked() -> None
     drafter = Says("a", [7])
     row = Row(drafter)
     settings = DraftSettings(AutoController(), lambda t: t, 8)  # has measured nothing: asks nobody
-    _, (tree,) = propose([row], settings, 100)
+    (tree,) = propose([row], settings, 100).trees
     assert tree == TokenTree.root(5)
     row.drafting.observe(tree, Verdict((0,), (7,)), Scores(torch.zeros(1, 9)))
     row.drafting.close()

@@ -22,6 +22,7 @@ FLOORS = (
     {"drafting"},
     {"row"},
     {"foresight", "prefiller"},
+    {"overlap"},
     {"decoder", "requests", "result_html"},
     {"admission", "answers"},
     {"chat", "engine"},

@@ -228,9 +228,9 @@ def test_whole_steps_on_a_pretended_device(
         engine = engine_of(cell, "auto")
         begun, propose = list[int](), decoder.propose
 
-        def noted_propose(*args: Any) -> Any:
+        def noted_propose(*args: Any, **options: Any) -> Any:
             begun.append(len(device.waits))
-            return propose(*args)
+            return propose(*args, **options)
 
         monkeypatch.setattr(decoder, "propose", noted_propose)
         results = engine.generate(requests_of("t1"))
@@ -258,9 +258,9 @@ def test_a_step_of_a_model_with_running_states_waits_no_more(
         engine = engine_of("coupled-lookup", "auto")
         begun, propose = list[int](), decoder.propose
 
-        def noted_propose(*args: Any) -> Any:
+        def noted_propose(*args: Any, **options: Any) -> Any:
             begun.append(len(device.waits))
-            return propose(*args)
+            return propose(*args, **options)
 
         monkeypatch.setattr(decoder, "propose", noted_propose)
         results = engine.generate(requests_of("t1"))

@@ -52,6 +52,7 @@ class DecodeConfig:
     choosing: str = "auto"  # "device": all nodes' choices at once, "host": along the walk
     packed_weights: str = "auto"  # copies for quick score calls on a CPU: auto, always, never
     cuda_graphs: str = "auto"  # score calls and draft steps recorded on a GPU: auto, never
+    overlap: str = "auto"  # plain steps begun before the tokens ahead are read: auto, always, never
     early_begin: str = "auto"  # kernels that begin before the one ahead has ended: auto, never
 
 

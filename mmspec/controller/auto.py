@@ -70,6 +70,10 @@ class AutoStep(FixedStep):
         self._outlooks: dict[int, Outlook] = {}
         self._scored: list[Outlook] = []
 
+    @property
+    def lets_drafts_wait(self) -> bool:
+        return not any(pace.speculate is True for pace in self.paces)
+
     # Whom to prepare
 
     def prepares(self, row: int, drafter: str, due: Preparation) -> bool:

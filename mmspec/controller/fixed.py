@@ -20,6 +20,10 @@ class FixedStep:
     def __init__(self, paces: Sequence[Pace]) -> None:
         self.paces = paces
 
+    @property
+    def lets_drafts_wait(self) -> bool:
+        return False
+
     def order(self, drafters: Sequence[str]) -> Sequence[str]:
         return drafters
 

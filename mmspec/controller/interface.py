@@ -11,6 +11,10 @@ from mmspec.tree import TokenTree
 class Step(Protocol):
     """One step's decisions, for all rows of a batch."""
 
+    @property
+    def lets_drafts_wait(self) -> bool:
+        """Whether what is proposed may come a step late, so that no device waits for it."""
+
     def order(self, drafters: Sequence[str]) -> Sequence[str]:
         """In which order they are asked; as they stand is how the user named them."""
 

@@ -112,6 +112,13 @@ class TappingDrafter(Drafter, Protocol):
 
 
 @runtime_checkable
+class TextDrafter(Drafter, Protocol):
+    """A drafter that may be asked while the target's next forward is under way."""
+
+    reads_text_alone: bool  # neither the target's states nor its KV, and uses no device
+
+
+@runtime_checkable
 class BatchDrafter(Drafter, Protocol):
     """A drafter that proposes for several requests in one go, as a model does."""
 

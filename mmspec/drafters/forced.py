@@ -21,6 +21,7 @@ class Forced:
     """Drafts what processors say must come."""
 
     name = "forced"
+    reads_text_alone = True
 
     def __init__(self) -> None:
         self.calibration = Calibration(decay=0.998)  # of all requests: rates, no request's text

@@ -18,6 +18,7 @@ class PromptLookup:
     """Drafts from the request's own prompt, passages and output; needs no model."""
 
     name = "prompt_lookup"
+    reads_text_alone = True
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from mmspec.bench.peers import Peer
 from mmspec.bench.run import Runner
 from mmspec.bench.timeline import Run
 from mmspec.build import load
+from mmspec.engine import Engine
 from mmspec.gpu_check import prefill
 from mmspec.gpu_check.bars import BEYOND_EAGER, LARGE, ROOFLINE
 from mmspec.gpu_check.clock import copy_bandwidth
@@ -75,6 +76,9 @@ def _check(setting: Setting, recorder: Recorder, way: str) -> None:
     own = [_ms_a_token(ours.run(prompt, tokens)) for _ in range(2 + _PAIRS)][2:]
     recorder.found("ms_a_token", statistics.median(own))
     recorder.found("roofline_share", asdict(spread([roofline_ms / ms for ms in own])))
+    waiting = Ours(ours.method, Engine(engine.target, None, max_rows=1, overlap="never"))
+    turns = _in_turns((ours, waiting), prompt, tokens)
+    recorder.found("overlap", asdict(spread([late / early for early, late in turns])))
     _check_graphs(engine.graph_info, setting, recorder)
     untouched = random_model(shape, setting)
     with recorder.attempt(f"transformers, {way}"):

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 EARLY_BEGIN = "early_begin"  # of kernels, among what an earlier try did not survive
-_EARLY_KEYS = (f"decode.{EARLY_BEGIN}", f"drafter.draft_model.{EARLY_BEGIN}")
+_KEYS = {
+    EARLY_BEGIN: ("decode.early_begin", "drafter.draft_model.early_begin"),
+    "overlap": ("decode.overlap",),
+}
 
 
 class GpuLost(RuntimeError):
@@ -22,7 +25,7 @@ class Setting:
     is_small: bool = False  # tiny shapes: shows that everything runs, and measures nothing
     minutes: float = 9.0  # for all sections together
     trains: bool = False  # the section `train` trains its models; else it is left out
-    without: tuple[str, ...] = ()  # what an earlier try did not survive: backends, EARLY_BEGIN
+    without: tuple[str, ...] = ()  # what an earlier try did not survive: backends, parts of _KEYS
     begun_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -37,7 +40,7 @@ class Setting:
     @property
     def overrides(self) -> list[str]:
         """Of each configuration: without what an earlier try did not survive."""
-        return [f"{key}=never" for key in _EARLY_KEYS] if EARLY_BEGIN in self.without else []
+        return [f"{key}=never" for part in self.without for key in _KEYS.get(part, ())]
 
     @property
     def is_cuda(self) -> bool:

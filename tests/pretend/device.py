@@ -57,8 +57,10 @@ class Device(TorchDispatchMode):
         super().__init__()
         self.waits: list[Wait] = []
         self.launches: list[Launch] = []  # what was recorded and replayed is not among them
+        self.told: list[Wait | Launch] = []  # both, in their order
         self.capture: Capture | None = None  # the graph that is being recorded
         self._pinned: dict[int, tuple[Tensor, Tensor]] = {}  # on their way: source, as it was
+        self._coming: list[tuple[Tensor, Tensor]] = []  # on the CPU, and what will be there
 
     @contextmanager
     def counted(self) -> Iterator[list[Wait]]:
@@ -72,12 +74,14 @@ class Device(TorchDispatchMode):
         """Counts one, unless it is only recorded."""
         if self.capture is None:
             self.launches.append(Launch(what, _caller(but=_FERRIES)))
+            self.told.append(self.launches[-1])
 
     def wait(self, why: str) -> None:
         """Counts one. Raises RuntimeError while a graph is recorded."""
         if self.capture is not None:
             raise RuntimeError(f"operation not permitted when stream is capturing: {why}")
         self.waits.append(Wait(why, _caller()))
+        self.told.append(self.waits[-1])
         self.arrive()
 
     def arrive(self) -> None:
@@ -86,6 +90,9 @@ class Device(TorchDispatchMode):
             if not torch.equal(source, as_it_was):
                 raise AssertionError("pinned memory was changed while a copy of it was under way")
         self._pinned.clear()
+        for place, value in self._coming:
+            place.copy_(value)
+        self._coming.clear()
 
     def __torch_dispatch__(
         self,
@@ -115,7 +122,18 @@ class Device(TorchDispatchMode):
         to_cuda = any(t.is_cuda for t in tensors) if place is None else place.type == "cuda"
         if place is not None:
             named["device"] = torch.device("cpu")
-        return self.compute(func, args, named, to_cuda=to_cuda)
+        made = self.compute(func, args, named, to_cuda=to_cuda)
+        if func is _ATEN.copy_.default and self._runs_on(func, args, named):
+            with _disable_current_modes():
+                self._coming.append((args[0], args[0].clone()))
+                args[0].fill_(77) if args[0].dtype == torch.uint8 else spoil(args[0])
+        return made
+
+    def _runs_on(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether it is a copy to pinned memory that the CPU does not wait for."""
+        to, source = args[:2]
+        may_run_on = bool(args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+        return may_run_on and source.is_cuda and not to.is_cuda and is_pinned(to)
 
     def _flash(
         self,
@@ -204,6 +222,8 @@ class Device(TorchDispatchMode):
             target = torch.device(kwargs.get("device") or source.device)
             may_run_on = bool(kwargs.get("non_blocking", False))
         if target.type == source.device.type:
+            return
+        if func is _ATEN.copy_.default and self._runs_on(func, args, kwargs):
             return
         if target.type == "cpu":
             self.wait("a copy to the CPU")

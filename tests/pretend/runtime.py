@@ -148,6 +148,11 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
         def wait_event(self, event: "Event") -> None:
             pass
 
+        def record_event(self, event: "Event | None" = None) -> "Event":
+            event = event or Event()
+            event.record(self)
+            return event
+
         def synchronize(self) -> None:
             device.wait("Stream.synchronize")
 

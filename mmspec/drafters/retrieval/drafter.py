@@ -129,6 +129,10 @@ class BoundRetrieval:
         """Layers whose hidden states the sources ask by."""
         return Taps(frozenset(tap for source in self.sources.values() for tap in source.taps))
 
+    @property
+    def reads_text_alone(self) -> bool:
+        return not self.taps.layers
+
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> RetrievalSession:
         with self.lock:
             for source in self.sources.values():
