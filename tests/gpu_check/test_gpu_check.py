@@ -71,6 +71,7 @@ def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
         assert section["status"] == "passed", (name, section["error"] or section["failures"])
         assert section["found"] and section["seconds"] > 0
         assert f"{name} " in run.stdout
+    assert sections["plain"]["found"]["overlap"]["median"] > 0
     attention = sections["kernels"]["found"]["attention"]
     assert attention["matmul"]["passed"] == 3 and len(attention["matmul"]["declined"]) == 1
     assert sections["kernels"]["found"]["noise"]["differing"] == 0
