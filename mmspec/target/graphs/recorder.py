@@ -46,7 +46,7 @@ class CudaRecorder:
         self._device = device
         self._pool: Any = None
         self._living: WeakSet[Callable[[], None]] = WeakSet()  # replays of graphs in the pool
-        self._stream: torch.cuda.Stream | None = None
+        self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
         self._last: torch.cuda.Stream | None = None  # that a replay ran on
 
     def another(self, device: torch.device) -> "CudaRecorder | None":
@@ -57,19 +57,23 @@ class CudaRecorder:
             return self._record(forward)
 
     def _record(self, forward: Callable[[], Computed]) -> Recording:
-        if self._stream is None:
-            self._stream = torch.cuda.Stream()
+        if self._streams is None:
+            # Recorded on one that has multiplied nothing yet: the workspace that cuBLAS keeps for
+            # it comes out of the pool, where it stays for the graphs when somebody has torch clear
+            # all workspaces, as torch.compile does.
+            self._streams = torch.cuda.Stream(), torch.cuda.Stream()
         if not self._living:  # torch refuses a pool whose graphs are all gone
             self._pool = torch.cuda.graph_pool_handle()
+        warming, recording = self._streams
         caller = torch.cuda.current_stream()
-        self._stream.wait_stream(caller)
-        with torch.cuda.stream(self._stream):
+        warming.wait_stream(caller)
+        with torch.cuda.stream(warming):
             for _ in range(_WARM_UPS):
                 with NoSync(self._device):
                     forward()
-        self._stream.synchronize()
+        warming.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with uncollected(), torch.cuda.stream(self._stream):
+        with uncollected(), torch.cuda.stream(recording):
             # Of other threads' work this one shall not know.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -78,7 +82,7 @@ class CudaRecorder:
             except BaseException:
                 self._abandon(graph)
                 raise
-        caller.wait_stream(self._stream)
+        caller.wait_stream(recording)
 
         def replay() -> None:
             self._follow()

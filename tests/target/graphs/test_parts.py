@@ -263,9 +263,9 @@ class Graph:
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
 
-    def capture_begin(self, *, pool: object, capture_error_mode: str) -> None:
+    def capture_begin(self, *, pool: object = None, capture_error_mode: str) -> None:
         assert capture_error_mode == "thread_local"
-        self.cuda.say(f"begins in {pool}")
+        self.cuda.say(f"begins in {pool}" if pool else "begins")
 
     def capture_end(self) -> None:
         self.cuda.say("ends")
@@ -280,8 +280,9 @@ class Graph:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     fake = Cuda()
     pools = (f"pool {number}" for number in count(1))
+    streams = (f"side {number}" for number in count(1))
     stand_ins: dict[str, Any] = {
-        "Stream": lambda: Stream(fake),
+        "Stream": lambda: Stream(fake, next(streams)),
         "CUDAGraph": lambda: Graph(fake),
         "graph_pool_handle": lambda: next(pools),
         "current_stream": lambda device=None: fake.current,
@@ -302,14 +303,14 @@ def test_cuda_warms_up_beside_the_recording_and_shares_one_pool(cuda: Cuda) -> N
 
     _, replay, _ = recorder.record(forward)
     assert cuda.log == [
-        "side waits for caller",
-        "side: forward",
-        "side: forward",
-        "side is done",
-        "side: begins in pool 1",
-        "side: forward",
-        "side: ends",
-        "caller waits for side",
+        "side 1 waits for caller",
+        "side 1: forward",
+        "side 1: forward",
+        "side 1 is done",
+        "side 2: begins in pool 1",
+        "side 2: forward",
+        "side 2: ends",
+        "caller waits for side 2",
     ]
     cuda.log.clear()
     replay()
@@ -368,7 +369,7 @@ def test_a_pool_whose_graphs_are_gone_is_not_taken_again(cuda: Cuda) -> None:
         return recorder.record(lambda: Computed(torch.zeros(1))).replay
 
     def pools() -> list[str]:
-        return [line.split("begins in ")[1] for line in cuda.log if "begins" in line]
+        return [line.split("begins in ")[1] for line in cuda.log if "begins in" in line]
 
     first = recorded()
     second = recorded()
@@ -403,7 +404,7 @@ def test_a_recording_that_fails_leaves_the_callers_stream_and_says_why(cuda: Cud
     with pytest.raises(ValueError, match="the reason"):
         CudaRecorder(torch.device("cuda", 0)).record(forward)
     assert cuda.current is caller and gc.isenabled()
-    assert cuda.log[-1] == "side: ends"
+    assert cuda.log[-1] == "side 2: ends"
 
 
 def test_a_forward_that_syncs_never_reaches_the_recording(cuda: Cuda) -> None:
