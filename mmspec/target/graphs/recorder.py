@@ -101,12 +101,24 @@ class CudaRecorder:
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
         """Ends a recording that failed; what ended it is what matters, not what this raises."""
-        with suppress(RuntimeError):
+        try:
             graph.capture_end()
-        # Where ending it failed too, the allocator still waits for that.
+        except RuntimeError:
+            self._settle()
+        self._living.clear()  # in which state the pool is left differs by torch: the next is new
+
+    def _settle(self) -> None:
+        """Where ending it failed too, torch's allocator and random numbers still wait for an end:
+        the second of any recording."""
         with suppress(Exception):  # a private function
             torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
-        self._living.clear()  # in which state the pool is left differs by torch: the next is new
+        with suppress(Exception):
+            other = torch.cuda.CUDAGraph()
+            other.capture_begin(capture_error_mode="thread_local")
+            try:
+                torch.zeros(1, device=self._device)  # of an empty one torch warns
+            finally:
+                other.capture_end()
 
 
 @contextmanager
