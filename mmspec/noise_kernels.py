@@ -52,7 +52,7 @@ def _gumbel_kernel(out, places, vocab_size, BLOCKS: tl.constexpr):
     tl.store(out + row * vocab_size + token, noise, mask=token < vocab_size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _gumbel_of_tokens_kernel(out, places, tokens, count, TOKENS: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     is_there = at < count

@@ -83,7 +83,7 @@ def _write(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["path_stride"])  # compiled once for each LONGEST
 def _commit(
     addresses,  # (buffers,) int64
     widths,  # (buffers,) int64, words of a slot

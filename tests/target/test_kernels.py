@@ -225,5 +225,6 @@ def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> 
             # Weights on their way while others are multiplied: what makes such a product quick.
             assert own["is_asynchronous"] and own["load_bits"] == 128, own
             assert (own["products"] == "none") == (own["constants"]["ROWS"] == 1), own
+            assert "count" not in own["constants"], f"{own}: compiled for a number of rows"
         if name == "tree_kernel" and own["constants"]["BLOCK_D"] == 128:
             assert own["load_bits"] == 128, own

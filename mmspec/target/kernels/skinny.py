@@ -202,7 +202,8 @@ def _products(
     return total, other_total
 
 
-@triton.jit
+# Compiled once for all numbers of rows that are padded to the same.
+@triton.jit(do_not_specialize=["count"])
 def _multiply(
     rows,
     weight_0,
@@ -252,7 +253,7 @@ def _multiply(
     tl.store(to, total.to(out.dtype.element_ty), mask=is_kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _multiply_gated(
     rows,
     gate,
