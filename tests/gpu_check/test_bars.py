@@ -61,7 +61,11 @@ def a_run() -> dict[str, Any]:
         "exactness": section(
             prompt_lookup=[{}],
             parted_per_token={
-                name: {"speculative": Rate(2, 1000), "plain, 3 rows": Rate(1, 900)}
+                name: {
+                    "speculative": Rate(2, 1000),
+                    "plain, 3 rows": Rate(1, 900),
+                    "chance": 0.3,
+                }
                 for name in ("greedy", "T=1")
             },
             **{"prompt_lookup, bitwise": [{"texts": 6, "identical": 6}]},
@@ -118,6 +122,17 @@ def test_where_all_holds_every_bar_is_met_and_written_with_its_interval() -> Non
 )  # fmt: skip
 def test_what_is_not_enough_is_missed(name: str, found: dict[str, Any], what: str) -> None:
     assert {bar.verdict for bar in of({name: found}, what)} == {"missed"}
+
+
+def test_a_higher_rate_is_a_bar_of_its_own() -> None:
+    rates = {"speculative": Rate(20, 900), "plain, 3 rows": Rate(1, 900), "chance": 0.001}
+    found = {
+        "exactness": section(("greedy: speculative texts part",), x=[{}],
+                             parted_per_token={"greedy": rates}),
+    }  # fmt: skip
+    assert [bar.verdict for bar in of(found, "beyond rounding")] == ["met"]
+    assert [bar.verdict for bar in of(found, "bf16, greedy")] == ["missed"]
+    assert [bar.verdict for bar in of(found, "bf16, T=1")] == ["not measured"]
 
 
 def test_what_is_suggested_is_the_quickest_of_a_class_unless_our_own_is_near() -> None:

@@ -31,7 +31,8 @@ from mmspec.gpu_check import (
     run_sections,
     summary_lines,
 )
-from mmspec.gpu_check.exactness import Rate
+from mmspec.gpu_check.bars import LEAST_CHANCE
+from mmspec.gpu_check.exactness import chance
 from mmspec.gpu_check.recorder import Recorder, SectionResult, plain
 from mmspec.gpu_check.replay import Acceptance, Costs
 from mmspec.gpu_check.sections import Section
@@ -333,10 +334,14 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 
 
 def test_a_rate_is_higher_only_beyond_chance() -> None:
-    assert not Rate(6, 1000).is_higher_than(Rate(4, 1000))
-    assert Rate(60, 1000).is_higher_than(Rate(4, 1000))
-    assert not Rate(4, 1000).is_higher_than(Rate(60, 1000))
-    assert not Rate(3, 10).is_higher_than(Rate(0, 0))
+    """Texts count: what parts one of them parts it in many ways of decoding."""
+    none = dict.fromkeys(range(6), 0.0)
+    assert chance(none, none) == 1
+    assert chance({**none, 3: 1.0, 4: 1.0}, none) == 1 / 4
+    assert chance(dict.fromkeys(range(6), 0.5), none) == 1 / 2**6 < LEAST_CHANCE
+    assert chance(none, dict.fromkeys(range(6), 0.5)) == 1
+    mixed = {0: 0.5, 1: 0.0, 2: 1.0, 3: 0.25}
+    assert chance(mixed, {0: 0.0, 1: 0.5, 2: 0.0, 3: 0.0}) > LEAST_CHANCE
 
 
 def test_replayed_speed_is_tokens_over_priced_steps() -> None:
