@@ -107,3 +107,18 @@ def test_it_can_be_switched_off(
         assert len(trials) == tried
         DraftModel(model, early_begin=early_begin)
         assert len(trials) == 2 * tried
+
+
+def test_all_measurements_of_a_model_are_recorded_on_one_stream() -> None:
+    """For each stream that has multiplied torch keeps a workspace, until the process ends."""
+    from mmspec.target.triton_kit import kit_on
+
+    seen = []
+    with pretend.device():
+        model = FAMILIES["llama"].build(torch.float32).to("cuda")
+        kit = kit_on(model, model.device)
+        assert kit is not None and kit._clock is not None
+        for _ in range(2):
+            kit._clock(lambda: seen.append(torch.cuda.current_stream()))
+        caller = torch.cuda.current_stream()
+    assert len(seen) == 4 and len(set(seen)) == 1 and caller not in seen
