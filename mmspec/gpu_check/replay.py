@@ -93,10 +93,10 @@ def replayed(model: PreTrainedModel, setting: Setting, recorder: Recorder) -> No
                     }
                     for one in seen
                 ]
+                recorder.found("replay", table)
         cache.release()
         release(target)
         setting.free()
-    recorder.found("replay", table)
 
 
 def _acceptances(setting: Setting) -> list[Acceptance]:
