@@ -24,6 +24,7 @@ from mmspec.errors import ConfigError
 from mmspec.gpu_check import (
     SECTIONS,
     Setting,
+    chunk_cells,
     has_failed,
     kernels,
     kv_cells,
@@ -110,6 +111,23 @@ def test_a_wrong_attention_kernel_is_a_failure(monkeypatch: pytest.MonkeyPatch) 
         "FAILED   attention by matmul" in x for x in summary_lines({"kernels": plain(result)})
     )
     assert has_failed({"kernels": plain(result)})
+
+
+def test_attention_of_a_chunk_may_round_as_large_values_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first tokens of a text see few others, and values are up to 4 or 5."""
+    attend = ChunkCall.attend
+
+    def times(factor: float) -> list[str]:
+        def attended(self: ChunkCall, *args: Any, **kwargs: Any) -> Tensor:
+            return attend(self, *args, **kwargs) * factor
+
+        monkeypatch.setattr(ChunkCall, "attend", attended)
+        return list(chunk_cells.failures(small()))
+
+    assert times(1 + 2.0**-7) == []
+    assert len(times(float("nan"))) == len(chunk_cells._CELLS)
 
 
 def test_wrong_attention_of_a_chunk_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
