@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from triton.errors import TritonError
 
-from mmspec.target.graphs.recorder import uncollected
+from mmspec.target.graphs.recorder import recorded
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.triton_parts import TritonKit
 
@@ -59,12 +59,8 @@ def replayed_ms(
         with torch.cuda.stream(stream):
             run()  # compiles
             torch.cuda.synchronize()
-            with uncollected():
-                graph.capture_begin(capture_error_mode="thread_local")
-                try:
-                    run()
-                finally:  # after an error, too: nothing else may be done on such a stream
-                    graph.capture_end()
+            with recorded(graph, torch.cuda.graph_pool_handle(), stream.device):
+                run()
         graph.replay()
         events = [torch.cuda.Event(enable_timing=True) for _ in range(_REPLAYS + 1)]
         events[0].record()

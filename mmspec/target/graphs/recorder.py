@@ -73,15 +73,12 @@ class CudaRecorder:
                     forward()
         warming.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with uncollected(), torch.cuda.stream(recording):
-            # Of other threads' work this one shall not know.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
+        try:
+            with torch.cuda.stream(recording), recorded(graph, self._pool, self._device):
                 computed = forward()
-                graph.capture_end()
-            except BaseException:
-                self._abandon(graph)
-                raise
+        except BaseException:
+            self._living.clear()  # how the pool is left differs by torch: the next is new
+            raise
         caller.wait_stream(recording)
 
         def replay() -> None:
@@ -99,26 +96,36 @@ class CudaRecorder:
             stream.wait_stream(self._last)
         self._last = stream
 
-    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Ends a recording that failed; what ended it is what matters, not what this raises."""
-        try:
-            graph.capture_end()
-        except RuntimeError:
-            self._settle()
-        self._living.clear()  # in which state the pool is left differs by torch: the next is new
 
-    def _settle(self) -> None:
-        """Where ending it failed too, torch's allocator and random numbers still wait for an end:
-        the second of any recording."""
-        with suppress(Exception):  # a private function
-            torch._C._cuda_endAllocateToPool(self._device.index or 0, self._pool)
-        with suppress(Exception):
-            other = torch.cuda.CUDAGraph()
-            other.capture_begin(capture_error_mode="thread_local")
+@contextmanager
+def recorded(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> Iterator[None]:
+    """What is done within it on the current stream is recorded as the graph, in the pool."""
+    with uncollected():
+        # Of other threads' work this one shall not know.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            yield
+            graph.capture_end()
+        except BaseException:  # that is what matters, not what ending it raises
             try:
-                torch.zeros(1, device=self._device)  # of an empty one torch warns
-            finally:
-                other.capture_end()
+                graph.capture_end()
+            except RuntimeError:
+                _settle(pool, device)
+            raise
+
+
+def _settle(pool: Any, device: torch.device) -> None:
+    """Where a recording could not be ended, torch's allocator and its random numbers still wait for
+    that: the second for the end of any."""
+    with suppress(Exception):  # a private function
+        torch._C._cuda_endAllocateToPool(device.index or 0, pool)
+    with suppress(Exception):
+        other = torch.cuda.CUDAGraph()
+        other.capture_begin(capture_error_mode="thread_local")
+        try:
+            torch.zeros(1, device=device)  # of an empty one torch warns
+        finally:
+            other.capture_end()
 
 
 @contextmanager
