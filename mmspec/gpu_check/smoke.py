@@ -26,7 +26,9 @@ def check(setting: Setting, recorder: Recorder) -> None:
         properties = torch.cuda.get_device_properties(setting.device)
         recorder.found("device", str(properties))
         recorder.found("free bytes, of all", torch.cuda.mem_get_info(setting.device))
-    said = {place: _texts(place, setting, recorder) for place in ("cpu", str(setting.device))}
+    # cuDNN rounds what convolutions are given to 10 bits, unless it is told not to.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        said = {place: _texts(place, setting, recorder) for place in ("cpu", str(setting.device))}
     expected = said["cpu"]
     for what, tokens in said[str(setting.device)].items():
         recorder.check(

@@ -30,6 +30,7 @@ from mmspec.gpu_check import (
     kv_cells,
     run,
     run_sections,
+    smoke,
     summary_lines,
 )
 from mmspec.gpu_check.bars import LEAST_CHANCE
@@ -111,6 +112,18 @@ def test_a_wrong_attention_kernel_is_a_failure(monkeypatch: pytest.MonkeyPatch) 
         "FAILED   attention by matmul" in x for x in summary_lines({"kernels": plain(result)})
     )
     assert has_failed({"kernels": plain(result)})
+
+
+def test_smoke_computes_convolutions_in_float32_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def texts(*args: Any) -> dict[str, list[tuple[int, ...]]]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return {"none": []}
+
+    monkeypatch.setattr(smoke, "_texts", texts)
+    smoke.check(small(), Recorder(SectionResult(""), lambda: None))
+    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32
 
 
 def test_attention_of_a_chunk_may_round_as_large_values_do(
