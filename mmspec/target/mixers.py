@@ -8,7 +8,7 @@ all nodes.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,14 +83,10 @@ class Mixer:
 class Mixers:
     """All mixers of a model, with another forward while attached."""
 
-    def __init__(
-        self, mixers: Sequence[Mixer], packing: Iterable[nn.Module] = (), *, state_bytes: int = 0
-    ) -> None:
-        """`packing`: the decoder's modules that were seen to hand on a tuple; `state_bytes`: of all
-        their states after a token."""
+    def __init__(self, mixers: Sequence[Mixer], *, state_bytes: int = 0) -> None:
+        """`state_bytes`: of all their states after a token."""
         self.each = tuple(mixers)
         self.state_bytes = state_bytes
-        self.packing = frozenset(packing)
 
     @contextmanager
     def attached(self, cache: KVCache, levels: Levels | LevelSlots) -> Iterator[None]:
@@ -113,12 +109,11 @@ class Observer:
         self._decoder, self._states = decoder, cache.states
         self._layers = cache.states.layers
         self._mixers: dict[tuple[nn.Module, int], Mixer] = {}
-        self._packing: set[nn.Module] = set()
 
     @property
     def mixers(self) -> Mixers:
         state_bytes = self._states.slots.slot_bytes
-        return Mixers(list(self._mixers.values()), self._packing, state_bytes=state_bytes)
+        return Mixers(list(self._mixers.values()), state_bytes=state_bytes)
 
     @contextmanager
     def seeing_states(self) -> Iterator[None]:
@@ -139,11 +134,9 @@ class Observer:
             see()
             running.append(module)
 
-        def after(module: nn.Module, _: object, out: object) -> None:
+        def after(module: nn.Module, *unused: object) -> None:
             see()
             running.pop()
-            if isinstance(out, tuple):
-                self._packing.add(module)
 
         with ExitStack() as stack:
             for module in self._decoder.modules():

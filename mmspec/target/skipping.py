@@ -1,7 +1,7 @@
 """Decoder layers that are left out while a target drafts for itself."""
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ class SkippedLayers:
     """
 
     def __init__(self, model: PreTrainedModel, *, packing: Collection[nn.Module] = ()) -> None:
-        """`packing`: modules seen to hand on a tuple (`Mixers.packing`). Raises ModelError
-        for a model whose decoder layers are not found."""
+        """`packing`: layers seen to hand on a tuple (`seeing_packing`). Raises ModelError for a
+        model whose decoder layers are not found."""
         self._layers = decoder_layers(model)
         self._packing = frozenset(packing)
         self.skipped: frozenset[int] = frozenset()  # set between two forwards, never within one
@@ -68,6 +68,23 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
         f"{type(model).__name__}: its text tower has no list of {count} decoder layers, so none "
         "can be skipped; take another drafter than layer_skip"
     )
+
+
+@contextmanager
+def seeing_packing(model: PreTrainedModel) -> Iterator[set[nn.Module]]:
+    """Within it, forwards of the model put the decoder layers that hand on a tuple into what it
+    yields."""
+    packing: set[nn.Module] = set()
+
+    def see(module: nn.Module, _: object, out: object) -> None:
+        if isinstance(out, tuple):
+            packing.add(module)
+
+    with ExitStack() as stack:
+        with suppress(ModelError):  # no layers are found: none is ever skipped
+            for layer in decoder_layers(model):
+                stack.callback(layer.register_forward_hook(see).remove)
+        yield packing
 
 
 def indices(skipped: Iterable[int], num_layers: int) -> frozenset[int]:

@@ -61,11 +61,14 @@ class Target:
         linears: Linears | None = None,
         blocks: Blocks | None = None,
         mixers: Mixers | None = None,
+        packing: Collection[nn.Module] = (),
     ) -> None:
-        """`mixers`: those that another target of the model has found. Raises ModelError for a model
-        that cannot be decoded (see `families`)."""
+        """`mixers`: those that another target of the model has found; `packing`: the decoder layers
+        that were seen to hand on a tuple. Raises ModelError for a model that cannot be decoded (see
+        `families`)."""
         refuse_unsupported(model)
         self.model = model
+        self.packing = frozenset(packing)
         self.mask_rule = mask_rule or mask_rules(model.config)[0]
         self.attachments = Attachments(
             model,
@@ -156,12 +159,6 @@ class Target:
             self.model, mask_rule=self.mask_rule, attention="tree", is_bitwise=True
         )
         return fixed
-
-    @property
-    def packing(self) -> frozenset[nn.Module]:
-        """Modules of the decoder that are known to hand on a tuple."""
-        mixers = self.attachments.mixers
-        return frozenset() if mixers is None else mixers.packing
 
     @property
     def device(self) -> torch.device:
