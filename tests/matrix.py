@@ -227,6 +227,8 @@ def _cover(axes: tuple[tuple[Any, ...], ...]) -> tuple[tuple[Any, ...], ...]:
 def must_accept(cell: Cell) -> bool:
     """Whether the cell proves little if no drafted token is accepted."""
     guesses = any(name in cell.drafter for name in GUESSING) and cell.sampling == "warped"
+    if cell.family == "mpt":  # scores one path: of several candidates the likeliest alone
+        guesses |= any(name in cell.drafter for name in (*GUESSING, "medusa_own"))
     knows = any(name in cell.drafter for name in KNOWING) and not guesses
     return knows and cell.controller == "fixed"
 

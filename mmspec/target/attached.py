@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from mmspec.attention import CallPaths, ChunkCall, RowNodes, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
 from mmspec.kv import KVCache, Levels, LevelSlots, QueryTap, WritePlan
+from mmspec.target.biases import SlotBiases
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import layer_reaches
 from mmspec.target.linears import Linears
@@ -69,6 +70,7 @@ class Attachments:
         self.blocks = blocks
         self.others = tuple(others)
         self.mixers: Mixers | None = None  # of a model with running states
+        self._biases = SlotBiases.of(model)
         self._is_bitwise = is_bitwise
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
@@ -116,7 +118,10 @@ class Attachments:
             if self.attention == "model":
                 lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
                 mask = self._mask_rule.build(trees, lengths, like.dtype, written=written)
-                yield None, {"attention_mask": on_device(mask, device)}
+                mask = on_device(mask, device)
+                if self._biases is not None:
+                    mask = self._biases.by_depth(mask, trees, lengths)
+                yield None, stack.enter_context(self.masked(mask))
                 return
             plan.is_viewed = False
             call = call or self.tree_call(trees, cache, plan, written)
@@ -141,6 +146,15 @@ class Attachments:
         with attached(self._text_config):
             call = ChunkCall(*place, cache.flat_layers, self._reaches)
             yield self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+
+    @contextmanager
+    def masked(self, mask: Masks) -> Iterator[ForwardInputs]:
+        """Within it, one forward attends by the mask; yields the keyword that it needs for it."""
+        if self._biases is None:
+            yield {"attention_mask": mask}
+            return
+        with self._biases.told(mask) as inputs:
+            yield inputs
 
     def _called(self, call: TreeCall | ChunkCall, mask: Tensor) -> ForwardInputs:
         """With a mask of the right form, so that the model makes none of its own."""

@@ -24,6 +24,7 @@ _SEES_WHOLE_PROMPT = (
     "paligemma", "pi0", "git", "hrm_text", "molmo2", "gemma4", "gemma4_unified", "diffusion_gemma",
     "step3p7", "unlimited_ocr", "deepseek_ocr2",
 )  # fmt: skip
+_BIASES = ("build_alibi_tensor", "build_mpt_alibi_tensor")  # methods of Bloom's and MPT's decoders
 _ROPE_BY_LENGTH = ("dynamic", "longrope")  # a longer prompt rotates all of its keys anew
 
 
@@ -128,11 +129,23 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             "(cache_params): it has no attention, and takes neither past_key_values nor positions. "
             "Use transformers' generate for it."
         )
-    if not has_states_alone and not _takes_positions(model):
+    if text.model_type == "falcon" and text.alibi:
         raise ModelError(
-            f"{name}.forward takes no position_ids (ALiBi or fixed positions): the nodes of a "
-            "token tree cannot be told where they stand. Use transformers' generate for it."
+            f"{name} adds biases (ALiBi) that it makes from a 2-D attention_mask alone: neither "
+            "the nodes of a token tree nor texts of different lengths can be told where they "
+            "stand. Use transformers' generate for it."
         )
+    if not has_states_alone and not _takes_positions(model) and not _adds_biases(model):
+        raise ModelError(
+            f"{name}.forward takes no position_ids (fixed positions): the nodes of a token tree "
+            "cannot be told where they stand. Use transformers' generate for it."
+        )
+
+
+def _adds_biases(model: PreTrainedModel) -> bool:
+    """Whether it tells by a key's slot where it stands (ALiBi), and takes masks of our own. In a
+    chain a token's slot is its place; whether trees can be scored too, the probe tells."""
+    return any(hasattr(model.get_decoder(), name) for name in _BIASES)
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:

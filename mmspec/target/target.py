@@ -186,7 +186,8 @@ class Target:
     @property
     def max_positions(self) -> int | None:
         """The context that the model was made for, in tokens; None where it does not say."""
-        return getattr(self._text_config, "max_position_embeddings", None)
+        config = self._text_config
+        return getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
 
     @property
     def fingerprint(self) -> int:
@@ -364,7 +365,9 @@ class Target:
             yield {"attention_mask": torch.ones(1, stop, dtype=torch.long).to(self.device)}
         else:
             place = (start, stop - start, within, self.dtype)
-            yield {"attention_mask": self.mask_rule.build_chunk(*place, device=self.device)}
+            mask = self.mask_rule.build_chunk(*place, device=self.device)
+            with self.attachments.masked(mask) as masked:
+                yield masked
 
     def _part_of_inputs(
         self, prompt: Prompt, start: int, stop: int, features: FeatureSource | None

@@ -15,7 +15,13 @@ FAMILIES: dict[str, Family] = {
 }
 """The families that must decode."""
 
+EXCHANGEABLE: tuple[str, ...] = tuple(name for name in FAMILIES if name not in ("bloom", "mpt"))
+"""Those of them whose layers call an attention that can be exchanged for mmspec's."""
+
 REFUSED: dict[str, Family] = {f.name: f for f in REFUSED_TEXT}
 """The families whose tokens cannot be scored as a tree: each needs a clear refusal."""
 
-__all__ = ["EOS_TOKEN", "FAMILIES", "REFUSED", "Family", "Layout", "layouts_of", "prompt_inputs"]
+__all__ = [
+    "EOS_TOKEN", "EXCHANGEABLE", "FAMILIES", "REFUSED", "Family", "Layout", "layouts_of",
+    "prompt_inputs",
+]  # fmt: skip

@@ -20,6 +20,7 @@ _GAINS = {
     "k_proj": 1.6,
     "c_attn": 1.6,
     "query_key_value": 1.6,
+    "Wqkv": 1.6,
 }
 
 

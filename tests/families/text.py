@@ -5,6 +5,8 @@ from typing import Any
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -17,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -133,6 +137,29 @@ def _bloom() -> PreTrainedConfig:
     )
 
 
+def _mpt() -> PreTrainedConfig:
+    return MptConfig(
+        vocab_size=VOCAB_SIZE,
+        d_model=64,
+        n_layers=2,
+        n_heads=4,
+        tie_word_embeddings=False,
+        **SPECIAL_TOKENS,
+    )
+
+
+def _falcon_alibi() -> PreTrainedConfig:
+    return FalconConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        alibi=True,
+        tie_word_embeddings=False,
+        **SPECIAL_TOKENS,
+    )
+
+
 DECODABLE_TEXT: tuple[Family, ...] = (
     family("llama", "text", LlamaForCausalLM, lambda: LlamaConfig(**text_shape())),
     family("qwen2", "text", Qwen2ForCausalLM, _qwen2),
@@ -157,6 +184,10 @@ DECODABLE_TEXT: tuple[Family, ...] = (
     family("gpt_oss", "text", GptOssForCausalLM, _gpt_oss),
     family("qwen3_moe", "text", Qwen3MoeForCausalLM, _qwen3_moe),
     family("gpt2", "text", GPT2LMHeadModel, _gpt2),
+    family("bloom", "text", BloomForCausalLM, _bloom),
+    family("mpt", "text", MptForCausalLM, _mpt),
 )
 
-REFUSED_TEXT: tuple[Family, ...] = (family("bloom", "text", BloomForCausalLM, _bloom),)
+REFUSED_TEXT: tuple[Family, ...] = (
+    family("falcon_alibi", "text", FalconForCausalLM, _falcon_alibi),
+)

@@ -66,7 +66,10 @@ def test_level_by_level_equals_the_whole_tree_at_once(name: str) -> None:
         for row, score in zip(rows, scores, strict=True):
             expected = whole[row][before[row] : level[row]]
             error = float((score.logits - expected).abs().max())
-            assert error < TOLERANCE, f"row {row}, nodes {before[row]}..: off by {error:.2g}"
+            # MPT counts its biases from the last column on, and rounds what comes out to float32.
+            assert error < (1e-5 if name == "mpt" else TOLERANCE), (
+                f"row {row}, nodes {before[row]}..: off by {error:.2g}"
+            )
         before = list(level)
     kv.check_integrity()
 

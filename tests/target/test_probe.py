@@ -186,7 +186,7 @@ def test_a_model_that_is_wrong_on_every_shape_is_refused_with_what_was_seen() ->
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("bloom", "takes no position_ids"),
+        ("falcon_alibi", "from a 2-D attention_mask alone"),
     ],
 )
 def test_refused_families_are_refused_with_the_reason(name: str, reason: str) -> None:
@@ -199,7 +199,7 @@ def test_refused_families_are_refused_with_the_reason(name: str, reason: str) ->
 
 
 def test_every_refused_family_is_tested() -> None:
-    assert REFUSED.keys() == {"bloom"}
+    assert REFUSED.keys() == {"falcon_alibi"}
 
 
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -229,9 +229,10 @@ def test_a_model_that_fails_while_its_mixers_are_looked_for_is_refused() -> None
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_decodable_family_scores_trees(name: str) -> None:
+def test_every_decodable_family_scores_what_it_can(name: str) -> None:
     _, report = probe(FAMILIES[name].build(torch.float64))
-    assert report.shape == "tree", f"{name} is cut to a {report.shape} (error {report.error:.2g})"
+    shape = "chain" if name == "mpt" else "tree"  # which adds biases by slot, and takes no others
+    assert report.shape == shape, f"{name}: {report.shape} (error {report.error:.2g})"
     assert report.error < 1e-6, "the softmax of eager attention is float32 even here, no more"
 
 

@@ -439,7 +439,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ModelError):
         from families import REFUSED
 
-        DraftModel(REFUSED["bloom"].build(torch.float64))
+        DraftModel(REFUSED["falcon_alibi"].build(torch.float64))
 
 
 # The sampled draws
