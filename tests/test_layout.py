@@ -26,7 +26,7 @@ FLOORS = (
     {"decoder", "requests", "result_html"},
     {"admission", "answers"},
     {"chat", "engine"},
-    {"build_drafters", "build_target"},
+    {"build_drafters", "build_target", "running_loop"},
     {"build"},
     {"__main__", "batch", "bench", "check", "cli", "gpu_check", "integrations", "serving",
      "sweep", "training"},

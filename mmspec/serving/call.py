@@ -10,9 +10,10 @@ from typing import NamedTuple, TypeVar
 from mmspec.engine import Engine
 from mmspec.params import requested_max_new_tokens
 from mmspec.requests import Progress, Request, Result
+from mmspec.running_loop import Ticket
 from mmspec.serving.errors import ApiError, timed_out
 from mmspec.serving.pictures import Pictures, has_media, num_pixels
-from mmspec.serving.scheduler import Scheduler, Ticket
+from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
 
 T = TypeVar("T")

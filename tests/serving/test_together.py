@@ -142,7 +142,7 @@ def test_who_leaves_while_waiting_leaves_no_prompt_behind(
             await until(lambda: scheduler.num_decoded == 3)
             for _ in range(3):
                 waits = Visitor(app, CHAT, asked("Never read.", max_tokens=3))
-                await until(lambda: len(scheduler._waiting) == 1)
+                await until(lambda: len(scheduler._loop.waiting) == 1)
                 waits.leave()
                 await waits.task
             gc.collect()
@@ -334,7 +334,7 @@ def test_what_outlasts_the_grace_time_is_cut_and_told(app: Starlette) -> None:
                 for stream in (True, False, False, False)  # the last one waits
             ]
             await until(lambda: scheduler.num_decoded == 3 and scheduler.num_waiting == 1)
-            held = list(scheduler._decoded.values())
+            held = list(scheduler._loop.decoded.values())
             await until(lambda: all(ticket.first_token_at for ticket in held))  # streams begin
             scheduler.drain(0.05)
             streamed, *others = await asyncio.gather(*there)
