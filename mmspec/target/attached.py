@@ -153,8 +153,8 @@ class Attachments:
         if self._biases is None:
             yield {"attention_mask": mask}
             return
-        with self._biases.told(mask) as inputs:
-            yield inputs
+        with self._biases.told(mask) as slots:
+            yield {"attention_mask": slots}
 
     def _called(self, call: TreeCall | ChunkCall, mask: Tensor) -> ForwardInputs:
         """With a mask of the right form, so that the model makes none of its own."""

@@ -38,10 +38,11 @@ class SlotBiases:
         decoder = model.get_decoder()
         return SlotBiases(model) if hasattr(decoder, "build_alibi_tensor") else None
 
-    def by_depth(self, mask: Tensor, trees: Sequence[TokenTree], lengths: Sequence[int]) -> Tensor:
+    def by_depth(self, mask: Masks, trees: Sequence[TokenTree], lengths: Sequence[int]) -> Tensor:
         """The additive mask (batch, 1, nodes, columns) with what makes the nodes' biases, behind
         `lengths` committed tokens, go by their depths: (batch, heads, nodes, columns) where there
         is anything."""
+        assert isinstance(mask, Tensor), "models with biases have one kind of layer"
         slots = torch.arange(mask.shape[-1])
         places = slots.repeat(len(trees), 1)  # (batch, columns)
         for row, (tree, length) in enumerate(zip(trees, lengths, strict=True)):
@@ -56,16 +57,16 @@ class SlotBiases:
         return mask + shift.transpose(0, 1).unsqueeze(2)
 
     @contextmanager
-    def told(self, mask: Masks) -> Iterator[dict[str, Tensor]]:
-        """Within it, one forward attends by the mask; yields the keyword that it needs for it. A
-        4-D mask is none that the model makes biases from, so it goes in where transformers asks for
-        the mask of an attention of this name."""
+    def told(self, mask: Masks) -> Iterator[Tensor]:
+        """Within it, one forward attends by the mask; yields the `attention_mask` that it makes its
+        biases from. That is 2-D: the mask itself goes in where transformers asks for the mask of
+        an attention of this name."""
         assert isinstance(mask, Tensor), "models with biases have one kind of layer"
         own = self._config._attn_implementation
         before = _TOLD.set(mask)
         self._config._attn_implementation_internal = _registered(own or "eager")
         try:
-            yield {"attention_mask": mask.new_ones(mask.shape[0], mask.shape[-1], dtype=torch.long)}
+            yield mask.new_ones(mask.shape[0], mask.shape[-1], dtype=torch.long)
         finally:
             self._config._attn_implementation_internal = own
             _TOLD.reset(before)
