@@ -4,7 +4,7 @@ import asyncio
 import base64
 import io
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -84,17 +84,24 @@ def watched_streams(engine: Engine, patch: pytest.MonkeyPatch) -> list[Stream]:
 
 
 class Calls:
-    """How often the engine was asked for how many prompts."""
+    """How many prompts each decode loop of the engine had."""
 
     def __init__(self, engine: Engine, patch: Callable[[object, str, object], None]) -> None:
         self.sizes: list[int] = []
-        generate = engine.generate
+        each = engine._each
 
-        def counted(prompt: Any, **options: Any) -> Any:
-            self.sizes.append(len(prompt) if isinstance(prompt, Sequence) else 1)
-            return generate(prompt, **options)
+        def counted(prompts: Any, shares: Any, **options: Any) -> Any:
+            self.sizes.append(0)
+            number = len(self.sizes) - 1
 
-        patch(engine, "generate", counted)
+            def taken() -> Iterator[Any]:
+                for prompt in prompts:
+                    self.sizes[number] += prompt is not None
+                    yield prompt
+
+            return each(taken(), shares, **options)
+
+        patch(engine, "_each", counted)
 
 
 ENDLESS: dict[str, Any] = {"max_tokens": 3000, "ignore_eos": True}
@@ -103,18 +110,20 @@ ENDLESS: dict[str, Any] = {"max_tokens": 3000, "ignore_eos": True}
 async def cancelled(
     engine: Engine, patch: pytest.MonkeyPatch, ask: Callable[[], Awaitable[object]]
 ) -> list[Result]:
-    """What `engine.generate` returned to a thread whose caller was cancelled meanwhile."""
+    """What the engine's decode loop made of what was asked by a caller who was cancelled."""
     begun, ended = threading.Event(), threading.Event()
-    answers, generate = list[Result](), engine.generate
+    answers, each = list[Result](), engine._each
 
-    def watched(prompt: Any, **options: Any) -> Any:
-        begun.set()
-        found = generate(prompt, **options)
-        answers.extend(found if isinstance(found, list) else [found])
+    def watched(prompts: Any, shares: Any, *, tells_steps: bool) -> Any:
+        for step in each(prompts, shares, tells_steps=True):
+            begun.set()
+            if step.result is not None:
+                answers.append(step.result)
+            if tells_steps or step.result is not None:
+                yield step
         ended.set()
-        return found
 
-    patch.setattr(engine, "generate", watched)
+    patch.setattr(engine, "_each", watched)
     task = asyncio.ensure_future(ask())
     await asyncio.to_thread(begun.wait, 60)
     task.cancel()

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
+from functools import partial
 from typing import Any, cast
 
 from haystack import Document, component, default_from_dict, default_to_dict
@@ -31,7 +32,8 @@ from mmspec.integrations.answer import finish_word, model_name, speculation, usa
 from mmspec.integrations.answer_stream import AnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.haystack.messages import as_message, as_passage
-from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
+from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.options import request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import read_answer
@@ -133,7 +135,7 @@ class MmspecChatGenerator:
         )
         request = self._request(messages, documents, generation_kwargs, tools)
         if callback is None:
-            return {"replies": self._replies(request)}
+            return {"replies": self._replies(request, answer(self._ready, request))}
         replies: list[ChatMessage] = []
         for chunk in self._chunks(request, replies):
             callback(chunk)
@@ -149,19 +151,16 @@ class MmspecChatGenerator:
         *,
         tools: ToolsType | None = None,
     ) -> dict[str, list[ChatMessage]]:
-        """As `run`; decodes in a thread of its own, and the callback may be a coroutine."""
+        """As `run`, together with what else is asked meanwhile; the callback may be a coroutine."""
         callback = select_streaming_callback(
             self.streaming_callback, streaming_callback, requires_async=True
         )
-        request = await asyncio.to_thread(
-            self._request, messages, documents, generation_kwargs, tools
-        )
+        make = partial(self._request, messages, documents, generation_kwargs, tools)
         if callback is None:
-
-            def answer(is_wanted: Callable[[], bool]) -> list[ChatMessage]:
-                return self._replies(while_wanted(request, is_wanted))
-
-            return {"replies": await answered_in_thread(answer)}
+            engine = await asyncio.to_thread(lambda: self._ready)
+            request, result = await answer_async(engine, make)
+            return {"replies": self._replies(request, result)}
+        request = await asyncio.to_thread(make)
         replies: list[ChatMessage] = []
         async for chunk in in_thread(self._chunks(request, replies)):
             told = callback(chunk)
@@ -195,8 +194,7 @@ class MmspecChatGenerator:
         prompt = [as_message(message) for message in messages]
         return build_request(prompt, with_passages(options, prompt, placement=self.placement))
 
-    def _replies(self, request: Request) -> list[ChatMessage]:
-        result = self._ready.generate(request)
+    def _replies(self, request: Request, result: Result) -> list[ChatMessage]:
         return [self._reply(sample, request, i) for i, sample in enumerate(result.samples)]
 
     def _reply(self, result: Result, request: Request, index: int = 0) -> ChatMessage:

@@ -20,6 +20,7 @@ from mmspec.integrations.answer_stream import AnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
+from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.langchain.together import Together, current, decoded_together
@@ -110,16 +111,24 @@ class ChatMmspec(BaseChatModel):
         run_manager: object = None,
         **kwargs: Any,
     ) -> ChatResult:
-        def answer(is_wanted: Callable[[], bool]) -> ChatResult:
+        def answered(is_wanted: Callable[[], bool]) -> ChatResult:
             return self._answered(while_wanted(self._request(messages, stop, kwargs), is_wanted))
 
-        return await answered_in_thread(answer)
+        if current(self) is not None:  # all of a batch wait in threads for the first
+            return await answered_in_thread(answered)
+        request, result = await answer_async(
+            self._engine, lambda: self._request(messages, stop, kwargs)
+        )
+        return self._chat_result(request, result)
 
     def _answered(self, request: Request) -> ChatResult:
         together = current(self)
         result = together.take(request) if together else None
-        if result is None:
-            result = self._engine.generate(request)
+        return self._chat_result(
+            request, answer(self._engine, request) if result is None else result
+        )
+
+    def _chat_result(self, request: Request, result: Result) -> ChatResult:
         generations = []
         for sample in result.samples:
             text, calls = read_answer(sample.text) if request.tools else (sample.text, [])

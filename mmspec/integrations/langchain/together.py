@@ -7,6 +7,7 @@ from contextvars import ContextVar
 
 from mmspec.engine import Engine
 from mmspec.integrations.in_thread import while_wanted
+from mmspec.integrations.joined import answers
 from mmspec.requests import Request, Result
 
 
@@ -29,7 +30,7 @@ class Together:
                 wanted = [
                     while_wanted(one, lambda: not self._is_left.is_set()) for one in self._waiting
                 ]
-                results = self._engine.generate(wanted)
+                results = answers(self._engine, wanted)
                 self._answers = list(zip(self._waiting, results, strict=True))
                 self._waiting = []
             prompts = [asked.prompt for asked, _ in self._answers]

@@ -1,6 +1,6 @@
 """MmspecLLM: the LLM."""
 
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ from mmspec.integrations.answer_stream import AnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
+from mmspec.integrations.in_thread import in_thread
+from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.llamaindex.messages import as_message
 from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
@@ -106,7 +107,10 @@ class MmspecLLM(CustomLLM):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return await answered_in_thread(partial(self._chat, messages, kwargs))
+        request, result = await answer_async(
+            self._engine, partial(self._chat_request, messages, kwargs)
+        )
+        return self._chat_response(request, result)
 
     @llm_chat_callback()
     async def astream_chat(
@@ -131,7 +135,9 @@ class MmspecLLM(CustomLLM):
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        return await answered_in_thread(partial(self._complete, prompt, kwargs, raw=formatted))
+        make = partial(self._request, _asked(prompt, raw=formatted), kwargs, raw=formatted)
+        _, result = await answer_async(self._engine, make)
+        return _completion(self._response(result, result.text))
 
     @llm_completion_callback()
     async def astream_complete(
@@ -185,27 +191,19 @@ class MmspecLLM(CustomLLM):
 
         return forms()
 
-    def _chat(
-        self,
-        messages: Sequence[ChatMessage],
-        call: Mapping[str, Any],
-        is_wanted: Callable[[], bool] | None = None,
-    ) -> ChatResponse:
-        request = self._request([as_message(message) for message in messages], call)
-        result = self._engine.generate(while_wanted(request, is_wanted))
+    def _chat(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> ChatResponse:
+        request = self._chat_request(messages, call)
+        return self._chat_response(request, answer(self._engine, request))
+
+    def _chat_request(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> Request:
+        return self._request([as_message(message) for message in messages], call)
+
+    def _chat_response(self, request: Request, result: Result) -> ChatResponse:
         text, calls = read_answer(result.text) if request.tools else (result.text, [])
         return self._response(result, text, calls)
 
-    def _complete(
-        self,
-        prompt: str,
-        call: Mapping[str, Any],
-        is_wanted: Callable[[], bool] | None = None,
-        *,
-        raw: bool,
-    ) -> CompletionResponse:
-        request = self._request(_asked(prompt, raw=raw), call, raw=raw)
-        result = self._engine.generate(while_wanted(request, is_wanted))
+    def _complete(self, prompt: str, call: Mapping[str, Any], *, raw: bool) -> CompletionResponse:
+        result = answer(self._engine, self._request(_asked(prompt, raw=raw), call, raw=raw))
         return _completion(self._response(result, result.text))
 
     def _request(

@@ -1,0 +1,189 @@
+"""Calls of several threads and tasks join one running loop, and nobody's answer depends on it."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from integrations.frameworks import LEDGER, Calls
+
+import mmspec
+from mmspec.engine import Engine
+from mmspec.errors import DecodeError, InputError
+from mmspec.integrations import joined
+from mmspec.integrations.joined import answer, answer_async, answers
+from mmspec.requests import Request
+
+NAMES = ("Bob", "Eve", "Ada", "Tim", "Zoe", "Max", "Kim", "Leo", "Amy", "Jim", "Pam", "Ned")
+ASKED = [
+    Request(LEDGER.replace("Bob", name), seed=i, temperature=float(i % 2), max_new_tokens=24)
+    for i, name in enumerate(NAMES)
+]
+
+
+@pytest.fixture(scope="module")
+def alone(engine: Engine) -> list[tuple[int, ...]]:
+    return [engine.generate(request).tokens for request in ASKED]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    until = time.monotonic() + 30
+    while any(thread.name == "mmspec-joined" for thread in threading.enumerate()):
+        assert time.monotonic() < until, "a thread is left"
+        time.sleep(0.01)
+
+
+async def gathered(engine: Engine, requests: list[Request]) -> list[Any]:
+    calls = (answer_async(engine, lambda one=one: one) for one in requests)  # type: ignore[misc]
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    return [one if isinstance(one, BaseException) else one[1].tokens for one in found]
+
+
+def test_tasks_are_decoded_together(
+    engine: Engine, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than asyncio has threads."""
+    calls = Calls(engine, monkeypatch.setattr)
+    assert asyncio.run(gathered(engine, ASKED)) == alone
+    assert sum(calls.sizes) == len(ASKED) and len(calls.sizes) < 4, calls.sizes
+
+
+def test_threads_are_decoded_together(
+    engine: Engine, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(engine, monkeypatch.setattr)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda one: answer(engine, one).tokens, ASKED))
+    assert found == alone
+    assert sum(calls.sizes) == len(ASKED) and len(calls.sizes) < 6, calls.sizes
+
+
+def test_the_main_thread_decodes_for_itself(
+    engine: Engine, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined._Joined, "submit", None)
+    assert answer(engine, ASKED[0]).tokens == alone[0]
+
+
+def test_a_request_that_fails_fails_alone(engine: Engine, alone: list[tuple[int, ...]]) -> None:
+    def breaks(ids: Any, scores: Any) -> Any:
+        raise ZeroDivisionError("mine")
+
+    long, broken = Request("x" * 40_000), replace(ASKED[2], logits_processors=[breaks])
+    found = asyncio.run(gathered(engine, [ASKED[0], long, broken, ASKED[1]]))
+    assert isinstance(found[1], InputError) and "context" in str(found[1])
+    with pytest.raises(type(found[2]), match="mine"):
+        engine.generate(broken)
+    assert [found[0], found[3]] == alone[:2]
+    with ThreadPoolExecutor(1) as pool:
+        several = pool.submit(answers, engine, [long, ASKED[0]]).result()
+    assert isinstance(several[0].error, InputError) and several[1].tokens == alone[0]
+
+
+def test_who_is_cancelled_leaves_the_others(engine: Engine, alone: list[tuple[int, ...]]) -> None:
+    begun = threading.Event()
+    endless = replace(
+        ASKED[0], max_new_tokens=3000, ignore_eos=True, on_prefill=lambda *_: begun.set()
+    )
+
+    async def leave() -> list[Any]:
+        left = asyncio.ensure_future(answer_async(engine, lambda: endless))
+        await asyncio.to_thread(begun.wait, 60)
+        others = asyncio.ensure_future(gathered(engine, ASKED[:3]))
+        await asyncio.sleep(0)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        return await others
+
+    assert asyncio.run(leave()) == alone[:3]
+
+
+def test_a_loop_that_breaks_is_told_and_the_next_one_works(
+    engine: Engine, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each = engine._each
+
+    def broken(prompts: Any, shares: Any, **options: Any) -> Any:
+        next(each(prompts, shares, tells_steps=True))
+        raise MemoryError("no more")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_each", broken)
+        found = asyncio.run(gathered(engine, ASKED[:1]))
+    assert isinstance(found[0], DecodeError) and isinstance(found[0].__cause__, MemoryError)
+    assert asyncio.run(gathered(engine, ASKED[:2])) == alone[:2]
+
+
+def test_a_requests_own_callback_may_ask(engine: Engine, alone: list[tuple[int, ...]]) -> None:
+    """The loop waits for the callback, so what it asks cannot join the loop."""
+    asked = []
+
+    def ask(done: int, of: int) -> None:
+        if not asked:
+            asked.append(answer(engine, ASKED[1]).tokens)
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(answer, engine, replace(ASKED[0], on_prefill=ask, reuse=False))
+        assert found.result(60).tokens == alone[0]
+    assert asked == [alone[1]]
+
+
+def test_nothing_keeps_an_engine_that_is_gone() -> None:
+    engine = mmspec.load("tiny-vlm")
+    asyncio.run(gathered(engine, ASKED[:2]))
+    gone = weakref.ref(engine)
+    while any(thread.name == "mmspec-joined" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+def test_no_answer_keeps_an_interpreter_that_ends() -> None:
+    """A daemon thread's endless request, which nobody will ever hear of."""
+    script = """
+import atexit, threading, mmspec
+from mmspec.integrations.joined import answer
+tokens, begun = [], threading.Event()
+def token(ids, scores, **_):
+    tokens.append(1)
+    begun.set()
+    return False
+engine = mmspec.load("tiny-vlm")
+asked = mmspec.Request("a", max_new_tokens=3500, ignore_eos=True, stopping_criteria=[token])
+threading.Thread(target=answer, args=(engine, asked), daemon=True).start()
+begun.wait()
+atexit.register(lambda: print(len(tokens)))  # called once all threads have ended
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0 < int(done.stdout) < 1000
+
+
+def test_threads_that_python_waits_for_have_their_answers() -> None:
+    script = """
+import threading, mmspec
+from mmspec.integrations.joined import answer
+engine = mmspec.load("tiny-vlm")
+asked = mmspec.Request("a", max_new_tokens=90, ignore_eos=True)
+for _ in range(2):
+    threading.Thread(target=lambda: print(len(answer(engine, asked).tokens))).start()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "90\n90\n", done.stderr[-2000:]
