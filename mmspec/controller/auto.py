@@ -17,7 +17,6 @@ from mmspec.controller.outlay import Outlay
 from mmspec.controller.outlook import BUDGETS, Outlook
 from mmspec.controller.pace import Pace
 from mmspec.controller.preparing import Preparing
-from mmspec.controller.step_cost import StepCost
 from mmspec.controller.worth import Worth, alone, nearest, standing_of
 from mmspec.state import Preparation, Prices, Verdict
 from mmspec.tree import TokenTree
@@ -34,7 +33,7 @@ class AutoController:
     experience comes on top."""
 
     def __init__(self, costs: CostModel | None = None) -> None:
-        self.costs = costs or CostModel([budget + 1 for budget in BUDGETS])
+        self.costs = costs or CostModel()
         self.calibration = Calibration(4.0, 0.99)
         self.worth = Worth()
         self.outlays: dict[str, Outlay] = {}  # of drafters that have to be prepared
@@ -55,7 +54,7 @@ class AutoStep(FixedStep):
         self._controller = controller
         self._context = context
         rows, costs = len(paces), controller.costs
-        self._cost = StepCost(rows, costs.step_s(rows, context) or (), costs.largest(rows, context))
+        self._cost = costs.step(rows, context)
         # Without a plain step's cost nothing can be weighed: the first one of its size is plain.
         stale = controller.since_plain >= _REFRESH_STEPS or not costs.knows(rows, context)
         # Beside a pinned row none is plain, and there's nothing to wait for.
@@ -302,8 +301,8 @@ class AutoStep(FixedStep):
             return (
                 outlook.tokens[-1] * cost.plain_s - cost.seconds(tree.num_nodes - 1)
             ) / cost.rows
-        choices = zip(outlook.tokens, cost.expected_s, strict=False)
-        best = max(expected * cost.plain_s - seconds for expected, seconds in choices)
+        choices = zip(outlook.tokens, BUDGETS, strict=False)
+        best = max(tokens * cost.plain_s - cost.seconds(budget) for tokens, budget in choices)
         return max(best, 0.0) / cost.rows
 
     def _outlook(self, row: int, tree: TokenTree) -> Outlook:

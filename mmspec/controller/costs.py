@@ -1,30 +1,26 @@
 """CostModel: what a step and a draft were measured to cost, by size."""
 
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
 from statistics import median
 
+from mmspec.controller.step_cost import StepCost, size_of
 from mmspec.state import Preparation
 
 _RECENT = 9  # measurements that an estimate is the median of: one slow step does not move it
 _LEAST_S = 1e-6  # that work is taken for, so that one who says there is none is corrected, too
 _FEW = 5  # proposals: the first ones may pay for what is done only once
 _FADING = 0.01  # of the time since the newest of few, by which it is believed to have been chance
-_SLOPE = 0.02  # of a plain step: what one more node is believed to cost before it was measured
 
 
 class CostModel:
     """Seconds, measured while decoding and shared by all requests of an engine, from any thread.
 
     A step's cost is kept by rows, nodes (of the largest tree, node 0 included) and context, the
-    context by powers of two; between measured node counts it is interpolated.
+    context by powers of two.
     """
 
-    def __init__(self, nodes: Sequence[int]) -> None:
-        """`nodes`: the node counts, increasing from 1, that `step_s` is asked about."""
-        self._nodes = nodes
-        self._curves: dict[tuple[int, int], _Curve] = {}
+    def __init__(self) -> None:
+        self._steps: dict[tuple[int, int], _Steps] = {}
         self._drafts: dict[str, deque[float]] = {}
         self._usual_s: dict[str, float] = {}  # of them, as they stand
         self._asked_s: dict[str, float] = {}  # when each drafter was asked last
@@ -34,26 +30,30 @@ class CostModel:
 
     def observe_step(self, rows: int, nodes: int, context: int, seconds: float) -> None:
         """A step of `rows` requests took `seconds` from its score call to its commit."""
-        curve = self._curves.setdefault((rows, context.bit_length()), _Curve(self._nodes))
-        curve.observe(nodes, seconds)
+        key = rows, context.bit_length()
+        steps = self._steps.get(key)
+        if steps is None:  # another thread's may join meanwhile
+            steps = self._steps.setdefault(key, _Steps(rows))
+        steps.observe(nodes, seconds)
         self._clock_s += seconds
 
     def knows(self, rows: int, context: int) -> bool:
         """Whether a plain step of this size has been measured."""
-        curve = self._curves.get((rows, context.bit_length()))
-        return curve is not None and curve.knows_plain
+        steps = self._steps.get((rows, context.bit_length()))
+        return steps is not None and 1 in steps.cost.measured
 
-    def step_s(self, rows: int, context: int) -> list[float] | None:
-        """Expected seconds of a step for each number of nodes, as measured at this size or at the
-        nearest one; None before anything was."""
-        curve = self._curve(rows, context)
-        return None if curve is None else curve.expected_s
-
-    def largest(self, rows: int, context: int) -> int:
-        """The most nodes that were measured, where `step_s` takes its costs from; beyond them they
-        are guesses."""
-        curve = self._curve(rows, context)
-        return 1 if curve is None else curve.largest
+    def step(self, rows: int, context: int) -> StepCost:
+        """As measured at this size, or at the nearest one."""
+        size = context.bit_length()
+        own = self._steps.get((rows, size))
+        if own is not None and own.cost.is_known:
+            return own.cost
+        known = self._steps.copy()  # in one go: another thread's may join meanwhile
+        measured = [key for key, steps in known.items() if steps.cost.is_known]
+        if not measured:
+            return StepCost(rows)
+        nearest = min(measured, key=lambda k: (abs(k[0] - rows), abs(k[1] - size)))
+        return StepCost(rows, known[nearest].cost.measured)
 
     def observe_draft(self, drafter: str, seconds: float) -> None:
         """The drafter took `seconds` a row to propose."""
@@ -99,70 +99,20 @@ class CostModel:
         token_s = median(self._prompt_tokens) if self._prompt_tokens else node_s
         return max(due.steps * plain_s + due.tokens * token_s + due.seconds, _LEAST_S)
 
-    def _curve(self, rows: int, context: int) -> "_Curve | None":
-        size = context.bit_length()
-        own = self._curves.get((rows, size))
-        if own is not None and own.is_measured:
-            return own
-        known = self._curves.copy()  # in one go: another thread's may join meanwhile
-        measured = [key for key, curve in known.items() if curve.is_measured]
-        if not measured:
-            return None
-        return self._curves[min(measured, key=lambda k: (abs(k[0] - rows), abs(k[1] - size)))]
 
+class _Steps:
+    """Those of one number of rows and one context."""
 
-class _Curve:
-    """Cost by nodes, for one number of rows and one context."""
-
-    def __init__(self, nodes: Sequence[int]) -> None:
-        self._nodes = nodes
+    def __init__(self, rows: int) -> None:
+        self.cost = StepCost(rows)  # of the newest, by their size
         self._recent: dict[int, deque[float]] = {}
-        self._known: dict[int, float] = {}  # median by nodes, which are increasing
-        self._expected: list[float] | None = None
-
-    @property
-    def knows_plain(self) -> bool:
-        return 1 in self._known
-
-    @property
-    def is_measured(self) -> bool:
-        return bool(self._known)
-
-    @property
-    def largest(self) -> int:
-        return max(self._known)
 
     def observe(self, nodes: int, seconds: float) -> None:
-        size = self._nodes[min(bisect_left(self._nodes, nodes), len(self._nodes) - 1)]
+        size, known = size_of(nodes - 1), self.cost
         if size not in self._recent:  # the first step of a size pays for what is done only once
             self._recent[size] = deque(maxlen=_RECENT)
             return
-        recent = self._recent[size]
-        recent.append(seconds)
-        value = median(recent)
-        if value != self._known.get(size):
-            self._known[size] = value
-            self._expected = None
-
-    @property
-    def expected_s(self) -> list[float]:
-        expected = self._expected
-        if expected is None:
-            sizes = sorted(self._known)
-            seconds = [self._known[size] for size in sizes]
-            expected = [_interpolated(sizes, seconds, count) for count in self._nodes]
-            self._expected = expected
-        return expected
-
-
-def _interpolated(sizes: list[int], seconds: list[float], nodes: int) -> float:
-    place = bisect_left(sizes, nodes)
-    if place < len(sizes) and (place == 0 or sizes[place] == nodes):
-        return seconds[place]
-    if place == len(sizes):
-        slope = _SLOPE * seconds[0]
-        if len(sizes) > 1:
-            slope = max((seconds[-1] - seconds[0]) / (sizes[-1] - sizes[0]), 0.0)
-        return seconds[-1] + slope * (nodes - sizes[-1])
-    share = (nodes - sizes[place - 1]) / (sizes[place] - sizes[place - 1])
-    return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])
+        self._recent[size].append(seconds)
+        value = median(self._recent[size])
+        if value != known.measured.get(size):
+            self.cost = StepCost(known.rows, {**known.measured, size: value})

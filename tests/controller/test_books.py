@@ -176,31 +176,30 @@ def test_a_text_gets_as_long_as_others_or_twice_as_long_as_it_is(
 
 # StepCost
 
-COST = StepCost(2, [1.0 + 0.1 * budget for budget in BUDGETS], largest=4)
+COST = StepCost(2, {1: 1.0, 5: 1.4})
 
 
 def test_a_steps_cost_is_that_of_the_next_size_that_is_weighed() -> None:
     assert [COST.seconds(n) for n in (0, 6, 7, 8)] == pytest.approx([1.0, 1.6, 1.8, 1.8])
-    assert COST.seconds(10_000) == COST.expected_s[-1]
+    assert COST.seconds(10_000) == COST.seconds(BUDGETS[-1])
 
 
 def test_a_rows_share_is_a_batchs_over_its_rows() -> None:
     assert (COST.row_plain_s, COST.row_node_s) == (0.5, pytest.approx(0.05))
-    falling = StepCost(1, [1.0 - 0.001 * budget for budget in BUDGETS], largest=1)
+    falling = StepCost(1, {1: 1.0, 7: 0.994})
     assert falling.row_node_s == 0.0, "no node is believed to give time back"
 
 
 def test_a_probes_node_is_never_free() -> None:
     assert COST.probe_s == pytest.approx(0.2), "a fifth of a plain step at least"
-    dear = StepCost(1, [1.0 + 0.5 * budget for budget in BUDGETS], largest=1)
-    assert dear.probe_s == pytest.approx(0.5)
-    unknown = StepCost(1, (), largest=1)
+    assert StepCost(1, {1: 1.0, 3: 2.0}).probe_s == pytest.approx(0.5)
+    unknown = StepCost(1)
     assert not unknown.is_known and unknown.plain_s == unknown.probe_s == 0.0
 
 
 def test_sizes_never_measured_are_tried_in_turn() -> None:
-    largest = [StepCost(1, (), largest=nodes).most_nodes for nodes in (1, 3, 4, 20)]
-    assert largest == [6, 6, 8, 40]
+    largest = [StepCost(1, {1: 1.0, nodes: 1.0}).most_nodes for nodes in (1, 3, 4, 20)]
+    assert [StepCost(1).most_nodes, *largest] == [6, 6, 6, 8, 40]
 
 
 # Outlook

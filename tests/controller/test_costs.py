@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from mmspec.controller.costs import CostModel
 
-NODES = (1, 2, 4, 8, 16)
+BUDGETS = (0, 1, 3, 8, 16)
 
 
 def measured(*steps: tuple[int, float], rows: int = 1, context: int = 100) -> CostModel:
-    costs = CostModel(NODES)
+    costs = CostModel()
     for nodes in dict(steps):  # the first step of a size does not count
         costs.observe_step(rows, nodes, context, 1e9)
     for nodes, seconds in steps:
@@ -21,63 +21,66 @@ def measured(*steps: tuple[int, float], rows: int = 1, context: int = 100) -> Co
     return costs
 
 
+def expected_s(costs: CostModel, rows: int = 1) -> list[float]:
+    """Of steps that score so many drafted nodes."""
+    return [costs.step(rows, 100).seconds(budget) for budget in BUDGETS]
+
+
 def test_nothing_is_expected_before_anything_was_measured() -> None:
-    assert CostModel(NODES).step_s(1, 100) is None
-    assert CostModel(NODES).draft_s("any") is None
-    assert not CostModel(NODES).knows(1, 100)
+    assert not CostModel().step(1, 100).is_known
+    assert CostModel().draft_s("any") is None
+    assert not CostModel().knows(1, 100)
 
 
 @given(st.lists(st.floats(0.5, 1.5), min_size=1, max_size=9))
 def test_an_estimate_is_the_median_of_the_last_nine(seconds: list[float]) -> None:
     costs = measured(*[(1, 50.0)] * 9, *[(1, s) for s in seconds * 9])
-    expected = costs.step_s(1, 100)
-    assert expected is not None and min(seconds) <= expected[0] <= max(seconds)
+    assert min(seconds) <= costs.step(1, 100).plain_s <= max(seconds)
 
 
 def test_one_slow_step_does_not_move_it() -> None:
-    assert measured((1, 1.0), (1, 1.0), (1, 30.0)).step_s(1, 100)[0] == 1.0  # type: ignore[index]
+    assert measured((1, 1.0), (1, 1.0), (1, 30.0)).step(1, 100).plain_s == 1.0
 
 
 def test_between_measured_sizes_it_is_interpolated_and_beyond_them_the_slope_goes_on() -> None:
-    assert measured((1, 1.0), (8, 8.0)).step_s(1, 100) == pytest.approx([1, 2, 4, 8, 16])
+    assert expected_s(measured((1, 1.0), (9, 9.0))) == pytest.approx([1, 2, 4, 9, 17])
 
 
 def test_before_a_tree_was_measured_a_node_is_believed_to_cost_little() -> None:
-    expected = measured((1, 1.0)).step_s(1, 100)
-    assert expected is not None
+    expected = expected_s(measured((1, 1.0)))
     assert expected == sorted(expected) and expected[-1] < 1.5
 
 
 def test_a_noisy_curve_never_promises_that_more_nodes_cost_less_than_measured() -> None:
-    expected = measured((1, 2.0), (4, 1.0)).step_s(1, 100)
-    assert expected is not None and expected[-1] == 1.0
+    assert expected_s(measured((1, 2.0), (4, 1.0)))[-1] == 1.0
 
 
 def test_another_size_borrows_the_nearest_ones_costs_until_it_has_its_own() -> None:
     costs = measured((1, 1.0))
     for _ in range(2):
         costs.observe_step(4, 1, 100, 3.0)
-    assert costs.step_s(3, 100)[0] == 3.0  # type: ignore[index]
+    borrowed = costs.step(3, 100)
+    assert (borrowed.plain_s, borrowed.row_plain_s) == (3.0, 1.0)
     assert not costs.knows(3, 100)
     assert costs.knows(4, 127) and not costs.knows(4, 128)  # contexts by powers of two
 
 
 def test_drafters_are_told_apart() -> None:
-    costs = CostModel(NODES)
+    costs = CostModel()
     costs.observe_draft("quick", 0.1)
     costs.observe_draft("slow", 5.0)
     assert (costs.draft_s("quick"), costs.draft_s("slow")) == (0.1, 5.0)
 
 
 def test_what_the_first_proposals_pay_once_is_not_what_they_cost() -> None:
-    costs = CostModel([1, 2])
+    costs = CostModel()
     for seconds in (3.0, 5.0, 0.1, 0.1, 0.1):
         costs.observe_draft("compiled", seconds)
     assert costs.draft_s("compiled") == 0.1
 
 
 def test_one_slow_proposal_is_believed_less_and_less() -> None:
-    costs = CostModel([1, 2])
+    costs = CostModel()
     for _ in range(5):
         costs.observe_draft("slow", 3.0)
     costs.observe_draft("once", 3.0)
@@ -88,13 +91,13 @@ def test_one_slow_proposal_is_believed_less_and_less() -> None:
 
 
 def test_steps_of_other_threads_may_be_measured_while_one_is_weighed() -> None:
-    costs, failures, interval = CostModel(NODES), list[BaseException](), sys.getswitchinterval()
+    costs, failures, interval = CostModel(), list[BaseException](), sys.getswitchinterval()
     is_over = threading.Event()
 
     def weigh() -> None:
         try:
             while not is_over.is_set():
-                costs.step_s(-1, 100)  # a size that was never measured: all are looked through
+                costs.step(-1, 100)  # a size that was never measured: all are looked through
         except BaseException as error:
             failures.append(error)
 
@@ -103,7 +106,7 @@ def test_steps_of_other_threads_may_be_measured_while_one_is_weighed() -> None:
     try:
         for thread in threads:
             thread.start()
-        for rows in range(1500):
+        for rows in range(1, 1500):
             costs.observe_step(rows, 1, 100, 0.1)
     finally:
         is_over.set()
