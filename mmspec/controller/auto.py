@@ -5,7 +5,7 @@ drafter that has lost the time of one plain step and 0.5% of the rest pauses.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmspec.calibration import Calibration
 from mmspec.controller.account import Account
@@ -67,7 +67,7 @@ class AutoStep(FixedStep):
         self._spent_s = 0.0
         self._preparing = Preparing(costs, controller.outlays, self._cost)
         self._outlooks: dict[int, Outlook] = {}
-        self._scored: list[Outlook] = []
+        self._scored: dict[int, Outlook] = {}  # of the rows whose drafted nodes are scored
 
     @property
     def lets_drafts_wait(self) -> bool:
@@ -96,8 +96,8 @@ class AutoStep(FixedStep):
 
     def _alone_s(self, drafter: str) -> float:
         shared = self._controller.worth
-        known = (alone(pace.worth, shared, drafter) for pace in self.paces)
-        return sum(max(worth or 0.0, 0.0) for worth in known)
+        known = [alone(pace.worth, shared, drafter) for pace in self.paces]
+        return sum(worth for worth in known if worth is not None and worth > 0.0)
 
     def asks(
         self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
@@ -168,35 +168,34 @@ class AutoStep(FixedStep):
     # What to score
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
-        outlooks = [self._outlook(row, tree) for row, tree in enumerate(trees)]
-        free = [row for row, outlook in enumerate(outlooks) if self._is_free(row, outlook.tree)]
+        scored = {r: self._outlook(r, tree) for r, tree in enumerate(trees) if tree.num_nodes > 1}
+        free = [row for row in scored if self._is_free(row)]
         for row in free:
-            outlooks[row] = outlooks[row].with_scouts(self._affordable_scouts(row, trees[row]))
-        budget = self._budget(outlooks, free)
-        self._scored = list(outlooks)
+            scored[row] = scored[row].with_scouts(self._affordable_scouts(row, trees[row]))
+        budget = self._budget(scored, free)
         for row in free:
             is_probing = any(
                 (row, ask.drafter) in self._probing for ask in self._asked.get(row, ())
             )
             affordable = 1 if row in self._paused else max(budget, int(is_probing))
-            self._scored[row] = outlooks[row].best(affordable)
-        return super().cut([outlook.tree for outlook in self._scored])
+            scored[row] = scored[row].best(affordable)
+        self._scored = {row: outlook for row, outlook in scored.items() if outlook.buckets}
+        return super().cut([scored[r].tree if r in scored else t for r, t in enumerate(trees)])
 
-    def _is_free(self, row: int, tree: TokenTree) -> bool:
+    def _is_free(self, row: int) -> bool:
         """Whether the row's tree may be cut. Not where the rule divides by q: the cut would look at
         the tokens that were drawn. There all that may be chosen is whether to draw."""
         pace = self.paces[row]
-        return tree.num_nodes > 1 and not (pace.speculate is True or pace.keeps_trees)
+        return not (pace.speculate is True or pace.keeps_trees)
 
-    def _budget(self, outlooks: Sequence[Outlook], free: Sequence[int]) -> int:
+    def _budget(self, outlooks: Mapping[int, Outlook], free: Sequence[int]) -> int:
         """The number of nodes a row that promises most tokens a second of the whole batch."""
         if self._is_plain or not free:
             return 0
-        cost, num_rows = self._cost, len(outlooks)
+        cost, num_rows = self._cost, len(self.paces)
         # The other rows' nodes are scored anyway, and so are scouts.
         pinned = max(
-            len(o.tree.scouts) if r in free else o.tree.num_nodes - 1
-            for r, o in enumerate(outlooks)
+            len(o.tree.scouts) if r in free else o.tree.num_nodes - 1 for r, o in outlooks.items()
         )
         most = min(max(outlooks[row].tree.num_nodes for row in free) - 1, cost.most_nodes)
         rest = float(num_rows - len(free))
@@ -243,48 +242,48 @@ class AutoStep(FixedStep):
 
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
         controller, rows = self._controller, len(self.paces)
-        nodes = max(outlook.tree.num_nodes for outlook in self._scored)
+        nodes = max((outlook.tree.num_nodes for outlook in self._scored.values()), default=1)
         controller.costs.observe_step(rows, nodes, self._context, seconds)
         controller.since_plain = 0 if nodes == 1 else controller.since_plain + 1
-        for row, (pace, outlook, verdict) in enumerate(
-            zip(self.paces, self._scored, verdicts, strict=True)
-        ):
-            pace.expected_tokens += sum(outlook.tree.cumulative_confidence)
+        for row, (pace, verdict) in enumerate(zip(self.paces, verdicts, strict=True)):
+            outlook = self._scored.get(row)
+            pace.expected_tokens += sum(outlook.tree.cumulative_confidence) if outlook else 1.0
             pace.plain_s += (self._cost.plain_s or seconds) / rows
-            self._settle(row, pace, outlook.tree, verdict, seconds / rows)
+            self._settle(row, verdict, seconds / rows)
             if verdict is not None:
                 pace.got(len(verdict.tokens), (seconds + self._spent_s) / rows)
-            if verdict is not None and outlook.tree.num_nodes > 1:
+            if verdict is not None and outlook is not None:
                 for bucket, accepted in outlook.outcomes(verdict):
                     pace.calibration.observe(bucket, accepted)
                     controller.calibration.observe(bucket, accepted)
 
-    def _settle(
-        self, row: int, pace: Pace, tree: TokenTree, verdict: Verdict | None, seconds: float
-    ) -> None:
-        """Books what each drafter saved or lost, at what such steps usually cost: an accepted node
-        saves a plain step; the tree's cost is shared by the nodes. A node belongs to who proposed
-        it first: what others say again saves nothing."""
-        asked, cost = self._asked.get(row, []), self._cost
+    def _settle(self, row: int, verdict: Verdict | None, seconds: float) -> None:
+        """Books what each drafter saved or lost by the row's share of the step."""
+        pace, row_plain_s = self.paces[row], self._cost.row_plain_s
+        saved_s = self._saved_by(row, verdict)
+        for ask in self._asked.get(row, ()):
+            is_probe, own_s = (row, ask.drafter) in self._probing, saved_s[ask.drafter]
+            account = self._account(pace, ask.drafter)
+            account.turned_out(ask.standing, own_s, is_probe=is_probe, plain_s=row_plain_s)
+        for name, account in pace.accounts.items():
+            account.earn(saved_s.get(name, 0.0), seconds, row_plain_s)
+        self._preparing.settle(pace, saved_s, verdict, seconds)
+
+    def _saved_by(self, row: int, verdict: Verdict | None) -> dict[str, float]:
+        """Seconds that each drafter that was asked saved or lost, at what such steps usually cost:
+        an accepted node saves a plain step; the tree's cost is shared by the nodes. A node belongs
+        to who proposed it first: what others say again saves nothing."""
+        asked, cost, outlook = self._asked.get(row, ()), self._cost, self._scored.get(row)
         saved_s = {ask.drafter: -self._draft_s[row, ask.drafter] for ask in asked}
-        nodes = tree.num_nodes - 1
-        if nodes and asked and verdict is not None and cost.is_known:
+        if asked and outlook is not None and verdict is not None and cost.is_known:
+            nodes = len(outlook.buckets)
             node_s = (cost.seconds(nodes) - cost.plain_s) / cost.rows / nodes
-            owners = owners_of(tree, asked)
+            owners = owners_of(outlook.tree, asked)
             for name in owners[1:]:
                 saved_s[name] -= node_s
             for node in verdict.path[1:]:
                 saved_s[owners[node]] += cost.row_plain_s
-        for ask in asked:
-            is_probe = (row, ask.drafter) in self._probing
-            account = self._account(pace, ask.drafter)
-            account.turned_out(
-                ask.standing, saved_s[ask.drafter], is_probe=is_probe, plain_s=cost.row_plain_s
-            )
-        for name in {*saved_s, *pace.accounts}:
-            account = self._account(pace, name)
-            account.earn(saved_s.get(name, 0.0), seconds, cost.row_plain_s)
-        self._preparing.settle(pace, saved_s, verdict, seconds)
+        return saved_s
 
     def _account(self, pace: Pace, drafter: str) -> Account:
         if drafter not in pace.accounts:

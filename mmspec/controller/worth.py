@@ -44,20 +44,20 @@ class Worth:
 def nearest(own: Worth, shared: Worth, drafter: str, standing: int) -> float | None:
     """What asking is worth beside a tree of this standing, by the request's own experience, or else
     by that of all; where that is not known, beside a lesser tree, which is rather more."""
-    known = _known(own, shared, drafter)
-    lesser = [place for place in known if place <= standing]
-    return known[max(lesser)] if lesser else None
+    own_s, shared_s = own.of(drafter), shared.of(drafter)
+    for place in range(standing, -1, -1):
+        worth = own_s.get(place, shared_s.get(place))
+        if worth is not None:
+            return worth
+    return None
 
 
 def alone(own: Worth, shared: Worth, drafter: str) -> float | None:
     """What asking is worth where nobody else is asked, or at least: beside the least tree that it
     is known of."""
-    known = _known(own, shared, drafter)
-    return known[min(known)] if known else None
-
-
-def _known(own: Worth, shared: Worth, drafter: str) -> Mapping[int, float]:
-    return {**shared.of(drafter), **own.of(drafter)}
+    own_s, shared_s = own.of(drafter), shared.of(drafter)
+    least = min((*own_s, *shared_s), default=-1)
+    return own_s.get(least, shared_s.get(least))
 
 
 def standing_of(tree: TokenTree) -> int:
