@@ -34,7 +34,10 @@ class Account:
 
     def beside(self, standing: int) -> Asks:
         """Of a tree of this standing."""
-        return self.asks.setdefault(standing, Asks())
+        asks = self.asks.get(standing)
+        if asks is None:
+            asks = self.asks[standing] = Asks()
+        return asks
 
     def turned_out(self, standing: int, saved_s: float, *, is_probe: bool, plain_s: float) -> None:
         """It was asked beside a tree of this standing, and saved so much, or lost."""

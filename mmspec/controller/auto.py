@@ -121,11 +121,12 @@ class AutoStep(FixedStep):
             return True
         # Paused, or not believed to pay: asked now and then, and then one node is scored at least.
         is_paused = account.balance_s < cost_s
-        probe_s = cost_s + self._cost.probe_s
+        node_s = self._cost.probe_s
+        probe_s = cost_s + node_s
         if pace.keeps_trees:  # scored whole
             probe_s = max(probe_s, -(worth or 0.0))
         elif worth is not None and not is_paused:  # the rest of its cost comes back
-            probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s) + self._cost.probe_s)
+            probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s) + node_s)
         if account.probe_s + asks.probe_s < probe_s:
             return False
         self._probing.add((row, drafter))
@@ -168,7 +169,9 @@ class AutoStep(FixedStep):
     # What to score
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
-        scored = {r: self._outlook(r, tree) for r, tree in enumerate(trees) if tree.num_nodes > 1}
+        scored = {row: self._outlook(row, t) for row, t in enumerate(trees) if t.num_nodes > 1}
+        if not scored:
+            return super().cut(trees)
         free = [row for row in scored if self._is_free(row)]
         for row in free:
             scored[row] = scored[row].with_scouts(self._affordable_scouts(row, trees[row]))
@@ -242,11 +245,12 @@ class AutoStep(FixedStep):
 
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
         controller, rows = self._controller, len(self.paces)
-        nodes = max((outlook.tree.num_nodes for outlook in self._scored.values()), default=1)
+        scored = self._scored
+        nodes = 1 + max(len(outlook.buckets) for outlook in scored.values()) if scored else 1
         controller.costs.observe_step(rows, nodes, self._context, seconds)
         controller.since_plain = 0 if nodes == 1 else controller.since_plain + 1
         for row, (pace, verdict) in enumerate(zip(self.paces, verdicts, strict=True)):
-            outlook = self._scored.get(row)
+            outlook = scored.get(row)
             pace.expected_tokens += sum(outlook.tree.cumulative_confidence) if outlook else 1.0
             pace.plain_s += (self._cost.plain_s or seconds) / rows
             self._settle(row, verdict, seconds / rows)

@@ -46,7 +46,7 @@ class Preparing:
         self, pace: Pace, saved_s: Mapping[str, float], verdict: Verdict | None, seconds: float
     ) -> None:
         """The request's share of the step took `seconds`; its drafters saved `saved_s` by it."""
-        if pace.speculate != "auto" or not self._cost.is_known:
+        if not self._outlays or pace.speculate != "auto" or not self._cost.is_known:
             return
         for name, outlay in self._outlays.copy().items():  # another thread's may join meanwhile
             if name in pace.prepared_s and verdict is not None:
