@@ -8,7 +8,7 @@
              3 the      4 slept   depth 2
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -239,11 +239,6 @@ class TokenTree:
         for node in self.scouts:
             if not 0 < node < self.num_nodes or self.parents[node] not in self.scouts | {0}:
                 raise ValueError(f"scout {node} is no drafted node, or has a parent that is none")
-        if vocab_size is not None:
-            _check_tokens(self.tokens, vocab_size)
-
-
-def _check_tokens(tokens: Iterable[int], vocab_size: int) -> None:
-    outside = [token for token in tokens if not 0 <= token < vocab_size]
-    if outside:
-        raise ValueError(f"tokens {outside[:5]} lie outside of the vocabulary of {vocab_size}")
+        outside = [t for t in self.tokens if vocab_size is not None and not 0 <= t < vocab_size]
+        if outside:
+            raise ValueError(f"tokens {outside[:5]} lie outside of the vocabulary of {vocab_size}")

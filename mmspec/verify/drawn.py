@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from mmspec.errors import ConfigError
@@ -47,10 +48,11 @@ def drawn_from(nodes: Nodes) -> tuple[Tensor, Tensor]:
     """q (nodes, vocab) in float64, each row's sum 1 as far as it can tell; and (nodes, most
     children) bool, whether it can be what a child was drawn from."""
     assert nodes.q is not None, "the tree was not refused"
-    sums = nodes.q.sum(-1, keepdim=True)
-    is_fair = ((sums - 1.0).abs() < 1e-3) & (nodes.q >= 0.0).all(-1, keepdim=True)
     q = nodes.q.double()
-    return q / q.sum(-1, keepdim=True), is_fair & (nodes.q.gather(1, nodes.tokens) > 0.0)
+    sums = q.sum(-1, keepdim=True)
+    rounding = max(torch.finfo(nodes.q.dtype).eps, 1e-3)
+    is_fair = ((sums - 1.0).abs() < rounding) & (q >= 0.0).all(-1, keepdim=True)
+    return q / sums, is_fair & (q.gather(1, nodes.tokens) > 0.0)
 
 
 _INSTEAD = "or take verifier=coupled, which is exact for any tree"

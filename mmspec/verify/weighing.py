@@ -47,18 +47,19 @@ class Nodes:
     @cached_property
     def tokens(self) -> Tensor:
         """(nodes, most children) int64: `drafted`, filled up with token 0."""
-        return upload([[max(token, 0) for token in row] for row in self._table], self.scores.device)
+        return self._table.clamp(min=0)
 
     @cached_property
     def is_child(self) -> Tensor:
         """(nodes, most children) bool: what of `tokens` was drafted."""
-        there = [[int(token >= 0) for token in row] for row in self._table]
-        return upload(there, self.scores.device).bool()
+        return self._table >= 0
 
     @cached_property
-    def _table(self) -> list[list[int]]:
+    def _table(self) -> Tensor:
+        """`drafted`, filled up with -1."""
         most = max(1, *map(len, self.drafted))
-        return [[*tokens, *[-1] * (most - len(tokens))] for tokens in self.drafted]
+        rows = [[*tokens, *[-1] * (most - len(tokens))] for tokens in self.drafted]
+        return upload(rows, self.scores.device)
 
 
 class Weighed(NamedTuple):

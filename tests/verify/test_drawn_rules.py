@@ -621,6 +621,15 @@ def test_a_q_that_nothing_was_drawn_from_is_refused(
         verify(rule, replace(DRAWN_CHAIN, q=change(DRAWN_CHAIN.q)))
 
 
+@pytest.mark.parametrize("weigh", [rejection.weigh, weigh_block])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_q_in_half_precision_is_taken(weigh: Weigh, dtype: torch.dtype) -> None:
+    """Rounded to bfloat16, 300 equal probabilities sum to 0.998."""
+    q = torch.full((2, 300), 1 / 300).to(dtype)
+    found = weigh(Nodes(torch.zeros(2, 300), [[1], []], q))
+    assert not found.chances[0].isnan()
+
+
 @pytest.mark.parametrize("value", [0.0, 1.5, float("nan")])
 def test_typical_refuses_what_is_no_threshold(value: float) -> None:
     with pytest.raises(ConfigError, match="expected a number in"):
