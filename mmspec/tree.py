@@ -8,7 +8,7 @@
              3 the      4 slept   depth 2
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -51,12 +51,24 @@ class TokenTree:
         token: int, draft: Sequence[int], confidence: Sequence[float], drafter: str
     ) -> "TokenTree":
         """Node 0 and one path below it."""
-        nodes = len(draft)
+        return TokenTree.drafted(
+            (token, *draft), range(-1, len(draft)), (1.0, *confidence), drafter
+        )
+
+    @staticmethod
+    def drafted(
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        confidence: Sequence[float],
+        drafter: str,
+        *,
+        q: Tensor | None = None,
+        scouts: Iterable[int] = (),
+    ) -> "TokenTree":
+        """A tree whose nodes below node 0 are all `drafter`'s."""
+        names = ("", *[drafter] * (len(tokens) - 1))
         return TokenTree(
-            tokens=(token, *draft),
-            parents=tuple(range(-1, nodes)),
-            confidence=(1.0, *confidence),
-            drafters=("", *[drafter] * nodes),
+            tuple(tokens), tuple(parents), tuple(confidence), names, q, frozenset(scouts)
         )
 
     @property

@@ -86,8 +86,7 @@ class Copier:
             paths.append((*paths[parent], branch.token))
             self._drafted[paths[-1]] = bucket, branch
             wait_for_children(branch, len(tokens) - 1, -cumulative)
-        drafters = ("", *[self._name] * (len(tokens) - 1))
-        return TokenTree(tuple(tokens), tuple(parents), tuple(confidence), drafters)
+        return TokenTree.drafted(tokens, parents, confidence, self._name)
 
     def observe(self, tree: TokenTree, verdict: Verdict) -> None:
         """What became of the step's tree, which may lack some of the drafted nodes and hold

@@ -1,7 +1,9 @@
-"""Proposal: what a drafter has said, to be learnt from."""
+"""Proposal: what a drafter has proposed, kept until the target's choices teach what was right."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.walked import walked
@@ -13,7 +15,7 @@ _BELIEVED = 0.8  # of them, before anything is known
 
 @dataclass(frozen=True)
 class Proposal:
-    """A tree, and what counts as alike of its nodes."""
+    """A tree, and the calibration's bucket of each node."""
 
     tree: TokenTree
     buckets: tuple[Hashable, ...]  # (nodes,) None for a node that says nothing
@@ -29,6 +31,41 @@ class Proposal:
             for child in children:
                 if buckets[child] is not None:
                     calibration.observe(buckets[child], tree.tokens[child] == token)
+
+
+class ProposalBuilder:
+    """A proposal that grows node by node, parents first."""
+
+    def __init__(self, token: int, drafter: str) -> None:
+        """Node 0 alone, which holds `token`."""
+        self._tokens, self._parents, self._rates = [token], [-1], [1.0]
+        self._buckets: list[Hashable] = [None]
+        self._child_of: dict[tuple[int, int], int] = {}
+        self._drafter = drafter
+
+    def __len__(self) -> int:
+        """Nodes, node 0 among them."""
+        return len(self._tokens)
+
+    def child(self, parent: int, token: int) -> int | None:
+        """The child of a node that holds `token`, or None."""
+        return self._child_of.get((parent, token))
+
+    def add(self, parent: int, token: int, rate: float, bucket: Hashable = None) -> int:
+        """A new child of a node; returns its number."""
+        node = self._child_of[parent, token] = len(self._tokens)
+        self._tokens.append(token)
+        self._parents.append(parent)
+        self._rates.append(rate)
+        self._buckets.append(bucket)
+        return node
+
+    def built(self, *, q: Tensor | None = None, scouts: Iterable[int] = ()) -> Proposal:
+        """`q` (nodes, vocab), where the nodes were drawn."""
+        tree = TokenTree.drafted(
+            self._tokens, self._parents, self._rates, self._drafter, q=q, scouts=scouts
+        )
+        return Proposal(tree, tuple(self._buckets))
 
 
 def first_rate(calibration: Calibration) -> float:

@@ -1,10 +1,9 @@
 """Paths of target ids joined to one tree, with how likely each is."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from mmspec.calibration import Calibration
-from mmspec.drafters.proposal import Proposal
-from mmspec.tree import TokenTree
+from mmspec.drafters.proposal import Proposal, ProposalBuilder
 
 _LEVELS = 8  # of belief, told apart by the calibration
 
@@ -36,18 +35,10 @@ class PathTrie:
             node = child
 
     def proposal(self, calibration: Calibration) -> Proposal:
-        rates: list[float] = [1.0]
-        buckets: list[Hashable] = [None]
+        built = ProposalBuilder(self._tokens[0], self._drafter)
         for node in range(1, len(self._tokens)):
-            belief = self._chances[node] / max(self._chances[self._parents[node]], 1e-9)
-            belief = min(belief, 1.0)
+            parent = self._parents[node]
+            belief = min(self._chances[node] / max(self._chances[parent], 1e-9), 1.0)
             bucket = (self._is_open[node], int(belief * (_LEVELS - 0.01)))
-            buckets.append(bucket)
-            rates.append(min(calibration.rate(bucket, belief), 1.0))
-        tree = TokenTree(
-            tuple(self._tokens),
-            tuple(self._parents),
-            tuple(rates),
-            ("", *[self._drafter] * (len(self._tokens) - 1)),
-        )
-        return Proposal(tree, tuple(buckets))
+            built.add(parent, self._tokens[node], calibration.rate(bucket, belief), bucket)
+        return built.built()

@@ -90,10 +90,11 @@ class BestBranching:
         ]
 
     def _child(self, token: int, rank: int, belief: float) -> Child:
+        belief = min(belief, 1.0)  # but for rounding
         bucket = (min(rank, _MOST_RANKS), int(belief * (_LEVELS - 0.01)))
         if self._calibration is not None:
             belief = self._calibration.rate(bucket, belief)
-        return Child(token, min(max(belief, 0.0), 1.0), bucket)
+        return Child(token, belief, bucket)
 
 
 class DrawnBranching:

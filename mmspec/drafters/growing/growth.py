@@ -91,8 +91,7 @@ class Growth:
     @property
     def tree(self) -> TokenTree:
         """All nodes, also those that were not scored."""
-        names = ("", *[self._drafter] * (len(self.tokens) - 1))
-        return TokenTree(tuple(self.tokens), tuple(self.parents), tuple(self.rates), names)
+        return TokenTree.drafted(self.tokens, self.parents, self.rates, self._drafter)
 
     def find(self, logits: Tensor) -> Candidates:
         """The candidates for one level more. `logits` (nodes, vocab) of what was written last: the

@@ -8,7 +8,7 @@
 5. `drafter`     the same at work for its target: all heads and rows at once
 6. `session`     one request: the state that chose the newest token
 7. `graphs`      their forward, recorded on a GPU
-8. `sketch`      what all heads say -> one tree: `best_paths`, or `drawn_paths`
+8. `best_paths`  what all heads say -> the likeliest tree; `drawn_paths` a drawn one
 """
 
 from mmspec.drafters.medusa.checkpoint import load, save

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.growing.branching import BestBranching
-from mmspec.drafters.medusa.sketch import SketchNodes
-from mmspec.drafters.proposal import Proposal
+from mmspec.drafters.proposal import Proposal, ProposalBuilder
 from mmspec.sampling import DraftGuide
 
 _LEAST = 1e-4  # that is believed of a fixed tree's tokens at least
@@ -77,14 +76,14 @@ class BestPaths:
             self._branching.children([int(token) for token in tokens], beliefs)
             for tokens, beliefs in pairs
         ]
-        nodes = SketchNodes(self._token, self._drafter)
+        nodes = ProposalBuilder(self._token, self._drafter)
         if self._paths:
             self._take_fixed(nodes)
         else:
             self._take_best(nodes)
-        return nodes.grown
+        return nodes.built()
 
-    def _take_best(self, nodes: SketchNodes) -> None:
+    def _take_best(self, nodes: ProposalBuilder) -> None:
         """Best first: a child is never likelier than its parent, nor than the one before it."""
         ranked = dict[tuple[int, bool], list[_Ranked]]()  # few trees come to all of them
         # (-cumulative confidence, order, parent, its cumulative confidence, depth, is_first, place)
@@ -107,11 +106,11 @@ class BestPaths:
         while waiting and len(nodes) <= self._budget:
             cumulative, _, parent, likely, depth, is_first, place = heappop(waiting)
             child = ranked[depth, is_first][place]
-            node = nodes.add(child.token, parent, child.rate, child.bucket)
+            node = nodes.add(parent, child.token, child.rate, child.bucket)
             wait(node, -cumulative, depth + 1, child.rank == 0, 0)
             wait(parent, likely, depth, is_first, place + 1)
 
-    def _take_fixed(self, nodes: SketchNodes) -> None:
+    def _take_fixed(self, nodes: ProposalBuilder) -> None:
         places: dict[tuple[int, ...], int] = {(): 0}
         for path in sorted(self._paths[: self._budget], key=len):
             parent, depth = places.get(path[:-1]), len(path) - 1
@@ -120,7 +119,7 @@ class BestPaths:
             is_first = depth == 0 or path[-2] == 0
             rate, bucket = self._rate(depth, path[-1], is_first)
             token = self._levels[depth][path[-1]].token
-            places[path] = nodes.add(token, parent, max(rate, _LEAST), bucket)
+            places[path] = nodes.add(parent, token, max(rate, _LEAST), bucket)
 
     def _ranked(self, depth: int, is_first: bool) -> list[_Ranked]:
         """The depth's tokens behind a parent that was, or was not, its head's best."""
@@ -133,5 +132,4 @@ class BestPaths:
     def _rate(self, depth: int, rank: int, is_first: bool) -> tuple[float, Hashable]:
         child = self._levels[depth][rank]
         bucket = (depth, is_first, child.bucket)
-        rate = self._calibration.rate(bucket, min(max(child.rate, 0.0), 1.0))
-        return min(max(rate, 0.0), 1.0), bucket
+        return self._calibration.rate(bucket, child.rate), bucket

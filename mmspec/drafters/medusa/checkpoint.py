@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmspec.drafters.heads.folder import WEIGHTS, HeadFolder, take
-from mmspec.drafters.medusa.config import MedusaHeadConfig, speaks_by_target
+from mmspec.drafters.medusa.config import MedusaHeadConfig
 from mmspec.drafters.medusa.module import MedusaHead
 from mmspec.errors import ConfigError
 
@@ -37,7 +37,7 @@ def load(folder: str | Path, *, revision: str | None = None) -> MedusaHead:
             f"{folder}: no Medusa heads there; expected weights such as 0.0.linear.weight or "
             f"blocks.0.layers.0.weight, got {', '.join(sorted(found.tensors)[:3]) or 'none'}"
         )
-    if speaks_by_target(found.config):
+    if found.config.get("original_lm_head"):  # they speak through the target's
         lm_heads, token_map = {}, None
     places = [match for key in blocks if (match := _BLOCK.match(key))]
     num_heads = 1 + max(int(place[1]) for place in places)

@@ -1,6 +1,5 @@
 """MedusaHeadConfig: the shape of a set of heads."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +15,7 @@ class MedusaHeadConfig:
     num_layers: int = 1  # residual blocks a head
     has_bias: bool = True  # of the blocks' linear layers
     has_own_heads: bool = True  # False: all heads speak through the target's own lm_head
-    num_mapped: int | None = (
-        None  # tokens that its heads know, the others they never say; None: all
-    )
+    num_mapped: int | None = None  # tokens that its heads can say; None: all
     base_model: str = ""  # whom it was trained for
 
     @property
@@ -35,8 +32,3 @@ class MedusaHeadConfig:
             "medusa_fc_bias": self.has_bias,
             "truncated_vocab_size": self.num_mapped or self.vocab_size,
         }
-
-
-def speaks_by_target(given: Mapping[str, Any]) -> bool:
-    """Whether a config.json says that the heads speak through the target's own lm_head."""
-    return bool(given.get("original_lm_head"))

@@ -2,8 +2,8 @@
 
 import copy
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from mmspec.drafters.medusa.best_paths import BestPaths
 from mmspec.drafters.medusa.drawn_paths import DrawnPaths
 from mmspec.drafters.medusa.graphs import MedusaGraphs
 from mmspec.drafters.medusa.session import MedusaSession
-from mmspec.drafters.medusa.sketch import Sketch
+from mmspec.drafters.proposal import Proposal
 from mmspec.reads import read
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Taps
@@ -24,6 +24,17 @@ from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
     from mmspec.drafters.medusa.settings import Medusa
+
+
+class Sketch(Protocol):
+    """One row's tree before what its heads say is read from the device."""
+
+    @property
+    def unread(self) -> Sequence[Tensor]:
+        """What `grow` has to know."""
+
+    def grow(self, known: Iterator[list[list[float]]]) -> Proposal:
+        """The tree; takes the values of `unread` from `known`."""
 
 
 class BoundMedusa:

@@ -6,8 +6,7 @@ from math import prod
 from torch import Tensor
 
 from mmspec.drafters.draw import draw_level
-from mmspec.drafters.medusa.sketch import SketchNodes
-from mmspec.drafters.proposal import Proposal
+from mmspec.drafters.proposal import Proposal, ProposalBuilder
 from mmspec.noise import DRAFT_STREAM
 from mmspec.sampling import DraftGuide
 from mmspec.uploads import upload
@@ -50,7 +49,7 @@ class DrawnPaths:
         self.unread = tuple(t for drawing in drawings for t in (drawing.tokens, drawing.rates))
 
     def grow(self, known: Iterator[list[list[float]]]) -> Proposal:
-        nodes = SketchNodes(self._token, self._drafter)
+        nodes = ProposalBuilder(self._token, self._drafter)
         level = {0: 0}  # of the nodes that may be at a depth: place -> those that are
         expanded: list[list[int]] = []
         for children in self._profile:
@@ -60,7 +59,7 @@ class DrawnPaths:
             for place, parent in level.items():
                 for n, (token, rate) in enumerate(zip(tokens[place], rates[place], strict=True)):
                     if rate > 0.0:
-                        node = nodes.add(int(token), parent, min(rate, 1.0), None)
+                        node = nodes.add(parent, int(token), min(rate, 1.0))
                         below[place * children + n] = node
             level = below
         q = self._q[0].new_zeros(len(nodes), self._vocab_size)
@@ -69,4 +68,4 @@ class DrawnPaths:
                 q[:, : own.shape[0]].index_copy_(
                     0, upload(rows, q.device), own.expand(len(rows), -1)
                 )
-        return nodes.with_q(q)
+        return nodes.built(q=q)
