@@ -1,6 +1,7 @@
 """The dense source: like states, the same token, and what followed there."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from mmspec.indexing import PromptedReader, collect_keys
 from mmspec.inputs import from_inputs
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval import Continuation, Datastore, DatastoreWriter, KeyBatch
-from mmspec.state import Prompt
+from mmspec.state import Placement, Prefill, Prompt
 from mmspec.target import Target
 from mmspec.target.fingerprint import states_fingerprint
 
@@ -194,6 +195,19 @@ def test_it_takes_part_where_a_datastore_has_a_dense_index(folder: Path, tmp_pat
     write_texts(tmp_path / "plain", [[10, 11, 12]])
     none = bound(tmp_path / "plain", llama())
     assert "dense" not in none.sources and not none.taps.layers
+
+
+def test_a_session_keeps_of_the_prompt_the_last_state_alone(folder: Path) -> None:
+    """Others may tap the whole prompt, and further layers: a view would keep all of it."""
+    drafter = bound(folder, llama())
+    states = {layer: torch.rand(500, DIM) for layer in (0, TAP)}
+    prefill = Prefill(torch.zeros(112), Placement(0, (0,)), states)
+    session = drafter.start(Prompt(torch.arange(500) % 7), prefill, None)
+    hidden = session.query([*(torch.arange(500) % 7).tolist(), 3]).hidden
+    assert list(hidden) == [TAP] and torch.equal(hidden[TAP], states[TAP][-1])
+    assert hidden[TAP].untyped_storage().nbytes() == 4 * DIM
+    untapped = drafter.start(Prompt(torch.arange(3)), replace(prefill, hidden={}), None)
+    assert not untapped.query([0, 1, 2, 3]).hidden, "as below a cascade"
 
 
 def test_another_target_is_refused(folder: Path) -> None:

@@ -20,7 +20,7 @@ from mmspec.drafters.retrieval.session import RetrievalSession
 from mmspec.errors import ConfigError, DatastoreError
 from mmspec.retrieval import DatastoreWriter, GeneratedStore
 from mmspec.sampling import DraftGuide
-from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
+from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.target.taps import LateHidden
 from mmspec.tree import TokenTree
 
@@ -396,6 +396,7 @@ def test_sources_are_calibrated_apart(tmp_path: Path) -> None:
 
 def test_the_state_that_chose_the_newest_token_is_the_querys() -> None:
     drafter = bound()
+    drafter.taps = Taps(frozenset({3}))
     prefill = replace(Prefill(torch.zeros(1), Placement(0, (0,))), hidden={3: torch.eye(4)[[0, 1]]})
     session = drafter.start(Prompt(torch.tensor([1, 2])), prefill, GUIDE)
     assert session.query([1, 2, 5]).hidden[3].tolist() == [0, 1, 0, 0]

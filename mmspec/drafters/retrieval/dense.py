@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mmspec.drafters.retrieval.limits import Limits
-from mmspec.drafters.retrieval.source import Query
+from mmspec.drafters.retrieval.source import Query, Source
 from mmspec.drafters.retrieval.store import OpenStore
 from mmspec.errors import DatastoreError
 from mmspec.retrieval import Continuation, Datastore
@@ -38,7 +38,7 @@ class _Index(NamedTuple):
         return self.store.current if has_it else None
 
 
-class DenseSource:
+class DenseSource(Source):
     """The dense indexes of one or several datastores, for the target whose states they hold."""
 
     name = "dense"
@@ -97,9 +97,6 @@ class DenseSource:
         before = store.tokens_before(place, self._limits.max_match - 1)
         match = 1 + _num_equal(before[::-1], tail[-2::-1])
         return Continuation(tokens, match, self.name, distance)
-
-    def was_useful(self, continuation: Continuation) -> None:
-        pass
 
     def refresh(self) -> None:
         for index in self._indexes:

@@ -121,17 +121,10 @@ class BoundRetrieval:
     def __init__(self, settings: Retrieval, sources: Sequence[Source]) -> None:
         self.settings = settings
         self.sources = {source.name: source for source in sources}
+        self.taps = Taps(frozenset(tap for source in sources for tap in source.taps))
+        self.reads_text_alone = not self.taps.layers
         self.calibration = Calibration()  # of all requests: a new one begins where they stand
         self.lock = threading.Lock()
-
-    @property
-    def taps(self) -> Taps:
-        """Layers whose hidden states the sources ask by."""
-        return Taps(frozenset(tap for source in self.sources.values() for tap in source.taps))
-
-    @property
-    def reads_text_alone(self) -> bool:
-        return not self.taps.layers
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> RetrievalSession:
         with self.lock:
@@ -163,14 +156,12 @@ class BoundRetrieval:
 
     def learn(self, tokens: Sequence[int], namespace: str) -> None:
         """A request has ended with this text; -1 where it cannot be copied."""
-        generated = self.sources.get("generated")
-        if isinstance(generated, GeneratedSource):
-            with self.lock:
-                generated.learn(tokens, namespace)
+        with self.lock:
+            for source in self.sources.values():
+                source.learn(tokens, namespace)
 
     def forget(self, namespace: str | None = None) -> None:
         """Drops what earlier requests left, of one namespace or of all."""
-        generated = self.sources.get("generated")
-        if isinstance(generated, GeneratedSource):
-            with self.lock:
-                generated.forget(namespace)
+        with self.lock:
+            for source in self.sources.values():
+                source.forget(namespace)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmspec.drafters.retrieval.limits import Limits
-from mmspec.drafters.retrieval.source import Query
+from mmspec.drafters.retrieval.source import Query, Source
 from mmspec.retrieval import Continuation, GeneratedStore
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ _MIN_MATCH = 3  # the store's own least
 _SAVE_SECONDS = 30.0
 
 
-class GeneratedSource:
+class GeneratedSource(Source):
     """Finished texts join as they end, and are found in the namespace they came from alone.
 
     In memory, bounded in bytes; on disk only with a `path`: read at the start, written at most
@@ -24,7 +24,6 @@ class GeneratedSource:
     """
 
     name = "generated"
-    taps: Sequence[int] = ()
 
     def __init__(
         self, limits: Limits, *, max_bytes: int, path: Path | None = None, tokenizer: str = ""
@@ -33,11 +32,10 @@ class GeneratedSource:
         damaged or of another tokenizer."""
         self._limits = limits
         self._file = None if path is None else _File(path, tokenizer)
-        self.store = GeneratedStore(max_bytes)
-        if self._file is not None and self._file.path.exists():
-            self.store = GeneratedStore.load(
-                self._file.path, tokenizer=tokenizer, max_bytes=max_bytes
-            )
+        if path is not None and path.exists():
+            self.store = GeneratedStore.load(path, tokenizer=tokenizer, max_bytes=max_bytes)
+        else:
+            self.store = GeneratedStore(max_bytes)
         if self._file is not None:  # also at the interpreter's end
             weakref.finalize(self, self._file.save, self.store)
 
@@ -59,11 +57,7 @@ class GeneratedSource:
     def was_useful(self, continuation: Continuation) -> None:
         self.store.was_useful(continuation.origin)
 
-    def refresh(self) -> None:
-        pass
-
     def learn(self, tokens: Sequence[int], namespace: str) -> None:
-        """A text has ended; -1 where it cannot be copied."""
         self.store.add(tokens, namespace=namespace)
         if self._file is not None:
             self._file.changed(self.store)

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 from mmspec.drafters.retrieval.limits import Limits
-from mmspec.drafters.retrieval.source import Query
+from mmspec.drafters.retrieval.source import Query, Source
 from mmspec.retrieval import Continuation
 
 
-class OnlineSource:
+class OnlineSource(Source):
     """As `prompt_lookup` does it."""
 
     name = "online"
-    taps: Sequence[int] = ()
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -27,9 +26,3 @@ class OnlineSource:
             )
             for query in queries
         ]
-
-    def was_useful(self, continuation: Continuation) -> None:
-        pass
-
-    def refresh(self) -> None:
-        pass

@@ -29,9 +29,10 @@ class RetrievalSession:
         self._namespace = prompt.namespace
         self._text = OwnText(prompt, min_match=drafter.settings.limits.min_match)
         self._lead = self._text.tail(_LEAD)
-        # Where the states are found, once a look-up asks for them.
+        # Where the states are found, once a look-up asks for them: copies, as a prompt's are many.
         self._hidden: Mapping[int, Tensor] = {
-            layer: states[-1:] for layer, states in prefill.hidden.items()
+            layer: prefill.hidden[layer][-1:].clone()
+            for layer in drafter.taps.layers & prefill.hidden.keys()  # none below a cascade
         }
         self._place = 0
         self._copier = Copier(

@@ -21,10 +21,10 @@ class Query(NamedTuple):
 
 class Source(Protocol):
     """Shared by all requests of an engine and asked by one thread at a time; what it knows of a
-    request is in the query."""
+    request is in the query. A source inherits from it what it has no use for."""
 
     name: str  # a key of `mmspec.retrieval.continuations.SOURCE_WEIGHTS`
-    taps: Sequence[int]  # layers whose hidden states it asks by, as `Target.taps`; (): none
+    taps: Sequence[int] = ()  # layers whose hidden states it asks by, as `Target.taps`
 
     def find(self, queries: Sequence[Query], *, length: int) -> list[list[Continuation]]:
         """What may follow each query's `tail`, the best first: up to 32 continuations of at most
@@ -36,3 +36,9 @@ class Source(Protocol):
 
     def refresh(self) -> None:
         """A request begins: what has changed outside since may be seen from now on."""
+
+    def learn(self, tokens: Sequence[int], namespace: str) -> None:
+        """A request of the namespace has ended with this text; -1 where it cannot be copied."""
+
+    def forget(self, namespace: str | None) -> None:
+        """Drops what earlier requests left, of one namespace or of all."""

@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 
 from mmspec.drafters.retrieval.limits import Limits
-from mmspec.drafters.retrieval.source import Query
+from mmspec.drafters.retrieval.source import Query, Source
 from mmspec.drafters.retrieval.store import OpenStore
 from mmspec.retrieval import Continuation
 
 
-class SuffixSource:
+class SuffixSource(Source):
     """Exact matches in one or several datastores; none crosses a document, or a medium of the
     request."""
 
     name = "suffix"
-    taps: Sequence[int] = ()
 
     def __init__(self, stores: Sequence[OpenStore], limits: Limits) -> None:
         self._stores = stores
@@ -38,9 +37,6 @@ class SuffixSource:
         if len(self._stores) > 1:
             found.sort(key=lambda continuation: -continuation.match_length)
         return found[: limits.max_places]
-
-    def was_useful(self, continuation: Continuation) -> None:
-        pass
 
     def refresh(self) -> None:
         for store in self._stores:
