@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mmspec.calibration import Calibration
@@ -20,6 +21,8 @@ _PROBE = "Hello, world! It's 42:\n  x = [1, 2] Élan über"
 class TextAlignment:
     """One target's tokenizer and one draft model's."""
 
+    shares_ids = False
+
     def __init__(self, target: Codec, draft: Codec) -> None:
         self.target = target
         self.draft = draft
@@ -34,6 +37,9 @@ class TextAlignment:
 
     def wording(self, prompt: Prompt) -> "TextWording":
         return TextWording(self, prompt.num_tokens)
+
+    def crop(self, logits: Tensor) -> Tensor:
+        return logits
 
     def read_prompt(self, pieces: Sequence[Sequence[int] | str]) -> list[int]:
         """The prompt's text as it is, in the draft model's ids, begun as its tokenizer begins a

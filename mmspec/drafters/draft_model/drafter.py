@@ -1,30 +1,19 @@
 """BoundDraftModel: a draft model at work for one target, the cache of all its sessions with it."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
-
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.draft_model.alignment import TextAlignment, aligned
 from mmspec.drafters.draft_model.captions import Captions, describer
-from mmspec.drafters.draft_model.prompts import (
-    PromptReader,
-    can_see,
-    takes_same_inputs,
-)
+from mmspec.drafters.draft_model.prompts import PromptReader, can_see, takes_same_inputs
 from mmspec.drafters.draft_model.session import CHUNK, DraftModelSession
-from mmspec.drafters.draft_model.vocabulary import (
-    SharedTexts,
-    SharedVocabulary,
-    shared_vocabulary,
-)
-from mmspec.drafters.draft_model.wording import SharedWording, Wording
+from mmspec.drafters.draft_model.vocabulary import shared_vocabulary
+from mmspec.drafters.draft_model.wording import SharedTexts
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Branching, Growth
+from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
@@ -58,37 +47,19 @@ class BoundDraftModel:
         self.cost = ForwardCost()
         # Of the target's:
         self.size_share = num_weights(self.model.model) / num_weights(target.model)
-        tokenizer = target_inputs and target_inputs.tokenizer
-        own_tokenizer = settings.inputs and settings.inputs.tokenizer
-        self._vocabulary = _vocabulary(self.model, target, own_tokenizer, tokenizer)
-        self._alignment: TextAlignment | None = None
-        if self._vocabulary is None:
-            assert tokenizer is not None and own_tokenizer is not None
-            if settings.trees.draws:
-                raise ConfigError(
-                    "drafter.draft_model.draw='sample': the draft model has another tokenizer, so "
-                    "its q is not over the target's tokens; expected draw='coupled'"
-                )
-            self._alignment = aligned(tokenizer, own_tokenizer)
+        self._texts = texts = _texts(settings, target, target_inputs)
         # Of another tokenizer's text the newest ids may turn out to be others.
-        self.cache = self.model.new_cache(num_recent=_TAKEN_BACK if self._alignment else 0)
+        self.cache = self.model.new_cache(num_recent=0 if texts.shares_ids else _TAKEN_BACK)
         self._vocab_size = target.vocab_size
         config, target_config = self.model.model.config, target.model.config
-        texts = (
-            SharedTexts(self._vocabulary, own_tokenizer or tokenizer)
-            if self._vocabulary is not None
-            else self._alignment
-        )
-        assert texts is not None
+        has_captions = settings.images == "caption"
         self.prompts = PromptReader(
             texts,
             settings.images,
-            takes_inputs=self._alignment is None and takes_same_inputs(config, target_config),
+            takes_inputs=texts.shares_ids and takes_same_inputs(config, target_config),
             inputs=settings.inputs,
             target_inputs=target_inputs,
-            captions=self._captions(target, target_inputs)
-            if settings.images == "caption"
-            else None,
+            captions=self._captions(target, target_inputs) if has_captions else None,
             thin_keep=settings.thin_keep,
         )
 
@@ -101,13 +72,7 @@ class BoundDraftModel:
         self.model.free()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> DraftModelSession:
-        wording: Wording
-        if self._alignment is not None:
-            wording = self._alignment.wording(prompt)
-        else:
-            assert self._vocabulary is not None
-            wording = SharedWording(self._vocabulary, prompt.num_tokens)
-        return DraftModelSession(self, prompt, wording, guide)
+        return DraftModelSession(self, prompt, self._texts.wording(prompt), guide)
 
     def propose_together(
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
@@ -119,20 +84,15 @@ class BoundDraftModel:
                 session.catch_up(tokens)
             ready = [s for s in own if budget and s.wording.can_continue and s.wording.ids]
             self.read_late(ready)
-            growths = {
-                id(session): Growth(
-                    session.placement,
-                    session.missing,
-                    self._branching(session, len(tokens) - 1, budget),
-                    self.name,
-                )
+            growths = [
+                self._growth(session, len(tokens) - 1, budget) if session in ready else None
                 for session, tokens in zip(own, texts, strict=True)
-                if session in ready
-            }
-            grow(self.model, self.cache, list(growths.values()), cost=self.cost)
+            ]
+            growing = [growth for growth in growths if growth is not None]
+            grow(self.model, self.cache, growing, cost=self.cost)
             return [
-                self._proposed(session, growths.get(id(session)), tokens, budget)
-                for session, tokens in zip(own, texts, strict=True)
+                self._proposed(session, growth, tokens, budget)
+                for session, growth, tokens in zip(own, growths, texts, strict=True)
             ]
 
     def read_late(self, sessions: Sequence[DraftModelSession]) -> None:
@@ -145,23 +105,19 @@ class BoundDraftModel:
             for session in late:
                 session.num_cached += CHUNK
 
-    def _branching(self, session: DraftModelSession, index: int, budget: int) -> Branching:
-        return branching_of(
+    def _growth(self, session: DraftModelSession, index: int, budget: int) -> Growth:
+        """A tree below node 0, which stands at `index` of the target's text."""
+        guide, texts = session.guide, self._texts
+        branching = branching_of(
             self.settings.trees,
             session,
             index,
             budget=budget,
             cost=self.cost,
-            warp=self._warp(session.guide),
-            is_coupled=self._alignment is None,
+            warp=lambda logits: guide.warp(texts.crop(logits)),
+            is_coupled=texts.shares_ids,
         )
-
-    def _warp(self, guide: DraftGuide) -> Callable[[Tensor], Tensor]:
-        """Raw logits (nodes, draft vocab) -> warped as the target's, over what both know."""
-        vocabulary = self._vocabulary
-        if vocabulary is None:
-            return guide.warp
-        return lambda logits: guide.warp(vocabulary.crop(logits))
+        return Growth(session.placement, session.missing, branching, self.name)
 
     def _proposed(
         self,
@@ -197,16 +153,27 @@ class BoundDraftModel:
         )
 
 
-def _vocabulary(
-    draft: Target,
-    target: Target,
-    own: PreTrainedTokenizerBase | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> SharedVocabulary | None:
-    return shared_vocabulary(
+def _texts(
+    settings: "DraftModel", target: Target, target_inputs: InputProcessor | None
+) -> SharedTexts | TextAlignment:
+    """Raises ConfigError where the draft model has another tokenizer, and texts cannot be aligned
+    or the settings need shared ids."""
+    draft = settings.model
+    tokenizer = target_inputs and target_inputs.tokenizer
+    own = settings.inputs and settings.inputs.tokenizer
+    vocabulary = shared_vocabulary(
         tokenizer,
         own,
         target_size=target.vocab_size,
         draft_size=draft.vocab_size,
         readable=draft.num_embeddings,
     )
+    if vocabulary is not None:
+        return SharedTexts(vocabulary, own or tokenizer)
+    assert tokenizer is not None and own is not None
+    if settings.trees.draws:
+        raise ConfigError(
+            "drafter.draft_model.draw='sample': the draft model has another tokenizer, so its q is "
+            "not over the target's tokens; expected draw='coupled'"
+        )
+    return aligned(tokenizer, own)

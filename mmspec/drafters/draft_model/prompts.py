@@ -4,12 +4,13 @@ left out."""
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 from transformers import PreTrainedConfig
 
 from mmspec.drafters.draft_model.captions import Captions
+from mmspec.drafters.draft_model.wording import Texts
 from mmspec.errors import InputError
 from mmspec.inputs import InputProcessor
 from mmspec.inputs.spans import placeholder_ids
@@ -30,13 +31,6 @@ _IMAGE_FIELDS = (
 )  # fmt: skip
 
 
-class TextReader(Protocol):
-    """Target tokens -> draft tokens, of pieces of a prompt."""
-
-    def read_prompt(self, pieces: Sequence[Sequence[int] | str]) -> list[int]:
-        """The draft model's ids of `pieces`, in order: target tokens, or text put in between."""
-
-
 @dataclass(frozen=True)
 class ReadPrompt:
     """What the draft model is prefilled with."""
@@ -55,7 +49,7 @@ class PromptReader:
 
     def __init__(
         self,
-        texts: TextReader,
+        texts: Texts,
         images: ImagePolicy,
         *,
         takes_inputs: bool,

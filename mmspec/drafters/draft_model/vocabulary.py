@@ -1,26 +1,27 @@
 """Two vocabularies whose ids mean the same, as far as both have them."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-
-from mmspec.errors import ConfigError
 
 _SAME_SHARE = 0.9  # of the smaller tokenizer's ids: fewer in common, and it is another tokenizer
 
 
 @dataclass(frozen=True)
 class SharedVocabulary:
-    """Ids from 0 to `size`; models of one family pad their vocabularies to different sizes."""
+    """The ids below `size`; models of one family pad their vocabularies to different sizes."""
 
     size: int  # ids that both models have
     readable: int  # ids that the draft model has an embedding for
     foreign: frozenset[int]  # ids below `readable` that mean something else to the draft model
     stand_in: int  # what it reads in place of an id that it does not know
-    is_shared: Tensor | None = None  # (size,) bool; None: all are
+    unshared: Tensor | None = (
+        None  # (size,) bool: ids that only one model knows; None: there are none
+    )
+    _placed: dict[torch.device, Tensor] = field(default_factory=dict)  # `unshared` by device
 
     def read(self, ids: Iterable[int]) -> list[int]:
         """The target's ids as the draft model may read them."""
@@ -31,30 +32,12 @@ class SharedVocabulary:
 
     def crop(self, logits: Tensor) -> Tensor:
         """(nodes, draft vocab) -> (nodes, size); what only one model knows is never proposed."""
-        cropped = logits[:, : self.size]
-        if self.is_shared is None:
+        cropped, device = logits[:, : self.size], logits.device
+        if self.unshared is None:
             return cropped
-        return cropped.masked_fill(~self.is_shared.to(cropped.device), -torch.inf)
-
-
-class SharedTexts:
-    """Reads pieces of a prompt whose ids the draft model shares."""
-
-    def __init__(
-        self, vocabulary: SharedVocabulary, tokenizer: PreTrainedTokenizerBase | None
-    ) -> None:
-        self._vocabulary = vocabulary
-        self._tokenizer = tokenizer
-
-    def read_prompt(self, pieces: Sequence[Sequence[int] | str]) -> list[int]:
-        ids: list[int] = []
-        for piece in pieces:
-            if isinstance(piece, str):
-                if self._tokenizer is None:
-                    raise ConfigError("captions need a tokenizer, and neither model has one")
-                piece = self._tokenizer(piece, add_special_tokens=False).input_ids
-            ids += self._vocabulary.read(piece)
-        return ids or [self._vocabulary.stand_in]
+        if device not in self._placed:  # copied there once: each copy would wait for the device
+            self._placed[device] = self.unshared.to(device)
+        return cropped.masked_fill(self._placed[device], -torch.inf)
 
 
 def shared_vocabulary(
@@ -80,9 +63,9 @@ def shared_vocabulary(
     same = {token for token in common if names[token] == draft_names[token]}
     if len(same) < _SAME_SHARE * min(len(names), len(draft_names)):
         return None
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[[token for token in same if token < size]] = True
+    unshared = torch.ones(size, dtype=torch.bool)
+    unshared[[token for token in same if token < size]] = False
     foreign = frozenset(common - same)
     known = (draft.unk_token_id, draft.pad_token_id, draft.eos_token_id)
     stand_in = next((token for token in known if token is not None), 0)
-    return SharedVocabulary(size, readable, foreign, stand_in, mask)
+    return SharedVocabulary(size, readable, foreign, stand_in, unshared)

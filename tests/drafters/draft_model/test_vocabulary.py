@@ -6,7 +6,8 @@ import pytest
 import torch
 from draft_models import byte_level, letters, shuffled, stranger
 
-from mmspec.drafters.draft_model.vocabulary import SharedTexts, SharedVocabulary, shared_vocabulary
+from mmspec.drafters.draft_model.vocabulary import SharedVocabulary, shared_vocabulary
+from mmspec.drafters.draft_model.wording import SharedTexts
 from mmspec.errors import ConfigError
 
 
