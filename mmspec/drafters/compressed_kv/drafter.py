@@ -9,7 +9,7 @@ from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth
-from mmspec.drafters.growing.together import grow
+from mmspec.drafters.growing.together import grow_by_cache
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache, KVView
 from mmspec.sampling import DraftGuide
@@ -76,28 +76,20 @@ class BoundCompressedKV:
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(CompressedKVSession, session) for session in sessions]
+        trees = self.settings.trees
         growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
             placement = session.catch_up(tokens) if budget else None
-            branching = branching_of(
-                self.settings.trees, session, len(tokens) - 1, budget=budget, cost=self.cost
-            )
-            growths.append(
-                None if placement is None else Growth(placement, tokens[-1:], branching, self.name)
-            )
-        for view in dict.fromkeys(session.view for session in own):
-            grow(
-                self.model,
-                view,
-                [g for s, g in zip(own, growths, strict=True) if g is not None and s.view is view],
-                cost=self.cost,
-            )
+            if placement is None:
+                growths.append(None)
+                continue
+            branching = branching_of(trees, session, len(tokens) - 1, budget=budget, cost=self.cost)
+            growths.append(Growth(placement, tokens[-1:], branching, self.name))
+        grow_by_cache(self.model, [session.view for session in own], growths, cost=self.cost)
         return [
             TokenTree.root(tokens[-1])
             if growth is None
-            else proposed(
-                growth, self.settings.trees, session, budget=budget, vocab_size=self._vocab_size
-            )
+            else proposed(growth, trees, session, budget=budget, vocab_size=self._vocab_size)
             for session, growth, tokens in zip(own, growths, texts, strict=True)
         ]
 

@@ -71,7 +71,7 @@ class Growth:
         self.expanded: list[int] = []  # nodes that were scored, in this order
         self.num_written = 0
         self._is_guess = False
-        self._frontier, self._depth = [0], 0
+        self._frontier, self.depth = [0], 0  # levels below node 0
         self._slots = {0: len(self._text) - 1}  # node -> its place among the written tokens
         self._chain = list(self._text)
         self._chain_parents = list(range(-1, len(self._text) - 1))
@@ -98,7 +98,7 @@ class Growth:
         frontier's come last of all."""
         count, before = len(self._frontier), len(self.expanded)
         found = self.branching.find(
-            logits[-count:], [self._depth + 1] * count, range(before, before + count)
+            logits[-count:], [self.depth + 1] * count, range(before, before + count)
         )
         self._unsettled.append(found)
         if found.q is not None:
@@ -133,7 +133,7 @@ class Growth:
     def _branch(self, tokens: list[list[float]], beliefs: list[list[float]]) -> None:
         self.num_written = len(self._chain)
         self.expanded += self._frontier
-        self._depth += 1
+        self.depth += 1
         level: list[int] = []
         for parent, own, rates in zip(self._frontier, tokens, beliefs, strict=True):
             for child in self.branching.children([int(token) for token in own], rates):
@@ -148,8 +148,3 @@ class Growth:
             self._slots[node] = len(self._chain)
             self._chain.append(self.tokens[node])
             self._chain_parents.append(self._slots[self.parents[node]])
-
-    @property
-    def depth(self) -> int:
-        """Levels below node 0."""
-        return self._depth

@@ -8,7 +8,7 @@ from mmspec.drafters.base import DraftSession
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth
-from mmspec.drafters.growing.together import grow
+from mmspec.drafters.growing.together import grow_by_cache
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
 from mmspec.errors import ConfigError
@@ -81,42 +81,36 @@ class BoundLayerSkip:
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(LayerSkipSession, session) for session in sessions]
-        vocab_size = self.model.vocab_size
+        trees, vocab_size = self.settings.trees, self.model.vocab_size
         growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
             held = session.cache.length(session.placement.row)
             assert held == len(tokens) - 1, "the cache is not the text's"
             session.num_untried += 1
             depth = self._depth(tokens, budget)
+            if depth <= 0:
+                growths.append(None)
+                continue
             branching = branching_of(
-                self.settings.trees,
-                session,
-                len(tokens) - 1,
-                budget=budget,
-                cost=self.cost,
-                max_depth=depth,
+                trees, session, len(tokens) - 1, budget=budget, cost=self.cost, max_depth=depth
             )
-            growth = Growth(session.placement, tokens[-1:], branching, self.name)
-            growths.append(growth if depth > 0 else None)
+            growths.append(Growth(session.placement, tokens[-1:], branching, self.name))
         with self._lock:
-            self._skipped.skipped = self.skipped
-            for cache in dict.fromkeys(session.cache for session in own):
-                pairs = zip(own, growths, strict=True)
-                growing = [g for s, g in pairs if g is not None and s.cache is cache]
-                grow(self.model, cache, growing, cost=self.cost)
+            self._skipped.skipped = skipped = self.skipped
+            grow_by_cache(self.model, [session.cache for session in own], growths, cost=self.cost)
+        for session in own:
+            session.skipped = skipped
         return [
             TokenTree.root(tokens[-1])
             if growth is None
-            else proposed(
-                growth, self.settings.trees, session, budget=budget, vocab_size=vocab_size
-            )
+            else proposed(growth, trees, session, budget=budget, vocab_size=vocab_size)
             for session, growth, tokens in zip(own, growths, texts, strict=True)
         ]
 
     def observed(self, skipped: frozenset[int], matched: int, tested: int) -> None:
         """What became of a draft that left out `skipped`."""
         with self._lock:
-            if self.search is not None and not self.search.is_over:
+            if self.search is not None and self.is_searching:
                 self.search.learn(skipped, matched, tested)
 
     @property

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mmspec.drafters.model_session import ModelSession
-from mmspec.drafters.proposal import Proposal
 from mmspec.drafters.walked import walked
 from mmspec.kv import Held, KVCache
 from mmspec.sampling import DraftGuide
@@ -49,7 +48,7 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
         self.text: list[int] = prompt.token_ids.tolist()  # as far as it was told
         self.num_untried = 0  # proposals since the last trial
         self._num_prompt = prompt.num_tokens
-        self._skipped: frozenset[int] = frozenset()  # by the newest proposal
+        self.skipped: frozenset[int] = frozenset()  # layers that its newest draft left out
         self._mark: Mark | None = None
 
     @property
@@ -101,7 +100,7 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
             children = own.children(node)
             tested += bool(children)
             matched += bool(children) and own.tokens[children[0]] == token
-        self._drafter.observed(self._skipped, matched, tested)
+        self._drafter.observed(self.skipped, matched, tested)
 
     @property
     def _is_mark_old(self) -> bool:
@@ -110,7 +109,3 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
             return True
         longest = _MANY_TRIALS * self._drafter.settings.trial_tokens
         return self.cache.length(row) - mark.length > longest
-
-    def remember(self, proposal: Proposal) -> None:
-        self._skipped = self._drafter.skipped
-        super().remember(proposal)

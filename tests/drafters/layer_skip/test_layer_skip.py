@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES, prompt_inputs
 
 import mmspec
+from mmspec.drafters.growing.chosen import proposed
 from mmspec.drafters.layer_skip import BoundLayerSkip, LayerSkip
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
@@ -90,6 +91,29 @@ def test_the_search_finds_the_layers_that_add_nothing() -> None:
         engine.generate(prompts(1)[0], max_new_tokens=100, seed=seed, temperature=1.0, top_k=0)
     assert before != frozenset({2, 5, 6})
     assert bound.skipped == frozenset({2, 5, 6})
+
+
+def test_a_draft_counts_for_the_layers_that_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another request's trial has changed the best ones meanwhile."""
+    engine = engine_of(deep_model(), LayerSkip(min_confidence=0.0, trial_every=1000))
+    bound = engine.drafters[0]
+    assert isinstance(bound, BoundLayerSkip) and bound.search is not None
+    search, used, told = bound.search, bound.skipped, list[frozenset[int]]()
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        search.best = other
+        return proposed(*args, **options)
+
+    def learn(skipped: frozenset[int], matched: int, tested: int) -> None:
+        told.append(skipped)
+        search.best = used
+
+    search.learn(other := frozenset({1, 2}), 0, 1)
+    assert bound.skipped == used != other
+    monkeypatch.setattr(search, "learn", learn)
+    monkeypatch.setattr("mmspec.drafters.layer_skip.drafter.proposed", meanwhile)
+    engine.generate(prompts(1)[0], max_new_tokens=8)
+    assert set(told) == {used}
 
 
 def test_a_trial_leaves_every_key_as_it_was() -> None:
