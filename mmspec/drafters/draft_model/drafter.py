@@ -129,7 +129,7 @@ class BoundDraftModel:
         if growth is None:
             return TokenTree.root(tokens[-1])
         proposal = session.wording.propose(growth, tokens, session.calibration)
-        session.wrote(growth.written.keep(range(growth.num_written)))
+        session.wrote(growth.written)
         return proposed(
             growth,
             self.settings.trees,

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from mmspec.attention import Reach
 from mmspec.drafters.eagle.module import EagleHead
-from mmspec.drafters.heads import Attend, HeadStates, TargetEnds
-from mmspec.drafters.heads.attention import reach_of
+from mmspec.drafters.forwards import num_weights
+from mmspec.drafters.heads import Attend, HeadStates, TargetEnds, as_one, embedded
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 from mmspec.target.linears import quick_linears
@@ -47,24 +48,18 @@ class BoundHead:
         self._head = head.eval()
         self._linears = quick_linears(self._head)
         self.num_layers = config.block.num_layers
-        self.reaches = [reach_of(config.block)] * self.num_layers
+        self.reaches = [Reach(window=config.block.window)] * self.num_layers
         self._target_ids = head.target_ids
 
     @property
     def modules(self) -> nn.Module:
         """All that it computes by."""
-        own = nn.ModuleList([self._head, self.ends.embedding, self.ends.head])
-        own.training = False  # the list alone: the others are as they are
-        return own
+        return as_one(self._head, self.ends.embedding, self.ends.head)
 
     @property
     def num_weights(self) -> int:
-        return sum(weight.numel() for weight in self._head.parameters())
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the head's own weights."""
-        return sum(weight.nbytes for weight in self._head.parameters())
+        """Its own alone."""
+        return num_weights(self._head)
 
     def joined(self, hidden: Mapping[int, Tensor]) -> Tensor:
         """The states of each tap, (tokens, target_hidden), side by side in memory of their own."""
@@ -80,7 +75,8 @@ class BoundHead:
     def states(
         self, ids: Tensor, features: Tensor, positions: Tensor, attend: Attend
     ) -> HeadStates:
-        embeddings = self.ends.embed(ids) if self._head.embed_tokens is None else self._embed(ids)
+        own = self._head.embed_tokens
+        embeddings = self.ends.embed(ids) if own is None else embedded(ids, own.weight)
         embeddings = embeddings.to(self.device, self.dtype)
         with self._quick():
             return self._head(embeddings, features, positions=positions, attend=attend)
@@ -102,12 +98,6 @@ class BoundHead:
     def _quick(self) -> AbstractContextManager[None]:
         """Within it, linear layers are computed as a score call's are."""
         return nullcontext() if self._linears is None else self._linears.attached()
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        embedding = self._head.embed_tokens
-        assert embedding is not None
-        # Some families' placeholders lie outside of the embedding.
-        return embedding(ids.where(ids < embedding.num_embeddings, 0))
 
 
 def _check(name: str, got: int, expected: int) -> None:

@@ -64,38 +64,34 @@ class BoundEagle:
         own = [cast(EagleSession, session) for session in sessions]
         if not budget:
             return [TokenTree.root(tokens[-1]) for tokens in texts]
+        trees = self.settings.trees
         with self.lock:
             growths, beside = [], []
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
                 chain, features = session.waiting(tokens)
                 branching = branching_of(
-                    self.settings.trees, session, len(tokens) - 1, budget=budget, cost=self.cost
+                    trees, session, len(tokens) - 1, budget=budget, cost=self.cost
                 )
                 growths.append(Growth(session.placement, chain, branching, self.name))
                 beside.append(features)
+            counts = [features.shape[0] for features in beside]
             scorer = FeatureScorer(self.head, self._graphs)
-            projected = self.head.project(torch.cat(beside))
-            parts = projected.split([features.shape[0] for features in beside])
-            for session, part in zip(own, parts, strict=True):
+            projected = self.head.project(torch.cat(beside)).split(counts)
+            for session, part in zip(own, projected, strict=True):
                 scorer.feed(session.placement.row, part)
             grow(scorer, self.cache, growths, cost=self.cost)
-            trees = [
-                proposed(
-                    growth, self.settings.trees, session, budget=budget, vocab_size=self._vocab_size
-                )
+            drafts = [
+                proposed(growth, trees, session, budget=budget, vocab_size=self._vocab_size)
                 for session, growth in zip(own, growths, strict=True)
             ]
-            # Of what was written the chain has the target's own features: that stays.
-            self.cache.commit(
-                {
-                    session.placement.row: range(features.shape[0])
-                    for session, features in zip(own, beside, strict=True)
-                }
-            )
+            # Of what was written the chain has the target's own features: that stays. Nothing may
+            # fail from here on: a session that has read cannot be asked for the same text again.
+            rows = [session.placement.row for session in own]
+            self.cache.commit(dict(zip(rows, map(range, counts), strict=True)))
             for session in own:
                 session.has_read()
-            return trees
+            return drafts
 
     def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
         """Commits tokens beside the joined `features`, behind what the row holds."""

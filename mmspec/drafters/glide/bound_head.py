@@ -2,13 +2,12 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
 from torch import Tensor, nn
 
 from mmspec.attention import Reach
 from mmspec.drafters.glide.glimpse import Glimpse
 from mmspec.drafters.glide.module import GlideHead
-from mmspec.drafters.heads import Attend, TargetEnds
+from mmspec.drafters.heads import Attend, TargetEnds, as_one, embedded
 from mmspec.target.linears import quick_linears
 
 
@@ -29,9 +28,7 @@ class HeadForTarget:
     @property
     def modules(self) -> nn.Module:
         """All that it computes by."""
-        own = nn.ModuleList([self.head, self._ends.embedding, self._ends.head])
-        own.training = False  # the list alone: the others are as they are
-        return own
+        return as_one(self.head, self._ends.embedding, self._ends.head)
 
     def quick(self) -> AbstractContextManager[None]:
         """Within it, its linear layers are computed as a score call's are."""
@@ -49,8 +46,7 @@ class HeadForTarget:
         """(batch, seq) int64 -> (batch, seq, hidden) where the head lies."""
         if not self.head.config.owns_ends:
             return self._ends.embed(ids).to(self.device, self._ends.dtype)
-        weight = self.head.model.embed_tokens.weight
-        return torch.nn.functional.embedding(ids.where(ids < weight.shape[0], 0), weight)
+        return embedded(ids, self.head.model.embed_tokens.weight)
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., hidden) -> (..., vocab) over the target's vocabulary."""

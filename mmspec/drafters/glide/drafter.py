@@ -78,6 +78,9 @@ class BoundGlide:
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(GlideSession, session) for session in sessions]
+        if not budget:
+            return [TokenTree.root(tokens[-1]) for tokens in texts]
+        trees, vocab_size = self.settings.trees, self.head.vocab_size
         with self.lock:
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
@@ -86,23 +89,21 @@ class BoundGlide:
                 Growth(
                     session.placement,
                     session.missing,
-                    branching_of(
-                        self.settings.trees, session, len(tokens) - 1, budget=budget, cost=self.cost
-                    ),
+                    branching_of(trees, session, len(tokens) - 1, budget=budget, cost=self.cost),
                     self.name,
                 )
                 for session, tokens in zip(own, texts, strict=True)
             ]
-            if budget:
-                for cache in dict.fromkeys(session.target_cache for session in own):
-                    pairs = zip(own, growths, strict=True)
-                    together = [(s, g) for s, g in pairs if s.target_cache is cache]
-                    scorer = self._scorer(cache, [session for session, _ in together])
-                    growing = [growth for _, growth in together]
-                    grow(scorer, self.cache, growing, cost=self.cost)
+            for cache in dict.fromkeys(session.target_cache for session in own):
+                pairs = zip(own, growths, strict=True)
+                together = [(s, g) for s, g in pairs if s.target_cache is cache]
+                scorer = self._scorer(cache, [session for session, _ in together])
+                grow(scorer, self.cache, [growth for _, growth in together], cost=self.cost)
+            for session, growth in zip(own, growths, strict=True):
+                session.wrote(growth.written)
             return [
-                self._proposed(session, growth, tokens, budget)
-                for session, growth, tokens in zip(own, growths, texts, strict=True)
+                proposed(growth, trees, session, budget=budget, vocab_size=vocab_size)
+                for session, growth in zip(own, growths, strict=True)
             ]
 
     def read_late(self, sessions: Sequence[GlideSession]) -> None:
@@ -121,15 +122,6 @@ class BoundGlide:
     def _scorer(self, cache: KVCache, sessions: Sequence[GlideSession]) -> GlideScorer:
         sights = {session.placement.row: session.sight for session in sessions}
         return GlideScorer(self.head, cache, sights, self._graphs)
-
-    def _proposed(
-        self, session: GlideSession, growth: Growth, tokens: Sequence[int], budget: int
-    ) -> TokenTree:
-        if not budget:
-            return TokenTree.root(tokens[-1])
-        session.wrote(growth.written.keep(range(growth.num_written)))
-        trees, vocab_size = self.settings.trees, self.head.vocab_size
-        return proposed(growth, trees, session, budget=budget, vocab_size=vocab_size)
 
 
 def check_fits(head: GlideHead, target: Target, ends: TargetEnds) -> None:

@@ -18,13 +18,14 @@ from mmspec.drafters.heads.attention import (
     SelfAttention,
     WholeSequences,
 )
-from mmspec.drafters.heads.block import DecoderBlock, GatedMLP, RMSNorm
+from mmspec.drafters.heads.block import DecoderBlock, GatedMLP
 from mmspec.drafters.heads.config import BlockConfig
-from mmspec.drafters.heads.ends import TargetEnds
+from mmspec.drafters.heads.ends import TargetEnds, embedded
 from mmspec.drafters.heads.feature_graphs import FeatureGraphs
 from mmspec.drafters.heads.feature_head import FeatureHead, HeadStates
-from mmspec.drafters.heads.graphs import HeadGraphs, recorder_as
+from mmspec.drafters.heads.graphs import HeadGraphs, as_one, recorder_as
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
+from mmspec.drafters.heads.norm import RMSNorm
 from mmspec.drafters.heads.rotary import Rotary, Rotation
 from mmspec.drafters.heads.scoring import FeatureScorer, read_text
 
@@ -47,6 +48,8 @@ __all__ = [
     "SelfAttention",
     "TargetEnds",
     "WholeSequences",
+    "as_one",
+    "embedded",
     "read_text",
     "recorder_as",
     "writing_nodes",

@@ -81,10 +81,6 @@ class Reading:
         return self._call.attend(query, flat.keys, flat.values, rule=LayerRule(reach, scaling))
 
 
-def reach_of(config: BlockConfig) -> Reach:
-    return Reach(window=config.window)
-
-
 class SelfAttention(nn.Module):
     """Grouped queries; `width` is that of its input where that is not the layer's own."""
 

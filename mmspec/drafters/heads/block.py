@@ -8,8 +8,6 @@ from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.norm import RMSNorm
 from mmspec.drafters.heads.rotary import Rotation
 
-__all__ = ["DecoderBlock", "GatedMLP", "RMSNorm"]
-
 
 class GatedMLP(nn.Module):
     """SwiGLU (arXiv 2002.05202), or with another activation."""

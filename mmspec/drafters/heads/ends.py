@@ -29,14 +29,12 @@ class TargetEnds:
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
-        """(batch, seq) int64 -> (batch, seq, hidden), not scaled as some families do it. An id
-        beyond the embedding, as some families' placeholders are, reads as 0."""
+        """(batch, seq) int64 -> (batch, seq, hidden), not scaled as some families do it."""
         weight = self.embedding.weight
         assert isinstance(weight, Tensor)
         if weight.is_meta or not weight.is_floating_point():  # kept elsewhere, or packed
             return self.embedding(ids)
-        ids = ids.to(weight.device)
-        return nn.functional.embedding(ids.where(ids < weight.shape[0], 0), weight)
+        return embedded(ids.to(weight.device), weight)
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., hidden) as after the final norm -> (..., vocab), as the target makes them; the
@@ -46,3 +44,9 @@ class TargetEnds:
         logits = self.head(states) if quick is None else quick(states)
         logits = logits[..., : self.vocab_size] * self._scale
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+
+
+def embedded(ids: Tensor, weight: Tensor) -> Tensor:
+    """(batch, seq) int64 -> (batch, seq, hidden). An id beyond the embedding `weight`, as some
+    families' placeholders are, reads as 0."""
+    return nn.functional.embedding(ids.where(ids < weight.shape[0], 0), weight)

@@ -51,6 +51,13 @@ class HeadGraphs:
             return self.graphs.score(_call(nodes), forward, mode=mode, model=self._watched)
 
 
+def as_one(*modules: nn.Module) -> nn.ModuleList:
+    """Modules as one, to be watched for changes; they stay as they are, in training or not."""
+    joined = nn.ModuleList(modules)
+    joined.training = False
+    return joined
+
+
 def recorder_as(target: Target, device: torch.device) -> Recorder | None:
     """One for forwards on `device` where the target's score calls are recorded; else None."""
     return None if target.graphs is None else target.graphs.recorder.another(device)

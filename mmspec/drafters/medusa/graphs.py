@@ -4,9 +4,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmspec.drafters.heads import TargetEnds
+from mmspec.drafters.heads import TargetEnds, as_one
 from mmspec.drafters.medusa.module import MedusaHead
 from mmspec.target.graphs import Computed, Recorder, ScoreGraphs
 
@@ -70,8 +70,7 @@ class MedusaGraphs:
         self.graphs = ScoreGraphs(recorder, ends.device, inputs=StateInputs)
         self._head = head
         self._ends = ends
-        self._watched = nn.ModuleList([head, ends.head])
-        self._watched.training = False  # the list alone: the others are as they are
+        self._watched = as_one(head, ends.head)
 
     def compute(self, states: Tensor, num_heads: int) -> Tensor | None:
         """As `MedusaHead.logits` of `states` (rows, hidden), (heads, rows, vocab); None where they

@@ -128,7 +128,7 @@ def test_weights_that_are_the_targets_own_are_not_kept_twice() -> None:
     head.embed_tokens.weight.copy_(model.get_input_embeddings().weight)  # type: ignore[union-attr]
     head.lm_head.weight.copy_(model.get_output_embeddings().weight)  # type: ignore[union-attr]
     engine = engine_of("llama", Eagle(head))
-    assert bound(other).head.num_bytes - bound(engine).head.num_bytes == 2 * 112 * 64 * 8
+    assert bound(other).head.num_weights - bound(engine).head.num_weights == 2 * 112 * 64
     assert head.embed_tokens is not None, "a user's module was changed"
     requests = requests_of("llama")
     assert_plain(engine, requests, engine.generate(requests))
