@@ -66,11 +66,11 @@ def collect_keys(
     probe = probe_state(target, tap=layer)
     fingerprint = states_fingerprint(target, tap=layer)
     with DatastoreWriter.open(folder) as writer:
-        if writer.manifest.dense is not None:
-            Datastore.open(folder, verify=False).check_target(fingerprint=fingerprint, probe=probe)
-        start = writer.manifest.dense.next_position if writer.manifest.dense else 0
-        store, total = Datastore.open(folder, verify=False), writer.manifest.next_position
-        if store.manifest.dense is None and store.manifest.num_tokens == 0:
+        store, total, start = Datastore.open(folder, verify=False), writer.manifest.next_position, 0
+        if store.manifest.dense is not None:
+            store.check_target(fingerprint=fingerprint, probe=probe)
+            start = store.manifest.dense.next_position
+        elif store.manifest.num_tokens == 0:
             raise DatastoreError(f"{folder}: holds no documents; expected one at least to read")
         batches = reader.read(store.documents_from(start), start)
         for first in batches:

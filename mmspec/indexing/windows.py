@@ -93,8 +93,8 @@ class TextReader:
         hidden = self._target.read(texts, taps=(self._tap,))
         positions, keys = [], []
         for window, states in zip(windows, hidden, strict=True):
-            kept = [n for n in range(window.first, len(window.tokens))]
-            kept = [n for n in kept if window.positions[n] >= start]
+            own = range(window.first, len(window.tokens))
+            kept = [n for n in own if window.positions[n] >= start]
             positions += [window.positions[n] for n in kept]
             keys.append(as_keys(states[self._tap][[len(self._lead) + n - 1 for n in kept]]))
         return KeyBatch(np.array(positions, np.int64), np.concatenate(keys))

@@ -110,5 +110,5 @@ class Appender:
             self.journal,
             finished=(*self.journal.finished, record),
             current=0,
-            checkpoint=Checkpoint(0, 0, 0),
+            checkpoint=Checkpoint(),
         )

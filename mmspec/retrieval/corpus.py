@@ -23,6 +23,7 @@ from mmspec.errors import DatastoreError
 from mmspec.retrieval.files import flush
 
 DOCUMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("position", "<u8")])
+SUFFIXES = (".tokens", ".documents", ".names")
 _BUFFER_BYTES = 2**20
 
 
@@ -65,6 +66,14 @@ class TokenFormat(NamedTuple):
         return self.dtype.itemsize
 
 
+class Checkpoint(NamedTuple):
+    """How much of an unfinished shard is on the disk for good."""
+
+    num_tokens: int = 0  # separators among them
+    num_documents: int = 0
+    names_bytes: int = 0
+
+
 class ShardWriter:
     """Appends documents to a shard's three files, with bounded memory.
 
@@ -72,10 +81,10 @@ class ShardWriter:
     writer that starts from there goes on as if it had never stopped.
     """
 
-    def __init__(self, stem: Path, *, vocab_size: int, at: "Checkpoint | None" = None) -> None:
+    def __init__(self, stem: Path, *, vocab_size: int, at: Checkpoint | None = None) -> None:
         self.vocab_size = vocab_size
         self._format = TokenFormat.of(vocab_size)
-        at = at or Checkpoint(0, 0, 0)
+        at = at or Checkpoint()
         self.num_tokens, self.num_documents = at.num_tokens, at.num_documents
         sizes = (at.num_tokens * self._format.width, at.num_documents * DOCUMENT.itemsize)
         self._files = []
@@ -106,7 +115,7 @@ class ShardWriter:
         self.num_tokens += len(tokens) + 1
         self.num_documents += 1
 
-    def checkpoint(self) -> "Checkpoint":
+    def checkpoint(self) -> Checkpoint:
         """Puts everything on the disk."""
         for file in self._files:
             flush(file)
@@ -115,17 +124,6 @@ class ShardWriter:
     def close(self) -> None:
         for file in self._files:
             file.close()
-
-
-class Checkpoint(NamedTuple):
-    """How much of an unfinished shard is on the disk for good."""
-
-    num_tokens: int  # separators among them
-    num_documents: int
-    names_bytes: int
-
-
-SUFFIXES = (".tokens", ".documents", ".names")
 
 
 class Shard:

@@ -23,6 +23,10 @@ class FileRecord:
     num_bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name:  # nothing outside of the folder is read
+            raise ValueError(f"file name {self.name!r}")
+
 
 def record_of(path: Path) -> FileRecord:
     """The record of a finished file."""

@@ -99,7 +99,7 @@ class GeneratedStore:
         tail = tuple(query[-max_match:])
         found: dict[int, GeneratedMatch] = {}
         for size, table in zip(reversed(_LEVELS), reversed(space.places), strict=True):
-            if len(tail) < size or size > max_match:
+            if len(tail) < size:
                 continue
             for place in reversed(_taken(table.get(hash(tail[-size:]), ()))):
                 if place not in found:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmspec.errors import DatastoreError
 from mmspec.retrieval.corpus import Checkpoint
 from mmspec.retrieval.files import write_atomically
-from mmspec.retrieval.manifest import FORMAT, SegmentRecord, parse_segment
+from mmspec.retrieval.manifest import FORMAT, SegmentRecord, parsed
 
 JOURNAL = "building.json"
 
@@ -53,14 +53,12 @@ def read_journal(folder: Path) -> Journal | None:
     path = folder / JOURNAL
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("format") != FORMAT:
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ValueError("another format")
-        values["finished"] = tuple(map(parse_segment, values["finished"]))
-        values["checkpoint"] = Checkpoint(*values["checkpoint"])
-        return Journal(**values)
+        return parsed(Journal, values)
     except FileNotFoundError:
         return None
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:  # what is no UTF-8 or no JSON, too
         raise DatastoreError(
             f"{path}: is not a journal of this version ({error!r}); delete it to start the "
             "unfinished build again"

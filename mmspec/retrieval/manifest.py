@@ -1,16 +1,18 @@
 """The manifest: the one file that says what a datastore holds, replaced whole at each commit."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mmspec.errors import DatastoreError
 from mmspec.retrieval.files import FileRecord, write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+T = TypeVar("T")
 _MENDED = "restore the folder from a copy, or build the datastore again"
 
 
@@ -23,7 +25,11 @@ class SegmentRecord:
     deleted: tuple[int, ...]  # documents that are marked as deleted
     num_documents: int  # the deleted ones not counted
     num_places: int  # that the suffix array holds
-    files: tuple[FileRecord, ...]
+    files: tuple[FileRecord, ...]  # the shard's, and last the suffix array
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise ValueError(f"segment {self.number} has no files")
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,8 @@ def read_manifest(folder: Path) -> Manifest:
             "the datastore again, or use the version of mmspec that made it"
         )
     try:
-        return _parsed(values)
-    except (KeyError, TypeError, ValueError) as error:
+        return parsed(Manifest, values)
+    except ValueError as error:
         raise DatastoreError(f"{path}: is not a manifest ({error!r}); {_MENDED}") from error
 
 
@@ -128,48 +134,31 @@ def commit_manifest(folder: Path, manifest: Manifest) -> Manifest:
     return committed
 
 
-def _parsed(values: dict[str, object]) -> Manifest:
-    given = dict(values)
-    segments = cast(list[dict[str, object]], given.pop("segments"))
-    dense = cast(dict[str, object] | None, given.pop("dense"))
-    _check_keys(given, Manifest, but=("segments", "dense"))
-    manifest = Manifest(
-        **given,  # type: ignore[arg-type]
-        segments=tuple(parse_segment(segment) for segment in segments),
-        dense=_dense(dense) if dense else None,
-    )
-    counts = (manifest.vocab_size, manifest.generation, manifest.next_number)
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"counts {counts}")
-    return manifest
+def parsed(kind: type[T], value: object) -> T:
+    """A dataclass from JSON. Raises ValueError where a key is missing or not known, or a value is
+    of another type."""
+    hints = get_type_hints(kind)
+    if not isinstance(value, dict) or value.keys() != hints.keys():
+        keys = sorted(value.keys() ^ hints.keys()) if isinstance(value, dict) else repr(value)
+        raise ValueError(f"{kind.__name__}: {keys}")
+    return kind(**{name: _value(hint, value[name], name) for name, hint in hints.items()})
 
 
-def parse_segment(values: dict[str, object]) -> SegmentRecord:
-    """From JSON. Raises KeyError, TypeError or ValueError for anything else."""
-    given = dict(values)
-    files = cast(list[dict[str, object]], given.pop("files"))
-    given["deleted"] = tuple(cast(list[int], given["deleted"]))
-    _check_keys(given, SegmentRecord, but=("files",))
-    return SegmentRecord(**given, files=tuple(map(_file, files)))  # type: ignore[arg-type]
-
-
-def _dense(values: dict[str, object]) -> DenseRecord:
-    given = dict(values)
-    file = _file(cast(dict[str, object], given.pop("file")))
-    given["probe"] = tuple(cast(list[float], given["probe"]))
-    _check_keys(given, DenseRecord, but=("file",))
-    return DenseRecord(**given, file=file)  # type: ignore[arg-type]
-
-
-def _file(values: dict[str, object]) -> FileRecord:
-    _check_keys(values, FileRecord)
-    record = FileRecord(**values)  # type: ignore[arg-type]
-    if Path(record.name).name != record.name:  # nothing outside of the folder is read
-        raise ValueError(f"file name {record.name!r}")
-    return record
-
-
-def _check_keys(given: dict[str, object], kind: type, *, but: tuple[str, ...] = ()) -> None:
-    expected = {field.name for field in fields(kind)} - set(but)
-    if given.keys() != expected:
-        raise ValueError(f"{kind.__name__}: keys {sorted(given.keys() ^ expected)}")
+def _value(kind: Any, value: object, name: str) -> object:
+    """As the field `name` of a dataclass has it."""
+    if isinstance(kind, UnionType):  # something or None
+        return None if value is None else _value(get_args(kind)[0], value, name)
+    if is_dataclass(kind):
+        return parsed(kind, value)
+    if get_origin(kind) is tuple:  # of any length
+        if isinstance(value, list):
+            return tuple(_value(get_args(kind)[0], one, name) for one in value)
+    elif hasattr(kind, "_fields"):  # a NamedTuple of numbers
+        if isinstance(value, list) and len(value) == len(kind._fields):
+            return kind(*(_value(int, one, name) for one in value))
+    elif kind is int:
+        if type(value) is int and value >= 0:
+            return value
+    elif isinstance(value, (int, float) if kind is float else kind):
+        return value
+    raise ValueError(f"{name}: {value!r}")

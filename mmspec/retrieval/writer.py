@@ -20,12 +20,7 @@ from mmspec.retrieval.deleting import without_documents
 from mmspec.retrieval.dense_keys import KeyBatch, with_keys, without_keys
 from mmspec.retrieval.files import full_disk_told
 from mmspec.retrieval.journal import JOURNAL, Journal, read_journal, write_journal
-from mmspec.retrieval.manifest import (
-    MANIFEST,
-    Manifest,
-    commit_manifest,
-    read_manifest,
-)
+from mmspec.retrieval.manifest import MANIFEST, Manifest, commit_manifest, read_manifest
 from mmspec.retrieval.merging import with_segments, without_deleted
 from mmspec.retrieval.segment import stem_of
 from mmspec.retrieval.store_folder import locked, make_folder, sweep
@@ -107,9 +102,7 @@ class DatastoreWriter:
 
     def close(self) -> None:
         """Gives the lock back. What was appended and not committed waits for the same inputs."""
-        if self._appender is not None:
-            self._appender.close()
-            self._appender = None
+        self._stop_adding()
         self._lock.release()
 
     def begin(
@@ -125,6 +118,7 @@ class DatastoreWriter:
         """
         if not 2 <= segment_tokens < 2**32 - 1:
             raise DatastoreError(f"segment_tokens={segment_tokens}: expected 2 .. 2^32 - 2")
+        self._stop_adding()
         with self._full_disk_told():
             journal = None if fresh else self._unfinished()
             if not fresh and journal is None and inputs and inputs == self.manifest.inputs:
@@ -241,6 +235,12 @@ class DatastoreWriter:
                 self._commit(manifest)
         return self.manifest
 
+    def _stop_adding(self) -> None:
+        """Appends no more. Before another begins: what this one has in memory it writes now."""
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
+
     def _new_journal(self, inputs: str, segment_tokens: int) -> Journal:
         manifest = self.manifest
         return Journal(
@@ -254,7 +254,7 @@ class DatastoreWriter:
             next_position=manifest.next_position,
             finished=(),
             current=0,
-            checkpoint=Checkpoint(0, 0, 0),
+            checkpoint=Checkpoint(),
         )
 
     def _unfinished(self) -> Journal | None:

@@ -1,5 +1,6 @@
 """DatastoreWriter and Datastore: commits, damage, wrong targets, two at once, full disks, kills."""
 
+import copy
 import json
 import os
 import random
@@ -8,17 +9,20 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from stores import TOKENIZER, VOCAB, add, documents
 
 import mmspec
 from mmspec.errors import DatastoreError
-from mmspec.retrieval import merging
+from mmspec.retrieval import KeyBatch, merging
 from mmspec.retrieval.corpus import Document
 from mmspec.retrieval.datastore import Datastore
-from mmspec.retrieval.journal import read_journal
+from mmspec.retrieval.journal import JOURNAL, read_journal
 from mmspec.retrieval.manifest import MANIFEST, read_manifest
 from mmspec.retrieval.writer import DatastoreWriter
 
@@ -254,6 +258,64 @@ def test_a_broken_manifest_is_refused(folder: Path, text: str) -> None:
     (folder / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(DatastoreError, match=MANIFEST):
         Datastore.open(folder)
+
+
+def places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of all values of a JSON text, the whole first."""
+    yield path
+    pairs = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in pairs:
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@pytest.mark.parametrize("wrong", [{"a": 1}, ["x"], -1])
+@pytest.mark.parametrize("name", [MANIFEST, JOURNAL])
+def test_a_value_of_another_kind_is_refused(folder: Path, name: str, wrong: Any) -> None:
+    """Wherever it stands."""
+    with DatastoreWriter.open(folder) as writer:
+        writer.add_keys(
+            [KeyBatch(np.arange(2), np.eye(2, 4, dtype=np.float32))],
+            dim=4, fingerprint="f", probe=(1.0, 0.0, 0.0, 0.0),
+        )  # fmt: skip
+        writer.begin(inputs="more", segment_tokens=8)
+        for document in documents([[1, 2, 3, 4]] * 3, prefix="more"):
+            writer.append(document)
+        assert writer._appender is not None
+        writer._appender.checkpoint()
+    values = json.loads((folder / name).read_text())
+    for path in places(values):
+        mended = copy.deepcopy(values)
+        place: Any = mended
+        for key in path[:-1]:
+            place = place[key]
+        if path and not (wrong == -1 and "probe" in path):  # a number like any other
+            place[path[-1]] = wrong
+            (folder / name).write_text(json.dumps(mended))
+            with pytest.raises(DatastoreError, match=name):
+                read_journal(folder) if name == JOURNAL else read_manifest(folder)
+
+
+def test_begun_again_an_add_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    """What the first attempt still held in memory does not get into the file any more."""
+    first, lost, second = (documents([[n, 7, 8]] * 2, prefix=f"{n}") for n in range(3))
+    folder = tmp_path / "twice"
+    with DatastoreWriter.create(folder, tokenizer=TOKENIZER, vocab_size=VOCAB) as writer:
+        writer.begin(inputs="same")
+        for document in first:
+            writer.append(document)
+        assert writer._appender is not None
+        writer._appender.checkpoint()
+        for document in lost:
+            writer.append(document)
+        assert writer.begin(inputs="same") == 2
+        writer.append(second[0])
+        writer.commit()
+    expected = add(tmp_path / "once", [*first, second[0]])
+    assert ids(Datastore.open(folder)) == ids(expected)
+    Datastore.open(folder).check_integrity()
 
 
 def test_a_manifest_names_files_of_its_own_folder_only(folder: Path) -> None:
