@@ -181,11 +181,7 @@ class _Attachment:
             try:
                 found = split_output(output, unknown)
             except FeatureError:
-                if (
-                    items[0].start == start
-                    and items[-1].stop == stop
-                    and len(unknown) == len(items)
-                ):
+                if is_all and not self._source.is_partial(kind, start, stop):
                     return output  # the model asked for exactly this
                 raise
             for item, features in zip(unknown, found, strict=True):

@@ -14,9 +14,8 @@ from mmspec.kv.state_slots import StateSlots
 Buffers = Sequence[tuple[Tensor, Tensor] | None]
 """Keys and values by layer, each (slots, kv_heads, head_dim); None for a layer that keeps none."""
 
-_STEPS = (
-    4  # sizes from one power of two to the next: at most a quarter of a buffer is not asked for
-)
+# Sizes from one power of two to the next: at most a quarter of a buffer is not asked for.
+_STEPS = 4
 
 
 class BufferPool:

@@ -39,10 +39,8 @@ class ViewSize:
     def chosen(self, length: int, *, logged: int = 0) -> int:
         """Tokens chosen of a row of `length`, whose queries take as much as `logged` tokens; 0
         where that is not worth while."""
-        affordable = int(length * self.max_share) - self.recent - self.room - logged
-        if self.max_share >= 1.0:
-            affordable = length
-        chosen = min(self.budget, affordable, length)
+        share = int(length * self.max_share) - self.recent - self.room - logged
+        chosen = min(self.budget, length, share if self.max_share < 1.0 else length)
         return chosen if chosen >= min(_LEAST_CHOSEN, self.budget, length) else 0
 
 
@@ -51,7 +49,6 @@ class _Shown:
     """What a view row shows of its source row."""
 
     row: int
-    media: Sequence[range]
     chosen: int  # tokens that the policy chooses
     seen: int = 0  # committed tokens of the source row that the view knows of
     epoch: int = -1  # of the source row at that time; -1: nothing was chosen yet
@@ -84,14 +81,19 @@ class KVView(KVCache):
         self.policy = policy
         self.size = size
         self._newest_only = tuple(newest_only) or (False,) * len(source.flat_layers)
+        self.token_bytes = 0  # of one token's keys and values in all layers, once a row is followed
         self._shown: dict[int, _Shown] = {}  # by source row
         self._media: dict[int, Sequence[range]] = {}  # of the rows that are followed
 
     # Rows
 
     def follow(self, source_row: int, *, media: Sequence[range] = ()) -> None:
-        """The row will be asked for; nothing is gathered before the first `catch_up`."""
+        """The row, which holds its prompt, will be asked for; nothing is gathered before the first
+        `catch_up`."""
         self._media[source_row] = media
+        self.token_bytes = sum(
+            math.prod(buffer.shape[1:]) * buffer.element_size() for buffer in self.source.buffers
+        )
 
     def unfollow(self, source_row: int) -> None:
         """Frees the row's slots; the last row gives the memory back."""
@@ -165,22 +167,12 @@ class KVView(KVCache):
         return self.token_bytes * (length + 4 * chosen) // 2
 
     @property
-    def token_bytes(self) -> int:
-        """Of one token's keys and values in all layers."""
-        return sum(
-            math.prod(buffer.shape[1:]) * buffer.element_size()
-            for layer, _ in self._layers()
-            for buffer in (layer.keys, layer.values)
-        )
-
-    @property
     def lasts_tokens(self) -> int:
         """Tokens of text after which all is chosen anew, at the latest."""
         every = self.policy.refresh_every
         return self.size.recent if every is None else min(self.size.recent, every)
 
     def _open(self, source_row: int, length: int) -> _Shown | None:
-        media = self._media[source_row]
         old = self._shown.pop(source_row, None)
         if old is not None:
             self.close(old.row)
@@ -191,7 +183,7 @@ class KVView(KVCache):
             return None
         row = self.open(chosen + self.size.recent + self.size.room)
         self.cross.share(row, self.source.cross, source_row)
-        self._shown[source_row] = shown = _Shown(row, media, chosen)
+        self._shown[source_row] = shown = _Shown(row, chosen)
         return shown
 
     def _logged_tokens(self, source_row: int) -> int:
@@ -233,7 +225,7 @@ class KVView(KVCache):
             return newest.unsqueeze(0)
         log = self.source.queries
         queries = None if log is None else log.read(source_row, index)
-        return self.policy.choose(LayerState(keys, queries, shown.media), shown.chosen)
+        return self.policy.choose(LayerState(keys, queries, self._media[source_row]), shown.chosen)
 
     def _join(self, source_row: int, shown: _Shown, start: int, stop: int) -> None:
         region, of = self._regions.rows[shown.row], self.source.region(source_row)
