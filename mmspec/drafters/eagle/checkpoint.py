@@ -87,11 +87,12 @@ def _vocabulary(
 ) -> dict[str, Tensor]:
     """d2t and t2d, either of which says the other; neither is needed where nothing is left out."""
     size, vocab_size = config.draft_vocab_size, config.block.vocab_size
-    steps = torch.arange(size)
+    steps, name = torch.arange(size), "d2t"
     if "d2t" in tensors:
         offsets = tensors["d2t"].long()
     elif "t2d" in tensors:
-        offsets = tensors["t2d"].bool().nonzero().squeeze(1)[:size] - steps
+        name, known = "what is True in t2d", tensors["t2d"].bool().nonzero().squeeze(1)[:size]
+        offsets = known - steps[: known.shape[0]]
     elif size == vocab_size:
         offsets = torch.zeros_like(steps)
     else:
@@ -99,7 +100,7 @@ def _vocabulary(
             f"{who}: {size} of the target's {vocab_size} tokens are drafted, but no d2t says which"
         )
     if offsets.shape != (size,):
-        raise ConfigError(f"{who}: d2t has the shape {tuple(offsets.shape)}, expected ({size},)")
+        raise ConfigError(f"{who}: {name} has the shape {tuple(offsets.shape)}, expected ({size},)")
     ids = offsets + steps
     if not bool(((ids >= 0) & (ids < vocab_size)).all()):
         raise ConfigError(

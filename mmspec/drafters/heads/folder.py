@@ -50,9 +50,8 @@ class HeadFolder:
                 return HeadFolder(place, config, _tensors(whole))
             index = _found(place, f"{name}.index.json", revision)
             if index is not None:
-                parts = sorted(set(json.loads(index.read_text())["weight_map"].values()))
                 tensors: dict[str, Tensor] = {}
-                for part in parts:
+                for part in _parts(index):
                     shard = _found(place, part, revision)
                     if shard is None:
                         raise ModelError(f"{path}: {part}, which its index names, is not there")
@@ -117,6 +116,14 @@ def _found(place: str, name: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
+def _parts(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index}: expected a JSON object with a weight_map: {error!r}") from error
+
+
 def _tensors(file: Path) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
@@ -124,7 +131,6 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, by what is wrong with the file
         raise ModelError(f"{file}: cannot be read: {error}") from error
-    tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
-    if len(tensors) != len(loaded):
-        raise ModelError(f"{file}: expected a dict of tensors")
-    return tensors
+    if isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values()):
+        return loaded
+    raise ModelError(f"{file}: expected a dict of tensors")

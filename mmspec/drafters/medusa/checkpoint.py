@@ -48,7 +48,7 @@ def load(folder: str | Path, *, revision: str | None = None) -> MedusaHead:
             raise ConfigError(
                 f"{folder}: a token_map, but no vocab_size in config.json; expected the target's"
             )
-        if lm_heads[0].shape[0] > token_map.shape[0]:
+        if next(iter(lm_heads.values())).shape[0] > token_map.shape[0]:
             lm_heads = {head: weight[token_map] for head, weight in lm_heads.items()}
     elif lm_heads:
         vocab_size = next(iter(lm_heads.values())).shape[0]

@@ -262,6 +262,8 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     refused(less, r"missing: norm\.weight")
     refused({**tensors, "d2t": tensors["d2t"] + 40}, "d2t leads to tokens")
     refused({**tensors, "d2t": tensors["d2t"][:-1]}, r"d2t has the shape \(89,\), expected \(90,\)")
+    short = {name: t for name, t in tensors.items() if name != "d2t"}
+    refused({**short, "t2d": tensors["t2d"].clone().fill_(False)}, r"t2d has the shape \(0,\)")
     both = {name: t for name, t in tensors.items() if name not in ("d2t", "t2d")}
     refused(both, "90 of the target's 112 tokens are drafted, but no d2t says which")
 
@@ -276,6 +278,22 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         load(tmp_path)
     assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": ["model-1.safetensors"]}'])
+def test_an_index_that_cannot_be_read_is_told(tmp_path: Path, index: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=r"index\.json: .*weight_map"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("stored", [torch.ones(2), {"fc.weight": 3}, [torch.ones(2)]])
+def test_a_file_of_anything_but_tensors_is_told(tmp_path: Path, stored: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    torch.save(stored, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="expected a dict of tensors"):
+        load(tmp_path)
 
 
 def test_a_head_of_another_target_is_refused() -> None:
