@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -66,12 +67,11 @@ class BoundCascade:
             for session, tokens in zip(own, texts, strict=True)
         ]
         begun, time_s = [run for run in runs if run is not None], time.perf_counter()
-        try:
+        with ExitStack() as at_end:  # each run's, also where another's fails
+            for run in begun:
+                at_end.callback(run.take_back)
             while active := [run for run in begun if not run.is_done]:
                 self._advance(active)
-        finally:
-            for run in begun:
-                run.take_back()
         self.cost.observe(time.perf_counter() - time_s, sum(run.num_forwards for run in begun))
         return [
             self._without_view(session, tokens, budget)

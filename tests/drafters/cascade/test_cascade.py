@@ -13,6 +13,7 @@ from ragged import target_of
 import mmspec
 from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter, RevisableSession
 from mmspec.drafters.cascade import BoundCascade, Cascade
+from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -239,6 +240,23 @@ def test_a_lower_level_that_fails_costs_no_token(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(session, "propose", failing)
     assert_plain(engine, requests, engine.generate(requests))
     assert 9 < calls[0] <= 9 + len(requests), "for each row alone once more, and then no more"
+
+
+def test_a_row_is_taken_back_also_where_another_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a view of everything all is accepted, unless a row's last draft is left in its view."""
+    engine, requests = engine_of("llama", WHOLE), requests_of("llama")
+    take_back, failed = Run.take_back, list[int]()
+
+    def fails_once(run: Run) -> None:
+        take_back(run)
+        if not failed:
+            failed.append(run.placement.row)
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(Run, "take_back", fails_once)
+    results = engine.generate(requests)
+    assert failed and acceptance(results) == 1.0
+    assert_plain(engine, requests, results)
 
 
 def test_it_is_built_from_a_config() -> None:
