@@ -1,11 +1,11 @@
 """The whole trie of some continuations, built at once: what the lazy one must agree with."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import NamedTuple
 
-from mmspec.retrieval.continuations import MAX_PLACES, SOURCE_WEIGHTS, Continuation
+from mmspec.retrieval.continuations import MAX_PLACES, Continuation
 
 
 @dataclass
@@ -31,20 +31,14 @@ class TrieNode(NamedTuple):
     distance: float | None = None  # the least of the places that support it by hidden states
 
 
-def build_trie(
-    continuations: Iterable[Continuation],
-    *,
-    limit: int = MAX_PLACES,
-    sources: Mapping[str, float] = SOURCE_WEIGHTS,
-) -> tuple[TrieNode, ...]:
+def build_trie(continuations: Iterable[Continuation]) -> tuple[TrieNode, ...]:
     """Merges continuations into nodes in depth-first order, the heaviest child first.
 
-    Of more than `limit` continuations the heaviest count, among equals the first. `sources` are
-    the weights of places by source. Raises KeyError for a source that is not among them.
+    Of more than `MAX_PLACES` continuations the heaviest count, among equals the first.
     """
-    weighted = [(one.weight(sources), one) for one in continuations]
-    if len(weighted) > limit:
-        weighted = nlargest(limit, weighted, key=lambda pair: pair[0])
+    weighted = [(one.weight(), one) for one in continuations]
+    if len(weighted) > MAX_PLACES:
+        weighted = nlargest(MAX_PLACES, weighted, key=lambda pair: pair[0])
     root = _Node()
     for weight, continuation in weighted:
         _add(root, continuation, weight)

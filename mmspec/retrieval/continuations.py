@@ -25,7 +25,7 @@ class Continuation(NamedTuple):
     distance: float | None = None  # of hidden states, squared, 0 .. 4; None: matched by tokens
     origin: int = -1  # where its source found it, as the source counts; -1: it does not say
 
-    def weight(self, sources: Mapping[str, float] = SOURCE_WEIGHTS) -> float:
+    def weight(self) -> float:
         """(match length)^2: a longer match knows more of the context, and several shorter ones
         that agree still count. Neighbours weigh exp(-distance / scale) (kNN-LM, arXiv 1911.00172,
         eq. 2), or their matching tokens, whichever is more."""
@@ -33,4 +33,4 @@ class Continuation(NamedTuple):
         if self.distance is not None:
             near = exp(-max(self.distance, 0.0) / _DENSE_SCALE)
             weight = max(weight, _DENSE_MATCH**2 * near)
-        return sources[self.source] * weight
+        return SOURCE_WEIGHTS[self.source] * weight

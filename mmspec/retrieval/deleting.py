@@ -11,7 +11,7 @@ from mmspec.retrieval.segment import mark_deleted, stem_of
 
 @dataclass(frozen=True)
 class Deletion:
-    """What came of it. Nothing is committed."""
+    """What deleting some documents changes; nothing is committed yet."""
 
     manifest: Manifest  # without the documents
     found: frozenset[str]  # ids

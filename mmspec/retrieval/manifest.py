@@ -148,7 +148,7 @@ def _value(kind: Any, value: object, name: str) -> object:
     """As the field `name` of a dataclass has it."""
     if isinstance(kind, UnionType):  # something or None
         return None if value is None else _value(get_args(kind)[0], value, name)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return parsed(kind, value)
     if get_origin(kind) is tuple:  # of any length
         if isinstance(value, list):

@@ -3,11 +3,11 @@
 Best-first drafting looks at a few dozen nodes of the hundreds that a dozen places span.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from heapq import nlargest
 from typing import NamedTuple
 
-from mmspec.retrieval.continuations import MAX_PLACES, SOURCE_WEIGHTS, Continuation
+from mmspec.retrieval.continuations import MAX_PLACES, Continuation
 
 
 class Branch(NamedTuple):
@@ -21,19 +21,13 @@ class Branch(NamedTuple):
 
 
 class Trie:
-    """Of more than `limit` continuations the heaviest count, among equals the first."""
+    """Of more than `MAX_PLACES` continuations the heaviest count, among equals the first."""
 
-    def __init__(
-        self,
-        continuations: Sequence[Continuation],
-        *,
-        limit: int = MAX_PLACES,
-        sources: Mapping[str, float] = SOURCE_WEIGHTS,
-    ) -> None:
-        """`sources`: the weights of places by source. Raises KeyError for one that lacks there."""
-        weighted = [(one.weight(sources), one) for one in continuations]
-        if len(weighted) > limit:
-            weighted = nlargest(limit, weighted, key=lambda pair: pair[0])
+    def __init__(self, continuations: Sequence[Continuation]) -> None:
+        """Raises KeyError for a source that is not among `SOURCE_WEIGHTS`."""
+        weighted = [(one.weight(), one) for one in continuations]
+        if len(weighted) > MAX_PLACES:
+            weighted = nlargest(MAX_PLACES, weighted, key=lambda pair: pair[0])
         self.continuations = [one for _, one in weighted]  # that a branch's places count
         self._weights = [weight for weight, _ in weighted]
         self._tokens = [one.tokens for one in self.continuations]

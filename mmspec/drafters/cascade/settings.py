@@ -2,13 +2,14 @@
 
 from copy import copy
 from dataclasses import replace
+from functools import partial
 
 from mmspec.drafters.base import Drafter, DrafterForTarget, TappingDrafter
 from mmspec.drafters.cascade.drafter import BoundCascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.glide import Glide
 from mmspec.drafters.layer_skip import LayerSkip
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 
@@ -36,13 +37,10 @@ class Cascade:
         draw="sample" it is always `max_depth` long, whatever forwards that takes.
         Raises ConfigError for values that make no sense.
         """
-        for name, value in (
-            ("max_depth", max_depth),
-            ("max_forwards", max_forwards),
-            ("lower_nodes", lower_nodes),
-        ):
-            if value < 1:
-                raise ConfigError(f"{_NAME}.{name}={value}: expected at least 1")
+        check = partial(check_setting, _NAME)
+        check("max_depth", max_depth >= 1, max_depth, "at least 1")
+        check("max_forwards", max_forwards >= 1, max_forwards, "at least 1")
+        check("lower_nodes", lower_nodes >= 1, lower_nodes, "at least 1")
         if isinstance(lower, CompressedKV | Cascade):
             raise ConfigError(f"{_NAME}.lower={lower.name}: expected one cheaper than the view")
         if isinstance(lower, Glide | LayerSkip):

@@ -1,7 +1,9 @@
 """Lookahead: drafts of n-grams that the target has found by itself; nothing to train or load."""
 
+from functools import partial
+
 from mmspec.drafters.lookahead.session import LookaheadSession
-from mmspec.errors import ConfigError
+from mmspec.errors import check_setting
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 
@@ -25,13 +27,10 @@ class Lookahead:
         the budget is smaller the n-grams have half of it at most and the window has as few columns
         as fit. `pool_from_prompt` adds the n-grams of the prompt and of the text to those that the
         window finds. Raises ConfigError."""
-        for key, value, least in (
-            ("window", window, 1),
-            ("ngram", ngram, 2),
-            ("guess_set", guess_set, 1),
-        ):
-            if value < least:
-                raise ConfigError(f"drafter.lookahead.{key}={value}: expected {least} or more")
+        check = partial(check_setting, "drafter.lookahead")
+        check("window", window >= 1, window, "1 or more")
+        check("ngram", ngram >= 2, ngram, "2 or more")
+        check("guess_set", guess_set >= 1, guess_set, "1 or more")
         self.window = window
         self.ngram = ngram
         self.guess_set = guess_set

@@ -88,12 +88,10 @@ def test_visual_without_attention_thins_evenly_and_without_media_is_a_window() -
 
 
 def test_composed_keeps_what_its_parts_keep_and_fills_up_with_the_newest() -> None:
-    policy = Composed([Window(sinks=2), SnapKV(watched_queries=2, kernel=1)], shares=[0.5, 0.5])
+    policy = Composed([Window(sinks=2), SnapKV(watched_queries=2, kernel=1)])
     # 0 1 18 19 of the window; 7 5 18 19 of the other: two places are left, for 16 and 17.
     assert kept(policy, state([7, 5], [7, 5]), 8) == [[0, 1, 5, 7, 16, 17, 18, 19]] * 2
     assert (policy.watched_queries, policy.refresh_every) == (2, None)
-    uneven = Composed(policy.parts, shares=[0.25, 0.75])  # of the window 0 and 1 alone
-    assert kept(uneven, state([9, 7, 5, 3], [9, 7, 5, 3]), 8) == [[0, 1, 3, 5, 7, 9, 18, 19]] * 2
     pacing = Composed([Window(), TopKChunks(refresh_every=3), TopKChunks(refresh_every=5)])
     assert pacing.refresh_every == 3
 
