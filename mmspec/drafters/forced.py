@@ -31,7 +31,7 @@ class Forced:
 
 
 class ForcedSession:
-    """One request's."""
+    """One request's drafting of forced tokens."""
 
     def __init__(self, drafter: Forced, processors: Sequence[ForcingProcessor]) -> None:
         self._drafter = drafter

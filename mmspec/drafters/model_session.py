@@ -1,4 +1,4 @@
-"""ModelSession: what one request's session is, whatever model drafts."""
+"""ModelSession: what the draft sessions have in common whose drafter runs a model."""
 
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
@@ -17,14 +17,15 @@ class ModelDrafter(BatchDrafter, Protocol):
 
     @property
     def cost(self) -> ForwardCost | None:
-        """Of one of them, where a longer proposal takes more of them."""
+        """What one forward costs; None where a proposal is one forward, however long."""
 
 
 D = TypeVar("D", bound=ModelDrafter)
 
 
 class ModelSession(Generic[D]):
-    """Asks through its drafter, and learns from what the target chose."""
+    """One request's: it proposes through its drafter, which may take several requests together, and
+    learns from what the target chose how often the drafter's tokens are accepted."""
 
     def __init__(self, drafter: D, guide: DraftGuide) -> None:
         self.guide = guide
@@ -52,4 +53,4 @@ class ModelSession(Generic[D]):
             proposal.teach(self.calibration, verdict.tokens)
 
     def close(self) -> None:
-        """Where nothing is the session's own."""
+        """For sessions that hold nothing to give back."""

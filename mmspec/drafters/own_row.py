@@ -6,8 +6,8 @@ from mmspec.kv import KVCache
 
 
 class OwnRow:
-    """In a cache that holds the rows of all of a drafter's sessions, whatever call or thread they
-    belong to. It is opened once, when there is something to write."""
+    """A session's row of its drafter's cache, which holds the rows of all sessions, whatever call
+    or thread they belong to. It is opened once, when there is something to write."""
 
     def __init__(self, cache: KVCache, lock: AbstractContextManager[bool]) -> None:
         """`lock` is held while the cache is read or written; it can be taken again."""
@@ -22,7 +22,7 @@ class OwnRow:
 
     @property
     def number(self) -> int:
-        """The cache's."""
+        """The row's number in the cache."""
         assert self._number is not None, "nothing was read"
         return self._number
 

@@ -45,7 +45,7 @@ class LevelSlots:
 
 
 class Levels:
-    """Those of one call, of nodes whose slots were taken."""
+    """The levels of one forward's nodes, each with the slots that it reads and writes."""
 
     def __init__(self, each: Sequence[Sequence[Entry]], *, batch: int, width: int) -> None:
         """`width`: nodes of a row, padding included."""

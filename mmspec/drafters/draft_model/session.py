@@ -108,7 +108,7 @@ class DraftModelSession(ModelSession["BoundDraftModel"]):
             path = held_path(written, self.missing[:-1])
             self._cache.commit({self.placement.row: path})
             self.num_cached += len(path)
-        if not self._fits:
+        if not self._has_room(0):
             self._begin_again()
 
     def wrote(self, written: TokenTree) -> None:
@@ -137,13 +137,8 @@ class DraftModelSession(ModelSession["BoundDraftModel"]):
         self._placement = prefill.placement
         self._num_prompt = self._cache.length(row)
 
-    @property
-    def _fits(self) -> bool:
-        """Whether the text's positions, its tree's included, lie within the model's context."""
-        return self._has_room(0)
-
     def _has_room(self, more: int) -> bool:
-        """The same with so many ids more."""
+        """Whether the text with so many ids more, and a tree behind it, fits the context."""
         last = self._num_prompt + len(self.wording.ids) + more
         return last + max(self.placement.position_offsets) <= self._drafter.num_readable
 

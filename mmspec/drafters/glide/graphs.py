@@ -10,8 +10,8 @@ from mmspec.target.graphs import Bucket, Computed, ScoreCall, StaticInputs
 
 
 class GlideGraphs:
-    """Of one head, whose calls come one after the other. What is seen of the target's cache has
-    inputs of its own, of the same rows and nodes."""
+    """The recorded graphs of one head; not for two threads at once. What is seen of the target's
+    cache has inputs of its own, of the same rows and nodes."""
 
     def __init__(self, graphs: HeadGraphs, head: HeadForTarget) -> None:
         self._graphs = graphs

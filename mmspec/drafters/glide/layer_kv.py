@@ -10,7 +10,7 @@ from mmspec.target import Target
 
 
 class LayerKV(NamedTuple):
-    """Of one token, in one layer."""
+    """What a target keeps of one token in one layer."""
 
     kv_heads: int
     key_dim: int

@@ -19,7 +19,7 @@ _PAIRED = (
 
 @dataclass(frozen=True)
 class CrossRope:
-    """Of the target's keys in one of its layers.
+    """The rotation of the target's keys in one of its layers.
 
     The cache holds keys that are rotated already, so a query must be rotated as the target's own
     queries are, by the position of its token: then what it sees of a key depends on the distance

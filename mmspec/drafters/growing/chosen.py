@@ -1,4 +1,4 @@
-"""How settings have a session's next tree grow, and what is proposed of it."""
+"""From a drafter's settings to the way a session's next tree grows, and what is proposed of it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from mmspec.tree import TokenTree
 
 
 class TreeSession(Protocol):
-    """One request's, as far as its trees depend on it."""
+    """A draft session, as far as its trees depend on it."""
 
     num_draws: int  # from q, over all proposals
 

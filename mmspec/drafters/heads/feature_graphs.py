@@ -12,7 +12,7 @@ _FEATURES = 0  # what of `Computed.hidden_states` they are
 
 
 class FeatureGraphs:
-    """Of one head, whose calls come one after the other."""
+    """The recorded graphs of one head; not for two threads at once."""
 
     def __init__(self, graphs: HeadGraphs, head: FeatureHead) -> None:
         self._graphs = graphs

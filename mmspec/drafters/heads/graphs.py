@@ -19,7 +19,7 @@ that differ from call to call it reads nothing else but tensors that stay where 
 
 
 class HeadGraphs:
-    """Of one head, whose calls come one after the other."""
+    """The recorded graphs of one head; not for two threads at once."""
 
     def __init__(self, recorder: Recorder, device: torch.device, watched: nn.Module) -> None:
         """`watched`: the modules that it computes by, whose change ends all graphs."""

@@ -12,7 +12,7 @@ from mmspec.errors import ConfigError
 
 
 class Rotation(NamedTuple):
-    """Of some tokens; in the dtype of what is rotated."""
+    """Rotations of some tokens, in the dtype of what is rotated."""
 
     cos: Tensor  # (batch, 1, seq, head_dim)
     sin: Tensor  # (batch, 1, seq, head_dim)

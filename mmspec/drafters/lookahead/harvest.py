@@ -8,7 +8,7 @@ _KEPT = 0.98  # of what is known, a proposal later: hope comes back
 
 
 class Harvest:
-    """Tokens accepted that no n-gram of the text would have brought, by columns scored."""
+    """Accepted tokens that the window alone has found, against the columns that were scored."""
 
     def __init__(self) -> None:
         self._tokens = 0.0

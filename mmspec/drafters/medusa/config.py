@@ -6,8 +6,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MedusaHeadConfig:
-    """Of `num_heads` heads; head k, from 0 on, says the token that comes k + 1 places after the one
-    that the target's own head says."""
+    """A set of `num_heads` heads. Head k, from 0 on, predicts the token that comes k + 1 places
+    after the one that the target's own head predicts."""
 
     hidden_size: int  # of the target's states
     vocab_size: int | None  # the target's; None: whatever it is, where its lm_head speaks

@@ -64,7 +64,7 @@ class StateInputs:
 
 
 class MedusaGraphs:
-    """Of one set of heads, whose calls come one after the other."""
+    """The recorded graphs of one set of heads; not for two threads at once."""
 
     def __init__(self, recorder: Recorder, head: MedusaHead, ends: TargetEnds) -> None:
         self.graphs = ScoreGraphs(recorder, ends.device, inputs=StateInputs)

@@ -9,7 +9,7 @@ from mmspec.retrieval.suffix_sort import DEPTH
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one look-up. Raises ConfigError for values that mean nothing."""
+    """Bounds of one look-up. Raises ConfigError for values that make no sense."""
 
     max_places: int = 16  # of each source; of all together the 32 that say most are kept
     min_match: int = 2  # tokens that must agree before anything is copied
