@@ -1,7 +1,7 @@
 """Source: somewhere that continuations of a text are found."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class Query(NamedTuple):
     # so it belongs to the place of tail[-2]; of the layers in `Source.taps`, {} where nobody taps
 
 
-class Source(Protocol):
+class Source:
     """Shared by all requests of an engine and asked by one thread at a time; what it knows of a
     request is in the query. A source inherits from it what it has no use for."""
 
@@ -30,6 +30,7 @@ class Source(Protocol):
         """What may follow each query's `tail`, the best first: up to 32 continuations of at most
         `length` tokens. One that was found by its hidden state alone has to agree with the token
         just chosen: its own first token is `tail[-1]`, and what is given are those after it."""
+        raise NotImplementedError
 
     def was_useful(self, continuation: Continuation) -> None:
         """Tokens of a continuation that `find` gave were accepted."""
