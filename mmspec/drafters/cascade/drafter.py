@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.asking import propose_all
-from mmspec.drafters.base import Drafter, DraftSession, RecordedDrafter, WatchingDrafter
+from mmspec.drafters.base import (
+    Drafter,
+    DraftSession,
+    RecordedDrafter,
+    TappingDrafter,
+    WatchingDrafter,
+)
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import BoundCompressedKV
@@ -16,7 +22,7 @@ from mmspec.drafters.growing.growth import Candidates
 from mmspec.drafters.proposal import Proposal
 from mmspec.reads import read
 from mmspec.sampling import DraftGuide
-from mmspec.state import Prefill, Prompt, Scores
+from mmspec.state import Prefill, Prompt, Scores, Taps
 from mmspec.target import Target
 from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
@@ -39,6 +45,7 @@ class BoundCascade:
         self.draws = middle.draws
         below = lower.watched_queries if isinstance(lower, WatchingDrafter) else 0
         self.watched_queries = max(middle.watched_queries, below)
+        self.taps = lower.taps if isinstance(lower, TappingDrafter) else Taps()
         self.cost = ForwardCost()  # a forward over the view, with what it takes to ask below it
         self._vocab_size = target.vocab_size
 

@@ -1,6 +1,6 @@
 """cascade in the engine: who verifies what, what is handed on, what is taken back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
+from medusa_heads import unfitted
 from ragged import target_of
 
 import mmspec
@@ -16,6 +17,7 @@ from mmspec.drafters.cascade import BoundCascade, Cascade
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
@@ -144,11 +146,17 @@ def test_a_right_lower_level_saves_forwards_over_the_view(
     assert forwards["target"] < tokens / 2 and forwards["view"] < 0.8 * alone
 
 
-@pytest.mark.parametrize("lower", ["prompt_lookup", "draft_model"])
+@pytest.mark.parametrize("lower", ["prompt_lookup", "draft_model", "medusa"])
 def test_any_drafter_may_stand_below(lower: str) -> None:
-    """draft_model cannot take back: it is asked once a proposal."""
-    below = eager_lookup() if lower == "prompt_lookup" else DraftModel(target_of("llama"))
-    engine = engine_of("llama", SMALL, below)
+    """draft_model and medusa cannot take back: they are asked once a proposal, medusa by the state
+    that the target came to."""
+    target = target_of("llama")
+    below: dict[str, Callable[[], Drafter | DrafterForTarget]] = {
+        "prompt_lookup": eager_lookup,
+        "draft_model": lambda: DraftModel(target),
+        "medusa": lambda: Medusa(unfitted(target.model)),
+    }
+    engine = engine_of("llama", SMALL, below[lower]())
     requests = requests_of("llama")
     results = engine.generate(requests)
     assert_plain(engine, requests, results)
