@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 
 from mmspec.errors import InputError
 
+_BEGINNING = b'{"id": '  # of each line, also of one that a kill cut off
+
 
 class Ledger:
     """A JSONL file of answers, each of which is on the disk before the next one is written.
@@ -52,7 +54,7 @@ class Ledger:
             raise
 
     def write(self, values: Mapping[str, object]) -> None:
-        """Adds a line. Raises InputError where the disk is full."""
+        """Adds a line; its `id` comes first. Raises InputError where the disk is full."""
         line = json.dumps({**values, "run": self._run}, ensure_ascii=False) + "\n"
         try:
             self._file.write(line.encode(errors="backslashreplace"))
@@ -89,6 +91,8 @@ class Ledger:
                 if line.endswith(b"\n"):
                     size += len(line)
                     has_failures |= not self._keeps(number, line)
+                elif not line.startswith(_BEGINNING[: len(line)]):
+                    raise self._foreign(number)
         os.truncate(self.path, size)  # a line that was cut off
         if has_failures:
             beside = self.path.with_name(f".{self.path.name}.kept")
@@ -101,10 +105,7 @@ class Ledger:
             values = json.loads(line)
             name, run = values["id"], values["run"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.path}, line {number}: was not written by mmspec batch; expected a new file "
-                "or one of its own"
-            ) from error
+            raise self._foreign(number) from error
         if run != self._run:
             raise InputError(
                 f"{self.path}: holds answers of another model, prompt or settings; name another "
@@ -114,6 +115,12 @@ class Ledger:
             return False
         self.answered.add(name)
         return True
+
+    def _foreign(self, number: int) -> InputError:
+        return InputError(
+            f"{self.path}, line {number}: was not written by mmspec batch; expected a new file or "
+            "one of its own"
+        )
 
     def _unwritable(self, error: OSError) -> InputError:
         return InputError(

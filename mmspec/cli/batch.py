@@ -126,7 +126,8 @@ def batch(
 
         settings = [*(overrides or ()), *([] if rows is None else [f"decode.max_rows={rows}"])]
         build_request("", options)
-        files = find_inputs(inputs)
+        # A run that goes on finds its own answers in a folder where they are written.
+        files = [file for file in find_inputs(inputs) if file.resolve() != out.resolve()]
         told = [model, asked, field, seed, options, dtype, config, overrides]
         told += ["pages"] if pages else []
         told += [] if form is None else [form]

@@ -43,6 +43,24 @@ def test_what_was_answered_stays_and_failures_and_half_a_line_go(tmp_path: Path)
     assert lines(path)[0] == {"id": "a", "text": "\u00e9\n", "run": "r"}
 
 
+@pytest.mark.parametrize("text", ["my notes", '{"my": "data"}', '{"id": 1, "text": "x"}\nnotes'])
+def test_a_file_of_someone_else_is_refused_and_left_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "notes.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not written by mmspec batch"):
+        Ledger(path, run="r")
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"id": "d', '{"id": "d", "text": "'])
+def test_a_first_line_that_was_cut_off_anywhere_goes(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(text)
+    with Ledger(path, run="r") as ledger:
+        assert not ledger.answered
+    assert path.read_text() == ""
+
+
 def test_half_a_character_is_written_all_the_same(tmp_path: Path) -> None:
     with Ledger(tmp_path / "out.jsonl", run="r") as ledger:
         ledger.write({"id": "caf\udce9", "text": ""})

@@ -73,6 +73,16 @@ def test_one_broken_document_costs_no_other_and_is_tried_again(tmp_path: Path) -
     assert again.items() <= found.items()
 
 
+def test_answers_that_are_written_beside_the_documents_are_no_documents(tmp_path: Path) -> None:
+    (tmp_path / "fox.txt").write_text("The quick fox.")
+    out = tmp_path / "answers.jsonl"
+    command = ("tiny-vlm", tmp_path, "--out", out, "--prompt", "What is it?", *OPTIONS)
+    batch(*command)
+    before = out.read_text()
+    assert "0 answered · 1 before" in batch(*command).stderr
+    assert out.read_text() == before
+
+
 def test_an_interrupted_run_goes_on(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
