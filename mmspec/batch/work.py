@@ -94,18 +94,17 @@ def _is_pdf(path: Path) -> bool:
 
 
 def _documents(path: Path, prompt: str, field: str) -> Iterator[Task]:
-    broken: list[InputError] = []
-    documents = read_documents(path, field=field, on_broken=broken.append)
-    for document in documents:
-        yield from _broken(broken)
+    for document in read_documents(path, field=field):
+        error = document.error
+        if error is None and not document.text.strip():
+            hint = "; of a scanned PDF ask by --pages" if _is_pdf(path) else ""
+            error = InputError(f"{document.id}: holds no text{hint}")
+        if error is not None:
+            yield Task(document.id, None, error)
+            continue
         passage = Passage(document.text, document.id, document.source)
         request = Request(prompt, passages=(passage,), passage_template=_TEMPLATE)
-        if document.text.strip():
-            yield Task(document.id, request)
-        else:
-            empty = InputError(f"{document.id}: holds no text; of a scanned PDF ask by --pages")
-            yield Task(document.id, None, empty)
-    yield from _broken(broken)
+        yield Task(document.id, request)
 
 
 def _pages(path: Path, prompt: str, answered: Container[str]) -> Iterator[Task]:
@@ -129,13 +128,6 @@ def _pages(path: Path, prompt: str, answered: Container[str]) -> Iterator[Task]:
 
 def _page_id(path: Path, number: int) -> str:
     return f"{path}#{number}"
-
-
-def _broken(errors: list[InputError]) -> Iterator[Task]:
-    """The errors so far, which begin with the place that they concern."""
-    while errors:
-        error = errors.pop(0)
-        yield Task(str(error).partition(": ")[0], None, error)
 
 
 def _prompts(path: Path) -> Iterator[Task]:

@@ -1,7 +1,7 @@
 """What `mmspec index build` and `add` read: files, and with the target's eyes."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,10 @@ def fill(
     if done:
         stderr.print(f"Going on after {done} documents")
     broken: list[InputError] = []
-    on_broken = broken.append if skip_broken else None
     try:
         with Bar(stderr, "Reading files", total=len(files)) as bar:
-            for number, document in enumerate(_each(files, field, on_broken, bar)):
+            found = _each(files, field, broken if skip_broken else None, bar)
+            for number, document in enumerate(found):
                 if number >= done:
                     encoded = tokens.encode(document.text)
                     writer.append(Document(document.id, document.source, encoded))
@@ -83,18 +83,22 @@ def collect(store: Path, model: str, stderr: Console) -> None:
 
 
 def _each(
-    files: Sequence[Path],
-    field: str,
-    on_broken: Callable[[InputError], None] | None,
-    bar: Bar,
+    files: Sequence[Path], field: str, broken: list[InputError] | None, bar: Bar
 ) -> Iterator["TextDocument"]:
+    """The documents that can be read; why others cannot joins `broken`. Raises InputError where
+    that is None."""
     from mmspec.inputs.documents import read_documents
 
     for path in files:
-        try:
-            yield from read_documents(path, field=field, on_broken=on_broken)
-        except InputError as error:
-            raise InputError(f"{error}; or leave out what cannot be read: --skip-broken") from error
+        for document in read_documents(path, field=field):
+            error = document.error
+            if error is None:
+                yield document
+            elif broken is not None:
+                broken.append(error)
+            else:
+                hint = "or leave out what cannot be read: --skip-broken"
+                raise InputError(f"{error}; {hint}") from error
         bar.advance()
 
 

@@ -32,14 +32,18 @@ class Page:
 
 @dataclass(frozen=True)
 class TextDocument:
-    """A document as text."""
+    """A document as text, or why it cannot be read."""
 
     id: str  # the file's path; of a record its "id", or the path and its number
     source: str  # the file's path
-    pages: tuple[Page, ...]
+    pages: tuple[Page, ...] = ()
+    error: InputError | None = None
 
     @property
     def text(self) -> str:
+        """Raises its error."""
+        if self.error is not None:
+            raise self.error
         return "\n".join(page.text for page in self.pages)
 
 
@@ -68,15 +72,13 @@ def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES)
     return list(found)
 
 
-def read_documents(
-    path: Path, *, field: str = "text", on_broken: Callable[[InputError], None] | None = None
-) -> Iterator[TextDocument]:
+def read_documents(path: Path, *, field: str = "text") -> Iterator[TextDocument]:
     """The documents of one file: one, or of JSONL and Parquet one a record, whose text is in
     `field`. A file of another kind is read as plain text.
 
-    Raises InputError: cannot be read, not UTF-8, not JSON, no such field, a broken PDF; with
-    `on_broken` that is told instead, and the document (or the record) is left out. Raises
-    MissingExtraError where HTML, PDF or Parquet needs a package that is not there.
+    What cannot be read is a document with its error: no such file, not UTF-8, not JSON, no such
+    field, a broken PDF. Raises MissingExtraError where HTML, PDF or Parquet needs a package that is
+    not there.
     """
     suffix = path.suffix.lower()
     read: Callable[[Path], tuple[Page, ...]] = _read_text
@@ -86,13 +88,25 @@ def read_documents(
         read = _read_pdf
     try:
         if is_of_records(path):
-            yield from _read_records(path, field, on_broken)
+            for record in read_records(path):
+                yield _record_document(record, field)
         else:
             yield TextDocument(str(path), str(path), read(path))
     except InputError as error:
-        if on_broken is None:
-            raise
-        on_broken(error)
+        yield TextDocument(str(path), str(path), error=error)
+
+
+def _record_document(record: Record, field: str) -> TextDocument:
+    text, error = record.values.get(field), record.error
+    if error is None and not isinstance(text, str):
+        names = ", ".join(record.values) or "nothing"
+        got = f"{text!r:.40}" if field in record.values else names
+        error = InputError(
+            f"{record.where}: no text in the field {field!r}: got {got}; name the field that holds "
+            "it: --field"
+        )
+    pages = (Page(1, text),) if isinstance(text, str) else ()
+    return TextDocument(record.id, str(record.path), pages, error)
 
 
 def _read_text(path: Path) -> tuple[Page, ...]:
@@ -100,32 +114,6 @@ def _read_text(path: Path) -> tuple[Page, ...]:
         return (Page(1, _bytes(path).decode("utf-8-sig")),)
     except UnicodeDecodeError as error:
         raise unreadable(path, error) from error
-
-
-def _read_records(
-    path: Path, field: str, on_broken: Callable[[InputError], None] | None
-) -> Iterator[TextDocument]:
-    for record in read_records(path):
-        try:
-            document = _record_document(record, field)
-        except InputError as error:
-            if on_broken is None:
-                raise
-            on_broken(error)
-        else:
-            yield document
-
-
-def _record_document(record: Record, field: str) -> TextDocument:
-    if record.error is not None:
-        raise record.error
-    text = record.values.get(field)
-    if not isinstance(text, str):
-        raise InputError(
-            f"{record.where}: no text in the field {field!r}: got "
-            f"{', '.join(record.values) or 'nothing'}; name the field that holds it: --field"
-        )
-    return TextDocument(record.id, str(record.path), (Page(1, text),))
 
 
 def _read_html(path: Path) -> tuple[Page, ...]:

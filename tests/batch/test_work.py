@@ -31,7 +31,7 @@ def test_a_prompt_is_asked_about_each_document_and_image(folder: Path) -> None:
     files = find_inputs([str(folder)])
     tasks = list(read_tasks(files, prompt="What?"))
     assert [task.id.removeprefix(f"{folder}/") for task in tasks] == [
-        *("a.png", "b.txt", "c.txt", "owl", "d.jsonl, line 2", "e.md")
+        *("a.png", "b.txt", "c.txt", "owl", "d.jsonl#2", "e.md")
     ]
     assert count_tasks(files, prompt="What?") == len(tasks)
     image, text, latin, owl, nonsense, empty = tasks
@@ -138,6 +138,27 @@ def test_a_broken_pdf_is_one_failure(tmp_path: Path) -> None:
     (task,) = read_tasks([path], prompt="What?", pages=True)
     assert task.request is None and "cannot be read as PDF" in str(task.error)
     assert count_tasks([path], prompt="What?", pages=True) == 1
+
+
+def test_what_cannot_be_read_has_the_id_that_it_would_have(tmp_path: Path) -> None:
+    for name in ("May: a.pdf", "May: b.pdf"):
+        (tmp_path / name).write_bytes(b"%PDF-1.4 nothing")
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "notes.jsonl").write_text('no JSON\n{"id": "seven", "text": 7}\n{"body": "x"}\n')
+    tasks = list(read_tasks(find_inputs([str(tmp_path)]), prompt="What?"))
+    names = [task.id.removeprefix(f"{tmp_path}/") for task in tasks]
+    assert names == [
+        "May: a.pdf",
+        "May: b.pdf",
+        "empty.txt",
+        "notes.jsonl#1",
+        "seven",
+        "notes.jsonl#3",
+    ]
+    told = [str(task.error).removeprefix(f"{tmp_path}/") for task in tasks]
+    assert told[2] == "empty.txt: holds no text"
+    assert told[4].startswith("notes.jsonl, line 2: no text in the field 'text': got 7;")
+    assert "line 3: no text in the field 'text': got body;" in told[5]
 
 
 def test_rows_of_parquet_are_prompts_or_documents(tmp_path: Path) -> None:

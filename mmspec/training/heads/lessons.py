@@ -65,8 +65,11 @@ def read_lessons(
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             on_broken(InputError(f"{path}: an image alone; say what is asked about it: --prompt"))
         else:
-            for document in read_documents(path, on_broken=on_broken):
-                yield Lesson(document.id, text=document.text)
+            for document in read_documents(path):
+                if document.error is None:
+                    yield Lesson(document.id, text=document.text)
+                else:
+                    on_broken(document.error)
 
 
 def _records(path: Path, on_broken: Callable[[MmspecError], None]) -> Iterator[Record]:
