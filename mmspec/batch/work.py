@@ -18,10 +18,15 @@ from mmspec.inputs.records import (
     unreadable,
 )
 from mmspec.inputs.videos import VIDEO_SUFFIXES
-from mmspec.requests import Request
+from mmspec.requests import Request, build_request
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_AUDIO = (".wav", ".flac", ".ogg", ".mp3")
+MEDIA = {  # suffix -> the field of Request that takes such a file
+    **dict.fromkeys(_IMAGES, "images"),
+    **dict.fromkeys(_AUDIO, "audio"),
+    **dict.fromkeys(VIDEO_SUFFIXES, "videos"),
+}
 # The document, a blank line, the question: nothing of mmspec's own between them.
 _TEMPLATE = "{% for passage in passages %}{{ passage.text }}\n\n{% endfor %}{{ question }}"
 
@@ -37,8 +42,7 @@ class Task:
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
     """The files that `inputs` mean, those of folders in sorted order. Raises InputError."""
-    media = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
-    return find_documents(inputs, suffixes=(*SUFFIXES, *media))
+    return find_documents(inputs, suffixes=(*SUFFIXES, *MEDIA))
 
 
 def read_tasks(
@@ -58,18 +62,22 @@ def read_tasks(
     Task with its error; pages that are `answered` are not rendered again.
     """
     for path in files:
-        if prompt is None:
+        medium = MEDIA.get(path.suffix.lower())
+        if prompt is None and _needs_prompt(path):
+            yield Task(str(path), None, no_prompt(path))
+        elif prompt is None:
             yield from _prompts(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            yield Task(str(path), Request(prompt, images=(str(path),)))
-        elif path.suffix.lower() in AUDIO_SUFFIXES:
-            yield Task(str(path), Request(prompt, audio=(str(path),)))
-        elif path.suffix.lower() in VIDEO_SUFFIXES:
-            yield Task(str(path), Request(prompt, videos=(str(path),)))
+        elif medium:
+            yield Task(str(path), build_request(prompt, {medium: (str(path),)}))
         elif pages and _is_pdf(path):
             yield from _pages(path, prompt, answered)
         else:
             yield from _documents(path, prompt, field)
+
+
+def no_prompt(path: Path) -> InputError:
+    """Of a file that is asked about, without a word of what."""
+    return InputError(f"{path}: holds no prompt; say what is asked about it: --prompt")
 
 
 def count_tasks(files: Sequence[Path], *, prompt: str | None, pages: bool = False) -> int:
@@ -81,12 +89,18 @@ def _count(path: Path, prompt: str | None, pages: bool) -> int:
     try:
         if is_of_records(path):
             return count_records(path)
-        if prompt is not None:
-            return num_pages(path) if pages and _is_pdf(path) else 1
+        if pages and prompt is not None and _is_pdf(path):
+            return num_pages(path)
+        if prompt is not None or _needs_prompt(path):
+            return 1
         with path.open("rb") as file:
             return sum(1 for line in file if line.strip())
     except (OSError, MmspecError):
         return 1
+
+
+def _needs_prompt(path: Path) -> bool:
+    return path.suffix.lower() in MEDIA or _is_pdf(path)
 
 
 def _is_pdf(path: Path) -> bool:

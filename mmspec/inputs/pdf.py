@@ -85,8 +85,8 @@ def opened_pdf(path: Path) -> Iterator[Any]:
             yield document
     except pypdfium2.PdfiumError as error:
         raise InputError(
-            f"{path}: cannot be read as PDF: {str(error).rstrip('.')}; is it complete, and without a "
-            "password?"
+            f"{path}: cannot be read as PDF: {str(error).rstrip('.')}; is it complete, and without "
+            "a password?"
         ) from error
 
 

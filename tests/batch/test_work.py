@@ -83,6 +83,16 @@ def test_without_a_prompt_files_hold_prompts(tmp_path: Path) -> None:
     assert count_tasks(files, prompt=None) == 5
 
 
+@pytest.mark.parametrize("name", ["a.png", "b.wav", "c.mp4", "d.PDF"])
+def test_what_can_only_be_asked_about_holds_no_prompt(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x89\n\n\xff")
+    (task,) = read_tasks([tmp_path / name], prompt=None)
+    assert str(task.error).endswith(
+        f"{name}: holds no prompt; say what is asked about it: --prompt"
+    )
+    assert count_tasks([tmp_path / name], prompt=None) == 1
+
+
 def test_pages_of_a_pdf_are_pictures_whose_text_is_drafted_from(tmp_path: Path) -> None:
     path = tmp_path / "scan.pdf"
     path.write_bytes(pdf("first page", "second page", "third page"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from mmspec.batch.work import IMAGE_SUFFIXES, find_inputs, read_tasks
+from mmspec.batch.work import MEDIA, find_inputs, no_prompt, read_tasks
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs.documents import read_documents
 from mmspec.inputs.messages import Message
@@ -62,8 +62,8 @@ def read_lessons(
                     yield _lesson(record, field)
                 except InputError as error:
                     on_broken(error)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            on_broken(InputError(f"{path}: an image alone; say what is asked about it: --prompt"))
+        elif path.suffix.lower() in MEDIA:
+            on_broken(no_prompt(path))
         else:
             for document in read_documents(path):
                 if document.error is None:
