@@ -7,9 +7,7 @@ from typing import Any
 from mmspec.answers import Stream
 from mmspec.engine import Engine
 from mmspec.inputs import AudioSource, ImageSource, VideoSource
-from mmspec.inputs.audio import audio_list
-from mmspec.inputs.images import image_list
-from mmspec.inputs.videos import video_list
+from mmspec.inputs.media_shares import media_list
 from mmspec.requests import Result, build_request
 
 
@@ -36,7 +34,7 @@ class Chat:
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self._engine = engine
-        self._images = image_list(images)
+        self._images = media_list("images", images)
         self._options = dict(options or {})
 
     def send(
@@ -80,10 +78,10 @@ class Chat:
     ) -> list[dict[str, Any]]:
         """The messages with the question, its media first."""
         is_first = not any(message["role"] == "user" for message in self.messages)
-        pictures = [*(self._images if is_first else ()), *image_list(images)]
+        pictures = [*(self._images if is_first else ()), *media_list("images", images)]
         parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in pictures]
-        parts += [{"type": "video", "video": video} for video in video_list(videos)]
-        parts += [{"type": "audio", "audio": one} for one in audio_list(audio)]
+        parts += [{"type": "video", "video": video} for video in media_list("videos", videos)]
+        parts += [{"type": "audio", "audio": one} for one in media_list("audio", audio)]
         content = [*parts, {"type": "text", "text": question}]
         return [*self.messages, {"role": "user", "content": content}]
 

@@ -4,7 +4,7 @@ import importlib
 import io
 import os
 import wave
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeAlias, cast
 
@@ -74,17 +74,11 @@ def open_audio(
     return resample(_mono(samples, name), own_rate, rate)
 
 
-def audio_list(audio: AudioSource | Sequence[AudioSource]) -> list[AudioSource]:
-    """One recording or many -> a list of them. A pair of an array and a number is one."""
-    if is_one_recording(audio):
-        return [cast(AudioSource, audio)]
-    return list(cast(Iterable[AudioSource], audio))
-
-
 def is_one_recording(audio: object) -> bool:
-    """Whether it is no list of recordings; what is none either is told when it is opened."""
-    one = str | os.PathLike | bytes | BinaryFile | Mapping | np.ndarray | Tensor
-    return isinstance(audio, one) or _is_pair(audio) or not isinstance(audio, Iterable)
+    """Of what can be iterated over: whether it is one recording, and no list of them. A pair of an
+    array and a number is one."""
+    one = str | os.PathLike | bytes | BinaryFile | np.ndarray | Tensor
+    return isinstance(audio, one) or _is_pair(audio)
 
 
 def _is_pair(source: object) -> bool:

@@ -3,10 +3,9 @@
 import io
 import logging
 import os
-from collections.abc import Iterable, Sequence
 from struct import error as StructError
 from struct import iter_unpack, unpack
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -66,21 +65,14 @@ def open_image(
         return upright_rgb(image, name=name)
     raise InputError(
         f"got an image of type {type(source).__name__}; expected a path, bytes, a URL, a PIL "
-        "image, an open file, a numpy array or a torch tensor"
+        "image, an open file, a numpy array or a torch tensor, or a list of several"
     )
 
 
-def image_list(images: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    """One image or many -> a list of images."""
-    if is_one_image(images):
-        return [cast(ImageSource, images)]
-    return list(cast(Iterable[ImageSource], images))
-
-
 def is_one_image(images: object) -> bool:
-    """Whether it is no list of images; what is no image either is told when it is opened."""
+    """Of what can be iterated over: whether it is one image, and no list of them."""
     one = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor | BinaryFile
-    return isinstance(images, one) or not isinstance(images, Iterable)
+    return isinstance(images, one)
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

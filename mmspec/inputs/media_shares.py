@@ -1,12 +1,14 @@
-"""The media of a call with several prompts -> each prompt's own."""
+"""One medium or several? And of a call with several prompts, which medium is whose?"""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from typing import Any, Literal
 
 from mmspec.errors import InputError
 from mmspec.inputs.audio import is_one_recording
 from mmspec.inputs.images import is_one_image
 from mmspec.inputs.videos import is_one_video
 
+MediaField = Literal["images", "videos", "audio"]
 _IS_ONE: dict[str, Callable[[object], bool]] = {
     "images": is_one_image,
     "videos": is_one_video,
@@ -14,6 +16,19 @@ _IS_ONE: dict[str, Callable[[object], bool]] = {
 }
 _SINGULAR = {"images": "image", "videos": "video", "audio": "recording"}
 _NO_MORE = object()
+
+
+def media_list(field: MediaField, given: object) -> list[Any]:
+    """What a request has in this field, one medium or several; None is none."""
+    if given is None:
+        return []
+    return list(given) if _is_several(field, given) else [given]  # type: ignore[call-overload]
+
+
+def _is_several(field: str, given: object) -> bool:
+    """What is no medium either (a mapping, a set without order) is told when it is opened."""
+    is_ordered = isinstance(given, Iterable) and not isinstance(given, Mapping | Set)
+    return is_ordered and not _IS_ONE[field](given)
 
 
 class MediaShares:
@@ -31,10 +46,11 @@ class MediaShares:
         self._own: dict[str, Iterator[object]] = {}
         self._num_taken = 0
         for name, given in options.items():
-            is_one = _IS_ONE.get(name)
-            if is_one is None or is_one(given) or not isinstance(given, Iterable):
+            if name not in _IS_ONE or not _is_several(name, given):
                 self._for_all[name] = given
-            elif not isinstance(given, Collection) or len(given):
+                continue
+            assert isinstance(given, Iterable)
+            if not isinstance(given, Collection) or len(given):
                 if isinstance(given, Collection) and isinstance(prompts, Collection):
                     num_prompts = sum(prompt is not None for prompt in prompts)
                     _check_counts(name, len(given), num_prompts)

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmspec.errors import InputError
-from mmspec.inputs.audio import AudioSource, audio_list
-from mmspec.inputs.images import ImageSource, image_list
-from mmspec.inputs.videos import VideoSource, video_list
+from mmspec.inputs.audio import AudioSource
+from mmspec.inputs.images import ImageSource
+from mmspec.inputs.media_shares import MediaField, media_list
+from mmspec.inputs.videos import VideoSource
 from mmspec.state import MediaKind
 
 Message = Mapping[str, object]
@@ -23,7 +24,7 @@ _DATA_KEYS: dict[MediaKind, tuple[str, ...]] = {
     "video": ("video", "video_url", "url", "path"),
     "audio": ("audio", "audio_url", "input_audio", "url", "path", "base64"),
 }
-_OPTIONS: dict[MediaKind, str] = {"image": "images", "video": "videos", "audio": "audio"}
+_FIELDS: dict[MediaKind, MediaField] = {"image": "images", "video": "videos", "audio": "audio"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,8 @@ def build_conversation(
     Raises InputError: an unknown role or part, counts of placeholders and media that
     differ, an empty conversation.
     """
-    loose: dict[MediaKind, list[object]] = {
-        "image": list[object](image_list(images)),
-        "video": list[object](video_list(videos)),
-        "audio": list[object](audio_list(audio)),
-    }
+    given = {"images": images, "videos": videos, "audio": audio}
+    loose = {kind: media_list(field, given[field]) for kind, field in _FIELDS.items()}
     if isinstance(prompt, str):
         parts: list[object] = [{"type": kind} for kind in loose for _ in loose[kind]]
         prompt = [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
@@ -89,8 +87,8 @@ def build_conversation(
         if len(gaps) != len(loose[kind]):
             raise InputError(
                 f"got {len(gaps)} {kind} placeholders without data in the messages and "
-                f'{len(loose[kind])} in {_OPTIONS[kind]}=; add or remove {{"type": "{kind}"}} '
-                f"parts or {_OPTIONS[kind]} until the counts agree"
+                f'{len(loose[kind])} in {_FIELDS[kind]}=; add or remove {{"type": "{kind}"}} '
+                f"parts or {_FIELDS[kind]} until the counts agree"
             )
         for gap, medium in zip(gaps, loose[kind], strict=True):
             reader.media[kind][gap] = medium

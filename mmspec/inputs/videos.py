@@ -3,20 +3,29 @@
 import importlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import cast
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from mmspec.errors import InputError, TooLargeError
-from mmspec.inputs.images import ImageSource, as_array, open_encoded, open_image, upright_rgb
+from mmspec.inputs.images import (
+    BinaryFile,
+    ImageSource,
+    as_array,
+    open_encoded,
+    open_image,
+    read_open_file,
+    upright_rgb,
+)
 from mmspec.inputs.limits import InputLimits, Spending
 from mmspec.inputs.sources import describe, read_source
 
-VideoSource = str | os.PathLike[str] | bytes | np.ndarray | Tensor | Sequence[ImageSource]
+VideoSource = (
+    str | os.PathLike[str] | bytes | BinaryFile | np.ndarray | Tensor | Sequence[ImageSource]
+)
 
 # A playlist in place of a video would have FFmpeg open what it names: files and addresses.
 _NOTHING_ELSE = {
@@ -35,13 +44,15 @@ def open_video(
     """All frames of a video, in order, as RGB images.
 
     `source`: a sequence of images (see `open_image`), an array or tensor (frames, height, width,
-    channels) or (frames, channels, height, width),
-    or an animated GIF, WebP or PNG as path, bytes or URL. Other containers (mp4, ...) are decoded
-    where the package `av` is installed. Its size is counted in `spending`, the request's own.
+    channels) or (frames, channels, height, width), or an animated GIF, WebP or PNG as path, bytes,
+    open file or URL. Other containers (mp4, ...) are decoded where the package `av` is installed.
+    Its size is counted in `spending`, the request's own.
     Raises InputError: no frames, not a video, too many frames or pixels, and what `open_image`
     raises.
     """
     limits = limits or InputLimits()
+    if isinstance(source, BinaryFile):
+        source = read_open_file(source)
     if isinstance(source, str | os.PathLike | bytes):
         name = describe(source)
         if _has_video_suffix(source):
@@ -68,24 +79,15 @@ def open_video(
     return _collect(frames, f"the video of {len(source)} frames", limits, spending)
 
 
-def video_list(videos: VideoSource | Sequence[VideoSource]) -> list[VideoSource]:
-    """One video or many -> a list of videos.
+def is_one_video(videos: object) -> bool:
+    """Of what can be iterated over: whether it is one video, and no list of them.
 
     A list of PIL images or of single-frame arrays is one video; a list of anything else (paths,
     bytes, lists, 4-D arrays) is a video each.
     """
-    if is_one_video(videos):
-        return [cast(VideoSource, videos)]
-    return list(cast(Iterable[VideoSource], videos))
-
-
-def is_one_video(videos: object) -> bool:
-    """Whether it is no list of videos; what is no video either is told when it is opened."""
-    if isinstance(videos, str | os.PathLike | bytes | np.ndarray | Tensor):
+    if isinstance(videos, str | os.PathLike | bytes | BinaryFile | np.ndarray | Tensor):
         return True
-    if isinstance(videos, Sequence):
-        return len(videos) > 0 and all(_is_frame(item) for item in videos)
-    return not isinstance(videos, Iterable)
+    return isinstance(videos, Sequence) and len(videos) > 0 and all(map(_is_frame, videos))
 
 
 def _is_frame(item: object) -> bool:

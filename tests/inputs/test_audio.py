@@ -13,7 +13,7 @@ import pytest
 
 from mmspec.errors import InputError, MissingExtraError
 from mmspec.inputs import AudioSource, InputLimits, build_conversation, open_audio
-from mmspec.inputs.audio import audio_list
+from mmspec.inputs.media_shares import media_list
 from mmspec.inputs.resample import resample
 
 RATE = 16_000
@@ -94,10 +94,10 @@ def test_a_long_recording_is_resampled_in_pieces_without_seams() -> None:
 
 def test_one_recording_and_many_are_told_apart() -> None:
     array = tone()
-    assert len(audio_list("a.wav")) == len(audio_list((array, RATE))) == 1
-    assert len(audio_list({"array": array, "sampling_rate": RATE})) == 1
-    assert len(audio_list(["a.wav", (array, RATE)])) == 2
-    assert audio_list(()) == []
+    assert len(media_list("audio", "a.wav")) == len(media_list("audio", (array, RATE))) == 1
+    assert len(media_list("audio", {"array": array, "sampling_rate": RATE})) == 1
+    assert len(media_list("audio", ["a.wav", (array, RATE)])) == 2
+    assert media_list("audio", ()) == []
 
 
 @pytest.mark.parametrize(

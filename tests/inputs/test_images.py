@@ -14,7 +14,8 @@ from PIL import Image
 
 from mmspec.errors import InputError, TooLargeError
 from mmspec.inputs import InputLimits, open_image
-from mmspec.inputs.images import ImageSource, image_list
+from mmspec.inputs.images import ImageSource
+from mmspec.inputs.media_shares import media_list
 
 SHUT = io.BytesIO(b"no matter")
 SHUT.close()
@@ -65,7 +66,7 @@ def test_an_open_file_is_read_from_its_beginning_each_time(tmp_path: Path) -> No
     path = tmp_path / "red.png"
     path.write_bytes(encode(red()))
     with path.open("rb") as file:
-        assert image_list(file) == [file]
+        assert media_list("images", file) == [file]
         for _ in range(2):
             assert open_image(file).getpixel((1, 1)) == RED
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from mmspec.errors import InputError
-from mmspec.inputs.media_shares import MediaShares
+from mmspec.inputs import open_image
+from mmspec.inputs.media_shares import MediaShares, media_list
 
 PICTURE = Image.new("RGB", (2, 2))
 FRAMES = [PICTURE, PICTURE]
@@ -33,6 +34,9 @@ def shared(prompts: Iterable[object], **options: Any) -> list[dict[str, object]]
         ("images", io.BytesIO()),  # which can be iterated over
         ("images", np.zeros((2, 2, 3), np.uint8)),
         ("images", torch.zeros(3, 2, 2)),
+        ("images", {"a.png", "b.png"}),  # which is first?
+        ("images", {"path": "a.png"}),
+        ("videos", io.BytesIO()),
         ("videos", "a.gif"),
         ("videos", FRAMES),  # as many frames as prompts: one video all the same
         ("videos", np.zeros((2, 2, 2, 3), np.uint8)),
@@ -45,6 +49,16 @@ def shared(prompts: Iterable[object], **options: Any) -> list[dict[str, object]]
 def test_a_single_medium_goes_with_each_prompt(name: str, one: object) -> None:
     first, second = shared(["p", "q"], **{name: one})
     assert first[name] is one and second[name] is one
+
+
+def test_of_one_request_there_may_be_none_one_or_several() -> None:
+    assert media_list("images", None) == media_list("audio", ()) == []
+    assert media_list("images", "a.png") == ["a.png"]
+    assert media_list("images", (name for name in ("a.png", "b.png"))) == ["a.png", "b.png"]
+    with pytest.raises(InputError, match=r"an image of type set; .*, or a list of several"):
+        open_image(*media_list("images", {"a.png", "b.png"}))
+    with pytest.raises(InputError, match="an image of type dict"):
+        open_image(*media_list("images", {"path": "a.png"}))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmspec.errors import InputError
 from mmspec.inputs import InputLimits, VideoSource, open_video
-from mmspec.inputs.videos import video_list
+from mmspec.inputs.media_shares import media_list
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 FRAMES = [Image.new("RGB", (6, 4), colour) for colour in COLOURS]
@@ -33,8 +33,9 @@ def animation(kind: str) -> bytes:
         animation("GIF"),
         animation("WEBP"),
         animation("PNG"),
+        io.BytesIO(animation("GIF")),
     ],
-    ids=["list", "tuple", "array", "gif", "webp", "png"],
+    ids=["list", "tuple", "array", "gif", "webp", "png", "file"],
 )
 def test_every_kind_of_source_gives_the_frames_in_order(source: VideoSource) -> None:
     frames = open_video(source)
@@ -50,13 +51,13 @@ def test_a_path_is_opened(tmp_path: Path) -> None:
 
 def test_one_video_and_many_are_told_apart() -> None:
     array = np.zeros((3, 4, 6, 3), np.uint8)
-    assert len(video_list(array)) == 1
-    assert len(video_list("a.gif")) == 1
-    assert len(video_list(FRAMES)) == 1
-    assert len(video_list([FRAMES, FRAMES])) == 2
-    assert len(video_list(["a.gif", "b.gif"])) == 2
-    assert len(video_list([array, array])) == 2
-    assert video_list([]) == []
+    assert len(media_list("videos", array)) == 1
+    assert len(media_list("videos", "a.gif")) == 1
+    assert len(media_list("videos", FRAMES)) == 1
+    assert len(media_list("videos", [FRAMES, FRAMES])) == 2
+    assert len(media_list("videos", ["a.gif", "b.gif"])) == 2
+    assert len(media_list("videos", [array, array])) == 2
+    assert media_list("videos", []) == []
 
 
 @pytest.mark.parametrize(
