@@ -435,6 +435,11 @@ def _check_draws(drafters: Sequence[Drafter], verifier: object) -> None:
 
 
 def _shares(prompts: Iterable[object], options: Mapping[str, Any]) -> MediaShares:
+    if isinstance(prompts, str | Mapping | Prompt | Request):
+        raise InputError(
+            f"got one {type(prompts).__name__} as prompts; expected several: a list of them, or "
+            "generate for one"
+        )
     build_request("", options)  # a wrong option is not each prompt's own mistake
     return MediaShares(options, prompts)
 

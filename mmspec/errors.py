@@ -1,6 +1,9 @@
 """The kinds of error and warning that mmspec raises. Every message says what it got, what it
 expected and how to mend it."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class MmspecError(Exception):
     """Base of every error that mmspec raises on purpose."""
@@ -46,3 +49,10 @@ def check_setting(section: str, name: str, is_right: bool, got: object, expected
     """Raises ConfigError for a value of `section`.`name` that is not right."""
     if not is_right:
         raise ConfigError(f"{section}.{name}={got!r}: expected {expected}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """For a name that is not known, the one that may have been meant; else all there are."""
+    names = list(known)
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(names)}"

@@ -2,10 +2,11 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -64,22 +65,29 @@ class SamplingParams:
     generation_config: GenerationConfig | None = None  # in place of the model's
 
     def __post_init__(self) -> None:
-        for name, is_valid, expected in _RULES:
-            value = getattr(self, name)
-            if value is not None and not is_valid(value):
-                raise InputError(f"{name}={value!r}: expected {expected}")
-        if not isinstance(self.generation_config, GenerationConfig | None):
-            kind = type(self.generation_config).__name__
-            raise InputError(
-                f"got a generation_config of type {kind}; expected transformers.GenerationConfig("
-                "...), or its values as options of their own"
-            )
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, np.generic):  # a number of numpy's
+                object.__setattr__(self, one.name, value.item())
+            elif value is None and one.default == ():
+                object.__setattr__(self, one.name, ())
+        self.check(_RULES)
         for name in ("stop", "bad_words"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, (value,))
         if "" in self.stop:
             raise InputError("stop='': an empty stop string would end every text; leave it out")
+
+    def check(self, rules: Iterable["Rule"]) -> None:
+        """Raises InputError for a field that is not as its rule says. None is right where it is the
+        field's default."""
+        defaults = {one.name: one.default for one in fields(self)}
+        for name, is_valid, expected in rules:
+            value = getattr(self, name)
+            is_left_out = value is None and defaults[name] is None
+            if not (is_left_out or is_valid(value)):
+                raise InputError(f"{name}={value!r:.80}: expected {expected}")
 
     @property
     def asks_for_sampling(self) -> bool | None:
@@ -122,8 +130,12 @@ def _is_bias(value: object) -> bool:
     )
 
 
-_Rule = tuple[str, Callable[..., bool], str]
-_RULES: tuple[_Rule, ...] = (
+def is_switch(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+Rule = tuple[str, Callable[..., bool], str]
+_RULES: tuple[Rule, ...] = (
     ("temperature", lambda v: _is_number(v) and v >= 0, "a number >= 0 (0 is greedy)"),
     ("top_k", lambda v: _is_count(v) and v >= 0, "a whole number >= 0 (0 is off)"),
     (
@@ -140,6 +152,15 @@ _RULES: tuple[_Rule, ...] = (
     ("stop", _are_texts, "a text or a list of texts"),
     ("bad_words", _are_texts, "a text or a list of texts"),
     ("logit_bias", _is_bias, "token ids >= 0, each with a finite number: {token_id: bias}"),
+    ("ignore_eos", is_switch, "True or False"),
+    ("output_scores", is_switch, "True or False"),
+    ("output_logits", is_switch, "True or False"),
+    ("skip_special_tokens", is_switch, "True or False"),
+    (
+        "generation_config",
+        lambda v: isinstance(v, GenerationConfig),
+        "transformers.GenerationConfig(...), or its values as options of their own",
+    ),
     ("eos_token_id", _are_token_ids, "a token id >= 0, or a list of them"),
     ("seed", lambda v: _is_count(v) and 0 <= v <= MAX_SEED, "a whole number in [0, 2^64)"),
     ("n", lambda v: _is_count(v) and v >= 1, "a whole number >= 1"),

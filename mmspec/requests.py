@@ -1,6 +1,5 @@
 """Request: what a user asks for, prompt and sampling in one; Result: what comes back."""
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from mmspec.controller import Speculate
-from mmspec.errors import InputError, MmspecError
+from mmspec.errors import InputError, MmspecError, nearest
 from mmspec.inputs import AudioSource, ControlMode, ImageSource, Passages, VideoSource
 from mmspec.inputs.template import ToolSpec
 from mmspec.logprobs import TokenLogprobs
-from mmspec.params import SamplingParams
+from mmspec.params import Rule, SamplingParams, is_switch
 from mmspec.result_html import result_html
 from mmspec.row import FinishReason
 from mmspec.state import Prompt
@@ -21,6 +20,7 @@ from mmspec.stream import Piece
 
 Messages = Sequence[Mapping[str, Any]]  # chat messages as Hugging Face or OpenAI write them
 _REFUSED = {
+    "max_length": "a length that counts the prompt too (here: max_new_tokens=)",
     "num_beams": "beam search",
     "penalty_alpha": "contrastive search",
     "num_return_sequences": "transformers' name for several samples of one prompt (here: n=)",
@@ -83,16 +83,24 @@ class Request(SamplingParams):
         super().__post_init__()
         if self.sample + self.n > 2**32:
             raise InputError(f"sample={self.sample}, n={self.n}: expected a sum of at most 2^32")
-        if self.speculate not in (True, False, "auto"):
-            raise InputError(f"speculate={self.speculate!r}: expected True, False or 'auto'")
-        if not isinstance(self.namespace, str):
-            raise InputError(f"namespace={self.namespace!r}: expected a text")
-        if not isinstance(self.prediction, str | None):
-            kind = type(self.prediction).__name__
-            raise InputError(f"got a prediction of type {kind}; expected the answer's likely text")
+        self.check(_RULES)
 
 
-FIELD_NAMES = tuple(one.name for one in fields(Request) if one.name != "_")
+_RULES: tuple[Rule, ...] = (
+    ("raw", is_switch, "True or False"),
+    ("reuse", is_switch, "True or False"),
+    ("speculate", lambda v: v in (True, False, "auto"), "True, False or 'auto'"),
+    ("namespace", lambda v: isinstance(v, str), "a text"),
+    ("prediction", lambda v: isinstance(v, str), "the answer's likely text"),
+    (
+        "template_arguments",
+        lambda v: isinstance(v, Mapping),
+        "variables of the template: {name: value}",
+    ),
+    ("on_prefill", callable, "a function (tokens done, of all)"),
+    ("is_wanted", callable, "a function without arguments"),
+)
+FIELD_NAMES = tuple(one.name for one in fields(Request))
 
 
 def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
@@ -102,9 +110,7 @@ def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
         if name in _REFUSED:
             raise InputError(f"{name}: {_REFUSED[name]} is not supported; leave {name} out")
         if name not in FIELD_NAMES:
-            near = difflib.get_close_matches(name, FIELD_NAMES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {FIELD_NAMES}"
-            raise InputError(f"unknown option {name!r}: {hint}")
+            raise InputError(f"unknown option {name!r}: {nearest(name, FIELD_NAMES)}")
     if isinstance(prompt, Request):
         kept = {name: getattr(prompt, name) for name in FIELD_NAMES}
         return Request(**{**kept, **options})

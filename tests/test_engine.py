@@ -189,7 +189,7 @@ def test_a_namespace_is_a_text(engine: mmspec.Engine, wrong: object) -> None:
 
 
 def test_a_generation_config_is_transformers_own(engine: mmspec.Engine) -> None:
-    with pytest.raises(InputError, match=r"generation_config of type dict; expected transformers"):
+    with pytest.raises(InputError, match=r"generation_config={'num_beams': 2}: expected transf"):
         engine.generate(TEXT, generation_config={"num_beams": 2})
 
 
@@ -410,6 +410,12 @@ def test_drafts_never_reach_past_the_context() -> None:
         ({"audios": b""}, "unknown option 'audios': did you mean 'audio'"),
         ({"stop": ""}, "an empty stop string"),
         ({"seed": -1}, "seed=-1: expected a whole number"),
+        ({"max_length": 9}, "counts the prompt too .here: max_new_tokens="),
+        ({"template_arguments": "tools"}, "template_arguments='tools': expected variables"),
+        ({"on_prefill": 3}, "on_prefill=3: expected a function"),
+        ({"is_wanted": True}, "is_wanted=True: expected a function"),
+        ({"reuse": "no"}, "reuse='no': expected True or False"),
+        ({"n": None}, "n=None: expected a whole number"),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(
@@ -417,6 +423,13 @@ def test_a_wrong_option_is_refused_by_name(
 ) -> None:
     with pytest.raises(InputError, match=message):
         engine.generate(TEXT, **options)
+
+
+@pytest.mark.parametrize("one", [TEXT, mmspec.Request(TEXT), {"input_ids": torch.ones(1, 3)}])
+def test_one_prompt_is_not_several(engine: mmspec.Engine, one: object) -> None:
+    for method in (engine.generate_each, engine.stream_each):
+        with pytest.raises(InputError, match="as prompts; expected several"):
+            method(one)  # type: ignore[operator]
 
 
 def test_a_generation_config_that_asks_for_beams_is_refused() -> None:

@@ -4,6 +4,7 @@ import math
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -76,6 +77,19 @@ def test_an_invalid_value_is_refused_with_got_and_expected(name: str, value: obj
 )
 def test_values_at_the_border_are_taken(name: str, value: object) -> None:
     assert getattr(SamplingParams(**{name: value}), name) == value
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = SamplingParams(seed=np.uint64(MAX_SEED), temperature=np.float32(0.5), n=np.int8(2))
+    assert (params.seed, params.temperature, params.n) == (MAX_SEED, 0.5, 2)
+    assert {type(params.seed), type(params.n), type(params.temperature)} == {int, float}
+    with pytest.raises(InputError, match="max_new_tokens=0: expected"):
+        SamplingParams(max_new_tokens=np.int64(0))
+
+
+def test_none_is_nothing_of_what_may_be_several() -> None:
+    params = SamplingParams(stop=None, logits_processors=None)  # type: ignore[arg-type]
+    assert (params.stop, params.logits_processors) == ((), ())
 
 
 def test_an_empty_stop_string_is_refused() -> None:

@@ -63,7 +63,7 @@ def test_what_is_prepared_gives_the_same_text_and_keeps_the_prediction(
 
 
 def test_a_prediction_is_a_text(engine: mmspec.Engine) -> None:
-    with pytest.raises(InputError, match="prediction of type list"):
+    with pytest.raises(InputError, match=r"prediction=\['a'\]: expected the answer"):
         engine.generate("Say something.", prediction=["a"])
     with pytest.raises(InputError, match="got a prediction"):
         mmspec.load(engine.target.model).generate(

@@ -1,9 +1,8 @@
 """The frameworks' names for what a request may ask, in mmspec's own."""
 
-import difflib
 from collections.abc import Collection, Mapping
 
-from mmspec.errors import InputError
+from mmspec.errors import InputError, nearest
 from mmspec.requests import FIELD_NAMES
 
 _NAMES = {
@@ -22,9 +21,7 @@ def component_settings(given: Mapping[str, object], own: Collection[str]) -> dic
         if name in own:
             continue
         if _NAMES.get(name, name) not in FIELD_NAMES:
-            near = difflib.get_close_matches(name, [*own, *FIELD_NAMES], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "expected a field of mmspec.Request"
-            raise InputError(f"unknown setting {name!r}: {hint}")
+            raise InputError(f"unknown setting {name!r}: {nearest(name, [*own, *FIELD_NAMES])}")
         options[name] = value
     if options:
         before = settings.get("options") or {}

@@ -12,7 +12,6 @@ imported here.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from mmspec.calibration import Calibration
 from mmspec.drafters.copying import Copier
 from mmspec.drafters.retrieval.limits import Limits
 from mmspec.drafters.retrieval.store import OpenStore
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, nearest
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.integrations.known_texts import BYTES_PER_TOKEN, KnownText, KnownTexts, Tokens
 from mmspec.retrieval import Continuation, Datastore
@@ -76,8 +75,7 @@ class ProposerSettings:
         names = [field.name for field in fields(ProposerSettings)]
         for name in given:
             if name not in names:
-                near = get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"expected one of {names}"
+                hint = nearest(name, names)
                 raise ConfigError(f"additional_config: unknown setting mmspec.{name}: {hint}")
         named = [one for one in os.environ.get(DATASTORE_VARIABLE, "").split(os.pathsep) if one]
         given["datastores"] = [*named, *given.get("datastores", ())]

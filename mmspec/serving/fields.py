@@ -1,9 +1,9 @@
 """Fields of a JSON body, read with their types; what is there and not read is a mistake."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from mmspec.errors import nearest
 from mmspec.serving.errors import ApiError, refused
 
 T = TypeVar("T")
@@ -58,8 +58,5 @@ class Fields:
     def finish(self) -> None:
         """All that is known was taken. Raises ApiError for any other field."""
         for name in self._left:
-            near = difflib.get_close_matches(name, self._known, n=1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"expected some of {sorted(self._known)}"
-            )
+            hint = nearest(name, sorted(self._known))
             raise ApiError(400, f"unknown field {name!r:.80}: {hint}", param=name)
