@@ -14,6 +14,8 @@ from mmspec.serving.fields import Fields
 from mmspec.serving.settings import ServerSettings
 from mmspec.serving.usage import speculation, usage
 
+_CLIENTS_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
+
 
 @dataclass(frozen=True)
 class JsonForm:
@@ -106,8 +108,11 @@ def checked_request(prompt: object, options: Mapping[str, Any]) -> Request:
     try:
         return build_request(prompt, options)
     except InputError as error:
-        field = str(error).partition("=")[0]
-        raise ApiError(400, str(error), param=field if field in FIELD_NAMES else None) from error
+        field, _, rest = str(error).partition("=")
+        if field not in FIELD_NAMES:
+            raise ApiError(400, str(error)) from error
+        field = _CLIENTS_NAMES.get(field, field)
+        raise ApiError(400, f"{field}={rest}", param=field) from error
 
 
 def ends(progress: Progress) -> bool:

@@ -32,7 +32,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (asked(temperature=-1), "temperature=-1", "temperature"),
         (asked(temperature="hot"), "expected a number", "temperature"),
         (asked(top_p=0), "top_p=0", "top_p"),
-        (asked(max_tokens=0), "max_new_tokens=0", None),
+        (asked(max_tokens=0), "max_tokens=0: expected", "max_tokens"),
         (asked(max_tokens=40000), "context holds 32768", None),
         (asked(max_tokens=1.5), "expected a whole number", "max_tokens"),
         (asked(max_tokens=True), "expected a whole number", "max_tokens"),
