@@ -37,7 +37,15 @@ def chosen_drafters(
     """The drafters that a user names or brings; None: as `config` says."""
     if drafter is None or isinstance(drafter, str):
         return build_drafters(replace(config, name=drafter) if drafter else config)
-    return list(cast(Sequence[AnyDrafter], drafter)) if isinstance(drafter, Sequence) else [drafter]
+    given = (
+        list(cast(Sequence[AnyDrafter], drafter)) if isinstance(drafter, Sequence) else [drafter]
+    )
+    for one in given:
+        if not hasattr(one, "name"):
+            raise ConfigError(
+                f"drafter={drafter!r:.80}: expected a name, several joined by +, or drafters' objects"
+            )
+    return given
 
 
 def build_drafters(config: DrafterConfig) -> list[AnyDrafter]:

@@ -2,6 +2,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,8 +153,8 @@ def test_a_wrong_type_says_what_it_got_and_what_it_expected(override: str, expec
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["decode.max_nodes", "", "=3", " =3"])
-def test_an_override_is_key_and_value(override: str) -> None:
+@pytest.mark.parametrize("override", ["decode.max_nodes", "", "=3", " =3", ("decode.probe", True)])
+def test_an_override_is_key_and_value(override: Any) -> None:
     with pytest.raises(ConfigError, match="expected key=value"):
         load_config(None, [override])
 

@@ -5,6 +5,7 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -423,6 +424,12 @@ def test_a_wrong_option_is_refused_by_name(
 ) -> None:
     with pytest.raises(InputError, match=message):
         engine.generate(TEXT, **options)
+
+
+@pytest.mark.parametrize("drafter", [3, ["prompt_lookup", "lookahead"]])
+def test_a_drafter_is_a_name_or_an_object(engine: mmspec.Engine, drafter: Any) -> None:
+    with pytest.raises(ConfigError, match=r"drafter=.*: expected a name, several joined by \+"):
+        mmspec.load(engine.target.model, drafter=drafter)
 
 
 @pytest.mark.parametrize("one", [TEXT, mmspec.Request(TEXT), {"input_ids": torch.ones(1, 3)}])

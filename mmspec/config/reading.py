@@ -85,9 +85,9 @@ def _read_yaml(path: Path) -> Mapping[str, object]:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
 
 
-def _read_override(override: str) -> Mapping[str, object]:
-    key, equals, _ = override.partition("=")
-    if not equals or not key.strip():
+def _read_override(override: object) -> Mapping[str, object]:
+    key = override.partition("=")[0] if isinstance(override, str) and "=" in override else ""
+    if not isinstance(override, str) or not key.strip():
         raise ConfigError(
             f"Override {override!r}: expected key=value, such as decode.max_nodes=32."
         )
