@@ -33,12 +33,18 @@ _BESIDE: dict[MediaKind, tuple[str, ...]] = {  # (media, ...) each, beside the p
 
 
 def split_rows(
-    input_ids: Tensor, model_inputs: Mapping[str, object], config: PreTrainedConfig
+    input_ids: Tensor,
+    model_inputs: Mapping[str, object],
+    config: PreTrainedConfig,
+    *,
+    repeats: int = 1,
 ) -> list[Prompt]:
     """The prompts of a batch: `input_ids` (batch, seq), padded wherever `attention_mask` (batch,
     seq) in `model_inputs` is 0, and the model's other inputs: of the tokens (batch, seq) or
     (planes, batch, seq), or of the media, as pixels or, from transformers 5.2x on, as
-    `mm_encoder_outputs`. Nothing is mutated.
+    `mm_encoder_outputs`. `repeats` rows, one behind the other, are of one prompt, and so is each
+    entry of pixels there so often: not the media of one row, then those of the next. Nothing is
+    mutated.
 
     Raises InputError where it is not clear which row an input belongs to.
     """
@@ -54,7 +60,7 @@ def split_rows(
     own: list[dict[str, Tensor]] = [{} for _ in tokens]
     taken = {"attention_mask", "cache_position"}
     _check_positions(model_inputs.get("position_ids"), kept)
-    for parts, names in _media(tokens, spans, model_inputs, config):
+    for parts, names in _media(tokens, spans, model_inputs, config, repeats):
         taken |= names
         for inputs, part in zip(own, parts, strict=True):
             inputs.update(part)
@@ -91,6 +97,7 @@ def _media(
     spans: Sequence[tuple[MediaSpan, ...]],
     model_inputs: Mapping[str, object],
     config: PreTrainedConfig,
+    repeats: int,
 ) -> Iterator[tuple[_Parts, set[str]]]:
     """The rows' own images, videos, then audio: (inputs of each row, names that are done with)."""
     encoded = model_inputs.get("mm_encoder_outputs") or {}
@@ -109,7 +116,9 @@ def _media(
         if name is None or len(tokens) == 1:
             continue  # one row: all is its own
         runs = [[s.stop - s.start for s in row if s.kind == kind] for row in spans]
-        yield _raw(kind, name, wanted, runs, model_inputs, config)
+        once = {n: v[::repeats] for n, v in model_inputs.items() if isinstance(v, Tensor)}
+        parts, taken = _raw(kind, name, wanted[::repeats], runs[::repeats], once, config)
+        yield [part for part in parts for _ in range(repeats)], taken
 
 
 def _check_positions(positions: object, kept: Tensor) -> None:

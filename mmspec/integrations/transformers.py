@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     MaxLengthCriteria,
     MaxTimeCriteria,
@@ -75,9 +76,10 @@ def custom_generate(
     """
     call = GenerateCall.of(model)
     _refuse(generation_config, input_ids, model_kwargs, synced_gpus=synced_gpus)
-    prompts = split_rows(input_ids, model_kwargs, model.config)
-    most = _max_length(generation_config, stopping_criteria) - input_ids.shape[1]
     samples = generation_config.num_return_sequences or 1
+    repeats = samples if _repeats_entries(model) else 1
+    prompts = split_rows(input_ids, model_kwargs, model.config, repeats=repeats)
+    most = _max_length(generation_config, stopping_criteria) - input_ids.shape[1]
     seeds = _seeds(seed, len(prompts) // samples, draw=bool(generation_config.do_sample))
     pad = _pad_token(generation_config)
     streamer = streamer or call.streamer
@@ -119,6 +121,13 @@ def custom_generate(
     if feed is not None:
         feed.end()
     return _output(input_ids, results, generation_config, pad=pad)
+
+
+def _repeats_entries(model: PreTrainedModel) -> bool:
+    """Whether generate makes rows of several sequences by repeating each entry of each tensor,
+    two pictures of one prompt apart. Some models do it a prompt at a time."""
+    name = "_expand_inputs_for_generation"
+    return getattr(type(model), name, None) is getattr(GenerationMixin, name)
 
 
 def _refuse(

@@ -51,9 +51,6 @@ def played_through(
     seed = draw.randrange(100)
     if is_greedy:
         samples = 1
-    elif family == "mllama" and "pixel_values" in prompts[0]:
-        samples = 1
-        options |= {"do_sample": True}
     else:
         options |= {"do_sample": True, "temperature": 0.9, "top_k": draw.choice([0, 20])}
     kept = draw.choice([{}, {"output_scores": True, "output_logits": True}])

@@ -27,6 +27,7 @@ import mmspec
 import mmspec.integrations.known_models as known_models
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.errors import ConfigError, InputError
+from mmspec.inputs.rows import split_rows
 from mmspec.training.tiny.build import build_model, build_processor
 
 PAD = 0
@@ -320,6 +321,25 @@ def test_several_sequences_a_prompt_are_our_samples(family: str) -> None:
         result = mmspec.load(model).generate(row, n=3, seed=4 + number, **options)
         for sample, text in zip(result.samples, texts[3 * number :], strict=False):
             assert text[batch["input_ids"].shape[1] :].tolist() == list(sample.tokens)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [("qwen2_audio", "two_audio"), ("llava", "two_images")]
+)
+def test_each_sequence_of_a_prompt_with_two_media_has_both(family: str, layout: str) -> None:
+    model, row = model_of(family, "float64"), inputs(family, layout, tokens=20)
+    texts = model.generate(**row, **SAMPLED, **OURS, num_return_sequences=2, seed=4)
+    options = {name: value for name, value in SAMPLED.items() if name != "do_sample"}
+    result = mmspec.load(model).generate(row, n=2, seed=4, **options)
+    for sample, text in zip(result.samples, texts, strict=True):
+        assert text[row["input_ids"].shape[1] :].tolist() == list(sample.tokens)
+
+
+def test_pixels_that_generate_has_repeated_one_by_one_are_told_apart() -> None:
+    model, row = model_of("llava", "float64"), inputs("llava", "two_images", tokens=20)
+    ids, pixels = (row[name].repeat_interleave(2, dim=0) for name in ("input_ids", "pixel_values"))
+    for prompt in split_rows(ids, {"pixel_values": pixels}, model.config, repeats=2):
+        assert torch.equal(prompt.model_inputs["pixel_values"], row["pixel_values"])
 
 
 def test_each_prompt_can_have_its_seed() -> None:
