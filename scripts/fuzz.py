@@ -8,12 +8,14 @@ import logging
 import sys
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import torch
 from fuzz import run
+from fuzz.architectures import names, take_in
 
 
 def main() -> int:
@@ -21,21 +23,31 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first scenario")
     parser.add_argument("--count", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--family", help="this one in each scenario")
+    parser.add_argument("--family", help="this one in each scenario: of tests/families, or any")
+    parser.add_argument(
+        "--architectures",
+        action="store_true",
+        help="families are all that transformers has, as scripts/sweep_models.py builds them",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("mmspec").setLevel(logging.CRITICAL)  # of drafters that are to fail
     start, failed, done, tokens, accepted, requests = time.perf_counter(), 0, 0, 0, 0, 0
     refused: dict[str, int] = {}
-    ties = 0
+    ties, kinds = 0, Counter[str]()
+    every = names() if arguments.architectures else [arguments.family]
     for seed in range(arguments.seed, arguments.seed + arguments.count):
+        family = every[seed % len(every)]
         if time.perf_counter() - start > arguments.seconds:
             break
         try:
-            report = run(seed, family=arguments.family)
+            if family:
+                take_in(family)
+            report = run(seed, family=family)
             wrong, title = report.wrong, report.title
             tokens, accepted = tokens + report.tokens, accepted + report.accepted
             requests, ties = requests + report.requests, ties + report.ties
+            kinds.update(report.kinds)
             if report.refused is not None:
                 refused[report.refused] = refused.get(report.refused, 0) + 1
         except KeyboardInterrupt:
@@ -45,13 +57,14 @@ def main() -> int:
         done += 1
         if wrong:
             failed += 1
-            family = f" --family {arguments.family}" if arguments.family else ""
-            print(f"FAILED {title}\n  python scripts/fuzz.py --seed {seed} --count 1{family}")
+            named = f" --family {family}" if family else ""
+            print(f"FAILED {title}\n  python scripts/fuzz.py --seed {seed} --count 1{named}")
             for each in wrong:
                 print("   ", each[:3000])
             sys.stdout.flush()
     for why, count in sorted(refused.items()):
         print(f"refused {count} times: {why}")
+    print("rounds:", ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()))
     spent = time.perf_counter() - start
     print(
         f"{done} scenarios, {failed} failed; {requests} texts, {tokens} tokens, {accepted} drafted "

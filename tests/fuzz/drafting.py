@@ -11,7 +11,7 @@ from draft_models import letters, shuffled, stranger
 from eagle_heads import fitted
 from families import FAMILIES
 from glide_heads import drawn
-from matrix import has_states, model_of
+from matrix import model_of
 from medusa_heads import unfitted
 
 from mmspec.drafters.base import Drafter, DrafterForTarget
@@ -30,6 +30,9 @@ from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.target import Target
 from mmspec.target.self_draft import draft_forward
 from mmspec.tree import TokenTree
+
+from .cases import draw_prompt
+from .shelf import Shelf
 
 AnyDrafter = Drafter | DrafterForTarget
 Truths = dict[tuple[tuple[int, ...], int, int], tuple[int, ...]]
@@ -81,41 +84,52 @@ class KnowingSession:
 
 
 def draw_drafters(
-    draw: random.Random, family: str, dtype: str, truths: Truths, vocab_size: int
+    draw: random.Random, family: str, dtype: str, truths: Truths, target: Target, shelf: Shelf
 ) -> list[AnyDrafter]:
+    """`shelf` is filled where one of them reads from it."""
     chosen: dict[str, AnyDrafter] = {}
     for _ in range(draw.choice([1, 1, 1, 2, 3])):
-        drafter = _draw_drafter(draw, family, dtype, truths, vocab_size)
+        drafter = _draw_drafter(draw, family, dtype, truths, target, shelf)
         chosen[drafter.name] = drafter
+    if draw.random() < 0.3:  # that something is accepted, whatever else is drafted
+        chosen.setdefault(Knowing.name, Knowing(truths, "none", target.vocab_size))
     return list(chosen.values())
 
 
 def _draw_drafter(
-    draw: random.Random, family: str, dtype: str, truths: Truths, vocab_size: int
+    draw: random.Random, family: str, dtype: str, truths: Truths, target: Target, shelf: Shelf
 ) -> AnyDrafter:
+    vocab_size = target.vocab_size
     sure = draw.choice([0.0, 0.0, 0.05, 0.3])
     kind = draw.choice(
         ["knowing"] * 6
-        + ["prompt_lookup", "retrieval", "draft_model", "compressed_kv", "layer_skip"]
+        + ["prompt_lookup", "retrieval", "retrieval", "draft_model", "compressed_kv", "layer_skip"]
         + ["lookahead", "eagle", "glide", "medusa", "cascade", "draft_model", "compressed_kv"]
     )
     if kind == "prompt_lookup":
         return _lookup(draw, sure)
     if kind == "retrieval":
-        sources = draw.sample(["online", "generated"], draw.randint(1, 2))
+        sources = draw.sample(["online", "generated", "suffix", "dense"], draw.randint(1, 4))
+        if not shelf.is_there and {"suffix", "dense"} & {*sources}:
+            asked = [draw_prompt(draw, family, most=shelf.most) for _ in range(draw.randint(1, 2))]
+            shelf.fill(asked, is_dense="dense" in sources)
         return Retrieval(
-            sources=sources, min_confidence=sure, min_match=draw.choice([1, 3]), max_depth=9
+            [shelf.folder] if shelf.is_there else [],
+            sources=sources,
+            min_confidence=sure,
+            min_match=draw.choice([1, 3]),
+            max_depth=9,
         )
     if kind == "draft_model":
         return DraftModel(
-            *_draft_model(draw.choice(_DRAFT_MODELS), family, dtype), **_growth(draw, sure)
+            *draft_model(draw.choice(_DRAFT_MODELS), family, dtype), **_growth(draw, sure)
         )
     if kind == "compressed_kv":
         return _compressed(draw, sure)
     if kind == "layer_skip":
         growth = _growth(draw, sure)
         growth.pop("draw"), growth.pop("profile")
-        if has_states(family) or draw.random() < 0.4:
+        if target.state_kinds or draw.random() < 0.4:
             layers = [draw.randrange(2)]
             return LayerSkip(layers=layers, weights=draw.choice(["same", "int8"]), **growth)
         return LayerSkip(trial_tokens=draw.choice([2, 5, 30]), trial_every=2, **growth)
@@ -132,7 +146,7 @@ def _draw_drafter(
         return Eagle(head, window=draw.choice([16, 20, 4096]), **_growth(draw, sure))
     if kind == "glide":
         growth = _growth(draw, sure)
-        return Glide(_glide_head(family, dtype), prompt_tokens=draw.choice([1, 16, 512]), **growth)
+        return Glide(glide_head(family, dtype), prompt_tokens=draw.choice([1, 16, 512]), **growth)
     if kind == "medusa":
         heads = unfitted(model, spread=0.02, has_own_heads=draw.random() < 0.5)
         tree = [[r] for r in range(12)] + [[0, 0], [1, 0], [0, 1]] if draw.random() < 0.5 else []
@@ -192,7 +206,7 @@ _DRAFT_MODELS = ("same", "padded", "other", "gemma3_text", "gpt2", "lfm2", "qwen
 
 
 @cache
-def _draft_model(name: str, family: str, dtype: str) -> tuple[Any, Any]:
+def draft_model(name: str, family: str, dtype: str) -> tuple[Any, Any]:
     if name == "same":
         return model_of(family, dtype), letters()
     if name == "padded":
@@ -203,7 +217,7 @@ def _draft_model(name: str, family: str, dtype: str) -> tuple[Any, Any]:
 
 
 @cache
-def _glide_head(family: str, dtype: str) -> Any:
+def glide_head(family: str, dtype: str) -> Any:
     head = drawn(Target(model_of(family, dtype)), num_layers=2)
     head.model.norm.weight.mul_(0.1)
     return head

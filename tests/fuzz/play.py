@@ -132,6 +132,30 @@ def in_threads(engine: Engine, cases: Sequence[Case], draw: random.Random) -> li
     return [results[index] for index in numbers]
 
 
+def by_both(
+    engine: Engine, beside: Engine, cases: Sequence[Case], draw: random.Random
+) -> list[Result]:
+    """Two engines of one model, each in a thread of its own."""
+    parts = [cases[::2], cases[1::2]]
+    found: list[list[Result]] = [[], []]
+    failures: list[BaseException] = []
+
+    def play(number: int, one: Engine) -> None:
+        try:
+            found[number] = one.generate([case.request() for case in parts[number]])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=play, args=each) for each in enumerate((engine, beside))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return [found[index % 2][index // 2] for index in range(len(cases))]
+
+
 def left_alone(engine: Engine, cases: Sequence[Case], draw: random.Random) -> list[Result]:
     """First an iterator that is closed midway, as by a user who has seen enough."""
     steps = engine.stream_each(case.request() for case in cases)

@@ -1,20 +1,23 @@
 """A scenario: a model, an engine and rounds of cases, all of it from one seed."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 from draft_models import letters
 from families import FAMILIES
-from matrix import has_states, model_of
+from matrix import model_of
 from torch import Tensor
 
 from mmspec.build import build_engine, probed_target
 from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import KVCache
@@ -22,14 +25,20 @@ from mmspec.requests import Result
 from mmspec.verify import VERIFIERS
 
 from .cases import Case, Inputs, draw_case, draw_prompt, extended
-from .drafting import AnyDrafter, Truths, draw_drafters
+from .chats import TEMPLATE, played_chat
+from .drafting import AnyDrafter, Knowing, Truths, draw_drafters
+from .drawn import RULES, drawing, played_drawn
+from .files import played_file
 from .judge import alone, by_transformers, differences, is_tie, leaks
-from .play import PLAYS
+from .meddling import meddled, rewritten
+from .play import PLAYS, by_both
 from .sabotage import sabotaged
+from .shelf import Shelf
 from .steering import LAST_LETTER
 from .through import played_through
 
 FEW_POSITIONS = 48
+_OWN = frozenset(FAMILIES)
 EXACT = {"float64": 1e-5, "float32": 1e-3}  # norms and running states are float32 in any dtype
 
 
@@ -45,6 +54,12 @@ class Report:
     accepted: int = 0
     requests: int = 0
     ties: int = 0  # answers in float32 that part where two tokens are as good
+    kinds: list[str] = field(default_factory=list)  # of its rounds
+
+    def begin(self, number: int, kind: str) -> None:
+        """A round of this kind."""
+        self.kinds.append(kind)
+        self.title += f" | round {number}: {kind}"
 
 
 class Model(NamedTuple):
@@ -53,6 +68,20 @@ class Model(NamedTuple):
     family: str
     dtype: str
     has_few: bool  # positions
+
+
+class Scene(NamedTuple):
+    """What the rounds of a scenario have in common."""
+
+    draw: random.Random
+    report: Report
+    plain: Engine
+    engine: Engine
+    model: Model
+    truths: Truths
+    drafters: Sequence[AnyDrafter]
+    shelf: Shelf
+    beside: Engine | None  # another engine of the same model
 
 
 @cache
@@ -84,7 +113,15 @@ def plain_engine(model: Model) -> Engine:
     decode = DecodeConfig(max_nodes=0, controller="fixed", prefill_chunk=None, choosing="host")
     cache = CacheConfig(prefix_bytes=0, feature_bytes=0)
     config, probed = Config(decode=decode, cache=cache), probed_once(model, "auto", "auto")
-    return build_engine(config, built(model), letters(), [], probed=probed)
+    return build_engine(config, built(model), speaking(), [], probed=probed)
+
+
+@cache
+def speaking() -> Any:
+    """Its tokenizer, with a chat template."""
+    tokenizer = letters()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
 
 
 def run(seed: int, *, family: str | None = None) -> Report:
@@ -94,53 +131,152 @@ def run(seed: int, *, family: str | None = None) -> Report:
     family = family or drawn
     dtype = draw.choice(["float64"] * 4 + ["float32"])
     has_few = FAMILIES[family].kind == "text" and draw.random() < 0.15
+    if family not in _OWN:  # its positions may be a table of any form
+        has_few = False
     model = Model(family, dtype, has_few)
-    plain = plain_engine(model)
-    truths: Truths = {}
-    decode = _draw_decode(draw)
-    cache = CacheConfig(
-        prefix_bytes=draw.choice([0, 2**14, 2**17, 2**30]),
-        feature_bytes=draw.choice([0, 2**10, 2**28]),
-    )
-    try:
-        drafters = draw_drafters(draw, family, dtype, truths, plain.target.vocab_size)
-        names = "+".join(drafter.name for drafter in drafters)
-        report.title = f"{family} {dtype} {names} {decode} {cache}"
-        config = Config(decode=decode, cache=cache)
-        probed = probed_once(model, decode.attention, decode.packed_weights)
-        engine = build_engine(config, plain.target.model, letters(), drafters, probed=probed)
-    except (ConfigError, ModelError) as error:
-        report.refused = str(error)
+    if why := _unusable(model):
+        report.refused = why
         return report
-    with sabotaged(draw, engine) as done, _watched(engine) as caches:
-        report.title += f" {done}"
-        _play(draw, report, engine, plain, caches, model=model, truths=truths, drafters=drafters)
+    plain = plain_engine(model)
+    with TemporaryDirectory() as folder:
+        if draw.random() < 0.12 and not has_few:
+            _play_drawn(draw, report, plain, model._replace(dtype="float64"))
+        else:
+            _play_exact(draw, report, plain, model, Path(folder))
     return report
 
 
-def _play(
-    draw: random.Random,
-    report: Report,
-    engine: Engine,
-    plain: Engine,
-    caches: Sequence[KVCache],
-    *,
-    model: Model,
-    truths: Truths,
-    drafters: Sequence[AnyDrafter],
+def _unusable(model: Model) -> str | None:
+    """Why a family that is none of `_OWN` is not played: docs/models.md says which ones decode."""
+    if model.family in _OWN:
+        return None
+    try:
+        built(model)
+    except Exception:  # the sweep tells them
+        return "a tiny model of it cannot be built"
+    try:
+        plain_engine(model)
+    except ModelError:
+        return "the model is refused"
+    return None
+
+
+def _play_exact(
+    draw: random.Random, report: Report, plain: Engine, model: Model, folder: Path
 ) -> None:
-    """Some rounds of cases; `truths` are told what is right before it is asked for."""
-    family, dtype, has_few = model
-    is_greedy = engine._rule is VERIFIERS["greedy"]
-    exact = EXACT["float32" if has_states(family) else dtype]
+    """Under a rule that gives the seed's own text."""
+    family, dtype, has_few = model.family, model.dtype, model.has_few
+    truths: Truths = {}
+    decode = _draw_decode(draw)
+    cache = _draw_cache(draw)
+    shelf = Shelf(folder, draw, plain, most=FEW_POSITIONS - 20 if has_few else None)
+    try:
+        drafters = draw_drafters(draw, family, dtype, truths, plain.target, shelf)
+        names = "+".join(drafter.name for drafter in drafters)
+        report.title = f"{family} {dtype} {names} {decode} {cache}"
+        engine = _built(model, Config(decode=decode, cache=cache), drafters)
+        knowing = Knowing(truths, "none", plain.target.vocab_size)
+        beside = _beside(draw, engine, model, decode, knowing) if draw.random() < 0.2 else None
+    except (ConfigError, ModelError) as error:
+        report.refused = str(error)
+        return
+    scene = Scene(draw, report, plain, engine, model, truths, drafters, shelf, beside)
+    watched = [engine] if beside is None else [engine, beside]
+    with (
+        sabotaged(draw, engine) as done,
+        _watched(watched) as caches,
+        rewritten(draw, plain.target.model) as rewrite,
+    ):
+        report.title += f" {done}"
+        _play(scene, caches, rewrite)
+
+
+def _built(model: Model, config: Config, drafters: Sequence[AnyDrafter], **kept: Any) -> Engine:
+    decode = config.decode
+    probed = probed_once(model, decode.attention, decode.packed_weights)
+    return build_engine(config, built(model), speaking(), drafters, probed=probed, **kept)
+
+
+def _beside(
+    draw: random.Random, engine: Engine, model: Model, decode: DecodeConfig, knowing: Knowing
+) -> Engine:
+    """Another engine of the same model, that learns and keeps what the first does."""
+    config = Config(decode=replace(decode, max_nodes=draw.choice([2, 12, 20])))
+    drafters = [PromptLookup(min_match=1, min_confidence=0.0), knowing]
+    beside = _built(model, config, drafters, controller=engine._drafts.controller)
+    if draw.random() < 0.7:
+        beside.share_cache(engine)
+    return beside
+
+
+def _play_drawn(draw: random.Random, report: Report, plain: Engine, model: Model) -> None:
+    """Under a rule that divides by the probabilities that tokens were drawn with."""
+    rule = draw.choice(RULES)
+    plain, family = plain_engine(model), model.family
+    made = drawing(draw, family, rule, plain.target.vocab_size)
+    most = draw.choice([1, 3, 12, 20, 64])
+
+    def make_engine(draw: random.Random) -> Engine:
+        decode = replace(_draw_decode(draw), verifier=rule, controller="fixed", max_nodes=most)
+        decode = replace(decode, exactness="standard")
+        return _built(model, Config(decode=decode, cache=_draw_cache(draw)), [made.make()])
+
+    report.title = f"{family} {rule} {most} nodes"
+    try:
+        make_engine(draw)
+    except (ConfigError, ModelError) as error:
+        report.refused = str(error)
+        return
     texts: list[Inputs] = []
+    for number in range(draw.choice([1, 2])):
+        report.begin(number, f"verifier {rule}")
+        cases = [
+            _draw_case(draw, texts, plain, family, has_few=False, is_greedy=False)
+            for _ in range(draw.choice([1, 2, 3]))
+        ]
+        cases = [_kept_seed(case) for case in cases]
+        told: list[str] = []
+        played = played_drawn(draw, make_engine, plain, cases, told, is_target=made.is_target)
+        for case, (got, wrong) in zip(cases, played, strict=True):
+            report.wrong += [f"({case}): {each}" for each in wrong]
+            _count(report, got)
+        report.title += " | " + "; ".join(told)
+
+
+def _kept_seed(case: Case) -> Case:
+    return replace(case, how={name: value for name, value in case.how.items() if name != "seed"})
+
+
+def _play(scene: Scene, caches: Sequence[KVCache], rewrite: Callable[[], None]) -> None:
+    """Some rounds of cases; `truths` are told what is right before it is asked for."""
+    draw, report, engine, plain = scene.draw, scene.report, scene.engine, scene.plain
+    family, dtype, has_few = scene.model
+    truths, drafters, shelf = scene.truths, scene.drafters, scene.shelf
+    is_greedy = engine._rule is VERIFIERS["greedy"]
+    exact = EXACT["float32" if plain.target.state_kinds else dtype]
+    texts: list[Inputs] = [*shelf.prompts]
+    is_meddled = draw.random() < 0.25
+    is_plain_text = FAMILIES[family].kind == "text"  # no letter of its is a placeholder
+    keeps_tokenizer = any(getattr(drafter, "datastores", None) for drafter in drafters)
     for number in range(draw.choice([1, 1, 2, 3])):
-        if draw.random() < 0.2 and not has_few and dtype == "float64":
-            report.title += f" | round {number}: through transformers"
+        if number and draw.random() < 0.2:
+            report.begin(number, "after weights were written")
+            rewrite()
+        kind = draw.random()
+        if kind < 0.2 and not has_few and dtype == "float64" and not keeps_tokenizer:
+            report.begin(number, "through transformers")
             report.wrong += played_through(draw, drafters, plain, family, report)
             continue
+        if kind < 0.3 and not has_few and dtype == "float64" and is_plain_text:
+            report.begin(number, "a chat")
+            report.wrong += played_chat(draw, engine, plain, report, exact=exact)
+            continue
+        if kind < 0.37 and texts and dtype == "float64" and not has_few:
+            report.begin(number, "a file of answers")
+            report.wrong += played_file(draw, engine, plain, report, texts, shelf.folder.parent)
+            continue
         cases = [
-            _draw_case(draw, texts, plain, family, has_few, is_greedy)
+            _draw_case(draw, texts, plain, family, has_few=has_few, is_greedy=is_greedy)
             for _ in range(draw.choice([1, 2, 3, 4]))
         ]
         known = [[alone(plain, case, sample) for sample in case.samples] for case in cases]
@@ -149,9 +285,16 @@ def _play(
             for result in results:
                 if result.seed is not None:
                     truths[ids, result.seed, result.sample] = result.tokens
-        play = draw.choice(list(PLAYS))
-        report.title += f" | round {number}: {play} of {len(cases)}"
-        answers = PLAYS[play](engine, cases, draw)
+        play, asked = draw.choice(list(PLAYS)), cases
+        if is_meddled:
+            asked = [meddled(draw, case, engine, shelf) for case in cases]
+        how = play if scene.beside is None else "two engines"
+        report.begin(number, how + ", meddled" * is_meddled)
+        report.title += f" of {len(cases)}"
+        if scene.beside is not None:
+            answers = by_both(engine, scene.beside, asked, draw)
+        else:
+            answers = PLAYS[play](engine, asked, draw)
         for place, (case, expected, got) in enumerate(zip(cases, known, answers, strict=True)):
             if "seed" in case.how and got.seed is not None:
                 expected = [alone(plain, case, s, got.seed) for s in case.samples]
@@ -192,6 +335,13 @@ def _count(report: Report, got: Result) -> None:
         report.accepted += sum(length * steps for length, steps in lengths.items())
 
 
+def _draw_cache(draw: random.Random) -> CacheConfig:
+    return CacheConfig(
+        prefix_bytes=draw.choice([0, 2**14, 2**17, 2**30]),
+        feature_bytes=draw.choice([0, 2**10, 2**28]),
+    )
+
+
 def _draw_decode(draw: random.Random) -> DecodeConfig:
     return DecodeConfig(
         verifier=draw.choice(["coupled"] * 5 + ["greedy"]),
@@ -211,6 +361,7 @@ def _draw_case(
     texts: list[Inputs],
     plain: Engine,
     family: str,
+    *,
     has_few: bool,
     is_greedy: bool,
 ) -> Case:
@@ -241,18 +392,22 @@ def _room(prompt: Inputs) -> int:
 
 
 @contextmanager
-def _watched(engine: Engine) -> Iterator[list[KVCache]]:
-    """The caches that the engine's target makes within it."""
+def _watched(engines: Sequence[Engine]) -> Iterator[list[KVCache]]:
+    """The caches that the engines' targets make within it."""
     made: list[KVCache] = []
-    target = engine._decoded
-    new_cache = target.new_cache
+    targets = list({id(engine._decoded): engine._decoded for engine in engines}.values())
 
-    def noted(*args: Any, **kwargs: Any) -> KVCache:
-        made.append(new_cache(*args, **kwargs))
-        return made[-1]
+    def noted(new_cache: Callable[..., KVCache]) -> Callable[..., KVCache]:
+        def noting(*args: Any, **kwargs: Any) -> KVCache:
+            made.append(new_cache(*args, **kwargs))
+            return made[-1]
 
-    target.new_cache = noted  # type: ignore[method-assign]
+        return noting
+
+    for target in targets:
+        target.new_cache = noted(target.new_cache)  # type: ignore[method-assign]
     try:
         yield made
     finally:
-        del target.new_cache
+        for target in targets:
+            del target.new_cache
