@@ -42,6 +42,7 @@ from mmspec.state import Prompt
 from mmspec.stream import Piece, TextStream, build_detokenizer
 from mmspec.target import Target
 from mmspec.target.graphs import GraphInfo
+from mmspec.target.probe import reason_against_watching
 from mmspec.target.taps import check_taps
 from mmspec.tree import TokenTree
 from mmspec.verify import VERIFIERS, Rule
@@ -116,6 +117,12 @@ class Engine:
             _check_draws(self.drafters, verifier)
         made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
         watched = [d.watched_queries for d in self.drafters if isinstance(d, WatchingDrafter)]
+        if any(watched) and (why := reason_against_watching(target)):
+            raise ConfigError(
+                f"drafters {names}: one of them asks for the queries of "
+                f"{type(target.model).__name__}; {why}: expected drafters that need none, as "
+                "drafter.compressed_kv.policy=window"
+            )
         self._drafts = DraftSettings(
             made,
             fit or (lambda tree: tree),

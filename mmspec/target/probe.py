@@ -255,6 +255,31 @@ def _reason_against_cuts(target: Target, prompt: Prompt) -> str | None:
     return f"a prompt read in two pieces is off by {error:.2g} standard deviations of the logits"
 
 
+def reason_against_watching(target: Target) -> str | None:
+    """Why no forward of the target can tell its queries, or None: a model with code of its own for
+    each kind of attention takes another one, whose masks are others, where it is attached to."""
+    if target.attachments.attention == "tree":  # attached to, it was seen to agree
+        return None
+    prompt, tree = _probe_prompt(target.model)
+    inputs = probe_inputs(target.model, prompt.num_tokens)
+    found: list[Tensor] = []
+    try:
+        for watched_queries in (0, 1):
+            cache = target.new_cache(watched_queries=watched_queries)
+            row = cache.open(prompt.num_tokens + 1)
+            prefill = target.prefill(replace(prompt, model_inputs=inputs), cache, row)
+            root = TokenTree.root(tree.tokens[0])
+            (scores,) = target.score([root], cache, [prefill.placement])
+            found.append(torch.stack([prefill.logits, scores.logits[0]]))
+            cache.release()
+    except _FAILURES as e:
+        return f"with its queries asked for, its forward fails ({type(e).__name__}: {e})"
+    error = max(_apart(told, own, target.dtype) for own, told in zip(*found, strict=True))
+    if error <= _TOLERANCE.get(target.dtype, _LOW_PRECISION_TOLERANCE):
+        return None
+    return f"with its queries asked for, it is off by {error:.2g} standard deviations of the logits"
+
+
 @contextmanager
 def _left_as_found(model: PreTrainedModel) -> Iterator[None]:
     """Native forwards without positions read and keep a rope delta on some models: none is there

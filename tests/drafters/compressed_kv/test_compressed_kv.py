@@ -476,3 +476,18 @@ def test_a_target_that_chooses_what_it_sees_is_refused() -> None:
     (architecture,) = architectures(["deepseek_v32"])
     with pytest.raises(ConfigError, match="chooses by itself which tokens"):
         mmspec.load(build(architecture, torch.float64), drafter="compressed_kv")
+
+
+def test_a_target_that_attends_otherwise_once_it_is_watched_is_refused() -> None:
+    """Falcon asks for the name of its attention at each forward, and leaves the mask out by it."""
+    (architecture,) = architectures(["falcon"])
+    model = build(architecture, torch.float64)
+    with pytest.raises(ConfigError, match=r"queries of FalconForCausalLM.*policy=window"):
+        mmspec.load(model, drafter="compressed_kv")
+    window = CompressedKV(policy="window", budget=8, max_share=1.0, min_confidence=0.0)
+    engine = mmspec.load(model, drafter=window, overrides=["decode.controller=fixed"])
+    prompt = prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=20)
+    plain = engine.generate(prompt, speculate=False, max_new_tokens=12, temperature=0.0)
+    assert engine.generate(prompt, max_new_tokens=12, temperature=0.0).tokens == plain.tokens
+    native = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert native[0, 20:].tolist() == list(plain.tokens)
