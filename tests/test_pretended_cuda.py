@@ -40,7 +40,8 @@ def assert_replayed(run: Run) -> None:
 
 
 def test_texts_are_the_cpus_and_a_step_waits_once() -> None:
-    assert_as_plain(run_on_cuda(Cell("qwen2_5_vl", "prompt_lookup", "t1", 3, "image_middle")))
+    cell = Cell("qwen2_5_vl", "prompt_lookup", "t1", 3, "image_middle")
+    assert_as_plain(run_on_cuda(cell, new_tokens=15))
 
 
 def test_kernels_and_graphs_too() -> None:
