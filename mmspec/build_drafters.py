@@ -43,7 +43,7 @@ def chosen_drafters(
     for one in given:
         if not hasattr(one, "name"):
             raise ConfigError(
-                f"drafter={drafter!r:.80}: expected a name, several joined by +, or drafters' objects"
+                f"drafter={drafter!r:.80}: expected a name, several joined by +, or drafter objects"
             )
     return given
 
