@@ -353,6 +353,7 @@ def _draw_decode(draw: random.Random) -> DecodeConfig:
         exactness=draw.choice(["standard"] * 15 + ["bitwise"]),
         choosing=draw.choice(["auto", "device", "host"]),
         packed_weights=draw.choice(["auto"] * 7 + ["always", "never"]),
+        overlap=draw.choice(["auto", "always"]),
     )
 
 
