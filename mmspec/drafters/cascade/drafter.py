@@ -10,6 +10,7 @@ from mmspec.drafters.asking import propose_all
 from mmspec.drafters.base import (
     Drafter,
     DraftSession,
+    LearningDrafter,
     RecordedDrafter,
     TappingDrafter,
     WatchingDrafter,
@@ -59,6 +60,11 @@ class BoundCascade:
         self.middle.free_recorded()
         if isinstance(self.lower, RecordedDrafter):
             self.lower.free_recorded()
+
+    def forget(self, namespace: str | None = None) -> None:
+        """Drops what earlier requests have left to the lower level."""
+        if isinstance(self.lower, LearningDrafter):
+            self.lower.forget(namespace)
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CascadeSession:
         lower = self.lower.start(prompt, prefill, guide)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmspec.drafters.base import DraftSession, PreparedSession, RevisableSession
+from mmspec.drafters.base import DraftSession, LearningSession, PreparedSession, RevisableSession
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.growing.branching import BestBranching, DrawnBranching
@@ -57,6 +57,10 @@ class CascadeSession:
         if not (self._has_run and isinstance(self.lower, RevisableSession)):
             self.lower.observe(tree, verdict, scores)
         self._has_run = False
+
+    def learn(self, chosen: Sequence[int]) -> None:
+        if isinstance(self.lower, LearningSession):
+            self.lower.learn(chosen)
 
     def close(self) -> None:
         try:

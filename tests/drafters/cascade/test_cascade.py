@@ -1,6 +1,7 @@
 """cascade in the engine: who verifies what, what is handed on, what is taken back."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,13 +13,20 @@ from medusa_heads import unfitted
 from ragged import target_of
 
 import mmspec
-from mmspec.drafters.base import Drafter, DrafterForTarget, DrawingDrafter, RevisableSession
+from mmspec.drafters.base import (
+    Drafter,
+    DrafterForTarget,
+    DrawingDrafter,
+    LearningDrafter,
+    RevisableSession,
+)
 from mmspec.drafters.cascade import BoundCascade, Cascade
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.kv import KVView
@@ -161,6 +169,17 @@ def test_any_drafter_may_stand_below(lower: str) -> None:
     results = engine.generate(requests)
     assert_plain(engine, requests, results)
     assert acceptance(results) > 0
+
+
+def test_the_lower_level_learns_finished_texts_and_forgets_them() -> None:
+    engine, requests = engine_of("llama", SMALL, Retrieval()), requests_of("llama")
+    cascade = engine.drafters[0]
+    assert isinstance(cascade, BoundCascade) and isinstance(cascade, LearningDrafter)
+    generated = cascade.lower.sources["generated"]  # type: ignore[attr-defined]
+    engine.generate([replace(request, namespace="a") for request in requests])
+    assert len(generated.store) == len(requests)
+    engine.clear_cache("a")
+    assert len(generated.store) == 0
 
 
 def test_the_lower_level_sees_the_requests_own_text_again_after_each_proposal() -> None:
