@@ -91,8 +91,8 @@ class GeneratedStore:
         max_match: int = 32,
     ) -> list[GeneratedMatch]:
         """Up to `limit` places like the end of `query`, the longest match first, among equals the
-        latest; only matches of at least `min_match` >= 3 tokens, among the 16 newest places of
-        each n-gram."""
+        latest; only matches of at least `min_match` tokens, or of 3 if that is more, among the
+        16 newest places of each n-gram."""
         space = self._spaces.get(namespace)
         if space is None:
             return []

@@ -86,11 +86,11 @@ class TextWording:
         """Each path's text in the target's ids; a path of several tokens may be one of the
         target's, and the reverse. The last word of a path can change with what would follow it, so
         its confidence is learnt apart."""
-        trie = PathTrie(tokens[-1], growth.tree.drafters[-1])
-        before = self._alignment.target.tail(tokens)
-        grown = growth.tree
+        grown, target = growth.tree, self._alignment.target
+        trie, before = PathTrie(tokens[-1], grown.drafters[-1]), target.tail(tokens)
+        context = target.encode(before or ANCHORS[0])
         for leaf in set(range(1, grown.num_nodes)) - set(grown.parents):
-            self._add(trie, before, grown, grown.path_to(leaf)[1:])
+            self._add(trie, before, context, grown, grown.path_to(leaf)[1:])
         return trie.proposal(calibration)
 
     def _append(self, text: str) -> int:
@@ -107,8 +107,16 @@ class TextWording:
         self.ids[unchanged:] = fresh[same:]
         return unchanged
 
-    def _add(self, trie: PathTrie, before: str, grown: TokenTree, path: Sequence[int]) -> None:
-        """One path of the draft model's tree, as far as its text is whole characters."""
+    def _add(
+        self,
+        trie: PathTrie,
+        before: str,
+        context: Sequence[int],
+        grown: TokenTree,
+        path: Sequence[int],
+    ) -> None:
+        """One path of the draft model's tree, as far as its text is whole characters. `context`:
+        the target's ids of the text `before` it."""
         draft, target = self._alignment.draft, self._alignment.target
         behind, likely = self.ids[-SEAM:], grown.cumulative_confidence
         ends: list[tuple[int, float]] = []  # (characters, how likely so far), of each node
@@ -128,7 +136,7 @@ class TextWording:
         last_word = len(text.rstrip()) - len(text.split()[-1]) if text.split() else 0
         chances, num_certain = list[float](), 0
         for count in range(1, len(encoded) + 1):
-            told = target.decode_behind(_context(target, before), encoded[:count])
+            told = target.decode_behind(context, encoded[:count])
             length = len(told.rstrip(HALF))
             chances.append(next((c for end, c in ends if end >= length), ends[-1][1]))
             num_certain = count if length <= last_word else num_certain
@@ -136,10 +144,6 @@ class TextWording:
             encoded, chances = [*encoded, self._alignment.eos], [*chances, eos]
             num_certain = len(encoded)
         trie.add(encoded, chances, num_certain=num_certain)
-
-
-def _context(codec: Codec, before: str) -> list[int]:
-    return codec.encode(before or ANCHORS[0])
 
 
 def aligned(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> TextAlignment:

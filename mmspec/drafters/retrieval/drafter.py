@@ -1,7 +1,7 @@
 """Retrieval: what the user sets; BoundRetrieval: the same at work for one target."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -92,25 +92,20 @@ class Retrieval:
             for folder in self.datastores
         ]
         with_dense = [store for store in stores if store.current.manifest.dense is not None]
-        made: dict[str, Callable[[], Source]] = {
-            "suffix": lambda: SuffixSource(stores, self.limits),
-            "dense": lambda: DenseSource(with_dense, target, self.limits),
-            "online": lambda: OnlineSource(self.limits),
-            "generated": lambda: GeneratedSource(
-                self.limits,
-                max_bytes=self.generated_bytes,
-                path=self.generated_path,
-                tokenizer=tokenizer,
-            ),
-        }
-        is_on = {
-            "suffix": bool(stores),
-            "dense": bool(with_dense),
-            "generated": self.generated_bytes > 0,
-        }
-        return BoundRetrieval(
-            self, [made[name]() for name in self.sources if is_on.get(name, True)]
-        )
+        sources = list[Source]()
+        for name in self.sources:
+            if name == "suffix" and stores:
+                sources.append(SuffixSource(stores, self.limits))
+            elif name == "dense" and with_dense:
+                sources.append(DenseSource(with_dense, target, self.limits))
+            elif name == "online":
+                sources.append(OnlineSource(self.limits))
+            elif name == "generated" and self.generated_bytes:
+                most, path = self.generated_bytes, self.generated_path
+                sources.append(
+                    GeneratedSource(self.limits, max_bytes=most, path=path, tokenizer=tokenizer)
+                )
+        return BoundRetrieval(self, sources)
 
 
 class BoundRetrieval:

@@ -49,7 +49,7 @@ class GeneratedSource(Source):
             query.tail,
             namespace=query.namespace,
             limit=self._limits.max_places,
-            min_match=max(self._limits.min_match, _MIN_MATCH),
+            min_match=self._limits.min_match,
             max_match=max(self._limits.max_match, _MIN_MATCH),
         )
         return [self.store.continuation(match, length) for match in matches]
