@@ -9,13 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmspec.kv.state_slots import StateSlots
+from mmspec.kv.state_slots import StateSlots, rounded_up
 
 Buffers = Sequence[tuple[Tensor, Tensor] | None]
 """Keys and values by layer, each (slots, kv_heads, head_dim); None for a layer that keeps none."""
-
-# Sizes from one power of two to the next: at most a quarter of a buffer is not asked for.
-_STEPS = 4
 
 
 class BufferPool:
@@ -40,10 +37,7 @@ class BufferPool:
 
     def rounded(self, num_slots: int) -> int:
         """The size of a buffer that shall hold so many slots."""
-        if num_slots <= self.least_slots:
-            return self.least_slots
-        step = max(2 ** ((num_slots - 1).bit_length() - 1) // _STEPS, 1)
-        return -(-num_slots // step) * step
+        return max(self.least_slots, rounded_up(num_slots))
 
     def take(self) -> Buffers:
         """The idle buffers, which are the caller's then; empty where there are none."""

@@ -15,7 +15,13 @@ from mmspec.kv.state_layer import StateKey
 ZEROS = 0  # the slot that padding goes on from: nobody writes to it
 NOWHERE = 1  # the one that padding leaves its states in: nobody reads it
 _LEAST = 8
-_STEPS = 4  # sizes from one power of two to the next
+
+
+def rounded_up(num_slots: int) -> int:
+    """The size of a buffer for so many slots, one of four from each power of two to the next: at
+    most a quarter of it is not asked for."""
+    step = max(2 ** ((num_slots - 1).bit_length() - 1) // 4, 1)
+    return -(-num_slots // step) * step
 
 
 @dataclass(eq=False)
@@ -112,8 +118,7 @@ class StateSlots:
         return found
 
     def _grow(self, least: int) -> None:
-        step = max(2 ** ((least - 1).bit_length() - 1) // _STEPS, 1)
-        size, former = -(-least // step) * step, self._num_slots
+        size, former = rounded_up(least), self._num_slots
         for key, buffer in self.buffers.items():  # one after the other: never all of them twice
             larger = buffer.new_zeros(size, *buffer.shape[1:])
             larger[:former].copy_(buffer)
