@@ -112,6 +112,7 @@ class Conductor:
             said = f"{suspect}: {first['status']}: {first['error']}"
             section["failures"] = [*first["failures"], said, *section["failures"]]
             section["found"] = {**first["found"], **section["found"]}
+            section["said"] = f"{first['said']}\n{section['said']}"
             if section["status"] == "passed":
                 section["status"] = "failed"
         section["seconds"] = round(time.monotonic() - begun, 2)
@@ -136,6 +137,7 @@ class Conductor:
             told = f"it was ended after {seconds + self._times.grace_s:.0f} s"
             ended = told if is_late else f"its process ended with {child.code}"
             section["error"] = f"{ended}\n{child.output}"
+        section["said"] = child.output
         return section
 
     def _take(self, name: str, child: "_Child") -> Found:

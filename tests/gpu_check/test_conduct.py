@@ -38,6 +38,8 @@ if name == "is_killed":
 if name == "breaks_by_flash" and "flash" not in without:
     write("running", doing="flash", before=2)
     os._exit(1)
+if name == "warns":
+    print("no graphs", flush=True)
 write("passed", late=3)
 """
 
@@ -85,6 +87,12 @@ def test_what_was_at_work_when_it_ended_is_left_out_of_another_try(tmp_path: Pat
     assert section["status"] == "failed"
     assert section["found"]["before"] == 2 and section["found"]["late"] == 3
     assert section["failures"] == ["flash: crashed: its process ended with exit code 1\n"]
+
+
+def test_what_a_process_said_is_kept_beside_what_it_found(tmp_path: Path) -> None:
+    """Where no more than the file comes back, warnings are in it."""
+    found = conducted(tmp_path, "warns", "works")
+    assert (found["warns"]["said"], found["works"]["said"]) == ("no graphs\n", "")
 
 
 def test_time_is_shared_out_and_what_has_none_left_is_left_out(tmp_path: Path) -> None:
