@@ -1,6 +1,7 @@
 """Bars: what was promised of a GPU, beside what was found there, each with a verdict."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ ROOFLINE, BEYOND_EAGER = 0.70, 3.0
 LEAST_CHANCE = 0.02  # of rates that differ as much where neither is higher
 # Nodes x group, and how near to the quickest backend the ladder's and our own kernel have to be.
 FACTORS = ((64, 0.9), (1 << 30, 0.7))
+_ENDED = re.compile(r"\w+: (crashed|out of time|error): ")  # who was at work when a process ended
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def _conformance(sections: Mapping[str, Found]) -> Iterator[Bar]:
     if not tallies:
         yield Bar(1, what, bar)
         return
-    wrong = [line for line in section.get("failures", ()) if line.startswith("attention by")]
+    lines = section.get("failures", ())
+    wrong = [line for line in lines if line.startswith("attention by") or _ENDED.match(line)]
     told = ", ".join(
         f"{name} {tally['passed']} passed, {len(tally['declined'])} declined"
         + (f", {tally['left_out']} left out" if tally.get("left_out") else "")

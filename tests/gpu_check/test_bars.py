@@ -107,6 +107,8 @@ def test_where_all_holds_every_bar_is_met_and_written_with_its_interval() -> Non
     [
         ("kernels", section(("attention by triton: plain: off by 1",),
                             attention={"triton": Tally()}), "conformance"),
+        ("kernels", section(("flash_attn_3: crashed: its process ended with signal 11",),
+                            attention={"triton": Tally()}), "conformance"),
         ("attention", section(table=[timed("4k", 64, triton=12, flash=10)]), "up to 64 pairs"),
         ("attention", section(table=[timed("4k", 65, triton=15, flash=10)]), "above 64 pairs"),
         ("plain", section(roofline_share=around(0.69)), "share of the roofline"),
