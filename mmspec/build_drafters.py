@@ -37,14 +37,12 @@ def chosen_drafters(
     """The drafters that a user names or brings; None: as `config` says."""
     if drafter is None or isinstance(drafter, str):
         return build_drafters(replace(config, name=drafter) if drafter else config)
-    given = (
-        list(cast(Sequence[AnyDrafter], drafter)) if isinstance(drafter, Sequence) else [drafter]
-    )
-    for one in given:
-        if not hasattr(one, "name"):
-            raise ConfigError(
-                f"drafter={drafter!r:.80}: expected a name, several joined by +, or drafter objects"
-            )
+    several = drafter if isinstance(drafter, Sequence) else [drafter]
+    given = list(cast(Sequence[AnyDrafter], several))
+    if not all(hasattr(one, "name") for one in given):
+        raise ConfigError(
+            f"drafter={drafter!r:.80}: expected a name, several joined by +, or drafter objects"
+        )
     return given
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.text import Text
 
-import mmspec
 from mmspec.cli.console import (
     EXIT_DIFFERENT,
     EXIT_INTERRUPTED,
@@ -20,6 +19,7 @@ from mmspec.cli.console import (
     quiet_transformers,
     tell,
 )
+from mmspec.cli.loading import Loading
 from mmspec.cli.options import (
     PROMPT,
     SAMPLING,
@@ -119,12 +119,12 @@ def batch(
         }
         form = None if schema is None else read_schema(schema)
         options = {name: value for name, value in given.items() if value is not None}
-        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
+        settings = [*(overrides or ()), *([] if rows is None else [f"decode.max_rows={rows}"])]
+        loading = Loading(model, config, settings, dtype, device, drafter)
         quiet_transformers()
         from mmspec.batch import Ledger, count_tasks, find_inputs, read_tasks, run_batch
         from mmspec.requests import build_request
 
-        settings = [*(overrides or ()), *([] if rows is None else [f"decode.max_rows={rows}"])]
         build_request("", options)
         # A run that goes on finds its own answers in a folder where they are written.
         files = [file for file in find_inputs(inputs) if file.resolve() != out.resolve()]
@@ -134,14 +134,7 @@ def batch(
         run = hashlib.sha256(json.dumps(told).encode(errors="backslashreplace")).hexdigest()[:12]
         with Ledger(out, run=run, fresh=fresh) as ledger:
             with stderr.status("Loading the model"):
-                engine = mmspec.load(
-                    model,
-                    config=config,
-                    overrides=settings,
-                    dtype=dtype,
-                    device=device,
-                    drafter=drafter,
-                )
+                engine = loading.load()
             if ledger.answered:
                 stderr.print(f"Going on: {len(ledger.answered):,} are answered already")
             options["logits_processors"] = following(engine, form)

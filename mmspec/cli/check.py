@@ -11,6 +11,7 @@ import typer
 import mmspec
 from mmspec.cli.command import Command
 from mmspec.cli.console import EXIT_MISTAKE, consoles, mistakes_told, quiet_transformers
+from mmspec.cli.loading import Loading
 from mmspec.cli.options import (
     PROMPT,
     SAMPLING,
@@ -85,7 +86,7 @@ def check(
     """
     stdout, stderr = consoles()
     with mistakes_told(stderr, exit_code=EXIT_CHECK_MISTAKE):
-        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
+        loading = Loading(model, config, overrides, dtype, device, drafter)
         quiet_transformers()
         from mmspec.check import run_check
         from mmspec.check.prompts import default_requests
@@ -94,14 +95,7 @@ def check(
 
         requests = _requests(prompt, prompts, image, raw=raw)
         with stderr.status("Loading the model") as status:
-            engine = mmspec.load(
-                model,
-                config=config,
-                overrides=overrides or (),
-                dtype=dtype,
-                device=device,
-                drafter=drafter,
-            )
+            engine = loading.load()
             if engine.inputs is None:
                 raise InputError(f"{model}: no tokenizer found, and a check's prompts are texts")
             requests = requests or default_requests(engine.inputs)

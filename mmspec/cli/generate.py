@@ -23,6 +23,7 @@ from mmspec.cli.console import (
     tell,
     write,
 )
+from mmspec.cli.loading import Loading
 from mmspec.cli.options import (
     DRAFTING,
     PROMPT,
@@ -123,7 +124,7 @@ def generate(
             raise ConfigError("--page without --pdf: name the PDF that it is a page of")
         text = read_prompt(prompt)
         form = None if schema is None else read_schema(schema)
-        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
+        loading = Loading(model, config, overrides, dtype, device, drafter)
         quiet_transformers()
         from mmspec.inputs import pdf_pages
 
@@ -151,14 +152,7 @@ def generate(
             speculate="auto" if speculate is None else speculate,
         )
         with stderr.status("Loading the model"):
-            engine = mmspec.load(
-                model,
-                config=config,
-                overrides=overrides or (),
-                dtype=dtype,
-                device=device,
-                drafter=drafter,
-            )
+            engine = loading.load()
             request = replace(request, logits_processors=following(engine, form))
             if compare:
                 warm_up(engine, request)

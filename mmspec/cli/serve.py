@@ -11,7 +11,6 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-import mmspec
 from mmspec.cli.console import (
     EXIT_INTERRUPTED,
     consoles,
@@ -19,6 +18,7 @@ from mmspec.cli.console import (
     printable,
     quiet_transformers,
 )
+from mmspec.cli.loading import Loading
 from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides, option, switch
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def serve(
     with mistakes_told(stderr):
         rules = [*_OF_STRANGERS, *(overrides or ())]
         rules += [] if rows is None else [f"decode.max_rows={rows}"]
-        mmspec.load_config(config, rules)  # a mistake is told before torch is imported
+        loading = Loading(model, config, rules, dtype, device, drafter)
         from mmspec.serving import ServerSettings, check_extra
 
         check_extra()
@@ -125,14 +125,7 @@ def serve(
 
         with listening(host, port) as sock:  # a taken port is told before the weights are read
             with stderr.status("Loading the model"):
-                engine = mmspec.load(
-                    model,
-                    config=config,
-                    overrides=rules,
-                    dtype=dtype,
-                    device=device,
-                    drafter=drafter,
-                )
+                engine = loading.load()
             _log_to_stderr(quiet=quiet)
             shown_port = sock.getsockname()[1]
             stderr.print(start_panel(stderr, engine, settings, host=host, port=shown_port))

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.progress import TaskProgressColumn, TimeElapsedColumn
 from rich.text import Text
 
-import mmspec
 from mmspec.cli.console import (
     EXIT_INTERRUPTED,
     consoles,
@@ -17,6 +16,7 @@ from mmspec.cli.console import (
     quiet_transformers,
     tell,
 )
+from mmspec.cli.loading import Loading
 from mmspec.cli.options import LOADING, PROMPT, ConfigName, Device, Drafter, Dtype, option, switch
 from mmspec.cli.progress import Bar
 from mmspec.cli.prompt import read_prompt
@@ -86,8 +86,9 @@ def train(
         asked = None if prompt is None else read_prompt(prompt)
         if minutes is None and steps is None:
             minutes = _MINUTES
-        chosen = mmspec.load_config(config, overrides or ())  # a mistake is told before torch is
-        quiet_transformers()  # imported
+        loading = Loading(target, config, overrides, dtype, device, drafter)
+        chosen = loading.settings()
+        quiet_transformers()
         from mmspec.training.heads import train_head
         from mmspec.training.heads.methods import check_head
         from mmspec.training.heads.train_head import data_settings, loop_settings
@@ -96,14 +97,7 @@ def train(
         loop_settings(chosen.train, steps=steps, minutes=minutes)
         data_settings(chosen.train, prompt=asked, field=field)
         with stderr.status("Loading the model"):
-            engine = mmspec.load(
-                target,
-                config=config,
-                overrides=overrides or (),
-                dtype=dtype,
-                device=device,
-                drafter=drafter,
-            )
+            engine = loading.load()
         shown = Shown(stderr)
         try:
             with shown:
