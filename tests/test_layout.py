@@ -11,7 +11,7 @@ PACKAGE = ROOT / "mmspec"
 
 # Each part may import its own floor and those below it, never one above.
 FLOORS = (
-    {"kv", "retrieval", "errors", "uploads"},
+    {"kv", "retrieval", "beginnings", "errors", "uploads"},
     {
         "attention", "calibration", "config", "encoders", "inputs", "logprobs", "noise",
         "noise_kernels", "nucleus", "nucleus_kernels", "reads",

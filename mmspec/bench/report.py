@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mmspec.beginnings import num_shared
 from mmspec.bench.interval import Spread, spread
 from mmspec.bench.methods import PLAIN, TRANSFORMERS, Method
 from mmspec.bench.run import Measurements
@@ -247,8 +248,7 @@ def _differences(
 
 
 def _difference(case: int, expected: Sequence[int], got: Sequence[int]) -> Difference:
-    pairs = enumerate(zip(expected, got, strict=False))
-    at = next((i for i, (a, b) in pairs if a != b), min(len(expected), len(got)))
+    at = num_shared(expected, got)
     return Difference(
         case,
         at,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from mmspec.beginnings import num_shared
 from mmspec.check.witness import Witness
 from mmspec.engine import Engine
 from mmspec.noise import gumbel
@@ -55,7 +56,7 @@ def explain(
     """
     prompt = request.prompt
     assert isinstance(prompt, Prompt)
-    token = first_difference(plain.tokens, other.tokens)
+    token = num_shared(plain.tokens, other.tokens)
     texts = _texts(engine, token, plain.tokens, other.tokens)
     chosen = _at(plain.tokens, token), _at(other.tokens, token)
 
@@ -126,12 +127,6 @@ def explain(
         f"the two best tokens are {max(margins):.3g} apart, which is within rounding",
         figures,
     )
-
-
-def first_difference(first: Sequence[int], second: Sequence[int]) -> int:
-    """Index of the first token that differs; the shorter length where one goes on."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _at(tokens: Sequence[int], index: int) -> int | None:

@@ -6,7 +6,8 @@ from functools import partial
 
 import torch
 
-from mmspec.check.difference import Difference, explain, first_difference
+from mmspec.beginnings import num_shared
+from mmspec.check.difference import Difference, explain
 from mmspec.check.rounding import rounding_bound
 from mmspec.check.stress import Stress
 from mmspec.engine import Engine
@@ -196,17 +197,16 @@ def _compare(
             again=partial(way.again, requests, index),
             bound=partial(rounding.bound, requests[index], mine),
         )
-    parted = [
-        first_difference(mine.tokens, other.tokens)
-        for mine, other in zip(plain, results, strict=True)
-    ]
     return Comparison(
         way.name,
         sampling,
         texts=len(results),
         identical=len(results) - len(differences),
         tokens=sum(len(mine.tokens) for mine in plain),
-        same_tokens=sum(parted),
+        same_tokens=sum(
+            num_shared(mine.tokens, other.tokens)
+            for mine, other in zip(plain, results, strict=True)
+        ),
         accepted=sum(
             count.accepted for result in results for count in result.stats.by_drafter.values()
         ),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from mmspec.beginnings import num_shared
 from mmspec.cli.console import printable
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def sameness(comparison: Comparison) -> Text:
         tokens = len(comparison.plain.tokens)
         return Text(f"✓ identical texts: all {tokens} tokens agree", style=_GOOD)
     drafted, plain = comparison.drafted.tokens, comparison.plain.tokens
-    pairs = enumerate(zip(drafted, plain, strict=False))
-    at = next((i for i, (a, b) in pairs if a != b), min(len(drafted), len(plain)))
+    at = num_shared(drafted, plain)
 
     def shown(tokens: tuple[int, ...]) -> str:
         return str(tokens[at]) if at < len(tokens) else "the end"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
+from mmspec.beginnings import num_shared
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MissingExtraError
 from mmspec.integrations.json_ahead import JsonAhead
@@ -143,7 +144,7 @@ class GrammarProcessor(LogitsProcessor):
         if self._prompt_length is None or len(ids) < self._prompt_length:
             return ()
         said = tuple(ids[self._prompt_length :])
-        kept = _num_same(self._followed, said)
+        kept = num_shared(self._followed, said)
         fork = self._matcher.deep_copy()
         if kept < len(self._followed) and not fork.rollback(len(self._followed) - kept):
             return ()
@@ -154,7 +155,7 @@ class GrammarProcessor(LogitsProcessor):
 
     def _follow(self, tokens: tuple[int, ...]) -> bool:
         """Brings the matcher behind these tokens; False where the grammar does not."""
-        kept = _num_same(self._followed, tokens)
+        kept = num_shared(self._followed, tokens)
         if kept < len(self._followed):
             if not self._matcher.rollback(len(self._followed) - kept):
                 self._matcher.reset()
@@ -173,17 +174,3 @@ class GrammarProcessor(LogitsProcessor):
             )
         bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocab_size]
         return torch.from_numpy(np.pad(bits, (0, vocab_size - len(bits)))).bool()
-
-
-def _num_same(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with. Long ones are compared whole, halves and quarters at a
-    time: token by token a long answer would take longer than its steps."""
-    least, most = 0, min(len(one), len(other))
-    tried = most
-    while least < most:
-        if one[least:tried] == other[least:tried]:
-            least = tried
-        else:
-            most = tried - 1
-        tried = (least + most + 1) // 2
-    return least

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 
+from mmspec.beginnings import num_shared
 from mmspec.requests import Result
 
 _MANY = 2**24  # pairs of tokens from which on frequent ones are no beginnings of a match
@@ -35,9 +36,7 @@ def usage(results: Sequence[Result], predicted: Sequence[Sequence[int]] = ()) ->
 def num_found(predicted: Sequence[int], tokens: Sequence[int]) -> int:
     """How many of the predicted tokens stand in the answer, in their order: a matter of the texts
     alone, whoever drafted them."""
-    start = 0
-    while start < min(len(predicted), len(tokens)) and predicted[start] == tokens[start]:
-        start += 1
+    start = num_shared(predicted, tokens)
     one, other = predicted[start:], tokens[start:]
     is_long = len(one) * len(other) > _MANY
     blocks = SequenceMatcher(None, one, other, autojunk=is_long).get_matching_blocks()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmspec.beginnings import num_shared
 from mmspec.build import build_engine
 from mmspec.check.stress import Stress
 from mmspec.config import CacheConfig, Config, DecodeConfig
@@ -220,10 +221,9 @@ def _same(where: str, expected: Sequence[Sequence[int]], found: Sequence[Sequenc
     for row, (own, other) in enumerate(zip(expected, found, strict=True)):
         if tuple(own) == tuple(other):
             continue
-        pairs = enumerate(zip(own, other, strict=False))
-        first = next((i for i, (a, b) in pairs if a != b), min(len(own), len(other)))
         raise _Differs(
-            f"{where}, row {row}: first difference at token {first} of {len(own)} and {len(other)}"
+            f"{where}, row {row}: first difference at token {num_shared(own, other)} of {len(own)} "
+            f"and {len(other)}"
         )
 
 
