@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from mmspec.cli.render import Comparison, sameness, speed_bars
+
+if TYPE_CHECKING:
+    from mmspec.requests import Result
 
 _NOISE = 1.1  # a ratio is no better known than so
 _DRAFTED = 1.05  # tokens a step from which drafts had a part in the speed
@@ -24,9 +28,12 @@ class Pairs:
     @property
     def differing(self) -> Comparison:
         """A run beside one whose text differs, where there is one."""
-        first = self.pairs[0].drafted
+        return self.beside(self.pairs[0].drafted)
+
+    def beside(self, answer: "Result") -> Comparison:
+        """An answer with a run whose text differs, where there is one."""
         runs = [run for pair in self.pairs for run in (pair.plain, pair.drafted)]
-        compared = [Comparison(first, run) for run in runs]
+        compared = [Comparison(answer, run) for run in runs]
         return next((one for one in compared if not one.is_identical), compared[0])
 
     @property

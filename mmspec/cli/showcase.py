@@ -42,9 +42,7 @@ class Outcome:
     @property
     def comparison(self) -> Comparison:
         """The answer with a run that differs from it, where there is one."""
-        runs = [run for pair in self.pairs for run in (pair.plain, pair.drafted)]
-        compared = [Comparison(self.answer, run) for run in runs]
-        return next((one for one in compared if not one.is_identical), compared[0])
+        return self.runs.beside(self.answer)
 
     @property
     def character_error(self) -> float:
