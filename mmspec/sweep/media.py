@@ -167,11 +167,11 @@ def _audio_forms(model: PreTrainedModel, noise: Any) -> Iterator[Form]:
     names = ("num_mel_bins", "input_feat_size", "input_size", "feature_size", "input_dim")
     mels = next((n for n in (_number(audio, name, 0) for name in names) if n), 16)
     frames = 2 * _number(audio, "max_source_positions", _FRAMES // 2)
-    features, mask = noise(1, mels, frames), torch.ones(1, frames)
-    for one, length in ((features, frames), (features.transpose(1, 2).contiguous(), frames)):
-        yield {"input_features": one, "feature_attention_mask": mask[:, :length].long()}
-        yield {"input_features": one, "input_features_mask": mask[:, :length].long()}
-        yield {"input_features": one, "input_features_mask": mask[:, :length].bool()}
+    features, mask = noise(1, mels, frames), torch.ones(1, frames, dtype=torch.bool)
+    for one in (features, features.transpose(1, 2).contiguous()):
+        yield {"input_features": one, "feature_attention_mask": mask.long()}
+        yield {"input_features": one, "input_features_mask": mask.long()}
+        yield {"input_features": one, "input_features_mask": mask}
         yield {"input_features": one}
     yield {"audio_input_features": features.transpose(1, 2), "audio_embed_sizes": torch.tensor([8])}
     yield {"input_values": noise(1, 6400), "padding_mask": torch.ones(1, 6400).bool()}

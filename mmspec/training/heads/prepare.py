@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from mmspec.batch import Tally
 from mmspec.engine import Engine
-from mmspec.errors import ConfigError, InputError, MmspecError
+from mmspec.errors import InputError, MmspecError, check_setting
 from mmspec.target.fingerprint import weights_fingerprint
 from mmspec.training.heads.answers import own_answers, read_answers
 from mmspec.training.heads.epochs import split
@@ -24,6 +25,7 @@ Answers = Literal["auto", "own", "given"]
 ANSWERS = "answers.jsonl"
 _MOST_HELD_OUT = 32
 _BROKEN_KEPT = 20
+_check = partial(check_setting, "train")
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class DataSettings:
     field: str = "text"  # of a JSONL line without a prompt
 
     def __post_init__(self) -> None:
-        _check("answers", self.answers in get_args(Answers), self.answers, get_args(Answers))
-        _check("learn", self.learn in get_args(Learn), self.learn, get_args(Learn))
+        for name, known in (("answers", get_args(Answers)), ("learn", get_args(Learn))):
+            got = getattr(self, name)
+            _check(name, got in known, got, ", ".join(known))
         _check("max_tokens", self.max_tokens >= 8, self.max_tokens, "8 or more")
         _check("max_new_tokens", self.max_new_tokens >= 2, self.max_new_tokens, "2 or more")
         _check("held_out", 0 <= self.held_out < 1, self.held_out, "in [0, 1)")
@@ -167,9 +170,3 @@ def _fingerprint(examples: Sequence[Example]) -> str:
 
 def _digest(values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
-
-
-def _check(name: str, is_right: bool, got: object, expected: object) -> None:
-    if not is_right:
-        expected = ", ".join(expected) if isinstance(expected, tuple) else expected
-        raise ConfigError(f"train.{name}={got!r}: expected {expected}")
