@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from rich.text import Text
 
-import mmspec
 from mmspec.cli.console import (
     consoles,
     mistake_text,
@@ -16,6 +15,7 @@ from mmspec.cli.console import (
     tell,
     write,
 )
+from mmspec.cli.loading import Loading
 from mmspec.cli.options import (
     PROMPT,
     SAMPLING,
@@ -69,24 +69,16 @@ def chat(
     """Talk with a model. Questions are read from stdin, a line each; answers go to stdout."""
     stdout, stderr = consoles()
     with mistakes_told(stderr):
-        mmspec.load_config(config, overrides or ())  # a mistake is told before torch is imported
+        loading = Loading(model, config, overrides, dtype, device, drafter)
         quiet_transformers()
         with stderr.status("Loading the model"):
-            engine = mmspec.load(
-                model,
-                config=config,
-                overrides=overrides or (),
-                dtype=dtype,
-                device=device,
-                drafter=drafter,
-            )
-        given = {
+            engine = loading.load()
+        options = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
         }
-        options = {name: value for name, value in given.items() if value is not None}
         conversation = _Conversation(engine, system, options, stdout, stderr)
         for path in image or ():
             conversation.show(path)
@@ -138,7 +130,6 @@ class _Conversation:
                 self._answer(line)
         except MmspecError as error:
             self._stderr.print(mistake_text(error), soft_wrap=True)
-            self.images = []
         return True
 
     def show(self, image: str) -> None:
@@ -154,9 +145,10 @@ class _Conversation:
 
     def _answer(self, question: str) -> None:
         status = self._stderr.status("Reading")
+        images, self.images = self.images, []  # also where it fails, or every question would
         stream = self._chat.stream(
             question,
-            images=self.images,
+            images=images,
             seed=self.seed + len(self._chat.messages),
             on_prefill=lambda done, of: status.update(f"Reading: {done} of {of} tokens"),
         )
@@ -172,7 +164,6 @@ class _Conversation:
         finally:
             if shown and not shown.endswith("\n"):
                 write(self._stdout, "\n")
-        self.images = []
         tell(self._stderr, turn_line(stream.result))
 
 

@@ -33,7 +33,7 @@ def test_an_image_is_shown_and_mistakes_do_not_end_the_conversation(
 ) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     lines = [
-        "/image no-such.png", "/nonsense", "/image", f"/image {tmp_path / 'red.png'}",
+        f"/image {tmp_path / 'red.png'}", "/image no-such.png", "/nonsense", "/image",
         "what?", "/new", "what?", "/help", "/quit", "never asked",
     ]  # fmt: skip
     run = chat(vlm, "--max-new-tokens", 3, "--seed", 1, text="\n".join(lines))
