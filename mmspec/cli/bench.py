@@ -146,9 +146,6 @@ def bench(
         one.refused.update(lineup.refused)
     report = build_report(measured, methods, pairs=pairs)
     values = report_values(report, machine, lineup, methods, model=model, room=room)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(values, indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps(values))
     else:
@@ -156,10 +153,22 @@ def bench(
         for one_task in report.tasks:
             stdout.print(task_table(one_task, width=stdout.width))
         stdout.print(closing_lines(report, lineup.inputs.tokenizer, dtype=lineup.dtype))
-        if out is not None:
+    if out is not None:  # behind what is shown: a full disk must not cost all that was measured
+        with mistakes_told(stderr):
+            _write(out, json.dumps(values, indent=1) + "\n")
+        if not as_json:
             stderr.print(f"written to {out}")
     if not report.is_exact:
         raise typer.Exit(EXIT_DIFFERENT)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"--out {path}: cannot be written: {why}; expected a file") from error
 
 
 def _methods(

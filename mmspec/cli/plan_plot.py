@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmspec.errors import MissingExtraError
+from mmspec.errors import InputError, MissingExtraError
 from mmspec.plan.method import Method
 from mmspec.plan.outlook import Outlook, short
 
@@ -12,7 +12,7 @@ _POWERS = range(10, 18)  # 1k to 128k
 
 def plot(found: Outlook, methods: Sequence[Method], path: Path) -> None:
     """Writes a PNG: a picture a batch, the range between low and high assumption shaded. Raises
-    MissingExtraError without matplotlib."""
+    MissingExtraError without matplotlib, InputError for a file that cannot be written."""
     try:
         from matplotlib.figure import Figure  # no pyplot: nothing is kept, no window is opened
     except ImportError as error:
@@ -44,4 +44,9 @@ def plot(found: Outlook, methods: Sequence[Method], path: Path) -> None:
     axes[0].set_ylabel("speed beside plain decoding")
     figure.suptitle(f"{target.shape.name} on {target.hardware.name}, {target.weights}: computed")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:  # a ValueError: of what kind would that be?
+        raise InputError(
+            f"--plot {path}: cannot be written: {error}; expected a .png file"
+        ) from error

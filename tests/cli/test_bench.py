@@ -28,6 +28,15 @@ def prompts(tmp_path: Path) -> Path:
     return file
 
 
+def test_what_was_measured_is_shown_where_it_cannot_be_written(
+    vlm: Path, prompts: Path, tmp_path: Path
+) -> None:
+    options = ("--no-peers", "--drafter", "prompt_lookup", "--out", tmp_path)
+    run = bench(vlm, "--prompts", prompts, *QUICK, *options)
+    assert run.exit_code == 2
+    assert "cannot be written" in run.stderr and "mmspec prompt_lookup" in run.stdout
+
+
 def test_a_run_from_prompts_to_table_and_file(vlm: Path, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "made" / "bench.json"
     wide = "wide: drafter.name=prompt_lookup drafter.prompt_lookup.min_match=1 decode.max_nodes=40"

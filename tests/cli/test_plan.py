@@ -93,6 +93,9 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "plan.png"
     plan("llama-3-8b", "--context", "4k", "--batch", 1, "--batch", 16, "--plot", path)
     assert path.read_bytes().startswith(b"\x89PNG")
+    for wrong in (tmp_path / "no-folder" / "plan.png", tmp_path / "plan.what"):
+        run = plan("llama-3-8b", "--context", "4k", "--plot", wrong, code=2)
+        assert f"{wrong.name}: cannot be written" in run.stderr.replace("\n", "")
 
 
 def test_a_picture_without_matplotlib_is_a_mistake(
