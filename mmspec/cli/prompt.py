@@ -22,7 +22,7 @@ def read_prompt(prompt: str) -> str:
     name = "stdin" if prompt == "-" else prompt[1:]
     try:
         data = sys.stdin.buffer.read() if prompt == "-" else Path(name).read_bytes()
-        return data.decode().removesuffix("\n")
+        return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except OSError as error:
         raise InputError(
             f"prompt {prompt!r}: cannot read {name!r}: {error.strerror}; @ reads a file, a text "

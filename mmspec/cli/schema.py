@@ -19,7 +19,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     if not find_spec("llguidance"):
         raise MissingExtraError("--schema needs llguidance: pip install 'mmspec[guided]'")
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"--schema {path}: cannot be read: {why}; expected a JSON file") from error

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from mmspec.cli import app
+from mmspec.cli.prompt import read_prompt
 from mmspec.engine import Engine
 from mmspec.row import Row
 
@@ -103,6 +104,8 @@ def test_the_prompt_may_come_from_stdin_or_a_file(scripted: Scripted, tmp_path: 
     (tmp_path / "prompt.txt").write_text(f"{PROMPT}\n")
     assert generate(folder, "-", text=f"{PROMPT}\n").stdout == "QUICK fox\n"
     assert generate(folder, f"@{tmp_path}/prompt.txt").stdout == "QUICK fox\n"
+    (tmp_path / "of_windows.txt").write_bytes("\ufeffthe quick brown fox\r\n".encode())
+    assert read_prompt(f"@{tmp_path}/of_windows.txt") == "the quick brown fox"
 
 
 def test_stop_ends_the_text_before_the_string(scripted: Scripted) -> None:
