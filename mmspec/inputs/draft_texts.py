@@ -23,12 +23,9 @@ def draft_texts(
     for passage in passages:
         text = passage.text.strip()
         for number, seam in enumerate(_SEAMS):
-            ids: Sequence[int] = tokenizer(seam + text, add_special_tokens=False, verbose=False)[
-                "input_ids"
-            ]
+            tokens = answer_tokens(seam + text, tokenizer, control)
             is_whole = number == 0 and not passage.in_prompt
-            kept = ids if is_whole else ids[:_HEAD_TOKENS]
-            found[tuple(SEPARATOR if token in control else token for token in kept)] = None
+            found[tokens if is_whole else tokens[:_HEAD_TOKENS]] = None
     return tuple(found)
 
 

@@ -16,9 +16,11 @@ Message = Mapping[str, object]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 
 _TEXT_TYPES = ("text", "input_text", "output_text")
-_IMAGE_TYPES = ("image", "image_url", "input_image")
-_VIDEO_TYPES = ("video", "video_url", "input_video")
-_AUDIO_TYPES = ("audio", "audio_url", "input_audio")
+_MEDIA_TYPES: dict[str, MediaKind] = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "image"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
+    **dict.fromkeys(("audio", "audio_url", "input_audio"), "audio"),
+}
 _DATA_KEYS: dict[MediaKind, tuple[str, ...]] = {
     "image": ("image", "image_url", "url", "path", "base64"),
     "video": ("video", "video_url", "url", "path"),
@@ -157,15 +159,11 @@ class _Reader:
             if not isinstance(text, str):
                 raise InputError(f'got a text part {part!r:.80}; expected {{"text": "..."}} in it')
             return {"type": "text", "text": check_text(text)}
-        if kind in _IMAGE_TYPES:
-            return self._read_media(part, "image")
-        if kind in _VIDEO_TYPES:
-            return self._read_media(part, "video")
-        if kind in _AUDIO_TYPES:
-            return self._read_media(part, "audio")
+        if isinstance(kind, str) and kind in _MEDIA_TYPES:
+            return self._read_media(part, _MEDIA_TYPES[kind])
         raise InputError(
             f"got a message part {part!r:.80}; expected a mapping whose type is one of "
-            f"{_TEXT_TYPES + _IMAGE_TYPES + _VIDEO_TYPES + _AUDIO_TYPES}"
+            f"{(*_TEXT_TYPES, *_MEDIA_TYPES)}"
         )
 
     def _read_media(self, part: object, kind: MediaKind) -> dict[str, object]:
@@ -173,7 +171,8 @@ class _Reader:
         given = [(key, value) for key, value in found if value is not None]
         if len(given) > 1:
             raise InputError(
-                f"an {kind} part has data under {[key for key, _ in given]}; expected one of them"
+                f"a part of type {kind!r} has data under {[key for key, _ in given]}; expected one "
+                "of them"
             )
         if not given:
             if _get(part, "type") not in _DATA_KEYS:

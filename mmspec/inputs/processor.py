@@ -23,6 +23,11 @@ from mmspec.inputs.template import ToolSpec
 from mmspec.inputs.videos import VideoSource, open_video
 from mmspec.state import Prompt
 
+_INSTEAD = {  # of media that a processor does not take
+    "video": "; give the frames as images, or install torchvision, which video processors need",
+    "audio": "; the model cannot hear: give a transcript as text",
+}
+
 
 class _Opened(NamedTuple):
     """A prompt's media as a processor takes them."""
@@ -218,14 +223,7 @@ class InputProcessor:
                 raise InputError(
                     f"got {len(media)} {word}, but the processor of {name} "
                     f"({type(self._processor).__name__}) has no {kind} processor here"
-                    + (
-                        "; give the frames as images, or install torchvision, which video "
-                        "processors need"
-                        if kind == "video"
-                        else "; the model cannot hear: give a transcript as text"
-                        if kind == "audio"
-                        else ""
-                    )
+                    + _INSTEAD.get(kind, "")
                 )
 
     def _check_placeholders(self, text: str, counts: Mapping[str, int]) -> None:
@@ -243,7 +241,7 @@ class InputProcessor:
     def _process(
         self,
         text: str,
-        media: "_Opened",
+        media: _Opened,
         *,
         is_template: bool,
     ) -> dict[str, object]:
@@ -266,7 +264,7 @@ class InputProcessor:
     def _call(
         self,
         text: str,
-        media: "_Opened",
+        media: _Opened,
         *,
         adds_special: bool,
     ) -> dict[str, object]:
