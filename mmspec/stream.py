@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -18,18 +17,10 @@ class Piece:
         return self.text
 
 
-class Detokenizer(Protocol):
-    """Turns tokens into text, in order."""
+class Detokenizer:
+    """Turns tokens into text, in order.
 
-    def push(self, token: int) -> str:
-        """The text that has become certain with this token."""
-
-    def flush(self) -> str:
-        """The text of what is still held, at the end."""
-
-
-class WindowDetokenizer:
-    """Decodes a short window of tokens again with each one: the tokens of the last text that came
+    It decodes a short window of tokens again with each one: the tokens of the last text that came
     out, for what a token's text looks like may depend on those before, and the ones since.
 
     What came out stays, also where a later byte makes the bytes before it no character.
@@ -42,6 +33,7 @@ class WindowDetokenizer:
         self._known = ""  # that text
 
     def push(self, token: int) -> str:
+        """The text that has become certain with this token."""
         self._window.append(token)
         text = self._decode(self._window)
         if len(text) <= len(self._known) or text.endswith("\ufffd"):  # no whole character yet
@@ -53,42 +45,20 @@ class WindowDetokenizer:
         return new
 
     def flush(self) -> str:
+        """The text of what is still held, at the end."""
         return self._decode(self._window)[len(self._known) :]
-
-
-class FastDetokenizer(WindowDetokenizer):
-    """Over the tokenizers library itself."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special_tokens: bool) -> None:
-        backend = tokenizer.backend_tokenizer
-        super().__init__(lambda ids: backend.decode(ids, skip_special_tokens=skip_special_tokens))
-
-
-class SlowDetokenizer(WindowDetokenizer):
-    """For tokenizers without a fast backend."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_special_tokens: bool) -> None:
-        super().__init__(lambda ids: tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
-
-
-class NoDetokenizer:
-    """For an engine without a tokenizer: tokens have no text."""
-
-    def push(self, token: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
 
 
 def build_detokenizer(
     tokenizer: PreTrainedTokenizerBase | None, *, skip_special_tokens: bool
 ) -> Detokenizer:
+    """By the tokenizers library itself where the tokenizer is fast; without one no token has a
+    text."""
     if tokenizer is None:
-        return NoDetokenizer()
-    if getattr(tokenizer, "backend_tokenizer", None) is not None:
-        return FastDetokenizer(tokenizer, skip_special_tokens)
-    return SlowDetokenizer(tokenizer, skip_special_tokens)
+        return Detokenizer(lambda ids: "")
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = tokenizer if backend is None else backend
+    return Detokenizer(lambda ids: decoder.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 class TextStream:

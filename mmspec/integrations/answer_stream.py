@@ -1,7 +1,6 @@
 """AnswerStream: one answer as frameworks stream it, tool calls apart from its text."""
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Self
 
 from mmspec.engine import Engine
@@ -37,10 +36,5 @@ class AnswerStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stream.close()
