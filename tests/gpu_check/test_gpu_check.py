@@ -1,6 +1,7 @@
 """gpu_check: everything runs once at tiny shapes; what is wrong is found, and costs no more."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,11 +61,19 @@ def kernels_section() -> SectionResult:
     return run_sections(small(), ["kernels"])["kernels"]
 
 
-def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
+def test_every_section_runs_and_writes_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "deep" / "found.json"
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", "--out", str(out)]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    command = [str(SCRIPT), "--device", "cpu", "--small", "--out", str(out)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # it would set it for those after this test
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0, printed
     found = json.loads(out.read_text())
     assert found["machine"]["torch"] == torch.__version__
     assert found["device"] == "cpu" and found["gpu"] is None and found["is_small"]
@@ -73,7 +82,7 @@ def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
     for name, section in sections.items():
         assert section["status"] == "passed", (name, section["error"] or section["failures"])
         assert section["found"] and section["seconds"] > 0
-        assert f"{name} " in run.stdout
+        assert f"{name} " in printed
     assert sections["plain"]["found"]["overlap"]["median"] > 0
     attention = sections["kernels"]["found"]["attention"]
     assert attention["matmul"]["passed"] == 3 and len(attention["matmul"]["declined"]) == 1

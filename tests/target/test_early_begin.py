@@ -103,6 +103,8 @@ def test_it_can_be_switched_off(
     monkeypatch.setattr(parts, "pays", lambda *told: bool(trials.append(told)))
     with pretend.device():
         model = FAMILIES["llama"].build(torch.float32).to("cuda")
+        del model.model.layers[1:]
+        model.config.num_hidden_layers = 1
         mmspec.load(model, drafter="none", overrides={"decode.early_begin": early_begin})
         assert len(trials) == tried
         DraftModel(model, early_begin=early_begin)
