@@ -1,7 +1,7 @@
 """The exactness matrix: every family x drafter x sampling x batch x layout, against plain decoding.
 
 `run_cell` is one comparison; `all_cells` is the whole matrix, `covering_cells` a part of it in
-which every family meets every kind of drafter, and every two families every pair of options.
+which every family meets every kind of drafter, and every three families every pair of options.
 """
 
 import random
@@ -176,10 +176,10 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 @cache
 def covering_cells() -> tuple[Cell, ...]:
     """Of each family one cell of each kind of `IN_TURN`, with other options every time; and every
-    pair of the options of the other drafters once for every two families that have the same,
-    who share a cover of them. Each two have it with the options' names exchanged, so that
-    together they meet most triples too. Of the hybrids, which keep their states alike, all but
-    `WIDE_HYBRIDS` have fewer drafters."""
+    pair of the options of the other drafters once for every three families that have the same,
+    who share a cover of them (two, where there are no more). Each time they have it with the
+    options' names exchanged, so that together they meet most triples too. Of the hybrids, which
+    keep their states alike, all but `WIDE_HYBRIDS` have fewer drafters."""
     chosen: list[Cell] = []
     met: Counter[tuple[tuple[object, ...], ...]] = Counter()
     for number, (name, family) in enumerate(FAMILIES.items()):
@@ -194,9 +194,10 @@ def covering_cells() -> tuple[Cell, ...]:
         own = [d for d in DRAFTERS if d not in apart]
         own = [d for d in own if d in ("adversary", "layer_skip")] if is_narrow else own
         axes = tuple(tuple(axis) for axis in (own, *rest))
-        turn, half = divmod(met[axes], 2)
+        sharing = 2 if family.kind == "audio" else 3
+        turn, part = divmod(met[axes], sharing)
         met[axes] += 1
-        for options in sorted(_cover(axes), key=lambda o: own.index(o[0]))[half::2]:
+        for options in sorted(_cover(axes), key=lambda o: own.index(o[0]))[part::sharing]:
             exchanged = (
                 axis[(axis.index(option) + turn * step) % len(axis)]
                 for step, (axis, option) in enumerate(zip(axes, options, strict=True), start=1)

@@ -12,11 +12,12 @@ import transformers
 from families import FAMILIES, Layout, layouts_of, prompt_inputs
 from families.hybrid import DECODABLE_HYBRID
 from families.vision import FIRST_MEDIA_TOKEN
-from matrix import model_of
+from matrix import engine_of, model_of
 from transformers import LlamaConfig
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.encoders.features import FeatureCache, FeatureSource
 from mmspec.encoders.outputs import FeatureError
 from mmspec.engine import Engine
@@ -211,7 +212,7 @@ def other_ids(prompt: Prompt) -> torch.Tensor:
 def test_the_next_turn_finds_prompt_and_answer(family: str, layout: Layout) -> None:
     """What was drafted, scored as a tree and committed is as good a prefix as a prompt."""
     inputs = prompt_inputs(FAMILIES[family], layout, num_text_tokens=30)
-    engine = mmspec.load(model_of(family, "float64"), config=STORES)
+    engine = engine_of(family, config=STORES, drafters=[PromptLookup()])
     options = {"temperature": 1.0, "top_k": 0, "max_new_tokens": 12, "logit_bias": NO_MEDIA}
     first = engine.generate(inputs, seed=1, **options)
     says = torch.tensor([[*first.tokens, 20, 21, 22]])

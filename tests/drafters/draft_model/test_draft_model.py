@@ -83,18 +83,18 @@ def small_context() -> LlamaForCausalLM:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_target_as_its_own_drafter_is_always_right(family: str) -> None:
     """Without side branches every drafted token is accepted: under noise too, with images, in a
-    ragged batch, and after every commit."""
+    ragged batch, and after every commit. Families are sampled and greedy in turn."""
     layouts = {
         "text": ["text"] * 3,
         "vision": ["image_middle", "text", "image_last"],
         "audio": ["audio", "text", "two_audio"],
     }[FAMILIES[family].kind]
     engine = engine_of(family, top_k=1)
-    for sampling in (SAMPLINGS["greedy"], SAMPLED):
-        requests = requests_of(family, sampling, layouts)
-        results = engine.generate(requests)
-        assert acceptance(results) == 1.0
-        assert all(result.stats.tokens_per_step > 4 for result in results)
+    is_greedy = [*FAMILIES].index(family) % 2 == 0
+    requests = requests_of(family, SAMPLINGS["greedy"] if is_greedy else SAMPLED, layouts)
+    results = engine.generate(requests)
+    assert acceptance(results) == 1.0
+    assert all(result.stats.tokens_per_step > 4 for result in results)
     assert_plain(engine, requests, results)
 
 
