@@ -79,6 +79,24 @@ def test_commit_keeps_only_the_accepted_path() -> None:
     assert forward(cache, [row], [[30]]) == [[1, 2, 3, 20, 22, 24, 30]]
 
 
+def test_what_was_written_is_forgotten_by_a_cut_and_by_what_is_appended() -> None:
+    """No later forward goes on behind it."""
+    cache, (row, other) = prefilled([1, 2, 3], [4, 5])
+    copy = cache.read(other, 0, 2)
+    for forget in (
+        lambda: cache.truncate(row, 3),
+        lambda: cache.append(row, copy, count=1),
+        lambda: cache.commit({row: ()}),
+    ):
+        forward(cache, [row], [[20, 21]])
+        with cache.writing([row], [1], after=[2]):
+            pass
+        forget()
+        with pytest.raises(AssertionError, match="2 tokens were not written"):
+            with cache.writing([row], [1], after=[2]):
+                pass
+
+
 def test_rolling_back_is_not_committing() -> None:
     cache, (row,) = prefilled([1, 2, 3])
     forward(cache, [row], [[20, 21, 22]])
