@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from mmspec.kv import KVCache
+from mmspec.kv import KVCache, QueryLog
 
 NUM_LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 3
 
@@ -209,6 +209,52 @@ def test_growth_never_holds_all_buffers_twice(monkeypatch: pytest.MonkeyPatch) -
     assert cache.num_bytes == held * 1.5, "half as much again"
     buffer = cache.flat_layers[0].keys.nbytes
     assert most[0] <= cache.num_bytes + buffer, "one new buffer beside the old ones at a time"
+
+
+def test_room_is_made_behind_what_was_written() -> None:
+    """Drafts of several forwards: the last one must not come to lie in the next row."""
+    cache, (row, other) = prefilled([1, 2, 3], [4, 5, 6], capacity=8)
+    forward(cache, [row], [[20, 21, 22, 23]])
+    with cache.writing([row], [3], after=[4]):
+        for layer in range(NUM_LAYERS):
+            states = marked([[24, 25, 26]], layer)
+            cache.update(states, -states, layer)
+    cache.commit({row: range(7)})
+    cache.check_integrity()
+    assert contents(cache, row) == [1, 2, 3, *range(20, 27)]
+    assert contents(cache, other) == [4, 5, 6]
+
+
+@pytest.mark.parametrize("how", ["truncate", "append", "close"])
+def test_queries_go_with_their_tokens(how: str) -> None:
+    """A view would be chosen by what others asked for."""
+    log = QueryLog(4)
+    cache = KVCache(1, queries=log)
+    row = cache.open(8)
+    with cache.writing([row], [3]):
+        states = torch.ones(1, KV_HEADS, 3, HEAD_DIM)
+        cache.update(states, states, 0)
+        log.tap([row], [3]).take(0, states, 1.0)
+    cache.commit({row: range(3)})
+    assert log.read(row, 0) is not None
+    if how == "truncate":
+        cache.truncate(row, 2)
+    elif how == "append":
+        cache.append(row, cache.read(row, 0, 1), count=1)
+    else:
+        cache.close(row)
+    assert log.read(row, 0) is None and log.num_bytes == 0
+
+
+def test_what_is_read_beside_a_text_goes_with_its_row() -> None:
+    cache = KVCache(2, cross_layers=[1])
+    row = cache.open(8)
+    cache.cross.show([row])
+    cache.cross.layers[1].update(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2))
+    cache.cross.show(())
+    assert cache.cross.num_bytes == 80
+    cache.close(row)
+    assert cache.cross.num_bytes == 0
 
 
 def test_a_long_row_grows_by_a_bounded_step() -> None:
