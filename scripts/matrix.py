@@ -1,9 +1,11 @@
-"""Runs every cell of the exactness matrix and writes what came out as JSON.
+"""Runs every cell of the exactness matrix, or some of them, and writes what came out as JSON.
 
 python scripts/matrix.py --out build/matrix.json
+python scripts/matrix.py --cells 500 --seed 1
 """
 
 import argparse
+import random
 import sys
 import time
 from dataclasses import asdict
@@ -25,10 +27,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/matrix.json"))
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
+    parser.add_argument("--cells", type=int, help="so many, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console, start = Console(), time.perf_counter()
     cells = all_cells(arguments.dtype)
+    if arguments.cells is not None:
+        cells = random.Random(arguments.seed).sample(cells, min(arguments.cells, len(cells)))
     outcomes = [run_cell(cell) for cell in track(cells, "exactness matrix", console=console)]
     failed = [outcome for outcome in outcomes if outcome.mismatches]
     report = {

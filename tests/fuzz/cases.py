@@ -153,5 +153,7 @@ def draw_case(
         how["seed"] = None  # the answer says which one it took
     if said.text and draw.random() < 0.2:
         how["prediction"] = said.text if draw.random() < 0.5 else said.text[::-1] + said.text
+    if draw.random() < 0.07:
+        how["max_time"] = draw.choice([1e-6, 0.004, 0.02, 1000.0])  # s
     cancel = draw.randint(0, 8) if draw.random() < 0.15 else None
     return replace(case, options=options, cancel_after=cancel, how=how)

@@ -31,7 +31,8 @@ from .drafting import draft_model, fitted, glide_head
 from .judge import alone, differences
 from .play import PLAYS
 
-RULES = ("speculative", "recursive", "block")
+RULES = ("speculative", "recursive", "block", "typical_lossy")
+OF_TREES = ("recursive", "typical_lossy")
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "seed", "sample", "n", "max_new_tokens"}
 _SAMPLING |= {"logprobs", "logprobs_of", "prompt_logprobs", "output_scores", "output_logits"}
 _SAMPLING |= {"ignore_eos", "skip_special_tokens"}
@@ -46,7 +47,7 @@ class Drawing(NamedTuple):
 
 
 def drawing(draw: random.Random, family: str, rule: str, vocab_size: int) -> Drawing:
-    widths = [(), (1, 1), (1,)] if rule != "recursive" else [(), (2, 1), (1, 1, 3), (3,), (2, 2)]
+    widths = [(), (1, 1), (1,)] if rule not in OF_TREES else [(), (2, 1), (1, 1, 3), (3,), (2, 2)]
     growth: dict[str, Any] = {
         "draw": "sample",
         "profile": draw.choice(widths),
@@ -74,7 +75,7 @@ def drawing(draw: random.Random, family: str, rule: str, vocab_size: int) -> Dra
     if kind == "hashed":
         spread, own = draw.choice([0.3, 3.0]), draw.choice([(1, 1), (1, 1, 1), (1,)])
         wide = draw.choice([(3, 2), (2,), own])
-        widths_here = wide if rule == "recursive" else own
+        widths_here = wide if rule in OF_TREES else own
         return Drawing(
             lambda: SamplingDrafter(lambda ids: spread * _hashed(ids, vocab_size), widths_here)
         )
@@ -108,7 +109,8 @@ def played_drawn(
     told.append(f"{play} of {len(cases)} by {engine!r}")
     answers = PLAYS[play](engine, cases, draw)
     for case, got in zip(cases, answers, strict=True):
-        wrong = list(_refused(case, got)) if is_target else []
+        is_fair = is_target and engine._rule.is_lossless
+        wrong = list(_refused(case, got)) if is_fair else []
         is_drawn = case.request().asks_for_sampling and case.how.get("speculate") is not False
         is_short = got.error is not None or case.cancel_after is not None
         if is_drawn:
@@ -150,7 +152,9 @@ def _unlikely(plain: Engine, case: Case, said: Result) -> Iterator[str]:
 
 def _refused(case: Case, got: Result) -> Iterator[str]:
     """Of chains that the target itself drew, where the request leaves it as it is."""
-    if case.made or case.options.keys() - _SAMPLING or got.finish_reason != "length":
+    is_drawn = case.request().asks_for_sampling
+    is_left = not case.made and not case.options.keys() - _SAMPLING
+    if not (is_drawn and is_left and got.finish_reason == "length"):
         return
     for sample in got.samples:
         for name, count in sample.stats.by_drafter.items():

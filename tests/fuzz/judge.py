@@ -26,15 +26,22 @@ def alone(plain: Engine, case: Case, sample: int, seed: int | None = None) -> Re
 
 
 def differences(
-    expected: Result, got: Result, *, may_close: bool, exact: float, logprobs_of: str = "raw"
+    expected: Result,
+    got: Result,
+    *,
+    may_close: bool,
+    exact: float,
+    logprobs_of: str = "raw",
+    may_stop: bool = False,
 ) -> Iterator[str]:
-    """`exact`: by how much log-probabilities may differ."""
+    """`exact`: by how much log-probabilities may differ. `may_stop`: when its time is up."""
     if expected.seed is None:  # it never began
         if got.error is None or str(got.error) != str(expected.error):
             yield f"expected the error {expected.error!r}, got {got.error!r}"
         return
     tokens = expected.tokens
     is_cut = may_close and got.finish_reason == "closed"
+    is_cut |= may_stop and got.finish_reason == "stop"
     if is_cut:
         tokens = tokens[: len(got.tokens)]
     if got.tokens != tokens:

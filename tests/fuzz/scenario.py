@@ -244,7 +244,8 @@ def _play_drawn(draw: random.Random, report: Report, plain: Engine, model: Model
 
 
 def _kept_seed(case: Case) -> Case:
-    return replace(case, how={name: value for name, value in case.how.items() if name != "seed"})
+    how = {name: value for name, value in case.how.items() if name not in ("seed", "max_time")}
+    return replace(case, how=how)
 
 
 def _play(scene: Scene, caches: Sequence[KVCache], rewrite: Callable[[], None]) -> None:
@@ -317,12 +318,17 @@ def _of_case(case: Case, expected: list[Result], got: Result, exact: float) -> l
     if len(by_number) != len(expected):
         return [f"{len(by_number)} samples of {len(expected)}: {got.error!r}"]
     told = {"logprobs_of": case.options.get("logprobs_of", "raw")}
-    may_close = case.cancel_after is not None
+    may_close, may_stop = case.cancel_after is not None, "max_time" in case.how
     return [
         f"sample {right.sample}: {each}"
         for right in expected
         for each in differences(
-            right, by_number[right.sample], may_close=may_close, exact=exact, **told
+            right,
+            by_number[right.sample],
+            may_close=may_close,
+            may_stop=may_stop,
+            exact=exact,
+            **told,
         )
     ]
 
