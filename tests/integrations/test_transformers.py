@@ -4,14 +4,17 @@ import gc
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from draft_models import letters
 from families import EOS_TOKEN, FAMILIES, Layout, layouts_of, prompt_inputs
 from matrix import model_of
 from PIL import Image
+from stores import write_store
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
@@ -26,6 +29,7 @@ from transformers.generation.streamers import BaseStreamer
 import mmspec
 import mmspec.integrations.known_models as known_models
 from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.drafters.retrieval import Retrieval
 from mmspec.errors import ConfigError, InputError
 from mmspec.inputs.rows import split_rows
 from mmspec.training.tiny.build import build_model, build_processor
@@ -340,6 +344,14 @@ def test_pixels_that_generate_has_repeated_one_by_one_are_told_apart() -> None:
     ids, pixels = (row[name].repeat_interleave(2, dim=0) for name in ("input_ids", "pixel_values"))
     for prompt in split_rows(ids, {"pixel_values": pixels}, model.config, repeats=2):
         assert torch.equal(prompt.model_inputs["pixel_values"], row["pixel_values"])
+
+
+def test_a_datastore_is_refused_with_the_way_to_use_it(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", [[5, 6, 7]], tokenizer=letters())
+    with pytest.raises(ConfigError, match=r"mmspec\.load\(model, processor\).*custom_generate"):
+        model_of("llama", "float64").generate(
+            **inputs(), **GREEDY, **OURS, drafter=[Retrieval(store)]
+        )
 
 
 def test_each_prompt_can_have_its_seed() -> None:

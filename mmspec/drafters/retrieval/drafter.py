@@ -84,7 +84,8 @@ class Retrieval:
             if inputs is None:
                 raise ConfigError(
                     "drafter.retrieval: got a datastore or generated_path, but this engine has no "
-                    "tokenizer to compare with theirs; expected processor= beside the model"
+                    "tokenizer to compare with theirs; expected mmspec.load(model, processor): "
+                    "transformers' generate keeps its tokenizer from a custom_generate"
                 )
             tokenizer = TextTokens(inputs.tokenizer).hash()
         stores = [
