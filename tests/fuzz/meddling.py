@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,22 +39,32 @@ def meddled(draw: random.Random, case: Case, engine: Engine, shelf: Shelf) -> Ca
 
 
 @contextmanager
-def rewritten(draw: random.Random, model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Gives what writes some other values into one of the model's weights, as training does; they
-    are what they were behind it."""
+def rewritten(draw: random.Random, model: Any) -> Iterator[Callable[[], None]]:
+    """Gives what writes some other values into one of the model's weights, as training does, or
+    switches to another adapter where it has some; all is as it was behind it."""
     before: dict[nn.Parameter, torch.Tensor] = {}
     weights = [p for p in model.parameters() if p.ndim == 2]
+    adapters = list(getattr(model, "peft_config", ()))
+    active = model.active_adapters() if adapters else []
 
     def rewrite() -> None:
+        if adapters and draw.random() < 0.7:
+            chosen = draw.choice([*adapters, None])
+            model.disable_adapters() if chosen is None else model.enable_adapters()
+            if chosen is not None:
+                model.set_adapter(chosen)
+            return
         weight = draw.choice(weights)
         before.setdefault(weight, weight.detach().clone())
-        factor = draw.choice([-1.0, 0.5, 1.7])
         with torch.no_grad():
-            weight.mul_(factor)
+            weight.mul_(draw.choice([-1.0, 0.5, 1.7]))
 
     try:
         yield rewrite
     finally:
+        if adapters:
+            model.enable_adapters()
+            model.set_adapter(active)
         with torch.no_grad():
             for weight, value in before.items():
                 weight.copy_(value)

@@ -24,6 +24,7 @@ from mmspec.kv import KVCache
 from mmspec.requests import Result
 from mmspec.verify import VERIFIERS
 
+from .architectures import ADAPTED, take_in
 from .cases import Case, Inputs, draw_case, draw_prompt, extended
 from .chats import TEMPLATE, played_chat
 from .drafting import AnyDrafter, Knowing, Truths, draw_drafters
@@ -38,7 +39,7 @@ from .steering import LAST_LETTER
 from .through import played_through
 
 FEW_POSITIONS = 48
-_OWN = frozenset(FAMILIES)
+_OWN = tuple(FAMILIES)
 EXACT = {"float64": 1e-5, "float32": 1e-3}  # norms and running states are float32 in any dtype
 
 
@@ -127,8 +128,10 @@ def speaking() -> Any:
 def run(seed: int, *, family: str | None = None) -> Report:
     """Draws the scenario of this seed, plays it, and compares."""
     draw, report = random.Random(seed), Report(seed)
-    drawn = draw.choice(list(FAMILIES))
+    drawn = draw.choice([*_OWN, ADAPTED])
     family = family or drawn
+    if family == ADAPTED:
+        take_in(family)
     dtype = draw.choice(["float64"] * 4 + ["float32"])
     has_few = FAMILIES[family].kind == "text" and draw.random() < 0.15
     if family not in _OWN:  # its positions may be a table of any form
@@ -260,7 +263,7 @@ def _play(scene: Scene, caches: Sequence[KVCache], rewrite: Callable[[], None]) 
     is_plain_text = FAMILIES[family].kind == "text"  # no letter of its is a placeholder
     keeps_tokenizer = any(getattr(drafter, "datastores", None) for drafter in drafters)
     for number in range(draw.choice([1, 1, 2, 3])):
-        if number and draw.random() < 0.2:
+        if number and draw.random() < (0.6 if family == ADAPTED else 0.2):
             report.begin(number, "after weights were written")
             rewrite()
         kind = draw.random()
