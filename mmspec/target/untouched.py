@@ -49,14 +49,20 @@ class Untouched:
         self._names = [place.name for place in places]
         self._modules = [place.module for place in places]
         self._own = [vars(module) for module in self._modules]
-        self._hooks = [h for m in self._modules for h in (m._forward_pre_hooks, m._forward_hooks)]
 
     @property
     def holds(self) -> bool:
         return (
             list(map(dict.get, self._siblings, self._names)) == self._modules
             and not any(map(dict.__contains__, self._own, repeat("forward")))
-            and (not any(self._hooks) or all(map(is_plain, self._modules)))
+            # Looked up anew: somebody may have given a module other dictionaries of hooks.
+            and (not self._may_have_hooks or all(map(is_plain, self._modules)))
+        )
+
+    @property
+    def _may_have_hooks(self) -> bool:
+        return any(map(dict.get, self._own, repeat("_forward_hooks"))) or any(
+            map(dict.get, self._own, repeat("_forward_pre_hooks"))
         )
 
 

@@ -18,8 +18,11 @@ class Watch:
         # False: somebody has a hand in the model, whom a replay would pass by, or trains it.
         self.may_record = all(not m.training and is_plain(m) for m in modules)
         self._modules = [(vars(m), m.training, vars(m).get("forward")) for m in modules]
-        hooks = [h for m in modules for h in (m._forward_pre_hooks, m._forward_hooks)]
-        self._hooks = [(own, tuple(own)) for own in hooks]
+        self._own = [vars(m) for m in modules]
+        self._hooks = {
+            name: [tuple(own[name]) for own in self._own]
+            for name in ("_forward_pre_hooks", "_forward_hooks")
+        }
         self._places = [
             (outer._modules, name, inner)
             for outer in modules
@@ -45,7 +48,12 @@ class Watch:
                 own["training"] is training and own.get("forward") is forward
                 for own, training, forward in self._modules
             )
-            and all(tuple(own) == known for own, known in self._hooks if own or known)
+            and all(
+                tuple(own[name]) == known
+                for name, all_known in self._hooks.items()
+                for own, known in zip(self._own, all_known, strict=True)
+                if own[name] or known
+            )
             and all(siblings.get(name) is module for siblings, name, module in self._places)
             and all(own.get(name) is weight for own, name, weight in self._weights)
             and all(weight.data_ptr() == address for weight, address in self._addresses)

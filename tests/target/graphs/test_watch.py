@@ -1,5 +1,6 @@
 """A model's watch sees whatever would make a replay differ from its forward."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,15 @@ def hooked_before(model: Any) -> None:
     layer_of(model).up_proj.register_forward_pre_hook(lambda *_: None)
 
 
+def given_other_hooks(model: Any) -> None:
+    layer_of(model)._forward_hooks = OrderedDict({7: lambda *_: None})
+
+
+def given_other_hooks_before(model: Any) -> None:
+    layer_of(model)._forward_pre_hooks = OrderedDict()
+    layer_of(model).register_forward_pre_hook(lambda *_: None)
+
+
 def given_a_forward(model: Any) -> None:
     layer_of(model).forward = lambda states: states
 
@@ -54,9 +64,12 @@ def adapted(model: Any) -> None:
 
 
 CHANGES = [
-    written, replaced, moved, exchanged, hooked, hooked_before, given_a_forward, trained, adapted,
+    written, replaced, moved, exchanged, hooked, hooked_before, given_other_hooks,
+    given_other_hooks_before, given_a_forward, trained, adapted,
 ]  # fmt: skip
-MEDDLING = (hooked, hooked_before, given_a_forward, trained)
+MEDDLING = (
+    hooked, hooked_before, given_other_hooks, given_other_hooks_before, given_a_forward, trained,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
