@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 
+import pytest
 import torch
 from families import FAMILIES, prompt_inputs
 
@@ -55,3 +56,13 @@ def test_a_model_within_another_has_the_same_lock_and_no_lock_outlives_its_model
     del other
     gc.collect()
     assert lock() is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_whose_embeddings_are_resized_keeps_its_lock(name: str) -> None:
+    model = FAMILIES[name].build(torch.float32)
+    before = forward_lock(model)
+    assert before is forward_lock(model.get_decoder())
+    embedding = model.get_input_embeddings()
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(embedding.weight))
+    assert forward_lock(model) is before
