@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mmspec.target.source import WeightSource
+
 _MIN_WEIGHTS = 100_000  # smaller matrices stay in the CPU's own cache, where F.linear is as quick
 _MAX_ROWS = 64  # above, all ways come together
 # Of one row on one thread: longer rows of weights `F.linear` reads faster, from 4,096 on twice as
@@ -80,7 +82,7 @@ class _QuickLinear:
         self._module = module
         self._may_pack = packed
         self._packed: Tensor | None = None
-        self._packed_from: tuple[int, int] | None = None  # the weight's address and version
+        self._packed_from: WeightSource | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -100,10 +102,10 @@ class _QuickLinear:
         return torch.ops.mkldnn._linear_pointwise(states, self._pack(weight), bias, "none", [], "")
 
     def _pack(self, weight: Tensor) -> Tensor:
-        source = (weight.data_ptr(), weight._version)
-        if self._packed is None or self._packed_from != source:
+        source = self._packed_from
+        if self._packed is None or source is None or not source.is_still(weight):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-            self._packed_from = source
+            self._packed_from = WeightSource(weight)
         return self._packed
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 
 from mmspec.target.lowbit import LowBit, Pack
 from mmspec.target.parts import Product
+from mmspec.target.source import WeightSource
 
 _MAX_ROWS = 256  # above, the full weights are as quick: their product is no longer bound by memory
-_Source = tuple[int, int]  # a weight's address and version
 
 
 class LowBitLayers:
@@ -31,7 +30,7 @@ class LowBitLayers:
         self._pack = pack
         self._packed, self._packed_from = self._made()
         self._bias: Tensor | None = None  # of all layers
-        self._bias_from: list[_Source] | None = None
+        self._bias_from: list[WeightSource] | None = None
         self._last: _Shared | None = None
         weight = modules[0].weight
         self._packed(weight.new_ones(1, weight.shape[1]).detach())  # the kernel checks shapes here
@@ -57,7 +56,7 @@ class LowBitLayers:
         if not 0 < states.numel() // states.shape[-1] <= _MAX_ROWS:
             made = [F.linear(states, module.weight, module.bias) for module in self.modules]
             return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
-        if self._packed_from != self._sources("weight"):
+        if not _are_still(self._packed_from, self._there("weight")):
             self._packed, self._packed_from = self._made()
         out = self._packed(states)
         bias = self._biases()
@@ -74,21 +73,21 @@ class LowBitLayers:
             self._last = None
         return last.parts[index].contiguous()
 
-    def _made(self) -> tuple[LowBit, list[_Source]]:
+    def _made(self) -> tuple[LowBit, list[WeightSource]]:
         weights = [module.weight.detach() for module in self.modules]
         whole = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return self._pack(whole), self._sources("weight")
+        return self._pack(whole), list(map(WeightSource, self._there("weight")))
 
-    def _sources(self, name: str) -> list[_Source]:
+    def _there(self, name: str) -> list[Tensor]:
         # nn.Module's own look-up takes a microsecond.
-        tensors = [cast(Tensor, module._parameters[name]) for module in self.modules]
-        return [(t.data_ptr(), t._version) for t in tensors if t is not None]
+        tensors = [module._parameters[name] for module in self.modules]
+        return [tensor for tensor in tensors if tensor is not None]
 
     def _biases(self) -> Tensor | None:
-        sources = self._sources("bias")
-        if not sources or len(self.modules) == 1:
+        there = self._there("bias")
+        if not there or len(self.modules) == 1:
             return self.modules[0].bias
-        if sources != self._bias_from:
+        if self._bias_from is None or not _are_still(self._bias_from, there):
             with torch.no_grad():
                 self._bias = torch.cat(
                     [
@@ -96,8 +95,14 @@ class LowBitLayers:
                         for module, size in zip(self.modules, self._sizes, strict=True)
                     ]
                 )
-            self._bias_from = sources
+            self._bias_from = list(map(WeightSource, there))
         return self._bias
+
+
+def _are_still(sources: Sequence[WeightSource], there: Sequence[Tensor]) -> bool:
+    if len(sources) != len(there):
+        return False
+    return all(source.is_still(weight) for source, weight in zip(sources, there, strict=True))
 
 
 class _Shared:
