@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmspec.encoders.features import FeatureSource
-from mmspec.encoders.media import CROSS_MASK, Media, token_inputs
+from mmspec.encoders.media import CROSS_MASK, Media, join, token_inputs
 from mmspec.encoders.outputs import Features, Form
 from mmspec.errors import InputError
 from mmspec.kv import KVCache, WritePlan
@@ -80,34 +80,42 @@ def prompt_inputs(prompt: Prompt, cache: KVCache, row: int, start: int) -> dict[
 def encoded_once(
     model: PreTrainedModel, inputs: dict[str, Tensor], features: FeatureSource | None
 ) -> Iterator[dict[str, Tensor]]:
-    """Within it, one forward with the inputs that it yields: those of `prompt_inputs`, with what
-    was encoded before in place of the images where `features` knows them all; where it does not,
-    it keeps what the forward's encoder says of them."""
+    """Within it, one forward with the inputs that it yields: those of `prompt_inputs`, without the
+    images that `features` knows. What the forward's encoder says of the others, it keeps; the
+    decoder is handed all of them in their order."""
     items = () if features is None else features.media.items.get("image", ())
     if features is None or not items or "pixel_values" not in inputs:
         yield inputs
         return
-    known = [found for item in items if (found := features.find(item)) is not None]
-    if len(known) == len(items):
-        others = {name: value for name, value in inputs.items() if name not in items[0].tensors}
-        yield {**others, _STATES: torch.cat([found.rows[0] for found in known])}
+    found = [features.find(item) for item in items]
+    known = [one.rows[0] for one in found if one is not None]
+    new = [item for item, one in zip(items, found, strict=True) if one is None]
+    others = {name: value for name, value in inputs.items() if name not in items[0].tensors}
+    if not new:
+        yield {**others, _STATES: torch.cat(known)}
         return
-    features.num_encoded += len(items)
-    told: list[Tensor] = []  # (cells, patches, hidden)
+    features.num_encoded += len(new)
+    told: list[Tensor] = []  # (cells, patches, hidden) of the new ones
 
-    def listen(decoder: object, given: object, named: Mapping[str, object]) -> None:
+    def fill(decoder: object, given: object, named: Mapping[str, object]) -> object:
         states = named.get(_STATES)
-        if isinstance(states, Tensor):
-            told.append(states)
+        if not isinstance(states, Tensor):
+            return None
+        told.append(states)
+        if not known:
+            return None
+        before, fresh = iter(known), iter(states.chunk(len(new)))
+        every = [next(fresh) if one is None else next(before) for one in found]
+        return given, {**named, _STATES: torch.cat(every)}
 
-    hook = model.get_decoder().register_forward_pre_hook(listen, with_kwargs=True)
+    hook = model.get_decoder().register_forward_pre_hook(fill, with_kwargs=True)
     try:
-        yield inputs
+        yield {**others, **join(new)} if known else inputs
     finally:
         hook.remove()
-    if told and len(told[0]) % len(items) == 0:
+    if told and len(told[0]) % len(new) == 0:
         form = Form(BaseModelOutput, told[0].ndim, (False, False), has_deeper=False)
-        for item, states in zip(items, told[0].chunk(len(items)), strict=True):
+        for item, states in zip(new, told[0].chunk(len(new)), strict=True):
             features.keep(item, Features((states.detach().clone(),), form))
 
 

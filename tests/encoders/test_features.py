@@ -21,7 +21,7 @@ from mmspec.requests import Request
 from mmspec.target import Target
 
 VISION = [f.name for f in FAMILIES.values() if f.kind == "vision"]
-EACH = [name for name in VISION if name not in ("mllama", "llava_onevision")]  # image by image
+EACH = [name for name in VISION if name != "llava_onevision"]  # image by image
 GREEDY = {"temperature": 0.0, "max_new_tokens": 6}
 
 
