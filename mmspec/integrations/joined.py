@@ -93,8 +93,11 @@ class _Joined:
         ticket = Ticket(tell)
         with self._loop.changed:
             if self._thread is None:
-                # Not a daemon, which would be torn out of a forward when the interpreter ends.
-                thread = threading.Thread(target=self._run, args=(engine,), name="mmspec-joined")
+                # No daemon, as one that a daemon begins would be: it would be torn out of a forward
+                # when the interpreter ends.
+                thread = threading.Thread(
+                    target=self._run, args=(engine,), name="mmspec-joined", daemon=False
+                )
                 thread.start()
                 self._thread = thread
             self._loop.put(ticket, request)

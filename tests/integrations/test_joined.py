@@ -165,7 +165,7 @@ engine = mmspec.load("tiny-vlm")
 asked = mmspec.Request("a", max_new_tokens=3500, ignore_eos=True, stopping_criteria=[token])
 threading.Thread(target=answer, args=(engine, asked), daemon=True).start()
 begun.wait()
-atexit.register(lambda: print(len(tokens)))  # called once all threads have ended
+atexit.register(lambda: print(len(tokens)))  # called once all threads but daemons have ended
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
