@@ -268,24 +268,23 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
     after the other, as what each of them takes bears on the next one."""
     drafting, name = row.drafting, drafter.name
     session, priced = drafting.prepared(drafter), drafting.priced(drafter)
-    due, may_prepare = None, False
-    if session is not None:
-        with drafting.guarded(name):
-            due = session.preparation(len(row.tokens))
-    if due is not None:
-        may_prepare = step.prepares(index, name, due)
-        if not may_prepare and not due.can_wait:
-            return False
     # Where proposals are made as long as they pay: what the shortest takes.
     least_s = None if priced is None else priced.least_s
     if not step.asks(index, name, tree, least_s=least_s):
         return False
-    if session is not None and due is not None and may_prepare:
-        begun = time.perf_counter()
+    due = None
+    if session is not None:
         with drafting.guarded(name):
-            session.prepare(TokenView(row.tokens))
-            drafting.wait()
-        step.prepared(index, name, due, time.perf_counter() - begun)
+            due = session.preparation(len(row.tokens))
+    if session is not None and due is not None:
+        if step.prepares(index, name, due):
+            begun = time.perf_counter()
+            with drafting.guarded(name):
+                session.prepare(TokenView(row.tokens))
+                drafting.wait()
+            step.prepared(index, name, due, time.perf_counter() - begun)
+        elif not due.can_wait:
+            return False
     return drafting.takes_part(drafter)  # it may have failed
 
 

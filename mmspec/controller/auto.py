@@ -5,7 +5,7 @@ drafter that has lost the time of one plain step and 0.5% of the rest pauses.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from mmspec.calibration import Calibration
 from mmspec.controller.account import Account
@@ -61,7 +61,7 @@ class AutoStep(FixedStep):
         is_refreshed = stale and not any(pace.speculate is True for pace in paces)
         self._is_plain = is_refreshed or not self._cost.is_known
         self._probing: set[tuple[int, str]] = set()
-        self._paused: set[int] = set()
+        self._paused: set[tuple[int, str]] = set()
         self._draft_s: dict[tuple[int, str], float] = {}
         self._asked: dict[int, list[Ask]] = {}  # of each row, in their order
         self._spent_s = 0.0
@@ -131,7 +131,7 @@ class AutoStep(FixedStep):
             return False
         self._probing.add((row, drafter))
         if is_paused:
-            self._paused.add(row)
+            self._paused.add((row, drafter))
         return True
 
     def prices(self, row: int, drafter: str) -> Prices | None:
@@ -177,13 +177,15 @@ class AutoStep(FixedStep):
             scored[row] = scored[row].with_scouts(self._affordable_scouts(row, trees[row]))
         budget = self._budget(scored, free)
         for row in free:
-            is_probing = any(
-                (row, ask.drafter) in self._probing for ask in self._asked.get(row, ())
-            )
-            affordable = 1 if row in self._paused else max(budget, int(is_probing))
+            is_probing = self._is_any_of(self._probing, row)
+            affordable = 1 if self._is_any_of(self._paused, row) else max(budget, int(is_probing))
             scored[row] = scored[row].best(affordable)
         self._scored = {row: outlook for row, outlook in scored.items() if outlook.buckets}
         return super().cut([scored[r].tree if r in scored else t for r, t in enumerate(trees)])
+
+    def _is_any_of(self, chosen: Set[tuple[int, str]], row: int) -> bool:
+        """Whether any drafter that was asked for the row is among them."""
+        return any((row, ask.drafter) in chosen for ask in self._asked.get(row, ()))
 
     def _is_free(self, row: int) -> bool:
         """Whether the row's tree may be cut. Not where the rule divides by q: the cut would look at
@@ -215,7 +217,7 @@ class AutoStep(FixedStep):
     def _affordable_scouts(self, row: int, tree: TokenTree) -> int:
         """How many of the tree's scouts may be scored: if nothing comes of them, all that they
         cost is lost."""
-        if not tree.scouts or self._is_plain or row in self._paused:
+        if not tree.scouts or self._is_plain or self._is_any_of(self._paused, row):
             return 0
         names = {tree.drafters[node] for node in tree.scouts}
         pace, cost = self.paces[row], self._cost

@@ -25,7 +25,8 @@ class Step(Protocol):
         takes at least, if it keeps to `Prices.most_s`."""
 
     def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
-        """Whether what the drafter has to do before it can be asked for `row` may be done."""
+        """Whether what the drafter has to do first may be done, where it would be asked. If not,
+        it is asked only if that can wait."""
 
     def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
         """It was done."""

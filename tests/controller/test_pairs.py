@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from mmspec.controller import AutoController, Pace
+from mmspec.controller.account import Account
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
 
@@ -186,3 +187,18 @@ def test_a_node_may_bear_another_name_than_who_was_asked() -> None:
     (scored,) = step.cut([inner])
     step.observe([Verdict((0, 1, 2), (2, 3, 4))], step_s(scored.num_nodes))
     assert pace.accounts["outer"].beside(0).saved_s > 0.0 and "inner" not in pace.accounts
+
+
+def test_one_that_may_be_looked_at_but_is_not_prepared_holds_no_other_back() -> None:
+    """Beside one that is paused a single node is scored, if it was asked indeed."""
+    controller = AutoController()
+    for nodes in (1, 1, 5, 5):
+        controller.costs.observe_step(1, nodes, 50, step_s(nodes))
+    controller.costs.observe_draft("paused", 1e-4)
+    pace = Pace(accounts={"paused": Account(balance_s=0.0, probe_s=PLAIN_S)})
+    step, root = controller.step([pace], 50), TokenTree.root(1)
+    assert step.asks(0, "paused", root)
+    good = TokenTree.chain(1, [2, 3, 4], [0.95] * 3, "good")
+    assert step.asks(0, "good", root)
+    step.learn(0, "good", root, good, 0.0)
+    assert step.cut([good])[0].num_nodes == 4

@@ -23,6 +23,7 @@ from mmspec.engine import Engine
 from mmspec.requests import Result
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Preparation, Prompt
+from mmspec.tree import TokenTree
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
 VIEW: dict[str, Any] = {"budget": 16, "recent": 8, "max_share": 1.0, "min_confidence": 0.0}
@@ -40,8 +41,9 @@ CAN_WAIT = {"layer_skip"}
 class Allowing(FixedController):
     """Prepares where `allows` says so, and keeps a record."""
 
-    def __init__(self, allows: Callable[[], bool]) -> None:
+    def __init__(self, allows: Callable[[], bool], *, asks: bool = True) -> None:
         self.allows = allows
+        self.asks = asks
         self.due: list[Preparation] = []
         self.done: list[Preparation] = []
         self.paces: Sequence[Pace] = ()
@@ -55,6 +57,11 @@ class AllowingStep(FixedStep):
     def __init__(self, controller: Allowing, paces: Sequence[Pace]) -> None:
         super().__init__(paces)
         self._controller = controller
+
+    def asks(
+        self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
+    ) -> bool:
+        return self._controller.asks
 
     def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
         self._controller.due.append(due)
@@ -144,6 +151,14 @@ def test_a_drafter_that_may_not_prepare_itself_is_not_asked(
         drafter = engine.drafters[0]
         views = getattr(drafter, "middle", drafter)
         assert views.num_bytes == 0, "memory was taken for a view"
+
+
+def test_what_is_due_is_not_weighed_for_one_that_is_not_asked() -> None:
+    controller = Allowing(lambda: True, asks=False)
+    engine = Engine(target_of("llama"), None, [PromptLookup()], controller=controller, max_rows=3)
+    results = engine.generate(requests_of("llama", SAMPLED, ["text"] * 3))
+    assert tuple(result.tokens for result in results) == plain_texts()
+    assert not controller.due and not controller.done
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
