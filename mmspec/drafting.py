@@ -4,11 +4,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from types import TracebackType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -60,13 +58,15 @@ class Drafting:
         """Opens a session of every drafter."""
         self._device = prefill.logits.device
         for drafter in self._drafters:
-            with self.guarded(drafter.name):
+            try:
                 session = drafter.start(prompt, prefill, guide)
                 self._sessions[drafter.name] = session
                 if isinstance(session, PricedSession):  # a check that takes its time
                     self._priced[drafter.name] = session
                 if isinstance(session, PreparedSession):
                     self._prepared[drafter.name] = session
+            except Exception as error:
+                self.failed(drafter.name, error)
 
     @property
     def drafters(self) -> list[Drafter]:
@@ -96,18 +96,29 @@ class Drafting:
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """Tells every drafter what became of the step's tree."""
         for name, session in list(self._sessions.items()):
-            with self.guarded(name):
+            try:
                 session.observe(tree, verdict, scores)
+            except Exception as error:
+                self.failed(name, error)
 
     def close(self, chosen: Sequence[int] = ()) -> None:
         """The request ended with the tokens `chosen`, or nobody waits for it any more."""
         if chosen:
             self.pace.lengths.observe(len(chosen))
         for name, session in list(self._sessions.items()):
-            with self.guarded(name):
+            try:
                 if isinstance(session, LearningSession):
                     session.learn(chosen)
                 self._sessions.pop(name).close()
+            except Exception as error:
+                self.failed(name, error)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """The drafter is left out, and plain decoding goes on. Raises what says that the device is
+        lost: what comes next would fail too."""
+        if says_lost(error):
+            raise error
+        self.leave_out(name, error)  # logged with its traceback
 
     def leave_out(self, name: str, error: Exception, *, rows: int = 1) -> None:
         """The drafter failed: this request goes on without it, and so do others of its batch where
@@ -132,28 +143,6 @@ class Drafting:
                 failed.close()
             except Exception as also:  # said once already
                 logger.debug("drafter %s failed again at its close", name, exc_info=also)
-
-    def guarded(self, name: str) -> AbstractContextManager[None]:
-        """Within it, a drafter that fails is left out: plain decoding goes on."""
-        return _Guard(self, name)
-
-
-class _Guard(AbstractContextManager[None]):
-    """Some at every step, also where nobody is asked: a generator each would take longer."""
-
-    def __init__(self, drafting: Drafting, name: str) -> None:
-        self._drafting, self._name = drafting, name
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
-        if not isinstance(error, Exception) or says_lost(error):  # what comes next would fail too
-            return False
-        self._drafting.leave_out(self._name, error)  # logged with its traceback
-        return True
 
 
 class Drafted(Protocol):
@@ -274,14 +263,18 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
         return False
     due = None
     if session is not None:
-        with drafting.guarded(name):
+        try:
             due = session.preparation(len(row.tokens))
+        except Exception as error:
+            drafting.failed(name, error)
     if session is not None and due is not None:
         if step.prepares(index, name, due):
             begun = time.perf_counter()
-            with drafting.guarded(name):
+            try:
                 session.prepare(TokenView(row.tokens))
                 drafting.wait()
+            except Exception as error:
+                drafting.failed(name, error)
             step.prepared(index, name, due, time.perf_counter() - begun)
         elif not due.can_wait:
             return False
