@@ -187,6 +187,25 @@ def test_what_is_chosen_and_recorded_is_the_same(name: str) -> None:
         assert (accepted > 0.3) == bool(truths)
 
 
+def test_rows_of_a_step_are_chosen_from_each_in_its_own_way() -> None:
+    """What is alike of them is computed together; greedy and sampled, warm and cold are not."""
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0.0, "frequency_penalty": 0.2},
+        {"temperature": 0.4, "logit_bias": {7: 9.0}, "min_p": 0.01},
+        {"temperature": 1.6, "logit_bias": {8: 9.0}, "min_p": 0.01},
+        {"temperature": 1.0, "top_k": 0},
+        {"temperature": 0.0},
+        {"temperature": 1.0, "top_k": 4},
+    ]
+    requests = [requests_of(way)[row % 3] for row, way in enumerate(ways)]
+    requests = [requests[row] for row in (0, 4, 3, 1, 2, 5)]
+    walked, foreseen = (
+        engine_of(choosing, [], {}).generate(requests) for choosing in ("host", "device")
+    )
+    alone = [engine_of("host", [], {}).generate(request) for request in requests]
+    assert [*map(said, foreseen)] == [*map(said, walked)] == [*map(said, alone)]
+
+
 def test_samples_of_one_prompt_differ_as_along_the_walk() -> None:
     request = requests_of({"temperature": 1.2, "n": 3, "logprobs": 1})[0]
     walked, foreseen = (

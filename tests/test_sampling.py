@@ -15,10 +15,11 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
+    SynthIDTextWatermarkLogitsProcessor,
 )
 
 from mmspec import sampling
-from mmspec.errors import DecodeError
+from mmspec.errors import ConfigError, DecodeError
 from mmspec.noise import gumbel
 from mmspec.params import SamplingParams, merged_generation_config
 from mmspec.penalties import GeneratedTokenPenalty
@@ -302,6 +303,17 @@ def test_nothing_is_weighed_where_nothing_can_be_chosen(value: float) -> None:
     logits[3] = value
     with pytest.raises(DecodeError, match="generated token 0"):
         bare().weigh(by_probability, TokenTree.root(0), logits.unsqueeze(0), [0], at=0)
+
+
+def test_samples_of_one_prompt_have_uniforms_of_their_own() -> None:
+    first, second = (bare(sample=sample).uniforms(4) for sample in (0, 1))
+    assert not {*first} & {*second}
+
+
+def test_a_watermark_that_remembers_is_not_asked_ahead() -> None:
+    mark = SynthIDTextWatermarkLogitsProcessor(3, [1, 2, 3], 64, 0, 16, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="SynthIDTextWatermarkLogitsProcessor may keep state"):
+        bare(processors=[mark]).process(logits_of(0), ahead=[3])
 
 
 def test_penalties_by_hand() -> None:
