@@ -321,6 +321,8 @@ def _of_case(case: Case, expected: list[Result], got: Result, exact: float) -> l
     if len(by_number) != len(expected):
         return [f"{len(by_number)} samples of {len(expected)}: {got.error!r}"]
     told = {"logprobs_of": case.options.get("logprobs_of", "raw")}
+    if told["logprobs_of"] == "processed":  # rounding is divided by it, too
+        exact /= min(case.options["temperature"] or 1.0, 1.0)
     may_close, may_stop = case.cancel_after is not None, "max_time" in case.how
     return [
         f"sample {right.sample}: {each}"
