@@ -16,6 +16,7 @@ from mmspec.sampling import CHOOSING
 from mmspec.target import Target
 from mmspec.target.attached import Attention
 from mmspec.target.bits import differing_node, reason_against
+from mmspec.target.families import refuse_unsupported
 from mmspec.target.graphs import CudaRecorder
 from mmspec.target.linears import quick_linears
 from mmspec.target.probe import Shape, probe
@@ -52,8 +53,9 @@ def check_one_of(key: str, value: str, expected: Iterable[str]) -> None:
 
 def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target, Shape]:
     """The model as a target, and what it scores. Raises ConfigError for a value that is none of
-    those it may be."""
+    those it may be, ModelError for a model that cannot be decoded."""
     check_decode_choices(config)
+    refuse_unsupported(model)  # before its parts are looked for
     linears = quick_linears(model, packed=_PACKED[config.packed_weights])
     backend = check_backend(config.attention_backend)
     if not config.probe:  # nothing was measured: the model's own attention

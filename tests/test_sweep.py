@@ -65,6 +65,7 @@ def test_what_a_model_sees_and_hears_is_found_by_asking_it(
         ("roformer", "takes no position_ids"),
         ("recurrent_gemma", "outside of transformers' cache"),
         ("minimax", "does not decode a text by itself"),
+        ("pp_formulanet", "is an encoder-decoder model"),  # and has no embeddings to ask for
     ],
 )
 def test_a_family_that_cannot_be_decoded_is_refused_with_its_reason(

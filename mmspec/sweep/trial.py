@@ -25,6 +25,7 @@ from mmspec.sweep.media import MEDIA, media_inputs
 from mmspec.sweep.names import Architecture, Kind
 from mmspec.sweep.texts import text_tokens
 from mmspec.target import Target
+from mmspec.target.families import refuse_unsupported
 from mmspec.target.probe import ProbeReport, probe
 from mmspec.target.tower import quick_blocks
 
@@ -89,6 +90,7 @@ def try_model(model: PreTrainedModel, trial: Trial) -> Trial:
     """The trial of a model that is built; `trial` is what is known of it."""
     texts = [_text(length, seed) for seed, length in enumerate(PROMPT_TOKENS)]
     try:
+        refuse_unsupported(model)
         target, report = probe(model, blocks=quick_blocks(model, copied=False))
     except ModelError as error:
         return replace(trial, verdict="refused", reason=str(error))
