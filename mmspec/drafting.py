@@ -206,7 +206,7 @@ def propose(
     is_quiet = not drafters or step.lets_drafts_wait
     for name in step.order(list(drafters)):
         drafter = drafters[name]
-        if is_begun and not (isinstance(drafter, TextDrafter) and drafter.reads_text_alone):
+        if is_begun and not _reads_text_alone(drafter):
             is_quiet = is_quiet and not _would_be_asked(rows, drafter, trees, step)
             continue
         asked = [
@@ -252,6 +252,10 @@ def _would_be_asked(
     )
 
 
+def _reads_text_alone(drafter: Drafter) -> bool:
+    return isinstance(drafter, TextDrafter) and drafter.reads_text_alone
+
+
 def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step: Step) -> bool:
     """Whether the drafter is asked for the row. If so, its session is prepared: rows are, one
     after the other, as what each of them takes bears on the next one."""
@@ -272,7 +276,8 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
             begun = time.perf_counter()
             try:
                 session.prepare(TokenView(row.tokens))
-                drafting.wait()
+                if not _reads_text_alone(drafter):  # what the device does is none of its own
+                    drafting.wait()
             except Exception as error:
                 drafting.failed(name, error)
             step.prepared(index, name, due, time.perf_counter() - begun)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from mmspec.controller import AutoController, FixedController
+from mmspec.controller import AutoController, FixedController, FixedStep, Pace
 from mmspec.drafters.base import BatchDrafter
 from mmspec.drafting import Drafting, DraftSettings, propose
 from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Prefill, Prompt, Scores, Verdict
+from mmspec.state import Placement, Prefill, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
 GUIDE = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=2)
@@ -187,3 +187,44 @@ def test_every_session_observes_every_step_also_where_it_was_not_asked() -> None
 def test_a_request_without_speculation_opens_no_session() -> None:
     drafter = Says("a", [7])
     assert Drafting([drafter], speculate=False).drafters == []
+
+
+class Reads(Says):
+    """Reads the text alone, which it has to prepare for."""
+
+    reads_text_alone = True
+
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        return Preparation(seconds=1e-4)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        self.calls.append("prepare")
+
+
+class PatientStep(FixedStep):
+    lets_drafts_wait = True
+
+
+class Patient(FixedController):
+    """Lets drafts come a step late."""
+
+    def step(self, paces: Sequence[Pace], context: int) -> FixedStep:
+        return PatientStep(paces)
+
+
+@pytest.mark.parametrize("draft", [[7], []])
+def test_while_a_step_is_under_way_only_readers_of_the_text_are_asked(
+    draft: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the next one: a tree would come too late for this. Nor does anybody wait for the device,
+    which works on what is none of theirs."""
+    monkeypatch.setattr(Drafting, "wait", lambda self: pytest.fail("waited"))
+    reads, looks = Reads("reads", draft), Says("looks", [8])
+    settings = DraftSettings(Patient(), lambda t: t, 8)
+    found = propose([Row(reads)], settings, 100, is_begun=True)
+    assert reads.calls == ["prepare", "propose"]
+    assert found.trees == [TokenTree.root(5)]
+    assert found.is_quiet is not bool(draft)
+    found = propose([Row(reads, looks)], settings, 100, is_begun=True)
+    assert not looks.calls
+    assert found.trees == [TokenTree.root(5)] and not found.is_quiet
