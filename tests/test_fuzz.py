@@ -8,7 +8,7 @@ from mmspec.target import Target
 
 # With drafters that are right at times: two engines, a rule that divides by q, an iterator that is
 # left, a chat, a file, requests that are meddled with, weights that are written to, transformers.
-SEEDS = (9101, 9105, 9117, 9122, 9141, 9206)
+SEEDS = (9114, 9123, 9131, 9134, 9141, 9152)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -22,7 +22,7 @@ def test_a_commit_that_leaves_keys_where_they_were_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(FlatLayer, "move", lambda self, destination, source: None)
-    assert any("first mismatch at token" in each for each in run(9122).wrong)
+    assert any("first mismatch at token" in each for each in run(9128).wrong)
 
 
 def test_keys_that_are_kept_beyond_a_write_to_the_weights_are_found(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import FAMILIES, Layout, layouts_of, prompt_inputs
+from families import EXCHANGEABLE, FAMILIES, Layout, layouts_of, prompt_inputs
 from families.hybrid import DECODABLE_HYBRID
 from families.vision import FIRST_MEDIA_TOKEN
 from matrix import engine_of, model_of
@@ -35,8 +35,9 @@ from mmspec.target.cuts import Cuts
 from mmspec.target.families import prompt_cuts
 
 TOLERANCE = 1e-10  # float64, of the largest key or value
-FLOAT32_INSIDE = {  # whatever the model's dtype: gemma2's eager softmax, recurrences
+FLOAT32_INSIDE = {  # whatever the model's dtype: gemma2's eager softmax, biases, recurrences
     "gemma2": 1e-6,
+    **dict.fromkeys(("bloom", "mpt"), 1e-6),
     **dict.fromkeys((family.name for family in DECODABLE_HYBRID), 1e-4),
 }
 IN_ONE_GO = PrefillSettings()
@@ -97,6 +98,8 @@ def assert_same(family: str, got: Segment, expected: Segment) -> None:
 def test_chunks_leave_the_kv_and_the_token_of_one_go(
     family: str, layout: Layout, attention: Attention
 ) -> None:
+    if attention == "tree" and family not in EXCHANGEABLE:
+        pytest.skip("its layers call no attention that can be exchanged")
     target, chunk_tokens = Target(model_of(family, "float64"), attention=attention), 7
     prompt = prompt_of(family, layout)
     whole, parts = row_of(family, prompt), row_of(family, prompt)

@@ -184,6 +184,9 @@ DECODABLE_TEXT: tuple[Family, ...] = (
     family("gpt_oss", "text", GptOssForCausalLM, _gpt_oss),
     family("qwen3_moe", "text", Qwen3MoeForCausalLM, _qwen3_moe),
     family("gpt2", "text", GPT2LMHeadModel, _gpt2),
+)
+
+BIASED_TEXT: tuple[Family, ...] = (  # in place of positions
     family("bloom", "text", BloomForCausalLM, _bloom),
     family("mpt", "text", MptForCausalLM, _mpt),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import EXCHANGEABLE, FAMILIES
 from families.hybrid import DECODABLE_HYBRID
 from torch import nn
 from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, PreTrainedConfig
@@ -20,7 +20,7 @@ from mmspec.target import Target
 from mmspec.target.linears import text_linears
 
 HYBRID = tuple(family.name for family in DECODABLE_HYBRID)
-DENSE = [name for name in FAMILIES if name not in ("gpt2", "gpt_oss", "qwen3_moe", *HYBRID)]
+DENSE = [name for name in EXCHANGEABLE if name not in ("gpt2", "gpt_oss", "qwen3_moe", *HYBRID)]
 
 
 @pytest.mark.parametrize("family", DENSE)
