@@ -329,10 +329,11 @@ def test_what_outlasts_the_grace_time_is_cut_and_told(app: Starlette) -> None:
 
     async def ask() -> None:
         async with side_by_side(app) as client:
-            there = [
-                asyncio.ensure_future(client.post(CHAT, json=asked(max_tokens=LONG, stream=stream)))
-                for stream in (True, False, False, False)  # the last one waits
-            ]
+            there = list[asyncio.Future[Any]]()
+            for stream in (True, False, False, False):  # the first has a place, another waits
+                body = asked(max_tokens=LONG, stream=stream)
+                there.append(asyncio.ensure_future(client.post(CHAT, json=body)))
+                await until(lambda: scheduler.num_decoded > 0)
             await until(lambda: scheduler.num_decoded == 3 and scheduler.num_waiting == 1)
             held = list(scheduler._loop.decoded.values())
             await until(lambda: all(ticket.first_token_at for ticket in held))  # streams begin
