@@ -180,8 +180,10 @@ import threading, mmspec
 from mmspec.integrations.joined import answer
 engine = mmspec.load("tiny-vlm")
 asked = mmspec.Request("a", max_new_tokens=90, ignore_eos=True)
+def say():
+    print(f"{len(answer(engine, asked).tokens)}\\n", end="")  # at once: they end at the same step
 for _ in range(2):
-    threading.Thread(target=lambda: print(len(answer(engine, asked).tokens))).start()
+    threading.Thread(target=say).start()
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
