@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from mmspec.answers import failed_result
 from mmspec.engine import Engine
@@ -30,12 +30,12 @@ def answer(engine: Engine, request: Request) -> Result:
 def answers(engine: Engine, requests: Sequence[Request]) -> list[Result]:
     """As `engine.generate(requests)`, together with what other threads ask for."""
     joined = _joined(engine)
-    # The main thread needs no other; and what a request's own callback asks, the loop waits for.
+    # The main thread needs no other; and the loop waits for what a request's own callback asks.
     if joined.is_mine or threading.current_thread() is threading.main_thread():
         return engine.generate(requests)
     futures: list[Future[Result]] = []
     tickets: list[Ticket] = []
-    ahead = threading.Semaphore(2 * engine.max_rows)  # prompts that are held ready
+    ahead = threading.Semaphore(_num_ahead(engine))
     try:
         for request in requests:
             ahead.acquire()
@@ -58,20 +58,28 @@ async def answer_async(engine: Engine, make: Callable[[], Request]) -> tuple[Req
     """What `make` makes, in another thread, and its answer; any number of them wait without a
     thread. Cancelling it ends the decoding at the next step."""
     joined, loop = _joined(engine), asyncio.get_running_loop()
-    request = await asyncio.to_thread(lambda: _prepared(engine, make()))
-    future: asyncio.Future[Result] = loop.create_future()
-    teller = _Teller(future)
+    async with joined.ahead(loop, _num_ahead(engine)):
+        request = await asyncio.to_thread(lambda: _prepared(engine, make()))
+        if joined.is_mine:  # an event loop within a request's own callback, as in `answers`
+            return request, engine.generate(request)
+        future: asyncio.Future[Result] = loop.create_future()
+        teller = _Teller(future)
 
-    def tell(news: Progress | Exception) -> None:
-        if isinstance(news, Exception) or news.result is not None:
-            with suppress(RuntimeError):  # the event loop is closed: nobody waits for anything
-                loop.call_soon_threadsafe(teller.tell, news)
+        def tell(news: Progress | Exception) -> None:
+            if isinstance(news, Exception) or news.result is not None:
+                with suppress(RuntimeError):  # the event loop is closed: nobody waits for anything
+                    loop.call_soon_threadsafe(teller.tell, news)
 
-    ticket = joined.submit(engine, request, tell)
-    try:
-        return request, _whole(await future)
-    finally:
-        joined.forget(ticket)
+        ticket = joined.submit(engine, request, tell)
+        try:
+            return request, _whole(await future)
+        finally:
+            joined.forget(ticket)
+
+
+def _num_ahead(engine: Engine) -> int:
+    """How many prompts, with their pixels, a thread or an event loop has ready at a time."""
+    return 2 * engine.max_rows
 
 
 class _Joined:
@@ -80,6 +88,14 @@ class _Joined:
     def __init__(self) -> None:
         self._loop = RunningLoop(tells_steps=False)
         self._thread: threading.Thread | None = None
+        # Of event loops in use: a semaphore keeps its loop, and those who are in it keep it.
+        self._ahead: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._ahead = WeakValueDictionary()
+
+    def ahead(self, loop: asyncio.AbstractEventLoop, most: int) -> asyncio.Semaphore:
+        """For those that `loop` prepares and waits for."""
+        with self._loop.changed:
+            return self._ahead.setdefault(loop, asyncio.Semaphore(most))
 
     @property
     def is_mine(self) -> bool:

@@ -140,6 +140,60 @@ def test_a_requests_own_callback_may_ask(engine: Engine, alone: list[tuple[int, 
     assert asked == [alone[1]]
 
 
+def test_a_requests_own_callback_may_ask_in_an_event_loop(
+    engine: Engine, alone: list[tuple[int, ...]]
+) -> None:
+    asked: list[Any] = []
+
+    def ask(done: int, of: int) -> None:
+        if not asked:
+            asked.append([])
+            asked[0] = asyncio.run(gathered(engine, ASKED[1:3]))
+
+    calling = replace(ASKED[0], on_prefill=ask, reuse=False)
+
+    async def in_time() -> list[Any]:
+        return await asyncio.wait_for(gathered(engine, [calling]), 20)
+
+    assert asyncio.run(in_time()) == alone[:1]
+    assert asked == [alone[1:3]]
+
+
+def test_no_more_prompts_are_held_ready_than_soon_have_a_place(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their pixels lie in memory."""
+    held, most, lock, loops = 0, 0, threading.Lock(), weakref.WeakSet[Any]()
+    each, prepare = engine._each, engine.prepare
+
+    def preparing(*prompt: Any, **options: Any) -> Any:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        return prepare(*prompt, **options)
+
+    def ending(prompts: Any, shares: Any, **options: Any) -> Iterator[Any]:
+        nonlocal held
+        for step in each(prompts, shares, **options):
+            with lock:
+                held -= step.result is not None
+            yield step
+
+    monkeypatch.setattr(engine, "prepare", preparing)
+    monkeypatch.setattr(engine, "_each", ending)
+    many = [replace(ASKED[i % 12], max_new_tokens=2) for i in range(40)]
+
+    async def ask() -> int:
+        loops.add(asyncio.get_running_loop())
+        return len(await gathered(engine, many))
+
+    assert asyncio.run(ask()) == 40
+    assert 0 < most <= 2 * engine.max_rows
+    gc.collect()
+    assert not loops
+
+
 def test_nothing_keeps_an_engine_that_is_gone() -> None:
     engine = mmspec.load("tiny-vlm")
     asyncio.run(gathered(engine, ASKED[:2]))
