@@ -1,7 +1,7 @@
 """Request: what a user asks for, prompt and sampling in one; Result: what comes back."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -115,6 +115,13 @@ def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
         kept = {name: getattr(prompt, name) for name in FIELD_NAMES}
         return Request(**{**kept, **options})
     return Request(prompt=prompt, **options)  # type: ignore[arg-type]
+
+
+def while_wanted(request: Request, is_wanted: Callable[[], bool]) -> Request:
+    """The request, which ends also when `is_wanted` says that it is not wanted any more."""
+    own = request.is_wanted
+    both = is_wanted if own is None else lambda: own() and is_wanted()
+    return replace(request, is_wanted=both)
 
 
 def is_batch(prompt: object) -> bool:

@@ -5,11 +5,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError
-from mmspec.requests import Progress, Request
+from mmspec.requests import Progress, Request, while_wanted
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,7 @@ class RunningLoop:
 
     def put(self, ticket: Ticket, request: Request) -> None:
         """The ticket's prompt waits for a place."""
-        own = request.is_wanted
-        wanted = replace(request, is_wanted=lambda: ticket.is_wanted and (own is None or own()))
+        wanted = while_wanted(request, lambda: ticket.is_wanted)
         with self.changed:
             self.waiting.append((ticket, wanted))
             self.changed.notify()

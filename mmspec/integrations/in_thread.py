@@ -3,10 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Generator
-from dataclasses import replace
 from typing import TypeVar
-
-from mmspec.requests import Request
 
 T = TypeVar("T")
 
@@ -39,12 +36,3 @@ async def answered_in_thread(answer: Callable[[Callable[[], bool]], T]) -> T:
         return await asyncio.to_thread(answer, lambda: not is_left.is_set())
     finally:
         is_left.set()
-
-
-def while_wanted(request: Request, is_wanted: Callable[[], bool] | None) -> Request:
-    """The request, which ends also when it is not wanted any more. None says nothing."""
-    if is_wanted is None:
-        return request
-    own = request.is_wanted
-    both = is_wanted if own is None else lambda: own() and is_wanted()
-    return replace(request, is_wanted=both)

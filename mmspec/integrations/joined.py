@@ -5,14 +5,13 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
 from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from mmspec.answers import failed_result
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError, InputError, MmspecError
-from mmspec.requests import Progress, Request, Result
+from mmspec.requests import Progress, Request, Result, while_wanted
 from mmspec.running_loop import RunningLoop, Ticket
 
 Tell: TypeAlias = Callable[[Progress | Exception], None]
@@ -146,9 +145,8 @@ class _Joined:
 def _unless_it_ends(request: Request, tell: Tell) -> tuple[Request, Tell]:
     """For one of a daemon thread, which Python does not wait for when it ends: nor for its answer,
     which is not told then, as such threads had better not go on."""
-    own, is_alive = request.is_wanted, threading.main_thread().is_alive
-    wanted = replace(request, is_wanted=lambda: is_alive() and (own is None or own()))
-    return wanted, lambda news: tell(news) if is_alive() else None
+    is_alive = threading.main_thread().is_alive
+    return while_wanted(request, is_alive), lambda news: tell(news) if is_alive() else None
 
 
 class _Teller:

@@ -19,7 +19,7 @@ from mmspec.integrations.answer import finish_word, model_name, speculation, usa
 from mmspec.integrations.answer_stream import AnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.in_thread import answered_in_thread, in_thread, while_wanted
+from mmspec.integrations.in_thread import answered_in_thread, in_thread
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
@@ -27,7 +27,7 @@ from mmspec.integrations.langchain.together import Together, current, decoded_to
 from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCall, read_answer
-from mmspec.requests import Request, Result, build_request
+from mmspec.requests import Request, Result, build_request, while_wanted
 
 # Of a call's keywords, those that LangChain itself reads.
 _NO_OPTIONS = frozenset(

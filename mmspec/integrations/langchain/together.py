@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from mmspec.engine import Engine
-from mmspec.integrations.in_thread import while_wanted
 from mmspec.integrations.joined import answers
-from mmspec.requests import Request, Result
+from mmspec.requests import Request, Result, while_wanted
 
 
 class Together:
