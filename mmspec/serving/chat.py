@@ -156,6 +156,8 @@ def _length(fields: Fields) -> dict[str, Any]:
     if old is not None and new is not None and old != new:
         raise refused("max_tokens", f"got {old}, and max_completion_tokens={new}; give one")
     length = new if new is not None else old
+    if new is not None and new < 1:  # `old` is checked with the request, by its own name
+        raise refused("max_completion_tokens", f"got {new}; expected a whole number >= 1")
     return {} if length is None else {"max_new_tokens": length}
 
 

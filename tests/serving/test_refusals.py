@@ -37,6 +37,11 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (asked(max_tokens=1.5), "expected a whole number", "max_tokens"),
         (asked(max_tokens=True), "expected a whole number", "max_tokens"),
         (asked(max_completion_tokens=3), "give one", "max_tokens"),
+        (
+            asked(max_tokens=None, max_completion_tokens=0),
+            "max_completion_tokens: got 0",
+            "max_completion_tokens",
+        ),
         (asked(n=5), "at most 4", "n"),
         (asked(stop=[""]), "a list of texts", "stop"),
         (asked(stop=["a"] * 17), "at most 16", "stop"),
