@@ -152,6 +152,7 @@ _RULES: tuple[Rule, ...] = (
     ("stop", _are_texts, "a text or a list of texts"),
     ("bad_words", _are_texts, "a text or a list of texts"),
     ("logit_bias", _is_bias, "token ids >= 0, each with a finite number: {token_id: bias}"),
+    ("do_sample", is_switch, "True or False"),
     ("ignore_eos", is_switch, "True or False"),
     ("output_scores", is_switch, "True or False"),
     ("output_logits", is_switch, "True or False"),

@@ -416,6 +416,7 @@ def test_drafts_never_reach_past_the_context() -> None:
         ({"on_prefill": 3}, "on_prefill=3: expected a function"),
         ({"is_wanted": True}, "is_wanted=True: expected a function"),
         ({"reuse": "no"}, "reuse='no': expected True or False"),
+        ({"do_sample": "no"}, "do_sample='no': expected True or False"),
         ({"n": None}, "n=None: expected a whole number"),
     ],
 )
