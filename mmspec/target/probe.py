@@ -19,10 +19,8 @@ from mmspec.target.attached import Attention
 from mmspec.target.blocks import Blocks
 from mmspec.target.cross import beside_text, probe_inputs
 from mmspec.target.families import first_position, index_layers, mask_rules
-from mmspec.target.forward_lock import forward_lock
 from mmspec.target.linears import Linears
 from mmspec.target.mixers import cache_keyword, state_kinds
-from mmspec.target.skipping import seeing_packing
 from mmspec.target.target import Target, input_device
 from mmspec.tree import TokenTree
 
@@ -77,8 +75,7 @@ def probe(
     # A second, shorter row, of text alone: ragged batches must hold too.
     shorter = Prompt(prompt.token_ids[: prompt.num_tokens // 2])
     try:
-        with forward_lock(model), seeing_packing(model) as packing:
-            expected = [_native_logits(model, row, tree) for row in (prompt, shorter)]
+        expected = [_native_logits(model, row, tree) for row in (prompt, shorter)]
     except _FAILURES as e:
         raise ModelError(
             f"{type(model).__name__} does not decode a text by itself, a token at a time over a "
@@ -111,7 +108,6 @@ def probe(
             linears=linears,
             blocks=blocks,
             mixers=target.attachments.mixers,
-            packing=packing,
         )
         if report.shape != "plain" and made.cuts.whole_because is None:
             made.cuts = replace(made.cuts, whole_because=_reason_against_cuts(target, prompt))

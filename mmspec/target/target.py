@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
 from mmspec.target.mixers import Mixers, Observer, cache_keyword, state_kinds
 from mmspec.target.positions import prompt_positions
+from mmspec.target.skipping import seeing_packing
 from mmspec.target.taps import Hidden, asked_for, taken, taken_late
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
@@ -61,14 +63,11 @@ class Target:
         linears: Linears | None = None,
         blocks: Blocks | None = None,
         mixers: Mixers | None = None,
-        packing: Collection[nn.Module] = (),
     ) -> None:
-        """`mixers`: those that another target of the model has found; `packing`: the decoder layers
-        that were seen to hand on a tuple. Raises ModelError for a model that cannot be decoded (see
-        `families`)."""
+        """`mixers`: those that another target of the model has found. Raises ModelError for a model
+        that cannot be decoded (see `families`)."""
         refuse_unsupported(model)
         self.model = model
-        self.packing = frozenset(packing)
         self.mask_rule = mask_rule or mask_rules(model.config)[0]
         self.attachments = Attachments(
             model,
@@ -159,6 +158,16 @@ class Target:
             self.model, mask_rule=self.mask_rule, attention="tree", is_bitwise=True
         )
         return fixed
+
+    @cached_property
+    def packing(self) -> frozenset[nn.Module]:
+        """The decoder layers that hand on a tuple, seen while they read a few tokens."""
+        cache, inputs = self.new_cache(), cross.probe_inputs(self.model, 2)
+        prompt = Prompt(torch.ones(2, dtype=torch.long), model_inputs=inputs)
+        with self._lock, seeing_packing(self.model) as packing:
+            self.prefill(prompt, cache, cache.open(prompt.num_tokens))
+        cache.release()
+        return frozenset(packing)
 
     @property
     def device(self) -> torch.device:

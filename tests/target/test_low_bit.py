@@ -421,12 +421,11 @@ def test_a_skipped_layer_does_nothing(family: str) -> None:
     """Skipped is the same as computed and thrown away; and the score of the whole model that
     comes next over the same nodes is what it would have been."""
     model = FAMILIES[family].build(torch.float32)
-    probed = probe(model)[0]
-    target = Target(model, mask_rule=probed.mask_rule)
+    target = Target(model, mask_rule=probe(model)[0].mask_rule)
     clean = logits(target)
     cache, placement = prefilled(target)
     layer = 2 if 1 in target.cross_layers else 1  # a text passes over those by itself
-    skipped = skipping(model, layer, packing=probed.packing)
+    skipped = skipping(model, layer, packing=target.packing)
     drafted = target.variant(skipped).score([FIVE], cache, [placement])[0].logits
     assert torch.equal(target.score([FIVE], cache, [placement])[0].logits, clean)
     hook = decoder_layers(model)[layer].register_forward_hook(
