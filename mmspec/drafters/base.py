@@ -70,7 +70,8 @@ class LearningSession(DraftSession, Protocol):
 @runtime_checkable
 class RevisableSession(DraftSession, Protocol):
     """One that can be asked about a text that may not come true, as a cascade does. It is told
-    what became of such a proposal, too."""
+    what became of such a proposal, too, then takes it back, and is told the target's step like
+    any other session."""
 
     def take_back(self, num_tokens: int) -> None:
         """Only the first `num_tokens` of the tokens it was last asked about stand."""

@@ -1,7 +1,6 @@
 """The dense source: like states, the same token, and what followed there."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -206,8 +205,6 @@ def test_a_session_keeps_of_the_prompt_the_last_state_alone(folder: Path) -> Non
     hidden = session.query([*(torch.arange(500) % 7).tolist(), 3]).hidden
     assert list(hidden) == [TAP] and torch.equal(hidden[TAP], states[TAP][-1])
     assert hidden[TAP].untyped_storage().nbytes() == 4 * DIM
-    untapped = drafter.start(Prompt(torch.arange(3)), replace(prefill, hidden={}), None)
-    assert not untapped.query([0, 1, 2, 3]).hidden, "as below a cascade"
 
 
 def test_another_target_is_refused(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmspec.drafters.base import DraftSession, LearningSession, PreparedSession, RevisableSession
+from mmspec.drafters.base import DraftSession, LearningSession, PreparedSession
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.growing.branching import BestBranching, DrawnBranching
@@ -30,7 +30,6 @@ class CascadeSession:
         self._tokens_per_forward = 1.0  # over the view
         self._drafter = drafter
         self._prepared = lower if isinstance(lower, PreparedSession) else None
-        self._has_run = False  # in this step, as against the lower level alone
 
     def preparation(self, num_tokens: int) -> Preparation | None:
         """Of both levels."""
@@ -52,11 +51,9 @@ class CascadeSession:
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """The chain is the middle level's. A lower level that takes back was told of its trees by
-        the middle level's verdicts."""
+        the middle level's verdicts, and has none of them left; but the target's states are here."""
         self.middle.observe(tree, verdict, scores)
-        if not (self._has_run and isinstance(self.lower, RevisableSession)):
-            self.lower.observe(tree, verdict, scores)
-        self._has_run = False
+        self.lower.observe(tree, verdict, scores)
 
     def learn(self, chosen: Sequence[int]) -> None:
         if isinstance(self.lower, LearningSession):
@@ -78,7 +75,6 @@ class CascadeSession:
         placement = self.middle.catch_up(tokens)
         if placement is None:
             return None
-        self._has_run = True
         settings, guide, index = self._drafter.settings, self.middle.guide, len(tokens) - 1
         depth = min(settings.max_depth, budget)
         branching: Branching

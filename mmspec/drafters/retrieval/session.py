@@ -31,8 +31,7 @@ class RetrievalSession:
         self._lead = self._text.tail(_LEAD)
         # Where the states are found, once a look-up asks for them: copies, as a prompt's are many.
         self._hidden: Mapping[int, Tensor] = {
-            layer: prefill.hidden[layer][-1:].clone()
-            for layer in drafter.taps.layers & prefill.hidden.keys()  # none below a cascade
+            layer: prefill.hidden[layer][-1:].clone() for layer in drafter.taps.layers
         }
         self._place = 0
         self._copier = Copier(

@@ -31,6 +31,7 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.kv import KVView
 from mmspec.requests import Request, Result
+from mmspec.state import Taps
 from mmspec.target import Target
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
@@ -180,6 +181,24 @@ def test_the_lower_level_learns_finished_texts_and_forgets_them() -> None:
     assert len(generated.store) == len(requests)
     engine.clear_cache("a")
     assert len(generated.store) == 0
+
+
+def test_a_lower_level_that_takes_back_is_told_the_targets_states() -> None:
+    """After each step, whatever it was told on the way: a dense look-up asks by them."""
+    engine = engine_of("llama", SMALL, Retrieval())
+    cascade, seen = engine.drafters[0], list[bool]()
+    assert isinstance(cascade, BoundCascade)
+    cascade.lower.taps = cascade.taps = Taps(frozenset({1}))  # type: ignore[attr-defined]
+    right = BoundCascade.propose_together
+
+    def watching(self: BoundCascade, own: Any, texts: Any, budget: int) -> Any:
+        seen.extend(1 in session.lower._hidden for session in own)
+        return right(self, own, texts, budget)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundCascade, "propose_together", watching)
+        results = engine.generate(requests_of("llama"))
+    assert acceptance(results) > 0 and all(seen)
 
 
 def test_the_lower_level_sees_the_requests_own_text_again_after_each_proposal() -> None:
