@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 
@@ -17,7 +18,7 @@ def propose_all(
     budget: int,
 ) -> list[TokenTree]:
     """One tree a session, in one go where the drafter can do so. Raises whatever it does."""
-    if not isinstance(drafter, BatchDrafter):
+    if not _proposes_together(drafter):
         pairs = zip(sessions, texts, strict=True)
         return [session.propose(tokens, budget) for session, tokens in pairs]
     trees = drafter.propose_together(sessions, texts, budget)
@@ -48,7 +49,7 @@ def ask_each(
     Where memory is used up no row is asked again. Raises what says that the device is lost.
     """
     failure: Exception | None = None
-    if together and len(sessions) > 1 and isinstance(drafter, BatchDrafter):
+    if together and len(sessions) > 1 and _proposes_together(drafter):
         try:
             return Asked(tuple(propose_all(drafter, sessions, texts, budget)))
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -63,6 +64,11 @@ def ask_each(
     )
     is_a_rows = any(isinstance(tree, Exception) for tree in trees)
     return Asked(trees, None if is_a_rows else failure)
+
+
+def _proposes_together(drafter: Drafter) -> TypeGuard[BatchDrafter]:
+    """As isinstance says, which takes ten microseconds for a protocol: it is asked at each step."""
+    return hasattr(drafter, "propose_together")
 
 
 def _alone(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmspec.drafters.base import RevisableSession
 from mmspec.drafters.growing.growth import Branching, Candidates, Child
 from mmspec.drafters.token_view import TokenView
 from mmspec.state import Placement, Scores
@@ -64,7 +63,7 @@ class Run:
     def may_ask(self) -> bool:
         """Whether the lower level can follow the text: one that cannot take back is asked once a
         proposal, before anything is uncertain."""
-        return isinstance(self.session.lower, RevisableSession) or not self.children
+        return self.session.revisable is not None or not self.children
 
     @property
     def is_done(self) -> bool:
@@ -100,18 +99,16 @@ class Run:
 
         verdict = walk(tree, choose, lambda: self.is_done)
         self.view.commit({self.placement.row: verdict.path})
-        lower = self.session.lower
-        if isinstance(lower, RevisableSession):
-            lower.observe(tree, verdict, scores)
+        if self.session.revisable is not None:
+            self.session.revisable.observe(tree, verdict, scores)
         self.num_forwards += 1
         self._is_out = self.num_forwards == self._max_forwards
 
     def take_back(self) -> None:
         """The view and the lower level are where they were, at the request's own text."""
         self.view.truncate(self.placement.row, self._base)
-        lower = self.session.lower
-        if isinstance(lower, RevisableSession) and self.was_asked:
-            lower.take_back(len(self.tokens))
+        if self.session.revisable is not None and self.was_asked:
+            self.session.revisable.take_back(len(self.tokens))
 
     def q(self, vocab_size: int) -> Tensor:
         """(nodes, vocab_size) what each node's child was drawn from; zeros for the last."""

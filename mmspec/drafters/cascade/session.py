@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmspec.drafters.base import DraftSession, LearningSession, PreparedSession
+from mmspec.drafters.base import DraftSession, LearningSession, PreparedSession, RevisableSession
 from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.growing.branching import BestBranching, DrawnBranching
@@ -29,6 +29,8 @@ class CascadeSession:
         self.prices: Prices | None = None
         self._tokens_per_forward = 1.0  # over the view
         self._drafter = drafter
+        # Asked of each once: for a protocol that takes ten microseconds.
+        self.revisable = lower if isinstance(lower, RevisableSession) else None
         self._prepared = lower if isinstance(lower, PreparedSession) else None
 
     def preparation(self, num_tokens: int) -> Preparation | None:
