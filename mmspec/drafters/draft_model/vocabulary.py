@@ -18,9 +18,7 @@ class SharedVocabulary:
     readable: int  # ids that the draft model has an embedding for
     foreign: frozenset[int]  # ids below `readable` that mean something else to the draft model
     stand_in: int  # what it reads in place of an id that it does not know
-    unshared: Tensor | None = (
-        None  # (size,) bool: ids that only one model knows; None: there are none
-    )
+    unshared: Tensor | None = None  # (size,) bool: ids that one model alone knows; None: no id is
     _placed: dict[torch.device, Tensor] = field(default_factory=dict)  # `unshared` by device
 
     def read(self, ids: Iterable[int]) -> list[int]:
