@@ -233,6 +233,7 @@ def propose(
             step.learn(index, name, before, trees[index], seconds)
     is_quiet = is_quiet and all(tree.num_nodes == 1 for tree in trees)
     if is_begun:
+        step.drop()
         trees = [TokenTree.root(row.tokens[-1]) for row in rows]
     cut_trees = step.cut([tree.prune(max_nodes) for tree in trees])
     step.spent(time.perf_counter() - begun)

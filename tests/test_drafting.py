@@ -221,7 +221,10 @@ def test_while_a_step_is_under_way_only_readers_of_the_text_are_asked(
     monkeypatch.setattr(Drafting, "wait", lambda self: pytest.fail("waited"))
     reads, looks = Reads("reads", draft), Says("looks", [8])
     settings = DraftSettings(Patient(), lambda t: t, 8)
+    dropped: list[FixedStep] = []
+    monkeypatch.setattr(PatientStep, "drop", lambda step: dropped.append(step))
     found = propose([Row(reads)], settings, 100, is_begun=True)
+    assert dropped == [found.step]
     assert reads.calls == ["prepare", "propose"]
     assert found.trees == [TokenTree.root(5)]
     assert found.is_quiet is not bool(draft)

@@ -231,6 +231,13 @@ class AutoStep(FixedStep):
 
     # What became of it
 
+    def drop(self) -> None:
+        """What they take is booked where they are asked again: what is booked here would use up
+        what they may still cost, and nothing of theirs was ever scored."""
+        self._asked = {
+            r: asked for r, asked in self._asked.items() if asked[-1].after.num_nodes == 1
+        }
+
     def spent(self, seconds: float) -> None:
         """Books the drafters' own time, and with it what it took to weigh their trees. What it took
         to prepare them is booked already."""

@@ -47,6 +47,9 @@ class FixedStep:
     ) -> None:
         self.paces[row].asked[drafter] += 1
 
+    def drop(self) -> None:
+        pass
+
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         for pace, tree in zip(self.paces, trees, strict=True):
             pace.budgets[tree.num_nodes - 1] += 1

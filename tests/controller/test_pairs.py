@@ -31,11 +31,17 @@ def step_s(nodes: int) -> float:
 
 
 def decode(
-    controller: AutoController, drafters: dict[str, Simulated], num_tokens: int, *, seed: int
+    controller: AutoController,
+    drafters: dict[str, Simulated],
+    num_tokens: int,
+    *,
+    seed: int,
+    overlaps: bool = False,
 ) -> tuple[float, Pace]:
     """Plain decoding's time over the request's, and its pace. A token is its place in the text
-    where it is right, and another one of each drafter's own where it is wrong."""
-    draw, pace = random.Random(seed), Pace()
+    where it is right, and another one of each drafter's own where it is wrong. With `overlaps` a
+    step is begun where nobody proposed anything for the one before."""
+    draw, pace, is_begun = random.Random(seed), Pace(), False
     at, clock = 0, 0.0
     wrong = {name: 10**6 * (n + 1) for n, name in enumerate(drafters)}
     while at < num_tokens:
@@ -55,11 +61,18 @@ def decode(
             seconds = drafters[name].steps * PLAIN_S
             spent += seconds
             step.learn(0, name, before, tree, seconds)
+        is_quiet = tree.num_nodes == 1
+        if is_begun:
+            step.drop()
+            tree = TokenTree.root(at)
         (scored,) = step.cut([tree.prune(64)])
         path = [0]
         while (child := scored.child(path[-1], at + len(path))) is not None:
             path.append(child)
         seconds = step_s(scored.num_nodes)
+        if is_begun:  # while they were asked
+            seconds = max(seconds - spent, 0.0)
+        is_begun = overlaps and is_quiet
         step.spent(spent)
         step.observe([Verdict(tuple(path), tuple(range(at + 1, at + 1 + len(path))))], seconds)
         clock += spent + seconds
@@ -187,6 +200,17 @@ def test_a_node_may_bear_another_name_than_who_was_asked() -> None:
     (scored,) = step.cut([inner])
     step.observe([Verdict((0, 1, 2), (2, 3, 4))], step_s(scored.num_nodes))
     assert pace.accounts["outer"].beside(0).saved_s > 0.0 and "inner" not in pace.accounts
+
+
+@pytest.mark.parametrize("steps", [0.02, 0.1, 0.3])
+def test_who_pays_late_is_found_out_where_steps_overlap(steps: float) -> None:
+    """A drafter that was wrong for long is asked now and then: also in a step under way, where
+    what it says comes too late."""
+    late = Simulated(lambda draw, at: [(0.5, at >= 400)] * 8, steps)
+    controller = AutoController()
+    for request in range(2):
+        ratio, _ = decode(controller, {"late": late}, 1200, seed=request, overlaps=True)
+        assert ratio > 1.8
 
 
 def test_one_that_may_be_looked_at_but_is_not_prepared_holds_no_other_back() -> None:
