@@ -201,22 +201,22 @@ def propose(
         row.drafting.pace.room = row.room
     step = settings.controller.step([row.drafting.pace for row in rows], context)
     trees = [TokenTree.root(row.tokens[-1]) for row in rows]
-    drafters = {drafter.name: drafter for row in rows for drafter in row.drafting.drafters}
+    drafters = {
+        drafter.name: drafter for row in rows for drafter in row.drafting.drafters if max_nodes
+    }
     is_quiet = not drafters or step.lets_drafts_wait
     for name in step.order(list(drafters)):
         drafter = drafters[name]
-        if is_begun and not _reads_text_alone(drafter):
-            is_quiet = is_quiet and not _would_be_asked(rows, drafter, trees, step)
-            continue
+        comes_later = is_begun and not _reads_text_alone(drafter)
         asked = [
             index
             for index, row in enumerate(rows)
             if row.drafting.pace.room > 1  # the target adds a token of its own
-            and max_nodes > 0
             and row.drafting.takes_part(drafter)
-            and _is_asked(index, row, drafter, trees[index], step)
+            and _is_asked(index, row, drafter, trees[index], step, prepares=not comes_later)
         ]
-        if not asked:
+        is_quiet = is_quiet and not (comes_later and asked)
+        if comes_later or not asked:
             continue
         for index in asked:
             priced = rows[index].drafting.priced(drafter)
@@ -240,26 +240,16 @@ def propose(
     return Proposed(step, cut_trees, is_quiet)
 
 
-def _would_be_asked(
-    rows: Sequence[Drafted], drafter: Drafter, trees: Sequence[TokenTree], step: Step
-) -> bool:
-    """Whether the drafter might be asked for some row, if the step were not begun."""
-    return any(
-        row.drafting.pace.room > 1
-        and row.drafting.takes_part(drafter)
-        and step.asks(index, drafter.name, trees[index])
-        for index, row in enumerate(rows)
-    )
-
-
 def _reads_text_alone(drafter: Drafter) -> bool:
     # As isinstance says of a TextDrafter, in ten microseconds: too many for what each step asks.
     return bool(getattr(drafter, "reads_text_alone", False))
 
 
-def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step: Step) -> bool:
-    """Whether the drafter is asked for the row. If so, its session is prepared: rows are, one
-    after the other, as what each of them takes bears on the next one."""
+def _is_asked(
+    index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step: Step, *, prepares: bool
+) -> bool:
+    """Whether the drafter is asked for the row. If so, and if it `prepares`, its session is
+    prepared: rows are, one after the other, as what each of them takes bears on the next one."""
     drafting, name = row.drafting, drafter.name
     session, priced = drafting.prepared(drafter), drafting.priced(drafter)
     # Where proposals are made as long as they pay: what the shortest takes.
@@ -273,7 +263,10 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
         except Exception as error:
             drafting.failed(name, error)
     if session is not None and due is not None:
-        if step.prepares(index, name, due):
+        may_prepare = step.prepares(index, name, due)
+        if not (may_prepare or due.can_wait):
+            return False
+        if may_prepare and prepares:
             begun = time.perf_counter()
             try:
                 session.prepare(TokenView(row.tokens))
@@ -282,8 +275,6 @@ def _is_asked(index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step:
             except Exception as error:
                 drafting.failed(name, error)
             step.prepared(index, name, due, time.perf_counter() - begun)
-        elif not due.can_wait:
-            return False
     return drafting.takes_part(drafter)  # it may have failed
 
 

@@ -231,3 +231,39 @@ def test_while_a_step_is_under_way_only_readers_of_the_text_are_asked(
     found = propose([Row(reads, looks)], settings, 100, is_begun=True)
     assert not looks.calls
     assert found.trees == [TokenTree.root(5)] and not found.is_quiet
+
+
+class Priced(Says):
+    """A model that takes `least_s` for its shortest proposal, and has something due first."""
+
+    least_s = 1e-5
+    prices = None
+
+    def preparation(self, num_tokens: int) -> Preparation | None:
+        return Preparation(seconds=1e-4)
+
+    def prepare(self, tokens: Sequence[int]) -> None:
+        self.calls.append("prepare")
+
+
+@pytest.mark.parametrize("may_prepare", [True, False])
+@pytest.mark.parametrize("max_nodes", [8, 0])
+@pytest.mark.parametrize("least_s", [1e-5, 1.0])
+def test_a_step_under_way_is_followed_by_another_unless_somebody_would_be_asked(
+    may_prepare: bool, max_nodes: int, least_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what it is asked by where no step is begun, and without doing anything for it."""
+    monkeypatch.setattr(PatientStep, "prepares", lambda *_: may_prepare)
+    monkeypatch.setattr(PatientStep, "asks", lambda *_, least_s=9.0: least_s < 0.1)
+    settings = DraftSettings(Patient(), lambda t: t, max_nodes)
+    drafter = Priced("priced", [])
+    drafter.least_s = least_s
+    found = propose([Row(drafter)], settings, 100, is_begun=True)
+    assert not drafter.calls
+    propose([Row(drafter)], settings, 100)
+    assert found.is_quiet is not ("propose" in drafter.calls)
+
+
+def test_without_room_for_a_node_nobody_is_waited_for() -> None:
+    settings = DraftSettings(FixedController(), lambda t: t, 0)
+    assert propose([Row(Says("a", [7]))], settings, 100).is_quiet
