@@ -147,3 +147,23 @@ def test_pinned_drafts_wait_for_nothing(begun: list[int]) -> None:
     assert not begun
     engine.generate(_request(30, speculate=False))
     assert begun
+
+
+def test_a_row_that_fails_leaves_the_store_what_it_leaves_without(begun: list[int]) -> None:
+    """What a step said of it that failed is not kept, though the next one has begun upon it."""
+
+    def kept(overlap: str) -> tuple[int, Sequence[int]]:
+        calls = count(1)
+
+        def fails(ids: torch.Tensor, scores: object) -> bool:
+            if next(calls) == 5:
+                raise ValueError("no more")
+            return False
+
+        engine = _engine(overlap)
+        failed, other = engine.generate([_request(12, stopping_criteria=[fails]), _request(17)])
+        assert failed.error is not None and other.error is None
+        return engine.cache_info().prefixes.num_tokens, failed.tokens
+
+    assert kept("always") == kept("never")
+    assert begun
