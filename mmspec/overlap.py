@@ -92,10 +92,11 @@ class Overlap:
         self._is_committed = False
 
     def close(self) -> None:
-        """Releases the cache, once what was begun writes to it no longer."""
+        """Releases the cache, once nothing writes to it any more: what was begun may have been
+        dropped, or have failed on its way, and another stream may have told the device of it."""
         try:
-            if self._begun is not None and self._target.device.type == "cuda":
-                torch.cuda.current_stream(self._target.device).synchronize()
+            if self._is_on and self._target.device.type == "cuda":
+                torch.cuda.synchronize(self._target.device)
         finally:
             self._cache.release()
 

@@ -3,6 +3,7 @@ otherwise, and the device has it before the host waits."""
 
 from collections.abc import Sequence
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import matrix
@@ -167,3 +168,16 @@ def test_a_row_that_fails_leaves_the_store_what_it_leaves_without(begun: list[in
 
     assert kept("always") == kept("never")
     assert begun
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_buffers_are_given_back_once_nothing_writes_to_them(
+    is_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what was begun was dropped, or failed on its way, and from another stream."""
+    told: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: told.append("synchronize"))
+    target: Any = SimpleNamespace(device=torch.device("cuda"))
+    cache: Any = SimpleNamespace(release=lambda: told.append("release"))
+    Overlap(target, cache, is_on=is_on).close()
+    assert told == ["synchronize", "release"][not is_on :]
