@@ -45,7 +45,7 @@ class Overlap:
         self._is_on = is_on
         self._begun: _Begun | None = None
         self._is_committed = False  # the step that is verified, as the next one has begun
-        self._has_all_rows = True
+        self._has_all_rows = True  # the step; one that has joined since waits for the next
 
     @property
     def is_begun(self) -> bool:
