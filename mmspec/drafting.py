@@ -182,7 +182,7 @@ class Proposed(NamedTuple):
 
     step: Step  # its decisions
     trees: list[TokenTree]  # (rows,)
-    is_quiet: bool  # nobody proposed anything, nor would have in a step that was begun
+    is_quiet: bool  # nothing is to be scored, nor would be if the step were not begun already
 
 
 def propose(
@@ -231,11 +231,12 @@ def propose(
                 cut = fit(tree.cut(rows[index].room - 1))
                 trees[index] = cut if before.num_nodes == 1 else fit(before.merge(cut))
             step.learn(index, name, before, trees[index], seconds)
-    is_quiet = is_quiet and all(tree.num_nodes == 1 for tree in trees)
+    drafts = [tree.prune(max_nodes) for tree in trees]
     if is_begun:
-        step.drop()
-        trees = [TokenTree.root(row.tokens[-1]) for row in rows]
-    cut_trees = step.cut([tree.prune(max_nodes) for tree in trees])
+        is_quiet = not step.drop(drafts) and is_quiet
+        drafts = [TokenTree.root(row.tokens[-1]) for row in rows]
+    cut_trees = step.cut(drafts)
+    is_quiet = is_quiet and all(tree.num_nodes == 1 for tree in cut_trees)
     step.spent(time.perf_counter() - begun)
     return Proposed(step, cut_trees, is_quiet)
 

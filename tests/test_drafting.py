@@ -221,16 +221,26 @@ def test_while_a_step_is_under_way_only_readers_of_the_text_are_asked(
     monkeypatch.setattr(Drafting, "wait", lambda self: pytest.fail("waited"))
     reads, looks = Reads("reads", draft), Says("looks", [8])
     settings = DraftSettings(Patient(), lambda t: t, 8)
-    dropped: list[FixedStep] = []
-    monkeypatch.setattr(PatientStep, "drop", lambda step: dropped.append(step))
     found = propose([Row(reads)], settings, 100, is_begun=True)
-    assert dropped == [found.step]
     assert reads.calls == ["prepare", "propose"]
     assert found.trees == [TokenTree.root(5)]
     assert found.is_quiet is not bool(draft)
     found = propose([Row(reads, looks)], settings, 100, is_begun=True)
     assert not looks.calls
     assert found.trees == [TokenTree.root(5)] and not found.is_quiet
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_what_is_not_worth_scoring_lets_the_next_step_begin(
+    is_begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, settings = Reads("reads", [7]), DraftSettings(Patient(), lambda t: t, 8)
+    cut = FixedStep.cut
+    monkeypatch.setattr(PatientStep, "drop", lambda step, trees: False)
+    monkeypatch.setattr(PatientStep, "cut", lambda step, trees: cut(step, [TokenTree.root(5)]))
+    found = propose([Row(reads)], settings, 100, is_begun=is_begun)
+    assert reads.calls == ["prepare", "propose"]
+    assert found.trees == [TokenTree.root(5)] and found.is_quiet
 
 
 class Priced(Says):

@@ -169,9 +169,25 @@ class AutoStep(FixedStep):
     # What to score
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
+        best = self._best(trees)
+        self._scored = {row: outlook for row, outlook in best.items() if outlook.buckets}
+        return super().cut([best[r].tree if r in best else t for r, t in enumerate(trees)])
+
+    def drop(self, trees: Sequence[TokenTree]) -> bool:
+        """What they take is booked where they are asked again: what is booked here would use up
+        what they may still cost, and nothing of theirs was ever scored."""
+        if not any(outlook.tree.num_nodes > 1 for outlook in self._best(trees).values()):
+            return False
+        self._asked = {
+            r: asked for r, asked in self._asked.items() if asked[-1].after.num_nodes == 1
+        }
+        return True
+
+    def _best(self, trees: Sequence[TokenTree]) -> dict[int, Outlook]:
+        """Of each row that has a drafted node: what is worth scoring of its tree."""
         scored = {row: self._outlook(row, t) for row, t in enumerate(trees) if t.num_nodes > 1}
         if not scored:
-            return super().cut(trees)
+            return scored
         free = [row for row in scored if self._is_free(row)]
         for row in free:
             scored[row] = scored[row].with_scouts(self._affordable_scouts(row, trees[row]))
@@ -180,8 +196,7 @@ class AutoStep(FixedStep):
             is_probing = self._is_any_of(self._probing, row)
             affordable = 1 if self._is_any_of(self._paused, row) else max(budget, int(is_probing))
             scored[row] = scored[row].best(affordable)
-        self._scored = {row: outlook for row, outlook in scored.items() if outlook.buckets}
-        return super().cut([scored[r].tree if r in scored else t for r, t in enumerate(trees)])
+        return scored
 
     def _is_any_of(self, chosen: Set[tuple[int, str]], row: int) -> bool:
         """Whether any drafter that was asked for the row is among them."""
@@ -230,13 +245,6 @@ class AutoStep(FixedStep):
         return affordable
 
     # What became of it
-
-    def drop(self) -> None:
-        """What they take is booked where they are asked again: what is booked here would use up
-        what they may still cost, and nothing of theirs was ever scored."""
-        self._asked = {
-            r: asked for r, asked in self._asked.items() if asked[-1].after.num_nodes == 1
-        }
 
     def spent(self, seconds: float) -> None:
         """Books the drafters' own time, and with it what it took to weigh their trees. What it took

@@ -47,8 +47,8 @@ class FixedStep:
     ) -> None:
         self.paces[row].asked[drafter] += 1
 
-    def drop(self) -> None:
-        pass
+    def drop(self, trees: Sequence[TokenTree]) -> bool:
+        return any(tree.num_nodes > 1 for tree in trees)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         for pace, tree in zip(self.paces, trees, strict=True):

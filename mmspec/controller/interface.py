@@ -39,9 +39,9 @@ class Step(Protocol):
     ) -> None:
         """The drafter was asked, took `seconds` and made `after` of `before`."""
 
-    def drop(self) -> None:
-        """All that was proposed comes too late for this step, and who did is asked again for the
-        next one. To be told before `cut`."""
+    def drop(self, trees: Sequence[TokenTree]) -> bool:
+        """Whether anything of each row's tree would be scored, in a step that it comes too late
+        for. Who proposed it is asked again for the next one. To be told before `cut`."""
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """What is to be scored of each row's tree."""

@@ -40,7 +40,7 @@ def decode(
 ) -> tuple[float, Pace]:
     """Plain decoding's time over the request's, and its pace. A token is its place in the text
     where it is right, and another one of each drafter's own where it is wrong. With `overlaps` a
-    step is begun where nobody proposed anything for the one before."""
+    step is begun where nothing was to be scored of the one before."""
     draw, pace, is_begun = random.Random(seed), Pace(), False
     at, clock = 0, 0.0
     wrong = {name: 10**6 * (n + 1) for n, name in enumerate(drafters)}
@@ -61,18 +61,16 @@ def decode(
             seconds = drafters[name].steps * PLAIN_S
             spent += seconds
             step.learn(0, name, before, tree, seconds)
-        is_quiet = tree.num_nodes == 1
-        if is_begun:
-            step.drop()
-            tree = TokenTree.root(at)
-        (scored,) = step.cut([tree.prune(64)])
+        tree = tree.prune(64)
+        is_late = is_begun and step.drop([tree])
+        (scored,) = step.cut([TokenTree.root(at) if is_begun else tree])
         path = [0]
         while (child := scored.child(path[-1], at + len(path))) is not None:
             path.append(child)
         seconds = step_s(scored.num_nodes)
         if is_begun:  # while they were asked
             seconds = max(seconds - spent, 0.0)
-        is_begun = overlaps and is_quiet
+        is_begun = overlaps and not is_late and scored.num_nodes == 1
         step.spent(spent)
         step.observe([Verdict(tuple(path), tuple(range(at + 1, at + 1 + len(path))))], seconds)
         clock += spent + seconds
