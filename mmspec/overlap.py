@@ -8,9 +8,9 @@ before it are their ids alone, and those lie on the device:
     host      ... launch step 8 -> | read 7, hand out, ask drafters, launch step 9 -> | read 8 ...
 
 So behind a step of which nothing was drafted and scored, where each row's choice is found on the
-device, the next forward is begun before the choices are read. Drafters are asked while it runs; what
-they propose comes too late to be scored in it, so the step behind it is begun the usual way. A row
-that turns out to have ended drops what was begun for it: it is never committed.
+device, the next forward is begun before the choices are read. Drafters are asked while it runs;
+what they propose comes too late to be scored in it, so the step behind it is begun the usual way. A
+row that turns out to have ended drops what was begun for it: it is never committed.
 """
 
 from collections.abc import Sequence
