@@ -43,7 +43,10 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the source archive, so that a file missing there is missing here as well."""
     unpacked = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
-        archive.extractall(unpacked, filter="data")
+        # Pythons before 3.11.4 know no filter.
+        archive.extractall(
+            unpacked, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+        )
     return build(next(unpacked.iterdir()), "wheel", tmp_path_factory.mktemp("wheel"))
 
 
