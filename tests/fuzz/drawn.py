@@ -28,7 +28,7 @@ from mmspec.requests import Result
 
 from .cases import Case
 from .drafting import draft_model, fitted, glide_head
-from .judge import alone, differences
+from .judge import alone, differences, rounding_of
 from .play import PLAYS
 
 RULES = ("speculative", "recursive", "block", "typical_lossy")
@@ -117,7 +117,7 @@ def played_drawn(
             repeated = again.generate([replace(case, cancel_after=None).request()])[0].samples
         else:
             repeated = tuple(alone(plain, case, sample) for sample in case.samples)
-        kept = {"exact": 1e-5, "logprobs_of": case.options.get("logprobs_of", "raw")}
+        kept = {"exact": rounding_of(plain), "logprobs_of": case.options.get("logprobs_of", "raw")}
         by_number = {one.sample: one for one in got.samples}
         for expected in repeated:
             said = by_number.get(expected.sample)
@@ -146,7 +146,7 @@ def _unlikely(plain: Engine, case: Case, said: Result) -> Iterator[str]:
     assert read is not None
     of_text = [one.chosen.logprob for one in read[-len(said.tokens) :] if one is not None]
     off = max(abs(a - b) for a, b in zip(values, of_text, strict=True))
-    if not off < 1e-5:
+    if not off < rounding_of(plain):
         yield f"log-probabilities {values}, read again {of_text}"
 
 

@@ -17,6 +17,12 @@ from mmspec.requests import Result
 from .cases import Case
 
 
+def rounding_of(plain: Engine, dtype: str = "float64") -> float:
+    """By how much log-probabilities of a model in `dtype` may differ. Norms are float32 in any, and
+    so are running states, which a whole prompt and its tokens one by one come to in other ways."""
+    return {"float64": 1e-5, "float32": 1e-3}["float32" if plain.target.state_kinds else dtype]
+
+
 def alone(plain: Engine, case: Case, sample: int, seed: int | None = None) -> Result:
     """Plain decoding of one sample by itself; a failure is in the Result."""
     request = case.request(plain=True)

@@ -30,7 +30,7 @@ from .chats import TEMPLATE, played_chat
 from .drafting import AnyDrafter, Knowing, Truths, draw_drafters
 from .drawn import RULES, drawing, played_drawn
 from .files import played_file
-from .judge import alone, by_transformers, differences, is_tie, leaks
+from .judge import alone, by_transformers, differences, is_tie, leaks, rounding_of
 from .meddling import meddled, rewritten
 from .play import PLAYS, by_both
 from .sabotage import sabotaged
@@ -40,7 +40,6 @@ from .through import played_through
 
 FEW_POSITIONS = 48
 _OWN = tuple(FAMILIES)
-EXACT = {"float64": 1e-5, "float32": 1e-3}  # norms and running states are float32 in any dtype
 
 
 @dataclass
@@ -257,7 +256,7 @@ def _play(scene: Scene, caches: Sequence[KVCache], rewrite: Callable[[], None]) 
     family, dtype, has_few = scene.model
     truths, drafters, shelf = scene.truths, scene.drafters, scene.shelf
     is_greedy = engine._rule is VERIFIERS["greedy"]
-    exact = EXACT["float32" if plain.target.state_kinds else dtype]
+    exact = rounding_of(plain, dtype)
     if family not in _OWN and dtype == "float32":  # weights that nobody chose by their logits
         exact *= 20
     texts: list[Inputs] = [*shelf.prompts]
