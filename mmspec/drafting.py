@@ -200,7 +200,8 @@ def propose(
     for row in rows:
         row.drafting.pace.room = row.room
     step = settings.controller.step([row.drafting.pace for row in rows], context)
-    trees = [TokenTree.root(row.tokens[-1]) for row in rows]
+    roots = [TokenTree.root(row.tokens[-1]) for row in rows]
+    trees = list(roots)
     drafters = {
         drafter.name: drafter for row in rows for drafter in row.drafting.drafters if max_nodes
     }
@@ -234,7 +235,7 @@ def propose(
     drafts = [tree.prune(max_nodes) for tree in trees]
     if is_begun:
         is_quiet = not step.drop(drafts) and is_quiet
-        drafts = [TokenTree.root(row.tokens[-1]) for row in rows]
+        drafts = roots
     cut_trees = step.cut(drafts)
     is_quiet = is_quiet and all(tree.num_nodes == 1 for tree in cut_trees)
     step.spent(time.perf_counter() - begun)

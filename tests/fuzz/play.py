@@ -108,52 +108,38 @@ def as_streams(engine: Engine, cases: Sequence[Case], draw: random.Random) -> li
 
 
 def in_threads(engine: Engine, cases: Sequence[Case], draw: random.Random) -> list[Result]:
-    results: dict[int, Result] = {}
-    failures: list[BaseException] = []
-
-    def play(own: Sequence[int]) -> None:
-        try:
-            answers = engine.generate([cases[index].request() for index in own])
-            results.update(zip(own, answers, strict=True))
-        except BaseException as error:
-            failures.append(error)
-
     split = draw.randint(0, len(cases))
-    numbers = range(len(cases))
-    threads = [
-        threading.Thread(target=play, args=(own,)) for own in (numbers[:split], numbers[split:])
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
-    return [results[index] for index in numbers]
+    found = _at_once([(engine, cases[:split]), (engine, cases[split:])])
+    return [result for results in found for result in results]
 
 
 def by_both(
     engine: Engine, beside: Engine, cases: Sequence[Case], draw: random.Random
 ) -> list[Result]:
     """Two engines of one model, each in a thread of its own."""
-    parts = [cases[::2], cases[1::2]]
-    found: list[list[Result]] = [[], []]
+    found = _at_once([(engine, cases[::2]), (beside, cases[1::2])])
+    return [found[index % 2][index // 2] for index in range(len(cases))]
+
+
+def _at_once(parts: Sequence[tuple[Engine, Sequence[Case]]]) -> list[list[Result]]:
+    """What each engine answers to its cases, in a thread of its own."""
+    found: list[list[Result]] = [[] for _ in parts]
     failures: list[BaseException] = []
 
-    def play(number: int, one: Engine) -> None:
+    def play(number: int, engine: Engine, cases: Sequence[Case]) -> None:
         try:
-            found[number] = one.generate([case.request() for case in parts[number]])
+            found[number] = engine.generate([case.request() for case in cases])
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=play, args=each) for each in enumerate((engine, beside))]
+    threads = [threading.Thread(target=play, args=(n, *part)) for n, part in enumerate(parts)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if failures:
         raise failures[0]
-    return [found[index % 2][index // 2] for index in range(len(cases))]
+    return found
 
 
 def left_alone(engine: Engine, cases: Sequence[Case], draw: random.Random) -> list[Result]:

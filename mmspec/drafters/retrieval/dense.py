@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mmspec.beginnings import num_shared
 from mmspec.drafters.retrieval.limits import Limits
 from mmspec.drafters.retrieval.source import Query, Source
 from mmspec.drafters.retrieval.store import OpenStore
@@ -95,7 +96,7 @@ class DenseSource(Source):
             return Continuation([], 0, self.name, distance)
         tokens = store.tokens_from(place, length + 1)[1:]
         before = store.tokens_before(place, self._limits.max_match - 1)
-        match = 1 + _num_equal(before[::-1], tail[-2::-1])
+        match = 1 + num_shared(before[::-1], tail[-2::-1])
         return Continuation(tokens, match, self.name, distance)
 
     def refresh(self) -> None:
@@ -129,8 +130,3 @@ def _fitting(store: OpenStore, target: Target) -> _Index:
 def _distance(continuation: Continuation) -> float:
     assert continuation.distance is not None
     return continuation.distance
-
-
-def _num_equal(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
