@@ -14,7 +14,7 @@ from mmspec.build_drafters import AnyDrafter, chosen_drafters
 from mmspec.build_target import check_bits, check_decode_choices, check_one_of, probed_target
 from mmspec.config import Config, load_config
 from mmspec.controller import Controller
-from mmspec.engine import Engine, Exactness, Overlap
+from mmspec.engine import Engine, Exactness, Overlaps
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.sampling import Choosing
 from mmspec.target import Target
@@ -113,7 +113,7 @@ def build_engine(
         feature_bytes=config.cache.feature_bytes,
         choosing=cast(Choosing, config.decode.choosing),
         exactness=cast(Exactness, config.decode.exactness),
-        overlap=cast(Overlap, config.decode.overlap),
+        overlap=cast(Overlaps, config.decode.overlap),
         state_bytes=config.decode.state_bytes,
     )
 

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Exactness = Literal["standard", "bitwise"]
-Overlap = Literal["auto", "always", "never"]
-OVERLAP = get_args(Overlap)
+Overlaps = Literal["auto", "always", "never"]
+OVERLAP = get_args(Overlaps)
 AnyPrompt = str | Messages | Prompt | Mapping[str, Tensor] | Request
 
 
@@ -79,7 +79,7 @@ class Engine:
         feature_bytes: int = 0,
         choosing: Choosing = "auto",
         exactness: Exactness = "standard",
-        overlap: Overlap = "auto",
+        overlap: Overlaps = "auto",
         state_bytes: int = 4 * 2**30,
     ) -> None:
         """`drafters` are asked in their order; without any it is plain decoding. `verifier` is a
