@@ -243,6 +243,24 @@ def test_what_is_not_worth_scoring_lets_the_next_step_begin(
     assert found.trees == [TokenTree.root(5)] and found.is_quiet
 
 
+class OneSleeps(FixedController):
+    """Asks nobody for the first row."""
+
+    def step(self, paces: Sequence[Pace], context: int) -> FixedStep:
+        step = FixedStep(paces)
+        step.sleeps = lambda row: row == 0  # type: ignore[method-assign]
+        return step
+
+
+def test_for_a_row_that_sleeps_nobody_is_asked() -> None:
+    drafter, settings = Says("says", [7]), DraftSettings(OneSleeps(), lambda t: t, 8)
+    found = propose([Row(drafter), Row(drafter, tokens=(1,))], settings, 100)
+    assert [tree.tokens for tree in found.trees] == [(5,), (1, 7)] and not found.is_quiet
+    alone = propose([Row(drafter)], settings, 100)
+    assert alone.trees == [TokenTree.root(5)] and alone.is_quiet
+    assert drafter.calls.count("propose") == 1
+
+
 class Priced(Says):
     """A model that takes `least_s` for its shortest proposal, and has something due first."""
 

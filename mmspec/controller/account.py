@@ -39,6 +39,13 @@ class Account:
             asks = self.asks[standing] = Asks()
         return asks
 
+    def wait_s(self, standing: int, cost_s: float, probe_s: float) -> float:
+        """Of steps that save nothing, until it holds `cost_s`, or `probe_s` for asking beside a
+        tree of this standing."""
+        lacks_s = probe_s - self.probe_s - self.beside(standing).probe_s
+        wait_s = min((cost_s - self.balance_s) / _LOSS_SHARE, lacks_s / _PROBE_SHARE)
+        return max(wait_s, 0.0)
+
     def turned_out(self, standing: int, saved_s: float, *, is_probe: bool, plain_s: float) -> None:
         """It was asked beside a tree of this standing, and saved so much, or lost."""
         asks = self.beside(standing)

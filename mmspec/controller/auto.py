@@ -1,9 +1,11 @@
 """AutoController: asks and scores what promises most tokens a second, by what was measured.
 
 The empty tree is a choice like any other, and so is not to ask. Each request keeps accounts: a
-drafter that has lost the time of one plain step and 0.5% of the rest pauses.
+drafter that has lost the time of one plain step and 0.5% of the rest pauses. While all of them do
+the request sleeps: its steps cost what plain ones do.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Set
 
@@ -25,6 +27,7 @@ _MARGIN = 1.02  # a tree must promise so much more tokens a second than none
 _LEAST_LOSS = 0.25  # of what it costs, that an ask which is not believed to pay is taken to lose
 _USUAL = 2.0  # times its usual cost, that a proposal may count for: now and then one does more
 _AT_STAKE = 0.5  # of what a drafter may lose, that one proposal may take
+_LONGEST_SLEEP = 32.0  # plain steps' time: what asking costs may have become less meanwhile
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
 
 
@@ -62,6 +65,7 @@ class AutoStep(FixedStep):
         self._is_plain = is_refreshed or not self._cost.is_known
         self._probing: set[tuple[int, str]] = set()
         self._paused: set[tuple[int, str]] = set()
+        self._waits_s: dict[int, float] = {}  # of rows: until a drafter may be asked again
         self._draft_s: dict[tuple[int, str], float] = {}
         self._asked: dict[int, list[Ask]] = {}  # of each row, in their order
         self._spent_s = 0.0
@@ -87,6 +91,9 @@ class AutoStep(FixedStep):
 
     # Whom to ask
 
+    def sleeps(self, row: int) -> bool:
+        return self.paces[row].sleep_s > 0.0
+
     def order(self, drafters: Sequence[str]) -> Sequence[str]:
         """Those first that save most where nobody else is asked: the others then show what they
         add to it."""
@@ -105,11 +112,17 @@ class AutoStep(FixedStep):
         pace = self.paces[row]
         if pace.speculate is True:
             return True
-        if self._is_plain:
+        if self._is_plain or self.sleeps(row):
             return False
-        cost_s = self._controller.costs.draft_s(drafter)
+        wait_s = self._wait_s(row, drafter, tree, least_s)
+        self._waits_s[row] = min(wait_s, self._waits_s.get(row, math.inf))
+        return wait_s == 0.0
+
+    def _wait_s(self, row: int, drafter: str, tree: TokenTree, least_s: float | None) -> float:
+        """Of the request's steps, until the drafter may be asked; 0: now."""
+        pace, cost_s = self.paces[row], self._controller.costs.draft_s(drafter)
         if cost_s is None:
-            return True
+            return 0.0
         if least_s is not None:
             cost_s = min(cost_s, least_s)
         account = self._account(pace, drafter)
@@ -118,7 +131,7 @@ class AutoStep(FixedStep):
         worth = nearest(pace.worth, self._controller.worth, drafter, standing)
         pays = worth is None or worth + asks.saved_s > 0.0
         if pays and account.balance_s >= cost_s:
-            return True
+            return 0.0
         # Paused, or not believed to pay: asked now and then, and then one node is scored at least.
         is_paused = account.balance_s < cost_s
         node_s = self._cost.probe_s
@@ -127,12 +140,12 @@ class AutoStep(FixedStep):
             probe_s = max(probe_s, -(worth or 0.0))
         elif worth is not None and not is_paused:  # the rest of its cost comes back
             probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s) + node_s)
-        if account.probe_s + asks.probe_s < probe_s:
-            return False
-        self._probing.add((row, drafter))
-        if is_paused:
-            self._paused.add((row, drafter))
-        return True
+        wait_s = account.wait_s(standing, cost_s if pays else math.inf, probe_s)
+        if wait_s == 0.0:
+            self._probing.add((row, drafter))
+            if is_paused:
+                self._paused.add((row, drafter))
+        return wait_s
 
     def prices(self, row: int, drafter: str) -> Prices | None:
         pace, cost = self.paces[row], self._cost
@@ -282,21 +295,29 @@ class AutoStep(FixedStep):
         """Books what each drafter saved or lost by the row's share of the step."""
         pace, row_plain_s = self.paces[row], self._cost.row_plain_s
         saved_s = self._saved_by(row, verdict)
+        self._preparing.settle(pace, saved_s, verdict, seconds)
+        told_s = pace.told_s(seconds)
+        if told_s == 0.0:
+            return
         for ask in self._asked.get(row, ()):
             is_probe, own_s = (row, ask.drafter) in self._probing, saved_s[ask.drafter]
             account = self._account(pace, ask.drafter)
             account.turned_out(ask.standing, own_s, is_probe=is_probe, plain_s=row_plain_s)
         for name, account in pace.accounts.items():
-            account.earn(saved_s.get(name, 0.0), seconds, row_plain_s)
-        self._preparing.settle(pace, saved_s, verdict, seconds)
+            account.earn(saved_s.get(name, 0.0), told_s, row_plain_s)
+        # What this step takes is waited for already.
+        wait_s = min(self._waits_s.get(row, 0.0), _LONGEST_SLEEP * row_plain_s)
+        pace.sleep_s = wait_s - seconds
 
     def _saved_by(self, row: int, verdict: Verdict | None) -> dict[str, float]:
         """Seconds that each drafter that was asked saved or lost, at what such steps usually cost:
         an accepted node saves a plain step; the tree's cost is shared by the nodes. A node belongs
         to who proposed it first: what others say again saves nothing."""
         asked, cost, outlook = self._asked.get(row, ()), self._cost, self._scored.get(row)
+        if not asked:
+            return {}
         saved_s = {ask.drafter: -self._draft_s[row, ask.drafter] for ask in asked}
-        if asked and outlook is not None and verdict is not None and cost.is_known:
+        if outlook is not None and verdict is not None and cost.is_known:
             nodes = len(outlook.buckets)
             node_s = (cost.seconds(nodes) - cost.plain_s) / cost.rows / nodes
             owners = owners_of(outlook.tree, asked)

@@ -24,6 +24,9 @@ class FixedStep:
     def lets_drafts_wait(self) -> bool:
         return False
 
+    def sleeps(self, row: int) -> bool:
+        return False
+
     def order(self, drafters: Sequence[str]) -> Sequence[str]:
         return drafters
 

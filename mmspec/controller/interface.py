@@ -15,6 +15,9 @@ class Step(Protocol):
     def lets_drafts_wait(self) -> bool:
         """Whether what is proposed may come a step late, so that no device waits for it."""
 
+    def sleeps(self, row: int) -> bool:
+        """Whether nobody is asked for the row, so that nobody need be weighed either."""
+
     def order(self, drafters: Sequence[str]) -> Sequence[str]:
         """In which order they are asked; as they stand is how the user named them."""
 

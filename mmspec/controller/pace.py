@@ -34,6 +34,8 @@ class Pace:
     num_tokens: int = 1  # that it has got, the prefill's with them
     prepared_s: dict[str, float] = field(default_factory=dict)  # drafter -> what preparing it took
     unprepared_s: dict[str, float] = field(default_factory=dict)  # and what it would have, last
+    sleep_s: float = 0.0  # of its steps to come, in which nobody could be asked
+    slept_s: float = 0.0  # of those behind it, which the accounts have not been told of
     recent_s: float = 0.0  # its share of the newest steps' time, older ones counting less
     recent_tokens: float = 0.0  # and what it got in it
 
@@ -42,6 +44,15 @@ class Pace:
         self.num_tokens += tokens
         self.recent_s = _KEPT * self.recent_s + seconds
         self.recent_tokens = _KEPT * self.recent_tokens + tokens
+
+    def told_s(self, seconds: float) -> float:
+        """A step took `seconds`: what the accounts are to be told of, 0 while it sleeps on."""
+        self.sleep_s -= seconds
+        self.slept_s += seconds
+        if self.sleep_s > 0.0:
+            return 0.0
+        told_s, self.slept_s = self.slept_s, 0.0
+        return told_s
 
     @property
     def tokens_to_come(self) -> int:

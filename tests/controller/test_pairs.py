@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mmspec.controller import AutoController, Pace
+from mmspec.controller import AutoController, AutoStep, Pace, auto
 from mmspec.controller.account import Account
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
@@ -97,6 +97,10 @@ HEADS = Simulated(always(8, 0.9, 0.9), 0.5)
 POOR_HEADS = Simulated(always(4, 0.3, 0.3), 0.5)
 FAIR_HEADS = Simulated(always(4, 0.6, 0.6), 0.3)
 SURE_AND_WRONG = Simulated(always(8, 0.95, 0.0), 0.3)
+WRONG = {
+    "cheap": Simulated(always(3, 0.6, 0.0), 0.06),
+    "dear": Simulated(always(8, 0.9, 0.0), 0.5),
+}
 PAIRS = {
     "copies, and heads that do less": (COPIES, FAIR_HEADS),
     "copies, and heads that do nothing": (COPIES, SURE_AND_WRONG),
@@ -128,13 +132,9 @@ def test_two_are_at_least_nearly_as_good_as_the_better_one(name: str, is_turned:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_two_that_are_never_right_cost_less_than_2_percent_within_400_tokens(seed: int) -> None:
-    wrong = {
-        "cheap": Simulated(always(3, 0.6, 0.0), 0.06),
-        "dear": Simulated(always(8, 0.9, 0.0), 0.5),
-    }
     controller = AutoController()
     for request in range(3):
-        ratio, pace = decode(controller, wrong, 400, seed=10 * seed + request)
+        ratio, pace = decode(controller, WRONG, 400, seed=10 * seed + request)
     assert ratio >= 0.98, f"{ratio:.4f}x plain: {pace.choices}"
 
 
@@ -198,6 +198,38 @@ def test_a_node_may_bear_another_name_than_who_was_asked() -> None:
     (scored,) = step.cut([inner])
     step.observe([Verdict((0, 1, 2), (2, 3, 4))], step_s(scored.num_nodes))
     assert pace.accounts["outer"].beside(0).saved_s > 0.0 and "inner" not in pace.accounts
+
+
+@pytest.mark.parametrize("pair", [*PAIRS.values(), tuple(WRONG.values())])
+def test_what_is_slept_through_changes_no_decision(
+    pair: tuple[Simulated, Simulated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is weighed while nobody could be asked: it comes to the same, but for rounding."""
+    drafters = dict(zip(("cheap", "dear"), pair, strict=True))
+    asked = dict[float, list[int]]()
+    for longest in (auto._LONGEST_SLEEP, 0.0):
+        monkeypatch.setattr(auto, "_LONGEST_SLEEP", longest)
+        controller = AutoController()
+        paces = [decode(controller, drafters, 200, seed=seed)[1] for seed in range(4)]
+        asked[longest] = [sum(pace.asked.values()) for pace in paces]
+    sleeping, waking = asked.values()
+    assert sleeping == pytest.approx(waking, abs=1)
+
+
+def test_while_nobody_may_be_asked_nobody_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    weighed, wait_s = list[str](), AutoStep._wait_s
+
+    def counted(step: AutoStep, row: int, drafter: str, *rest: object) -> float:
+        weighed.append(drafter)
+        return wait_s(step, row, drafter, *rest)
+
+    monkeypatch.setattr(AutoStep, "_wait_s", counted)
+    controller = AutoController()
+    for seed in range(3):
+        weighed.clear()
+        _, pace = decode(controller, WRONG, 400, seed=seed)
+    assert set(weighed) == {"cheap", "dear"}, "each is found again when the text changes"
+    assert len(weighed) < 400 / 3, f"in 400 steps, {sum(pace.asked.values())} of them asked"
 
 
 @pytest.mark.parametrize("steps", [0.02, 0.1, 0.3])
