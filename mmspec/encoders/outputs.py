@@ -37,6 +37,7 @@ class Form:
     is_list: tuple[bool, bool]  # the rows, each deeper layer's rows
     has_deeper: bool
     names: tuple[str, ...] = ("pooler_output",)  # under which the model reads the rows
+    is_masked: bool = False  # which rows are no padding is said beside them
 
     def build(self, rows: Sequence[Tensor]) -> object:
         """An output like the model's own, with these rows: (tokens, hidden) each."""
@@ -44,6 +45,9 @@ class Form:
         output = self.output_class(**needed)  # some set fields that their class does not have
         for name in self.names:
             setattr(output, name, self._pack(rows[0], self.is_list[0]))
+        if self.is_masked:
+            mask = rows[0].new_ones(len(rows[0]), dtype=torch.bool)
+            output.attention_mask = mask.view(*[1] * (self.ndim - 2), -1)
         if self.has_deeper:
             output.deepstack_features = [self._pack(layer, self.is_list[1]) for layer in rows[1:]]
         return output
@@ -60,7 +64,8 @@ def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Feature
     names, packed = _embeddings(output)
     deeper = getattr(output, "deepstack_features", None)
     layers = [packed, *(deeper or ())]
-    rows = [_rows(layer) for layer in layers]
+    mask = _mask(output, packed)
+    rows = [_rows(packed if mask is None else packed[mask]), *map(_rows, layers[1:])]
     counts = [item.num_tokens for item in items]
     if any(len(layer) != sum(counts) for layer in rows):
         raise FeatureError(f"got {len(rows[0])} rows of features for {sum(counts)} placeholders")
@@ -71,6 +76,7 @@ def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Feature
         (is_list[0], is_list[1]),
         deeper is not None,
         names,
+        mask is not None,
     )
     split = [layer.split(counts) for layer in rows]
     # Cloned: a part would keep the memory of the whole.
@@ -79,7 +85,17 @@ def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Feature
 
 def feature_rows(output: object) -> Tensor:
     """All of an encoder's output, (tokens, hidden). Raises FeatureError for another form."""
-    return _rows(_embeddings(output)[1])
+    packed = _embeddings(output)[1]
+    mask = _mask(output, packed)
+    return _rows(packed if mask is None else packed[mask])
+
+
+def _mask(output: object, packed: object) -> Tensor | None:
+    """Which features are no padding (Gemma 4's audio), where the model drops the others by it."""
+    mask = getattr(output, "attention_mask", None)
+    if not (isinstance(mask, Tensor) and isinstance(packed, Tensor)):
+        return None
+    return mask.bool() if mask.shape == packed.shape[:-1] else None
 
 
 def _embeddings(output: object) -> tuple[tuple[str, ...], Any]:

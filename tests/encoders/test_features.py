@@ -225,6 +225,24 @@ def test_a_source_keeps_what_it_saw_without_a_cache() -> None:
     assert Request(prompt).reuse
 
 
+def test_padding_among_features_is_left_out_and_the_model_is_told_so() -> None:
+    """As of Gemma 4's recordings: it keeps what a mask beside the features says."""
+
+    @dataclass
+    class Heard(ModelOutput):
+        pooler_output: Tensor | None = None
+        attention_mask: Tensor | None = None
+
+    rows = torch.randn(2, 4, 8)
+    mask = torch.arange(4) < torch.tensor([[4], [2]])
+    output = Heard(pooler_output=rows, attention_mask=mask)
+    items = [MediaItem("audio", 0, 4, {}), MediaItem("audio", 4, 6, {})]
+    for features, expected in zip(split_output(output, items), (rows[0], rows[1, :2]), strict=True):
+        built = features.form.build(features.rows)
+        assert isinstance(built, Heard)
+        assert torch.equal(built.pooler_output[built.attention_mask], expected)
+
+
 def test_an_output_whose_class_cannot_be_empty_is_made_again() -> None:
     """As timm's is: what comes before pooling must be given."""
 
