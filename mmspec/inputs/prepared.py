@@ -14,7 +14,7 @@ from mmspec.state import Prompt
 # way, training targets, and notes for the caller.
 _NOT_INPUTS = ("input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask")
 
-_IMAGE_FEATURES = ("pixel_values", "image_embeds", "image_patches")
+_IMAGE_FEATURES = ("pixel_values", "image_pixel_values", "image_embeds", "image_patches")
 _VIDEO_FEATURES = ("pixel_values_videos", "video_embeds")
 AUDIO_FEATURES = (
     "input_features",

@@ -20,14 +20,23 @@ from mmspec.state import MediaKind, MediaSpan, Prompt
 _BY_ROW = ("idefics2", "idefics3", "smolvlm")  # their pixels are (batch, images, ...)
 _RATIOS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # of Mllama's images
 _PIXELS: dict[MediaKind, tuple[str, ...]] = {
-    "image": ("pixel_values",),
+    "image": ("pixel_values", "image_pixel_values"),
     "video": ("pixel_values_videos",),
     "audio": AUDIO_FEATURES,
 }
+_SIZES = ("image_sizes", "spatial_shapes", "image_position_ids")  # what says if images are alike
 _GRIDS: dict[MediaKind, str] = {"image": "image_grid_thw", "video": "video_grid_thw"}
 _BESIDE: dict[MediaKind, tuple[str, ...]] = {  # (media, ...) each, beside the pixels
-    "image": ("image_sizes", "image_attention_mask", "pixel_attention_mask"),
-    "video": ("second_per_grid_ts", "image_sizes_videos"),
+    "image": (
+        "image_sizes",
+        "image_attention_mask",
+        "pixel_attention_mask",
+        "pixel_mask",
+        "spatial_shapes",
+        "image_position_ids",
+        "image_merge_sizes",
+    ),
+    "video": ("second_per_grid_ts", "image_sizes_videos", "video_merge_sizes"),
     "audio": ("feature_attention_mask", "input_features_mask", "padding_mask"),
 }
 
@@ -186,9 +195,8 @@ def _raw(
     counts = model_inputs.get("batch_num_images") if kind == "image" else None
     grids = beside.get(_GRIDS.get(kind, ""))
     if grids is not None:
-        merge = config.vision_config.spatial_merge_size**2
         sizes = grids.prod(dim=1).tolist()
-        media = _borders([size // merge for size in sizes], wanted, kind)
+        media = _borders(_merged(kind, grids, beside, wanted, config), wanted, kind)
         ends = [0, *accumulate(sizes)]
         rows = [slice(ends[first], ends[last]) for first, last in pairwise(media)]
     elif config.model_type in _BY_ROW:
@@ -217,12 +225,30 @@ def _raw(
     return parts, names
 
 
+def _merged(
+    kind: MediaKind,
+    grids: Tensor,
+    beside: Mapping[str, Tensor],
+    wanted: Sequence[int],
+    config: PreTrainedConfig,
+) -> list[int]:
+    """Placeholders of each medium with a grid of patches: several of them are one token."""
+    patches = grids.prod(dim=1)
+    merges = beside.get(f"{kind}_merge_sizes")  # a medium's own (VideoLLaMA 3)
+    if merges is None:
+        merge = getattr(config.vision_config, "spatial_merge_size", None)
+        if merge is None:  # told by what there is
+            return [int(own) for own in patches * sum(wanted) // patches.sum()]
+        merges = torch.tensor(merge)
+    return [int(own) for own in patches // merges.to(patches.device) ** 2]
+
+
 def _lengths(
     media: int, wanted: Sequence[int], runs: Sequence[int], beside: Mapping[str, Tensor]
 ) -> list[int]:
     """Placeholders of each medium where its tensors do not say: all alike, unless the media differ
     in size; then each row's runs of placeholders must be one a medium."""
-    sizes = beside.get("image_sizes")
+    sizes = next((beside[name] for name in _SIZES if name in beside), None)
     if (sizes is None or bool((sizes == sizes[0]).all())) and sum(wanted) % media == 0:
         return [sum(wanted) // media] * media
     if sum(runs) == media and all(w == 0 or r == 1 for w, r in zip(wanted, runs, strict=True)):

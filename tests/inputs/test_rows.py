@@ -1,7 +1,7 @@
 """Which row of a batch an image belongs to, from pixels and from features made already."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -67,6 +67,41 @@ def test_patches_follow_their_grids() -> None:
     assert second["pixel_values"].tolist() == list(range(8, 24))
     assert second["image_grid_thw"].tolist() == [[1, 4, 2], [1, 2, 4]]
     assert not third
+
+
+@pytest.mark.parametrize("merges", [None, torch.tensor([2, 2, 1])])
+def test_patches_are_as_many_tokens_as_the_model_makes_of_them(merges: Tensor | None) -> None:
+    """A medium may say so itself; else all are merged alike."""
+    grids = torch.tensor([[1, 2, 4], [1, 2, 4], [1, 2, 4 if merges is None else 1]])
+    given = {"pixel_values": torch.arange(int(grids.prod(1).sum())), "image_grid_thw": grids}
+    if merges is not None:
+        given["image_merge_sizes"] = merges
+    named = SimpleNamespace(model_type="own", image_token_id=I, vision_config=SimpleNamespace())
+    prompts = split_rows(ROWS, {"attention_mask": MASK, **given}, cast(Any, named))
+    first, second, third = (dict(prompt.model_inputs) for prompt in prompts)
+    assert first["pixel_values"].tolist() == list(range(8))
+    assert second["pixel_values"].tolist() == list(range(8, int(grids.prod(1).sum())))
+    assert (merges is None) or second["image_merge_sizes"].tolist() == [2, 1]
+    assert not third
+
+
+@pytest.mark.parametrize("name", ["spatial_shapes", "image_position_ids"])
+def test_images_of_several_sizes_need_a_run_each(name: str) -> None:
+    """Patches are padded to the largest image's: how many tokens each fills they do not say."""
+    sizes = torch.tensor([[2, 1], [2, 2]])
+    first, second, third = split_rows(
+        torch.tensor([[0, 5, I, I, 6], [7, I, I, I, I], [0, 0, 0, 5, 9]]),
+        {
+            "attention_mask": torch.tensor([[0, 1, 1, 1, 1], [1] * 5, [0, 0, 0, 1, 1]]),
+            "pixel_values": torch.arange(2.0).expand(4, 2).T,
+            name: sizes,
+        },
+        config(),
+    )
+    assert first.model_inputs["pixel_values"].tolist() == [[0.0] * 4]
+    assert second.model_inputs[name].tolist() == [[2, 2]] and not third.model_inputs
+    with pytest.raises(InputError, match="different sizes"):
+        split(pixel_values=torch.zeros(2, 4), **{name: sizes})
 
 
 def test_rows_of_images_stay_rows() -> None:
