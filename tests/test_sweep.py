@@ -49,7 +49,12 @@ def test_a_family_is_decoded_as_transformers_does(
 
 @pytest.mark.parametrize(
     ("model_type", "kinds"),
-    [("qwen2_5_omni", {"image", "audio", "video"}), ("shieldgemma2", {"image"})],
+    [
+        ("qwen2_5_omni", {"image", "audio", "video"}),
+        ("gemma4", {"image", "audio", "video"}),  # its ear insists on float32
+        ("phi4_multimodal", {"image", "audio"}),
+        ("shieldgemma2", {"image"}),
+    ],
 )
 def test_what_a_model_sees_and_hears_is_found_by_asking_it(
     model_type: str, kinds: set[str]

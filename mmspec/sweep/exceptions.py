@@ -21,7 +21,10 @@ _SMALL_TIMM = {"architecture": "resnet18", "hidden_size": 512}  # the family's o
 _VOCABULARY = {"<image>": 120, "<|image token|>": 120, "<|extra_200|>": 121, "<eos>": 2}
 
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "aria": {"text_config": {"moe_num_experts": 4, "moe_topk": 2}},
+    "aria": {
+        "text_config": {"moe_num_experts": 4, "moe_topk": 2},
+        "projector_patch_to_query_dict": {16: 4},
+    },
     "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {"encoder_hash_byte_group_vocab": 512},
     "chameleon": {"vocabulary_map": _VOCABULARY},
@@ -86,8 +89,18 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "mistral4": {"qk_nope_head_dim": 8, "qk_head_dim": 16, "head_dim": 16},
     "mistral_large4": {"text_config": {"kv_source_layers": [0, 1, 0, 1]}},
-    "molmo2": {"adapter_config": {"vision_feature_layer": [3, 1]}},
+    "molmo2": {
+        "adapter_config": {"vision_feature_layer": [3, 1]},
+        "vision_config": {"num_position_embeddings": 16},
+        "image_patch_id": 140,
+    },
+    "muse_glimmer": {"out_hidden_size": 256},  # four patches are one token
+    "muse_spark": {"out_hidden_size": 256},
     "nemotron": {"num_key_value_heads": 2},
+    "phi4_multimodal": {
+        "vision_config": {"crop_size": 28},
+        "audio_config": {"ext_pw_out_channel": 64, "depthwise_separable_out_channel": 64},
+    },
     "prophetnet": {"num_buckets": 4, "relative_max_distance": 8},
     "perception_lm": {
         "vision_config": {
@@ -108,6 +121,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "qwen4_exp": {"text_config": _QSA},
     "qwen4_exp_text": _QSA,
     "reformer": {"axial_pos_embds_dim": [16, 48]},
+    "vipllava": {"vision_feature_layers": [-2, -3]},
     "voxtral": {"audio_config": _FOURFOLD, "audio_token_id": 100},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip

@@ -65,6 +65,7 @@ def _changes(config: PreTrainedConfig, tokens: _Tokens) -> dict[str, Any]:
     """What differs from the config's defaults, sub-configs as nested dicts."""
     changes: dict[str, Any] = {}
     parts = {name: part for name, part in vars(config).items() if _is_config(part)}
+    parts |= {name: tower() for name, tower in _left_out(config).items()}
     given = config.to_dict()
     layers = _number_of_layers(given)
     names = set(given) | {n for n in config.attribute_map if n.startswith("num_")}
@@ -85,6 +86,17 @@ def _changes(config: PreTrainedConfig, tokens: _Tokens) -> dict[str, Any]:
     for name, part in parts.items():
         changes[name] = {**_changes(part, tokens), "model_type": part.model_type}
     return changes
+
+
+def _left_out(config: PreTrainedConfig) -> dict[str, type[PreTrainedConfig]]:
+    """The towers that the family may have, and by default has not."""
+    towers: dict[str, type[PreTrainedConfig]] = {}
+    for name in ("vision_config", "audio_config"):
+        known = config.sub_configs.get(name)
+        tower = getattr(known, "config_class", known)  # from transformers 5.2x on it is a record
+        if isinstance(tower, type) and getattr(config, name, None) is None:
+            towers[name] = tower
+    return towers
 
 
 def _is_config(value: object) -> bool:

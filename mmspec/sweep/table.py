@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from mmspec.sweep.trial import Trial
+from mmspec.sweep.trial import UNTRIED, Trial
 
 _COLOURS = {
     "same": "green",
@@ -15,7 +15,6 @@ _COLOURS = {
 }
 _ATTENTION = {"tree": "mmspec's", "model": "the model's", "none": "none", "": ""}
 _HEAD = ("family", "scored as", "attention", "image", "audio", "video", "notes")
-_UNTRIED = ("no form of input", "no input made", "generate:")
 
 
 def rich_table(trials: Sequence[Trial]) -> Table:
@@ -110,7 +109,7 @@ def _medium(found: str) -> str:
     """same, that it fails, or that none was made for it."""
     if found.startswith("failed:"):
         return "fails"
-    return "not tried" if found.startswith(_UNTRIED) else found
+    return "not tried" if found.startswith(UNTRIED) else found
 
 
 def _note(text: str) -> str:

@@ -3,7 +3,7 @@
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ Verdict = Literal["same", "differs", "refused", "unbuilt", "failed"]
 NEW_TOKENS = 12
 PROMPT_TOKENS = (31, 12, 22)  # longer and shorter than a sliding window of 8
 CHUNK_TOKENS = 7
+UNTRIED = ("no form of input", "no input made", "generate:")  # how what came of media begins
 _SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "seed": 5}
 _GREEDY: dict[str, Any] = {"temperature": 0.0}
 
@@ -83,6 +84,8 @@ def try_architecture(architecture: Architecture) -> Trial:
             trial = try_model(model, trial)
             if trial.verdict != "failed":
                 break
+        if trial.verdict == "same" and trial.dtype == "float64":
+            trial = _also_in_float32(architecture, trial)
     return replace(trial, seconds=round(time.perf_counter() - start, 1))
 
 
@@ -109,8 +112,31 @@ def try_model(model: PreTrainedModel, trial: Trial) -> Trial:
         return replace(trial, verdict="differs", reason=str(error))
     except Exception as error:
         return replace(trial, verdict="failed", reason=_told(error))
-    trial = replace(trial, verdict="same")
-    for kind in MEDIA:
+    return _with_media(replace(trial, verdict="same"), MEDIA, model, target, report)
+
+
+def _also_in_float32(architecture: Architecture, trial: Trial) -> Trial:
+    """Towers may insist on float32: with what media no input was made for."""
+    kinds = [kind for kind, found in trial.media.items() if found.startswith(UNTRIED)]
+    if not kinds:
+        return trial
+    try:
+        model = build(architecture, torch.float32)
+        target, report = probe(model, blocks=quick_blocks(model, copied=False))
+    except Exception:  # what is known of it stays
+        return trial
+    return _with_media(trial, kinds, model, target, report)
+
+
+def _with_media(
+    trial: Trial,
+    kinds: Iterable[MediaKind],
+    model: PreTrainedModel,
+    target: Target,
+    report: ProbeReport,
+) -> Trial:
+    """The trial, with what came of prompts with each kind of media."""
+    for kind in kinds:
         made = _media_prompts(model, kind)
         if isinstance(made, str):
             if made:
