@@ -6,6 +6,7 @@ from typing import Generic, Protocol, TypeVar
 from mmspec.calibration import Calibration
 from mmspec.drafters.base import BatchDrafter
 from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.proposal import Proposal
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prices, Scores, Verdict
@@ -42,6 +43,10 @@ class ModelSession(Generic[D]):
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         return self._drafter.propose_together([self], [tokens], budget)[0]
+
+    def grown(self, growth: Growth, tokens: Sequence[int]) -> Proposal:
+        """What a tree that has grown says in the target's tokens."""
+        return growth.proposal
 
     def remember(self, proposal: Proposal) -> None:
         """What was proposed."""

@@ -15,16 +15,17 @@ from mmspec.requests import Result
 
 PROMPTS = 3
 VICTIM = 1
+GROWN = ("growing.trees.GrowingTrees._proposed", 1)
 # name in the matrix -> what is called with a row's session at each of its proposals, after all
 # forwards of the batch, and where the session is among its arguments.
 MOMENTS: dict[str, tuple[str, int]] = {
-    "draft_same": ("draft_model.drafter.proposed", 2),
-    "draft_other": ("draft_model.drafter.proposed", 2),
-    "eagle1": ("eagle.drafter.proposed", 2),
-    "eagle3": ("eagle.drafter.proposed", 2),
-    "glide": ("glide.drafter.proposed", 2),
-    "compressed_window": ("compressed_kv.drafter.proposed", 2),
-    "layer_skip": ("layer_skip.drafter.proposed", 2),
+    "draft_same": GROWN,
+    "draft_other": GROWN,
+    "eagle1": GROWN,
+    "eagle3": GROWN,
+    "glide": GROWN,
+    "compressed_window": GROWN,
+    "layer_skip": GROWN,
     "medusa_own": ("medusa.drafter.BoundMedusa._sketch", 1),
     "cascade": ("cascade.drafter.BoundCascade._proposed", 1),
     "retrieval_online": ("retrieval.session.RetrievalSession.draft", 0),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, cast
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.forwards import ForwardCost
-from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow_by_cache
+from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache, KVView
 from mmspec.sampling import DraftGuide
@@ -41,11 +41,11 @@ class BoundCompressedKV:
         self.draws = settings.trees.draws
         self.watched_queries = settings.policy.watched_queries
         self.weight_bytes = sum(weight.nbytes for weight in target.model.parameters())
-        self._vocab_size = target.vocab_size
         reaches = layer_reaches(target.model.config, target.mask_rule)
         self._newest_only = [not reach.is_full for reach in reaches]
         self._views: dict[KVCache, KVView] = {}
         self.cost = ForwardCost()
+        self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
         self._lock = threading.Lock()  # of the dict; a view belongs to its decode loop
 
     @property
@@ -76,22 +76,14 @@ class BoundCompressedKV:
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(CompressedKVSession, session) for session in sessions]
-        trees = self.settings.trees
         growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
-            placement = session.catch_up(tokens) if budget else None
-            if placement is None:
-                growths.append(None)
-                continue
-            branching = branching_of(trees, session, len(tokens) - 1, budget=budget, cost=self.cost)
-            growths.append(Growth(placement, tokens[-1:], branching, self.name))
+            place, growth = session.catch_up(tokens) if budget else None, None
+            if place is not None:
+                growth = self._trees.begin(session, tokens, place, tokens[-1:], budget=budget)
+            growths.append(growth)
         grow_by_cache(self.model, [session.view for session in own], growths, cost=self.cost)
-        return [
-            TokenTree.root(tokens[-1])
-            if growth is None
-            else proposed(growth, trees, session, budget=budget, vocab_size=self._vocab_size)
-            for session, growth, tokens in zip(own, growths, texts, strict=True)
-        ]
+        return self._trees.proposed(own, growths, texts, budget)
 
     def free(self, view: KVView, source_row: int) -> None:
         """The row's request ended; the last one takes the view with it."""

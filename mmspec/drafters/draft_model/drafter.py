@@ -12,9 +12,8 @@ from mmspec.drafters.draft_model.session import CHUNK, DraftModelSession
 from mmspec.drafters.draft_model.vocabulary import shared_vocabulary
 from mmspec.drafters.draft_model.wording import SharedTexts
 from mmspec.drafters.forwards import ForwardCost, num_weights
-from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
+from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.sampling import DraftGuide
@@ -50,7 +49,14 @@ class BoundDraftModel:
         self._texts = texts = _texts(settings, target, target_inputs)
         # Of another tokenizer's text the newest ids may turn out to be others.
         self.cache = self.model.new_cache(num_recent=0 if texts.shares_ids else _TAKEN_BACK)
-        self._vocab_size = target.vocab_size
+        self._trees = GrowingTrees(
+            settings.trees,
+            self.cost,
+            self.name,
+            target.vocab_size,
+            crop=texts.crop,
+            is_coupled=texts.shares_ids,
+        )
         config, target_config = self.model.model.config, target.model.config
         has_captions = settings.images == "caption"
         self.prompts = PromptReader(
@@ -85,15 +91,14 @@ class BoundDraftModel:
             ready = [s for s in own if budget and s.wording.can_continue and s.wording.ids]
             self.read_late(ready)
             growths = [
-                self._growth(session, len(tokens) - 1, budget) if session in ready else None
-                for session, tokens in zip(own, texts, strict=True)
+                self._trees.begin(s, tokens, s.placement, s.missing, budget=budget)
+                if s in ready
+                else None
+                for s, tokens in zip(own, texts, strict=True)
             ]
             growing = [growth for growth in growths if growth is not None]
             grow(self.model, self.cache, growing, cost=self.cost)
-            return [
-                self._proposed(session, growth, tokens, budget)
-                for session, growth, tokens in zip(own, growths, texts, strict=True)
-            ]
+            return self._trees.proposed(own, growths, texts, budget)
 
     def read_late(self, sessions: Sequence[DraftModelSession]) -> None:
         """Reads what was chosen while nobody asked, all rows together, in chunks."""
@@ -104,40 +109,6 @@ class BoundDraftModel:
             self.cache.commit({session.placement.row: range(CHUNK) for session in late})
             for session in late:
                 session.num_cached += CHUNK
-
-    def _growth(self, session: DraftModelSession, index: int, budget: int) -> Growth:
-        """A tree below node 0, which stands at `index` of the target's text."""
-        guide, texts = session.guide, self._texts
-        branching = branching_of(
-            self.settings.trees,
-            session,
-            index,
-            budget=budget,
-            cost=self.cost,
-            warp=lambda logits: guide.warp(texts.crop(logits)),
-            is_coupled=texts.shares_ids,
-        )
-        return Growth(session.placement, session.missing, branching, self.name)
-
-    def _proposed(
-        self,
-        session: DraftModelSession,
-        growth: Growth | None,
-        tokens: Sequence[int],
-        budget: int,
-    ) -> TokenTree:
-        if growth is None:
-            return TokenTree.root(tokens[-1])
-        proposal = session.wording.propose(growth, tokens, session.calibration)
-        session.wrote(growth.written)
-        return proposed(
-            growth,
-            self.settings.trees,
-            session,
-            budget=budget,
-            vocab_size=self._vocab_size,
-            proposal=proposal,
-        )
 
     def _captions(self, target: Target, target_inputs: InputProcessor | None) -> Captions:
         """The given ones, or what the smaller of the models that can see says."""

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from mmspec.drafters.draft_model.prompts import ReadPrompt
 from mmspec.drafters.draft_model.wording import Wording
+from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.model_session import ModelSession
 from mmspec.drafters.own_row import OwnRow
+from mmspec.drafters.proposal import Proposal
 from mmspec.drafters.walked import held_path
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
@@ -111,9 +113,9 @@ class DraftModelSession(ModelSession["BoundDraftModel"]):
         if not self._has_room(0):
             self._begin_again()
 
-    def wrote(self, written: TokenTree) -> None:
-        """What was written behind the text for a proposal."""
-        self._written = written
+    def grown(self, growth: Growth, tokens: Sequence[int]) -> Proposal:
+        self._written = growth.written
+        return self.wording.propose(growth, tokens, self.calibration)
 
     @property
     def _cache(self) -> KVCache:

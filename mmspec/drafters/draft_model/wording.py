@@ -96,5 +96,5 @@ class SharedWording:
         return before
 
     def propose(self, growth: Growth, tokens: Sequence[int], calibration: Calibration) -> Proposal:
-        tree = growth.tree
-        return Proposal(replace(tree, tokens=(tokens[-1], *tree.tokens[1:])), tuple(growth.buckets))
+        own = growth.proposal  # node 0 may be one that the draft model cannot read
+        return replace(own, tree=replace(own.tree, tokens=(tokens[-1], *own.tree.tokens[1:])))

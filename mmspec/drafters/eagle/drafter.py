@@ -11,9 +11,8 @@ from mmspec.drafters.base import DraftSession
 from mmspec.drafters.eagle.bound_head import BoundHead
 from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
-from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
+from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.heads import FeatureGraphs, FeatureScorer, HeadGraphs, read_text
 from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
@@ -43,9 +42,9 @@ class BoundEagle:
         self.cache = KVCache(self.head.num_layers, pool=pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
+        self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
         self.window = settings.window
         self.size_share = self.head.num_weights / num_weights(target.model)  # of the target's
-        self._vocab_size = target.vocab_size
 
     def free_recorded(self) -> None:
         with self.lock:
@@ -64,16 +63,12 @@ class BoundEagle:
         own = [cast(EagleSession, session) for session in sessions]
         if not budget:
             return [TokenTree.root(tokens[-1]) for tokens in texts]
-        trees = self.settings.trees
         with self.lock:
             growths, beside = [], []
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
-                chain, features = session.waiting(tokens)
-                branching = branching_of(
-                    trees, session, len(tokens) - 1, budget=budget, cost=self.cost
-                )
-                growths.append(Growth(session.placement, chain, branching, self.name))
+                place, (chain, features) = session.placement, session.waiting(tokens)
+                growths.append(self._trees.begin(session, tokens, place, chain, budget=budget))
                 beside.append(features)
             counts = [features.shape[0] for features in beside]
             scorer = FeatureScorer(self.head, self._graphs)
@@ -81,10 +76,7 @@ class BoundEagle:
             for session, part in zip(own, projected, strict=True):
                 scorer.feed(session.placement.row, part)
             grow(scorer, self.cache, growths, cost=self.cost)
-            drafts = [
-                proposed(growth, trees, session, budget=budget, vocab_size=self._vocab_size)
-                for session, growth in zip(own, growths, strict=True)
-            ]
+            drafts = self._trees.proposed(own, growths, texts, budget)
             # Of what was written the chain has the target's own features: that stays. Nothing may
             # fail from here on: a session that has read cannot be asked for the same text again.
             rows = [session.placement.row for session in own]

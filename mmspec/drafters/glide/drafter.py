@@ -13,9 +13,8 @@ from mmspec.drafters.glide.layer_kv import layer_kv
 from mmspec.drafters.glide.module import GlideHead
 from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.drafters.glide.session import FEW, GlideSession
-from mmspec.drafters.growing.chosen import branching_of, proposed
-from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow
+from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.heads import HeadGraphs, TargetEnds
 from mmspec.errors import ConfigError
 from mmspec.kv import BufferPool, KVCache
@@ -54,6 +53,7 @@ class BoundGlide:
         self.cache = KVCache(head.config.block.num_layers, pool=pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
+        self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
         context = head.config.block.max_positions
         self.num_readable = max(context - settings.trees.deepest, _LEAST_READABLE)
         self.num_read = min(settings.prompt_tokens, self.num_readable // 2)
@@ -80,31 +80,20 @@ class BoundGlide:
         own = [cast(GlideSession, session) for session in sessions]
         if not budget:
             return [TokenTree.root(tokens[-1]) for tokens in texts]
-        trees, vocab_size = self.settings.trees, self.head.vocab_size
         with self.lock:
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
             self.read_late(own)
             growths = [
-                Growth(
-                    session.placement,
-                    session.missing,
-                    branching_of(trees, session, len(tokens) - 1, budget=budget, cost=self.cost),
-                    self.name,
-                )
-                for session, tokens in zip(own, texts, strict=True)
+                self._trees.begin(s, tokens, s.placement, s.missing, budget=budget)
+                for s, tokens in zip(own, texts, strict=True)
             ]
             for cache in dict.fromkeys(session.target_cache for session in own):
                 pairs = zip(own, growths, strict=True)
                 together = [(s, g) for s, g in pairs if s.target_cache is cache]
                 scorer = self._scorer(cache, [session for session, _ in together])
                 grow(scorer, self.cache, [growth for _, growth in together], cost=self.cost)
-            for session, growth in zip(own, growths, strict=True):
-                session.wrote(growth.written)
-            return [
-                proposed(growth, trees, session, budget=budget, vocab_size=vocab_size)
-                for session, growth in zip(own, growths, strict=True)
-            ]
+            return self._trees.proposed(own, growths, texts, budget)
 
     def read_late(self, sessions: Sequence[GlideSession]) -> None:
         """Reads the prompts' ends, and what was chosen while nobody asked, all rows together, in

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmspec.drafters.glide.scoring import Sight
+from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.model_session import ModelSession
 from mmspec.drafters.own_row import OwnRow
+from mmspec.drafters.proposal import Proposal
 from mmspec.drafters.walked import held_path
 from mmspec.kv import KVCache
 from mmspec.sampling import DraftGuide
@@ -93,9 +95,9 @@ class GlideSession(ModelSession["BoundGlide"]):
         self.num_cached += len(path)
         del self.missing[: len(path)]
 
-    def wrote(self, written: TokenTree) -> None:
-        """What was written behind the text for a proposal."""
-        self._written = written
+    def grown(self, growth: Growth, tokens: Sequence[int]) -> Proposal:
+        self._written = growth.written
+        return super().grown(growth, tokens)
 
     def _begin_again(self, tokens: Sequence[int]) -> None:
         """Past the texts that the head was trained on its oldest tokens leave: the newest half is

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from mmspec.drafters.proposal import Proposal
 from mmspec.state import Placement
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
@@ -92,6 +93,11 @@ class Growth:
     def tree(self) -> TokenTree:
         """All nodes, also those that were not scored."""
         return TokenTree.drafted(self.tokens, self.parents, self.rates, self._drafter)
+
+    @property
+    def proposal(self) -> Proposal:
+        """The tree, to be learnt from."""
+        return Proposal(self.tree, tuple(self.buckets))
 
     def find(self, logits: Tensor) -> Candidates:
         """The candidates for one level more. `logits` (nodes, vocab) of what was written last: the

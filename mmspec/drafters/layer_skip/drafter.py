@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, cast
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.forwards import ForwardCost
-from mmspec.drafters.growing.chosen import branching_of, proposed
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow_by_cache
+from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
 from mmspec.errors import ConfigError
@@ -40,6 +40,7 @@ class BoundLayerSkip:
         rough = draft_forward(weights=settings.weights)
         self.model = (target if rough is None else rough(target)).variant(self._skipped)
         self.cost = ForwardCost()
+        self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
         self._lock = threading.RLock()  # of what is skipped, over all forwards of a draft
         num_layers = self._skipped.num_layers
         self.search: SkipSearch | None = None
@@ -81,31 +82,18 @@ class BoundLayerSkip:
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(LayerSkipSession, session) for session in sessions]
-        trees, vocab_size = self.settings.trees, self.model.vocab_size
         growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
             held = session.cache.length(session.placement.row)
             assert held == len(tokens) - 1, "the cache is not the text's"
             session.num_untried += 1
-            depth = self._depth(tokens, budget)
-            if depth <= 0:
-                growths.append(None)
-                continue
-            branching = branching_of(
-                trees, session, len(tokens) - 1, budget=budget, cost=self.cost, max_depth=depth
-            )
-            growths.append(Growth(session.placement, tokens[-1:], branching, self.name))
+            growths.append(self._growth(session, tokens, budget))
         with self._lock:
             self._skipped.skipped = skipped = self.skipped
             grow_by_cache(self.model, [session.cache for session in own], growths, cost=self.cost)
         for session in own:
             session.skipped = skipped
-        return [
-            TokenTree.root(tokens[-1])
-            if growth is None
-            else proposed(growth, trees, session, budget=budget, vocab_size=vocab_size)
-            for session, growth, tokens in zip(own, growths, texts, strict=True)
-        ]
+        return self._trees.proposed(own, growths, texts, budget)
 
     def observed(self, skipped: frozenset[int], matched: int, tested: int) -> None:
         """What became of a draft that left out `skipped`."""
@@ -166,8 +154,14 @@ class BoundLayerSkip:
         chosen = session.text[first : first + count]
         return sum(a == b for a, b in zip(said, chosen, strict=True))
 
-    def _depth(self, tokens: Sequence[int], budget: int) -> int:
-        """Levels of a tree within the target's context."""
+    def _growth(
+        self, session: LayerSkipSession, tokens: Sequence[int], budget: int
+    ) -> Growth | None:
+        """A tree within the target's context."""
         context = self.model.max_positions
         room = budget if context is None else context - len(tokens)
-        return min(self.settings.trees.max_depth, budget, room)
+        depth = min(self.settings.trees.max_depth, budget, room)
+        if depth <= 0:
+            return None
+        place, chain = session.placement, tokens[-1:]
+        return self._trees.begin(session, tokens, place, chain, budget=budget, max_depth=depth)

@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, prompt_inputs
 
 import mmspec
-from mmspec.drafters.growing.chosen import proposed
+from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.layer_skip import BoundLayerSkip, LayerSkip
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
@@ -99,6 +99,7 @@ def test_a_draft_counts_for_the_layers_that_it_left_out(monkeypatch: pytest.Monk
     bound = engine.drafters[0]
     assert isinstance(bound, BoundLayerSkip) and bound.search is not None
     search, used, told = bound.search, bound.skipped, list[frozenset[int]]()
+    proposed = GrowingTrees.proposed
 
     def meanwhile(*args: Any, **options: Any) -> Any:
         search.best = other
@@ -111,7 +112,7 @@ def test_a_draft_counts_for_the_layers_that_it_left_out(monkeypatch: pytest.Monk
     search.learn(other := frozenset({1, 2}), 0, 1)
     assert bound.skipped == used != other
     monkeypatch.setattr(search, "learn", learn)
-    monkeypatch.setattr("mmspec.drafters.layer_skip.drafter.proposed", meanwhile)
+    monkeypatch.setattr(GrowingTrees, "proposed", meanwhile)
     engine.generate(prompts(1)[0], max_new_tokens=8)
     assert set(told) == {used}
 

@@ -1,0 +1,132 @@
+"""GrowingTrees: how the trees of a drafter's sessions grow, and what is proposed of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from mmspec.calibration import Calibration
+from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.growing.branching import BestBranching, DrawnBranching, Warp, affordable
+from mmspec.drafters.growing.cape import CapeBranching
+from mmspec.drafters.growing.growth import Branching, Growth
+from mmspec.drafters.growing.settings import TreeSettings
+from mmspec.drafters.proposal import Proposal
+from mmspec.sampling import DraftGuide
+from mmspec.state import Placement, Prices
+from mmspec.tree import TokenTree
+
+
+class TreeSession(Protocol):
+    """A draft session, as far as its trees depend on it."""
+
+    num_draws: int  # from q, over all proposals
+
+    @property
+    def guide(self) -> DraftGuide: ...
+    @property
+    def calibration(self) -> Calibration: ...
+    @property
+    def prices(self) -> Prices | None: ...
+
+    def grown(self, growth: Growth, tokens: Sequence[int]) -> Proposal:
+        """The tree has grown to its end; in the target's tokens, node 0 being `tokens[-1]`."""
+
+    def remember(self, proposal: Proposal) -> None:
+        """It learns from the whole of it what the target chose."""
+
+
+class GrowingTrees:
+    """Those of one drafter. It has all rows grow together (`together`) between `begin` and
+    `proposed`."""
+
+    def __init__(
+        self,
+        settings: TreeSettings,
+        cost: ForwardCost,
+        drafter: str,
+        vocab_size: int,
+        *,
+        crop: Warp | None = None,
+        is_coupled: bool = True,
+    ) -> None:
+        """`cost` of its forwards, its name, and the target's `vocab_size`. `crop`: from what a
+        forward says (nodes, vocab) to what the request warps; None: the same. Not `is_coupled`:
+        they grow in another tokenizer's tokens, of which nobody tells what became of them."""
+        self.settings = settings
+        self._cost = cost
+        self._drafter = drafter
+        self._vocab_size = vocab_size
+        self._crop = crop
+        self._is_coupled = is_coupled
+
+    def begin(
+        self,
+        session: TreeSession,
+        tokens: Sequence[int],
+        placement: Placement,
+        chain: Sequence[int],
+        *,
+        budget: int,
+        max_depth: int | None = None,
+    ) -> Growth:
+        """A tree below node 0, the last of the text's `tokens` and of the `chain` that is written
+        behind what the row holds. `max_depth` None: the settings'."""
+        depth = self.settings.max_depth if max_depth is None else max_depth
+        branching = self._branching(session, len(tokens) - 1, budget, depth)
+        return Growth(placement, chain, branching, self._drafter)
+
+    def proposed(
+        self,
+        sessions: Sequence[TreeSession],
+        growths: Sequence[Growth | None],
+        texts: Sequence[Sequence[int]],
+        budget: int,
+    ) -> list[TokenTree]:
+        """One tree a session; node 0 alone where none has grown."""
+        return [
+            TokenTree.root(tokens[-1])
+            if growth is None
+            else self._proposed(session, growth, tokens, budget)
+            for session, growth, tokens in zip(sessions, growths, texts, strict=True)
+        ]
+
+    def _branching(
+        self, session: TreeSession, index: int, budget: int, max_depth: int
+    ) -> Branching:
+        """As the settings say, below node 0 at `index` of the text: tokens drawn from q in a shape
+        that is set before; or the best ones, `settings.width` nodes a level going on, or a chain
+        with what CaPE sets beside it, as deep as pays."""
+        settings, cost, guide, crop = self.settings, self._cost, session.guide, self._crop
+        warp = guide.warp if crop is None else lambda logits: guide.warp(crop(logits))
+        if settings.draws and not guide.is_greedy:
+            profile, first_draw = affordable(settings.profile, budget), session.num_draws
+            return DrawnBranching(guide, index, warp=warp, profile=profile, first_draw=first_draw)
+        best = BestBranching(
+            guide,
+            index,
+            calibration=session.calibration if self._is_coupled else None,
+            warp=warp,
+            is_coupled=self._is_coupled,
+            top_k=settings.top_k if settings.cape is None else settings.cape.most,
+            max_depth=min(max_depth, budget, cost.affordable(session.prices)),
+            min_confidence=max(
+                settings.min_confidence, cost.least_likely(session.prices, session.calibration)
+            ),
+            budget=budget,
+            width=settings.width,
+        )
+        return best if settings.cape is None else CapeBranching(best, settings.cape)
+
+    def _proposed(
+        self, session: TreeSession, growth: Growth, tokens: Sequence[int], budget: int
+    ) -> TokenTree:
+        """One that was drawn is whole and has its q; of another one the best `budget` nodes."""
+        proposal = session.grown(growth, tokens)
+        session.remember(proposal)
+        tree = proposal.tree
+        if isinstance(growth.branching, DrawnBranching):
+            session.num_draws += len(growth.expanded)
+            return replace(tree, q=growth.q(self._vocab_size))
+        # Leaves beside CaPE's chain are seldom likely, each for itself.
+        least = self.settings.min_confidence if self.settings.cape is None else 0.0
+        return tree.prune(budget, min_confidence=least)
