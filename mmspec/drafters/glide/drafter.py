@@ -1,6 +1,5 @@
 """BoundGlide: a GliDe head at work for its target, the cache of all its sessions with it."""
 
-import copy
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -15,7 +14,7 @@ from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.drafters.glide.session import FEW, GlideSession
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.growing.trees import GrowingTrees
-from mmspec.drafters.heads import HeadGraphs, TargetEnds
+from mmspec.drafters.heads import HeadGraphs, TargetEnds, placed
 from mmspec.errors import ConfigError
 from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
@@ -42,10 +41,8 @@ class BoundGlide:
         self.draws = settings.trees.draws
         ends = TargetEnds(target)
         check_fits(head, target, ends)
-        weight = next(head.parameters())
-        if (weight.device, weight.dtype) != (ends.device, ends.dtype):
-            head = copy.deepcopy(head).to(ends.device, ends.dtype)
-        self.head = HeadForTarget(head.eval(), ends, num_layers=target.last_tap)
+        head = placed(head, ends, ends.dtype).eval()
+        self.head = HeadForTarget(head, ends, num_layers=target.last_tap)
         graphs = HeadGraphs.as_target(target, self.head.device, self.head.modules)
         self.recorded = [] if graphs is None else [graphs.graphs]
         self._graphs = None if graphs is None else GlideGraphs(graphs, self.head)

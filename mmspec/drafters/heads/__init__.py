@@ -6,9 +6,10 @@ two ends.
 3. `attention` whole sequences (training), or a tree's new nodes over a KV cache (drafting)
 4. `block`     the layer itself
 5. `nodes`     trees -> the ids, positions and attention of their new nodes
-6. `ends`      the target's embedding and head, which most heads borrow
-7. `scoring`   growing trees, scored by a head that reads a feature beside each token
-8. `graphs`    levels recorded on a GPU; `feature_graphs` those of a head that reads features
+6. `ends`      the target's embedding and head
+7. `borrowing` a head at work for a target, whose ends it may borrow
+8. `scoring`   growing trees, scored by a head that reads a feature beside each token
+9. `graphs`    levels recorded on a GPU; `feature_graphs` those of a head that reads features
 """
 
 from mmspec.drafters.heads.attention import (
@@ -19,8 +20,9 @@ from mmspec.drafters.heads.attention import (
     WholeSequences,
 )
 from mmspec.drafters.heads.block import DecoderBlock, GatedMLP
+from mmspec.drafters.heads.borrowing import BorrowingHead, placed
 from mmspec.drafters.heads.config import BlockConfig
-from mmspec.drafters.heads.ends import TargetEnds, embedded
+from mmspec.drafters.heads.ends import TargetEnds
 from mmspec.drafters.heads.feature_graphs import FeatureGraphs
 from mmspec.drafters.heads.feature_head import FeatureHead, HeadStates
 from mmspec.drafters.heads.graphs import HeadGraphs, as_one, recorder_as
@@ -32,6 +34,7 @@ from mmspec.drafters.heads.scoring import FeatureScorer, read_text
 __all__ = [
     "Attend",
     "BlockConfig",
+    "BorrowingHead",
     "DecoderBlock",
     "FeatureGraphs",
     "FeatureHead",
@@ -49,7 +52,7 @@ __all__ = [
     "TargetEnds",
     "WholeSequences",
     "as_one",
-    "embedded",
+    "placed",
     "read_text",
     "recorder_as",
     "writing_nodes",

@@ -1,6 +1,5 @@
 """BoundMedusa: heads at work for one target."""
 
-import copy
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.growing.branching import affordable
-from mmspec.drafters.heads import TargetEnds, recorder_as
+from mmspec.drafters.heads import TargetEnds, placed, recorder_as
 from mmspec.drafters.medusa.best_paths import BestPaths
 from mmspec.drafters.medusa.drawn_paths import DrawnPaths
 from mmspec.drafters.medusa.graphs import MedusaGraphs
@@ -49,10 +48,7 @@ class BoundMedusa:
         self.tap = target.last_tap  # after the final norm, as the authors have it
         self.taps = Taps(frozenset({self.tap}))
         self._ends = ends
-        head = settings.head
-        if any(w.dtype != ends.dtype or w.device != ends.device for w in head.parameters()):
-            head = copy.deepcopy(head).to(ends.device, ends.dtype)
-        self._head = head
+        self._head = head = placed(settings.head, ends, ends.dtype)
         recorder = recorder_as(target, ends.device)
         self._graphs = None if recorder is None else MedusaGraphs(recorder, head, ends)
         self.recorded = [] if self._graphs is None else [self._graphs.graphs]
