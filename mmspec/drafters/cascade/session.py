@@ -82,24 +82,12 @@ class CascadeSession:
         branching: Branching
         if self.must_draw:  # the length looks at no token
             branching = DrawnBranching(
-                guide,
-                index,
-                warp=guide.warp,
-                profile=(1,) * depth,
-                first_draw=self.middle.num_draws,
+                guide, index, profile=(1,) * depth, first_draw=self.middle.num_draws
             )
         else:
+            calibration = self.middle.calibration
             branching = BestBranching(
-                guide,
-                index,
-                calibration=self.middle.calibration,
-                warp=guide.warp,
-                is_coupled=True,
-                top_k=1,
-                max_depth=depth,
-                min_confidence=0.0,
-                budget=depth,
-                width=1,
+                guide, index, top_k=1, max_depth=depth, budget=depth, calibration=calibration
             )
         return Run(
             self,

@@ -32,21 +32,22 @@ class BestBranching:
         guide: DraftGuide,
         index: int,
         *,
-        calibration: Calibration | None,
-        warp: Warp,
-        is_coupled: bool,
         top_k: int,
         max_depth: int,
-        min_confidence: float,
         budget: int,
-        width: int,
+        width: int = 1,
+        min_confidence: float = 0.0,
+        calibration: Calibration | None = None,
+        warp: Warp | None = None,
+        is_coupled: bool = True,
     ) -> None:
-        """`index` is where node 0 stands in the target's text. `calibration` None leaves raw
-        confidences as they are; `width` nodes a level go on."""
+        """`index` is where node 0 stands in the target's text. `width` nodes a level go on.
+        `calibration` None leaves raw confidences as they are; `warp` None: the guide's. Not
+        `is_coupled`: the tokens are not the target's, nor is its noise theirs."""
         self._guide = guide
         self._index = index
         self._calibration = calibration
-        self._warp = warp
+        self._warp = warp or guide.warp
         self._has_noise = is_coupled and not guide.is_greedy
         self._top_k = top_k
         self._max_depth = max_depth
@@ -106,15 +107,15 @@ class DrawnBranching:
         guide: DraftGuide,
         index: int,
         *,
-        warp: Warp,
         profile: Sequence[int],
         first_draw: int,
+        warp: Warp | None = None,
     ) -> None:
         """`profile[d]` children for each node of depth d; `first_draw` is how many nodes of the
-        request's trees got children before."""
+        request's trees got children before. `warp` None: the guide's."""
         self._guide = guide
         self._index = index
-        self._warp = warp
+        self._warp = warp or guide.warp
         self._profile = profile
         self._first_draw = first_draw
 

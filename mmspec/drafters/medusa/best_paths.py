@@ -54,16 +54,7 @@ class BestPaths:
         self._paths = paths
         self._drafter = drafter
         self._branching = BestBranching(
-            guide,
-            index,
-            calibration=None,
-            warp=guide.warp,
-            is_coupled=True,
-            top_k=top_k,
-            max_depth=logits.shape[0],
-            min_confidence=0.0,
-            budget=budget,
-            width=1,
+            guide, index, top_k=top_k, max_depth=logits.shape[0], budget=budget
         )
         depths = range(1, logits.shape[0] + 1)
         found = self._branching.find(logits, depths, depths)
