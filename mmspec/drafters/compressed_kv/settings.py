@@ -82,13 +82,14 @@ class CompressedKV:
     def _most_written(self) -> int:
         """Nodes that a draft writes behind the view, node 0 among them."""
         trees = self.trees
+        best = 1 + trees.width * (trees.max_depth - 1)
         if not trees.draws:
-            return 1 + trees.width * (trees.max_depth - 1)
+            return best
         nodes = level = 1
         for children in trees.profile[:-1]:
             level *= children
             nodes += level
-        return max(nodes, trees.max_depth)  # a greedy request's tree follows the best, as coupled
+        return max(nodes, best)  # a greedy request's tree follows the best, as coupled
 
 
 def policy_named(name: str) -> Policy:

@@ -18,6 +18,7 @@ from mmspec.config import CompressedKVConfig
 from mmspec.drafters.base import DrawingDrafter, WatchingDrafter
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
+from mmspec.drafters.growing.together import grow_by_cache
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.kv import KVView
@@ -248,6 +249,23 @@ def test_it_adds_a_tenth_of_the_targets_kv_at_most() -> None:
     assert max(added) > 0.08 * max(held), "the bound is not what was tested"
     assert ["compressed_kv" in r.stats.by_drafter for r in results] == [True, False, True]
     assert_plain(engine, requests, results)
+
+
+@pytest.mark.parametrize("draw", ["coupled", "sample"])
+def test_behind_a_view_there_is_room_for_all_that_a_draft_writes(
+    draw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where others draw and a greedy request's tree is as wide as the best are."""
+    engine = engine_of("llama", draw=draw, top_k=2, width=2, max_depth=5)
+    room, written = bound(engine).settings.size.room, list[int]()
+
+    def watching(model: Any, caches: Any, growths: Any, *, cost: Any) -> None:
+        grow_by_cache(model, caches, growths, cost=cost)
+        written.extend(growth.num_written for growth in growths if growth is not None)
+
+    monkeypatch.setattr("mmspec.drafters.compressed_kv.drafter.grow_by_cache", watching)
+    engine.generate(requests_of("llama", SAMPLINGS["greedy"], ["text"] * 3))
+    assert max(written) == room == 9
 
 
 def test_queries_are_kept_for_policies_that_ask() -> None:
