@@ -13,6 +13,7 @@ from medusa_heads import unfitted
 from ragged import target_of
 
 import mmspec
+from mmspec.drafters import base
 from mmspec.drafters.base import (
     Drafter,
     DrafterForTarget,
@@ -22,6 +23,7 @@ from mmspec.drafters.base import (
 )
 from mmspec.drafters.cascade import BoundCascade, Cascade
 from mmspec.drafters.cascade.run import Run
+from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.medusa import Medusa
@@ -170,6 +172,34 @@ def test_any_drafter_may_stand_below(lower: str) -> None:
     results = engine.generate(requests)
     assert_plain(engine, requests, results)
     assert acceptance(results) > 0
+
+
+# What a drafter or its session may be and a cascade is not, and why.
+NOT_A_CASCADE = {
+    "DrafterForTarget": "it is bound already",
+    "TextDrafter": "its view is the device's",
+    "RevisableSession": "nothing stands above it",
+}
+
+
+def test_whatever_a_drafter_may_be_a_cascade_is() -> None:
+    """A kind that it has no answer to is one that its levels are not asked about."""
+    (cascade,) = engine_of("llama", SMALL, Retrieval()).drafters
+    assert isinstance(cascade, BoundCascade)
+    session = CascadeSession(cascade, None, None)  # type: ignore[arg-type]  # opened by nobody
+    kinds = {
+        name: kind
+        for name, kind in vars(base).items()
+        if getattr(kind, "__module__", "") == base.__name__
+        and getattr(kind, "_is_runtime_protocol", False)
+    }
+    assert len(kinds) > len(NOT_A_CASCADE)
+    missing = [
+        name
+        for name, kind in kinds.items()
+        if not (isinstance(cascade, kind) or isinstance(session, kind))
+    ]
+    assert sorted(missing) == sorted(NOT_A_CASCADE)
 
 
 def test_the_lower_level_learns_finished_texts_and_forgets_them() -> None:
