@@ -48,6 +48,7 @@ def load(folder: str | Path, *, revision: str | None = None) -> MedusaHead:
             raise ConfigError(
                 f"{folder}: a token_map, but no vocab_size in config.json; expected the target's"
             )
+        _check_map(token_map, vocab_size, who=str(folder))
         if next(iter(lm_heads.values())).shape[0] > token_map.shape[0]:
             lm_heads = {head: weight[token_map] for head, weight in lm_heads.items()}
     elif lm_heads:
@@ -76,6 +77,14 @@ def save(head: MedusaHead, folder: str | Path) -> None:
     text-generation-inference read them, in the heads' dtype."""
     state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     HeadFolder.write(folder, head.config.as_json, state, weights=_WRITTEN)
+
+
+def _check_map(token_map: Tensor, vocab_size: int, *, who: str) -> None:
+    if not bool(((token_map >= 0) & (token_map < vocab_size)).all()):
+        raise ConfigError(
+            f"{who}: token_map leads to tokens {int(token_map.min())} to {int(token_map.max())}, "
+            f"expected ids of a vocabulary of {vocab_size}"
+        )
 
 
 def _published(

@@ -104,6 +104,14 @@ def test_tokens_outside_of_vllms_token_map_are_never_said(tmp_path: Path) -> Non
     assert (logits[..., others] == -torch.inf).all()
 
 
+@pytest.mark.parametrize("beyond", [VOCAB, -1])
+def test_a_token_map_beyond_the_vocabulary_is_refused(beyond: int, tmp_path: Path) -> None:
+    """On a GPU such an index ends the process's work there, and not the drafter's alone."""
+    stored = {**vllm(weights(bias=False)), "token_map": torch.tensor([7, beyond, 9, 4])}
+    with pytest.raises(ConfigError, match=f"token_map leads to tokens .*{beyond}.*, expected ids"):
+        load(write(tmp_path, stored, "model.safetensors", vocab_size=VOCAB))
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_heads_without_an_lm_head_speak_through_the_targets(is_there: bool, tmp_path: Path) -> None:
     """None in the file, or a copy that config.json calls the original one."""
