@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import torch
+
 from mmspec.drafters.glide.config import GlideHeadConfig
 from mmspec.drafters.glide.module import GlideHead
 from mmspec.drafters.heads.folder import HeadFolder, take
@@ -16,7 +18,9 @@ def load(folder: str | Path, *, revision: str | None = None) -> GlideHead:
     found = HeadFolder.read(folder, revision=revision)
     who = str(folder)
     tensors = {n: tensor for n, tensor in found.tensors.items() if not _LEFT_OUT.search(n)}
-    head = GlideHead(GlideHeadConfig.read(found.config, who=who))
+    config = GlideHeadConfig.read(found.config, who=who)
+    with torch.device("meta"):
+        head = GlideHead(config)
     head.load_state_dict(take(tensors, head.state_dict(), who=who), assign=True)
     return head.requires_grad_(False).eval()
 

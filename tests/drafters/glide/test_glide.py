@@ -233,7 +233,9 @@ def test_rows_of_a_batch_draft_as_they_do_alone() -> None:
 def test_a_folder_holds_what_was_saved(tmp_path: Path) -> None:
     head = drawn(target_of("qwen2_5_vl"), num_layers=2)
     save(head, tmp_path)
+    drawn_before = torch.get_rng_state()
     again = load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), drawn_before), "weights were made that nobody reads"
     assert again.config == head.config
     for name, tensor in head.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
