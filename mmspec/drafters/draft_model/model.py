@@ -87,26 +87,14 @@ class DraftModel:
         _check("early_begin", early_begin in known, early_begin, f"one of {known}")
         _check("images", images in get_args(Images), images, f"one of {get_args(Images)}")
         if isinstance(model, Target):
-            self.model, self.takes_trees = model, True
+            self.model, takes_trees = model, True
         else:
-            loaded = transformers_model(model)
-            blocks = quick_blocks(loaded, begins_early=early_begin == "auto")
-            self.model, report = probe(loaded, linears=quick_linears(loaded), blocks=blocks)
-            self.takes_trees = report.shape == "tree"
-            if not self.takes_trees:
-                self.trees = replace(self.trees, width=1)
-            if report.shape == "plain":
-                raise ModelError(
-                    f"{type(model).__name__} cannot draft: it does not score several tokens as it "
-                    "decodes one; take another draft model"
-                )
-        sees = takes_media(self.model.model.config)
-        if images in ("give", "thin") and not sees:
-            raise ConfigError(
-                f"drafter.draft_model.images={images!r}: {type(self.model.model).__name__} is a "
-                "text-only model; expected auto, caption or omit"
-            )
-        self.images: ImagePolicy = images if images != "auto" else "give" if sees else "omit"
+            self.model, takes_trees = _probed(model, begins_early=early_begin == "auto")
+        if not takes_trees:
+            self.trees = replace(self.trees, width=1)
+            if self.trees.draws and max(self.trees.profile) > 1:
+                raise ConfigError("drafter.draft_model.profile: this draft model takes chains only")
+        self.images = _policy(images, self.model)
         self.inputs = processor and InputProcessor(processor, self.model.model.config)
         self.thin_keep = thin_keep
         self.caption = caption
@@ -117,9 +105,32 @@ class DraftModel:
                 f"drafter.draft_model.max_depth={depth}: the draft model's context holds {context} "
                 f"tokens; expected at least {_LEAST_CONTEXT} beside the tree"
             )
-        if self.trees.draws and not self.takes_trees and max(self.trees.profile) > 1:
-            raise ConfigError("drafter.draft_model.profile: this draft model takes chains only")
 
     def for_target(self, target: Target, inputs: InputProcessor | None) -> "BoundDraftModel":
         """The drafter of one target. Raises ConfigError where texts cannot be aligned."""
         return BoundDraftModel(self, target, inputs)
+
+
+def _probed(model: nn.Module, *, begins_early: bool) -> tuple[Target, bool]:
+    """The model at work, and whether it takes trees or chains alone. Raises ModelError for one that
+    takes neither."""
+    loaded = transformers_model(model)
+    blocks = quick_blocks(loaded, begins_early=begins_early)
+    target, report = probe(loaded, linears=quick_linears(loaded), blocks=blocks)
+    if report.shape == "plain":
+        raise ModelError(
+            f"{type(model).__name__} cannot draft: it does not score several tokens as it decodes "
+            "one; take another draft model"
+        )
+    return target, report.shape == "tree"
+
+
+def _policy(images: Images, model: Target) -> ImagePolicy:
+    """What "auto" comes to. Raises ConfigError where a text-only model is to see."""
+    sees = takes_media(model.model.config)
+    if images in ("give", "thin") and not sees:
+        raise ConfigError(
+            f"drafter.draft_model.images={images!r}: {type(model.model).__name__} is a text-only "
+            "model; expected auto, caption or omit"
+        )
+    return images if images != "auto" else "give" if sees else "omit"
