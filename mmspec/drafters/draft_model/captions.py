@@ -30,14 +30,18 @@ class Captions:
         self._lock = threading.Lock()
 
     def can_tell(self, prompt: Prompt) -> bool:
-        """False for a prompt that came processed, unless one text tells of all images."""
-        return isinstance(self._caption, str) or bool(prompt.images or prompt.videos)
+        """False for a prompt that came processed, its images with it, unless one text tells of
+        all."""
+        if isinstance(self._caption, str) or prompt.images or prompt.videos:
+            return True
+        return all(span.kind == "audio" for span in prompt.media)
 
     def of(self, prompt: Prompt) -> list[str]:
-        """A text for each span of placeholders; a video is told by its middle frame. Where images
-        lie side by side in one span, or one has several, the first span tells of all."""
+        """A text for each span of placeholders, none for a recording; a video is told by its middle
+        frame. Where images lie side by side in one span, or one has several, the first span tells
+        of all."""
         if isinstance(self._caption, str):
-            return [self._caption] * len(prompt.media)
+            return ["" if span.kind == "audio" else self._caption for span in prompt.media]
         told = [""] * len(prompt.media)
         middles = [frames[len(frames) // 2] for frames in prompt.videos]
         for kind, images in (("image", list(prompt.images)), ("video", middles)):

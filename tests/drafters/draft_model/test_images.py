@@ -216,6 +216,14 @@ def test_more_spans_than_images_are_told_at_the_first() -> None:
     assert not Captions(lambda image: "").can_tell(Prompt(torch.arange(4), media=spans))
 
 
+def test_a_recording_is_told_in_no_pictures_words() -> None:
+    sound, image = MediaSpan("audio", 0, 1), MediaSpan("image", 2, 3)
+    assert Captions("a page").of(Prompt(torch.arange(4), media=(sound, image))) == ["", "a page"]
+    heard, described = Prompt(torch.arange(4), media=(sound,)), Captions(lambda image: "a page")
+    assert described.can_tell(heard), "no image is missing"
+    assert described.of(heard) == [""]
+
+
 # What transformers' assisted generation refuses or crashes on
 
 
