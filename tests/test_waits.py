@@ -25,9 +25,9 @@ from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
+from mmspec.drafters.eagle.scoring import EagleScorer
 from mmspec.drafters.glide import Glide
 from mmspec.drafters.glide.scoring import GlideScorer
-from mmspec.drafters.heads import FeatureScorer
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
@@ -140,7 +140,7 @@ def requests_of(sampling: str) -> list[Request]:
 def models(drafter: Any) -> list[Any]:
     """Those that run while it drafts, beside the target itself."""
     if drafter.name == "eagle":
-        return [FeatureScorer]
+        return [EagleScorer]
     if drafter.name == "glide":
         return [GlideScorer]
     if hasattr(drafter, "middle"):

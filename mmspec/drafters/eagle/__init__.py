@@ -4,7 +4,8 @@
 1. `config`      which EAGLE a folder holds; `checkpoint` reads and writes it
 2. `module`      the head, for training and drafting alike
 3. `bound_head`  the head with what it borrows of the target, as trees are scored by it
-4. `session`     one request: the features it has not read yet, its row of the heads' cache
+4. `scoring`     its forwards over a tree's new nodes; `graphs`, those recorded on a GPU
+5. `session`     one request: the features it has not read yet, its row of the heads' cache
 """
 
 from mmspec.drafters.eagle.config import EagleHeadConfig

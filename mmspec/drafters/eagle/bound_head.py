@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mmspec.drafters.eagle.module import EagleHead
+from mmspec.drafters.eagle.module import EagleHead, HeadStates
 from mmspec.drafters.forwards import num_weights
-from mmspec.drafters.heads import Attend, BorrowingHead, HeadStates, TargetEnds, placed
+from mmspec.drafters.heads import Attend, BorrowingHead, TargetEnds, placed
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 
@@ -59,13 +59,16 @@ class BoundHead(BorrowingHead):
     def states(
         self, ids: Tensor, features: Tensor, positions: Tensor, attend: Attend
     ) -> HeadStates:
+        """`ids` and `positions` (batch, seq) int64, `features` (batch, seq, hidden)."""
         with self.quick():
             return self._head(self.embed(ids), features, positions=positions, attend=attend)
 
     def over_target(self, logits: Tensor) -> Tensor:
+        """(nodes, own vocab) -> (nodes, vocab) over the target's vocabulary, -inf for what is never
+        drafted."""
         if self._target_ids is None or self._head.lm_head is None:
             return logits
-        # What it cannot draft is what nobody can choose: noise and warpers stay the target's.
+        # Noise and warpers stay the target's.
         all_logits = logits.new_full((*logits.shape[:-1], self._vocab_size), -torch.inf)
         return all_logits.index_copy_(-1, self._target_ids, logits)
 

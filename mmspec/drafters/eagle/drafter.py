@@ -9,11 +9,13 @@ from torch import Tensor
 
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.eagle.bound_head import BoundHead
+from mmspec.drafters.eagle.graphs import EagleGraphs
+from mmspec.drafters.eagle.scoring import EagleScorer, read_text
 from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.growing.trees import GrowingTrees
-from mmspec.drafters.heads import FeatureGraphs, FeatureScorer, HeadGraphs, read_text
+from mmspec.drafters.heads import HeadGraphs
 from mmspec.kv import BufferPool, KVCache
 from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Prompt, Taps
@@ -37,7 +39,7 @@ class BoundEagle:
         self.draws = settings.trees.draws
         graphs = HeadGraphs.as_target(target, self.head.device, self.head.modules)
         self.recorded = [] if graphs is None else [graphs.graphs]
-        self._graphs = None if graphs is None else FeatureGraphs(graphs, self.head)
+        self._graphs = None if graphs is None else EagleGraphs(graphs, self.head)
         pool = None if graphs is None else BufferPool()  # what was recorded stays where it is
         self.cache = KVCache(self.head.num_layers, pool=pool)
         self.lock = threading.RLock()
@@ -71,7 +73,7 @@ class BoundEagle:
                 growths.append(self._trees.begin(session, tokens, place, chain, budget=budget))
                 beside.append(features)
             counts = [features.shape[0] for features in beside]
-            scorer = FeatureScorer(self.head, self._graphs)
+            scorer = EagleScorer(self.head, self._graphs)
             projected = self.head.project(torch.cat(beside)).split(counts)
             for session, part in zip(own, projected, strict=True):
                 scorer.feed(session.placement.row, part)

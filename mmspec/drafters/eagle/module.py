@@ -6,6 +6,8 @@
 A feature is the target's state one token back: token t stands beside what the target says of t - 1.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,19 @@ from mmspec.drafters.heads import (
     BlockConfig,
     DecoderBlock,
     GatedMLP,
-    HeadStates,
     RMSNorm,
     Rotary,
     Rotation,
     SelfAttention,
     WholeSequences,
 )
+
+
+class HeadStates(NamedTuple):
+    """What a head says of some tokens, each (batch, seq, hidden)."""
+
+    features: Tensor  # that their children read
+    read: Tensor  # that logits are made of
 
 
 class EagleHead(nn.Module):

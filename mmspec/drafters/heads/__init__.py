@@ -8,8 +8,7 @@ two ends.
 5. `nodes`     trees -> the ids, positions and attention of their new nodes
 6. `ends`      the target's embedding and head
 7. `borrowing` a head at work for a target, whose ends it may borrow
-8. `scoring`   growing trees, scored by a head that reads a feature beside each token
-9. `graphs`    levels recorded on a GPU; `feature_graphs` those of a head that reads features
+8. `graphs`    levels recorded on a GPU
 """
 
 from mmspec.drafters.heads.attention import (
@@ -23,25 +22,18 @@ from mmspec.drafters.heads.block import DecoderBlock, GatedMLP
 from mmspec.drafters.heads.borrowing import BorrowingHead, placed
 from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.ends import TargetEnds
-from mmspec.drafters.heads.feature_graphs import FeatureGraphs
-from mmspec.drafters.heads.feature_head import FeatureHead, HeadStates
 from mmspec.drafters.heads.graphs import HeadGraphs, as_one, recorder_as
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.drafters.heads.norm import RMSNorm
 from mmspec.drafters.heads.rotary import Rotary, Rotation
-from mmspec.drafters.heads.scoring import FeatureScorer, read_text
 
 __all__ = [
     "Attend",
     "BlockConfig",
     "BorrowingHead",
     "DecoderBlock",
-    "FeatureGraphs",
-    "FeatureHead",
-    "FeatureScorer",
     "GatedMLP",
     "HeadGraphs",
-    "HeadStates",
     "NewNodes",
     "OverCache",
     "RMSNorm",
@@ -53,7 +45,6 @@ __all__ = [
     "WholeSequences",
     "as_one",
     "placed",
-    "read_text",
     "recorder_as",
     "writing_nodes",
 ]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mmspec.drafters.eagle import EagleHead, EagleHeadConfig
 from mmspec.drafters.eagle.checkpoint import save
-from mmspec.drafters.heads import BlockConfig, HeadStates, TargetEnds
+from mmspec.drafters.eagle.module import HeadStates
+from mmspec.drafters.heads import BlockConfig, TargetEnds
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 from mmspec.training.heads.batch import Batch, shifted

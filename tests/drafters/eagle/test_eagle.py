@@ -17,7 +17,7 @@ from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.eagle import session as eagle_session
 from mmspec.drafters.eagle.checkpoint import save
 from mmspec.drafters.eagle.drafter import BoundEagle
-from mmspec.drafters.heads import FeatureScorer
+from mmspec.drafters.eagle.scoring import EagleScorer
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
@@ -92,7 +92,7 @@ def test_a_tree_accepts_more_than_a_chain() -> None:
 
 def test_a_level_is_one_forward_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of("llama", Eagle(fitted(model_of("llama", "float64"), 3), max_depth=3))
-    right, rows, steps = FeatureScorer.score, list[int](), [0]
+    right, rows, steps = EagleScorer.score, list[int](), [0]
     together = BoundEagle.propose_together
 
     def counted(self: Any, trees: Any, *args: Any, **options: Any) -> Any:
@@ -103,7 +103,7 @@ def test_a_level_is_one_forward_for_all_rows(monkeypatch: pytest.MonkeyPatch) ->
         steps[0] += 1
         return together(self, *args)
 
-    monkeypatch.setattr(FeatureScorer, "score", counted)
+    monkeypatch.setattr(EagleScorer, "score", counted)
     monkeypatch.setattr(BoundEagle, "propose_together", stepped)
     engine.generate(requests_of("llama"))
     assert max(rows) == 3 and len(rows) <= 3 * steps[0]
@@ -145,7 +145,7 @@ def test_rows_are_free_again_whatever_happens(
     with engine.stream(requests[0]) as stream:
         next(stream.steps())
     assert not bound(engine).cache.rows
-    right, calls = FeatureScorer.score, [0]
+    right, calls = EagleScorer.score, [0]
 
     def failing(self: Any, *args: Any, **options: Any) -> Any:
         calls[0] += 1
@@ -153,7 +153,7 @@ def test_rows_are_free_again_whatever_happens(
             raise RuntimeError("out of luck")
         return right(self, *args, **options)
 
-    monkeypatch.setattr(FeatureScorer, "score", failing)
+    monkeypatch.setattr(EagleScorer, "score", failing)
     again = engine.generate(requests)
     assert "drafter eagle failed" in caplog.text and "RuntimeError: out of luck" in caplog.text
     assert [r.tokens for r in again] == [r.tokens for r in results]

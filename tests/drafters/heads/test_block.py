@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from mmspec.attention import Reach
+from mmspec.drafters.eagle.module import HeadStates
+from mmspec.drafters.eagle.scoring import EagleScorer, read_text
 from mmspec.drafters.heads import (
     Attend,
     BlockConfig,
     DecoderBlock,
-    FeatureScorer,
-    HeadStates,
     Rotary,
     WholeSequences,
-    read_text,
 )
 from mmspec.kv import KVCache
 from mmspec.state import Placement
@@ -130,7 +129,7 @@ def test_each_path_of_ragged_rows_is_scored_as_its_whole_sequence(
     cache, draw = KVCache(2), torch.Generator().manual_seed(1)
     texts: list[tuple[list[int], Tensor, int]] = []  # committed ids, features of all, offset
     places = [Placement(cache.open(4), (offset,)) for offset in (0, 9, 31)]
-    scorer, trees = FeatureScorer(head), []
+    scorer, trees = EagleScorer(head), []
     for place, committed, (chain, parents) in zip(places, (7, 1, 12), TREES.values(), strict=True):
         ids = torch.randint(VOCAB, (committed + len(parents),), generator=draw).tolist()
         features = torch.randn(committed + chain, HIDDEN, generator=draw, dtype=torch.float64)

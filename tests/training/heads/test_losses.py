@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmspec.drafters.eagle import EagleHead
 from mmspec.drafters.eagle.bound_head import BoundHead
-from mmspec.drafters.heads import FeatureScorer
+from mmspec.drafters.eagle.scoring import EagleScorer
 from mmspec.kv import KVCache
 from mmspec.state import Placement
 from mmspec.target import Target
@@ -124,7 +124,7 @@ def chain_logits(
     assert isinstance(head, EagleHead)
     bound = BoundHead(head, target, dtype=torch.float32)
     features = bound.project(bound.joined({tap: batch.hidden[tap][row] for tap in bound.taps}))
-    scorer, cache = FeatureScorer(bound), KVCache(1)
+    scorer, cache = EagleScorer(bound), KVCache(1)
     slot = cache.open(SEQ)
     scorer.feed(slot, features[: at + 1])
     tokens, placement = batch.ids[row].tolist(), Placement(slot, (0,))

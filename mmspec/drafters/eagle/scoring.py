@@ -1,25 +1,24 @@
-"""FeatureScorer: scores growing trees by a head that reads a feature beside each token."""
+"""EagleScorer: scores growing trees by a head that reads a feature beside each token."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mmspec.drafters.heads.attention import Reading
-from mmspec.drafters.heads.feature_graphs import FeatureGraphs
-from mmspec.drafters.heads.feature_head import FeatureHead
-from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
+from mmspec.drafters.eagle.bound_head import BoundHead
+from mmspec.drafters.eagle.graphs import EagleGraphs
+from mmspec.drafters.heads import NewNodes, Reading, writing_nodes
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Scores
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
 
-class FeatureScorer:
+class EagleScorer:
     """For one proposal of some rows: what stands beside a tree's first tokens is fed, the feature
     beside any other is what the head has said of its parent. Nothing waits for the device."""
 
-    def __init__(self, head: FeatureHead, graphs: FeatureGraphs | None = None) -> None:
+    def __init__(self, head: BoundHead, graphs: EagleGraphs | None = None) -> None:
         """`graphs`: the head's, where its levels are recorded."""
         self._head = head
         self._graphs = graphs
@@ -98,7 +97,7 @@ class FeatureScorer:
 
 @torch.no_grad()
 def read_text(
-    head: FeatureHead,
+    head: BoundHead,
     cache: KVCache,
     placement: Placement,
     ids: Sequence[int],

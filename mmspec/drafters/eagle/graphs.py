@@ -1,20 +1,19 @@
-"""FeatureGraphs: the recorded levels of a head that reads a feature beside each token."""
+"""EagleGraphs: the recorded levels of a head that reads a feature beside each token."""
 
 from torch import Tensor
 
-from mmspec.drafters.heads.attention import OverCache
-from mmspec.drafters.heads.feature_head import FeatureHead, HeadStates
-from mmspec.drafters.heads.graphs import HeadGraphs
-from mmspec.drafters.heads.nodes import NewNodes
+from mmspec.drafters.eagle.bound_head import BoundHead
+from mmspec.drafters.eagle.module import HeadStates
+from mmspec.drafters.heads import HeadGraphs, NewNodes, OverCache
 from mmspec.target.graphs import Bucket, Computed, StaticInputs
 
 _FEATURES = 0  # what of `Computed.hidden_states` they are
 
 
-class FeatureGraphs:
+class EagleGraphs:
     """The recorded graphs of one head; not for two threads at once."""
 
-    def __init__(self, graphs: HeadGraphs, head: FeatureHead) -> None:
+    def __init__(self, graphs: HeadGraphs, head: BoundHead) -> None:
         self._graphs = graphs
         self._head = head
         self._features: dict[Bucket, Tensor] = {}  # (rows, nodes, hidden) that graphs read
