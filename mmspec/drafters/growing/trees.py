@@ -2,37 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any
 
-from mmspec.calibration import Calibration
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.branching import BestBranching, DrawnBranching, Warp, affordable
 from mmspec.drafters.growing.cape import CapeBranching
 from mmspec.drafters.growing.growth import Branching, Growth
 from mmspec.drafters.growing.settings import TreeSettings
-from mmspec.drafters.proposal import Proposal
-from mmspec.sampling import DraftGuide
-from mmspec.state import Placement, Prices
+from mmspec.drafters.model_session import ModelSession
+from mmspec.state import Placement
 from mmspec.tree import TokenTree
 
-
-class TreeSession(Protocol):
-    """A draft session, as far as its trees depend on it."""
-
-    num_draws: int  # from q, over all proposals
-
-    @property
-    def guide(self) -> DraftGuide: ...
-    @property
-    def calibration(self) -> Calibration: ...
-    @property
-    def prices(self) -> Prices | None: ...
-
-    def grown(self, growth: Growth, tokens: Sequence[int]) -> Proposal:
-        """The tree has grown to its end; in the target's tokens, node 0 being `tokens[-1]`."""
-
-    def remember(self, proposal: Proposal) -> None:
-        """It learns from the whole of it what the target chose."""
+Session = ModelSession[Any]  # whichever drafter it is of
 
 
 class GrowingTrees:
@@ -61,7 +42,7 @@ class GrowingTrees:
 
     def begin(
         self,
-        session: TreeSession,
+        session: Session,
         tokens: Sequence[int],
         placement: Placement,
         chain: Sequence[int],
@@ -77,7 +58,7 @@ class GrowingTrees:
 
     def proposed(
         self,
-        sessions: Sequence[TreeSession],
+        sessions: Sequence[Session],
         growths: Sequence[Growth | None],
         texts: Sequence[Sequence[int]],
         budget: int,
@@ -90,9 +71,7 @@ class GrowingTrees:
             for session, growth, tokens in zip(sessions, growths, texts, strict=True)
         ]
 
-    def _branching(
-        self, session: TreeSession, index: int, budget: int, max_depth: int
-    ) -> Branching:
+    def _branching(self, session: Session, index: int, budget: int, max_depth: int) -> Branching:
         """As the settings say, below node 0 at `index` of the text: tokens drawn from q in a shape
         that is set before; or the best ones, `settings.width` nodes a level going on, or a chain
         with what CaPE sets beside it, as deep as pays."""
@@ -118,7 +97,7 @@ class GrowingTrees:
         return best if settings.cape is None else CapeBranching(best, settings.cape)
 
     def _proposed(
-        self, session: TreeSession, growth: Growth, tokens: Sequence[int], budget: int
+        self, session: Session, growth: Growth, tokens: Sequence[int], budget: int
     ) -> TokenTree:
         """One that was drawn is whole and has its q; of another one the best `budget` nodes."""
         proposal = session.grown(growth, tokens)
