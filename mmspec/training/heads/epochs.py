@@ -17,13 +17,15 @@ class Place(NamedTuple):
 
 def split(ids: Sequence[str], *, share: float, most: int, seed: int) -> tuple[list[int], list[int]]:
     """(learned from, held out): indices of examples. The same examples are held out whatever else
-    there is, as far as the share allows; at least one, if there are two."""
+    there is, as far as the share allows; of two or more at least one is held out, and one is
+    not."""
 
     def drawn(index: int) -> bytes:
         name = f"{seed}\0{ids[index]}"
         return hashlib.sha256(name.encode(errors="backslashreplace")).digest()
 
-    count = min(most, max(round(len(ids) * share), 1)) if share > 0 and len(ids) > 1 else 0
+    wanted = max(round(len(ids) * share), 1) if share > 0 else 0
+    count = min(most, wanted, max(len(ids) - 1, 0))
     held = set(sorted(range(len(ids)), key=drawn)[:count])
     return [index for index in range(len(ids)) if index not in held], sorted(held)
 

@@ -73,7 +73,7 @@ class _State:
         """Raises ConfigError for a checkpoint of another run, naming what differs."""
         saved = load_checkpoint(folder / "training" / CHECKPOINT, device)
         for key, value in run.items():
-            begun = saved["run"].get(key)
+            begun = saved["run"].get(key, value)  # an older version may not have written it
             if begun != value:
                 raise ConfigError(
                     f"{folder}: its training began with {key}={begun!r}, got {value!r}; go on as "

@@ -122,6 +122,7 @@ def train_head(
         "head": head,
         "target": weights_fingerprint(target.model),
         "data": prepared.fingerprint,
+        "held_out": told.held_out,
         "seed": told.seed,
         "batch_tokens": told.batch_tokens,
         "accumulate": told.accumulate,

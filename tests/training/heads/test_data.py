@@ -18,6 +18,7 @@ from mmspec.training.heads.epochs import Place, batches, split, walk
 from mmspec.training.heads.examples import Example, ExampleMaker, encoded, make_examples
 from mmspec.training.heads.lessons import Lesson, read_lessons
 from mmspec.training.heads.prepare import DataSettings, prepare
+from mmspec.training.heads.train_head import train_head
 from mmspec.training.tiny.build import ASSISTANT, BOS, EOS, NUM_SPECIALS, USER
 
 
@@ -183,6 +184,8 @@ def test_what_is_held_out_stays_held_out() -> None:
     assert len(held) == 4 and sorted([*kept, *held]) == list(range(40))
     assert split(ids[::-1], share=0.1, most=64, seed=0)[1] == sorted(39 - n for n in held)
     assert split(ids[:1], share=0.5, most=64, seed=0) == ([0], [])
+    kept, held = split(ids[:3], share=0.9, most=64, seed=0)  # something is left to learn from
+    assert len(kept) == 1 and len(held) == 2
 
 
 def test_prompts_are_answered_by_the_target_once(nano: Engine, tmp_path: Path) -> None:
@@ -213,9 +216,21 @@ def test_prompts_are_answered_by_the_target_once(nano: Engine, tmp_path: Path) -
     assert counts.sum() == sum(one.learned.sum() for one in again.examples)
     every = prepare(nano, [path], DataSettings(answers="own", max_new_tokens=8), tmp_path / "own")
     assert every.fingerprint != found.fingerprint
-    with pytest.raises(InputError, match="two at least"):
-        prepare(nano, [path], DataSettings(answers="given"), tmp_path)
-    with pytest.raises(InputError, match="another model"):
-        prepare(nano, [path], DataSettings(max_new_tokens=9), tmp_path)
-    with pytest.raises(ConfigError, match="answers='mine'"):
-        DataSettings(answers="mine")  # type: ignore[arg-type]
+
+
+def test_what_was_learned_is_never_evaluated_by_a_run_that_goes_on(
+    nano: Engine, tmp_path: Path
+) -> None:
+    """With another share held out a resumed run would be asked what it was told."""
+    path = written(tmp_path / "a.jsonl", *({"text": f"the {n}. text of all"} for n in range(9)))
+
+    def run(share: float, steps: int) -> None:
+        overrides = {"train.held_out": share, "train.medusa.num_heads": 1}
+        train_head(
+            nano, path, head="medusa", out=tmp_path, steps=steps, resume=True, overrides=overrides
+        )
+
+    run(0.0, 1)
+    with pytest.raises(ConfigError, match=r"began with held_out=0\.0, got 0\.3"):
+        run(0.3, 2)
+    run(0.0, 2)
