@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mmspec.errors import ConfigError, check_setting
-from mmspec.training.schedule import Decay
+from mmspec.training.schedule import DECAYS, Decay
 
 _check = partial(check_setting, "train")
 
@@ -37,6 +37,7 @@ class Settings:
         _check("minutes", self.minutes is None or self.minutes > 0, self.minutes, "more than 0")
         _check("rate", self.rate is None or self.rate > 0, self.rate, "more than 0")
         _check("warmup", 0 <= self.warmup < 1, self.warmup, "in [0, 1)")
+        _check("decay", self.decay in DECAYS, self.decay, ", ".join(DECAYS))
         _check("clip", self.clip > 0, self.clip, "more than 0")
         _check("weight_decay", self.weight_decay >= 0, self.weight_decay, "0 or more")
         _check("top_k", self.top_k >= 1, self.top_k, "1 or more")

@@ -176,15 +176,20 @@ def test_the_rate_rises_and_falls() -> None:
     assert shares[4] == max(shares) == 1.0 and shares[2] == 0.5 and 0 < shares[20] <= 1e-3
     assert rate_share(0.6, warmup=0.2, decay="linear") == pytest.approx(0.5)
     assert rate_share(1.0, warmup=0.2, decay="none") == 1.0
-    with pytest.raises(ConfigError, match="cosine, linear, none"):
-        rate_share(0.5, warmup=0, decay="slow")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"steps": 1, "minutes": 1.0}, {"steps": 0}, {"minutes": -1.0}, {"steps": 1, "rate": 0.0}],
+    [
+        {},
+        {"steps": 1, "minutes": 1.0},
+        {"steps": 0},
+        {"minutes": -1.0},
+        {"steps": 1, "rate": 0.0},
+        {"steps": 1, "decay": "slow"},
+    ],
 )
-def test_a_setting_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+def test_a_setting_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         Settings(**wrong)  # type: ignore[arg-type]
 
