@@ -25,8 +25,8 @@ from mmspec.training.heads.optimizer import Optimizer
 from mmspec.training.heads.settings import Settings
 from mmspec.training.schedule import rate_share
 
-# Of the run: early, so that a mistake is seen early.
-_EVALUATED_AT = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+# Of the run, behind its beginning: early, so that a mistake is seen early.
+_EVALUATED_AT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
 
@@ -127,13 +127,12 @@ def train(
         seed=settings.seed,
         place=state.place,
     )
-    waiting = [at for at in _EVALUATED_AT if at >= _progress(state, settings) or state.step == 0]
+    waiting = [at for at in _EVALUATED_AT if at > _progress(state, settings)]
     saved_s = state.trained_s
     is_whole, place = True, state.place  # False while weights are written: that is not saved
     try:
         # 2. Before the first step, what the head is worth as it is
         if state.step == 0:
-            waiting.pop(0)
             found = _evaluated(method, reader, held_out, settings)
             first = Report(0, 0.0, 0.0, 0, 0.0, 0, 0.0, {}, found)
             log.write(first)
@@ -266,3 +265,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             with contextlib.suppress(ValueError):  # cut off by a kill
                 lines.append(json.loads(line))
     return lines
+
+
+def evaluations(folder: Path) -> list[Acceptance]:
+    """All that a training's log holds, the first one of the head as it began."""
+    found = [line["acceptance"] for line in read_log(folder / "training" / LOG)]
+    return [
+        Acceptance(**{**one, "top_1": tuple(one["top_1"]), "top_k": tuple(one["top_k"])})
+        for one in found
+        if one is not None
+    ]

@@ -16,7 +16,7 @@ from mmspec.target import Target
 from mmspec.target.fingerprint import weights_fingerprint
 from mmspec.training.heads.acceptance import Acceptance
 from mmspec.training.heads.features import FeatureReader
-from mmspec.training.heads.loop import Report, is_begun, train
+from mmspec.training.heads.loop import Report, evaluations, is_begun, train
 from mmspec.training.heads.method import HeadMethod
 from mmspec.training.heads.methods import DRAFTERS, METHODS, Counts, check_head
 from mmspec.training.heads.prepare import DataSettings, Prepared, prepare
@@ -57,8 +57,8 @@ class Trained:
     head: str
     parameters: int
     last: Report | None  # None where an earlier call had come to the end
-    first_acceptance: Acceptance | None  # before this call's training; None without held-out texts
-    acceptance: Acceptance | None  # after it
+    first_acceptance: Acceptance | None  # before the first step; None without held-out texts
+    acceptance: Acceptance | None  # behind the last one
 
     @property
     def drafter(self) -> str:
@@ -128,7 +128,6 @@ def train_head(
         "accumulate": told.accumulate,
         **_of_head(head, told),
     }
-    found: list[Acceptance] = []
     last: Report | None = None
     for last in train(
         method,
@@ -141,9 +140,8 @@ def train_head(
         run=run,
         resume=resume,
     ):
-        if last.acceptance is not None:
-            found.append(last.acceptance)
         watcher.on_report(last)
+    found = evaluations(folder)
     return Trained(
         folder,
         head,

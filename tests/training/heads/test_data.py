@@ -234,3 +234,17 @@ def test_what_was_learned_is_never_evaluated_by_a_run_that_goes_on(
     with pytest.raises(ConfigError, match=r"began with held_out=0\.0, got 0\.3"):
         run(0.3, 2)
     run(0.0, 2)
+
+
+def test_a_run_that_goes_on_is_compared_with_its_beginning(nano: Engine, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", *({"text": f"the {n}. text of all"} for n in range(9)))
+    overrides = {"train.held_out": 0.3, "train.medusa.num_heads": 1, "train.rate": 1e-2}
+    first, rest, over = (
+        train_head(
+            nano, path, head="medusa", out=tmp_path, steps=steps, resume=True, overrides=overrides
+        )
+        for steps in (1, 3, 3)
+    )
+    assert first.first_acceptance is not None and rest.last is not None and over.last is None
+    assert rest.first_acceptance == over.first_acceptance == first.first_acceptance
+    assert rest.acceptance == over.acceptance != first.first_acceptance

@@ -89,6 +89,14 @@ def test_a_stopped_run_ends_with_the_same_bits_as_one_that_was_not(
     assert reports[0].acceptance and reports[-1].acceptance
 
 
+def test_what_was_evaluated_when_a_run_stopped_is_not_evaluated_again(
+    target: Target, tmp_path: Path
+) -> None:
+    take(target, tmp_path, steps=20, stop_after=10)  # at half of the way, which is evaluated
+    _, rest = take(target, tmp_path, steps=20)
+    assert [report.step for report in rest if report.acceptance] == [12, 14, 16, 18, 20]
+
+
 def test_it_learns_what_it_is_shown(target: Target, tmp_path: Path) -> None:
     before, reports = eagle(target), take(target, tmp_path, steps=30, accumulate=1)[1]
     losses = [report.losses["loss"] for report in reports if report.losses]
