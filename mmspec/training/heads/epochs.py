@@ -1,7 +1,7 @@
 """Which examples are read together, and when: known from the seed alone."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -38,16 +38,23 @@ def batches(lengths: Sequence[int], *, batch_tokens: int, seed: int, epoch: int)
     rng.shuffle(order)
     found: list[list[int]] = []
     for start in range(0, len(order), _SORTED_TOGETHER):
-        some = sorted(order[start : start + _SORTED_TOGETHER], key=lambda i: lengths[i])
-        batch: list[int] = []
-        for index in some:
-            if batch and lengths[index] * (len(batch) + 1) > batch_tokens:
-                found.append(batch)
-                batch = []
-            batch.append(index)
-        found.append(batch)
+        some = order[start : start + _SORTED_TOGETHER]
+        found += packed(some, lengths, batch_tokens=batch_tokens)
     rng.shuffle(found)
     return found
+
+
+def packed(
+    some: Iterable[int], lengths: Sequence[int], *, batch_tokens: int
+) -> Iterator[list[int]]:
+    """Those of like length together, the shortest first, `batch_tokens` at most with padding."""
+    batch: list[int] = []
+    for index in sorted(some, key=lambda index: lengths[index]):
+        if batch and lengths[index] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
 
 
 def walk(

@@ -32,6 +32,11 @@ class Example:
     def num_tokens(self) -> int:
         return len(self.tokens)
 
+    @property
+    def num_learned(self) -> int:
+        """Tokens that are drafted: those before have nothing to be drafted from."""
+        return int(self.learned[2:].sum())
+
 
 class ExampleMaker:
     """Tokenises lessons by the model's own processor and chat template.
@@ -112,7 +117,7 @@ class ExampleMaker:
             learned=example.learned[:size],
             num_before=min(example.num_before, size),
         )
-        if not cut.learned[2:].any():
+        if not cut.num_learned:
             raise InputError(
                 f"{example.id}: nothing to learn within the first train.max_tokens={size} of its "
                 f"{example.num_tokens} tokens ({example.num_before} of them the prompt's)"

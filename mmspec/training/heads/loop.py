@@ -17,7 +17,7 @@ from mmspec.errors import ConfigError
 from mmspec.training.checkpoint import load_checkpoint, save_checkpoint
 from mmspec.training.clock import clock_s
 from mmspec.training.heads.acceptance import Acceptance, evaluate
-from mmspec.training.heads.epochs import Place, walk
+from mmspec.training.heads.epochs import Place, packed, walk
 from mmspec.training.heads.examples import Example
 from mmspec.training.heads.features import FeatureReader
 from mmspec.training.heads.method import HeadMethod
@@ -198,21 +198,24 @@ def _step(
     device = next(module.parameters()).device
     generator = torch.Generator().manual_seed((settings.seed * 2**32 + state.step) % 2**63)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    parts: dict[str, torch.Tensor] = {}
-    tokens = 0
+    taken = []
     for _ in range(settings.accumulate):
         chosen, state.place = next(data)
-        batch = reader.read([examples[index] for index in chosen])
+        taken.append([examples[index] for index in chosen])
+    counts = [sum(example.num_learned for example in some) for some in taken]
+    parts: dict[str, torch.Tensor] = {}
+    for some, count in zip(taken, counts, strict=True):
+        share = count / max(sum(counts), 1)  # a token counts as much in a short batch as in a long
+        batch = reader.read(some)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             losses = state.method.loss(batch, generator)
         # Of the head alone: the target's own head, through which it speaks, stays as it is.
-        (losses.total / settings.accumulate).backward(inputs=trained)
-        tokens += batch.num_tokens
+        (losses.total * share).backward(inputs=trained)
         for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
-            parts[name] = parts.get(name, 0) + value / settings.accumulate
-    names = list(parts)
-    values = torch.stack([parts[name].float() for name in names]).tolist() if names else []
-    return dict(zip(names, values, strict=True)), tokens
+            parts[name] = parts.get(name, 0) + value.float() * share
+    values = torch.stack(list(parts.values())).tolist()
+    tokens = sum(example.num_tokens for some in taken for example in some)
+    return dict(zip(parts, values, strict=True)), tokens
 
 
 def _evaluated(
@@ -221,13 +224,8 @@ def _evaluated(
     if not held_out:
         return None
     method.module.eval()
-    order = sorted(range(len(held_out)), key=lambda index: held_out[index].num_tokens)
-    groups: list[list[int]] = [[]]
-    for index in order:
-        size = held_out[index].num_tokens * (len(groups[-1]) + 1)
-        if groups[-1] and size > settings.batch_tokens:
-            groups.append([])
-        groups[-1].append(index)
+    lengths = [example.num_tokens for example in held_out]
+    groups = packed(range(len(lengths)), lengths, batch_tokens=settings.batch_tokens)
     batches = (reader.read([held_out[index] for index in group]) for group in groups)
     device = next(method.module.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -97,6 +97,30 @@ def test_what_was_evaluated_when_a_run_stopped_is_not_evaluated_again(
     assert [report.step for report in rest if report.acceptance] == [12, 14, 16, 18, 20]
 
 
+def test_a_token_counts_as_much_in_a_short_batch_as_in_a_long_one(
+    target: Target, tmp_path: Path
+) -> None:
+    """Two batches of one text each are one batch of two."""
+    found = []
+    for name, tokens, accumulate in (("two", 20, 2), ("one", 40, 1)):
+        torch.manual_seed(0)
+        method = EagleMethod(target, noise=0.0)
+        settings = Settings(steps=1, batch_tokens=tokens, accumulate=accumulate)
+        reader = FeatureReader(target, None, taps=method.taps)  # type: ignore[arg-type]
+        reports = train(
+            method,
+            reader,
+            [examples()[0], examples()[3]],  # of 6 and 20 tokens
+            [],
+            settings=settings,
+            folder=tmp_path / name,
+            dtype=torch.float32,
+            run=RUN,
+        )
+        found.append(list(reports)[-1].losses)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_it_learns_what_it_is_shown(target: Target, tmp_path: Path) -> None:
     before, reports = eagle(target), take(target, tmp_path, steps=30, accumulate=1)[1]
     losses = [report.losses["loss"] for report in reports if report.losses]
