@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,16 +15,18 @@ _BEGINNING = b'{"id": '  # of each line, also of one that a kill cut off
 class Ledger:
     """A JSONL file of answers, each of which is on the disk before the next one is written.
 
-    A line is an object with `id`, `run` (what the answers of one file have in common: model,
-    prompt, settings) and either `text` or `error`. Opened again, what was answered stays; a line
-    that a kill cut off goes, and so do failures, which are tried again.
+    A line is an object with `id`, `asked` (a digest of its question), `run` (what the answers of
+    one file have in common: model, prompt, settings) and either `text` or `error`. Opened again,
+    what was answered stays; a line that a kill cut off goes, and so do failures, which are tried
+    again. Of two answers under one id the newer one stays: its question has changed.
     """
 
     def __init__(self, path: str | Path, *, run: str, fresh: bool = False) -> None:
         """Raises InputError: cannot be written, is no such file, holds answers of another run, or
         another process writes it. `fresh` drops what is there."""
         self.path = Path(path)
-        self.answered: set[str] = set()
+        self._asked: dict[str, str | None] = {}  # of each answer; None: nobody wrote it down
+        self._has_outdated = False
         self._run = run
         if self.path.exists() and not self.path.is_file():  # a device may be read for ever
             raise InputError(
@@ -52,8 +54,18 @@ class Ledger:
             self._lock.release()
             raise
 
+    @property
+    def answered(self) -> KeysView[str]:
+        """The ids of what earlier runs answered."""
+        return self._asked.keys()
+
+    def holds(self, name: str, asked: str | None) -> bool:
+        """Whether this question was answered under this id; None: whatever was asked."""
+        return name in self._asked and (asked is None or self._asked[name] in (None, asked))
+
     def write(self, values: Mapping[str, object]) -> None:
         """Adds a line; its `id` comes first. Raises InputError where the disk is full."""
+        self._has_outdated |= values["id"] in self.answered and "error" not in values
         line = json.dumps({**values, "run": self._run}, ensure_ascii=False) + "\n"
         try:
             self._file.write(line.encode(errors="backslashreplace"))
@@ -64,6 +76,8 @@ class Ledger:
     def close(self) -> None:
         try:
             self._file.close()
+            if self._has_outdated:
+                self._compact(with_failures=True)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
@@ -88,13 +102,12 @@ class Ledger:
                 elif not line.startswith(_BEGINNING[: len(line)]):
                     raise self._foreign(number)
         os.truncate(self.path, size)  # a line that was cut off
-        if has_failures:
-            beside = self.path.with_name(f".{self.path.name}.kept")
-            with self.path.open("rb") as file, beside.open("wb") as kept:
-                kept.writelines(line for line in file if "error" not in json.loads(line))
-            beside.replace(self.path)
+        if has_failures or self._has_outdated:
+            self._compact(with_failures=False)
+            self._has_outdated = False
 
     def _keeps(self, number: int, line: bytes) -> bool:
+        """Whether the line is an answer, which is noted."""
         try:
             values = json.loads(line)
             name, run = values["id"], values["run"]
@@ -107,8 +120,27 @@ class Ledger:
             )
         if "error" in values:
             return False
-        self.answered.add(name)
+        self._has_outdated |= name in self._asked
+        self._asked[name] = values.get("asked")
         return True
+
+    def _compact(self, *, with_failures: bool) -> None:
+        """Leaves the last answer under each id, and what failed or not."""
+        newest: dict[str, int] = {}
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file):
+                values = json.loads(line)
+                if "error" not in values:
+                    newest[values["id"]] = number
+        kept = set(newest.values())
+        beside = self.path.with_name(f".{self.path.name}.kept")
+        with self.path.open("rb") as file, beside.open("wb") as copy:
+            copy.writelines(
+                line
+                for number, line in enumerate(file)
+                if number in kept or (with_failures and "error" in json.loads(line))
+            )
+        beside.replace(self.path)
 
     def _foreign(self, number: int) -> InputError:
         return InputError(

@@ -1,14 +1,17 @@
 """Tasks and an engine -> a ledger full of answers."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from mmspec.batch.ledger import Ledger
 from mmspec.batch.work import Task
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MmspecError
+from mmspec.inputs import Passage
 from mmspec.requests import Request, Result
 
 
@@ -57,18 +60,17 @@ def run_batch(
     """Answers what the ledger does not hold yet, `decode.max_rows` tasks at a time, and writes each
     answer as it ends: so in no fixed order. A task that fails costs no other.
 
+    Under the id of an answer another question is answered anew, in its place.
+
     `options` are fields of `Request`, for all; `told` says what is written of an answer. A task's
     seed comes from `seed` and its id, so its answer depends on neither the batch nor on where an
     earlier run was stopped. Raises InputError: a wrong option, a full disk.
     """
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
-    running: dict[int, Task] = {}
-
-    def write(task: Task, values: dict[str, object]) -> None:
-        ledger.write({"id": task.id, **values})
+    running: dict[int, tuple[Task, str | None]] = {}
 
     def fail(task: Task, error: MmspecError) -> None:
-        write(task, {"error": str(error)})
+        ledger.write({"id": task.id, "error": str(error)})
         tally.num_failed += 1
         if len(tally.failures) < _FAILURES_KEPT:
             is_named = str(error).startswith((task.id, f"'{task.id}'"))
@@ -79,26 +81,27 @@ def run_batch(
     def requests() -> Iterator[Request]:
         number = 0
         for task in tasks:
+            asked = None if task.request is None else question_digest(task.request)
             if task.id in seen:
                 fail(task, InputError("this id was there before; give each line its own"))
-            elif task.id in ledger.answered:
+            elif ledger.holds(task.id, asked):
                 tally.num_earlier += 1
                 on_progress(tally)
             elif task.request is None:
                 assert task.error is not None
                 fail(task, task.error)
             else:
-                running[number] = task
+                running[number] = task, asked
                 number += 1
                 yield replace(task.request, seed=task_seed(seed, task.id))
             seen.add(task.id)
 
     for number, result in engine.generate_each(requests(), **options):
-        task = running.pop(number)
+        task, asked = running.pop(number)
         if result.error is not None:
             fail(task, result.error)
         else:
-            write(task, told(result))
+            ledger.write({"id": task.id, **told(result), "asked": asked})
             tally.num_answered += 1
         tally.new_tokens += result.stats.new_tokens
         tally.steps += result.stats.steps
@@ -112,3 +115,19 @@ def task_seed(seed: int, name: str) -> int:
     """The seed of one task: the same in every run, whatever else is answered."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode(errors="backslashreplace")).digest()
     return int.from_bytes(digest[:4], "big")
+
+
+def question_digest(request: Request) -> str:
+    """The same for the same texts, and media by the same names or bytes. What else a medium may be
+    counts by its kind alone."""
+    media = [request.images, request.videos, request.audio]
+    told = json.dumps([request.prompt, request.passages, media], default=_plainly)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def _plainly(value: object) -> str:
+    if isinstance(value, Passage):
+        return value.text
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    return str(value) if isinstance(value, Path) else type(value).__name__

@@ -43,6 +43,25 @@ def test_what_was_answered_stays_and_failures_and_half_a_line_go(tmp_path: Path)
     assert lines(path)[0] == {"id": "a", "text": "\u00e9\n", "run": "r"}
 
 
+def test_another_question_under_an_id_is_no_question_that_was_answered(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Ledger(path, run="r") as ledger:
+        ledger.write({"id": "a", "text": "A", "asked": "1"})
+        ledger.write({"id": "b", "text": "B"})  # by a version that did not write it
+    with Ledger(path, run="r") as ledger:
+        assert ledger.holds("a", "1") and ledger.holds("b", "1") and not ledger.holds("c", "1")
+        assert not ledger.holds("a", "2")
+        ledger.write({"id": "a", "error": "it was there before"})
+        ledger.write({"id": "a", "text": "new", "asked": "2"})
+    assert [line.get("text") for line in lines(path)] == ["B", None, "new"]
+    path.write_bytes(
+        path.read_bytes() + b'{"id": "b", "text": "killed", "run": "r", "asked": "3"}\n'
+    )
+    with Ledger(path, run="r") as ledger:
+        assert ledger.holds("a", "2") and ledger.holds("b", "3")
+    assert [line["text"] for line in lines(path)] == ["new", "killed"]
+
+
 @pytest.mark.parametrize("text", ["my notes", '{"my": "data"}', '{"id": 1, "text": "x"}\nnotes'])
 def test_a_file_of_someone_else_is_refused_and_left_as_it_is(tmp_path: Path, text: str) -> None:
     path = tmp_path / "notes.json"

@@ -83,6 +83,18 @@ def test_answers_that_are_written_beside_the_documents_are_no_documents(tmp_path
     assert out.read_text() == before
 
 
+def test_a_line_that_was_put_before_others_shifts_no_answer(tmp_path: Path) -> None:
+    """Without ids of their own lines are known by their numbers."""
+    prompts, out, whole = (tmp_path / name for name in ("p.txt", "out.jsonl", "whole.jsonl"))
+    prompts.write_text("abc abc\nxyz xyz\n")
+    batch("tiny-vlm", prompts, "--out", out, *OPTIONS)
+    prompts.write_text("def def\nabc abc\nxyz xyz\n")
+    assert "3 answered" in batch("tiny-vlm", prompts, "--out", out, *OPTIONS).stderr
+    assert "0 answered · 3 before" in batch("tiny-vlm", prompts, "--out", out, *OPTIONS).stderr
+    batch("tiny-vlm", prompts, "--out", whole, *OPTIONS)
+    assert answers(out) == answers(whole) and len(out.read_text().splitlines()) == 3
+
+
 def test_an_interrupted_run_goes_on(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
