@@ -9,14 +9,16 @@ The first documents of each file are taken, in order, so that the prompts are th
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmspec.bench.suites import Question, Task, question_of
 from mmspec.errors import InputError
 from mmspec.inputs.prompt_file import read_prompts
+from mmspec.inputs.records import read_records
 
+Named = Iterator[tuple[str, Question]]  # each with its task's name
 _QUOTED_CHARS = 4000
 _PARAGRAPHS = 4  # of a speech, to be translated
 _PASSAGES = 6  # stretches of a meeting that an answer is sought in
@@ -45,24 +47,13 @@ def folder_tasks(folder: Path, num_questions: int) -> list[Task]:
     ]
 
 
-def _questions(folder: Path) -> Iterator[tuple[str, Question]]:
-    for meeting in _lines(folder, "qmsum/*.jsonl"):
-        yield from _meeting_questions(meeting)
+def _questions(folder: Path) -> Named:
+    for path in sorted(folder.glob("qmsum/*.jsonl")):
+        yield from _of_records(path, _meeting_questions, "a meeting of QMSum")
     for path in sorted(folder.glob("state_union/*.txt")):
         yield from _speech_questions(path.read_text(encoding="utf-8", errors="replace"))
-    for row in _lines(folder, "kv_lookup/*.jsonl"):
-        records = row["ordered_kv_records"]
-        asked = [key for key, _ in records].index(row["key"])
-        near = records[max(asked - _NEAR_PAIRS, 0) : asked + _NEAR_PAIRS + 1]
-        pairs = json.dumps(dict(near), indent=1)
-        yield (
-            "looking up",
-            Question(
-                "Extract the value of the given key from the JSON object below.\n\n",
-                pairs,
-                f'\n\nKey: "{row["key"]}"\nGive the key and its value.',
-            ),
-        )
+    for path in sorted(folder.glob("kv_lookup/*.jsonl")):
+        yield from _of_records(path, _look_up, "a look-up with 'key' and 'ordered_kv_records'")
     for path in sorted(folder.glob("prompts/*.jsonl")):
         for prompt in read_prompts(path):
             name = _PROMPT_TASKS.get(path.stem, path.stem)
@@ -71,14 +62,29 @@ def _questions(folder: Path) -> Iterator[tuple[str, Question]]:
             yield name, question_of(prompt)
 
 
-def _lines(folder: Path, pattern: str) -> Iterator[Mapping[str, Any]]:
-    for path in sorted(folder.glob(pattern)):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                yield json.loads(line)
+def _of_records(path: Path, questions: Callable[[Mapping[str, Any]], Named], what: str) -> Named:
+    """The questions of each line. Raises InputError for a line that is not `what`."""
+    for record in read_records(path):
+        if record.error is not None:
+            raise record.error
+        try:
+            yield from list(questions(record.values))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{record.where}: got the keys {sorted(record.values)}; expected {what}"
+            ) from error
 
 
-def _meeting_questions(meeting: Mapping[str, Any]) -> Iterator[tuple[str, Question]]:
+def _look_up(row: Mapping[str, Any]) -> Named:
+    records = row["ordered_kv_records"]
+    asked = [key for key, _ in records].index(row["key"])
+    near = records[max(asked - _NEAR_PAIRS, 0) : asked + _NEAR_PAIRS + 1]
+    lead = "Extract the value of the given key from the JSON object below.\n\n"
+    after = f'\n\nKey: "{row["key"]}"\nGive the key and its value.'
+    yield "looking up", Question(lead, json.dumps(dict(near), indent=1), after)
+
+
+def _meeting_questions(meeting: Mapping[str, Any]) -> Named:
     turns = [f"{turn['speaker']}: {turn['content']}" for turn in meeting["meeting_transcripts"]]
     transcript = "\n".join(turns)
     lead = "Repeat this transcript word by word.\n\n"
@@ -102,10 +108,11 @@ def _passages(turns: list[str], spans: list[list[str]]) -> str:
     return "\n\n".join(f"[{number}]\n{text}" for number, text in enumerate(texts, 1))
 
 
-def _speech_questions(speech: str) -> Iterator[tuple[str, Question]]:
+def _speech_questions(speech: str) -> Named:
     paragraphs = [" ".join(line.split()) for line in speech.splitlines() if len(line) > 200]
     quoted = "\n".join(paragraphs)[:_QUOTED_CHARS]
-    yield "quoting a speech", Question("Repeat this speech word by word.\n\n", quoted)
+    if quoted:
+        yield "quoting a speech", Question("Repeat this speech word by word.\n\n", quoted)
     for first in range(0, len(paragraphs) - _PARAGRAPHS, _PARAGRAPHS):
         text = "\n".join(paragraphs[first : first + _PARAGRAPHS])
         yield "translating", Question("Translate this text into French.\n\n", text)

@@ -217,8 +217,9 @@ def _tasks(suite: str, data: Path | None, prompts: Path | None, number: int | No
         return folder_tasks(data, number or _QUESTIONS)
     if suite == "file" and prompts is not None:
         return file_tasks(prompts, number)
-    needed = {"data": "needs --data DIR", "file": "needs --prompts FILE"}
-    raise ConfigError(f"--suite {suite}: {needed.get(suite, f'expected one of {_SUITES}')}")
+    needed = {"data": "needs --data PATH", "file": "needs --prompts PATH"}
+    expected = f"expected one of {', '.join(_SUITES)}"
+    raise ConfigError(f"--suite {suite}: {needed.get(suite, expected)}")
 
 
 def report_values(

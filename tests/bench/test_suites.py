@@ -82,6 +82,30 @@ def test_a_part_of_the_folder_is_enough_and_none_is_told(folder: Path, tmp_path:
         folder_tasks(tmp_path / "qmsum", 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "told"),
+    [
+        ("qmsum", '{"meetings": 1}', "line 1: got the keys ['meetings']; expected a meeting"),
+        ("qmsum", '{"meeting_transcripts": [1]}', "expected a meeting"),
+        ("kv_lookup", '{"key": "a", "ordered_kv_records": []}', "expected a look-up"),
+        ("kv_lookup", "no JSON", "line 1: is not JSON"),
+    ],
+)
+def test_a_line_of_another_form_is_named(tmp_path: Path, name: str, line: str, told: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.jsonl").write_text(line)
+    with pytest.raises(InputError) as raised:
+        folder_tasks(tmp_path, 4)
+    assert told in str(raised.value) and "a.jsonl" in str(raised.value)
+
+
+def test_a_speech_of_short_lines_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "state_union").mkdir()
+    (tmp_path / "state_union" / "a.txt").write_text("Too short.")
+    with pytest.raises(InputError, match="no prompts found"):
+        folder_tasks(tmp_path, 4)
+
+
 def test_a_users_file_is_gathered_by_task(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     values = [{"prompt": "a", "task": "x"}, {"prompt": "b"}, {"prompt": "c", "task": "x"}]

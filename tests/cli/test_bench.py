@@ -149,8 +149,8 @@ def test_a_wrong_text_of_ours_is_exit_code_1(
     ("words", "told"),
     [
         ((), "no prompts: give a folder of them with --data"),
-        (("--suite", "data"), "--suite data: needs --data DIR"),
-        (("--suite", "all"), "--suite all: expected one of"),
+        (("--suite", "data"), "--suite data: needs --data PATH"),
+        (("--suite", "all"), "--suite all: expected one of bundled, data, file"),
         (("--data", "/no/such"), "no prompts found"),
         (("--prompts", "FILE", "--task", "maths"), "task 'maths': expected one of 'copying'"),
         (("--prompts", "FILE", "--drafter", "nobody"), "drafter 'nobody': expected one of"),
