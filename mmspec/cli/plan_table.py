@@ -16,14 +16,18 @@ def heading(found: Outlook) -> Text:
     """Which model on which machine, and what is counted."""
     target, hardware = found.target, found.target.hardware
     shape = target.shape
-    text = Text()
-    text.append(f"{shape.name} on {hardware.name}", style="bold")
-    text.append(
-        f"  {target.weights}, {_bytes(target.weight_bytes)} of weights a step, "
-        f"{_bytes(target.kv_bytes(1024) / 1024)} of KV a token, {shape.group} query heads a KV head"
-        + (f", {_bytes(shape.state_bytes)} of state a node" if shape.state_bytes else "")
-        + f"\n{hardware.bytes_per_s / 1e12:.3g} TB/s, {hardware.gemm_flops / 1e12:.3g} TFLOP/s of "
-        f"matrix products, {hardware.attention_flops / 1e12:.3g} of attention"
+    facts = [
+        str(target.weights),
+        f"{_bytes(target.weight_bytes)} of weights a step",
+        f"{_bytes(target.row_bytes(1) - target.row_bytes(0))} of KV a token",
+        f"{shape.group} query heads a KV head",
+        *([f"{_bytes(shape.state_bytes)} of state a node"] if shape.state_bytes else []),
+    ]
+    text = Text.assemble(
+        (f"{shape.name} on {hardware.name}", "bold"),
+        f"  {', '.join(facts)}\n{hardware.bytes_per_s / 1e12:.3g} TB/s, "
+        f"{hardware.gemm_flops / 1e12:.3g} TFLOP/s of matrix products, "
+        f"{hardware.attention_flops / 1e12:.3g} of attention",
     )
     if hardware.host_s:
         text.append(f", {1000 * hardware.host_s:g} ms a forward at least")

@@ -1,6 +1,5 @@
 """Predictions beside what was measured: the results that `scripts/bench_score.py` writes."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import cast
 from mmspec.errors import ConfigError
 from mmspec.plan.hardware import Hardware
 from mmspec.plan.roofline import Forward, Precision
-from mmspec.plan.shape import SHAPES, ModelShape, find_shape
+from mmspec.plan.shape import SHAPES, ModelShape, find_shape, read_object
 
 _RANDOM_LLAMA = "random llama"  # what the script calls the model that it makes itself
 
@@ -72,15 +71,14 @@ def is_score_report(path: Path) -> bool:
 
 
 def _report(path: Path) -> Mapping[str, object]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is no JSON file: {error}") from error
-    rows = report.get("rows") if isinstance(report, dict) else None
-    is_one = isinstance(rows, list) and all("samples_ms" in row for row in rows)
+    report = read_object(path)
+    rows = report.get("rows")
+    is_one = isinstance(rows, list) and all(
+        isinstance(row, Mapping) and "samples_ms" in row for row in rows
+    )
     if not is_one or "model" not in report:
         raise ConfigError(f"{path}: expected what scripts/bench_score.py writes")
-    return cast(Mapping[str, object], report)
+    return report
 
 
 def _samples(report: Mapping[str, object]) -> list[tuple[int, int, list[float]]]:

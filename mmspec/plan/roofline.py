@@ -45,14 +45,23 @@ class Forward:
         head = BYTES["int8" if self.has_int8_head else self.state]
         return shape.layer_weights * layers * BYTES[self.weights] + shape.head_weights * head
 
+    @property
+    def stored_bytes(self) -> float:
+        """Of the matrices and the embedding, where that is not the head. Encoders of images and the
+        like are not known here."""
+        embeddings = self.shape.embeddings * self.shape.head_weights
+        return self.weight_bytes + embeddings * BYTES[self.state]
+
     def kv_bytes(self, tokens: int) -> float:
-        """Of one row."""
+        """Of one row, that a forward reads."""
         return self._layers(tokens) * self.shape.kv_values * tokens * BYTES[self.state]
 
     def row_bytes(self, tokens: int, *, nodes: int = 0) -> float:
-        """Of one row: its KV and running state, and those of `nodes` drafted ones."""
-        states = (1 + nodes) * self.shape.state_bytes * self.layer_share
-        return self.kv_bytes(tokens) + states
+        """Of one row, that are kept: its KV, all of it in layers with a window too, its running
+        state, and those of `nodes` drafted ones."""
+        shape = self.shape
+        kept = (shape.layers - shape.keyless_layers) * shape.kv_values * tokens * BYTES[self.state]
+        return (kept + (1 + nodes) * shape.state_bytes) * self.layer_share
 
     def seconds(self, nodes: int, *, context: int, batch: int) -> float:
         """One forward over `nodes` tokens of each of `batch` rows of `context` committed ones."""
@@ -72,9 +81,8 @@ class Forward:
     def fits(self, *, context: int, batch: int, nodes: int = 0) -> bool:
         """Whether weights and rows with so many drafted nodes have room in the machine's memory,
         with a tenth to spare."""
-        stored = self.weight_bytes + self.shape.head_weights * BYTES[self.state]  # the embedding
         rows = batch * self.row_bytes(context, nodes=nodes)
-        return stored + rows <= 0.9 * self.hardware.memory_bytes
+        return self.stored_bytes + rows <= 0.9 * self.hardware.memory_bytes
 
     def of(self, shape: ModelShape) -> "Forward":
         """Another model on the same machine."""

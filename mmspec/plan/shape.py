@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mmspec.errors import ConfigError
@@ -26,6 +26,7 @@ class ModelShape:
     counted_weights: int | None = None  # linear layers and head, where they were counted otherwise
     keyless_layers: int = 0  # that keep a running state, and no keys
     state_bytes: int = 0  # of all running states of one row, or of a drafted node
+    embeddings: int = 1  # matrices beside the head's; 0: the head's is the embedding, too
 
     @property
     def group(self) -> int:
@@ -55,24 +56,27 @@ class ModelShape:
         return self.layers - self.keyless_layers - self.sliding_layers * (1.0 - share)
 
 
-def _llama(name: str, *sizes: int) -> ModelShape:
+def _llama(name: str, *sizes: int, embeddings: int = 1) -> ModelShape:
     layers, hidden, heads, kv_heads, intermediate, vocab = sizes
-    return ModelShape(name, layers, hidden, heads, kv_heads, hidden // heads, intermediate, vocab)
+    head_dim = hidden // heads
+    return ModelShape(
+        name, layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, embeddings=embeddings
+    )
 
 
 _KNOWN = (
     _llama("llama-2-7b", 32, 4096, 32, 32, 11_008, 32_000),
     _llama("llama-3-8b", 32, 4096, 32, 8, 14_336, 128_256),
     _llama("llama-3-70b", 80, 8192, 64, 8, 28_672, 128_256),
-    _llama("llama-3.2-1b", 16, 2048, 32, 8, 8192, 128_256),
-    _llama("llama-3.2-3b", 28, 3072, 24, 8, 8192, 128_256),
+    _llama("llama-3.2-1b", 16, 2048, 32, 8, 8192, 128_256, embeddings=0),
+    _llama("llama-3.2-3b", 28, 3072, 24, 8, 8192, 128_256, embeddings=0),
     _llama("mistral-7b", 32, 4096, 32, 8, 14_336, 32_000),
-    _llama("qwen2.5-0.5b", 24, 896, 14, 2, 4864, 151_936),
-    _llama("qwen2.5-1.5b", 28, 1536, 12, 2, 8960, 151_936),
+    _llama("qwen2.5-0.5b", 24, 896, 14, 2, 4864, 151_936, embeddings=0),
+    _llama("qwen2.5-1.5b", 28, 1536, 12, 2, 8960, 151_936, embeddings=0),
     _llama("qwen2.5-7b", 28, 3584, 28, 4, 18_944, 152_064),
     _llama("qwen2.5-32b", 64, 5120, 40, 8, 27_648, 152_064),
-    replace(_llama("qwen3-8b", 36, 4096, 32, 8, 12_288, 151_936), head_dim=128),
-    _llama("smollm2-135m", 30, 576, 9, 3, 1536, 49_152),
+    _llama("qwen3-8b", 36, 4096, 32, 8, 12_288, 151_936),
+    _llama("smollm2-135m", 30, 576, 9, 3, 1536, 49_152, embeddings=0),
     _llama("random-llama", 8, 512, 8, 2, 1376, 4096),  # of scripts/bench_score.py
 )
 SHAPES: dict[str, ModelShape] = {shape.name: shape for shape in _KNOWN}
@@ -94,12 +98,21 @@ def find_shape(name_or_path: str | Path) -> ModelShape:
             f"model {str(name_or_path)!r}: expected a folder with a config.json, such a file, or "
             f"one of {', '.join(SHAPES)}"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is no JSON file: {error}") from error
     name = path.parent.name if path.name == "config.json" else path.stem
-    return shape_of(config, name or "model")
+    return shape_of(read_object(path), name or "model")
+
+
+def read_object(path: Path) -> Mapping[str, object]:
+    """What a JSON file holds. Raises ConfigError."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no JSON file: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: got {type(values).__name__}, expected an object")
+    return values
 
 
 def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
@@ -138,6 +151,7 @@ def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
         _size(text, "vocab_size", name),
         sliding_layers=sliding if window else 0,
         window=window,
+        embeddings=_embeddings(text),
     )
 
 
@@ -154,7 +168,13 @@ def _with_states(found: StatefulShape, text: Mapping[str, object], name: str) ->
         counted_weights=found.weights,
         keyless_layers=found.layers - found.attending,
         state_bytes=found.state_bytes,
+        embeddings=_embeddings(text),
     )
+
+
+def _embeddings(text: Mapping[str, object]) -> int:
+    """As far as the config says: one that says nothing may mean either."""
+    return 0 if text.get("tie_word_embeddings") is True else 1
 
 
 def _size(text: Mapping[str, object], key: str, name: str, default: int = 0) -> int:

@@ -100,7 +100,15 @@ def test_the_results_of_this_repository_can_be_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"rows": {}}', '{"rows": [{"a": 1}]}', '{"rows": []}']
+    "text",
+    [
+        "{",
+        "[]",
+        '{"model": "x", "rows": [1]}',
+        '{"rows": {}}',
+        '{"rows": [{"a": 1}]}',
+        '{"rows": []}',
+    ],
 )
 def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"

@@ -31,6 +31,24 @@ def test_weights_are_those_of_the_model(family: str) -> None:
     assert shape.layers * shape.layer_weights + shape.head_weights == _weights(model)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "llama", "qwen2"])
+def test_memory_is_what_a_row_and_the_weights_take(family: str) -> None:
+    """A sliding layer keeps all of a row; an embedding that is the head is there once."""
+    model = FAMILIES[family].build(torch.float32)
+    for tied in (True, False):
+        config = {**json.loads(model.config.to_json_string(use_diff=False)), "sliding_window": 8}
+        shape = shape_of({**config, "tie_word_embeddings": tied}, family)
+        matrices = _weights(model) + (0 if tied else shape.head_weights)
+        forward = Forward(shape, find_hardware("h200"), "fp32", "fp32")
+        assert forward.stored_bytes == 4 * matrices
+    target = Target(model)
+    cache, prompt = target.new_cache(), Prompt(torch.arange(30, 60))
+    row = cache.open(prompt.num_tokens)
+    target.prefill(prompt, cache, row)
+    kept = sum(t.nbytes for pair in cache.read(row, 0, 30) if pair is not None for t in pair)
+    assert forward.row_bytes(30) == kept
+
+
 def _weights(model: Any) -> int:
     return sum(m.weight.numel() for m in text_linears(model) if isinstance(m, nn.Linear))
 
@@ -88,15 +106,12 @@ def test_mixtures_of_experts_are_refused(family: str) -> None:
 
 def test_known_shapes_have_the_published_sizes() -> None:
     """Parameters but for the norms, in billions; the input embedding counts where it is its own."""
-    published = {"llama-3-8b": 8.03, "llama-2-7b": 6.74, "qwen2.5-7b": 7.62, "llama-3-70b": 70.6}
+    published = {
+        "llama-3-8b": 8.03, "llama-2-7b": 6.74, "qwen2.5-7b": 7.62, "llama-3-70b": 70.6,
+        "llama-3.2-1b": 1.236, "qwen2.5-0.5b": 0.494, "smollm2-135m": 0.1345,
+    }  # fmt: skip
     for name, billions in published.items():
-        shape = SHAPES[name]
-        total = shape.layers * shape.layer_weights + 2 * shape.head_weights
-        assert abs(total / 1e9 - billions) < 0.005 * billions, name
-    tied = {"llama-3.2-1b": 1.236, "qwen2.5-0.5b": 0.494, "smollm2-135m": 0.1345}
-    for name, billions in tied.items():
-        shape = SHAPES[name]
-        total = shape.layers * shape.layer_weights + shape.head_weights
+        total = Forward(SHAPES[name], find_hardware("h200")).stored_bytes / 2
         assert abs(total / 1e9 - billions) < 0.005 * billions, name
 
 
@@ -120,6 +135,9 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     broken = tmp_path / "config.json"
     broken.write_text("{")
     with pytest.raises(ConfigError, match="no JSON"):
+        find_shape(tmp_path)
+    broken.write_text("[1]")
+    with pytest.raises(ConfigError, match="got list, expected an object"):
         find_shape(tmp_path)
     broken.write_text('{"hidden_size": 64, "num_hidden_layers": 2}')
     with pytest.raises(ConfigError, match="num_attention_heads=None"):
