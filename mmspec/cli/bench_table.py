@@ -1,6 +1,9 @@
 """What a person sees of a benchmark: a table a task, and what its figures mean."""
 
+from enum import Enum, auto
+
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -17,8 +20,7 @@ _BASELINES = {
     BEST_LOOKUP: "x its\nlookup",
     PLAIN: "x our\nplain",
 }
-_WIDE = 112  # columns that a table with all intervals needs
-_NAME_COLUMNS = 25  # so that the tables of all tasks stand in line
+_NAME_COLUMNS = 24  # "transformers lookup 10 ★"
 
 
 def heading(model: str, dtype: str, machine: Machine, *, pairs: int) -> Text:
@@ -33,37 +35,62 @@ def heading(model: str, dtype: str, machine: Machine, *, pairs: int) -> Text:
 
 
 def task_table(report: TaskReport, *, width: int) -> Table:
-    """One task: a row a method, ratios against each baseline with their intervals."""
+    """One task: a row a method, ratios against each baseline. What `width` columns do not hold is
+    left out: other baselines' intervals, two columns, the last interval, other baselines."""
+    room = Console(width=10**4)
+    for detail in Detail:
+        table = _table(report, detail)
+        if room.measure(table).maximum <= width:
+            break
+    return table
+
+
+class Detail(Enum):
+    """How much a table says, the most first."""
+
+    ALL = auto()
+    ONE_INTERVAL = auto()
+    FEW_COLUMNS = auto()
+    NO_INTERVAL = auto()
+    ONE_BASELINE = auto()
+
+
+def _table(report: TaskReport, detail: Detail) -> Table:
     baselines = [b for b in _BASELINES if any(b in row.versus for row in report.rows)]
     main = baselines[0] if baselines else PLAIN
+    is_least = detail is Detail.ONE_BASELINE
+    baselines = baselines[:1] if is_least else baselines
+    has_all_columns = detail in (Detail.ALL, Detail.ONE_INTERVAL)
+    has_interval = has_all_columns or detail is Detail.FEW_COLUMNS
+    with_interval = baselines if detail is Detail.ALL else [main] if has_interval else []
     table = Table(
         box=SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
+        padding=(0, 0, 0, 1 if has_all_columns else 0),
         pad_edge=False,
         title=_title(report),
         title_justify="left",
         title_style="",
     )
-    columns = ["tokens/s", *(_BASELINES[b] for b in baselines)]
-    table.add_column("", no_wrap=True, min_width=_NAME_COLUMNS)
-    for name in (*columns, "by CPU\ntime", "end\nto end", "a step", "same"):
+    # A long name goes over several lines; tables of all tasks stand in line.
+    least = None if is_least else _NAME_COLUMNS
+    table.add_column("", overflow="fold", min_width=least, max_width=_NAME_COLUMNS)
+    names = ["tokens/s", *(_BASELINES[b] for b in baselines)]
+    names += ["by CPU\ntime", "end\nto end"] if has_all_columns else []
+    for name in (*names, "a step", "same"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.rows:
         if row.refused is not None:
             table.add_row(Text(row.method, style="dim"), Text("refused", style="yellow"))
             continue
         versus = row.versus.get(main)
+        figures = [versus.decode_cpu, versus.end_to_end] if versus else [None, None]
         best = row.method == report.best_lookup
         is_ours = row.method.startswith("mmspec")
         table.add_row(
             Text.assemble((row.method, "bold" if is_ours else ""), " ★" if best else ""),
             f"{row.tokens_per_second:,.1f}",
-            *(
-                _ratio(row, baseline, wide=width >= _WIDE or baseline == main)
-                for baseline in baselines
-            ),
-            _median(versus.decode_cpu if versus else None),
-            _median(versus.end_to_end if versus else None),
+            *(_ratio(row, one, with_interval=one in with_interval) for one in baselines),
+            *(_median(one) for one in figures if has_all_columns),
             f"{row.acceptance_length:.2f}",
             _sameness(row, report.prompts),
         )
@@ -81,13 +108,13 @@ def _title(report: TaskReport) -> Text:
     return Text.assemble((report.task, "bold"), (f"   {' · '.join(facts)}", "dim"))
 
 
-def _ratio(row: MethodRow, baseline: str, *, wide: bool) -> Text:
+def _ratio(row: MethodRow, baseline: str, *, with_interval: bool) -> Text:
     ratios: Ratios | None = row.versus.get(baseline)
     if ratios is None or ratios.decode is None or row.method == baseline:
         return Text("1" if row.method == baseline else "–", style="dim")
     shown = ratios.decode
     style = "green" if shown.low > 1 else "red" if shown.high < 1 else ""
-    interval = f" {shown.low:.2f}–{shown.high:.2f}" if wide else ""
+    interval = f" {shown.low:.2f}–{shown.high:.2f}" if with_interval else ""
     return Text.assemble((f"{shown.median:.2f}", f"bold {style}".strip()), (interval, "dim"))
 
 

@@ -1,5 +1,6 @@
 """Figures worked out by hand."""
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -148,6 +149,34 @@ def test_a_narrow_terminal_loses_intervals_and_no_column() -> None:
     row = next(line for line in lines if "mmspec prompt_lookup" in line)
     assert len(row) <= 100
     assert row.split()[2:] == "8.0 6.00 4.00–8.00 2.00 4.00 6.00 3.50 3.00 2/2".split()
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown_figures"),
+    [
+        (80, "8.0 6.00 4.00–8.00 2.00 4.00 3.00 2/2"),  # without CPU time and end to end
+        (74, "8.0 6.00 2.00 4.00 3.00 2/2"),  # nor an interval
+        (60, "8.0 6.00 3.00 2/2"),  # nor other baselines
+    ],
+)
+def test_a_narrower_one_loses_whole_columns(columns: int, shown_figures: str) -> None:
+    text = shown(measurements(), columns)
+    lines = text.splitlines()
+    row = next(line for line in lines if "mmspec prompt_lookup" in line)
+    assert row.split()[2:] == shown_figures.split()
+    assert "by CPU" not in text and not any("…" in line for line in lines)
+
+
+def test_a_long_name_costs_no_figure() -> None:
+    one = measurements()
+    name = "mmspec " + "a name that somebody gave " * 3
+    one.runs[name] = one.runs.pop("mmspec prompt_lookup")
+    methods = [*METHODS[:-1], replace(METHODS[-1], name=name)]
+    report = build_report([one], methods, pairs=2)
+    console = Console(width=120, record=True, file=io.StringIO(), color_system=None)
+    console.print(task_table(report.tasks[0], width=120))
+    text = console.export_text()
+    assert "…" not in text and "6.00 4.00–8.00 2.00 2.00–2.00 4.00" in " ".join(text.split())
 
 
 def test_a_difference_is_shown_with_its_place_and_texts() -> None:
