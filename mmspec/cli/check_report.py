@@ -38,7 +38,7 @@ def check_table(report: CheckReport) -> Table:
         "same tokens",
         "drafts accepted",
     ):
-        table.add_column(name, justify="left" if name.startswith("the") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name.startswith("the") else "right")
     for way in dict.fromkeys(one.way for one in report.comparisons):
         own = [one for one in report.comparisons if one.way == way]
         greedy = [one for one in own if one.sampling == "greedy"]

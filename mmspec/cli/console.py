@@ -4,6 +4,7 @@ The answer goes to stdout and everything about it to stderr, so that `mmspec gen
 writes the answer alone.
 """
 
+import os
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from rich.text import Text
 from mmspec.errors import MmspecError
 
 EXIT_DIFFERENT, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+_FILE_COLUMNS = 160  # in a pipe too: no table is cut where there is no edge
 _BIDI_CONTROLS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
@@ -25,7 +27,11 @@ def consoles() -> tuple[Console, Console]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal is no reason to fail
     plain = {"markup": False, "emoji": False, "highlight": False}
-    return Console(**plain), Console(stderr=True, **plain)  # type: ignore[arg-type]
+    both = Console(**plain), Console(stderr=True, **plain)  # type: ignore[arg-type]
+    for console in both:
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = _FILE_COLUMNS
+    return both
 
 
 def has_colour(console: Console) -> bool:

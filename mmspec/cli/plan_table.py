@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -37,10 +38,12 @@ def heading(found: Outlook) -> Text:
 
 def score_table(found: Outlook, nodes: Sequence[int]) -> Table:
     """Milliseconds of a score call."""
-    table = Table("batch", "context", title="A score call, ms by nodes", title_justify="left")
+    table = _table("A score call, ms by nodes", "batch", "context")
     for count in nodes:
-        table.add_column("1 (plain)" if count == 1 else str(count), justify="right")
-    table.add_column("plain tokens/s", justify="right")
+        table.add_column(
+            "1 (plain)" if count == 1 else str(count), justify="right", overflow="fold"
+        )
+    table.add_column("plain tokens/s", justify="right", overflow="fold")
     table.add_column("KV", justify="right")
     for place in found.places:
         table.add_row(
@@ -60,12 +63,8 @@ def speed_tables(found: Outlook, methods: Sequence[Method]) -> Group:
     tables: list[Table] = []
     for batch, group in groupby(found.places, lambda place: place.batch):
         places = list(group)
-        table = Table(
-            "drafter",
-            "assumed",
-            title=f"Speed beside plain decoding at batch {batch}, at the best draft length",
-            title_justify="left",
-        )
+        title = f"Speed beside plain decoding at batch {batch}, at the best draft length"
+        table = _table(title, "drafter", "assumed")
         for place in places:
             table.add_column(short(place.context), justify="right", no_wrap=True)
         for index, method in enumerate(methods):
@@ -82,9 +81,7 @@ def speed_tables(found: Outlook, methods: Sequence[Method]) -> Group:
 def pays_table(found: Outlook) -> Table:
     """From which context on each drafter is faster than plain decoding, at the low assumption."""
     batches = list(dict.fromkeys(one.batch for one in found.pays))
-    table = Table(
-        "drafter", title="Contexts where it pays, at the low assumption", title_justify="left"
-    )
+    table = _table("Contexts where it pays, at the low assumption", "drafter")
     for batch in batches:
         table.add_column(f"batch {batch}")
     for name, group in groupby(found.pays, lambda one: one.method):
@@ -94,9 +91,9 @@ def pays_table(found: Outlook) -> Table:
 
 def compared_table(compared: Sequence[Compared]) -> Group:
     """Predictions beside measurements."""
-    table = Table(
+    table = _table(
+        "Predictions beside measurements",
         "file", "model", "context", "nodes", "predicted, ms", "measured, ms", "ratio",
-        title="Predictions beside measurements", title_justify="left",
     )  # fmt: skip
     for one in compared:
         table.add_row(
@@ -118,6 +115,16 @@ def compared_table(compared: Sequence[Compared]) -> Group:
             style="dim",
         ),
     )
+
+
+def _table(title: str, *columns: str) -> Table:
+    """In a narrow terminal words go over several lines: none is cut."""
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, title=title, title_justify="left"
+    )
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def _speed(place: Place, index: int) -> Text:

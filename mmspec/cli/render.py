@@ -81,7 +81,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def speed_bars(speeds: Mapping[str, float], *, columns: int = 40, colour: str = _GOOD) -> Text:
+def speed_bars(speeds: Mapping[str, float], *, columns: int = 30, colour: str = _GOOD) -> Text:
     """A bar a line, as long as its tokens a second; the first one is the coloured one."""
     fastest, widest = max(speeds.values()), max(map(len, speeds))
     lines = []

@@ -105,3 +105,15 @@ def test_a_picture_without_matplotlib_is_a_mistake(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     run = plan("llama-3-8b", "--plot", tmp_path / "plan.png", code=2)
     assert "mmspec[plot]" in run.stderr
+
+
+@pytest.mark.parametrize("columns", ["60", "80", None])
+def test_nothing_is_cut_in_a_narrow_terminal_or_a_file(columns: str | None) -> None:
+    """But for a file there is no edge: each row is one line."""
+    run = CliRunner().invoke(
+        app, ["plan", "llama-3-8b", "--batch", "1"], env={"NO_COLOR": "1", "COLUMNS": columns}
+    )
+    assert run.exit_code == 0 and "…" not in run.stdout
+    assert max(map(len, run.stdout.splitlines())) <= int(columns or 160)
+    row = "cascade: lookup, compressed_kv int4  0.9 / 1"
+    assert (row in run.stdout) == (columns is None)
