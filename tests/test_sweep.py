@@ -1,12 +1,22 @@
 """The sweep over transformers' architectures: a handful by default, all of them with --slow."""
 
+import io
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from mmspec.errors import InputError
-from mmspec.sweep import Architecture, SweepLimits, Trial, architectures, markdown, sweep
+from mmspec.sweep import (
+    Architecture,
+    SweepLimits,
+    Trial,
+    architectures,
+    markdown,
+    rich_table,
+    sweep,
+)
 from mmspec.sweep import trial as trials
 from mmspec.sweep.build import build
 from mmspec.sweep.shrink import tiny_config
@@ -118,6 +128,13 @@ def test_a_tiny_config_has_every_kind_of_layer() -> None:
     assert set(config.layer_types) == {"sliding_attention", "full_attention"}
     assert config.vocab_size == VOCAB_SIZE
     assert max(text_tokens(40, 1)) < 100
+
+
+def test_a_reason_with_brackets_is_shown_as_it_is() -> None:
+    trial = Trial("x", "X", "text", "failed", "got [batch, seq], expected [/INST]")
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(rich_table([trial]))
+    assert "got [batch, seq], expected [/INST]" in console.export_text()
 
 
 def test_the_table_has_a_line_a_family() -> None:

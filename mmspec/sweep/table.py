@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from mmspec.sweep.trial import UNTRIED, Trial
 
@@ -22,15 +23,14 @@ def rich_table(trials: Sequence[Trial]) -> Table:
     table = Table("family", "verdict", "scored as", "attention", "media", "notes")
     for trial in trials:
         media = ", ".join(f"{kind} {_medium(found)}" for kind, found in trial.media.items())
-        colour = _COLOURS[trial.verdict]
         note = trial.reason or trial.attention_failure
         table.add_row(
             trial.model_type,
-            f"[{colour}]{trial.verdict}[/]",
+            Text(trial.verdict, _COLOURS[trial.verdict]),
             trial.shape,
             trial.attention,
-            media,
-            note[:160],
+            Text(media),
+            Text(note[:160]),
         )
     return table
 
