@@ -86,9 +86,15 @@ class _State:
         self.trained_s = saved["trained_s"]
 
 
-def is_begun(folder: Path) -> bool:
-    """Whether the folder holds a training that can be gone on with."""
-    return (folder / "training" / CHECKPOINT).is_file()
+def check_begun(folder: Path, *, resume: bool) -> bool:
+    """Whether the folder holds a training. Raises ConfigError for one that is not to be gone on
+    with."""
+    is_begun = (folder / "training" / CHECKPOINT).is_file()
+    if is_begun and not resume:
+        raise ConfigError(
+            f"{folder}: holds a training already; go on with it (--resume), or name another folder"
+        )
+    return is_begun
 
 
 def train(
@@ -113,12 +119,7 @@ def train(
     device = next(method.module.parameters()).device
     optimizer = Optimizer(method.module, clip=settings.clip, weight_decay=settings.weight_decay)
     state = _State(method, optimizer)
-    if is_begun(folder):
-        if not resume:
-            raise ConfigError(
-                f"{folder}: holds a training already; go on with it (--resume), or name another "
-                "folder"
-            )
+    if check_begun(folder, resume=resume):
         state.load(folder, run, device=device)
     log = _Log(folder / "training" / LOG, state.step)
     data = walk(

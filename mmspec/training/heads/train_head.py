@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,12 +11,12 @@ import torch
 from mmspec.batch import Tally
 from mmspec.config import Config, TrainConfig, load_config
 from mmspec.engine import Engine
-from mmspec.errors import ConfigError, InputError
+from mmspec.errors import InputError
 from mmspec.target import Target
 from mmspec.target.fingerprint import weights_fingerprint
 from mmspec.training.heads.acceptance import Acceptance
 from mmspec.training.heads.features import FeatureReader
-from mmspec.training.heads.loop import Report, evaluations, is_begun, train
+from mmspec.training.heads.loop import Report, check_begun, evaluations, train
 from mmspec.training.heads.method import HeadMethod
 from mmspec.training.heads.methods import DRAFTERS, METHODS, Counts, check_head
 from mmspec.training.heads.prepare import DataSettings, Prepared, prepare
@@ -103,10 +103,7 @@ def train_head(
     told, folder = chosen.train, Path(out)
     check_head(head)
     settings = loop_settings(told, steps=steps, minutes=minutes)
-    if is_begun(folder) and not resume:
-        raise ConfigError(
-            f"{folder}: holds a training already; go on with it (--resume), or name another folder"
-        )
+    check_begun(folder, resume=resume)
     _check_writable(folder)
     about = data_settings(told, prompt=prompt, field=field)
     inputs = [data] if isinstance(data, str) else list(data)
@@ -161,16 +158,18 @@ def _made(target: Target, head: str, config: TrainConfig, counts: Counts) -> Hea
 
 def loop_settings(config: TrainConfig, *, steps: int | None, minutes: float | None) -> Settings:
     """The loop's settings of a configuration. Raises ConfigError."""
-    names = {one.name for one in fields(Settings)} - {"steps", "minutes"}
-    given = {name: value for name, value in asdict(config).items() if name in names}
-    return Settings(steps=steps, minutes=minutes, **given)
+    return Settings(steps=steps, minutes=minutes, **_fields_of(Settings, config))
 
 
 def data_settings(config: TrainConfig, *, prompt: str | None, field: str) -> DataSettings:
     """The data's settings of a configuration. Raises ConfigError."""
-    names = {one.name for one in fields(DataSettings)} - {"prompt", "field"}
-    given = {name: value for name, value in asdict(config).items() if name in names}
-    return DataSettings(prompt=prompt, field=field, **given)
+    return DataSettings(prompt=prompt, field=field, **_fields_of(DataSettings, config))
+
+
+def _fields_of(kind: type, config: TrainConfig) -> dict[str, Any]:
+    """What the configuration says of the fields of `kind`, by their names."""
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in vars(config).items() if name in names}
 
 
 def _of_head(head: str, config: TrainConfig) -> dict[str, object]:

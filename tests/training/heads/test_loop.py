@@ -13,7 +13,7 @@ from mmspec.training.heads.eagle import EagleMethod
 from mmspec.training.heads.eagle3 import Eagle3Method
 from mmspec.training.heads.examples import Example
 from mmspec.training.heads.features import FeatureReader
-from mmspec.training.heads.loop import Report, is_begun, read_log, train
+from mmspec.training.heads.loop import Report, check_begun, read_log, train
 from mmspec.training.heads.method import HeadMethod
 from mmspec.training.heads.optimizer import Optimizer
 from mmspec.training.heads.settings import Settings
@@ -176,7 +176,7 @@ def test_weights_that_are_half_written_are_not_kept(
 
 def test_another_training_is_not_written_over(target: Target, tmp_path: Path) -> None:
     take(target, tmp_path, steps=2)
-    assert is_begun(tmp_path)
+    assert check_begun(tmp_path, resume=True)
     with pytest.raises(ConfigError, match="--resume"):
         take(target, tmp_path, steps=3, resume=False)
     with pytest.raises(ConfigError, match=r"data='x', got 'y'"):
