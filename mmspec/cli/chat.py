@@ -71,14 +71,19 @@ def chat(
     with mistakes_told(stderr):
         loading = Loading(model, config, overrides, dtype, device, drafter)
         quiet_transformers()
-        with stderr.status("Loading the model"):
-            engine = loading.load()
+        from mmspec.requests import build_request
+
         options = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
         }
+        build_request(
+            "", {**options, "seed": seed}
+        )  # a wrong one is told now, not at each question
+        with stderr.status("Loading the model"):
+            engine = loading.load()
         conversation = _Conversation(engine, system, options, stdout, stderr)
         for path in image or ():
             conversation.show(path)
@@ -149,7 +154,7 @@ class _Conversation:
         stream = self._chat.stream(
             question,
             images=images,
-            seed=self.seed + len(self._chat.messages),
+            seed=(self.seed + len(self._chat.messages)) % 2**64,
             on_prefill=lambda done, of: status.update(f"Reading: {done} of {of} tokens"),
         )
         shown = ""

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -53,6 +54,22 @@ def test_the_same_seed_gives_the_same_conversation(vlm: Path) -> None:
         for more in ((), ("--set", "cache.prefix_bytes=0"), ("--seed", 6))
     )
     assert first.stdout == second.stdout != other.stdout
+
+
+def test_the_last_seed_there_is_holds_for_a_whole_conversation(vlm: Path) -> None:
+    run = chat(vlm, "--seed", 2**64 - 1, "--max-new-tokens", 2, text="abc\nabd\n")
+    assert run.exit_code == 0 and "seed=" not in run.stderr
+    assert run.stderr.count("tokens/s") == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "told"), [(("--seed", -1), "seed=-1: expected"), (("--top-p", 2), "top_p=2.0")]
+)
+def test_a_wrong_option_is_told_before_the_first_question(
+    vlm: Path, option: tuple[str, int], told: str
+) -> None:
+    run = chat(vlm, *option, text="abc\nabd\n")
+    assert run.exit_code == 2 and run.stderr.count(told) == 1
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
