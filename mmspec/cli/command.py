@@ -24,6 +24,10 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """A group of commands, in the same style."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """As they were added, `version` last: typer puts groups behind all others."""
+        return sorted(super().list_commands(ctx), key=lambda name: name == "version")
+
     def get_help_option(self, ctx: Any) -> Any:
         return _switch(super().get_help_option(ctx))
 
