@@ -1,6 +1,7 @@
 """`mmspec plan`: what speculation will bring on a machine, before it is rented."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -181,11 +182,12 @@ def _assumed(methods: list[Method], text: str) -> list[Method]:
     return with_range(methods, name, low, high)
 
 
-def _reports(paths: list[Path] | tuple[()]) -> list[Path]:
+def _reports(paths: Sequence[Path]) -> list[Path]:
     """The files; of a folder those that can be read."""
     found: list[Path] = []
     for path in paths:
-        found += sorted(filter(is_score_report, path.glob("*.json"))) if path.is_dir() else [path]
-        if path.is_dir() and not found:
+        own = sorted(filter(is_score_report, path.glob("*.json"))) if path.is_dir() else [path]
+        if not own:
             raise ConfigError(f"{path}: holds no result of scripts/bench_score.py")
+        found += own
     return found

@@ -117,3 +117,8 @@ def test_nothing_is_cut_in_a_narrow_terminal_or_a_file(columns: str | None) -> N
     assert max(map(len, run.stdout.splitlines())) <= int(columns or 160)
     row = "cascade: lookup, compressed_kv int4  0.9 / 1"
     assert (row in run.stdout) == (columns is None)
+
+
+def test_a_folder_without_results_is_told_behind_one_with_them(tmp_path: Path) -> None:
+    folders = ("--measured", RESULTS, "--measured", tmp_path)
+    assert f"{tmp_path}: holds no result" in plan("llama-3-8b", *folders, code=2).stderr
