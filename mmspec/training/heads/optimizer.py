@@ -38,4 +38,8 @@ class Optimizer:
         return self._adamw.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up the moments; what was given for the weights' decay stays."""
+        decays = [group["weight_decay"] for group in self._adamw.param_groups]
         self._adamw.load_state_dict(state)
+        for group, decay in zip(self._adamw.param_groups, decays, strict=True):
+            group["weight_decay"] = decay

@@ -203,6 +203,18 @@ def test_gradients_that_are_not_finite_change_nothing(target: Target) -> None:
     assert optimizer.step(0.1) and not torch.equal(module.weight, before)
 
 
+def test_a_run_that_goes_on_decays_weights_as_it_is_told(target: Target) -> None:
+    module = torch.nn.Linear(2, 2)
+    begun = Optimizer(module, clip=1.0, weight_decay=0.0)
+    state = begun.state_dict()
+    again = Optimizer(module, clip=1.0, weight_decay=0.5)
+    again.load_state_dict(state)
+    module.weight.grad = torch.zeros(2, 2)
+    before = module.weight.detach().clone()
+    again.step(0.1)
+    assert torch.allclose(module.weight, before * (1 - 0.1 * 0.5))
+
+
 def test_the_rate_rises_and_falls() -> None:
     shares = [rate_share(p / 20, warmup=0.2, decay="cosine") for p in range(21)]
     assert shares[4] == max(shares) == 1.0 and shares[2] == 0.5 and 0 < shares[20] <= 1e-3
