@@ -18,6 +18,7 @@ from mmspec.cli.console import (
 )
 from mmspec.cli.index_input import collect, described, fill, tokens_of
 from mmspec.cli.options import AsJson, option, switch
+from mmspec.cli.render import counted
 from mmspec.errors import DatastoreError
 from mmspec.retrieval import Datastore, DatastoreWriter
 from mmspec.retrieval.journal import read_journal
@@ -200,8 +201,9 @@ def query(
         if not found:
             stdout.print("No place agrees with the end of this text.")
             return
-        head_text = f"{longest.length} tokens agree in {longest.num_places} places"
-        stdout.print(Text(head_text, style="dim"))
+        places, agreeing = longest.num_places, counted(longest.length, "token")
+        verb = "agrees" if longest.length == 1 else "agree"
+        stdout.print(Text(f"{agreeing} {verb} in {counted(places, 'place')}", style="dim"))
         for one in found:
             stdout.print(
                 Text.assemble(
@@ -233,10 +235,10 @@ def _counts(manifest: Manifest) -> dict[str, int]:
 def _summary(store: Path, manifest: Manifest) -> Text:
     counts = _counts(manifest)
     parts = [
-        f"{store}: {counts['num_documents']:,} documents",
-        f"{counts['num_tokens']:,} tokens",
-        f"{counts['num_keys']:,} hidden states",
-        f"{len(manifest.segments)} segments",
+        f"{store}: {counted(counts['num_documents'], 'document')}",
+        counted(counts["num_tokens"], "token"),
+        counted(counts["num_keys"], "hidden state"),
+        counted(len(manifest.segments), "segment"),
         f"{counts['num_bytes'] / 1e6:,.1f} MB",
         f"for {manifest.target or 'an unnamed target'}",
     ]

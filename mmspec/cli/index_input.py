@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mmspec.cli.console import EXIT_INTERRUPTED, mistake_text, quiet_transformers
 from mmspec.cli.progress import Bar
+from mmspec.cli.render import counted
 from mmspec.errors import InputError, ModelError
 from mmspec.retrieval import DatastoreWriter, Document
 
@@ -33,7 +34,7 @@ def fill(
         stderr.print("All of it is in already")
         return
     if done:
-        stderr.print(f"Going on after {done} documents")
+        stderr.print(f"Going on after {counted(done, 'document')}")
     broken: list[InputError] = []
     try:
         with Bar(stderr, "Reading files", total=len(files)) as bar:

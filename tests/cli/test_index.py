@@ -41,7 +41,7 @@ def store(notes: Path, tmp_path: Path) -> Path:
 
 def test_what_was_built_is_found_with_its_continuation(store: Path, notes: Path) -> None:
     run = index("query", store, "See the quick brown fox", "--length", 12)
-    assert "18 tokens agree in 1 places" in run.stdout
+    assert "18 tokens agree in 1 place\n" in run.stdout
     assert f"he quick brown fox jumps over   [{notes / 'fox.txt'}]" in run.stdout
     values = json.loads(index("query", store, "wise old", "--json").stdout)
     assert (values["match_length"], values["num_places"]) == (8, 1)
@@ -65,7 +65,7 @@ def test_documents_are_added_and_deleted(store: Path, tmp_path: Path) -> None:
     assert "4 documents" in index("add", store, tmp_path / "new.txt").stdout
     assert "in 2 places" in index("query", store, "he quick brown fo").stdout
     assert "3 documents" in index("delete", store, tmp_path / "new.txt", "--purge").stdout
-    assert "in 1 places" in index("query", store, "he quick brown fo").stdout
+    assert "in 1 place\n" in index("query", store, "he quick brown fo").stdout
     assert "no document with id 'nobody'" in index("delete", store, "nobody", code=2).stderr
 
 
