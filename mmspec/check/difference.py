@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -59,24 +60,7 @@ def explain(
     token = num_shared(plain.tokens, other.tokens)
     texts = _texts(engine, token, plain.tokens, other.tokens)
     chosen = _at(plain.tokens, token), _at(other.tokens, token)
-
-    def verdict(verdict: Verdict, why: str, figures: Sequence[float] = ()) -> Difference:
-        plain_margin, other_margin, error, bound = figures or (None,) * 4
-        return Difference(
-            token=token,
-            plain=chosen[0],
-            other=chosen[1],
-            before=texts[0],
-            plain_text=texts[1],
-            other_text=texts[2],
-            verdict=verdict,
-            why=why,
-            plain_margin=plain_margin,
-            other_margin=other_margin,
-            error=error,
-            bound=bound,
-        )
-
+    verdict = partial(Difference, token, *chosen, *texts)
     if other.error is not None:
         return verdict("bug", f"it failed: {other.error}")
     if None in chosen:
@@ -107,25 +91,25 @@ def explain(
             "bug",
             f"the logits differ by {error:.3g} here, and rounding explains {allowed:.3g}: "
             "speculation computes something else",
-            figures,
+            *figures,
         )
     if is_border:
         return verdict(
             "near-tie",
             "top-k or top-p cuts between tokens that are as likely as each other within rounding",
-            figures,
+            *figures,
         )
     if max(margins) > 2 * allowed:  # each of the two logits may be off by the bound
         return verdict(
             "bug",
             f"the best token leads by {max(margins):.3g}, more than rounding can turn "
             f"(2 x {allowed:.3g})",
-            figures,
+            *figures,
         )
     return verdict(
         "near-tie",
         f"the two best tokens are {max(margins):.3g} apart, which is within rounding",
-        figures,
+        *figures,
     )
 
 
