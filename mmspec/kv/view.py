@@ -13,7 +13,7 @@ positions, and the model's own window cuts it where it cuts the text.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -211,7 +211,7 @@ class KVView(KVCache):
     def _refresh(self, source_row: int, shown: _Shown) -> None:
         region, of = self._regions.rows[shown.row], self.source.region(source_row)
         self.truncate(shown.row, 0)
-        for index, (layer, own) in enumerate(self._layers()):
+        for index, layer, own in self._layers():
             keys, values = (t[of.start : of.start + of.length] for t in (layer.keys, layer.values))
             chosen = self._choose(index, source_row, keys, shown)
             assert chosen.shape[1] == shown.chosen, f"{chosen.shape[1]} of {shown.chosen} tokens"
@@ -230,15 +230,17 @@ class KVView(KVCache):
     def _join(self, source_row: int, shown: _Shown, start: int, stop: int) -> None:
         region, of = self._regions.rows[shown.row], self.source.region(source_row)
         first, last = of.start + start, of.start + stop
-        for layer, own in self._layers():
+        for _, layer, own in self._layers():
             own.put(region.start + region.length, layer.keys[first:last], layer.values[first:last])
         self._written.pop(shown.row, None)  # the last draft's nodes are overwritten
         region.length += stop - start
 
-    def _layers(self) -> list[tuple[FlatLayer, FlatLayer]]:
-        """(the source's, the view's) of each layer that keeps keys."""
+    def _layers(self) -> Iterator[tuple[int, FlatLayer, FlatLayer]]:
+        """(index into the model's layers, the source's, the view's) of each that keeps keys."""
         pairs = zip(self.source.flat_layers, self.flat_layers, strict=True)
-        return [(layer, own) for layer, own in pairs if layer.is_initialized]
+        for index, (layer, own) in enumerate(pairs):
+            if layer.is_initialized:
+                yield index, layer, own
 
 
 def _gather(states: Tensor, chosen: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from mmspec.kv import KVCache, KVView, ViewSize
+from mmspec.kv import KVCache, KVView, QueryLog, ViewSize
 from mmspec.kv.policies import LayerState, Window
 
 NUM_LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 2
@@ -120,6 +120,33 @@ def test_a_view_takes_no_more_than_its_share_and_grows_with_its_text() -> None:
     assert sizes[0] < 16 and max(sizes) >= 40
     view.unfollow(row)
     assert view.num_bytes == 0
+
+
+def test_a_layer_is_asked_for_by_its_own_number_whichever_layers_keep_keys() -> None:
+    """Layer 0 keeps none, as one of cross-attention or with a running state alone."""
+    asked: list[float] = []
+
+    class Asked(Window):
+        def choose(self, layer: LayerState, budget: int) -> Tensor:
+            assert layer.queries is not None, "the queries of a layer that has none"
+            asked.append(layer.queries.scaling)
+            return super().choose(layer, budget)
+
+    log = QueryLog(4)
+    cache = KVCache(3, queries=log, cross_layers=[0])
+    row, states = cache.open(20), torch.zeros(1, KV_HEADS, 20, HEAD_DIM)
+    tap = log.tap([row], [20])
+    with cache.writing([row], [20]):
+        for layer in (1, 2):
+            cache.update(states + layer, states - layer, layer)
+            tap.take(layer, states, float(layer))
+    cache.commit({row: range(20)})
+    for newest_only, others in (((False, True, False), [2.0]), ((True, False, False), [1.0, 2.0])):
+        view = KVView(cache, Asked(), ViewSize(8, 3, 4), newest_only=newest_only)
+        view.follow(row)
+        assert view.catch_up(row)
+        assert asked == others, "which layer's queries its policy looks at"
+        asked.clear()
 
 
 @settings(max_examples=40, stateful_step_count=25)
