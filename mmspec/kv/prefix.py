@@ -78,8 +78,7 @@ class PrefixStore:
                 node, length = child, stop
             if length == len(keys) == cache.length(row):
                 self._keep_state(node, cache, row)
-            if not root.children:
-                self._roots.pop((namespace, weights), None)
+            self._roots = {key: r for key, r in self._roots.items() if r.children}
 
     def clear(self, namespace: str | None = None) -> None:
         """Drops all there is, or one namespace's."""
@@ -135,10 +134,8 @@ class PrefixStore:
 
     def _keep_state(self, node: "_Node", cache: KVCache, row: int) -> None:
         """The row's running state, at the end of a node of its text, if there is room for it."""
-        state = None if node.state is not None or not node.keys else cache.snapshot(row)
-        if state is None:
-            return
-        if self._make_room(state.num_bytes, behind=node):
+        state = cache.snapshot(row) if node.state is None else None
+        if state is not None and self._make_room(state.num_bytes, behind=node):
             node.state = state
             self._num_bytes += state.num_bytes
 
@@ -165,9 +162,6 @@ class PrefixStore:
             assert oldest.parent is not None
             del oldest.parent.children[oldest.keys[0]]
             self._num_bytes -= oldest.num_bytes
-        self._roots = {
-            k: r for k, r in self._roots.items() if r.children or r.num_users or r is behind
-        }
         return True
 
     def _touch(self, node: "_Node") -> None:

@@ -123,6 +123,18 @@ def test_a_text_larger_than_the_store_keeps_its_beginning(monkeypatch: pytest.Mo
     assert found(store, list(range(30))) == 8
 
 
+def test_a_text_as_large_as_the_store_is_kept_and_nothing_else() -> None:
+    store = PrefixStore(4 * BYTES_PER_TOKEN)
+    put(store, [1], "another")
+    put(store, [1, 2, 3, 4])
+    assert found(store, [1, 2, 3, 4]) == 4
+    assert [*store._roots] == [("", 0)], "a namespace that lost its last text leaves nothing"
+    put(store, [5, 6, 7, 8, 9], "too long")
+    assert [*store._roots] == [("", 0)]
+    put(store, [], "empty")
+    assert [*store._roots] == [("", 0)]
+
+
 def test_namespaces_and_weights_never_meet() -> None:
     store = PrefixStore(2**20)
     put(store, [1, 2, 3], "a", 1)

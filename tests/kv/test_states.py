@@ -308,6 +308,7 @@ def test_states_that_a_text_has_passed_make_room_before_another_text_does() -> N
     keep(*_row_of([8, 9]), [8, 9])
     cache, row = _row_of([1, 2])
     keep(cache, row, [1, 2])
+    keep(cache, row, [1, 2])  # whose state is there
     for token in (3, 4):
         read(cache, row, [token])
         keep(cache, row, list(range(1, token + 1)))
