@@ -4,20 +4,28 @@ import inspect
 import io
 import re
 import tokenize
+from collections.abc import Sequence
 
 import pytest
 import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
+from torch import Tensor
+from transformers import LogitsProcessor
 
 import mmspec
 from mmspec import decoder
 from mmspec.config import Config, DecodeConfig
 from mmspec.controller import FixedController
+from mmspec.drafters.base import DraftSession
 from mmspec.drafting import DraftSettings
 from mmspec.engine import Engine
-from mmspec.kv import KVCache
+from mmspec.kv import KVCache, PrefixStore
+from mmspec.prefiller import PrefillSettings
 from mmspec.requests import Request, build_request
+from mmspec.sampling import DraftGuide
+from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.tree import TokenTree
 from mmspec.verify import coupled
 
 SCREEN_LINES = 60
@@ -106,6 +114,95 @@ def test_rows_begin_as_places_become_free_in_order(engine: Engine) -> None:
             begun.append(row.index)
     assert begun == list(range(5))
     assert [row.num_chosen for row in rows] == [1, 5, 9, 13, 17]
+
+
+class Counting:
+    """A drafter that proposes nothing, and counts what is opened and closed."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.open: list[int] = []  # the prompts' lengths
+
+    def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> DraftSession:
+        counting, length = self, prompt.num_tokens
+        self.open.append(length)
+
+        class Session:
+            def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+                return TokenTree.root(tokens[-1])
+
+            def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
+                pass
+
+            def close(self) -> None:
+                counting.open.remove(length)
+
+        return Session()
+
+
+class Refusing(LogitsProcessor):
+    """Raises when it is called for the third time."""
+
+    calls = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 3:
+            raise ValueError("no third token")
+        return scores
+
+
+@pytest.mark.parametrize("ending", ["closed", "error"])
+def test_whoever_ends_leaves_no_session_no_slot_and_no_lease(
+    ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop is closed while a row decodes, one is read and one waits; or the first row fails,
+    and the others go on."""
+    drafter, store = Counting(), PrefixStore(2**20)
+    engine = mmspec.load(FAMILIES["llama"].build(torch.float64), drafter=drafter)
+    cache = engine.target.new_cache()
+    monkeypatch.setattr(engine.target, "new_cache", lambda **_: cache)
+    own = {"logits_processors": [Refusing()]} if ending == "error" else {}
+    given = [
+        Request(
+            prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=length, seed=length),
+            temperature=0.0,
+            max_new_tokens=6,
+            **(own if index == 0 else {}),
+        )
+        for index, length in enumerate((10, 60, 20))
+    ]
+    rows = [engine._row(build_request(request, {}), i) for i, request in enumerate(given)]
+    steps = decoder.decode(
+        engine.target,
+        rows,
+        verify=coupled,
+        drafts=DraftSettings(FixedController(), lambda t: t, 4),
+        max_rows=2,
+        prefill=PrefillSettings(store, chunk_tokens=8),
+    )
+
+    def leases() -> int:
+        return sum(node.num_users for root in store._roots.values() for node in root.below())
+
+    for row in steps:
+        if rows[0].num_chosen == 2 and ending == "closed":
+            break
+        if rows[0].is_done and row is not rows[0]:  # the step after
+            assert len(cache.rows) <= 2 and 10 not in drafter.open
+    if ending == "closed":
+        assert drafter.open == [10] and len(cache.rows) == 2, "one decodes, one is read"
+        steps.close()
+        assert [row.finish_reason for row in rows] == ["closed", "closed", None]
+    else:
+        assert [row.finish_reason for row in rows] == ["error", "length", "length"]
+        assert "no third token" in str(rows[0].error) and rows[0].num_chosen == 2
+        monkeypatch.undo()
+        alone = [engine.generate(request, reuse=False).tokens for request in given[1:]]
+        assert [tuple(row.chosen) for row in rows[1:]] == alone
+    assert drafter.open == [] and leases() == 0
+    assert cache.rows == () and cache.num_bytes == 0
 
 
 def test_an_error_in_the_targets_forward_frees_all_kv(
