@@ -10,7 +10,7 @@ from mmspec.attention import Reach
 from mmspec.errors import ModelError
 from mmspec.target.cuts import Cuts
 from mmspec.target.masks import LayerKind, MaskRule
-from mmspec.target.mixers import state_kinds
+from mmspec.target.stateful import state_kinds
 
 _INDEXED = ("indexed_attention", "deepseek_sparse_attention")  # its name now and in 5.17
 _KNOWN_KINDS = ("full_attention", "sliding_attention", "chunked_attention", *_INDEXED)

@@ -20,7 +20,7 @@ from mmspec.target.blocks import Blocks
 from mmspec.target.cross import beside_text, probe_inputs
 from mmspec.target.families import first_position, index_layers, mask_rules
 from mmspec.target.linears import Linears
-from mmspec.target.mixers import cache_keyword, state_kinds
+from mmspec.target.stateful import cache_keyword, state_kinds
 from mmspec.target.target import Target, input_device
 from mmspec.tree import TokenTree
 

@@ -33,9 +33,10 @@ from mmspec.target.graphs import (
 )
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
-from mmspec.target.mixers import Mixers, Observer, cache_keyword, state_kinds
+from mmspec.target.mixers import Mixers
 from mmspec.target.positions import prompt_positions
 from mmspec.target.skipping import seeing_packing
+from mmspec.target.stateful import Observer, cache_keyword, state_kinds
 from mmspec.target.taps import Hidden, asked_for, taken, taken_late
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload

@@ -21,7 +21,8 @@ from mmspec.kv.states import RunningStates
 from mmspec.state import Prompt
 from mmspec.target import Target, linears
 from mmspec.target.linears import quick_linears
-from mmspec.target.mixers import Mixer, state_kinds
+from mmspec.target.mixers import Mixer
+from mmspec.target.stateful import state_kinds
 from mmspec.tree import TokenTree
 
 NAMES = [family.name for family in DECODABLE_HYBRID]
