@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from mmspec.sweep.names import Architecture
 from mmspec.sweep.shrink import tiny_config
 from mmspec.sweep.sizes import BOS_TOKEN, PAD_TOKEN
-from mmspec.target.load import writing_part
+from mmspec.target.bundles import writing_part
 
 # Attention must be sharp enough that an early token matters, and the head must spread the logits,
 # so that greedy text is not one token again and again.
