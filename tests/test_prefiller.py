@@ -301,6 +301,24 @@ def test_a_failing_hook_ends_its_request_alone_and_leaves_no_lease() -> None:
     assert all(not node.num_users for root in store._roots.values() for node in root.below())
 
 
+def test_no_memory_to_keep_a_text_costs_what_is_kept_and_no_text(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = mmspec.load(model_of("llama", "float64"), config=STORES)
+    inputs = prompt_inputs(FAMILIES["llama"], "text")
+    options = {"temperature": 0.0, "max_new_tokens": 6}
+    text = engine.generate(inputs, **options).tokens
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory for a copy")
+
+    monkeypatch.setattr(PrefixStore, "insert", full)
+    result = engine.generate(inputs, **options)
+    assert result.tokens == text and result.stats.reused_tokens > 0
+    assert "no memory to keep a text's KV" in caplog.text
+    assert engine.cache_info().prefixes.num_tokens == 0
+
+
 def test_no_lease_is_left_behind_by_a_stream_that_is_closed_early() -> None:
     engine = mmspec.load(model_of("llama", "float64"), config=STORES)
     inputs = prompt_inputs(FAMILIES["llama"], "text")

@@ -125,10 +125,11 @@ class PrefixStore:
             return node
         parent = node.parent
         assert parent is not None and 0 < at < len(node.keys)
-        head = _Node(node.keys[:at], _part(node.segment, 0, at), parent, last_used=node.last_used)
+        # Copied before the tree is touched: there may be no memory for it.
+        first, rest = _part(node.segment, 0, at), _part(node.segment, at, None)
+        head = _Node(node.keys[:at], first, parent, last_used=node.last_used)
         parent.children[head.keys[0]] = head
-        node.keys, node.segment = node.keys[at:], _part(node.segment, at, None)
-        node.parent = head
+        node.keys, node.segment, node.parent = node.keys[at:], rest, head
         head.children[node.keys[0]] = node
         return head
 

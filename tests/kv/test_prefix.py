@@ -135,6 +135,28 @@ def test_a_text_as_large_as_the_store_is_kept_and_nothing_else() -> None:
     assert [*store._roots] == [("", 0)]
 
 
+@pytest.mark.parametrize("copies", [0, 1])
+def test_no_memory_to_split_a_text_leaves_the_store_as_it_was(
+    copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, left = PrefixStore(2**20), iter(range(copies))
+    put(store, [1, 2, 3, 4])
+    part = prefix_module._part
+
+    def scarce(segment: Segment, start: int, stop: int | None) -> Segment:
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError("no memory for a copy")
+        return part(segment, start, stop)
+
+    monkeypatch.setattr(prefix_module, "_part", scarce)
+    with pytest.raises(torch.OutOfMemoryError):
+        put(store, [1, 2, 5])
+    store.check_integrity()
+    assert found(store, [1, 2, 3, 4]) == 4
+    store.clear()
+    assert store.info.num_bytes == 0
+
+
 def test_namespaces_and_weights_never_meet() -> None:
     store = PrefixStore(2**20)
     put(store, [1, 2, 3], "a", 1)
