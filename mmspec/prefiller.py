@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -14,15 +13,13 @@ from torch import Tensor
 from mmspec.encoders.features import FeatureCache, FeatureInfo, FeatureSource
 from mmspec.encoders.media import split_media
 from mmspec.encoders.outputs import FeatureError
-from mmspec.kv import KVCache, Lease, PrefixStore, StoreInfo
+from mmspec.kv import KVCache, PrefixStore, StoreInfo
+from mmspec.reuse import Reuse, StoredText
 from mmspec.row import Row
-from mmspec.state import Placement, Prefill, Prompt, Taps
+from mmspec.state import Prefill, Taps
 from mmspec.stats import Stopwatch
 from mmspec.target import Target
-from mmspec.target.cross import sight_keys
 from mmspec.target.encoded import is_prepared
-from mmspec.target.keys import prompt_keys, text_keys
-from mmspec.target.positions import prompt_positions
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +66,17 @@ class Prefiller:
         """`room_tokens`: what a row's region has beside its prompt and the expected text."""
         self._target = target
         self._cache = cache
-        self._prefixes, self._features = settings.prefixes, settings.features
+        self._features = settings.features
         self._chunk_tokens = settings.chunk_tokens
         self._is_bitwise = settings.is_bitwise
         self._room_tokens = room_tokens
         self._waiting: deque[_Pending] = deque()
-        self._texts: dict[Row, _Text] = {}  # rows that decode, whose text the store will get
+        self._reuse: Reuse | None = None
+        if settings.prefixes is not None:
+            # In bitwise mode what every prompt has in the same chunks.
+            unit = (settings.chunk_tokens or 0) if settings.is_bitwise else None
+            self._reuse = Reuse(target, cache, settings.prefixes, unit_tokens=unit)
+        self._texts: dict[Row, StoredText] = {}  # rows that decode, whose text the store will get
 
     @property
     def rows(self) -> list[Row]:
@@ -108,8 +110,8 @@ class Prefiller:
     def finish(self, row: Row) -> None:
         """The row has ended: its text joins the store, its slots are free again."""
         text = self._texts.pop(row, None)
-        if text is not None:
-            self._keep(text, row, row.placement)
+        if text is not None and self._reuse is not None:
+            self._reuse.keep(text, row)
             text.lease.release()
         if row.is_prefilled:
             self._cache.close(row.placement.row)
@@ -131,11 +133,8 @@ class Prefiller:
             held = self._cache.length(prefill.placement.row)
             if row.on_prefill is not None:
                 row.on_prefill(held, row.prompt.num_tokens)
-            if held == row.prompt.num_tokens and pending.text is not None:
-                self._keep(pending.text, row, prefill.placement)
-            elif pending.text is not None and self._cache.states is not None:
-                # A later prompt can only go on where a running state is kept.
-                self._insert(pending.text, pending.text.keys[:held], prefill.placement.row)
+            if pending.text is not None and self._reuse is not None:
+                self._reuse.keep_prompt(pending.text, prefill.placement.row)
         except BaseException:
             self._abandon(pending)
             raise
@@ -196,7 +195,7 @@ class Prefiller:
         row, prompt = pending.row, pending.row.prompt
         media = None if is_prepared(prompt.model_inputs) else split_media(prompt)
         pending.can_cut = media is not None and self._target.cuts.allows(prompt)
-        namespace = row.namespace if self._prefixes or self._features else None
+        namespace = row.namespace if self._reuse or self._features else None
         weights: Hashable = self._target.fingerprint if namespace is not None else 0
         if self._is_bitwise:
             if prompt.media:  # natively and in one piece, as encoders round by their batch too
@@ -207,65 +206,13 @@ class Prefiller:
             pending.features = FeatureSource(media, known, namespace or "", weights)
         expected = min(row.max_new_tokens, _EXPECTED_TOKENS)
         pending.slot = self._cache.open(prompt.num_tokens + expected + self._room_tokens)
-        store = self._prefixes
-        if store is None or namespace is None or media is None or not pending.can_cut:
+        if self._reuse is None or namespace is None or media is None or not pending.can_cut:
             return
-        positions, _ = prompt_positions(self._target.model, prompt)
-        keys = prompt_keys(prompt, media, positions)
-        if keys is None:
-            return
-        beside = sight_keys(prompt, media) if self._target.cross_layers else []
-        keys = list(zip(keys, beside, strict=True)) if beside else keys
-        lease = store.match(namespace, weights, keys)
-        pending.text = _Text(namespace, weights, keys, lease, beside[-1:])
-        if row.on_prompt_logits is not None:  # what is known already would have none
-            return
-        # The last token is always computed: its logits choose the first new one. Where a drafter
-        # looks at queries, so are the newest ones.
-        log = self._cache.queries
-        computed = 1 if log is None else max(log.num_tokens, 1)
-        reusable = min(lease.length, max(prompt.num_tokens - computed, 0))
-        count = self._target.cuts.last_border(prompt, self._whole_chunks(reusable))
-        if self._cache.states is not None:
-            pending.parting = count
-            count = self._resumable(lease, prompt, count)
-        lease.copy_to(self._cache, pending.slot, count=count)
-        row.stats.reused_tokens = count
-
-    def _resumable(self, lease: Lease, prompt: Prompt, limit: int) -> int:
-        """The most tokens, at most `limit`, that a stored running state stands behind, where the
-        prompt may be cut."""
-        count = lease.resumable(limit)
-        while count and self._target.cuts.last_border(prompt, count) != count:
-            count = lease.resumable(count - 1)
-        return count
-
-    def _whole_chunks(self, tokens: int) -> int:
-        """In bitwise mode, of so many tokens those that every prompt has in the same chunks."""
-        if not self._is_bitwise:
-            return tokens
-        return tokens - tokens % self._chunk_tokens if self._chunk_tokens else 0
-
-    def _keep(self, text: "_Text", row: Row, placement: Placement) -> None:
-        """What the row has committed joins the store."""
-        assert self._prefixes is not None
-        held = self._cache.length(placement.row)
-        generated = row.tokens[row.prompt.num_tokens : held]
-        new = text_keys(generated, repeat(placement.position_offsets))
-        for beside in text.beside:
-            new = [(key, beside) for key in new]
-        keys = [*text.keys, *new]
-        if self._is_bitwise:  # what was scored has other bits than what was prefilled
-            keys = list(text.keys[: self._whole_chunks(len(text.keys))])
-        self._insert(text, keys, placement.row)
-
-    def _insert(self, text: "_Text", keys: Sequence[Hashable], slot: int) -> None:
-        assert self._prefixes is not None
-        try:
-            self._prefixes.insert(text.namespace, text.weights, keys, self._cache, slot)
-        except torch.OutOfMemoryError:  # what is kept must never cost a text
-            logger.warning("no memory to keep a text's KV: the prefix store is cleared")
-            self._prefixes.clear()
+        pending.text = self._reuse.find(prompt, media, namespace, weights)
+        # What is known already would have no logits.
+        if pending.text is not None and row.on_prompt_logits is None:
+            begun = self._reuse.begin(pending.text, prompt, pending.slot)
+            row.stats.reused_tokens, pending.parting = begun.num_tokens, begun.parting
 
     def _abandon(self, pending: "_Pending") -> None:
         """As before the row's first chunk."""
@@ -280,17 +227,6 @@ class Prefiller:
 
 
 @dataclass
-class _Text:
-    """A row's prompt as the store knows it."""
-
-    namespace: str
-    weights: Hashable
-    keys: list[Hashable]
-    lease: Lease
-    beside: Sequence[Hashable] = ()  # one key: of what its newest tokens read beside the text
-
-
-@dataclass
 class _Pending:
     """A row whose prompt is not all in the cache yet."""
 
@@ -299,7 +235,7 @@ class _Pending:
     can_cut: bool = False
     parting: int = 0  # where it parts from a stored text, if a running state is wanted there
     features: FeatureSource | None = None
-    text: _Text | None = None
+    text: StoredText | None = None
     tapped: list[Mapping[int, Tensor]] = field(default_factory=list)  # hidden states of each chunk
 
 

@@ -1,0 +1,121 @@
+"""Reuse: what is stored of a prompt's beginning goes into its row, and what the row commits is
+stored for later prompts."""
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+
+from mmspec.encoders.media import Media
+from mmspec.kv import KVCache, Lease, PrefixStore
+from mmspec.row import Row
+from mmspec.state import Prompt
+from mmspec.target import Target
+from mmspec.target.cross import sight_keys
+from mmspec.target.keys import prompt_keys, text_keys
+from mmspec.target.positions import prompt_positions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StoredText:
+    """A row's prompt as the store knows it. The lease ends with the row."""
+
+    namespace: str
+    weights: Hashable
+    keys: list[Hashable]  # of the prompt's tokens
+    lease: Lease
+    beside: Sequence[Hashable] = ()  # one key: of what its newest tokens read beside the text
+
+
+class Begun(NamedTuple):
+    """How a row's slot begins."""
+
+    num_tokens: int  # that are in it already
+    parting: int  # where the prompt parts from a stored one, if a running state is wanted there
+
+
+class Reuse:
+    """The prefix store, as the rows of one cache use it."""
+
+    def __init__(
+        self, target: Target, cache: KVCache, store: PrefixStore, *, unit_tokens: int | None
+    ) -> None:
+        """`unit_tokens`: of a prompt a multiple of so many is kept and used again (0: nothing), and
+        nothing of what is chosen after it; None: all."""
+        self._target = target
+        self._cache = cache
+        self._store = store
+        self._unit_tokens = unit_tokens
+
+    def find(
+        self, prompt: Prompt, media: Media, namespace: str, weights: Hashable
+    ) -> StoredText | None:
+        """The prompt, and a lease on what is stored of it; None where equal tokens prove nothing.
+        `weights` tells apart what one text gives under other weights."""
+        positions, _ = prompt_positions(self._target.model, prompt)
+        keys = prompt_keys(prompt, media, positions)
+        if keys is None:
+            return None
+        beside = sight_keys(prompt, media) if self._target.cross_layers else []
+        keys = list(zip(keys, beside, strict=True)) if beside else keys
+        lease = self._store.match(namespace, weights, keys)
+        return StoredText(namespace, weights, keys, lease, beside[-1:])
+
+    def begin(self, text: StoredText, prompt: Prompt, slot: int) -> Begun:
+        """Copies what is stored of the prompt into the slot, which is empty."""
+        # The last token is always computed: its logits choose the first new one. Where a drafter
+        # looks at queries, so are the newest ones.
+        log = self._cache.queries
+        computed = 1 if log is None else max(log.num_tokens, 1)
+        reusable = min(text.lease.length, max(prompt.num_tokens - computed, 0))
+        count = self._target.cuts.last_border(prompt, self._whole_units(reusable))
+        parting = 0
+        if self._cache.states is not None:
+            parting, count = count, self._resumable(text.lease, prompt, count)
+        text.lease.copy_to(self._cache, slot, count=count)
+        return Begun(count, parting)
+
+    def keep_prompt(self, text: StoredText, slot: int) -> None:
+        """What the slot holds of the prompt joins the store, once that is all of it; before, where
+        a running state is kept behind it, for a later prompt can only go on at one."""
+        held = self._cache.length(slot)
+        if held == len(text.keys) or self._cache.states is not None:
+            self._insert(text, text.keys[: self._whole_units(held)], slot)
+
+    def keep(self, text: StoredText, row: Row) -> None:
+        """All that the row has committed joins the store."""
+        placement = row.placement
+        held = self._cache.length(placement.row)
+        generated = row.tokens[row.prompt.num_tokens : held]
+        new = text_keys(generated, repeat(placement.position_offsets))
+        for beside in text.beside:
+            new = [(key, beside) for key in new]
+        keys = [*text.keys, *new]
+        if self._unit_tokens is not None:  # what was scored has other bits than what was prefilled
+            keys = text.keys[: self._whole_units(len(text.keys))]
+        self._insert(text, keys, placement.row)
+
+    def _resumable(self, lease: Lease, prompt: Prompt, limit: int) -> int:
+        """The most tokens, at most `limit`, that a stored running state stands behind, where the
+        prompt may be cut."""
+        count = lease.resumable(limit)
+        while self._target.cuts.last_border(prompt, count) != count:
+            count = lease.resumable(count - 1)
+        return count
+
+    def _whole_units(self, tokens: int) -> int:
+        if self._unit_tokens is None:
+            return tokens
+        return tokens - tokens % self._unit_tokens if self._unit_tokens else 0
+
+    def _insert(self, text: StoredText, keys: Sequence[Hashable], slot: int) -> None:
+        try:
+            self._store.insert(text.namespace, text.weights, keys, self._cache, slot)
+        except torch.OutOfMemoryError:  # what is kept must never cost a text
+            logger.warning("no memory to keep a text's KV: the prefix store is cleared")
+            self._store.clear()
