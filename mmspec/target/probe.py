@@ -70,49 +70,63 @@ def probe(
     `blocks`, and taken if it agrees. `linears` go to the target as they are. Raises ModelError if
     not even one token at a time agrees with the model's own decoding.
     """
-    prompt, tree = _probe_prompt(model)
-    prompt = replace(prompt, model_inputs=probe_inputs(model, prompt.num_tokens))
-    # A second, shorter row, of text alone: ragged batches must hold too.
-    shorter = Prompt(prompt.token_ids[: prompt.num_tokens // 2])
-    try:
-        expected = [_native_logits(model, row, tree) for row in (prompt, shorter)]
-    except _FAILURES as e:
-        raise ModelError(
-            f"{type(model).__name__} does not decode a text by itself, a token at a time over a "
-            f"cache of keys and values ({type(e).__name__}: {e}). Use transformers' generate."
-        ) from e
+    trial = _Trial.of(model)
+    target, report = _widest(model, trial)
+    rule, mixers = target.mask_rule, target.attachments.mixers
+    if chosen := index_layers(model.config):  # which tokens is not ours to know
+        why = f"layers {list(chosen)} choose which tokens they see"
+        report = replace(report, attention_failure=why if attention == "tree" else "")
+    elif attention == "tree":
+        own = Target(
+            model, mask_rule=rule, attention="tree", backend=backend, blocks=blocks, mixers=mixers
+        )
+        report = _with_tree_attention(own, report, trial)
+    made = Target(
+        model,
+        mask_rule=rule,
+        attention=report.attention,
+        backend=backend,
+        linears=linears,
+        blocks=blocks,
+        mixers=mixers,
+    )
+    if report.shape != "plain" and made.cuts.whole_because is None:
+        against = _reason_against_cuts(target, trial.prompts[0])
+        made.cuts = replace(made.cuts, whole_because=against)
+    return made, report
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A tree below some prompts, and what the model by itself says of it."""
+
+    prompts: Sequence[Prompt]
+    tree: TokenTree
+    expected: Sequence[Mapping[tuple[int, ...], Tensor]]  # of each prompt: logits by path
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> "_Trial":
+        """Raises ModelError where the model does not decode by itself."""
+        prompt, tree = _probe_prompt(model)
+        prompt = replace(prompt, model_inputs=probe_inputs(model, prompt.num_tokens))
+        # A second, shorter row, of text alone: ragged batches must hold too.
+        prompts = (prompt, Prompt(prompt.token_ids[: prompt.num_tokens // 2]))
+        try:
+            expected = [_native_logits(model, row, tree) for row in prompts]
+        except _FAILURES as e:
+            raise ModelError(
+                f"{type(model).__name__} does not decode a text by itself, a token at a time over "
+                f"a cache of keys and values ({type(e).__name__}: {e}). Use transformers' generate."
+            ) from e
+        return _Trial(prompts, tree, expected)
+
+
+def _widest(model: PreTrainedModel, trial: _Trial) -> tuple[Target, ProbeReport]:
+    """The first mask rule by which the model scores a tree, or else a chain, or node 0 alone.
+    Raises ModelError where by none not even that agrees."""
     tolerance = _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
     found: list[tuple[Target, ProbeReport]] = []
     failures: list[str] = []
-
-    def finished(target: Target, report: ProbeReport) -> tuple[Target, ProbeReport]:
-        if chosen := index_layers(model.config):  # which tokens is not ours to know
-            why = f"layers {list(chosen)} choose which tokens they see"
-            report = replace(report, attention_failure=why if attention == "tree" else "")
-        elif attention == "tree":
-            candidate = _SHAPES[report.shape](tree)
-            own = Target(
-                model,
-                mask_rule=target.mask_rule,
-                attention="tree",
-                backend=backend,
-                blocks=blocks,
-                mixers=target.attachments.mixers,
-            )
-            report = _with_tree_attention(own, report, candidate, [prompt, shorter], expected)
-        made = Target(
-            model,
-            mask_rule=target.mask_rule,
-            attention=report.attention,
-            backend=backend,
-            linears=linears,
-            blocks=blocks,
-            mixers=target.attachments.mixers,
-        )
-        if report.shape != "plain" and made.cuts.whole_because is None:
-            made.cuts = replace(made.cuts, whole_because=_reason_against_cuts(target, prompt))
-        return made, report
-
     for rule in mask_rules(model.config):
         try:
             target = Target(model, mask_rule=rule)
@@ -121,9 +135,9 @@ def probe(
                 f"{type(model).__name__} cannot be decoded: it fails over mmspec's cache "
                 f"({type(e).__name__}: {e}). Use transformers' generate for it."
             ) from e
-        for shape, cut in _SHAPES.items():
+        for shape in _SHAPES:
             try:
-                error = _distance(target, [prompt, shorter], cut(tree), expected)
+                error = _distance(target, trial, shape)
             except _FAILURES as e:
                 failures.append(f"{shape}: {type(e).__name__}: {e}")
                 continue
@@ -132,25 +146,19 @@ def probe(
                 break
             failures.append(f"{shape}: off by {error:.2g} standard deviations of the logits")
         if found and found[-1][1].shape == "tree":
-            return finished(*found[-1])
+            return found[-1]
     if not found:
         raise ModelError(
             f"{type(model).__name__} cannot be decoded: scored through mmspec's cache, masks and "
             f"positions its logits differ from its own decoding ({'; '.join(failures)})"
         )
-    return finished(*max(found, key=lambda item: item[1].shape == "chain"))
+    return max(found, key=lambda item: item[1].shape == "chain")
 
 
-def _with_tree_attention(
-    own: Target,
-    report: ProbeReport,
-    tree: TokenTree,
-    prompts: Sequence[Prompt],
-    expected: Sequence[Mapping[tuple[int, ...], Tensor]],
-) -> ProbeReport:
+def _with_tree_attention(own: Target, report: ProbeReport, trial: _Trial) -> ProbeReport:
     """The report of mmspec's own attention, or `report` and why not."""
     try:
-        error = _distance(own, prompts, tree, expected)
+        error = _distance(own, trial, report.shape)
     except _FAILURES as e:
         return replace(report, attention_failure=f"{type(e).__name__}: {e}")
     if error > report.tolerance:
@@ -203,25 +211,21 @@ def _native_logits(
     return expected
 
 
-def _distance(
-    target: Target,
-    prompts: Sequence[Prompt],
-    tree: TokenTree,
-    expected: Sequence[Mapping[tuple[int, ...], Tensor]],
-) -> float:
-    """The largest difference over all rows and nodes, in standard deviations of the logits."""
-    cache = target.new_cache()
+def _distance(target: Target, trial: _Trial, shape: Shape) -> float:
+    """The largest difference over all rows and the nodes of the tree's part of this shape, in
+    standard deviations of the logits."""
+    cache, tree = target.new_cache(), _SHAPES[shape](trial.tree)
     placements = []
-    for prompt in prompts:
+    for prompt in trial.prompts:
         row = cache.open(prompt.num_tokens + tree.num_nodes)
         placements.append(target.prefill(prompt, cache, row).placement)
     # Of different sizes too, the longest text with the least: a mask of the model's own that
     # counts columns is wrong there alone.
-    smaller = [TokenTree.root(tree.tokens[0]), *[tree] * (len(prompts) - 1)]
+    smaller = [TokenTree.root(tree.tokens[0]), *[tree] * (len(trial.prompts) - 1)]
     differences = []
-    for trees in ([tree] * len(prompts), smaller):
+    for trees in ([tree] * len(trial.prompts), smaller):
         scores = target.score(trees, cache, placements)
-        for scored, score, own in zip(trees, scores, expected, strict=True):
+        for scored, score, own in zip(trees, scores, trial.expected, strict=True):
             for node in range(scored.num_nodes):
                 logits = own[tuple(tree.tokens[n] for n in tree.path_to(node))]
                 differences.append(_apart(score.logits[node], logits, target.dtype))
