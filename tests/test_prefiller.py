@@ -1,5 +1,6 @@
 """A prompt in parts, or from what is stored, leaves the KV of a prompt in one go: every family."""
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -299,6 +300,31 @@ def test_a_failing_hook_ends_its_request_alone_and_leaves_no_lease() -> None:
     store = engine._prefill.prefixes
     assert store is not None
     assert all(not node.num_users for root in store._roots.values() for node in root.below())
+
+
+def test_logprobs_of_a_stored_prompt_are_those_of_all_its_tokens() -> None:
+    engine = mmspec.load(model_of("llama", "float64"), config=STORES)
+    inputs = prompt_inputs(FAMILIES["llama"], "text")
+    options = {"temperature": 0.0, "max_new_tokens": 3}
+    first, again = (engine.generate(inputs, prompt_logprobs=1, **options) for _ in range(2))
+    assert again.prompt_logprobs == first.prompt_logprobs and again.tokens == first.tokens
+    assert again.stats.reused_tokens == 0, "what is not computed has no logits"
+    tokens = inputs["input_ids"].shape[1]
+    assert engine.generate(inputs, **options).stats.reused_tokens == tokens - 1
+
+
+def test_what_a_token_takes_to_read_is_told_where_enough_were_read() -> None:
+    target, prompt = Target(model_of("llama", "float64")), prompt_of("llama", "text", tokens=100)
+    settings = PrefillSettings(PrefixStore(2**30))
+    row, again = row_of("llama", prompt), row_of("llama", prompt)
+    begun = time.perf_counter()
+    prefilled(target, row, settings)
+    most_s = time.perf_counter() - begun
+    told = row.drafting.pace.token_s
+    assert told is not None and row.stats.seconds["prefill"] <= 100 * told <= most_s
+    prefilled(target, again, settings)
+    assert again.stats.reused_tokens == 99
+    assert again.drafting.pace.token_s is None, "one token says nothing"
 
 
 def test_no_memory_to_keep_a_text_costs_what_is_kept_and_no_text(
