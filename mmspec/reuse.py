@@ -71,7 +71,7 @@ class Reuse:
         # The last token is always computed: its logits choose the first new one. Where a drafter
         # looks at queries, so are the newest ones.
         log = self._cache.queries
-        computed = 1 if log is None else max(log.num_tokens, 1)
+        computed = 1 if log is None else log.num_tokens
         reusable = min(text.lease.length, max(prompt.num_tokens - computed, 0))
         count = self._target.cuts.last_border(prompt, self._whole_units(reusable))
         parting = 0

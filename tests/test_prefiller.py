@@ -302,6 +302,24 @@ def test_a_failing_hook_ends_its_request_alone_and_leaves_no_lease() -> None:
     assert all(not node.num_users for root in store._roots.values() for node in root.below())
 
 
+@pytest.mark.parametrize("watched", [0, 8])
+def test_of_a_stored_prompt_the_end_is_read_however_short_it_is(watched: int) -> None:
+    """Its logits choose the first token; a drafter may look at the newest queries."""
+    target = Target(model_of("llama", "float64"))
+    cache = target.new_cache(watched_queries=watched)
+    prefiller = Prefiller(target, cache, PrefillSettings(PrefixStore(2**20)), room_tokens=8)
+    for tokens in (1, 5, 12):
+        prompt, texts = prompt_of("llama", "text", tokens=tokens, seed=tokens), []
+        for _ in range(2):
+            row = row_of("llama", prompt)
+            prefiller.admit([row])
+            assert [*prefiller.step()] == [row] and row.error is None
+            texts.append(row.tokens)
+            assert cache.length(row.placement.row) == tokens
+        assert row.stats.reused_tokens == max(tokens - max(watched, 1), 0)
+        assert texts[0] == texts[1]
+
+
 def test_logprobs_of_a_stored_prompt_are_those_of_all_its_tokens() -> None:
     engine = mmspec.load(model_of("llama", "float64"), config=STORES)
     inputs = prompt_inputs(FAMILIES["llama"], "text")
