@@ -63,6 +63,8 @@ def test_matches_are_those_of_a_search_of_every_entry(
     assert len(found) >= min(len(expected), 16)
     if len(expected) <= 16:
         assert found == expected
+    for limit in (1, 3):
+        assert store.matches(query, limit=limit, max_match=max_match) == found[:limit]
 
 
 # LAW
@@ -85,6 +87,11 @@ def test_the_least_recently_useful_leaves_first() -> None:
     assert copies(store, [20, 21, 22]) == []
     store.add([50, 51, 52, 53, 54])
     assert copies(store, [30, 31, 32]) == []
+    assert copies(store, [10, 11, 12]) == [[13, 14]]
+    store.add(entries[0])  # said again: as useful as if it had been copied
+    store.add([60, 61, 62, 63, 64])
+    assert len(store) == 3
+    assert copies(store, [40, 41, 42]) == []
     assert copies(store, [10, 11, 12]) == [[13, 14]]
 
 

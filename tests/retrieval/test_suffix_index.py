@@ -108,8 +108,11 @@ def text_start(store: Datastore, place) -> int:
 # LAW
 
 
-def test_the_longest_end_wins_over_more_places(tmp_path: Path) -> None:
-    store = add(tmp_path / "s", documents([[1, 2, 3, 4], [9, 2, 3, 5], [9, 3, 6]]))
+@pytest.mark.parametrize("segment_tokens", [6, 1000])
+def test_the_longest_end_wins_over_more_places(tmp_path: Path, segment_tokens: int) -> None:
+    texts = [[1, 2, 3, 4], [9, 2, 3, 5], [9, 3, 6]]
+    store = add(tmp_path / "s", documents(texts), segment_tokens=segment_tokens)
+    assert len(store.segments) == (3 if segment_tokens == 6 else 1)
     assert follows(store, [1, 2, 3]) == (3, [[4]])
     assert follows(store, [7, 2, 3]) == (2, [[4], [5]])
     assert follows(store, [7, 3]) == (1, [[4], [5], [6]])
@@ -146,6 +149,9 @@ def test_an_even_sample_takes_from_every_segment(tmp_path: Path) -> None:
     places = store.places(longest, limit=6)
     assert {place.segment for place in places} == set(range(len(store.segments)))
     assert len(set(places)) == 6
+    for limit in range(1, len(store.segments) + 1):
+        few = store.places(longest, limit=limit)
+        assert len({place.segment for place in few}) == len(few) == limit
 
 
 def test_shorter_ends_fill_up_what_the_longest_leaves(tmp_path: Path) -> None:
@@ -157,6 +163,7 @@ def test_shorter_ends_fill_up_what_the_longest_leaves(tmp_path: Path) -> None:
     found = store.continuations([1, 2, 3, 4], min_match=2)
     assert [one.match_length for one in found] == [4, 2]
     assert len(store.continuations([1, 2, 3, 4], min_match=1, limit=2)) == 2
+    assert store.continuations([7, 4], min_match=2) == [], "too short to begin with"
 
 
 def test_a_match_is_counted_up_to_the_cap_and_no_further_than_the_order(tmp_path: Path) -> None:
