@@ -12,6 +12,7 @@ from mmspec.config import DecodeConfig
 from mmspec.controller import CONTROLLERS
 from mmspec.engine import OVERLAP, Exactness
 from mmspec.errors import ConfigError, ModelError
+from mmspec.kernels import raise_if_lost, shown
 from mmspec.sampling import CHOOSING
 from mmspec.target import Target
 from mmspec.target.attached import Attention
@@ -112,8 +113,11 @@ def check_bits(target: Target, config: DecodeConfig) -> None:
             rows,
             nodes,
         )
-    why = reason_against(target)
-    found = why or differing_node(target, rows=rows, nodes=nodes)
+    try:
+        found = reason_against(target) or differing_node(target, rows=rows, nodes=nodes)
+    except Exception as error:  # whatever a compiler, or a model's forward, may raise
+        raise_if_lost(error, target.device)
+        found = f"fails in bitwise mode ({shown(error)})"
     if found is not None:
         raise ModelError(
             f"{name} {found}; decode.exactness=bitwise is not possible here, standard is"

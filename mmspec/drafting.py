@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from mmspec.attention.setbacks import says_lost
 from mmspec.controller import Controller, Pace, Speculate, Step
 from mmspec.drafters.asking import ask_each
 from mmspec.drafters.base import (
@@ -23,6 +22,7 @@ from mmspec.drafters.base import (
     TappingDrafter,
 )
 from mmspec.drafters.token_view import TokenView
+from mmspec.kernels import says_lost
 from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.tree import TokenTree

@@ -42,7 +42,7 @@ class GraphWarning(UserWarning):
 
 
 class BackendWarning(UserWarning):
-    """An attention backend failed; another one computes in its place."""
+    """An attention backend or a kernel failed; something else computes in its place."""
 
 
 def check_setting(section: str, name: str, is_right: bool, got: object, expected: str) -> None:

@@ -7,14 +7,12 @@ four neighbouring tokens, so the noise of any few tokens can be had without that
 """
 
 from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmspec.kernels import Kernels
 from mmspec.uploads import upload
 
 _MASK = 0xFFFFFFFF
@@ -56,9 +54,10 @@ def gumbel(
     """
     if (kernels := _kernels(device)) is not None:
         place = Place(seed, sample, position, stream)
-        if token_ids is None:
-            return kernels.gumbel_at([place], vocab_size, device=device)[0]
-        return kernels.gumbel_of(place, token_ids.to(device))
+        with _KERNELS.or_else(torch.device(device)):
+            if token_ids is None:
+                return kernels.gumbel_at([place], vocab_size, device=device)[0]
+            return kernels.gumbel_of(place, token_ids.to(device))
     if token_ids is None:
         blocks = torch.arange(-(-vocab_size // WORDS_PER_BLOCK), device=device)
         words = philox((blocks, position, sample, stream), _key(seed))
@@ -78,10 +77,7 @@ def gumbel_at(
     """(places, vocab_size) float32, to be read only: the noise at each place, as `gumbel` makes it.
     Equal places, as siblings have them, share one row."""
     rows = {place: row for row, place in enumerate(dict.fromkeys(places))}
-    if (kernels := _kernels(device)) is not None:
-        noise = kernels.gumbel_at(list(rows), vocab_size, device=device)
-    else:
-        noise = torch.stack([_gumbel_of_place(place, vocab_size, device) for place in rows])
+    noise = _gumbel_of_places(list(rows), vocab_size, device)
     if len(rows) == 1:
         return noise.expand(len(places), -1)
     if len(rows) < len(places):
@@ -89,9 +85,18 @@ def gumbel_at(
     return noise
 
 
-def _gumbel_of_place(place: Place, vocab_size: int, device: torch.device | str) -> Tensor:
-    seed, sample, position, stream = place
-    return gumbel(seed, position, vocab_size, sample=sample, stream=stream, device=device)
+def _gumbel_of_places(
+    places: Sequence[Place], vocab_size: int, device: torch.device | str
+) -> Tensor:
+    if (kernels := _kernels(device)) is not None:
+        with _KERNELS.or_else(torch.device(device)):
+            return kernels.gumbel_at(places, vocab_size, device=device)
+    return torch.stack(
+        [
+            gumbel(seed, position, vocab_size, sample=sample, stream=stream, device=device)
+            for seed, sample, position, stream in places
+        ]
+    )
 
 
 def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
@@ -99,7 +104,8 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
     in float32, the first among equals, a NaN counting as largest: tokens (nodes,) int64 and their
     scores (nodes,). Nothing waits for the device."""
     if (kernels := _kernels(scores.device)) is not None:
-        return kernels.choose(scores, places)
+        with _KERNELS.or_else(scores.device):
+            return kernels.choose(scores, places)
     noise = gumbel_at(places, scores.shape[1], device=scores.device)
     tokens = (scores + noise).float().argmax(dim=-1)
     return tokens, scores.gather(1, tokens.unsqueeze(1)).squeeze(1)
@@ -120,16 +126,11 @@ def differing_share(
     return differing / (positions * vocab_size)
 
 
-@cache
-def _triton() -> ModuleType | None:
-    try:
-        return import_module("mmspec.noise_kernels")
-    except ImportError:  # no Triton: tensor operations give the same
-        return None
+_KERNELS = Kernels("mmspec.noise_kernels", "noise")
 
 
 def _kernels(device: torch.device | str) -> Any:
-    return _triton() if torch.device(device).type == "cuda" else None
+    return _KERNELS.on(device)
 
 
 def uniforms(seed: int, position: int, count: int, *, sample: int = 0) -> list[float]:

@@ -1,12 +1,12 @@
 """TopP: transformers' warper, which on a GPU with Triton finds the nucleus without a sort."""
 
-from functools import cache
-from importlib import import_module
-from types import ModuleType
-
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, TopPLogitsWarper
+
+from mmspec.kernels import Kernels
+
+_KERNELS = Kernels("mmspec.nucleus_kernels", "top-p")
 
 
 class TopP(TopPLogitsWarper):
@@ -14,17 +14,17 @@ class TopP(TopPLogitsWarper):
     transformers' keeps, up to the rounding of the sums at the border."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Tensor:
-        if not scores.is_cuda:
-            return super().__call__(input_ids, scores)
-        kernels = _kernels()
-        assert kernels is not None, "it is made where there are kernels"
-        nucleus: Tensor = kernels.nucleus(scores.float(), self.top_p)
-        return nucleus
+        kernels = _KERNELS.on(scores.device)
+        if kernels is not None:
+            with _KERNELS.or_else(scores.device):
+                nucleus: Tensor = kernels.nucleus(scores.float(), self.top_p)
+                return nucleus
+        return super().__call__(input_ids, scores)
 
 
 def for_device(processors: LogitsProcessorList, device: torch.device) -> LogitsProcessorList:
     """The same processors, quick ones in place of those that would sort the vocabulary there."""
-    if device.type != "cuda" or _kernels() is None:
+    if _KERNELS.on(device) is None:
         return processors
     return LogitsProcessorList(map(_quick, processors))
 
@@ -36,11 +36,3 @@ def _quick(processor: LogitsProcessor) -> LogitsProcessor:
     if processor.min_tokens_to_keep > 1 or processor.filter_value != -torch.inf:
         return processor
     return TopP(processor.top_p)
-
-
-@cache
-def _kernels() -> ModuleType | None:
-    try:
-        return import_module("mmspec.nucleus_kernels")
-    except ImportError:  # no Triton
-        return None

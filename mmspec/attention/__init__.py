@@ -10,7 +10,6 @@ from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.chunk import ChunkCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
-from mmspec.attention.setbacks import SetAside
 from mmspec.attention.tree import tree_attention
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "LayerRule",
     "Reach",
     "RowNodes",
-    "SetAside",
     "TreeCall",
     "tree_attention",
 ]

@@ -9,9 +9,6 @@ shape. Neither the tree, nor the batch, nor where the text was committed can cha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +19,12 @@ from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.tensors import WORD_BITS, TreeTensors
+from mmspec.kernels import Kernels
 
 BLOCK = 64  # positions
 _TILE = 16
+# One that fails is no setback: tensor operations do the same in other bits.
+_KERNELS = Kernels("mmspec.attention.kernels.bitwise", "bitwise attention")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def attend_bitwise(
     """As `tree_attention`; sums in float32 at least. The bits also depend on the nodes that the
     query is padded to: a caller keeps to one number. Rows behind the call's are padding too."""
     assert call.paths is not None
-    kernel = _kernel() if query.device.type == "cuda" else None
+    kernel = _KERNELS.on(query.device)
     if kernel is not None and kernel.can_attend(query, keys, values):
         tensors = call.tensors(query.device)
         ancestors = call.paths.ancestors(tensors)
@@ -135,14 +135,6 @@ def attend_bitwise(
     for index, row in enumerate(rows):
         out[index] = _attend_row(query[index], keys, values, row, rule)
     return out
-
-
-@cache
-def _kernel() -> Any:
-    try:
-        return import_module("mmspec.attention.kernels.bitwise")
-    except ImportError:  # no Triton: tensor operations do the same, in other bits
-        return None
 
 
 class _Softmax:

@@ -23,8 +23,8 @@ from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.conformance_cases import CASES, FAR, Case
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule, Rung
-from mmspec.attention.setbacks import settle
 from mmspec.attention.tensors import TreeTensors
+from mmspec.kernels import settle
 from mmspec.kv import KVCache, KVView, ViewSize
 from mmspec.kv.policies import LayerState
 

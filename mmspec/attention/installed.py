@@ -6,12 +6,6 @@ from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
-# A compiled package that was built for another torch fails in ways of its own.
-_FAILURES = (
-    ImportError, AttributeError, OSError, RuntimeError, TypeError, ValueError, KeyError,
-    AssertionError,
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Installed:
@@ -30,7 +24,7 @@ def first_installed(
         try:
             found = getattr(import_module(module), function)
             lacking = _lacking(found, arguments)
-        except _FAILURES as error:
+        except Exception as error:  # a package built for another torch has ways of its own
             reasons.append(f"{module}: {type(error).__name__}: {error}")
             continue
         if not lacking:

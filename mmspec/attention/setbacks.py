@@ -7,7 +7,6 @@ the request.
 
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,21 +17,7 @@ from mmspec.attention.call import TreeCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.errors import BackendWarning
-
-_SHOWN = 300  # characters of an error: a compiler's may be pages long
-# Of errors after which nothing on the device can be trusted, and no call succeeds any more. They
-# are of work queued earlier: who happens to be told has not failed.
-_FATAL = (
-    "illegal memory access", "misaligned address", "unspecified launch failure",
-    "device-side assert", "illegal instruction", "invalid program counter",
-    "not supported on global/shared address space", "hardware stack error", "launch timed out",
-    "uncorrectable ECC error", "uncorrectable NVLink error", "ERROR_ILLEGAL_ADDRESS",
-    "cudaErrorIllegalAddress", "ERROR_LAUNCH_FAILED", "cudaErrorLaunchFailure",
-)  # fmt: skip
-
-
-class SetAside(RuntimeError):
-    """A backend failed while a graph was recorded, and is not asked for the next recording."""
+from mmspec.kernels import SetAside, is_recording, says_lost, settle, shown
 
 
 class Way(NamedTuple):
@@ -112,9 +97,9 @@ class Setbacks:
                     raise
                 kind = CallKind.of(query, keys, values, call=call, rule=rule)
                 self._failed.add((way.name, kind))
-                reason = _shown(error)
+                reason = shown(error)
                 self._tell(way.name, reason, instead.name)
-                if _is_recording(query.device):
+                if is_recording(query.device):
                     raise SetAside(f"attention by {way.name}: {reason}") from error
             way = instead
 
@@ -133,31 +118,9 @@ class Setbacks:
 SETBACKS = Setbacks()
 
 
-def settle(device: torch.device) -> None:
-    """After a failure: raises what comes of work queued earlier, and of nothing else."""
-    if device.type == "cuda" and not _is_recording(device):
-        with suppress(RuntimeError):  # a launch that failed may have left this for the next one
-            torch.zeros(1, device=device)
-        torch.cuda.current_stream(device).synchronize()
-
-
 def _is_lost(error: Exception, device: torch.device) -> bool:
     """Whether the error says so of the device; one that is known only now is raised."""
     if says_lost(error):
         return True
     settle(device)
     return False
-
-
-def says_lost(error: Exception) -> bool:
-    """Whether the error says that this process has lost the device."""
-    return any(text in str(error) for text in _FATAL)
-
-
-def _is_recording(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _shown(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

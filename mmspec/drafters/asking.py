@@ -6,8 +6,8 @@ from typing import TypeGuard
 
 import torch
 
-from mmspec.attention.setbacks import says_lost
 from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession
+from mmspec.kernels import says_lost
 from mmspec.tree import TokenTree
 
 

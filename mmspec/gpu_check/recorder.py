@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mmspec.attention.setbacks import says_lost
 from mmspec.gpu_check.setting import GpuLost
+from mmspec.kernels import says_lost
 
 Status = Literal[
     "passed", "failed", "missing", "error", "left out", "lost", "running",

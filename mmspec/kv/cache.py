@@ -314,8 +314,8 @@ class KVCache(Cache):
         if buffers and all(has_kernels(buffer.device.type) for buffer in buffers):
             if self._mover is None or self._mover.addresses != self.addresses:
                 self._mover = PathMover(buffers)
-            self._mover.move(moves)
-            return
+            if self._mover.move(moves):
+                return
         pairs = [pair for move in moves for pair in move.pairs]
         of, to = torch.tensor(pairs).unbind(dim=1)
         for layer in self.flat_layers:

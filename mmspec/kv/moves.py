@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mmspec.kv.slots import KERNELS
+
 
 class Move(NamedTuple):
     """One row's accepted nodes."""
@@ -33,8 +35,16 @@ class PathMover:
             for device in dict.fromkeys(buffer.device for buffer in buffers)
         ]
 
-    def move(self, moves: Sequence[Move]) -> None:
+    def move(self, moves: Sequence[Move]) -> bool:
+        """False where the kernel fails, and nothing was moved."""
         from mmspec.kv.kernels import commit
 
-        for table in self._tables:
-            commit(table, moves)
+        first, *others = self._tables
+        is_moved = False
+        with KERNELS.or_else(first.addresses.device):
+            commit(first, moves)
+            is_moved = True
+        if is_moved:  # there is no way back: what was moved must not be moved again
+            for table in others:
+                commit(table, moves)
+        return is_moved

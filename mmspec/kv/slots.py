@@ -1,17 +1,18 @@
 """WriteSlots: where a forward writes its tokens, told by tensors on the device."""
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from mmspec.kernels import Kernels
 
-@cache
+KERNELS = Kernels("mmspec.kv.kernels", "writes to the KV cache")
+
+
 def has_kernels(device_type: str) -> bool:
     """Whether writes and commits on such a device are Triton kernels."""
-    return device_type == "cuda" and find_spec("triton") is not None
+    return KERNELS.on(device_type) is not None
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class WriteSlots:
             from mmspec.kv import kernels
 
             slots = {"first": self.first, "counts": self.counts}
-            kernels.write(keys, values, key_states, value_states, **slots)
-            return
+            with KERNELS.or_else(keys.device):
+                kernels.write(keys, values, key_states, value_states, **slots)
+                return
         source, destination = self._indices(key_states.shape[2])
         for buffer, states in ((keys, key_states), (values, value_states)):
             tokens_first = states.transpose(1, 2).flatten(0, 1)

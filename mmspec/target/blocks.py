@@ -57,7 +57,7 @@ class Blocks:
 
     def __init__(self, layers: Sequence[nn.Module], kit: Kit) -> None:
         """`layers` of known kinds; `kit` computes them."""
-        self._device_type = kit.device_type
+        self._kit = kit
         self._forwards = [(layer, Block(layer, kit)) for layer in layers]
         self.tower: TextTower | None = None  # that runs them without the modules around, if any
 
@@ -71,11 +71,15 @@ class Blocks:
         """Bytes of the copies that there are."""
         return sum(block.num_bytes for _, block in self._forwards)
 
+    def simplify(self) -> bool:
+        """They failed: they give up what is likeliest to have. False where nothing is left."""
+        return self._kit.simplify()
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Within it, forwards that are given a TreeCall compute the blocks as above."""
         taken = [item for item in self._forwards if item[1].is_untouched()]
-        if torch.is_autocast_enabled(self._device_type):
+        if torch.is_autocast_enabled(self._kit.device_type):
             taken = []
         try:
             for layer, block in taken:  # __dict__: nn.Module's own setattr takes a microsecond

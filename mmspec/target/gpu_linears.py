@@ -2,6 +2,7 @@
 product of all, whichever was measured to be quicker at that many rows."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -10,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from triton.runtime.errors import OutOfResources
 
+from mmspec.kernels import raise_if_lost, shown
 from mmspec.target.kernels.gate import gate
 from mmspec.target.kernels.skinny import PADDED_ROWS, Tiling, multiply, multiply_gated
 from mmspec.target.parts import Activation, Product, Products
 from mmspec.target.stacking import joint_layer
 from mmspec.target.tilings import Shape, Tilings
 
+logger = logging.getLogger(__name__)
 Clock = Callable[[Callable[[], object]], float]
 _CANDIDATES = {  # by padded rows
     1: (Tiling(16, 256, 4, 4), Tiling(8, 512, 4, 4)),
@@ -26,6 +29,7 @@ _CANDIDATES = {  # by padded rows
 _MEASURED = (torch.bfloat16, torch.float16)
 _LEAST_WEIGHTS = 2**21  # fewer stay in the GPU's cache, and take no time worth choosing
 _LEAST_BYTES = 2**28  # of weights read by one run: several times the cache
+_MOST_ERROR = 0.03  # of a product's length: sums in another order, and two roundings more
 _LEAST_GAIN = 0.97  # of the library's time; what is no quicker than that changes nothing
 
 
@@ -121,11 +125,12 @@ def measured(linears: Sequence[GpuLinears], clock: Clock) -> dict[tuple[Shape, i
     return chosen
 
 
+@torch.no_grad()
 def timed(
     groups: Sequence[GpuLinears], shape: Shape, rows: int, clock: Clock
 ) -> dict[Tiling | None, float]:
     """What `clock` says of one group of a shape, by tiling; None: the library. A tiling that does
-    not fit the GPU is left out."""
+    not fit the GPU is left out, and with a warning one that fails or says something else."""
     some = groups[: -(-_LEAST_BYTES // (shape.num_weights * shape.dtype.itemsize))]
     states = torch.randn(1, rows, shape.ins, device=some[0].device).to(shape.dtype)
 
@@ -134,9 +139,29 @@ def timed(
             group.run(states, tiling)
 
     times: dict[Tiling | None, float] = {None: clock(partial(run, None)) / len(some)}
+    expected = _together(some[0].run(states, None))
     for tiling in _CANDIDATES[rows]:
         try:
-            times[tiling] = clock(partial(run, tiling)) / len(some)
+            error = _error(_together(some[0].run(states, tiling)), expected)
+            if error < _MOST_ERROR:
+                times[tiling] = clock(partial(run, tiling)) / len(some)
+                continue
+            reason = f"its product is off by {error:.2g}"
         except OutOfResources:  # of shared memory
             continue
+        except Exception as failure:  # whatever a compiler, or the driver, may raise
+            raise_if_lost(failure, states.device)
+            reason = shown(failure)
+        logger.warning("%s for %s at %d rows is left out: %s", tiling, shape.outs, rows, reason)
     return times
+
+
+def _together(made: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.float() for part in made], dim=-1)
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """Of all outputs, in shares of what is expected; 0 where that overflows, as float16 may."""
+    if not expected.isfinite().all():
+        return 0.0
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))

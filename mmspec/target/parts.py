@@ -97,6 +97,9 @@ class Kit(Protocol):
     def settle(self) -> None:
         """All parts are made: what there is to choose between is measured."""
 
+    def simplify(self) -> bool:
+        """Parts failed: they give up what is likeliest to have. False where nothing is left."""
+
 
 def activation_of(module: nn.Module) -> Activation | None:
     """None for one that no kit computes."""

@@ -4,6 +4,7 @@
 compared with the model's own decoding of each path, with its own cache, masks and positions.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from mmspec.errors import ModelError
+from mmspec.errors import MmspecError, ModelError
+from mmspec.kernels import raise_if_lost, shown
 from mmspec.state import Prompt
 from mmspec.target.attached import Attention
 from mmspec.target.blocks import Blocks
@@ -24,6 +26,7 @@ from mmspec.target.stateful import cache_keyword, state_kinds
 from mmspec.target.target import Target, input_device
 from mmspec.tree import TokenTree
 
+logger = logging.getLogger(__name__)
 Shape = Literal["tree", "chain", "plain"]
 
 #      0        A wrong mask lets 2 see 1, or 4 see 3; a wrong position counts nodes
@@ -37,9 +40,6 @@ _SHAPES: dict[Shape, Callable[[TokenTree], TokenTree]] = {  # widest first
     "chain": TokenTree.best_chain,
     "plain": lambda tree: TokenTree.root(tree.tokens[0]),
 }
-_FAILURES = (
-    RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, AssertionError,
-)  # fmt: skip
 _PREFIX_TOKENS = 24
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # of the logits' standard deviation
 _LOW_PRECISION_TOLERANCE = 0.25
@@ -77,10 +77,7 @@ def probe(
         why = f"layers {list(chosen)} choose which tokens they see"
         report = replace(report, attention_failure=why if attention == "tree" else "")
     elif attention == "tree":
-        own = Target(
-            model, mask_rule=rule, attention="tree", backend=backend, blocks=blocks, mixers=mixers
-        )
-        report = _with_tree_attention(own, report, trial)
+        report, blocks = _with_tree_attention(target, report, trial, backend, blocks)
     made = Target(
         model,
         mask_rule=rule,
@@ -113,10 +110,11 @@ class _Trial:
         prompts = (prompt, Prompt(prompt.token_ids[: prompt.num_tokens // 2]))
         try:
             expected = [_native_logits(model, row, tree) for row in prompts]
-        except _FAILURES as e:
+        except Exception as e:
             raise ModelError(
                 f"{type(model).__name__} does not decode a text by itself, a token at a time over "
-                f"a cache of keys and values ({type(e).__name__}: {e}). Use transformers' generate."
+                f"a cache of keys and values ({_reason(e, model.device)}). Use transformers' "
+                "generate."
             ) from e
         return _Trial(prompts, tree, expected)
 
@@ -130,16 +128,16 @@ def _widest(model: PreTrainedModel, trial: _Trial) -> tuple[Target, ProbeReport]
     for rule in mask_rules(model.config):
         try:
             target = Target(model, mask_rule=rule)
-        except _FAILURES as e:  # while its mixers are looked for
+        except Exception as e:  # while its mixers are looked for
             raise ModelError(
                 f"{type(model).__name__} cannot be decoded: it fails over mmspec's cache "
-                f"({type(e).__name__}: {e}). Use transformers' generate for it."
+                f"({_reason(e, model.device)}). Use transformers' generate for it."
             ) from e
         for shape in _SHAPES:
             try:
                 error = _distance(target, trial, shape)
-            except _FAILURES as e:
-                failures.append(f"{shape}: {type(e).__name__}: {e}")
+            except Exception as e:
+                failures.append(f"{shape}: {_reason(e, model.device)}")
                 continue
             if error <= tolerance:
                 found.append((target, ProbeReport(shape, error, tolerance)))
@@ -155,12 +153,54 @@ def _widest(model: PreTrainedModel, trial: _Trial) -> tuple[Target, ProbeReport]
     return max(found, key=lambda item: item[1].shape == "chain")
 
 
-def _with_tree_attention(own: Target, report: ProbeReport, trial: _Trial) -> ProbeReport:
+def _reason(error: Exception, device: torch.device) -> str:
+    """What went wrong, whatever a model or a compiler of kernels may raise. Raised again are
+    mmspec's own errors, and what says that the device is lost or its memory used up."""
+    if isinstance(error, MmspecError):
+        raise error
+    raise_if_lost(error, device)
+    return shown(error)
+
+
+def _with_tree_attention(
+    target: Target, report: ProbeReport, trial: _Trial, backend: str, blocks: Blocks | None
+) -> tuple[ProbeReport, Blocks | None]:
+    """The report of mmspec's own attention, or `report` and why not; with as much of the blocks as
+    does not fail."""
+    failed = ""
+    while True:
+        own = Target(
+            target.model,
+            mask_rule=target.mask_rule,
+            attention="tree",
+            backend=backend,
+            blocks=blocks,
+            mixers=target.attachments.mixers,
+        )
+        tried = _tried(own, report, trial)
+        if tried.attention == "tree" and failed:
+            logger.warning(
+                "%s decodes otherwise through mmspec's kernels of its blocks (%s); %s, which is "
+                "slower",
+                type(target.model).__name__,
+                failed,
+                "its own blocks are used" if blocks is None else "fewer of them are used",
+            )
+        if tried.attention == "tree" or blocks is None:
+            return tried, blocks
+        failed = failed or tried.attention_failure
+        blocks = blocks if blocks.simplify() else None
+
+
+def _tried(own: Target, report: ProbeReport, trial: _Trial) -> ProbeReport:
     """The report of mmspec's own attention, or `report` and why not."""
     try:
         error = _distance(own, trial, report.shape)
-    except _FAILURES as e:
-        return replace(report, attention_failure=f"{type(e).__name__}: {e}")
+        if own.attachments.blocks is not None and own.device.type == "cuda":
+            alone = replace(trial, prompts=trial.prompts[:1], expected=trial.expected[:1])
+            error = max(error, _distance(own, alone, "plain"))  # one row goes by other kernels
+    except Exception as e:
+        return replace(report, attention_failure=_reason(e, own.device))
     if error > report.tolerance:
         failure = f"off by {error:.2g} standard deviations of the logits"
         return replace(report, attention_failure=failure)
@@ -247,8 +287,8 @@ def _reason_against_cuts(target: Target, prompt: Prompt) -> str | None:
     try:
         target.prefill(prompt, cache, rows[1], stop=border)
         pieces = target.prefill(prompt, cache, rows[1], start=border)
-    except _FAILURES as e:
-        return f"the second piece of a prompt fails ({type(e).__name__}: {e})"
+    except Exception as e:
+        return f"the second piece of a prompt fails ({_reason(e, target.device)})"
     error = _apart(pieces.logits, whole.logits, target.dtype)
     if error <= _TOLERANCE.get(target.dtype, _LOW_PRECISION_TOLERANCE):
         return None
@@ -272,8 +312,8 @@ def reason_against_watching(target: Target) -> str | None:
             (scores,) = target.score([root], cache, [prefill.placement])
             found.append(torch.stack([prefill.logits, scores.logits[0]]))
             cache.release()
-    except _FAILURES as e:
-        return f"with its queries asked for, its forward fails ({type(e).__name__}: {e})"
+    except Exception as e:
+        return f"with its queries asked for, its forward fails ({_reason(e, target.device)})"
     error = max(_apart(told, own, target.dtype) for own, told in zip(*found, strict=True))
     if error <= _TOLERANCE.get(target.dtype, _LOW_PRECISION_TOLERANCE):
         return None

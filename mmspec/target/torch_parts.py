@@ -38,6 +38,9 @@ class TorchKit:
     def settle(self) -> None:
         pass
 
+    def simplify(self) -> bool:
+        return False
+
 
 class TorchParts:
     """One block's."""

@@ -6,6 +6,7 @@ rotary angles, blocks, norm and head; where all its blocks are quick ones it is 
 """
 
 import copy
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from mmspec.target.taps import LateHidden
 from mmspec.target.torch_parts import TorchKit
 from mmspec.target.untouched import Untouched, is_plain, places_of
 
+logger = logging.getLogger(__name__)
 _KINDS = frozenset(
     {
         "LlamaModel",
@@ -174,8 +176,11 @@ def _kit_for(model: PreTrainedModel, *, copied: bool, begins_early: bool) -> Kit
         return TorchKit(copied=copied)
     if device.type != "cuda" or find_spec("triton") is None:
         return None
-    from mmspec.target.triton_kit import kit_on
-
+    try:
+        from mmspec.target.triton_kit import kit_on
+    except Exception as error:  # a Triton with other names, or one that does not load
+        logger.warning("%s: its blocks are its own forward's (%s)", type(model).__name__, error)
+        return None
     return kit_on(model, device, begins_early=begins_early)
 
 

@@ -1,25 +1,20 @@
 """kit_on: the kernels for a model's GPU, tried once, and its tilings, measured once."""
 
 import logging
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 import torch
 from transformers import PreTrainedModel
-from triton.errors import TritonError
 
+from mmspec.kernels import raise_if_lost, shown
 from mmspec.target.graphs.recorder import recorded
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.triton_parts import TritonKit
 
 logger = logging.getLogger(__name__)
-# Triton compiles a launcher with the system's C compiler, and kernels with its own assembler.
 _REPLAYS = 5
-_FAILURES = (
-    RuntimeError, OSError, ImportError, ValueError, subprocess.CalledProcessError, TritonError,
-)  # fmt: skip
 
 
 def kit_on(
@@ -30,14 +25,14 @@ def kit_on(
     try:
         states = torch.ones(1, 1, 16, device=device)
         add_norm(states, None, states.flatten(), epsilon=1e-6)
-    except _FAILURES as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # Triton asks the system's C compiler, and an assembler of its own
+        raise_if_lost(error, device)
         logger.warning(
             "%s: Triton does not run on %s (%s); blocks are computed by the model's own forward, "
             "which is slower",
             type(model).__name__,
             device,
-            reason,
+            shown(error),
         )
         return None
     # One stream for all measurements: for each that has multiplied cuBLAS keeps 32 MiB on Hopper.

@@ -76,6 +76,15 @@ class TritonKit:
                 "not all kernels of blocks were measured (%s); the plain ones are used", reason
             )
 
+    def simplify(self) -> bool:
+        if self.tilings.is_early:
+            self.tilings.is_early = False
+        elif self.tilings.chosen:
+            self.tilings.chosen.clear()
+        else:
+            return False
+        return True
+
 
 class TritonParts:
     """One block's."""

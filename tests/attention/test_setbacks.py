@@ -16,13 +16,14 @@ from tensor_rung import TensorRung
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from mmspec.attention import LayerRule, SetAside, TreeCall, ladder, tail, tree, tree_attention
+from mmspec.attention import LayerRule, TreeCall, ladder, tail, tree, tree_attention
 from mmspec.attention import setbacks as setbacks_module
 from mmspec.attention.conformance import Case, Inputs, build
 from mmspec.attention.flash_attn_3 import FlashAttention3
 from mmspec.attention.rung import Rung
 from mmspec.attention.setbacks import Setbacks, _is_lost
 from mmspec.errors import BackendWarning
+from mmspec.kernels import SetAside
 from mmspec.target.graphs import Computed, Recording
 
 assert interpreted
@@ -259,7 +260,7 @@ def test_a_failure_in_a_capture_ends_it_and_the_next_one_goes_without(
     from target.graphs.test_score import CHAIN, FORK, Decoded
 
     recorder = Capturing()
-    monkeypatch.setattr(setbacks_module, "_is_recording", lambda device: recorder.is_recording)
+    monkeypatch.setattr(setbacks_module, "is_recording", lambda device: recorder.is_recording)
     first = FailingInGraphs(recorder, RuntimeError("operation not permitted"))
     decoded = Decoded()
     decoded.target.use_graphs(recorder)
@@ -278,7 +279,7 @@ def test_the_failure_of_the_only_one_for_graphs_gives_them_up(
     from target.graphs.test_score import CHAIN, FORK, Decoded
 
     recorder = Capturing()
-    monkeypatch.setattr(setbacks_module, "_is_recording", lambda device: recorder.is_recording)
+    monkeypatch.setattr(setbacks_module, "is_recording", lambda device: recorder.is_recording)
     decoded = Decoded()
     decoded.target.use_graphs(recorder)
     asked(FailingInGraphs(recorder, RuntimeError("operation not permitted")))
@@ -326,7 +327,7 @@ def test_a_tail_that_fails_in_a_capture_is_no_failure_of_the_prefixs_kernel(
     inputs = flash_inputs(
         monkeypatch, SimpleNamespace(attend=lambda *a, prefix, **k: kernel.attend(*a, **k))
     )
-    monkeypatch.setattr(setbacks_module, "_is_recording", lambda device: True)
+    monkeypatch.setattr(setbacks_module, "is_recording", lambda device: True)
     with one_warning("triton behind a prefix"):
         with pytest.raises(SetAside, match="ptxas fatal"):
             attend(inputs)

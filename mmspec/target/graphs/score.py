@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mmspec.attention import SetAside
 from mmspec.errors import GraphWarning
+from mmspec.kernels import SetAside
 from mmspec.target.graphs.call import Computed, GraphCall
 from mmspec.target.graphs.inputs import StaticInputs
 from mmspec.target.graphs.recorder import Recorder, Recording
@@ -156,7 +156,7 @@ class ScoreGraphs:
         inputs.fill(call)
         try:
             graph = _Graph(inputs, self.recorder.record(lambda: forward(inputs, call)))
-        except SetAside:  # the next recording goes without that backend
+        except SetAside:  # the next recording goes without what failed
             return None
         except (
             Exception
