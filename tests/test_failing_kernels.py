@@ -124,7 +124,7 @@ def test_a_kernel_that_fails_costs_no_token(
     assert name in asked
     told = [str(one.message) for one in w if issubclass(one.category, SAID)]
     told += [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert len(told) == 1, told
+    assert len(told) == (2 if name == "tree_kernel" else 1), told  # graphs need that one, too
     assert str(error).split("\n")[0][:20] in told[0] or "OutOfResources" in told[0]
 
 

@@ -61,10 +61,10 @@ def is_interpreted() -> bool:
 
 
 def _maker(setting: Setting, vocab: int) -> Callable[[int, int], Tensor]:
-    """Makes (seed, position) -> (vocab,) noise as decoding on the device does; on a CPU by the
-    kernels all the same, where they can be interpreted."""
+    """Makes (seed, position) -> (vocab,) noise by the kernels, on a CPU where they can be
+    interpreted: decoding would do without kernels that fail, which is to be seen here."""
     name = "mmspec.noise_kernels"
-    if not setting.is_cuda and is_interpreted() and find_spec(name):
+    if (setting.is_cuda and find_spec("triton")) or is_interpreted():
         kernels, place = import_module(name), noise.Place
         return lambda seed, position: kernels.gumbel_at(
             [place(seed, 0, position)], vocab, device=setting.device

@@ -1,14 +1,17 @@
 """Recorder: what a section finds, written to disk as soon as it is found."""
 
 import json
+import logging
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmspec.errors import BackendWarning, GraphWarning
 from mmspec.gpu_check.setting import GpuLost
 from mmspec.kernels import says_lost
 
@@ -78,6 +81,44 @@ class Recorder:
         """What this machine, or this version of mmspec, does not have."""
         self.result.missing.append(what)
         self._save()
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Within it, what mmspec warns of, as it does without something, is missing, each once."""
+
+        def hear(text: str) -> None:
+            if (told := f"warns: {text}") not in self.result.missing:
+                self.missing(told)
+
+        log, handler = logging.getLogger("mmspec"), _Handler(hear)
+        log.addHandler(handler)
+        try:
+            with warnings.catch_warnings():
+                show = warnings.showwarning
+
+                def showwarning(message: Any, category: type[Warning], *place: Any) -> None:
+                    if issubclass(category, _HEARD):
+                        hear(str(message))
+                    show(message, category, *place)
+
+                warnings.showwarning = showwarning
+                for kind in _HEARD:
+                    warnings.simplefilter("always", kind)
+                yield
+        finally:
+            log.removeHandler(handler)
+
+
+_HEARD = (BackendWarning, GraphWarning)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, hear: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._hear = hear
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._hear(record.getMessage())
 
 
 def write_json(path: Path, header: Mapping[str, object], sections: Mapping[str, object]) -> None:

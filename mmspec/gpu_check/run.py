@@ -93,7 +93,8 @@ def chosen_sections(
 def _run_one(section: Section, setting: Setting, recorder: Recorder) -> None:
     result = recorder.result
     try:
-        section.check(setting, recorder)
+        with recorder.hearing():
+            section.check(setting, recorder)
     except Exception as error:  # whatever it is, the other sections are run
         result.error = "".join(traceback.format_exception(error))
         result.status = "error"

@@ -1,9 +1,11 @@
 """gpu_check: everything runs once at tiny shapes; what is wrong is found, and costs no more."""
 
 import json
+import logging
 import runpy
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from mmspec.attention.conformance import Outcome, check
 from mmspec.attention.matmul import Matmul
 from mmspec.attention.rung import Rung
 from mmspec.drafters.draft_model import model as draft_model
-from mmspec.errors import ConfigError
+from mmspec.errors import BackendWarning, ConfigError
 from mmspec.gpu_check import (
     SECTIONS,
     Setting,
@@ -275,6 +277,20 @@ def test_a_section_that_fails_costs_no_other_and_nothing_that_was_found(tmp_path
     assert saved["breaks"]["found"] == {"early": 1} and saved["works"]["found"] == {"late": 2}
     assert "RuntimeError: out of memory" in saved["breaks"]["error"]
     assert any("RuntimeError: out of memory" in x for x in summary_lines(read(results)))
+
+
+def test_what_mmspec_warns_of_is_written_down_once() -> None:
+    def warns(setting: Setting, recorder: Recorder) -> None:
+        for _ in range(2):
+            warnings.warn("attention by x failed", BackendWarning, stacklevel=1)
+            logging.getLogger("mmspec.target.probe").warning("%s decodes otherwise", "Llama")
+        warnings.warn("of no concern", UserWarning, stacklevel=1)
+        recorder.found("ran", True)
+
+    with pytest.warns(BackendWarning), pytest.warns(UserWarning, match="of no concern"):
+        (result,) = run_sections(small(), sections={"warns": Section("", warns, 1.0)}).values()
+    assert result.status == "passed"
+    assert result.missing == ["warns: attention by x failed", "warns: Llama decodes otherwise"]
 
 
 def test_early_begin_is_suspected_where_nobody_else_is_at_work(
