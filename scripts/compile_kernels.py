@@ -41,8 +41,11 @@ from mmspec.attention.kernels import bitwise
 from mmspec.attention.rows import Attended
 from mmspec.attention.tensors import TreeTensors
 from mmspec.kv import kernels as kv_kernels
-from mmspec.target.gpu_linears import _CANDIDATES
+from mmspec.target.gpu_linears import candidates
 from mmspec.target.kernels import gate, norm, rotary, skinny
+from mmspec.target.kernels.skinny import PADDED_ROWS
+from mmspec.target.parts import Shares
+from mmspec.target.tilings import Shape
 
 _H200 = (132, 233_472)  # multiprocessors, and bytes of shared memory of each
 _LARGE_CASE = 3_000_000  # scores of a case whose tensors are not worth being drawn here
@@ -227,28 +230,28 @@ def _products(model: str, *, is_quick: bool) -> Launches:
     """The skinny products that a measurement at load tries."""
     kv_heads, group, hidden, intermediate, vocab = _MODELS[model]
     own, shared = kv_heads * group * 128, kv_heads * 128
-    has_bias = model.startswith("qwen")
     layers = [((own, shared, shared), hidden), ((hidden,), own), ((hidden,), intermediate)]
     layers += [((vocab,), hidden)]
-    for padded, candidates in _CANDIDATES.items():
-        if is_quick and padded > 16:
+    for padded in PADDED_ROWS:
+        if is_quick and padded == 16:
             continue
-        for tiling in candidates[:1] if is_quick else candidates:
-            for sizes, width in layers[:1] if is_quick else layers:
-                rows, weights = _empty(padded, width), [_empty(n, width) for n in sizes]
-                biased = has_bias and len(sizes) == 3
-                biases = [_empty(n) for n in sizes] if biased else None
+        for sizes, width in layers[1:2] if is_quick else layers:
+            has_bias = model.startswith("qwen") and len(sizes) == 3
+            shape = Shape(sizes, width, torch.bfloat16, has_bias, False, sizes == (hidden,))
+            rows, weights = _empty(padded, width), [_empty(n, width) for n in sizes]
+            biases = [_empty(n) for n in sizes] if has_bias else None
+            for tiling in candidates(shape, padded)[-1:] if is_quick else candidates(shape, padded):
                 for is_early in (False, True):
                     yield lambda r=rows, w=weights, b=biases, t=tiling, e=is_early: skinny.multiply(
                         r, w, b, t, is_early=e
                     )
-            if padded > 1 or not is_quick:
-                rows = _empty(padded, hidden)
-                pair = [_empty(intermediate, hidden) for _ in range(2)]
-                for is_early in (False, True):
-                    yield lambda r=rows, p=pair, t=tiling, e=is_early: skinny.multiply_gated(
-                        r, *p, tiling=t, activation="silu", is_early=e
-                    )
+        rows, pair = _empty(padded, hidden), [_empty(intermediate, hidden) for _ in range(2)]
+        shape = Shape((intermediate,) * 2, hidden, torch.bfloat16, False, True)
+        for tiling in candidates(shape, padded)[:1] if is_quick else candidates(shape, padded):
+            for is_early in (False, True):
+                yield lambda r=rows, p=pair, t=tiling, e=is_early: skinny.multiply_gated(
+                    r, *p, tiling=t, activation="silu", is_early=e
+                )
 
 
 def _block(model: str, nodes: int) -> Launches:
@@ -267,6 +270,7 @@ def _block(model: str, nodes: int) -> Launches:
         normed = partial(norm.add_norm, weight=weight, epsilon=1e-5, is_early=is_early)
         yield partial(normed, states, None)
         yield partial(normed, states, states)
+        yield partial(normed, states, Shares(_empty(4, *states.shape, dtype=torch.float32)))
         for parts in (both, apart):
             yield partial(gate.gate, *parts, activation="silu", is_early=is_early)
         for parts, norms in ((stacked, None), (own, None), (own, head_norms)):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmspec.attention import LayerRule, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attend_layer
 from mmspec.kv import QueryTap
-from mmspec.target.parts import Angles, Kit, Products, activation_of
+from mmspec.target.parts import Added, Angles, Kit, Products, activation_of
 from mmspec.target.untouched import Untouched, is_plain, places_in
 
 if TYPE_CHECKING:
@@ -145,11 +145,11 @@ class Block:
     def run(
         self,
         states: Tensor,
-        added: Tensor | None,
+        added: Added | None,
         angles: Angles,
         call: TreeCall,
         tap: QueryTap | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Added]:
         """The block of `states` + `added`, (batch, nodes, hidden) each, as such a sum that is yet
         to be made; `tap` is told its queries."""
         states, query = self._parts.queries(states, added, angles, call)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmspec.target.parts import Entered
+from mmspec.target.parts import Added, Entered, Shares
 from mmspec.target.tilings import Tilings
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,9 @@ class Half(Protocol):
     @property
     def half_bytes(self) -> int: ...
 
-    def gated(self, states: Tensor, added: Tensor | None) -> Entered: ...
+    def gated(self, states: Tensor, added: Added | None) -> Entered: ...
 
-    def down(self, product: Tensor) -> Tensor: ...
+    def down(self, product: Tensor) -> Added: ...
 
 
 def pays(
@@ -60,11 +60,12 @@ def _share_of_time(
     last: list[Tensor] = []
 
     def run() -> None:
-        stream, added = states, None
+        stream = states
+        added: Added | None = None
         for half in some:
             stream, product = half.gated(stream, added)
             added = half.down(product)
-        last[:] = [stream, added] if added is not None else [stream]
+        last[:] = [stream, added.each if isinstance(added, Shares) else added]
 
     times, made = [], []
     for tilings.is_early in (False, True):

@@ -13,8 +13,9 @@ from triton.runtime.errors import OutOfResources
 
 from mmspec.kernels import raise_if_lost, shown
 from mmspec.target.kernels.gate import gate
+from mmspec.target.kernels.norm import add_norm
 from mmspec.target.kernels.skinny import PADDED_ROWS, Tiling, multiply, multiply_gated
-from mmspec.target.parts import Activation, Product, Products
+from mmspec.target.parts import Activation, Added, Product, Products, Shares
 from mmspec.target.stacking import joint_layer
 from mmspec.target.tilings import Shape, Tilings
 
@@ -24,7 +25,11 @@ _CANDIDATES = {  # by padded rows
     1: (Tiling(16, 256, 4, 4), Tiling(8, 512, 4, 4)),
     # Two warps: four would read each weight from shared memory twice, and wait for that.
     16: (Tiling(16, 256, 2, 4), Tiling(32, 256, 4, 3), Tiling(64, 128, 4, 4)),
-    64: (Tiling(16, 256, 4, 3), Tiling(32, 128, 4, 4), Tiling(64, 128, 4, 3)),
+    # The more outputs, the seldomer rows are read again, which takes longer than weights do.
+    64: (Tiling(32, 128, 4, 4), Tiling(64, 64, 4, 4), Tiling(128, 64, 8, 4)),
+}
+_SHARED = {  # of outputs that are too few for a program each multiprocessor, where a norm adds up
+    64: (Tiling(128, 64, 8, 4, shares=4), Tiling(64, 64, 4, 4, shares=4)),
 }
 _MEASURED = (torch.bfloat16, torch.float16)
 _LEAST_WEIGHTS = 2**21  # fewer stay in the GPU's cache, and take no time worth choosing
@@ -43,11 +48,14 @@ class GpuLinears:
         tilings: Tilings,
         *,
         activation: Activation | None = None,
+        is_added: bool = False,
     ) -> None:
+        """`is_added`: of one layer, whose output is asked for by `added`."""
         self._modules = list(modules)
         self._products: Mapping[nn.Module, Product] = {}
         self._tilings = tilings
         self._activation = activation
+        self._is_added = is_added
 
     def with_products(self, products: Products) -> "GpuLinears":
         """The same, some of its layers computed otherwise."""
@@ -61,7 +69,8 @@ class GpuLinears:
     def shape(self) -> Shape | None:
         """None for layers that no skinny product computes. Asked anew each time: weights may be
         replaced."""
-        return Shape.of(self._modules, is_gated=self._activation is not None)
+        is_gated = self._activation is not None
+        return Shape.of(self._modules, is_gated=is_gated, is_added=self._is_added)
 
     @property
     def device(self) -> torch.device:
@@ -70,9 +79,19 @@ class GpuLinears:
     def __call__(self, states: Tensor) -> Sequence[Tensor]:
         """(batch, nodes, in_features) -> (batch, nodes, out_features) of each layer, or of the
         product alone."""
-        shape = None if self._products else self.shape
-        rows = states.shape[0] * states.shape[1]
-        return self.run(states, None if shape is None else self._tilings.find(shape, rows))
+        return self.run(states, self._tiling(states))
+
+    def added(self, states: Tensor) -> Added:
+        """What one layer makes of them, to be added to the stream."""
+        return self.run_added(states, self._tiling(states))
+
+    def run_added(self, states: Tensor, tiling: Tiling | None) -> Added:
+        """The same by this tiling; None: by the library."""
+        if tiling is None or tiling.shares == 1:
+            return self.run(states, tiling)[0]
+        weights, is_early = [self._modules[0].weight], self._tilings.is_early
+        out = multiply(states.flatten(0, 1), weights, None, tiling, is_early=is_early)
+        return Shares(out.view(tiling.shares, *states.shape[:2], -1))
 
     def run(self, states: Tensor, tiling: Tiling | None) -> Sequence[Tensor]:
         """The same by this tiling; None: by the library."""
@@ -95,6 +114,11 @@ class GpuLinears:
         out = multiply(rows, weights, biases, tiling, is_early=is_early)
         out = out.view(*states.shape[:2], -1)
         return out.split([weight.shape[0] for weight in weights], dim=-1)
+
+    def _tiling(self, states: Tensor) -> Tiling | None:
+        shape = None if self._products else self.shape
+        rows = states.shape[0] * states.shape[1]
+        return None if shape is None else self._tilings.find(shape, rows)
 
     def _by_library(self, states: Tensor) -> Sequence[Tensor]:
         if self._products:
@@ -125,6 +149,12 @@ def measured(linears: Sequence[GpuLinears], clock: Clock) -> dict[tuple[Shape, i
     return chosen
 
 
+def candidates(shape: Shape, rows: int) -> Sequence[Tiling]:
+    """What is tried for so many padded rows."""
+    shared = _SHARED.get(rows, ()) if shape.is_added and not shape.has_bias else ()
+    return (*_CANDIDATES[rows], *shared)
+
+
 @torch.no_grad()
 def timed(
     groups: Sequence[GpuLinears], shape: Shape, rows: int, clock: Clock
@@ -134,15 +164,25 @@ def timed(
     some = groups[: -(-_LEAST_BYTES // (shape.num_weights * shape.dtype.itemsize))]
     states = torch.randn(1, rows, shape.ins, device=some[0].device).to(shape.dtype)
 
+    stream = states.new_zeros(1, rows, shape.outs[0])
+
     def run(tiling: Tiling | None) -> None:
         for group in some:
-            group.run(states, tiling)
+            if shape.is_added:  # with the norm behind it, which sums up shares
+                add_norm(stream, group.run_added(states, tiling), stream[0, 0], epsilon=1e-6)
+            else:
+                group.run(states, tiling)
+
+    def made(tiling: Tiling | None) -> Tensor:
+        if shape.is_added:
+            return (stream + some[0].run_added(states, tiling)).float()
+        return torch.cat([part.float() for part in some[0].run(states, tiling)], dim=-1)
 
     times: dict[Tiling | None, float] = {None: clock(partial(run, None)) / len(some)}
-    expected = _together(some[0].run(states, None))
-    for tiling in _CANDIDATES[rows]:
+    expected = made(None)
+    for tiling in candidates(shape, rows):
         try:
-            error = _error(_together(some[0].run(states, tiling)), expected)
+            error = _error(made(tiling), expected)
             if error < _MOST_ERROR:
                 times[tiling] = clock(partial(run, tiling)) / len(some)
                 continue
@@ -154,10 +194,6 @@ def timed(
             reason = shown(failure)
         logger.warning("%s for %s at %d rows is left out: %s", tiling, shape.outs, rows, reason)
     return times
-
-
-def _together(made: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.float() for part in made], dim=-1)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

@@ -34,6 +34,23 @@ class Angles:
     sin: Tensor
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What is added to the stream as a sum that is yet to be made, by whoever reads it next."""
+
+    each: Tensor  # (shares, batch, nodes, hidden) float32
+
+    def __radd__(self, states: Tensor) -> Tensor:
+        """The stream with it: summed up in the order of the shares, and rounded once."""
+        total = self.each[0]
+        for share in self.each[1:]:
+            total = total + share
+        return states + total.to(states.dtype)
+
+
+Added = Tensor | Shares
+
+
 class Entered(NamedTuple):
     """A branch's first half."""
 
@@ -56,17 +73,17 @@ class BlockParts(Protocol):
         """Memory beside the model."""
 
     def queries(
-        self, states: Tensor, added: Tensor | None, angles: Angles, call: TreeCall
+        self, states: Tensor, added: Added | None, angles: Angles, call: TreeCall
     ) -> Entered:
         """Makes rotated queries, (batch, nodes, heads, head_dim), and writes the nodes' keys and
         values to the cache."""
 
-    def out(self, attended: Tensor) -> Tensor: ...
+    def out(self, attended: Tensor) -> Added: ...
 
-    def gated(self, states: Tensor, added: Tensor | None) -> Entered:
+    def gated(self, states: Tensor, added: Added | None) -> Entered:
         """Makes activation(gate) * up, (batch, nodes, intermediate)."""
 
-    def down(self, product: Tensor) -> Tensor: ...
+    def down(self, product: Tensor) -> Added: ...
 
     def with_products(self, products: Products) -> "BlockParts":
         """The same, some of its linear layers computed otherwise."""
@@ -75,7 +92,7 @@ class BlockParts(Protocol):
 class HeadParts(Protocol):
     """The last norm and the head."""
 
-    def __call__(self, states: Tensor, added: Tensor | None) -> Headed: ...
+    def __call__(self, states: Tensor, added: Added | None) -> Headed: ...
 
     def with_products(self, products: Products) -> "HeadParts":
         """The same, the head computed otherwise if it is among them."""

@@ -18,13 +18,16 @@ class Shape(NamedTuple):
     dtype: torch.dtype
     has_bias: bool
     is_gated: bool  # the second one's output is multiplied by the activated first one's
+    is_added: bool = False  # the output goes to the stream, by a norm that may sum up shares of it
 
     @property
     def num_weights(self) -> int:
         return sum(self.outs) * self.ins
 
     @staticmethod
-    def of(modules: Sequence[nn.Linear], *, is_gated: bool = False) -> "Shape | None":
+    def of(
+        modules: Sequence[nn.Linear], *, is_gated: bool = False, is_added: bool = False
+    ) -> "Shape | None":
         """None for layers that no skinny product computes."""
         biased = {module.bias is not None for module in modules}
         weights = [module.weight for module in modules]
@@ -38,7 +41,8 @@ class Shape(NamedTuple):
         ):
             return None
         outs = tuple(weight.shape[0] for weight in weights)
-        return Shape(outs, weights[0].shape[1], weights[0].dtype, True in biased, is_gated)
+        width = weights[0].shape[1]
+        return Shape(outs, width, weights[0].dtype, True in biased, is_gated, is_added)
 
 
 class Tilings:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmspec.attention import TreeCall
-from mmspec.target.parts import Angles, Entered, Headed, Product, Products, activation_of
+from mmspec.target.parts import Added, Angles, Entered, Headed, Product, Products, activation_of
 from mmspec.target.projections import Projections
 
 
@@ -79,7 +79,7 @@ class TorchParts:
         return other
 
     def queries(
-        self, states: Tensor, added: Tensor | None, angles: Angles, call: TreeCall
+        self, states: Tensor, added: Added | None, angles: Angles, call: TreeCall
     ) -> Entered:
         states = states if added is None else states + added
         batch, nodes, _ = states.shape
@@ -97,7 +97,7 @@ class TorchParts:
     def out(self, attended: Tensor) -> Tensor:
         return self._o(attended)
 
-    def gated(self, states: Tensor, added: Tensor | None) -> Entered:
+    def gated(self, states: Tensor, added: Added | None) -> Entered:
         states = states if added is None else states + added
         gate, up = self._gate_up(states).chunk(2, dim=-1)
         if self._activation == "silu":
@@ -115,7 +115,7 @@ class TorchHead:
         self._norm = norm
         self._project = Projections(norm, [linear], copied=copied)
 
-    def __call__(self, states: Tensor, added: Tensor | None) -> Headed:
+    def __call__(self, states: Tensor, added: Added | None) -> Headed:
         states = states if added is None else states + added
         # The norm is a part of the product here: by itself it is made for who looks at it.
         return Headed(self._project(states), partial(self._normed, states))

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from mmspec.attention import TreeCall
 from mmspec.kv import QueryTap
 from mmspec.target.blocks import Block, Blocks, is_known, is_ready, is_rms_norm
-from mmspec.target.parts import Kit, Products
+from mmspec.target.parts import Added, Kit, Products
 from mmspec.target.taps import LateHidden
 from mmspec.target.torch_parts import TorchKit
 from mmspec.target.untouched import Untouched, is_plain, places_of
@@ -117,7 +117,8 @@ class TextTower:
         are not of a whole head."""
         taps = set(_taps(output_hidden_states, len(self._blocks)))
         hidden: dict[int, Tensor | Callable[[], Tensor]] = {}
-        states, added = self._embedding(input_ids), None
+        states: Tensor = self._embedding(input_ids)
+        added: Added | None = None
         cos, sin = self._rotary(states, position_ids=position_ids)
         if cos.ndim != 3 or cos.shape[-1] != self._blocks[0].head_dim:
             raise ValueError(f"rotary angles of shape {tuple(cos.shape)}")

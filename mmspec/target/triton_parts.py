@@ -15,7 +15,7 @@ from mmspec.target.early_begin import pays
 from mmspec.target.gpu_linears import Clock, GpuLinears, measured
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.kernels.rotary import HeadNorms, turn
-from mmspec.target.parts import Angles, Entered, Headed, Products, activation_of
+from mmspec.target.parts import Added, Angles, Entered, Headed, Products, activation_of
 from mmspec.target.tilings import Tilings
 
 logger = logging.getLogger(__name__)
@@ -107,11 +107,11 @@ class TritonParts:
         self._middle_norm: Any = layer.post_attention_layernorm
         self._head_norms: list[Any] = [getattr(attention, n, None) for n in ("q_norm", "k_norm")]
         self._qkv = GpuLinears([attention.q_proj, attention.k_proj, attention.v_proj], tilings)
-        self._o = GpuLinears([attention.o_proj], tilings)
+        self._o = GpuLinears([attention.o_proj], tilings, is_added=True)
         activation = activation_of(mlp)
         assert activation is not None, "a block of a known kind"
         self._gate_up = GpuLinears([mlp.gate_proj, mlp.up_proj], tilings, activation=activation)
-        self._down = GpuLinears([mlp.down_proj], tilings)
+        self._down = GpuLinears([mlp.down_proj], tilings, is_added=True)
 
     @property
     def linears(self) -> "list[GpuLinears]":
@@ -131,7 +131,7 @@ class TritonParts:
         return other
 
     def queries(
-        self, states: Tensor, added: Tensor | None, angles: Angles, call: TreeCall
+        self, states: Tensor, added: Added | None, angles: Angles, call: TreeCall
     ) -> Entered:
         call.is_early = self._tilings.is_early
         states, normed = self._normed(self._input_norm, states, added)
@@ -157,17 +157,17 @@ class TritonParts:
         )
         return Entered(states, turned)
 
-    def out(self, attended: Tensor) -> Tensor:
-        return self._o(attended)[0]
+    def out(self, attended: Tensor) -> Added:
+        return self._o.added(attended)
 
-    def gated(self, states: Tensor, added: Tensor | None) -> Entered:
+    def gated(self, states: Tensor, added: Added | None) -> Entered:
         states, normed = self._normed(self._middle_norm, states, added)
         return Entered(states, self._gate_up(normed)[0])
 
-    def down(self, product: Tensor) -> Tensor:
-        return self._down(product)[0]
+    def down(self, product: Tensor) -> Added:
+        return self._down.added(product)
 
-    def _normed(self, norm: Any, states: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _normed(self, norm: Any, states: Tensor, added: Added | None) -> tuple[Tensor, Tensor]:
         return _normed(norm, states, added, is_early=self._tilings.is_early)
 
     def _initialize(self, layer: FlatLayer, key: Tensor) -> None:
@@ -182,7 +182,7 @@ class TritonHead:
         self._norm, self._tilings = norm, tilings
         self.linear = GpuLinears([linear], tilings)
 
-    def __call__(self, states: Tensor, added: Tensor | None) -> Headed:
+    def __call__(self, states: Tensor, added: Added | None) -> Headed:
         _, normed = _normed(self._norm, states, added, is_early=self._tilings.is_early)
         return Headed(self.linear(normed)[0], lambda: normed)
 
@@ -193,7 +193,7 @@ class TritonHead:
 
 
 def _normed(
-    norm: Any, states: Tensor, added: Tensor | None, *, is_early: bool
+    norm: Any, states: Tensor, added: Added | None, *, is_early: bool
 ) -> tuple[Tensor, Tensor]:
     epsilon = norm.variance_epsilon
     return add_norm(states, added, norm.weight, epsilon=epsilon, is_early=is_early)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mmspec.target.kernels.gate import gate
 from mmspec.target.kernels.norm import add_norm
 from mmspec.target.kernels.rotary import HeadNorms, turn
 from mmspec.target.kernels.skinny import Tiling, multiply, multiply_gated
+from mmspec.target.parts import Shares
 from mmspec.target.triton_parts import TritonKit
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -169,6 +171,27 @@ def test_few_rows_are_multiplied_by_several_layers_at_once(
         parts = [F.linear(states, w) for w in weights[:count]]
         found = multiply(states, weights[:count], None, TILING)
         torch.testing.assert_close(found, torch.cat(parts, dim=-1), atol=1e-4, rtol=0.02)
+
+
+@pytest.mark.parametrize("shares, width", [(2, 64), (3, 72), (4, 48)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shares_of_a_product_are_added_up_by_the_norm_behind_it(
+    dtype: torch.dtype, shares: int, width: int
+) -> None:
+    states, weight = drawn(5, width, dtype=dtype), drawn(40, width, dtype=dtype)
+    each = multiply(states, [weight], None, replace(TILING, shares=shares))
+    assert each.shape == (shares, 5, 40) and each.dtype == torch.float32
+    expected = F.linear(states, weight)
+    torch.testing.assert_close(each.sum(0).to(dtype), expected, atol=1e-4, rtol=0.02)
+    stream, scale = drawn(1, 5, 40, dtype=dtype), drawn(40, dtype=dtype)
+    total = each[0]
+    for share in each[1:]:
+        total = total + share
+    shared = Shares(each.view(shares, 1, 5, 40))
+    assert torch.equal(stream + shared, stream + total.to(dtype))
+    found = add_norm(stream, shared, scale, epsilon=1e-5)
+    one_sum = add_norm(stream, total.to(dtype)[None], scale, epsilon=1e-5)
+    assert all(map(torch.equal, found, one_sum))
 
 
 @pytest.mark.parametrize("rows", [1, 5])

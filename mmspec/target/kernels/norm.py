@@ -10,11 +10,12 @@ from torch import Tensor
 
 from mmspec.attention.kernels.early import launch_options, let_next_begin, wait_for_previous
 from mmspec.target.kernels.arguments import compute_dtype, launching
+from mmspec.target.parts import Added, Shares
 
 
 def add_norm(
     states: Tensor,
-    added: Tensor | None,
+    added: Added | None,
     weight: Tensor,
     *,
     epsilon: float,
@@ -27,17 +28,24 @@ def add_norm(
     width = states.shape[-1]
     normed = torch.empty_like(states)
     summed = states if added is None else torch.empty_like(states)
+    shares, more = 0, states
+    if isinstance(added, Shares):
+        shares, more = added.each.shape[0], added.each.contiguous()
+    elif added is not None:
+        more = added.contiguous()
     block = triton.next_power_of_2(width)
     with launching(states):
         _add_norm[(states.numel() // width,)](
             states,
-            states if added is None else added.contiguous(),
+            more,
             weight,
             summed,
             normed,
             epsilon,
             width,
+            states.numel(),
             HAS_ADDED=added is not None,
+            SHARES=shares,
             BLOCK=block,
             COMPUTE=compute_dtype(states),
             num_warps=min(max(block // 512, 1), 16),
@@ -46,7 +54,7 @@ def add_norm(
     return summed, normed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _add_norm(
     states,
     added,
@@ -55,7 +63,9 @@ def _add_norm(
     normed,
     epsilon,
     width,
+    size,  # of a share
     HAS_ADDED: tl.constexpr,
+    SHARES: tl.constexpr,  # of a sum that is yet to be made; 0: it is made
     BLOCK: tl.constexpr,
     COMPUTE: tl.constexpr,
     IS_EARLY: tl.constexpr,
@@ -69,6 +79,10 @@ def _add_norm(
     row = tl.load(states + first + column, mask=inside, other=0.0)
     if HAS_ADDED:
         more = tl.load(added + first + column, mask=inside, other=0.0)
+        for share in tl.static_range(1, SHARES):
+            at = share * size + first + column
+            more += tl.load(added + at, mask=inside, other=0.0)
+        more = more.to(dtype)
         row = (row.to(COMPUTE) + more.to(COMPUTE)).to(dtype)
         tl.store(summed + first + column, row, mask=inside)
     single = row.to(tl.float32)

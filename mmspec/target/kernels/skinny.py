@@ -41,6 +41,7 @@ class Tiling:
     inputs: int  # power of two, 16 or more
     warps: int
     stages: int  # loads under way at the same time
+    shares: int = 1  # programs that divide an output's inputs among them
 
 
 def multiply(
@@ -53,17 +54,22 @@ def multiply(
 ) -> Tensor:
     """Up to 3 linear layers of `rows` (rows, in_features), at most 64, by weights (out_features,
     in_features) of its dtype and biases (out_features,), of all or none -> (rows, all
-    out_features). Sums in float32, one rounding."""
+    out_features). Sums in float32, one rounding; of a tiling with shares, which takes no biases,
+    (shares, rows, all out_features) float32, their sum not yet made."""
     rows = rows.contiguous()
     count, width = rows.shape
     sizes = [weight.shape[0] for weight in weights]
+    shares = tiling.shares
+    assert shares == 1 or biases is None, "a bias is added once"
     out = rows.new_empty(count, sum(sizes))
+    if shares > 1:
+        out = rows.new_empty(shares, count, sum(sizes), dtype=torch.float32)
     absent = [0] * (MAX_LAYERS - len(sizes))
     held = [*weights, *[weights[0] for _ in absent]]
     added = held if biases is None else [*biases, *[biases[0] for _ in absent]]
     tiles = sum(triton.cdiv(size, tiling.outputs) for size in sizes)
     with launching(rows):
-        _multiply[(tiles,)](
+        _multiply[(tiles, shares)](
             rows,
             *held,
             *added,
@@ -74,7 +80,8 @@ def multiply(
             sum(sizes),
             LAYERS=len(sizes),
             HAS_BIAS=biases is not None,
-            **_early(tiles, rows, tiling, is_early=is_early),
+            SHARES=shares,
+            **_early(tiles * shares, rows, tiling, is_early=is_early),
             **_tile(count, width, tiling),
         )
     return out
@@ -116,7 +123,8 @@ def _early(tiles: int, rows: Tensor, tiling: Tiling, *, is_early: bool) -> dict[
         return {"EARLY": 0, "EARLY_LINES": 0, **launch_options(is_early)}
     line = LINE // rows.element_size()
     columns = _EARLY_BYTES // (tiles * tiling.outputs * rows.element_size())
-    most = triton.next_power_of_2(rows.shape[1]) // 2  # within a weight's row
+    share = -(-rows.shape[1] // tiling.shares)
+    most = triton.next_power_of_2(share) // 2  # within a weight's row
     columns = max(min(1 << columns.bit_length() >> 1, most), line)
     return {"EARLY": columns, "EARLY_LINES": columns // line, **launch_options(is_early)}
 
@@ -152,19 +160,28 @@ def _products(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     STAGES: tl.constexpr,
+    SHARES: tl.constexpr,
     EARLY: tl.constexpr,  # columns of each weight that are fetched ahead, if IS_EARLY
     EARLY_LINES: tl.constexpr,
     IS_EARLY: tl.constexpr,
 ):
     """One tile of weight @ rows.T in float32, (OUTPUTS, ROWS), and of other @ rows.T, for which
-    the rows are not read again; where there is no pair, the first one twice."""
+    the rows are not read again; where there is no pair, the first one twice. Of SHARES programs
+    each sums up some of the inputs."""
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     # Beyond the last output the last one is read again: whole loads without a mask.
     first = tl.minimum(output, size - 1).to(tl.int64)[:, None] * WIDTH
     column = tl.arange(0, INPUTS)[None, :]
     index = tl.arange(0, ROWS)[:, None]
+    SHARE: tl.constexpr = (WIDTH + SHARES * INPUTS - 1) // (SHARES * INPUTS) * INPUTS
+    low, high = 0, WIDTH
+    if SHARES > 1:
+        low = tl.program_id(1) * SHARE
+        high = tl.minimum(low + SHARE, WIDTH)
     if IS_EARLY:
-        lines = tl.arange(0, EARLY_LINES)[None, :] * (EARLY // EARLY_LINES)
+        lines = low + tl.arange(0, EARLY_LINES)[None, :] * (EARLY // EARLY_LINES)
+        if WIDTH < SHARES * SHARE:
+            lines = tl.minimum(lines, WIDTH - 1)
         fetch(weight + first + lines)
         if IS_PAIR:
             fetch(other + first + lines)
@@ -172,7 +189,7 @@ def _products(
     SUMS: tl.constexpr = INPUTS if ROWS == 1 else ROWS
     total = tl.zeros((OUTPUTS, SUMS), dtype=tl.float32)
     other_total = tl.zeros((OUTPUTS, SUMS), dtype=tl.float32)
-    for start in tl.range(0, WIDTH, INPUTS, num_stages=STAGES):
+    for start in tl.range(low, high, INPUTS, num_stages=STAGES):
         at = start + column
         inside = at < WIDTH
         if WIDTH % INPUTS == 0:
@@ -225,6 +242,7 @@ def _multiply(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     STAGES: tl.constexpr,
+    SHARES: tl.constexpr,
     EARLY: tl.constexpr,  # columns of each weight that are fetched ahead, if IS_EARLY
     EARLY_LINES: tl.constexpr,
     IS_EARLY: tl.constexpr,
@@ -242,12 +260,14 @@ def _multiply(
             weight, bias, size, before = weight_1, bias_1, size_1, size_0
     total, _ = _products(
         rows, weight, weight, tile, count, size, False, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES,
-        EARLY, EARLY_LINES, IS_EARLY,
+        SHARES, EARLY, EARLY_LINES, IS_EARLY,
     )  # fmt: skip
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     if HAS_BIAS:
         total += tl.load(bias + output, mask=output < size, other=0.0).to(tl.float32)[:, None]
     index = tl.arange(0, ROWS)
+    if SHARES > 1:
+        out += tl.program_id(1).to(tl.int64) * count * out_width
     to = out + index[None, :] * out_width + before + output[:, None]
     is_kept = (output < size)[:, None] & (index < count)[None, :]
     tl.store(to, total.to(out.dtype.element_ty), mask=is_kept)
@@ -275,7 +295,7 @@ def _multiply_gated(
     dtype = out.dtype.element_ty
     opened, through = _products(
         rows, gate, up, tile, count, size, True, WIDTH, ROWS, OUTPUTS, INPUTS, STAGES,
-        EARLY, EARLY_LINES, IS_EARLY,
+        1, EARLY, EARLY_LINES, IS_EARLY,
     )  # fmt: skip
     opened = activate(opened.to(dtype).to(tl.float32), ACTIVATION).to(dtype)
     product = (opened.to(tl.float32) * through.to(dtype).to(tl.float32)).to(dtype)
