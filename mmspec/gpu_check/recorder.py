@@ -96,10 +96,12 @@ class Recorder:
             with warnings.catch_warnings():
                 show = warnings.showwarning
 
-                def showwarning(message: Any, category: type[Warning], *place: Any) -> None:
+                def showwarning(
+                    message: Warning | str, category: type[Warning], *place: Any, **more: Any
+                ) -> None:
                     if issubclass(category, _HEARD):
                         hear(str(message))
-                    show(message, category, *place)
+                    show(message, category, *place, **more)
 
                 warnings.showwarning = showwarning
                 for kind in _HEARD:

@@ -65,7 +65,8 @@ def _share_of_time(
         for half in some:
             stream, product = half.gated(stream, added)
             added = half.down(product)
-        last[:] = [stream, added.each if isinstance(added, Shares) else added]
+        if added is not None:
+            last[:] = [stream, added.each if isinstance(added, Shares) else added]
 
     times, made = [], []
     for tilings.is_early in (False, True):
