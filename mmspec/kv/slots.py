@@ -12,7 +12,7 @@ KERNELS = Kernels("mmspec.kv.kernels", "writes to the KV cache")
 
 def has_kernels(device_type: str) -> bool:
     """Whether writes and commits on such a device are Triton kernels."""
-    return KERNELS.on(device_type) is not None
+    return device_type == "cuda" and KERNELS.on(device_type) is not None
 
 
 @dataclass(frozen=True)
