@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError
@@ -41,10 +42,16 @@ class RunningLoop:
         self.waiting: deque[tuple[Ticket, Request]] = deque()
         self.decoded: dict[int, Ticket] = {}  # by their numbers in the loop
         self.num_broken = 0  # loops that broke, one after the other
+        self.num_beats = 0  # grows with each step, of a prefill too
 
     def put(self, ticket: Ticket, request: Request) -> None:
         """The ticket's prompt waits for a place."""
-        wanted = while_wanted(request, lambda: ticket.is_wanted)
+
+        def is_wanted() -> bool:  # asked between steps
+            self.num_beats += 1
+            return ticket.is_wanted
+
+        wanted = while_wanted(request, is_wanted)
         with self.changed:
             self.waiting.append((ticket, wanted))
             self.changed.notify()
@@ -76,10 +83,10 @@ class RunningLoop:
             self.decoded.clear()
         return taken
 
-    def take_waiting(self) -> list[Ticket]:
+    def take_waiting(self) -> list[tuple[Ticket, Request]]:
         """The same of those that wait."""
         with self.changed:
-            taken = [ticket for ticket, _ in self.waiting]
+            taken = list(self.waiting)
             self.waiting.clear()
         return taken
 
@@ -95,13 +102,19 @@ class RunningLoop:
         while True:
             with self.changed:
                 ticket, request = self.waiting.popleft() if self.waiting else (None, None)
-                if ticket is not None:
+                if ticket is not None and request is not None:
                     if not ticket.is_wanted:
                         continue
                     ticket.begun_at = time.monotonic()
                     self.decoded[number] = ticket
                     number += 1
+                    request = while_wanted(request, partial(self._beat, ticket))
             yield request
+
+    def _beat(self, ticket: Ticket) -> bool:
+        """Asked of each between its steps: whether it is wanted."""
+        self.num_beats += 1
+        return ticket.is_wanted
 
     def _deliver(self, step: Progress) -> None:
         ticket = self.decoded[step.index]

@@ -1,6 +1,7 @@
 """Calls of several threads and tasks, decoded together: they join one running loop an engine."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -11,24 +12,34 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from mmspec.answers import failed_result
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError, InputError, MmspecError
+from mmspec.integrations.guided import GrammarProcessor
 from mmspec.requests import Progress, Request, Result, while_wanted
 from mmspec.running_loop import RunningLoop, Ticket
 
+logger = logging.getLogger(__name__)
+IsWanted: TypeAlias = Callable[[], bool]
 Tell: TypeAlias = Callable[[Progress | Exception], None]
 
+_STILL_S = 2.0  # a loop that makes no step for so long is taken to wait in a callback
+_TOLD_S = 30.0  # and after which that is said
 _MAKING = threading.Lock()
-_LOOPS: WeakKeyDictionary[Engine, "_Joined"] = WeakKeyDictionary()
+_JOINED: WeakKeyDictionary[Engine, dict[bool, "_Joined"]] = WeakKeyDictionary()
 
 
-def answer(engine: Engine, request: Request) -> Result:
-    """As `engine.generate(request)`, together with what other threads ask for."""
-    (result,) = answers(engine, [request])
+def answer(engine: Engine, request: Request, is_wanted: IsWanted | None = None) -> Result:
+    """As `engine.generate(request)`, together with what other threads ask for. `is_wanted` is as
+    the request's own."""
+    (result,) = answers(engine, [request], is_wanted)
     return _whole(result)
 
 
-def answers(engine: Engine, requests: Sequence[Request]) -> list[Result]:
+def answers(
+    engine: Engine, requests: Sequence[Request], is_wanted: IsWanted | None = None
+) -> list[Result]:
     """As `engine.generate(requests)`, together with what other threads ask for."""
-    joined = _joined(engine)
+    joined = _joined(engine, *requests)
+    if is_wanted is not None:
+        requests = [while_wanted(request, is_wanted) for request in requests]
     # The main thread needs no other; and the loop waits for what a request's own callback asks.
     if joined.is_mine or threading.current_thread() is threading.main_thread():
         return engine.generate(requests)
@@ -56,9 +67,11 @@ def answers(engine: Engine, requests: Sequence[Request]) -> list[Result]:
 async def answer_async(engine: Engine, make: Callable[[], Request]) -> tuple[Request, Result]:
     """What `make` makes, in another thread, and its answer; any number of them wait without a
     thread. Cancelling it ends the decoding at the next step."""
-    joined, loop = _joined(engine), asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
+    made = await asyncio.to_thread(make)
+    joined = _joined(engine, made)
     async with joined.ahead(loop, _num_ahead(engine)):
-        request = await asyncio.to_thread(lambda: _prepared(engine, make()))
+        request = await asyncio.to_thread(_prepared, engine, made)
         if joined.is_mine:  # an event loop within a request's own callback, as in `answers`
             return request, engine.generate(request)
         future: asyncio.Future[Result] = loop.create_future()
@@ -84,62 +97,111 @@ def _num_ahead(engine: Engine) -> int:
 class _Joined:
     """An engine's running loop, with a thread for as long as anybody waits. Keeps no engine."""
 
-    def __init__(self) -> None:
-        self._loop = RunningLoop(tells_steps=False)
-        self._thread: threading.Thread | None = None
+    def __init__(self, *, calls_back: bool) -> None:
+        """`calls_back`: its requests have callbacks, one of which may ask the same engine from any
+        thread and wait for what its own loop cannot come to meanwhile."""
+        self._calls_back = calls_back
+        self._lock = threading.Lock()
+        self._loop = RunningLoop(tells_steps=False)  # the one that is joined
+        self._is_running = False
+        self._threads: set[threading.Thread] = set()  # of that loop, and of those that stand still
         # Of event loops in use: a semaphore keeps its loop, and those who are in it keep it.
         self._ahead: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
         self._ahead = WeakValueDictionary()
 
     def ahead(self, loop: asyncio.AbstractEventLoop, most: int) -> asyncio.Semaphore:
         """For those that `loop` prepares and waits for."""
-        with self._loop.changed:
+        with self._lock:
             return self._ahead.setdefault(loop, asyncio.Semaphore(most))
 
     @property
     def is_mine(self) -> bool:
         """Whether it runs in the thread that asks."""
-        return self._thread is threading.current_thread()
+        return threading.current_thread() in self._threads
 
     def submit(self, engine: Engine, request: Request, tell: Tell) -> Ticket:
         """Raises RuntimeError where no thread can be begun any more."""
         if threading.current_thread().daemon:
             request, tell = _unless_it_ends(request, tell)
         ticket = Ticket(tell)
-        with self._loop.changed:
-            if self._thread is None:
-                # No daemon, as one that a daemon begins would be: it would be torn out of a forward
-                # when the interpreter ends.
-                thread = threading.Thread(
-                    target=self._run, args=(engine,), name="mmspec-joined", daemon=False
-                )
-                thread.start()
-                self._thread = thread
+        with self._lock:
+            if not self._is_running:
+                self._begin(engine)
             self._loop.put(ticket, request)
         return ticket
 
     def forget(self, ticket: Ticket) -> None:
-        if ticket.is_wanted:
-            self._loop.drop(ticket)
+        with self._lock:
+            if ticket.is_wanted:
+                self._loop.drop(ticket)
 
-    def _run(self, engine: Engine) -> None:
+    def _begin(self, engine: Engine) -> None:
+        ended = threading.Event()
+        # No daemon, as one that a daemon begins would be: it would be torn out of a forward when
+        # the interpreter ends.
+        thread = threading.Thread(
+            target=self._run, args=(engine, self._loop, ended), name="mmspec-joined", daemon=False
+        )
+        thread.start()
+        self._threads.add(thread)
+        self._is_running = True
+        if self._calls_back:
+            watching = (engine, self._loop, ended)
+            threading.Thread(target=self._watch, args=watching, daemon=True).start()
+
+    def _run(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
         try:
-            while self._has_more():
-                self._loop.run(engine)
+            while self._has_more(loop):
+                loop.run(engine)
         except BaseException as error:  # of the thread itself: nobody waits for one that is gone
-            with self._loop.changed:
-                left = [*self._loop.take_decoded(), *self._loop.take_waiting()]
-                self._thread = None
+            with self._lock:
+                left = [*loop.take_decoded(), *(ticket for ticket, _ in loop.take_waiting())]
+                self._leave(loop)
             for ticket in left:
                 ticket.tell(DecodeError(f"the thread that decodes has ended: {error!r}"))
             raise
+        finally:
+            ended.set()
 
-    def _has_more(self) -> bool:
+    def _has_more(self, loop: RunningLoop) -> bool:
         """Where not, the thread is given up at once: the next request begins another."""
-        with self._loop.changed:
-            if not self._loop.waiting:
-                self._thread = None
-            return self._thread is not None
+        with self._lock:
+            if not loop.waiting:
+                self._leave(loop)
+            return bool(loop.waiting)
+
+    def _leave(self, loop: RunningLoop) -> None:
+        self._threads.discard(threading.current_thread())
+        if loop is self._loop:
+            self._is_running = False
+
+    def _watch(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
+        """Where the loop stands still, a callback may be waiting for one of those that wait for a
+        place in it: they get a loop of their own."""
+        num_beats, still_s = -1, 0.0
+        while not ended.wait(_STILL_S):
+            still_s = still_s + _STILL_S if loop.num_beats == num_beats else 0.0
+            num_beats = loop.num_beats
+            with self._lock:
+                if still_s and loop is self._loop:
+                    self._go_on_without(engine, loop)
+            if still_s >= _TOLD_S > still_s - _STILL_S:
+                logger.warning(
+                    "requests that are decoded together have waited %.0f s for a callback of one "
+                    "of them; should it wait for the answer to another of them, none will end",
+                    still_s,
+                )
+
+    def _go_on_without(self, engine: Engine, loop: RunningLoop) -> None:
+        for event_loop, ahead in self._ahead.items():  # it may be one that is yet to be prepared
+            with suppress(RuntimeError):  # closed
+                event_loop.call_soon_threadsafe(ahead.release)
+        waiting = loop.take_waiting()
+        if waiting:
+            self._loop = RunningLoop(tells_steps=False)
+            self._begin(engine)
+            for ticket, request in waiting:
+                self._loop.put(ticket, request)
 
 
 def _unless_it_ends(request: Request, tell: Tell) -> tuple[Request, Tell]:
@@ -164,9 +226,22 @@ class _Teller:
             self._future.set_result(news.result)
 
 
-def _joined(engine: Engine) -> _Joined:
+def _joined(engine: Engine, *requests: Request) -> _Joined:
+    """The loop that these join: of requests whose callbacks may keep it, or of all others, which so
+    wait for nobody's callback."""
+    calls_back = any(map(_calls_back, requests))
     with _MAKING:
-        return _LOOPS.setdefault(engine, _Joined())
+        loops = _JOINED.setdefault(engine, {})
+        if calls_back not in loops:
+            loops[calls_back] = _Joined(calls_back=calls_back)
+        return loops[calls_back]
+
+
+def _calls_back(request: Request) -> bool:
+    """Whether anything but mmspec's own is called while it is decoded."""
+    processors = [p for p in request.logits_processors if not isinstance(p, GrammarProcessor)]
+    criteria, allowed = request.stopping_criteria, request.prefix_allowed_tokens_fn
+    return any((processors, criteria, allowed, request.on_prefill, request.is_wanted))
 
 
 def _prepared(engine: Engine, request: Request) -> Request:

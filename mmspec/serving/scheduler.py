@@ -117,7 +117,8 @@ class Scheduler:
     def _cut(self) -> None:
         """The time is over: whoever is left is told so."""
         with self._changed:
-            left = {*self._admitted, *self._loop.take_waiting(), *self._loop.decoded.values()}
+            waiting = [ticket for ticket, _ in self._loop.take_waiting()]
+            left = {*self._admitted, *waiting, *self._loop.decoded.values()}
             self._admitted.clear()
             self._changed.notify()
         why: ApiError = closing()

@@ -1,7 +1,9 @@
 """`mmspec.integrations.langchain`: the engine's own answers, through LangChain."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -347,6 +349,43 @@ def test_one_model_in_a_batch_is_not_answered_for_another(engine: Engine) -> Non
     answers = llm.batch(PROMPTS, config={"callbacks": [Nested()]})
     assert {answer.usage_metadata["output_tokens"] for answer in asked} == {5}
     assert {answer.usage_metadata["output_tokens"] for answer in answers} == {20}
+
+
+@pytest.mark.parametrize("outer", ["main", "generate", "thread", "task"])
+@pytest.mark.parametrize("inner", ["here", "thread", "task"])
+def test_a_batch_s_own_callback_may_ask(llm: ChatMmspec, outer: str, inner: str) -> None:
+    """Also for one of the batch's own prompts."""
+    asked: list[Any] = []
+
+    def processor(ids: Any, scores: Any) -> Any:
+        if not asked:
+            asked.append(None)
+            if inner == "here":
+                asked[0] = llm.invoke(PROMPTS[0])
+            elif inner == "task":
+                asked[0] = asyncio.run(llm.ainvoke(PROMPTS[0]))
+            else:
+                context = copy_context()
+                with ThreadPoolExecutor(1) as own:
+                    one = own.submit(context.run, llm.invoke, PROMPTS[0])
+                    asked[0] = one.result(20)
+        return scores
+
+    given: dict[str, Any] = {"logits_processors": [processor]}
+    messages = [[HumanMessage(prompt)] for prompt in PROMPTS]
+    ways: dict[str, Callable[[], Any]] = {
+        "main": lambda: llm.batch(PROMPTS, **given),
+        "thread": lambda: pool.submit(llm.batch, PROMPTS, **given).result(60),
+        "generate": lambda: [
+            generations[0].message for generations in llm.generate(messages, **given).generations
+        ],
+        "task": lambda: asyncio.run(asyncio.wait_for(llm.abatch(PROMPTS, **given), 60)),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        answers = ways[outer]()
+    alone = [llm.invoke(prompt).content for prompt in PROMPTS]
+    assert [answer.content for answer in answers] == alone
+    assert asked[0].content == alone[0]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from mmspec.integrations.langchain.together import Together, current, decoded_to
 from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCall, read_answer
-from mmspec.requests import Request, Result, build_request, while_wanted
+from mmspec.requests import Request, Result, build_request
 
 # Of a call's keywords, those that LangChain itself reads.
 _NO_OPTIONS = frozenset(
@@ -112,7 +112,7 @@ class ChatMmspec(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         def answered(is_wanted: Callable[[], bool]) -> ChatResult:
-            return self._answered(while_wanted(self._request(messages, stop, kwargs), is_wanted))
+            return self._answered(self._request(messages, stop, kwargs), is_wanted)
 
         if current(self) is not None:  # all of a batch wait in threads for the first
             return await answered_in_thread(answered)
@@ -121,12 +121,14 @@ class ChatMmspec(BaseChatModel):
         )
         return self._chat_result(request, result)
 
-    def _answered(self, request: Request) -> ChatResult:
+    def _answered(
+        self, request: Request, is_wanted: Callable[[], bool] | None = None
+    ) -> ChatResult:
         together = current(self)
         result = together.take(request) if together else None
-        return self._chat_result(
-            request, answer(self._engine, request) if result is None else result
-        )
+        if result is None:
+            result = answer(self._engine, request, is_wanted)
+        return self._chat_result(request, result)
 
     def _chat_result(self, request: Request, result: Result) -> ChatResult:
         generations = []

@@ -3,11 +3,11 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 from mmspec.engine import Engine
 from mmspec.integrations.joined import answers
-from mmspec.requests import Request, Result, while_wanted
+from mmspec.requests import Request, Result
 
 
 class Together:
@@ -26,10 +26,10 @@ class Together:
         Raises what went wrong with it."""
         with self._lock:
             if self._waiting:
-                wanted = [
-                    while_wanted(one, lambda: not self._is_left.is_set()) for one in self._waiting
-                ]
-                results = answers(self._engine, wanted)
+                # In no batch's context: what a request's own callback asks is none of this one's.
+                apart = copy_context()
+                apart.run(_CURRENT.set, None)
+                results = apart.run(answers, self._engine, self._waiting, self._is_wanted)
                 self._answers = list(zip(self._waiting, results, strict=True))
                 self._waiting = []
             prompts = [asked.prompt for asked, _ in self._answers]
@@ -40,6 +40,9 @@ class Together:
             if sample.error is not None:
                 raise sample.error
         return result
+
+    def _is_wanted(self) -> bool:
+        return not self._is_left.is_set()
 
     def leave(self) -> None:
         """The call has ended, or was cancelled: what is decoded for it ends at its next step."""
