@@ -35,7 +35,15 @@ from mmspec.inputs.media_shares import MediaShares
 from mmspec.kv import PrefixStore
 from mmspec.params import merged_generation_config, stop_strings, stopping_criteria
 from mmspec.prefiller import CacheInfo, PrefillSettings
-from mmspec.requests import Messages, Progress, Request, Result, build_request, is_batch
+from mmspec.requests import (
+    Messages,
+    Progress,
+    Request,
+    Result,
+    build_request,
+    check_streamed,
+    is_batch,
+)
 from mmspec.row import Row
 from mmspec.sampling import CHOOSING, Choosing, build_sampler
 from mmspec.state import Prompt
@@ -247,8 +255,7 @@ class Engine:
     def stream(self, prompt: AnyPrompt, **options: Any) -> "Stream":
         """Generates for one prompt, a piece of text at a time. Closing it early frees its KV."""
         request = build_request(prompt, options)
-        if request.n > 1:
-            raise InputError(f"stream got n={request.n}, expected 1: samples come from generate")
+        check_streamed(request)
         row = self._row(request, 0)
         return Stream(row, self._decode([row]), self.tokenizer)
 

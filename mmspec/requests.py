@@ -117,6 +117,12 @@ def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
     return Request(prompt=prompt, **options)  # type: ignore[arg-type]
 
 
+def check_streamed(request: Request) -> None:
+    """Raises InputError for one that has no single text."""
+    if request.n > 1:
+        raise InputError(f"stream got n={request.n}, expected 1: samples come from generate")
+
+
 def while_wanted(request: Request, is_wanted: Callable[[], bool]) -> Request:
     """The request, which ends also when `is_wanted` says that it is not wanted any more."""
     own = request.is_wanted

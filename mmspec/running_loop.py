@@ -35,9 +35,7 @@ class RunningLoop:
     """Tickets that wait, and those that are decoded. `changed` guards both; who calls `run` gives
     it the thread."""
 
-    def __init__(self, *, tells_steps: bool) -> None:
-        """Without `tells_steps` tickets are told their ends alone, which costs less a step."""
-        self._tells_steps = tells_steps
+    def __init__(self) -> None:
         self.changed = threading.Condition()
         self.waiting: deque[tuple[Ticket, Request]] = deque()
         self.decoded: dict[int, Ticket] = {}  # by their numbers in the loop
@@ -66,7 +64,7 @@ class RunningLoop:
     def run(self, engine: Engine) -> None:
         """Decodes until nobody waits. Where the loop breaks, those that it decoded are told so."""
         try:
-            for step in self._steps(engine):
+            for step in engine.stream_each(self._arriving()):
                 self._deliver(step)
         except Exception as error:  # of the whole loop; each of its requests is told
             logger.exception("the decode loop broke; its requests failed, the next ones begin")
@@ -89,12 +87,6 @@ class RunningLoop:
             taken = list(self.waiting)
             self.waiting.clear()
         return taken
-
-    def _steps(self, engine: Engine) -> Iterator[Progress]:
-        if self._tells_steps:
-            return engine.stream_each(self._arriving())
-        ended = engine.generate_each(self._arriving())
-        return (Progress(index, result=result) for index, result in ended)
 
     def _arriving(self) -> Iterator[Request | None]:
         """Requests in the order of their coming, None while there is none."""

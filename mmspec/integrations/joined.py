@@ -1,29 +1,24 @@
-"""Calls of several threads and tasks, decoded together: they join one running loop an engine."""
+"""Ways to ask an engine from several threads and tasks: what they ask for is decoded together."""
 
 import asyncio
-import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TypeAlias
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from functools import partial
+from queue import SimpleQueue
+from typing import Self, TypeAlias
 
-from mmspec.answers import failed_result
+from mmspec.answers import Stream, failed_result
 from mmspec.engine import Engine
-from mmspec.errors import DecodeError, InputError, MmspecError
-from mmspec.integrations.guided import GrammarProcessor
-from mmspec.requests import Progress, Request, Result, while_wanted
-from mmspec.running_loop import RunningLoop, Ticket
+from mmspec.errors import InputError, MmspecError
+from mmspec.integrations.joined_loop import JoinedLoop, joined_loop, num_ahead
+from mmspec.requests import Progress, Request, Result, check_streamed, while_wanted
+from mmspec.running_loop import Ticket
+from mmspec.stream import Piece
 
-logger = logging.getLogger(__name__)
 IsWanted: TypeAlias = Callable[[], bool]
-Tell: TypeAlias = Callable[[Progress | Exception], None]
-
-_STILL_S = 2.0  # a loop that makes no step for so long is taken to wait in a callback
-_TOLD_S = 30.0  # and after which that is said
-_MAKING = threading.Lock()
-_JOINED: WeakKeyDictionary[Engine, dict[bool, "_Joined"]] = WeakKeyDictionary()
+News: TypeAlias = Progress | Exception
 
 
 def answer(engine: Engine, request: Request, is_wanted: IsWanted | None = None) -> Result:
@@ -37,15 +32,14 @@ def answers(
     engine: Engine, requests: Sequence[Request], is_wanted: IsWanted | None = None
 ) -> list[Result]:
     """As `engine.generate(requests)`, together with what other threads ask for."""
-    joined = _joined(engine, *requests)
+    joined = joined_loop(engine, *requests)
     if is_wanted is not None:
         requests = [while_wanted(request, is_wanted) for request in requests]
-    # The main thread needs no other; and the loop waits for what a request's own callback asks.
-    if joined.is_mine or threading.current_thread() is threading.main_thread():
+    if _decodes_here(joined):
         return engine.generate(requests)
     futures: list[Future[Result]] = []
     tickets: list[Ticket] = []
-    ahead = threading.Semaphore(_num_ahead(engine))
+    ahead = threading.Semaphore(num_ahead(engine))
     try:
         for request in requests:
             ahead.acquire()
@@ -57,191 +51,138 @@ def answers(
             except MmspecError as error:
                 future.set_result(failed_result(error))
             else:
-                tickets.append(joined.submit(engine, prepared, _Teller(future).tell))
+                tickets.append(joined.submit(engine, prepared, partial(_tell_end, future)))
         return [future.result() for future in futures]
     finally:
         for ticket in tickets:
             joined.forget(ticket)
 
 
+def stream(engine: Engine, request: Request) -> "Stream | JoinedStream":
+    """As `engine.stream(request)`, together with what other threads ask for."""
+    joined = joined_loop(engine, request)
+    if _decodes_here(joined):
+        return engine.stream(request)
+    check_streamed(request)
+    return JoinedStream(joined, engine, request)
+
+
 async def answer_async(engine: Engine, make: Callable[[], Request]) -> tuple[Request, Result]:
     """What `make` makes, in another thread, and its answer; any number of them wait without a
     thread. Cancelling it ends the decoding at the next step."""
-    loop = asyncio.get_running_loop()
-    made = await asyncio.to_thread(make)
-    joined = _joined(engine, made)
-    async with joined.ahead(loop, _num_ahead(engine)):
-        request = await asyncio.to_thread(_prepared, engine, made)
-        if joined.is_mine:  # an event loop within a request's own callback, as in `answers`
-            return request, engine.generate(request)
-        future: asyncio.Future[Result] = loop.create_future()
-        teller = _Teller(future)
+    async with AsyncAnswer(engine, make) as answer:
+        async for _ in answer.news():
+            pass
+        return answer.request, answer.result
 
-        def tell(news: Progress | Exception) -> None:
-            if isinstance(news, Exception) or news.result is not None:
-                with suppress(RuntimeError):  # the event loop is closed: nobody waits for anything
-                    loop.call_soon_threadsafe(teller.tell, news)
 
-        ticket = joined.submit(engine, request, tell)
+def _decodes_here(joined: JoinedLoop) -> bool:
+    """The main thread needs no other; and the loop waits for what a request's own callback asks."""
+    return joined.is_mine or threading.current_thread() is threading.main_thread()
+
+
+class JoinedStream:
+    """The pieces of one answer that is decoded with others, at the pace of the loop: who is slow to
+    read them keeps nobody waiting. `result` once it has ended; `close` ends it at its next step."""
+
+    def __init__(self, joined: JoinedLoop, engine: Engine, request: Request) -> None:
+        self.result: Result
+        self._joined = joined
+        self._news: SimpleQueue[News] = SimpleQueue()
+        self._ticket = joined.submit(engine, _prepared(engine, request), self._news.put)
+
+    def __iter__(self) -> Iterator[Piece]:
+        while True:
+            progress = _read(self._news.get())
+            yield from progress.pieces
+            if progress.result is not None:
+                self.result = _whole(progress.result)
+                return
+
+    def close(self) -> None:
+        self._joined.forget(self._ticket)
+
+
+class AsyncAnswer:
+    """One answer for an event loop, together with what else is asked: `async with` prepares it in
+    another thread, and leaving that, or being cancelled, ends its decoding at the next step."""
+
+    def __init__(
+        self, engine: Engine, make: Callable[[], Request], *, tells_pieces: bool = False
+    ) -> None:
+        """`make` makes the request, in another thread too."""
+        self.request: Request
+        self.result: Result  # once it has ended
+        self._engine = engine
+        self._make = make
+        self._tells_pieces = tells_pieces
+        self._news: asyncio.Queue[News] = asyncio.Queue()
+        self._place: asyncio.Semaphore | None = None  # among those that are prepared or decoded
+        self._ticket: Ticket | None = None
+
+    async def __aenter__(self) -> Self:
+        made = await asyncio.to_thread(self._make)
+        if self._tells_pieces:
+            check_streamed(made)
+        self._loop, self._joined = asyncio.get_running_loop(), joined_loop(self._engine, made)
+        ahead = self._joined.ahead(self._engine)
+        await ahead.acquire()
+        self._place = ahead
         try:
-            return request, _whole(await future)
-        finally:
-            joined.forget(ticket)
-
-
-def _num_ahead(engine: Engine) -> int:
-    """How many prompts, with their pixels, a thread or an event loop has ready at a time."""
-    return 2 * engine.max_rows
-
-
-class _Joined:
-    """An engine's running loop, with a thread for as long as anybody waits. Keeps no engine."""
-
-    def __init__(self, *, calls_back: bool) -> None:
-        """`calls_back`: its requests have callbacks, one of which may ask the same engine from any
-        thread and wait for what its own loop cannot come to meanwhile."""
-        self._calls_back = calls_back
-        self._lock = threading.Lock()
-        self._loop = RunningLoop(tells_steps=False)  # the one that is joined
-        self._is_running = False
-        self._threads: set[threading.Thread] = set()  # of that loop, and of those that stand still
-        # Of event loops in use: a semaphore keeps its loop, and those who are in it keep it.
-        self._ahead: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
-        self._ahead = WeakValueDictionary()
-
-    def ahead(self, loop: asyncio.AbstractEventLoop, most: int) -> asyncio.Semaphore:
-        """For those that `loop` prepares and waits for."""
-        with self._lock:
-            return self._ahead.setdefault(loop, asyncio.Semaphore(most))
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether it runs in the thread that asks."""
-        return threading.current_thread() in self._threads
-
-    def submit(self, engine: Engine, request: Request, tell: Tell) -> Ticket:
-        """Raises RuntimeError where no thread can be begun any more."""
-        if threading.current_thread().daemon:
-            request, tell = _unless_it_ends(request, tell)
-        ticket = Ticket(tell)
-        with self._lock:
-            if not self._is_running:
-                self._begin(engine)
-            self._loop.put(ticket, request)
-        return ticket
-
-    def forget(self, ticket: Ticket) -> None:
-        with self._lock:
-            if ticket.is_wanted:
-                self._loop.drop(ticket)
-
-    def _begin(self, engine: Engine) -> None:
-        ended = threading.Event()
-        # No daemon, as one that a daemon begins would be: it would be torn out of a forward when
-        # the interpreter ends.
-        thread = threading.Thread(
-            target=self._run, args=(engine, self._loop, ended), name="mmspec-joined", daemon=False
-        )
-        thread.start()
-        self._threads.add(thread)
-        self._is_running = True
-        if self._calls_back:
-            watching = (engine, self._loop, ended)
-            threading.Thread(target=self._watch, args=watching, daemon=True).start()
-
-    def _run(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
-        try:
-            while self._has_more(loop):
-                loop.run(engine)
-        except BaseException as error:  # of the thread itself: nobody waits for one that is gone
-            with self._lock:
-                left = [*loop.take_decoded(), *(ticket for ticket, _ in loop.take_waiting())]
-                self._leave(loop)
-            for ticket in left:
-                ticket.tell(DecodeError(f"the thread that decodes has ended: {error!r}"))
+            self.request = await asyncio.to_thread(_prepared, self._engine, made)
+            if self._joined.is_mine:  # an event loop within a request's own callback
+                result = self._engine.generate(self.request)
+                self._hear(Progress(0, pieces=result.pieces, result=result))
+            else:
+                self._ticket = self._joined.submit(self._engine, self.request, self._tell)
+        except BaseException:
+            self._leave_place()
             raise
-        finally:
-            ended.set()
+        return self
 
-    def _has_more(self, loop: RunningLoop) -> bool:
-        """Where not, the thread is given up at once: the next request begins another."""
-        with self._lock:
-            if not loop.waiting:
-                self._leave(loop)
-            return bool(loop.waiting)
+    async def __aexit__(self, *error: object) -> None:
+        self._leave_place()
+        if self._ticket is not None:
+            self._joined.forget(self._ticket)
 
-    def _leave(self, loop: RunningLoop) -> None:
-        self._threads.discard(threading.current_thread())
-        if loop is self._loop:
-            self._is_running = False
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """At the pace of the loop, as `JoinedStream`."""
+        async for progress in self.news():
+            for piece in progress.pieces:
+                yield piece
 
-    def _watch(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
-        """Where the loop stands still, a callback may be waiting for one of those that wait for a
-        place in it: they get a loop of their own."""
-        num_beats, still_s = -1, 0.0
-        while not ended.wait(_STILL_S):
-            still_s = still_s + _STILL_S if loop.num_beats == num_beats else 0.0
-            num_beats = loop.num_beats
-            with self._lock:
-                if still_s and loop is self._loop:
-                    self._go_on_without(engine, loop)
-            if still_s >= _TOLD_S > still_s - _STILL_S:
-                logger.warning(
-                    "requests that are decoded together have waited %.0f s for a callback of one "
-                    "of them; should it wait for the answer to another of them, none will end",
-                    still_s,
-                )
+    async def news(self) -> AsyncIterator[Progress]:
+        """Until it has ended. Raises what ended it otherwise."""
+        while True:
+            progress = _read(await self._news.get())
+            yield progress
+            if progress.result is not None:
+                self.result = _whole(progress.result)
+                return
 
-    def _go_on_without(self, engine: Engine, loop: RunningLoop) -> None:
-        for event_loop, ahead in self._ahead.items():  # it may be one that is yet to be prepared
-            with suppress(RuntimeError):  # closed
-                event_loop.call_soon_threadsafe(ahead.release)
-        waiting = loop.take_waiting()
-        if waiting:
-            self._loop = RunningLoop(tells_steps=False)
-            self._begin(engine)
-            for ticket, request in waiting:
-                self._loop.put(ticket, request)
+    def _tell(self, news: News) -> None:
+        """In the loop's thread."""
+        is_heard = self._tells_pieces and isinstance(news, Progress) and bool(news.pieces)
+        if is_heard or _is_end(news):
+            with suppress(RuntimeError):  # the event loop is closed: nobody waits for anything
+                self._loop.call_soon_threadsafe(self._hear, news)
+
+    def _hear(self, news: News) -> None:
+        if _is_end(news):
+            self._leave_place()  # also where it is read slowly
+        self._news.put_nowait(news)
+
+    def _leave_place(self) -> None:
+        place, self._place = self._place, None
+        if place is not None:
+            place.release()
 
 
-def _unless_it_ends(request: Request, tell: Tell) -> tuple[Request, Tell]:
-    """For one of a daemon thread, which Python does not wait for when it ends: nor for its answer,
-    which is not told then, as such threads had better not go on."""
-    is_alive = threading.main_thread().is_alive
-    return while_wanted(request, is_alive), lambda news: tell(news) if is_alive() else None
-
-
-class _Teller:
-    """Puts what ended a request into its future."""
-
-    def __init__(self, future: "Future[Result] | asyncio.Future[Result]") -> None:
-        self._future = future
-
-    def tell(self, news: Progress | Exception) -> None:
-        if self._future.done():  # cancelled
-            return
-        if isinstance(news, Exception):
-            self._future.set_exception(news)
-        elif news.result is not None:
-            self._future.set_result(news.result)
-
-
-def _joined(engine: Engine, *requests: Request) -> _Joined:
-    """The loop that these join: of requests whose callbacks may keep it, or of all others, which so
-    wait for nobody's callback."""
-    calls_back = any(map(_calls_back, requests))
-    with _MAKING:
-        loops = _JOINED.setdefault(engine, {})
-        if calls_back not in loops:
-            loops[calls_back] = _Joined(calls_back=calls_back)
-        return loops[calls_back]
-
-
-def _calls_back(request: Request) -> bool:
-    """Whether anything but mmspec's own is called while it is decoded."""
-    processors = [p for p in request.logits_processors if not isinstance(p, GrammarProcessor)]
-    criteria, allowed = request.stopping_criteria, request.prefix_allowed_tokens_fn
-    return any((processors, criteria, allowed, request.on_prefill, request.is_wanted))
+def _tell_end(future: Future[Result], news: News) -> None:
+    if isinstance(news, Exception):
+        future.set_exception(news)
+    elif news.result is not None:
+        future.set_result(news.result)
 
 
 def _prepared(engine: Engine, request: Request) -> Request:
@@ -252,6 +193,16 @@ def _prepared(engine: Engine, request: Request) -> Request:
         raise
     except Exception as error:
         raise InputError(f"{type(error).__name__}: {error}") from error
+
+
+def _is_end(news: News) -> bool:
+    return isinstance(news, Exception) or news.result is not None
+
+
+def _read(news: News) -> Progress:
+    if isinstance(news, Exception):
+        raise news
+    return news
 
 
 def _whole(result: Result) -> Result:

@@ -22,7 +22,7 @@ class Scheduler:
     def __init__(self, engine: Engine, *, max_waiting: int) -> None:
         self._engine = engine
         self._max_waiting = max_waiting
-        self._loop = RunningLoop(tells_steps=True)
+        self._loop = RunningLoop()
         self._changed = self._loop.changed
         self._admitted: set[Ticket] = set()  # being prepared
         self._is_closing = False

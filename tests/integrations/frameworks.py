@@ -107,27 +107,40 @@ class Calls:
 ENDLESS: dict[str, Any] = {"max_tokens": 3000, "ignore_eos": True}
 
 
+class Ends:
+    """What became of the requests that the engine's decode loops have had since."""
+
+    def __init__(self, engine: Engine, patch: Callable[[object, str, object], None]) -> None:
+        self.begun, self._ended = threading.Event(), threading.Event()
+        self._answers = list[Result]()
+        each = engine._each
+
+        def watched(prompts: Any, shares: Any, *, tells_steps: bool) -> Any:
+            for step in each(prompts, shares, tells_steps=True):
+                self.begun.set()
+                if step.result is not None:
+                    self._answers.append(step.result)
+                if tells_steps or step.result is not None:
+                    yield step
+            self._ended.set()
+
+        patch(engine, "_each", watched)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Once a loop has ended."""
+        assert self._ended.wait(60)
+        return [answer.finish_reason for answer in self._answers]
+
+
 async def cancelled(
     engine: Engine, patch: pytest.MonkeyPatch, ask: Callable[[], Awaitable[object]]
-) -> list[Result]:
-    """What the engine's decode loop made of what was asked by a caller who was cancelled."""
-    begun, ended = threading.Event(), threading.Event()
-    answers, each = list[Result](), engine._each
-
-    def watched(prompts: Any, shares: Any, *, tells_steps: bool) -> Any:
-        for step in each(prompts, shares, tells_steps=True):
-            begun.set()
-            if step.result is not None:
-                answers.append(step.result)
-            if tells_steps or step.result is not None:
-                yield step
-        ended.set()
-
-    patch.setattr(engine, "_each", watched)
+) -> list[str]:
+    """How the engine's decode loop ended what was asked by a caller who was cancelled."""
+    ends = Ends(engine, patch.setattr)
     task = asyncio.ensure_future(ask())
-    await asyncio.to_thread(begun.wait, 60)
+    await asyncio.to_thread(ends.begun.wait, 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.to_thread(ended.wait, 60)
-    return answers
+    return await asyncio.to_thread(lambda: ends.reasons)

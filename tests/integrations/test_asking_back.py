@@ -12,7 +12,7 @@ import pytest
 from integrations.frameworks import LEDGER
 
 from mmspec.engine import Engine
-from mmspec.integrations import joined
+from mmspec.integrations import joined_loop
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.requests import Request
 
@@ -110,7 +110,7 @@ def test_a_callback_may_ask_from_any_thread(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined, "_STILL_S", 0.1)
+    monkeypatch.setattr(joined_loop, "_STILL_S", 0.1)
 
 
 @pytest.mark.parametrize("outer", ["thread", "task"])
@@ -187,7 +187,7 @@ def test_those_who_wait_for_each_others_answers_are_told_of(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(joined, "_TOLD_S", 0.3)
+    monkeypatch.setattr(joined_loop, "_TOLD_S", 0.3)
     until = threading.Event()
     kept = pool.submit(answer, engine, calling(lambda: until.wait(HUNG_S), "is_wanted"))
     begun = time.monotonic()

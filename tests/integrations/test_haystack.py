@@ -10,6 +10,7 @@ from integrations.frameworks import (
     CALL,
     ENDLESS,
     LEDGER,
+    Ends,
     cancelled,
     png_base64,
     saying,
@@ -79,14 +80,14 @@ def test_an_answer_that_nobody_waits_for_ends(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = MmspecChatGenerator(engine=engine)
-    answers = asyncio.run(
+    ends = asyncio.run(
         cancelled(
             engine,
             monkeypatch,
             lambda: generator.run_async(ASKED, generation_kwargs=ENDLESS),
         )
     )
-    assert [answer.finish_reason for answer in answers] == ["closed"]
+    assert ends == ["closed"]
 
 
 def test_chunks_are_the_answer_in_pieces_in_sync_and_async_pipelines(
@@ -112,7 +113,7 @@ def test_chunks_are_the_answer_in_pieces_in_sync_and_async_pipelines(
 def test_a_callback_that_fails_ends_the_decoding(
     generator: MmspecChatGenerator, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    streams = watched_streams(engine, monkeypatch)
+    streams, ends = watched_streams(engine, monkeypatch), Ends(engine, monkeypatch.setattr)
 
     def fail(chunk: StreamingChunk) -> None:
         raise RuntimeError("enough")
@@ -120,8 +121,8 @@ def test_a_callback_that_fails_ends_the_decoding(
     with pytest.raises(RuntimeError, match="enough"):
         generator.run(ASKED, streaming_callback=fail)
     with pytest.raises(RuntimeError, match="enough"):
-        asyncio.run(generator.run_async(ASKED, streaming_callback=fail))
-    assert [stream.result.finish_reason for stream in streams] == ["closed", "closed"]
+        asyncio.run(generator.run_async(ASKED, streaming_callback=fail, generation_kwargs=ENDLESS))
+    assert [stream.result.finish_reason for stream in streams] == ends.reasons == ["closed"]
 
 
 def test_a_pipeline_is_written_and_read_by_the_models_name() -> None:

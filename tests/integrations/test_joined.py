@@ -18,7 +18,7 @@ from integrations.frameworks import LEDGER, Calls
 import mmspec
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError, InputError
-from mmspec.integrations import joined
+from mmspec.integrations import joined_loop
 from mmspec.integrations.joined import answer, answer_async, answers
 from mmspec.requests import Request
 
@@ -71,7 +71,7 @@ def test_threads_are_decoded_together(
 def test_the_main_thread_decodes_for_itself(
     engine: Engine, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joined._Joined, "submit", None)
+    monkeypatch.setattr(joined_loop.JoinedLoop, "submit", None)
     assert answer(engine, ASKED[0]).tokens == alone[0]
 
 

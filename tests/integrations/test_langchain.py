@@ -14,9 +14,11 @@ from integrations.frameworks import (
     ENDLESS,
     LEDGER,
     Calls,
+    Ends,
     cancelled,
     png_base64,
     saying,
+    watched_streams,
     with_tools,
 )
 from PIL import Image
@@ -141,21 +143,18 @@ def test_a_stream_is_the_answer_in_pieces_with_the_figures_at_its_end(llm: ChatM
 def test_a_stream_that_is_left_ends_the_decoding(
     llm: ChatMmspec, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    streams, make = list[Any](), engine.stream
-    monkeypatch.setattr(
-        engine, "stream", lambda *a, **k: streams.append(make(*a, **k)) or streams[-1]
-    )
+    streams, ends = watched_streams(engine, monkeypatch), Ends(engine, monkeypatch.setattr)
     chunks = llm.stream(LEDGER)
     next(chunks)
     chunks.close()
     assert streams[0].result.finish_reason == "closed"
 
     async def leave() -> None:
-        async for _ in llm.astream(LEDGER):
+        async for _ in llm.astream(LEDGER, **ENDLESS):
             break
 
     asyncio.run(leave())
-    assert streams[1].result.finish_reason == "closed"
+    assert ends.reasons == ["closed"]
 
 
 @pytest.mark.parametrize("way", ["ainvoke", "abatch"])
@@ -163,10 +162,8 @@ def test_an_answer_that_nobody_waits_for_ends(
     way: str, llm: ChatMmspec, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = LEDGER if way == "ainvoke" else [LEDGER, LEDGER]
-    answers = asyncio.run(
-        cancelled(engine, monkeypatch, lambda: getattr(llm, way)(asked, **ENDLESS))
-    )
-    assert {answer.finish_reason for answer in answers} == {"closed"}
+    ends = asyncio.run(cancelled(engine, monkeypatch, lambda: getattr(llm, way)(asked, **ENDLESS)))
+    assert set(ends) == {"closed"}
 
 
 def test_the_event_loop_goes_on_meanwhile(llm: ChatMmspec) -> None:
@@ -189,6 +186,22 @@ def test_the_event_loop_goes_on_meanwhile(llm: ChatMmspec) -> None:
     (*pieces, answer), ticks = asyncio.run(both())
     assert "".join(pieces) == answer == llm.invoke(LEDGER).content
     assert ticks > 20
+
+
+def test_streams_are_decoded_together(
+    llm: ChatMmspec, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [llm.invoke(prompt).content for prompt in PROMPTS]
+    calls = Calls(engine, monkeypatch.setattr)
+
+    async def text(prompt: str) -> str:
+        return "".join([str(chunk.content) async for chunk in llm.astream(prompt)])
+
+    async def ask() -> list[str]:
+        return await asyncio.gather(*map(text, PROMPTS * 3))
+
+    assert asyncio.run(ask()) == alone * 3
+    assert len(calls.sizes) < 4, calls.sizes
 
 
 @pytest.mark.parametrize("way", ["batch", "abatch", "generate", "agenerate", "chain"])

@@ -11,6 +11,7 @@ from integrations.frameworks import (
     CALL,
     ENDLESS,
     LEDGER,
+    Ends,
     cancelled,
     png,
     saying,
@@ -111,10 +112,8 @@ def test_an_answer_that_nobody_waits_for_ends(
     way: str, llm: MmspecLLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = LEDGER if way == "acomplete" else [ChatMessage(role="user", content=LEDGER)]
-    answers = asyncio.run(
-        cancelled(engine, monkeypatch, lambda: getattr(llm, way)(asked, **ENDLESS))
-    )
-    assert [answer.finish_reason for answer in answers] == ["closed"]
+    ends = asyncio.run(cancelled(engine, monkeypatch, lambda: getattr(llm, way)(asked, **ENDLESS)))
+    assert ends == ["closed"]
 
 
 def test_async_answers_are_the_same_and_the_event_loop_goes_on(llm: MmspecLLM) -> None:
@@ -151,6 +150,21 @@ def test_a_stream_that_is_left_ends_the_decoding(
     next(pieces)
     pieces.close()
     assert streams[0].result.finish_reason == "closed"
+
+
+@pytest.mark.parametrize("way", ["astream_complete", "astream_chat"])
+def test_an_async_stream_that_is_left_ends_the_decoding(
+    way: str, llm: MmspecLLM, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = LEDGER if way == "astream_complete" else ASKED
+    ends = Ends(engine, monkeypatch.setattr)
+
+    async def leave() -> None:
+        async for _ in await getattr(llm, way)(asked, **ENDLESS):
+            break
+
+    asyncio.run(leave())
+    assert ends.reasons == ["closed"]
 
 
 def test_threads_share_a_model(llm: MmspecLLM) -> None:

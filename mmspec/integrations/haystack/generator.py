@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -29,10 +29,9 @@ from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.inputs.passages import Passages, passage_list
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
-from mmspec.integrations.answer_stream import AnswerStream
+from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.haystack.messages import as_message, as_passage
-from mmspec.integrations.in_thread import in_thread
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.options import request_options
 from mmspec.integrations.passages import Placement, with_passages
@@ -136,10 +135,14 @@ class MmspecChatGenerator:
         request = self._request(messages, documents, generation_kwargs, tools)
         if callback is None:
             return {"replies": self._replies(request, answer(self._ready, request))}
-        replies: list[ChatMessage] = []
-        for chunk in self._chunks(request, replies):
+        with AnswerStream(self._ready, request) as stream:
+            told = _Chunks(self)
+            for text in stream:
+                callback(told.of_text(text))
+        reply = self._reply(stream.result, request)
+        for chunk in told.last(stream, reply):
             callback(chunk)
-        return {"replies": replies}
+        return {"replies": [reply]}
 
     @component.output_types(replies=list[ChatMessage])
     async def run_async(
@@ -156,17 +159,24 @@ class MmspecChatGenerator:
             self.streaming_callback, streaming_callback, requires_async=True
         )
         make = partial(self._request, messages, documents, generation_kwargs, tools)
+        engine = await asyncio.to_thread(lambda: self._ready)
         if callback is None:
-            engine = await asyncio.to_thread(lambda: self._ready)
             request, result = await answer_async(engine, make)
             return {"replies": self._replies(request, result)}
-        request = await asyncio.to_thread(make)
-        replies: list[ChatMessage] = []
-        async for chunk in in_thread(self._chunks(request, replies)):
-            told = callback(chunk)
-            if told is not None:
-                await told
-        return {"replies": replies}
+
+        async def tell(chunk: StreamingChunk) -> None:
+            waited_for = callback(chunk)
+            if waited_for is not None:
+                await waited_for
+
+        async with AsyncAnswerStream(engine, make) as stream:
+            told = _Chunks(self)
+            async for text in stream:
+                await tell(told.of_text(text))
+        reply = self._reply(stream.result, stream.request)
+        for chunk in told.last(stream, reply):
+            await tell(chunk)
+        return {"replies": [reply]}
 
     @property
     def _ready(self) -> Engine:
@@ -211,25 +221,28 @@ class MmspecChatGenerator:
             tool_calls=[ToolCall(call.name, dict(call.arguments), id=call.id) for call in calls],
         )
 
-    def _chunks(
-        self, request: Request, replies: list[ChatMessage]
-    ) -> Generator[StreamingChunk, None, None]:
-        """The answer's chunks; at the end, the whole reply joins `replies`."""
-        info = ComponentInfo.from_component(self)
-        is_first = True
-        with AnswerStream(self._ready, request) as answer:
-            for text in answer:
-                yield StreamingChunk(text, component_info=info, index=0, start=is_first)
-                is_first = False
-        if answer.rest:
-            yield StreamingChunk(answer.rest, component_info=info, index=0, start=is_first)
-        reply = self._reply(answer.result, request)
+
+class _Chunks:
+    """What a callback is told of one answer."""
+
+    def __init__(self, component: MmspecChatGenerator) -> None:
+        self._info = ComponentInfo.from_component(component)
+        self._is_first = True
+
+    def of_text(self, text: str) -> StreamingChunk:
+        is_first, self._is_first = self._is_first, False
+        return StreamingChunk(text, component_info=self._info, index=0, start=is_first)
+
+    def last(
+        self, stream: AnswerStream | AsyncAnswerStream, reply: ChatMessage
+    ) -> Iterator[StreamingChunk]:
+        """Behind the text: the rest of it, the calls, and how it ended."""
+        if stream.rest:
+            yield self.of_text(stream.rest)
         for index, call in enumerate(reply.tool_calls, start=1):
             delta = ToolCallDelta(index, call.tool_name, json.dumps(call.arguments), call.id)
             yield StreamingChunk(
-                "", component_info=info, index=index, start=True, tool_calls=[delta]
+                "", component_info=self._info, index=index, start=True, tool_calls=[delta]
             )
-        replies.append(reply)
-        yield StreamingChunk(
-            "", meta=reply.meta, component_info=info, finish_reason=reply.meta["finish_reason"]
-        )
+        reason = reply.meta["finish_reason"]
+        yield StreamingChunk("", meta=reply.meta, component_info=self._info, finish_reason=reason)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -16,14 +17,18 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from mmspec.engine import Engine
 from mmspec.errors import MmspecError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
-from mmspec.integrations.answer_stream import AnswerStream
+from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.in_thread import answered_in_thread, in_thread
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
-from mmspec.integrations.langchain.together import Together, current, decoded_together
+from mmspec.integrations.langchain.together import (
+    Together,
+    answered_in_thread,
+    current,
+    decoded_together,
+)
 from mmspec.integrations.options import component_settings, request_options
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import ToolCall, read_answer
@@ -116,9 +121,8 @@ class ChatMmspec(BaseChatModel):
 
         if current(self) is not None:  # all of a batch wait in threads for the first
             return await answered_in_thread(answered)
-        request, result = await answer_async(
-            self._engine, lambda: self._request(messages, stop, kwargs)
-        )
+        make = partial(self._request, messages, stop, kwargs)
+        request, result = await answer_async(self._engine, make)
         return self._chat_result(request, result)
 
     def _answered(
@@ -154,16 +158,7 @@ class ChatMmspec(BaseChatModel):
         with AnswerStream(self._engine, self._request(messages, stop, kwargs)) as answer:
             for text in answer:
                 yield _told(run_manager, AIMessageChunk(content=text))
-        yield _told(
-            run_manager,
-            AIMessageChunk(
-                content=answer.rest,
-                tool_call_chunks=[_chunk(call, index) for index, call in enumerate(answer.calls)],
-                usage_metadata=_usage(answer.result),
-                response_metadata=self._metadata(answer.result, answer.calls),
-                chunk_position="last",
-            ),
-        )
+        yield _told(run_manager, self._last_chunk(answer))
 
     async def _astream(
         self,
@@ -172,9 +167,20 @@ class ChatMmspec(BaseChatModel):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        manager = run_manager.get_sync() if run_manager else None
-        async for chunk in in_thread(self._stream(messages, stop, manager, **kwargs)):
-            yield chunk
+        make = partial(self._request, messages, stop, kwargs)
+        async with AsyncAnswerStream(self._engine, make) as answer:
+            async for text in answer:
+                yield await _told_async(run_manager, AIMessageChunk(content=text))
+        yield await _told_async(run_manager, self._last_chunk(answer))
+
+    def _last_chunk(self, answer: AnswerStream | AsyncAnswerStream) -> AIMessageChunk:
+        return AIMessageChunk(
+            content=answer.rest,
+            tool_call_chunks=[_chunk(call, index) for index, call in enumerate(answer.calls)],
+            usage_metadata=_usage(answer.result),
+            response_metadata=self._metadata(answer.result, answer.calls),
+            chunk_position="last",
+        )
 
     # Several prompts.
 
@@ -331,4 +337,11 @@ def _told(run_manager: Any, message: AIMessageChunk) -> ChatGenerationChunk:
     chunk = ChatGenerationChunk(message=message)
     if run_manager is not None:
         run_manager.on_llm_new_token(message.content, chunk=chunk)
+    return chunk
+
+
+async def _told_async(run_manager: Any, message: AIMessageChunk) -> ChatGenerationChunk:
+    chunk = ChatGenerationChunk(message=message)
+    if run_manager is not None:
+        await run_manager.on_llm_new_token(message.content, chunk=chunk)
     return chunk

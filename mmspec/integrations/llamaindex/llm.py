@@ -1,6 +1,7 @@
 """MmspecLLM: the LLM."""
 
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,11 +22,10 @@ from llama_index.core.prompts import BasePromptTemplate
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
-from mmspec.integrations.answer_stream import AnswerStream
+from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.in_thread import in_thread
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.llamaindex.messages import as_message
 from mmspec.integrations.options import component_settings, request_options
@@ -42,7 +42,7 @@ class MmspecLLM(CustomLLM):
     """A Hugging Face model, decoded by mmspec, as a LlamaIndex LLM: text and images, streaming.
 
     `model` is loaded as `mmspec.load` does; an `engine` that is there already is shared. Calls may
-    come from several threads; the async methods decode in a thread of their own.
+    come from several threads and tasks, and are decoded together.
 
     A call's keywords are fields of `mmspec.Request`, `max_tokens` among them, and override the
     settings here. `passages=[...]` are the texts that were retrieved: see
@@ -116,7 +116,7 @@ class MmspecLLM(CustomLLM):
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> AsyncIterator[ChatResponse]:
-        return in_thread(self._streamed([as_message(message) for message in messages], kwargs))
+        return self._astreamed([as_message(message) for message in messages], kwargs)
 
     # One text. A formatted one has been through a template already.
 
@@ -143,8 +143,8 @@ class MmspecLLM(CustomLLM):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
-        stream = self._streamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
-        return in_thread(_completion(response) for response in stream)
+        stream = self._astreamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
+        return _completions(stream)
 
     # Answers of a form. A stream of one has it whole: a part of it is no value yet.
 
@@ -229,8 +229,21 @@ class MmspecLLM(CustomLLM):
             for fresh in answer:
                 told += fresh
                 yield ChatResponse(message=_answer(told), delta=fresh)
-        whole = told + answer.rest
-        yield self._response(answer.result, whole, answer.calls, delta=answer.rest)
+        yield self._last_response(answer, told)
+
+    async def _astreamed(
+        self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
+    ) -> AsyncGenerator[ChatResponse, None]:
+        told = ""
+        make = partial(self._request, prompt, call, raw=raw)
+        async with AsyncAnswerStream(self._engine, make) as answer:
+            async for fresh in answer:
+                told += fresh
+                yield ChatResponse(message=_answer(told), delta=fresh)
+        yield self._last_response(answer, told)
+
+    def _last_response(self, answer: AnswerStream | AsyncAnswerStream, told: str) -> ChatResponse:
+        return self._response(answer.result, told + answer.rest, answer.calls, delta=answer.rest)
 
     def _response(
         self,
@@ -272,6 +285,14 @@ def _answer(text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:
         for c in calls
     ]
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text), *blocks])
+
+
+async def _completions(
+    stream: AsyncGenerator[ChatResponse, None],
+) -> AsyncGenerator[CompletionResponse, None]:
+    async with aclosing(stream):
+        async for response in stream:
+            yield _completion(response)
 
 
 def _completion(response: ChatResponse) -> CompletionResponse:

@@ -1,0 +1,164 @@
+"""JoinedLoop: an engine's running loop, which requests of several threads and tasks join."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeAlias
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from mmspec.engine import Engine
+from mmspec.errors import DecodeError
+from mmspec.integrations.guided import GrammarProcessor
+from mmspec.requests import Progress, Request, while_wanted
+from mmspec.running_loop import RunningLoop, Ticket
+
+logger = logging.getLogger(__name__)
+Tell: TypeAlias = Callable[[Progress | Exception], None]
+
+_STILL_S = 2.0  # a loop that makes no step for so long is taken to wait in a callback
+_TOLD_S = 30.0  # and after which that is said
+_MAKING = threading.Lock()
+_LOOPS: WeakKeyDictionary[Engine, dict[bool, "JoinedLoop"]] = WeakKeyDictionary()
+
+
+class JoinedLoop:
+    """With a thread for as long as anybody waits. Keeps no engine."""
+
+    def __init__(self, *, calls_back: bool) -> None:
+        """`calls_back`: its requests have callbacks, one of which may ask the same engine from any
+        thread and wait for what its own loop cannot come to meanwhile."""
+        self._calls_back = calls_back
+        self._lock = threading.Lock()
+        self._loop = RunningLoop()  # the one that is joined
+        self._is_running = False
+        self._threads: set[threading.Thread] = set()  # of that loop, and of those that stand still
+        # Of event loops in use: a semaphore keeps its loop, and those who are in it keep it.
+        self._ahead: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
+        self._ahead = WeakValueDictionary()
+
+    def ahead(self, engine: Engine) -> asyncio.Semaphore:
+        """For those that the running event loop prepares and waits for."""
+        with self._lock:
+            places = asyncio.Semaphore(num_ahead(engine))
+            return self._ahead.setdefault(asyncio.get_running_loop(), places)
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether it runs in the thread that asks."""
+        return threading.current_thread() in self._threads
+
+    def submit(self, engine: Engine, request: Request, tell: Tell) -> Ticket:
+        """Raises RuntimeError where no thread can be begun any more."""
+        if threading.current_thread().daemon:
+            request, tell = _unless_it_ends(request, tell)
+        ticket = Ticket(tell)
+        with self._lock:
+            if not self._is_running:
+                self._begin(engine)
+            self._loop.put(ticket, request)
+        return ticket
+
+    def forget(self, ticket: Ticket) -> None:
+        with self._lock:
+            if ticket.is_wanted:
+                self._loop.drop(ticket)
+
+    def _begin(self, engine: Engine) -> None:
+        ended = threading.Event()
+        # No daemon, as one that a daemon begins would be: it would be torn out of a forward when
+        # the interpreter ends.
+        thread = threading.Thread(
+            target=self._run, args=(engine, self._loop, ended), name="mmspec-joined", daemon=False
+        )
+        thread.start()
+        self._threads.add(thread)
+        self._is_running = True
+        if self._calls_back:
+            watching = (engine, self._loop, ended)
+            threading.Thread(target=self._watch, args=watching, daemon=True).start()
+
+    def _run(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
+        try:
+            while self._has_more(loop):
+                loop.run(engine)
+        except BaseException as error:  # of the thread itself: nobody waits for one that is gone
+            with self._lock:
+                left = [*loop.take_decoded(), *(ticket for ticket, _ in loop.take_waiting())]
+                self._leave(loop)
+            for ticket in left:
+                ticket.tell(DecodeError(f"the thread that decodes has ended: {error!r}"))
+            raise
+        finally:
+            ended.set()
+
+    def _has_more(self, loop: RunningLoop) -> bool:
+        """Where not, the thread is given up at once: the next request begins another."""
+        with self._lock:
+            if not loop.waiting:
+                self._leave(loop)
+            return bool(loop.waiting)
+
+    def _leave(self, loop: RunningLoop) -> None:
+        self._threads.discard(threading.current_thread())
+        if loop is self._loop:
+            self._is_running = False
+
+    def _watch(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
+        """Where the loop stands still, a callback may be waiting for one of those that wait for a
+        place in it: they get a loop of their own."""
+        num_beats, still_s = -1, 0.0
+        while not ended.wait(_STILL_S):
+            still_s = still_s + _STILL_S if loop.num_beats == num_beats else 0.0
+            num_beats = loop.num_beats
+            with self._lock:
+                if still_s and loop is self._loop:
+                    self._go_on_without(engine, loop)
+            if still_s >= _TOLD_S > still_s - _STILL_S:
+                logger.warning(
+                    "requests that are decoded together have waited %.0f s for a callback of one "
+                    "of them; should it wait for the answer to another of them, none will end",
+                    still_s,
+                )
+
+    def _go_on_without(self, engine: Engine, loop: RunningLoop) -> None:
+        for event_loop, ahead in self._ahead.items():  # it may be one that is yet to be prepared
+            with suppress(RuntimeError):  # closed
+                event_loop.call_soon_threadsafe(ahead.release)
+        waiting = loop.take_waiting()
+        if waiting:
+            self._loop = RunningLoop()
+            self._begin(engine)
+            for ticket, request in waiting:
+                self._loop.put(ticket, request)
+
+
+def _unless_it_ends(request: Request, tell: Tell) -> tuple[Request, Tell]:
+    """For one of a daemon thread, which Python does not wait for when it ends: nor for its answer,
+    which is not told then, as such threads had better not go on."""
+    is_alive = threading.main_thread().is_alive
+    return while_wanted(request, is_alive), lambda news: tell(news) if is_alive() else None
+
+
+def joined_loop(engine: Engine, *requests: Request) -> JoinedLoop:
+    """The loop that these join: of requests whose callbacks may keep it, or of all others, which so
+    wait for nobody's callback."""
+    calls_back = any(map(_calls_back, requests))
+    with _MAKING:
+        loops = _LOOPS.setdefault(engine, {})
+        if calls_back not in loops:
+            loops[calls_back] = JoinedLoop(calls_back=calls_back)
+        return loops[calls_back]
+
+
+def num_ahead(engine: Engine) -> int:
+    """How many prompts, with their pixels, a thread or an event loop has ready at a time."""
+    return 2 * engine.max_rows
+
+
+def _calls_back(request: Request) -> bool:
+    """Whether anything but mmspec's own is called while it is decoded."""
+    processors = [p for p in request.logits_processors if not isinstance(p, GrammarProcessor)]
+    criteria, allowed = request.stopping_criteria, request.prefix_allowed_tokens_fn
+    return any((processors, criteria, allowed, request.on_prefill, request.is_wanted))
