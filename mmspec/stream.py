@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from transformers import PreTrainedTokenizerBase
+
+_MANY_HELD = 16  # tokens without new text, among which those that never have one are looked for
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,14 @@ class Detokenizer:
     What came out stays, also where a later byte makes the bytes before it no character.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        is_silent: Callable[[int], bool] = lambda token: False,
+    ) -> None:
+        """`is_silent` says of a token that it has no text, and changes none around it."""
         self._decode = decode
+        self._is_silent = is_silent
         self._window: list[int] = []
         self._num_done = 0  # tokens of the window whose text came out
         self._known = ""  # that text
@@ -37,6 +46,9 @@ class Detokenizer:
         self._window.append(token)
         text = self._decode(self._window)
         if len(text) <= len(self._known) or text.endswith("\ufffd"):  # no whole character yet
+            held = self._window[self._num_done :]
+            if len(held) > _MANY_HELD:
+                self._window[self._num_done :] = [one for one in held if not self._is_silent(one)]
             return ""
         new = text[len(self._known) :]
         self._window = self._window[self._num_done :]
@@ -57,8 +69,22 @@ def build_detokenizer(
     if tokenizer is None:
         return Detokenizer(lambda ids: "")
     backend = getattr(tokenizer, "backend_tokenizer", None)
+
+    @cache  # only asked for where many tokens have no text: some tokenizers have thousands of these
+    def special() -> frozenset[int]:
+        if backend is None:
+            return frozenset(getattr(tokenizer, "all_special_ids", ()))
+        added = backend.get_added_tokens_decoder()
+        return frozenset(token for token, told in added.items() if told.special)
+
+    def is_silent(token: int) -> bool:
+        is_none = backend is not None and backend.id_to_token(token) is None  # a padded vocabulary
+        return is_none or (skip_special_tokens and token in special())
+
     decoder = tokenizer if backend is None else backend
-    return Detokenizer(lambda ids: decoder.decode(ids, skip_special_tokens=skip_special_tokens))
+    return Detokenizer(
+        lambda ids: decoder.decode(ids, skip_special_tokens=skip_special_tokens), is_silent
+    )
 
 
 class TextStream:

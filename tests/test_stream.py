@@ -20,7 +20,9 @@ def fast(tokenizer: PreTrainedTokenizerBase, skip: bool) -> Detokenizer:
 
 def slow(tokenizer: Any, skip: bool) -> Detokenizer:
     """As of a tokenizer without a fast backend."""
-    without: Any = SimpleNamespace(decode=tokenizer.decode)
+    without: Any = SimpleNamespace(
+        decode=tokenizer.decode, all_special_ids=tokenizer.all_special_ids
+    )
     return build_detokenizer(without, skip_special_tokens=skip)
 
 
@@ -121,6 +123,35 @@ def test_a_token_costs_the_same_however_long_the_text_is() -> None:
 
     assert len(detokenized(Detokenizer(decode), range(500))) == 500
     assert max(lengths) == 2, "the last token whose text came out, and the one since"
+
+
+def counted(detokenizer: Detokenizer) -> list[int]:
+    """The lengths of what it is going to decode."""
+    lengths, decode = list[int](), detokenizer._decode
+
+    def counting(tokens: list[int]) -> str:
+        lengths.append(len(tokens))
+        return decode(tokens)
+
+    detokenizer._decode = counting
+    return lengths
+
+
+@BOTH
+@pytest.mark.parametrize("name", [BYTE_LEVEL, BYTE_FALLBACK, "unigram", "wordpiece", "llama3"])
+def test_so_it_does_behind_many_tokens_without_text(make: Make, name: str) -> None:
+    """Special tokens that are left out, and numbers of a padded vocabulary that are no token."""
+    tokenizer = build_tokenizer(name)
+    words = tokenizer("total", add_special_tokens=False).input_ids
+    silent = list(tokenizer.all_special_ids)
+    if make is fast:
+        silent.append(len(tokenizer) + 7)
+    detokenizer = make(tokenizer, True)
+    lengths = counted(detokenizer)
+    tokens = [*silent * 200, *words, *silent * 200, *words, *silent * 200]
+    expected = tokenizer.decode([*words, *words])
+    assert detokenized(detokenizer, tokens) == expected
+    assert max(lengths) < 40 + 2 * len(words)
 
 
 def test_no_tokenizer_no_text() -> None:
@@ -304,6 +335,20 @@ def test_any_byte_fallback_tokens_have_the_same_text_fast_and_slow(data: st.Data
     tokenizer = build_tokenizer(BYTE_FALLBACK)
     tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=16))
     assert detokenized(fast(tokenizer, True), tokens) == detokenized(slow(tokenizer, True), tokens)
+
+
+@BOTH
+@pytest.mark.parametrize("name", [BYTE_LEVEL, BYTE_FALLBACK, "unigram", "wordpiece", "llama3"])
+@given(data=st.data())
+def test_tokens_without_text_change_none_of_it(make: Make, name: str, data: st.DataObject) -> None:
+    """Also within a character, and at the beginning."""
+    tokenizer = build_tokenizer(name)
+    tokens = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=6))
+    silent = data.draw(st.sampled_from(tokenizer.all_special_ids))
+    spread = [one for token in tokens for one in (*[silent] * 20, token)]
+    without = [token for token in tokens if token not in tokenizer.all_special_ids]
+    expected = detokenized(make(tokenizer, True), without)
+    assert detokenized(make(tokenizer, True), spread) == expected
 
 
 @BOTH
