@@ -17,6 +17,8 @@ from mmspec.engine import Engine
 from mmspec.target import Target
 from mmspec.target.attached import Attention
 from mmspec.target.blocks import Blocks
+from mmspec.target.cuts import Cuts
+from mmspec.target.found import Found
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
 from mmspec.target.probe import Shape
@@ -24,19 +26,49 @@ from mmspec.target.probe import Shape
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probe saw, and the quick layers that it was seen with."""
+    """What was found about a model, and the quick layers that it was seen with. These hold layers,
+    never the model that they are in."""
 
+    modules: tuple[int, ...]  # the ids of the model's own, as they then were
     mask_rule: MaskRule
     attention: Attention
-    linears: Linears | None  # hold layers, never the model that they are in
+    linears: Linears | None
     blocks: Blocks | None
+    cuts: Cuts
+    found: Found
     shape: Shape
+
+    @staticmethod
+    def of(target: Target, shape: Shape) -> "Probed":
+        attached = target.attachments
+        return Probed(
+            _modules(target.model),
+            target.mask_rule,
+            attached.attention,
+            attached.linears,
+            attached.blocks,
+            target.cuts,
+            target.found,
+            shape,
+        )
+
+    def target(self, model: PreTrainedModel) -> Target:
+        made = Target(
+            model,
+            mask_rule=self.mask_rule,
+            attention=self.attention,
+            linears=self.linears,
+            blocks=self.blocks,
+            found=self.found,
+        )
+        made.cuts = self.cuts
+        return made
 
 
 @dataclass
 class Known:
-    """One model: what the probe saw, by what the model and the settings then were, and controllers
-    that have learned its costs. Nothing here keeps the model alive."""
+    """One model: what was found, by what the model and the settings then were, and controllers that
+    have learned its costs. Nothing here keeps the model alive."""
 
     probed: dict[tuple[object, ...], Probed] = field(default_factory=dict)
     controllers: dict[str, Controller] = field(default_factory=dict)
@@ -72,19 +104,11 @@ class KnownModels:
         text = model.config.get_text_config(decoder=True)
         attention = getattr(text, "_attn_implementation", None)
         key = (attention, model.dtype, config.attention, config.packed_weights)
-        if key not in known.probed:
-            target, shape = probed_target(model, config)
-            attached = target.attachments
-            seen = Probed(
-                target.mask_rule, attached.attention, attached.linears, attached.blocks, shape
-            )
-            known.probed[key] = seen
-        seen = known.probed[key]
-        made = Target(
-            model,
-            mask_rule=seen.mask_rule,
-            attention=seen.attention,
-            linears=seen.linears,
-            blocks=seen.blocks,
-        )
-        return made, seen.shape
+        seen = known.probed.get(key)
+        if seen is None or seen.modules != _modules(model):  # an adapter came, a layer went
+            seen = known.probed[key] = Probed.of(*probed_target(model, config))
+        return seen.target(model), seen.shape
+
+
+def _modules(model: PreTrainedModel) -> tuple[int, ...]:
+    return tuple(map(id, model.modules()))

@@ -72,7 +72,6 @@ def probe(
     """
     trial = _Trial.of(model)
     target, report = _widest(model, trial)
-    rule, mixers = target.mask_rule, target.attachments.mixers
     if chosen := index_layers(model.config):  # which tokens is not ours to know
         why = f"layers {list(chosen)} choose which tokens they see"
         report = replace(report, attention_failure=why if attention == "tree" else "")
@@ -80,12 +79,12 @@ def probe(
         report, blocks = _with_tree_attention(target, report, trial, backend, blocks)
     made = Target(
         model,
-        mask_rule=rule,
+        mask_rule=target.mask_rule,
         attention=report.attention,
         backend=backend,
         linears=linears,
         blocks=blocks,
-        mixers=mixers,
+        found=target.found,
     )
     if report.shape != "plain" and made.cuts.whole_because is None:
         against = _reason_against_cuts(target, trial.prompts[0])
@@ -175,7 +174,7 @@ def _with_tree_attention(
             attention="tree",
             backend=backend,
             blocks=blocks,
-            mixers=target.attachments.mixers,
+            found=target.found,
         )
         tried = _tried(own, report, trial)
         if tried.attention == "tree" and failed:
@@ -300,6 +299,14 @@ def reason_against_watching(target: Target) -> str | None:
     each kind of attention takes another one, whose masks are others, where it is attached to."""
     if target.attachments.attention == "tree":  # attached to, it was seen to agree
         return None
+    found = target.found
+    if found.against_watching is None:
+        found.against_watching = _find_against_watching(target)
+    return found.against_watching or None
+
+
+def _find_against_watching(target: Target) -> str:
+    """As `reason_against_watching`; nothing where there is none."""
     prompt, tree = _probe_prompt(target.model)
     inputs = probe_inputs(target.model, prompt.num_tokens)
     found: list[Tensor] = []
@@ -316,7 +323,7 @@ def reason_against_watching(target: Target) -> str | None:
         return f"with its queries asked for, its forward fails ({_reason(e, target.device)})"
     error = max(_apart(told, own, target.dtype) for own, told in zip(*found, strict=True))
     if error <= _TOLERANCE.get(target.dtype, _LOW_PRECISION_TOLERANCE):
-        return None
+        return ""
     return f"with its queries asked for, it is off by {error:.2g} standard deviations of the logits"
 
 

@@ -5,7 +5,6 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from mmspec.target.attached import Attachment, Attachments, Attention, ForwardIn
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import index_layers, mask_rules, prompt_cuts, refuse_unsupported
 from mmspec.target.forward_lock import forward_lock
+from mmspec.target.found import Found
 from mmspec.target.graphs import (
     Computed,
     HeldQueries,
@@ -63,12 +63,13 @@ class Target:
         backend: str = "auto",
         linears: Linears | None = None,
         blocks: Blocks | None = None,
-        mixers: Mixers | None = None,
+        found: Found | None = None,
     ) -> None:
-        """`mixers`: those that another target of the model has found. Raises ModelError for a model
+        """`found`: of another target of the model, which it shares. Raises ModelError for a model
         that cannot be decoded (see `families`)."""
         refuse_unsupported(model)
         self.model = model
+        self.found = found or Found()
         self.mask_rule = mask_rule or mask_rules(model.config)[0]
         self.attachments = Attachments(
             model,
@@ -95,8 +96,9 @@ class Target:
         self.state_bytes = 0  # of the running states of a row, or a node; 0: it keeps none
         if self.state_kinds:
             with self._lock:
-                self.attachments.mixers = mixers or self._find_mixers()
-            self.state_bytes = self.attachments.mixers.state_bytes
+                self.found.mixers = self.found.mixers or self._find_mixers()
+            self.attachments.mixers = self.found.mixers
+            self.state_bytes = self.found.mixers.state_bytes
 
     def variant(self, *attachments: Attachment) -> "Target":
         """The same model, whose score calls run with more attached: quantised weights, layers left
@@ -160,9 +162,14 @@ class Target:
         )
         return fixed
 
-    @cached_property
+    @property
     def packing(self) -> frozenset[nn.Module]:
         """The decoder layers that hand on a tuple, seen while they read a few tokens."""
+        if self.found.packing is None:
+            self.found.packing = self._find_packing()
+        return self.found.packing
+
+    def _find_packing(self) -> frozenset[nn.Module]:
         cache, inputs = self.new_cache(), cross.probe_inputs(self.model, 2)
         prompt = Prompt(torch.ones(2, dtype=torch.long), model_inputs=inputs)
         with self._lock, seeing_packing(self.model) as packing:

@@ -28,10 +28,13 @@ from transformers.generation.streamers import BaseStreamer
 
 import mmspec
 import mmspec.integrations.known_models as known_models
+import mmspec.target.probe as probing
+from mmspec.config import Config
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.errors import ConfigError, InputError
 from mmspec.inputs.rows import split_rows
+from mmspec.target import Target
 from mmspec.training.tiny.build import build_model, build_processor
 
 PAD = 0
@@ -502,6 +505,55 @@ def test_a_model_is_probed_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPat
     del model
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize(
+    ("family", "drafter"),
+    [
+        ("lfm2", "prompt_lookup"),  # its mixers
+        ("bloom", "compressed_kv"),  # whether its queries can be had
+        ("llama", "layer_skip"),  # which layers hand on a tuple
+    ],
+)
+def test_what_was_found_about_a_model_is_not_looked_for_again(
+    family: str, drafter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = list[int]()
+    read = Target.prefill
+
+    def counted(target: Target, prompt: Any, *args: Any, **options: Any) -> Any:
+        reads.append(prompt.num_tokens)
+        return read(target, prompt, *args, **options)
+
+    model = FAMILIES[family].build(torch.float64)
+    expected = model.generate(**inputs(family, "text"), **GREEDY)
+    monkeypatch.setattr(Target, "prefill", counted)
+    for _ in range(3):
+        reads.clear()
+        found = model.generate(**inputs(family, "text"), **GREEDY, **OURS, drafter=drafter)
+        assert torch.equal(found, expected)
+    assert len(reads) == len(inputs(family, "text")["input_ids"])
+
+
+def test_a_layer_that_was_replaced_is_probed() -> None:
+    model, other = (FAMILIES["lfm2"].build(torch.float64) for _ in range(2))
+    model.generate(**inputs("lfm2", "text"), **GREEDY, **OURS)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    model.model.layers = other.model.layers
+    expected = model.generate(**inputs("lfm2", "text"), **GREEDY)
+    for drafter in ("prompt_lookup", eager()):
+        found = model.generate(**inputs("lfm2", "text"), **GREEDY, **OURS, drafter=drafter)
+        assert torch.equal(found, expected)
+
+
+def test_a_prompt_that_cannot_be_cut_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "_reason_against_cuts", lambda *_: "it was seen to matter")
+    model, models = FAMILIES["llama"].build(torch.float64), known_models.KnownModels()
+    for _ in range(2):
+        engine = models.engine(model, Config(), "none")
+        assert engine.target.cuts.whole_because == "it was seen to matter"
 
 
 @pytest.mark.parametrize("filled", [0, 20], ids=["empty", "filled"])
