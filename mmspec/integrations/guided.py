@@ -24,7 +24,7 @@ from mmspec.integrations.json_ahead import JsonAhead
 from mmspec.uploads import upload
 
 if TYPE_CHECKING:
-    from llguidance import LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 _STYLE_TOKENS = 512  # of the answer, that are looked at for how it is written
 _BLANKS = r"[ \n\t]{1,20}"  # between two tokens of JSON: no model is to write blanks for ever
@@ -69,7 +69,10 @@ class JsonGuide:
                 f"this JSON schema cannot be followed: {' '.join(told)}; expected keywords of "
                 "JSON Schema that llguidance knows"
             )
-        return GrammarProcessor(self._tokenizer, grammar, self._ahead)
+        # Compiled here, which takes seconds for a large schema, and no more in the decode loop.
+        return GrammarProcessor(
+            self._tokenizer, LLMatcher(self._tokenizer, grammar, log_level=0), self._ahead
+        )
 
     def _read_tokenizer(self) -> "LLTokenizer":
         from llguidance.hf import from_tokenizer
@@ -107,16 +110,14 @@ class GrammarProcessor(LogitsProcessor):
     def __init__(
         self,
         tokenizer: "LLTokenizer",
-        grammar: str,
+        matcher: "LLMatcher",
         ahead: JsonAhead,
         prompt_length: int | None = None,
     ) -> None:
-        """For one request. Without `prompt_length` the first ids that it is called with are its
-        prompt."""
-        from llguidance import LLMatcher
-
-        self._tokenizer, self._grammar, self._ahead = tokenizer, grammar, ahead
-        self._matcher: LLMatcher = LLMatcher(tokenizer, grammar, log_level=0)
+        """For one request. `matcher` has the grammar and stays at its beginning. Without
+        `prompt_length` the first ids that it is called with are its prompt."""
+        self._tokenizer, self._at_begin, self._ahead = tokenizer, matcher, ahead
+        self._matcher = matcher.deep_copy()
         self._prompt_length = prompt_length
         self._followed: tuple[int, ...] = ()
 
@@ -133,11 +134,11 @@ class GrammarProcessor(LogitsProcessor):
 
     def for_request(self, prompt_length: int) -> "GrammarProcessor":
         """One of its own for each, so that it may be given to many."""
-        return GrammarProcessor(self._tokenizer, self._grammar, self._ahead, prompt_length)
+        return GrammarProcessor(self._tokenizer, self._at_begin, self._ahead, prompt_length)
 
     def __deepcopy__(self, memo: object) -> "GrammarProcessor":
         """For another sample of the request, which has its own way."""
-        return GrammarProcessor(self._tokenizer, self._grammar, self._ahead)
+        return GrammarProcessor(self._tokenizer, self._at_begin, self._ahead)
 
     def forced_tokens(self, ids: Sequence[int]) -> Sequence[int]:
         """What the grammar, and the way the text is written so far, leave to come."""

@@ -203,6 +203,21 @@ def test_one_is_enough_for_a_batch_for_calls_and_for_a_chat(
 
 
 @needs_extra
+def test_a_schema_is_compiled_where_it_is_read(
+    engine: mmspec.Engine, guide: JsonGuide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large ones take seconds, in which a decode loop would keep all waiting."""
+    import llguidance
+
+    processor = guide.matching(SCHEMA)
+    monkeypatch.setattr(llguidance, "LLMatcher", None)
+    said = engine.generate(["a", "b"], logits_processors=[processor], max_new_tokens=200, n=2)
+    for result in said:
+        for sample in result.samples:
+            check(sample.text)
+
+
+@needs_extra
 def test_a_schema_that_cannot_be_followed_is_told(guide: JsonGuide) -> None:
     for wrong in ({"type": "kingdom"}, {"type": "object", "if": {}, "then": False}, {"a": object}):
         with pytest.raises(InputError, match="JSON schema"):
