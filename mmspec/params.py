@@ -22,6 +22,7 @@ from mmspec.logprobs import LogprobsOf
 
 DEFAULT_MAX_NEW_TOKENS = 256
 MAX_SEED = 2**64 - 1
+_LEAST, _MOST = 1e-30, 1e30  # what logits in float32 can be divided by, or have added to them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_term(value: object) -> bool:
+    """Whether it can be added to logits in float32."""
+    return _is_number(value) and abs(value) <= _MOST  # type: ignore[arg-type]
+
+
+def _is_factor(value: object) -> bool:
+    """Whether these can be multiplied and divided by it."""
+    return _is_number(value) and _LEAST <= value <= _MOST  # type: ignore[operator]
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -126,7 +137,7 @@ def _are_callables(value: object) -> bool:
 
 def _is_bias(value: object) -> bool:
     return isinstance(value, Mapping) and all(
-        _is_count(token) and token >= 0 and _is_number(bias) for token, bias in value.items()
+        _is_count(token) and token >= 0 and _is_term(bias) for token, bias in value.items()
     )
 
 
@@ -136,7 +147,11 @@ def is_switch(value: object) -> bool:
 
 Rule = tuple[str, Callable[..., bool], str]
 _RULES: tuple[Rule, ...] = (
-    ("temperature", lambda v: _is_number(v) and v >= 0, "a number >= 0 (0 is greedy)"),
+    (
+        "temperature",
+        lambda v: _is_number(v) and (v == 0 or _is_factor(v)),
+        "a number >= 0 (0 is greedy)",
+    ),
     ("top_k", lambda v: _is_count(v) and v >= 0, "a whole number >= 0 (0 is off)"),
     (
         "top_p",
@@ -144,9 +159,9 @@ _RULES: tuple[Rule, ...] = (
         "a number in (0, 1]; for greedy, temperature=0",
     ),
     ("min_p", lambda v: _is_number(v) and 0 <= v <= 1, "a number in [0, 1]"),
-    ("repetition_penalty", lambda v: _is_number(v) and v > 0, "a number > 0 (1 is off)"),
-    ("presence_penalty", _is_number, "a finite number"),
-    ("frequency_penalty", _is_number, "a finite number"),
+    ("repetition_penalty", _is_factor, "a number > 0 (1 is off)"),
+    ("presence_penalty", _is_term, "a finite number"),
+    ("frequency_penalty", _is_term, "a finite number"),
     ("max_new_tokens", lambda v: _is_count(v) and v >= 1, "a whole number >= 1"),
     ("min_new_tokens", lambda v: _is_count(v) and v >= 0, "a whole number >= 0"),
     ("stop", _are_texts, "a text or a list of texts"),

@@ -42,12 +42,12 @@ def merged(params: SamplingParams, model: PreTrainedModel | None = None) -> Gene
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("temperature", value) for value in (-0.1, math.nan, math.inf, True, "0.7")),
+        *(("temperature", value) for value in (-0.1, 1e-40, 1e40, math.nan, math.inf, True, "0.7")),
         *(("top_k", value) for value in (-1, 2.5, True, "5")),
         *(("top_p", value) for value in (0, 0.0, -0.1, 1.01, math.nan, "0.9")),
         *(("min_p", value) for value in (-0.01, 1.01, math.nan, "0.1")),
-        *(("repetition_penalty", value) for value in (0, -1.0, math.inf, math.nan, "1.1")),
-        *(("presence_penalty", value) for value in (math.nan, math.inf, "1")),
+        *(("repetition_penalty", value) for value in (0, -1.0, 1e-300, math.inf, math.nan, "1.1")),
+        *(("presence_penalty", value) for value in (math.nan, math.inf, -1e300, "1")),
         *(("frequency_penalty", value) for value in (math.nan, -math.inf, "1")),
         *(("max_new_tokens", value) for value in (0, -1, 1.5, True, "5")),
         *(("min_new_tokens", value) for value in (-1, 1.5, True)),
