@@ -56,11 +56,12 @@ def uvicorn_config(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
 
 def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
     """uvicorn's own, for as many connections as `settings` allow, each of which must have sent the
-    head of a request in time."""
+    head of a request in time, and read on what it is sent."""
 
     class Bounded(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen at run time
         is_refused = False
         answered: object = None  # the request behind which another one has begun to come
+        unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             if len(self.connections) >= settings.max_connections:
@@ -81,8 +82,19 @@ def _protocol(settings: ServerSettings) -> type[asyncio.Protocol]:
                 self.wait_for_request()
 
         def connection_lost(self, error: Exception | None) -> None:
+            if self.unread is not None:
+                self.unread.cancel()
             if not self.is_refused:
                 super().connection_lost(error)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.unread = self.loop.call_later(settings.receive_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self.unread is not None:
+                self.unread.cancel()
+            super().resume_writing()
 
         def wait_for_request(self) -> None:
             """Not for ever: its head may come byte by byte."""

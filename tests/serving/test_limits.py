@@ -197,8 +197,12 @@ def test_requests_under_way_are_counted_before_they_are_read(engine: mmspec.Engi
 
 
 @contextmanager
-def running(engine: mmspec.Engine, settings: ServerSettings) -> Iterator[tuple[str, int]]:
+def running(
+    engine: mmspec.Engine, settings: ServerSettings, send_bytes: int | None = None
+) -> Iterator[tuple[str, int]]:
     with listening("127.0.0.1", 0) as sock:
+        if send_bytes is not None:  # that the system holds of an answer
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
         server = uvicorn.Server(uvicorn_config(create_app(engine, settings), settings))
         thread = threading.Thread(target=lambda: server.run(sockets=[sock]))
         thread.start()
@@ -254,3 +258,37 @@ def test_a_limit_that_is_none_is_a_mistake() -> None:
     for wrong in ({"max_connections": 0}, {"receive_s": 0}, {"max_held_bytes": 5}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             ServerSettings(**wrong)
+
+
+def _wait_for(word: bytes, address: tuple[str, int]) -> None:
+    until_then = time.monotonic() + 30
+    while word not in _health(address):
+        assert time.monotonic() < until_then, word
+        time.sleep(0.05)
+
+
+def _health(address: tuple[str, int]) -> bytes:
+    with socket.create_connection(address, timeout=10) as asking:
+        asking.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        told = b""
+        while data := asking.recv(4096):
+            told += data
+    return told
+
+
+def test_who_does_not_read_is_left(engine: mmspec.Engine) -> None:
+    settings = ServerSettings(name="nano", receive_s=1)
+    body = asked(max_tokens=2000, logprobs=True, top_logprobs=20, stream=True)
+    data = json.dumps(body).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
+    with running(engine, settings, send_bytes=4096) as address:
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.settimeout(30)
+            deaf.connect(address)
+            deaf.sendall(head.encode() + data)
+            _wait_for(b'"running":1', address)
+            _wait_for(b'"running":0', address)
+            time.sleep(0.5)
+            said = b"".join(iter(lambda: deaf.recv(2**20), b""))
+            assert b"data: " in said and b"[DONE]" not in said
