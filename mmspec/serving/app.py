@@ -56,7 +56,8 @@ def _cross_origin(settings: ServerSettings) -> list[Middleware]:
         CORSMiddleware,
         allow_origins=list(settings.cors_origins),
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["*"],  # OpenAI's client in a browser sends some of its own
+        expose_headers=["Retry-After", "x-should-retry"],
     )
     return [allowed]
 

@@ -31,6 +31,7 @@ _REFUSED = {
     "functions": "is OpenAI's old name; expected tools",
     "function_call": "is OpenAI's old name; expected tool_choice",
     "audio": "mmspec says nothing aloud; leave it out",
+    "moderation": "nothing here moderates; leave it out",
     "web_search_options": "this server searches nothing; leave it out",
     "reasoning_effort": "is no option of this model; expected chat_template_kwargs, where its "
     "template has a switch",

@@ -38,6 +38,7 @@ _TYPES = {
     405: "invalid_request_error",
     408: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
 }
 
@@ -68,6 +69,13 @@ def busy(why: str) -> ApiError:
     )
 
 
+def not_asked(kind: str) -> ApiError:
+    """By a web page, which a browser lets send what forms may without asking the server first."""
+    return ApiError(
+        415, f"got Content-Type {kind!r:.80} from a web page; expected application/json"
+    )
+
+
 def too_slow(receive_s: float) -> ApiError:
     return ApiError(
         408,
@@ -93,4 +101,5 @@ def timed_out(timeout_s: float) -> ApiError:
         f"no whole answer within {timeout_s:g} s; ask for fewer tokens, or start the server with a "
         "longer --timeout",
         code="timeout",
+        headers={"x-should-retry": "false"},  # OpenAI's client would ask twice more
     )

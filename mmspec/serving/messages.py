@@ -8,7 +8,7 @@ from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
 
 _MEDIA = {"image_url": "image", "video_url": "video"}
-_TEXTS = ("text", "input_text", "output_text")
+_TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
 def read_messages(given: object, *, max_media: int) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ def _part(given: object, where: str) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise refused(where, f"got a part of type {kind!r:.40}; expected a text as its type")
     if kind in _TEXTS:
-        return {"type": "text", "text": given.get("text")}
+        return {"type": "text", "text": given.get(kind if kind == "refusal" else "text")}
     if kind in _MEDIA:
         url = given.get(kind)
         if isinstance(url, dict):

@@ -26,7 +26,7 @@ _SAME = {  # OpenAI's name and type -> ours
 _MAX_STOPS = 16
 IGNORED = (  # of the account that asks, and of how a cloud keeps and routes it
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention",
+    "prompt_cache_retention", "prompt_cache_options",
 )  # fmt: skip
 
 

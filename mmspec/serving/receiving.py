@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 
 from starlette.requests import ClientDisconnect, Request
 
-from mmspec.serving.errors import ApiError, busy, too_slow
+from mmspec.serving.errors import ApiError, busy, not_asked, too_slow
 from mmspec.serving.settings import ServerSettings
 
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of a pair, or of none
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair, or of none
 
 
 class Allowance:
@@ -90,6 +90,9 @@ class Mail:
 
     async def read_json(self, request: Request) -> object:
         """Raises ApiError for a body that is too large or too slow, or no JSON."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if "origin" in request.headers and kind != "application/json":
+            raise not_asked(kind)
         data = await self._room.read(request, self)
         try:
             return await asyncio.to_thread(_parsed, data)  # images make it long
@@ -116,11 +119,17 @@ def _too_large(settings: ServerSettings) -> ApiError:
 
 
 def _parsed(data: bytearray) -> object:
-    """Raises ValueError, also for half a character, which no tokenizer and no answer takes."""
-    body: object = json.loads(data)
-    if _HALF.search(data):
+    """Raises ValueError, also for what is not UTF-8, for a number that is none, and for half a
+    character, which no tokenizer and no answer takes."""
+    text = data.decode("utf-8-sig")
+    body: object = json.loads(text, parse_constant=_no_number)
+    if _HALF.search(text):
         json.dumps(body, ensure_ascii=False).encode()
     return body
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is no number")
 
 
 class Leaving:

@@ -31,6 +31,11 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (asked(messages=[{"role": "user", "content": 3}]), "a text or a list of parts", None),
         (asked(temperature=-1), "temperature=-1", "temperature"),
         (asked(temperature="hot"), "expected a number", "temperature"),
+        (asked(temperature=1e-40), "temperature=1e-40", "temperature"),
+        (asked(presence_penalty=1e300), "presence_penalty=1e+300", "presence_penalty"),
+        (asked(repetition_penalty=1e-300), "repetition_penalty=1e-300", "repetition_penalty"),
+        (asked(logit_bias={"5": 1e300}), "logit_bias={5: 1e+300}", "logit_bias"),
+        (asked(moderation={"model": "a"}), "moderates", "moderation"),
         (asked(top_p=0), "top_p=0", "top_p"),
         (asked(max_tokens=0), "max_tokens=0: expected", "max_tokens"),
         (asked(max_tokens=40000), "context holds 32768", None),
@@ -168,6 +173,68 @@ def test_bodies_have_a_size_and_are_json(client: TestClient) -> None:
         assert client.post(CHAT, content=data).status_code == 400
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        json.dumps(asked(user=float("nan"))).encode(),
+        json.dumps(asked(user=float("-inf"))).encode(),
+        json.dumps(asked(stop="\ud83d")).encode(),
+        json.dumps(asked(stop="\ud83d")).encode("utf-16"),
+        json.dumps(asked(stop="\ud83d"), ensure_ascii=False).encode("utf-16", "surrogatepass"),
+        json.dumps(asked(stop="\ud83d"), ensure_ascii=False).encode("utf-8", "surrogatepass"),
+        json.dumps(asked(stop="é"), ensure_ascii=False).encode("latin-1"),
+    ],
+)
+def test_a_body_is_json_in_utf_8_alone(client: TestClient, data: bytes) -> None:
+    response = client.post(CHAT, content=data)
+    assert response.status_code == 400 and "no JSON" in response.json()["error"]["message"]
+    told = json.dumps(asked("\U0001f388"), ensure_ascii=True).encode("utf-8-sig")
+    assert client.post(CHAT, content=told).status_code == 200
+
+
+def test_what_openai_s_client_may_send_has_an_answer(client: TestClient) -> None:
+    """Each of its fields is followed, of no matter, or refused for what it is."""
+    openai = pytest.importorskip("openai")
+    from openai.types import completion_create_params as of_text
+    from openai.types.chat import completion_create_params as of_chat
+
+    assert openai
+    for path, params, begun in (
+        (CHAT, of_chat, asked()),
+        (TEXT, of_text, {"prompt": "a", "max_tokens": 1}),
+    ):
+        for name in params.CompletionCreateParamsBase.__annotations__:
+            body = {**begun, name: begun.get(name, {"no": "such"})}
+            error = client.post(path, json=body).json().get("error", {})
+            assert f"unknown field {name!r}" not in error.get("message", "")
+
+
+def test_what_an_assistant_refused_to_say_is_a_part_of_the_chat(client: TestClient) -> None:
+    refusal = [{"type": "refusal", "refusal": "No."}]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": refusal}]
+    messages.append({"role": "user", "content": "b"})
+    answers = []
+    for content in (refusal, "No."):
+        messages[1]["content"] = content
+        answers.append(client.post(CHAT, json=asked(messages=messages)).json())
+    texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+    assert texts[0] == texts[1]
+
+
+def test_no_page_of_another_site_asks_unseen(client: TestClient) -> None:
+    """A browser sends such bodies without asking whether it may."""
+    data = json.dumps(asked()).encode()
+    headers = {"Origin": "https://elsewhere.example", "Content-Type": "text/plain"}
+    refused = client.post(CHAT, content=data, headers=headers)
+    assert refused.status_code == 415
+    assert "application/json" in refused.json()["error"]["message"]
+    for given in (
+        {"Content-Type": "text/plain"},
+        {"Origin": "app://own", "Content-Type": "application/json; charset=utf-8"},
+    ):
+        assert client.post(CHAT, content=data, headers=given).status_code == 200
+
+
 def test_other_models_and_routes_are_not_there(client: TestClient) -> None:
     wrong = client.post(CHAT, json=asked(model="gpt-4o"))
     assert wrong.status_code == 404 and wrong.json()["error"]["code"] == "model_not_found"
@@ -177,6 +244,13 @@ def test_other_models_and_routes_are_not_there(client: TestClient) -> None:
     assert client.get("/v1/models/other/one").status_code == 404
     assert client.get("/v1/embeddings").json()["error"]["type"] == "invalid_request_error"
     assert client.get(CHAT).status_code == 405
+
+
+def test_a_time_that_is_over_is_not_asked_for_again(engine: mmspec.Engine) -> None:
+    """OpenAI's client asks twice more, unless it is told."""
+    with TestClient(create_app(engine, ServerSettings(name="nano", timeout_s=0.05))) as client:
+        late = client.post(CHAT, json=asked(max_tokens=3000))
+    assert late.status_code == 504 and late.headers["x-should-retry"] == "false"
 
 
 def test_keys_open_and_keep_apart(engine: mmspec.Engine) -> None:
@@ -203,7 +277,11 @@ def test_pages_of_named_origins_may_ask(engine: mmspec.Engine) -> None:
     settings = ServerSettings(name="nano", cors_origins=("https://here.example",))
     with TestClient(create_app(engine, settings)) as client:
         for origin, is_allowed in (("https://here.example", True), ("https://no.example", False)):
-            headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            headers = {
+                "Origin": origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+            }
             response = client.options(CHAT, headers=headers)
             assert (response.headers.get("access-control-allow-origin") == origin) is is_allowed
 
