@@ -1,9 +1,11 @@
-"""The frameworks' names for what a request may ask, in mmspec's own."""
+"""What a framework's call asks, in its names for it -> a request."""
 
 from collections.abc import Collection, Mapping
 
 from mmspec.errors import InputError, nearest
-from mmspec.requests import FIELD_NAMES
+from mmspec.integrations.guided import JsonGuide
+from mmspec.integrations.passages import Placement, with_passages
+from mmspec.requests import FIELD_NAMES, Messages, Request, build_request
 
 _NAMES = {
     "max_tokens": "max_new_tokens",
@@ -28,6 +30,23 @@ def component_settings(given: Mapping[str, object], own: Collection[str]) -> dic
         assert isinstance(before, Mapping)
         settings["options"] = {**before, **options}
     return settings
+
+
+def component_request(
+    prompt: str | Messages,
+    options: Mapping[str, object],
+    *,
+    placement: Placement,
+    guide: JsonGuide | None = None,
+) -> Request:
+    """The request of a call's `options`: its passages put where they belong, and its `json_schema`,
+    where there is a `guide`, followed. Raises InputError."""
+    own = with_passages(options, prompt, placement=placement)
+    if guide is not None and (schema := own.pop("json_schema", None)) is not None:
+        others = own.get("logits_processors") or ()
+        assert isinstance(others, list | tuple) and isinstance(schema, Mapping)
+        own["logits_processors"] = [*others, guide.matching(schema)]
+    return build_request(prompt, own)
 
 
 def request_options(*layers: Mapping[str, object]) -> dict[str, object]:

@@ -77,8 +77,10 @@ def _parsed(text: str) -> ToolCall | None:
     return ToolCall(name, arguments, f"call_{uuid.uuid4().hex}")
 
 
-def read_answer(text: str) -> tuple[str, list[ToolCall]]:
-    """A whole answer's text without the calls, and the calls."""
+def read_answer(text: str, *, has_tools: bool = True) -> tuple[str, list[ToolCall]]:
+    """A whole answer's text without the calls, and the calls; without tools there are none."""
+    if not has_tools:
+        return text, []
     reader = ToolCallReader()
     certain = reader.push(text)
     certain += reader.finish()

@@ -123,7 +123,7 @@ class ChatForm:
         return self.heading.event([choice], self._streaming.usage)
 
     def _choice(self, sample: Result) -> dict[str, Any]:
-        text, calls = read_answer(sample.text) if self._has_tools else (sample.text, [])
+        text, calls = read_answer(sample.text, has_tools=self._has_tools)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message["content"] = text or None

@@ -33,10 +33,10 @@ from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.haystack.messages import as_message, as_passage
 from mmspec.integrations.joined import answer, answer_async
-from mmspec.integrations.options import request_options
-from mmspec.integrations.passages import Placement, with_passages
+from mmspec.integrations.options import component_request, request_options
+from mmspec.integrations.passages import Placement
 from mmspec.integrations.tool_calls import read_answer
-from mmspec.requests import Request, Result, build_request
+from mmspec.requests import Request, Result
 
 
 @component
@@ -202,13 +202,13 @@ class MmspecChatGenerator:
             given = passage_list(cast(Passages, options.get("passages", ())))
             options["passages"] = [*given, *map(as_passage, documents)]
         prompt = [as_message(message) for message in messages]
-        return build_request(prompt, with_passages(options, prompt, placement=self.placement))
+        return component_request(prompt, options, placement=self.placement)
 
     def _replies(self, request: Request, result: Result) -> list[ChatMessage]:
         return [self._reply(sample, request, i) for i, sample in enumerate(result.samples)]
 
     def _reply(self, result: Result, request: Request, index: int = 0) -> ChatMessage:
-        text, calls = read_answer(result.text) if request.tools else (result.text, [])
+        text, calls = read_answer(result.text, has_tools=bool(request.tools))
         return ChatMessage.from_assistant(
             text,
             meta={

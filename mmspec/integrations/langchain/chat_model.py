@@ -29,10 +29,10 @@ from mmspec.integrations.langchain.together import (
     current,
     decoded_together,
 )
-from mmspec.integrations.options import component_settings, request_options
-from mmspec.integrations.passages import Placement, with_passages
+from mmspec.integrations.options import component_request, component_settings, request_options
+from mmspec.integrations.passages import Placement
 from mmspec.integrations.tool_calls import ToolCall, read_answer
-from mmspec.requests import Request, Result, build_request
+from mmspec.requests import Request, Result
 
 # Of a call's keywords, those that LangChain itself reads.
 _NO_OPTIONS = frozenset(
@@ -137,7 +137,7 @@ class ChatMmspec(BaseChatModel):
     def _chat_result(self, request: Request, result: Result) -> ChatResult:
         generations = []
         for sample in result.samples:
-            text, calls = read_answer(sample.text) if request.tools else (sample.text, [])
+            text, calls = read_answer(sample.text, has_tools=bool(request.tools))
             message = AIMessage(
                 content=text,
                 tool_calls=[tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in calls],
@@ -285,17 +285,12 @@ class ChatMmspec(BaseChatModel):
         names = ("temperature", "max_tokens", "seed", "stop")
         settings = {name: getattr(self, name) for name in names}
         own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
-        schema = own.pop("json_schema", None)
         options = request_options(self.options, settings, {**own, "stop": stop or own.get("stop")})
-        if schema is not None:
-            others = options.get("logits_processors") or ()
-            assert isinstance(others, list | tuple)
-            options["logits_processors"] = [*others, self._guide.matching(schema)]
         passages = options.get("passages")
         if isinstance(passages, list | tuple):
             options["passages"] = [as_passage(one) for one in passages]
         prompt = [as_message(message) for message in messages]
-        return build_request(prompt, with_passages(options, prompt, placement=self.placement))
+        return component_request(prompt, options, placement=self.placement, guide=self._guide)
 
     def _metadata(self, result: Result, calls: Sequence[ToolCall]) -> dict[str, Any]:
         metadata = {

@@ -28,14 +28,13 @@ from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.llamaindex.messages import as_message
-from mmspec.integrations.options import component_settings, request_options
-from mmspec.integrations.passages import Placement, with_passages
+from mmspec.integrations.options import component_request, component_settings, request_options
+from mmspec.integrations.passages import Placement
 from mmspec.integrations.tool_calls import ToolCall, read_answer
 from mmspec.params import DEFAULT_MAX_NEW_TOKENS
-from mmspec.requests import Messages, Request, Result, build_request
+from mmspec.requests import Messages, Request, Result
 
 Form = TypeVar("Form", bound=BaseModel)
-_SCHEMA = "json_schema"  # a call's keyword that is no field of Request
 
 
 class MmspecLLM(CustomLLM):
@@ -199,7 +198,7 @@ class MmspecLLM(CustomLLM):
         return self._request([as_message(message) for message in messages], call)
 
     def _chat_response(self, request: Request, result: Result) -> ChatResponse:
-        text, calls = read_answer(result.text) if request.tools else (result.text, [])
+        text, calls = read_answer(result.text, has_tools=bool(request.tools))
         return self._response(result, text, calls)
 
     def _complete(self, prompt: str, call: Mapping[str, Any], *, raw: bool) -> CompletionResponse:
@@ -211,14 +210,8 @@ class MmspecLLM(CustomLLM):
     ) -> Request:
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         settings |= {"seed": self.seed, "raw": raw or None}
-        own = dict(call)
-        schema = own.pop(_SCHEMA, None)
-        options = request_options(self.options, settings, own)
-        if schema is not None:
-            others = options.get("logits_processors") or ()
-            assert isinstance(others, list | tuple)
-            options["logits_processors"] = [*others, self._guide.matching(schema)]
-        return build_request(prompt, with_passages(options, prompt, placement=self.placement))
+        options = request_options(self.options, settings, call)
+        return component_request(prompt, options, placement=self.placement, guide=self._guide)
 
     def _streamed(
         self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
@@ -263,7 +256,7 @@ class MmspecLLM(CustomLLM):
 
 
 def _with_form(form: type[BaseModel], call: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {**(call or {}), _SCHEMA: closed(form.model_json_schema())}
+    return {**(call or {}), "json_schema": closed(form.model_json_schema())}
 
 
 def _read_form(form: type[Form], answer: ChatResponse) -> Form:
