@@ -4,15 +4,16 @@ from typing import Literal
 
 from mmspec.engine import Engine
 from mmspec.requests import Result
+from mmspec.row import FinishReason
 
 FinishWord = Literal["stop", "length", "tool_calls"]
 
 
-def finish_word(result: Result, *, calls_tools: bool = False) -> FinishWord:
+def finish_word(reason: FinishReason | None, *, calls_tools: bool = False) -> FinishWord:
     """Why the answer ended, in the words of OpenAI's API."""
     if calls_tools:
         return "tool_calls"
-    return "length" if result.finish_reason == "length" else "stop"
+    return "length" if reason == "length" else "stop"
 
 
 def usage(result: Result) -> dict[str, int]:

@@ -88,7 +88,7 @@ class ChatForm:
             yield self._event(index, {"tool_calls": calls})
         if ends(progress):
             has_calls = bool(self._readers[index].calls) if self._has_tools else False
-            word = _word(progress.finish_reason, calls_tools=has_calls)
+            word = finish_word(progress.finish_reason, calls_tools=has_calls)
             yield self._event(index, {}, finish_reason=word)
 
     def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
@@ -135,7 +135,7 @@ class ChatForm:
             "logprobs": None
             if places is None
             else of_chat(told_places(places, sample.finish_reason)),
-            "finish_reason": finish_word(sample, calls_tools=bool(calls)),
+            "finish_reason": finish_word(sample.finish_reason, calls_tools=bool(calls)),
         }
 
 
@@ -146,10 +146,6 @@ def _as_call(call: ToolCall) -> dict[str, Any]:
         "type": "function",
         "function": {"name": call.name, "arguments": arguments},
     }
-
-
-def _word(reason: str | None, *, calls_tools: bool) -> str:
-    return "tool_calls" if calls_tools else "length" if reason == "length" else "stop"
 
 
 def _length(fields: Fields) -> dict[str, Any]:

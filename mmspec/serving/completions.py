@@ -92,14 +92,11 @@ class CompletionForm:
             return
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + sum(len(place.chosen.text or "") for place in places)
-        reason = None
-        if ends(progress):
-            reason = "length" if progress.finish_reason == "length" else "stop"
         choice = {
             "index": index,
             "text": text,
             "logprobs": of_completion(places, offset) if self._has_logprobs else None,
-            "finish_reason": reason,
+            "finish_reason": finish_word(progress.finish_reason) if ends(progress) else None,
         }
         yield self.heading.event([choice], self._streaming.usage)
 
@@ -114,7 +111,7 @@ class CompletionForm:
             "logprobs": None
             if places is None
             else of_completion(told_places(places, sample.finish_reason)),
-            "finish_reason": finish_word(sample),
+            "finish_reason": finish_word(sample.finish_reason),
         }
 
 

@@ -214,7 +214,7 @@ class MmspecChatGenerator:
             meta={
                 "model": self.model or model_name(self._ready),
                 "index": index,
-                "finish_reason": finish_word(result, calls_tools=bool(calls)),
+                "finish_reason": finish_word(result.finish_reason, calls_tools=bool(calls)),
                 "usage": usage(result),
                 "mmspec": speculation(result),
             },

@@ -295,7 +295,7 @@ class ChatMmspec(BaseChatModel):
     def _metadata(self, result: Result, calls: Sequence[ToolCall]) -> dict[str, Any]:
         metadata = {
             "model_name": self.model,
-            "finish_reason": finish_word(result, calls_tools=bool(calls)),
+            "finish_reason": finish_word(result.finish_reason, calls_tools=bool(calls)),
             "mmspec": speculation(result),
         }
         if result.logprobs is not None:

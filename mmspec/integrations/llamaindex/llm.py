@@ -247,7 +247,7 @@ class MmspecLLM(CustomLLM):
     ) -> ChatResponse:
         raw = {
             "model": self.model,
-            "finish_reason": finish_word(result, calls_tools=bool(calls)),
+            "finish_reason": finish_word(result.finish_reason, calls_tools=bool(calls)),
             "usage": usage(result),
             "mmspec": speculation(result),
         }
