@@ -89,11 +89,14 @@ def train(
         loading = Loading(target, config, overrides, dtype, device, drafter)
         chosen = loading.settings()
         quiet_transformers()
+        from mmspec.batch import find_inputs
         from mmspec.training.heads import train_head
         from mmspec.training.heads.methods import check_head
-        from mmspec.training.heads.train_head import data_settings, loop_settings
+        from mmspec.training.heads.train_head import check_folder, data_settings, loop_settings
 
         check_head(head)
+        find_inputs(data)
+        check_folder(out, resume=resume)
         loop_settings(chosen.train, steps=steps, minutes=minutes)
         data_settings(chosen.train, prompt=asked, field=field)
         with stderr.status("Loading the model"):
@@ -160,16 +163,18 @@ class Shown(Bar):
             self.losses[name] = 0.9 * self.losses.get(name, value) + 0.1 * value
         if report.tokens_per_s:
             self._rate = 0.9 * (self._rate or report.tokens_per_s) + 0.1 * report.tokens_per_s
-        told = f"step {report.step:,} · {self._losses()} · {self._rate:,.0f} tokens/s"
+        reached = f"step {report.step:,} · {self._loss()}"
+        told = f"{reached} · {self._rate:,.0f} tokens/s"
         self.show(report.progress, of=1, what=told)
         if report.acceptance is not None:
-            line = f"step {report.step:,} · {self._losses()} · {_shares(report.acceptance)}"
+            line = f"{reached} · {_shares(report.acceptance)}"
             tell(self.console, Text(printable(line)))
         else:
             self.log(f"{report.progress:.0%} · {told}")
 
-    def _losses(self) -> str:
-        return " · ".join(f"{name} {value:.3f}" for name, value in self.losses.items()) or "begun"
+    def _loss(self) -> str:
+        """Without its parts: they would leave the bar no room, and stand in the log."""
+        return f"loss {self.losses['loss']:.3f}" if self.losses else "begun"
 
 
 def _shares(found: "Acceptance") -> str:

@@ -1,5 +1,6 @@
 """`mmspec train`, and the heads that come of it in decoding."""
 
+import io
 import json
 import os
 import signal
@@ -9,10 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
 import mmspec
 from mmspec.cli import app
+from mmspec.cli.loading import Loading
+from mmspec.cli.train import Shown
+from mmspec.training.heads import Acceptance, Report
 
 WORDS = "market harbour mill station bakery library".split()
 OPTIONS = ("--set", "train.max_new_tokens=16", "--set", "train.batch_tokens=256")
@@ -114,6 +120,38 @@ def test_a_mistake_is_told_and_leaves_nothing_behind(
     run = train("nano-vlm", prompts, "--out", tmp_path / "out", *words, *OPTIONS, code=2)
     assert told in run.stderr
     assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_mistake_is_told_before_the_model_is_loaded(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may take minutes."""
+
+    def load(self: Loading) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(Loading, "load", load)
+    options = ("--head", "medusa", "--steps", 1, "--out")
+    run = train("nano-vlm", tmp_path / "none.jsonl", *options, tmp_path / "out", code=2)
+    assert "no such file" in run.stderr and not (tmp_path / "out").exists()
+    (tmp_path / "out" / "training").mkdir(parents=True)
+    (tmp_path / "out" / "training" / "checkpoint.pt").touch()
+    run = train("nano-vlm", prompts, *options, tmp_path / "out", code=2)
+    assert "holds a training already" in run.stderr
+
+
+def test_the_bar_has_room_beside_the_losses() -> None:
+    """EAGLE-3 has one a draft: seven, by default."""
+    console = Console(width=80, file=io.StringIO(), force_terminal=True)
+    losses = {"loss": 44.293, **{f"draft {n}": 11.5 for n in range(1, 8)}}
+    acceptance = Acceptance(100, (0.5,) * 7, (0.6,) * 7, 5, 1.66)
+    shown = Shown(console)
+    with shown:
+        for found in (None, acceptance):
+            shown.on_report(Report(12, 0.25, 60.0, 4096, 340.0, 0, 1e-4, losses, found))
+    told = " ".join(Text.from_ansi(console.file.getvalue()).plain.split())
+    assert "25%" in told, told
+    assert "loss 44.293 · said by depth 50%" in told and "1.66 tokens a step" in told
 
 
 def test_data_that_is_not_there_is_told(tmp_path: Path) -> None:

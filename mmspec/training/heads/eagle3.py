@@ -88,7 +88,7 @@ class Eagle3Method:
             loss = summed_over_tokens(self._token_loss, said.read[learned], wanted)
             loss = loss / learned.sum().clamp(min=1)
             total = total + self._decay**step * loss
-            parts[f"step {step + 1}"] = loss.detach()
+            parts[f"draft {step + 1}"] = loss.detach()
         return Losses(total, parts)
 
     def _token_loss(self, read: Tensor, wanted: Tensor) -> Tensor:

@@ -103,8 +103,7 @@ def train_head(
     told, folder = chosen.train, Path(out)
     check_head(head)
     settings = loop_settings(told, steps=steps, minutes=minutes)
-    check_begun(folder, resume=resume)
-    _check_writable(folder)
+    check_folder(folder, resume=resume)
     about = data_settings(told, prompt=prompt, field=field)
     inputs = [data] if isinstance(data, str) else list(data)
     # A head that cannot be made is told before the target answers for hours.
@@ -178,8 +177,10 @@ def _of_head(head: str, config: TrainConfig) -> dict[str, object]:
     return {f"{section}.{key}": value for key, value in asdict(getattr(config, section)).items()}
 
 
-def _check_writable(folder: Path) -> None:
-    """Raises InputError before hours of work, not after them."""
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Raises before hours of work, not after them: ConfigError where another training is in there,
+    InputError where nothing can be written."""
+    check_begun(folder, resume=resume)
     try:
         (folder / "training").mkdir(parents=True, exist_ok=True)
         probe = folder / "training" / ".probe"
