@@ -14,8 +14,9 @@ from mmspec.inputs.records import (
     Record,
     count_records,
     is_of_records,
+    not_utf8,
+    read_lines,
     read_records,
-    unreadable,
 )
 from mmspec.inputs.videos import VIDEO_SUFFIXES
 from mmspec.requests import Request, build_request
@@ -149,12 +150,10 @@ def _prompts(path: Path) -> Iterator[Task]:
         if is_of_records(path) or path.suffix.lower() == ".json":  # JSONL by another name
             yield from map(_prompt, read_records(path))
             return
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield Task(f"{path}#{number}", Request(line.rstrip("\n")))
-    except (OSError, UnicodeDecodeError) as error:
-        yield Task(str(path), None, unreadable(path, error))
+        for number, line in read_lines(path):
+            error = not_utf8(path, number, line)
+            request = None if error else Request(line.rstrip("\n"))
+            yield Task(f"{path}#{number}", request, error)
     except InputError as error:
         yield Task(str(path), None, error)
 

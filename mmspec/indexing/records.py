@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mmspec.errors import InputError
 from mmspec.inputs import InputProcessor
 from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
-from mmspec.inputs.records import JSONL, parse_line
+from mmspec.inputs.records import JSONL, decoded, parse_line
 from mmspec.retrieval.corpus import DocumentName
 from mmspec.state import Prompt
 
@@ -37,7 +37,7 @@ class RecordPrompts:
         number, offset = self._lines(name.source)[name.id]
         with Path(name.source).open("rb") as file:
             file.seek(offset)
-            line = file.readline().decode("utf-8-sig")
+            line = decoded(file.readline())
         found = prompt_of(parse_line(Path(name.source), number, line))
         return self._inputs.encode(
             found.prompt, images=found.images, videos=found.videos, audio=found.audio
@@ -61,7 +61,7 @@ def _prompted_lines(source: str) -> Iterator[tuple[str, _Line]]:
     with Path(source).open("rb") as file:
         offset = 0
         for number, line in enumerate(file, start=1):
-            record = parse_line(Path(source), number, line.decode("utf-8-sig"))
+            record = parse_line(Path(source), number, decoded(line))
             if any(record.values.get(field) for field in PROMPT_FIELDS):
                 yield record.id, _Line(number, offset)
             offset += len(line)

@@ -12,7 +12,7 @@ from mmspec.errors import InputError
 from mmspec.inputs.audio import AudioSource
 from mmspec.inputs.images import ImageSource
 from mmspec.inputs.messages import Message
-from mmspec.inputs.records import Record, is_of_records, read_records, unreadable
+from mmspec.inputs.records import Record, is_of_records, not_utf8, read_lines, read_records
 from mmspec.inputs.videos import VideoSource
 
 PROMPT_FIELDS = ("prompt", "messages", "turns")
@@ -45,14 +45,16 @@ def read_prompts(path: str | Path) -> list[FilePrompt]:
     if is_of_records(path) or path.suffix.lower() == ".json":  # JSONL by another name
         found = [prompt_of(record) for record in read_records(path)]
     else:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise unreadable(path, error) from error
-        found = [FilePrompt(line) for line in lines if line.strip()]
+        found = [_line_prompt(path, number, line) for number, line in read_lines(path)]
     if not found:
         raise InputError(f"{path}: holds no prompt; expected one a line")
     return found
+
+
+def _line_prompt(path: Path, number: int, line: str) -> FilePrompt:
+    if (error := not_utf8(path, number, line)) is not None:
+        raise error
+    return FilePrompt(line.rstrip("\n"))
 
 
 def prompt_of(record: Record) -> FilePrompt:
@@ -65,9 +67,11 @@ def prompt_of(record: Record) -> FilePrompt:
     prompt = values.get("prompt") or values.get("messages") or first
     is_messages = isinstance(prompt, list) and all(isinstance(m, Mapping) for m in prompt)
     if not prompt or not (isinstance(prompt, str) or is_messages):
+        given = [f"{key}={values[key]!r:.60}" for key in PROMPT_FIELDS if key in values]
+        got = ", ".join(given) or f"the keys {sorted(values)}"
         raise InputError(
-            f"{record.where}: got the keys {sorted(values)}; expected a text or chat messages as "
-            "'prompt', 'messages' or 'turns'"
+            f"{record.where}: got {got}; expected a text or chat messages as 'prompt', 'messages' "
+            "or 'turns'"
         )
     task = values.get("task") or values.get("category") or "prompts"
     if is_messages:

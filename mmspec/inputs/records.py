@@ -11,6 +11,8 @@ from mmspec.errors import InputError, MissingExtraError
 JSONL = (".jsonl", ".ndjson")
 _PARQUET = ".parquet"
 SUFFIXES_OF_RECORDS = (*JSONL, _PARQUET)
+_BYTES_KEPT = "surrogateescape"  # what is no UTF-8 is read as code points that no text has
+_UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")  # its byte order marks, read so
 _TOGETHER = 64  # rows of a Parquet file that are read together: they may hold images
 
 
@@ -61,8 +63,45 @@ def count_records(path: Path) -> int:
         raise unreadable(path, error) from error
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers, from 1; empty ones are left out. One that is no
+    UTF-8 costs no other: `not_utf8` finds it.
+
+    Raises InputError: the file cannot be read, or is UTF-16.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors=_BYTES_KEPT) as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1 and line.startswith(_UTF_16):
+                    raise InputError(f"{path}: is UTF-16; convert it to UTF-8 first")
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def decoded(line: bytes) -> str:
+    """A line's bytes, as `read_lines` gives it."""
+    return line.decode("utf-8-sig", errors=_BYTES_KEPT)
+
+
+def not_utf8(path: Path, number: int, line: str) -> InputError | None:
+    """Why a line that `read_lines` gave is no text, if so."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte = line[error.start].encode(errors=_BYTES_KEPT)
+        return InputError(
+            f"{Record(path, number).where}: is not UTF-8 text: got the byte {byte!r} at character "
+            f"{error.start + 1}; convert the file to UTF-8 first"
+        )
+    return None
+
+
 def parse_line(path: Path, number: int, line: str) -> Record:
-    """One line of JSONL."""
+    """One line of JSONL, as `read_lines` gives it."""
+    if (error := not_utf8(path, number, line)) is not None:
+        return Record(path, number, error=error)
     try:
         values: Any = json.loads(line)
     except (ValueError, RecursionError) as error:  # too deep, or a number of thousands of digits
@@ -86,13 +125,8 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _lines(path: Path) -> Iterator[Record]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield parse_line(path, number, line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
+    for number, line in read_lines(path):
+        yield parse_line(path, number, line)
 
 
 def _rows(path: Path) -> Iterator[Record]:

@@ -42,6 +42,16 @@ def test_a_prompt_is_asked_about_each_document_and_image(folder: Path) -> None:
         assert broken.request is None and why in str(broken.error)
 
 
+@pytest.mark.parametrize(("suffix", "form"), [("txt", "{}"), ("jsonl", '{{"prompt": "{}"}}')])
+def test_a_line_that_is_no_utf8_costs_no_other(suffix: str, form: str, tmp_path: Path) -> None:
+    lines = [form.format(word).encode("latin-1") for word in ("one", "caf\u00e9", "two")]
+    (tmp_path / f"p.{suffix}").write_bytes(b"\r\n".join(lines))
+    one, latin, two = read_tasks([tmp_path / f"p.{suffix}"], prompt=None)
+    assert (asked(one).prompt, asked(two).prompt) == ("one", "two")
+    assert latin.id.endswith(f"p.{suffix}#2")
+    assert "line 2: is not UTF-8 text: got the byte b'\\xe9'" in str(latin.error)
+
+
 def test_recordings_are_asked_about_too(tmp_path: Path) -> None:
     for name in ("a.wav", "b.FLAC", "c.mp3", "d.xyz"):
         (tmp_path / name).write_bytes(b"")
@@ -186,7 +196,7 @@ def test_rows_of_parquet_are_prompts_or_documents(tmp_path: Path) -> None:
     first, second, broken = read_tasks([path], prompt=None)
     assert (first.id, asked(first).prompt, asked(first).images) == ("x", "One?", (png,))
     assert (second.id, asked(second).images) == (f"{path}#2", (str(tmp_path / "a.png"),))
-    assert "row 3: got the keys" in str(broken.error)
+    assert "row 3: got prompt=None" in str(broken.error)
     documents = list(read_tasks([path], prompt="What?"))
     assert [task.request is not None for task in documents] == [True, True, False]
     assert "row 3: no text in the field 'text'" in str(documents[2].error)

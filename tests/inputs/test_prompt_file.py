@@ -37,7 +37,8 @@ def test_jsonl_is_an_object_a_line(tmp_path: Path) -> None:
         ('{"prompt": "a"}\n{"prompt": \n', "line 2: is not JSON"),
         ('["a"]\n', "line 1: got list, expected an object"),
         ('{"text": "a"}\n', r"line 1: got the keys \['text'\]; expected"),
-        ('{"prompt": ["a"]}\n', "expected a text or chat messages"),
+        ('{"prompt": ["a"]}\n', r"got prompt=\['a'\]; expected a text or chat messages"),
+        ('{"prompt": "", "id": 1}\n', "line 1: got prompt=''; expected a text"),
         ('{"turns": []}\n', "expected a text or chat messages"),
         ('{"prompt": "a", "images": [3]}\n', "images: expected paths, got 3"),
         ('{"prompt": "a", "audio": {"rate": 3}}\n', "audio: expected paths, got None"),
@@ -69,6 +70,15 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="not UTF-8"):
         read_prompts(tmp_path / "latin.txt")
+    (tmp_path / "wide.txt").write_text("Hi", encoding="utf-16")
+    with pytest.raises(InputError, match="is UTF-16; convert it to UTF-8 first"):
+        read_prompts(tmp_path / "wide.txt")
+
+
+def test_a_line_ends_at_its_newline_alone(tmp_path: Path) -> None:
+    """Some other characters end a line for str.splitlines; mmspec batch reads the same prompts."""
+    (tmp_path / "a.txt").write_bytes("\ufeffone\u2028more\r\ntwo\x0c\n".encode())
+    assert [one.prompt for one in read_prompts(tmp_path / "a.txt")] == ["one\u2028more", "two\x0c"]
 
 
 @pytest.mark.parametrize(
