@@ -4,6 +4,7 @@ class."""
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import cast, get_args
 
@@ -15,6 +16,7 @@ from mmspec.build_target import check_bits, check_decode_choices, check_one_of, 
 from mmspec.config import Config, load_config
 from mmspec.controller import Controller
 from mmspec.engine import Engine, Exactness, Overlaps
+from mmspec.errors import ConfigError
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.sampling import Choosing
 from mmspec.target import Target
@@ -63,7 +65,12 @@ def load(
     # Before a large model is read: a misspelt name should not cost minutes.
     check_choices(settings)
     drafters = chosen_drafters(drafter, settings.drafter)
-    if isinstance(model, torch.nn.Module):
+    if processor is not None and not isinstance(processor, get_args(Processor)):
+        raise ConfigError(
+            f"processor: got a {type(processor).__name__}; expected a transformers processor or "
+            "tokenizer: derive yours from ProcessorMixin, or give prompts that are processed"
+        )
+    if model is not None and not isinstance(model, str | PathLike):
         loaded = transformers_model(model)
     else:
         where = asdict(settings.model)

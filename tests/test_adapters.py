@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from draft_models import letters
 from families import FAMILIES, prompt_inputs
 from torch import Tensor, nn
 from transformers.utils import is_peft_available
@@ -14,7 +15,7 @@ import mmspec
 import mmspec.target.load as load_module
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.prompt_lookup import PromptLookup
-from mmspec.errors import MissingExtraError, ModelError
+from mmspec.errors import ConfigError, MissingExtraError, ModelError
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
 needs_peft = pytest.mark.skipif(not is_peft_available(), reason="needs peft (extra: lora)")
@@ -106,6 +107,18 @@ def test_prompt_learning_is_refused() -> None:
 def test_a_module_that_is_no_transformers_model_is_refused() -> None:
     with pytest.raises(ModelError, match="got a Linear"):
         mmspec.load(nn.Linear(2, 2))
+
+
+def test_what_is_no_model_and_what_is_no_processor_are_refused() -> None:
+    model, tokenizer = FAMILIES["llama"].build(torch.float32), letters()
+    with pytest.raises(ModelError, match=r"got a \w+; expected a path, a hub name"):
+        mmspec.load(tokenizer)
+    with pytest.raises(ConfigError, match="processor: got a LlamaForCausalLM"):
+        mmspec.load(tokenizer, model)
+    with pytest.raises(ModelError, match="got the class LlamaForCausalLM; expected a path"):
+        mmspec.load(type(model))
+    with pytest.raises(ConfigError, match="processor: got a dict; expected a transformers"):
+        mmspec.load(model, {"tokenizer": tokenizer})
 
 
 def test_an_adapter_folder_says_what_it_lacks(

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import NamedTuple, cast, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from mmspec.inputs.videos import VideoSource, open_video
 from mmspec.state import Prompt
 
 _INSTEAD = {  # of media that a processor does not take
+    "image": "; process the prompt yourself and give its tensors",
     "video": "; give the frames as images, or install torchvision, which video processors need",
     "audio": "; the model cannot hear: give a transcript as text",
 }
@@ -205,6 +207,13 @@ class InputProcessor:
         found = (getattr(self._processor, name, None) for name in (*names, f"{kind}_processor"))
         return next((part for part in found if part is not None), None)
 
+    def _sees_by_itself(self) -> bool:
+        """Whether the processor takes images without a part that reads them: a class of the model's
+        own, perhaps."""
+        call = type(self._processor).__call__
+        is_own = call is not ProcessorMixin.__call__ and "images" in signature(call).parameters
+        return is_own and "image" in self._placeholders
+
     def _check_modalities(self, conversation: Conversation) -> None:
         name = getattr(self._config, "model_type", "") or type(self._config).__name__
         for kind, word, media in (
@@ -219,7 +228,7 @@ class InputProcessor:
                     f"got {len(media)} {word}, but {name} was loaded with a tokenizer only: it is "
                     f"a text-only model, or its processor is missing; leave the {word} out"
                 )
-            if self._part(kind) is None:
+            if self._part(kind) is None and not (kind == "image" and self._sees_by_itself()):
                 raise InputError(
                     f"got {len(media)} {word}, but the processor of {name} "
                     f"({type(self._processor).__name__}) has no {kind} processor here"

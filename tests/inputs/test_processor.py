@@ -2,14 +2,15 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from inputs.media_families import FAMILIES, MediaFamily, build_family
 from inputs.text_families import FAMILIES as TEXT_FAMILIES
-from inputs.text_families import build_tokenizer
+from inputs.text_families import build_tokenizer, byte_level
 from mmspec.errors import InputError
 from mmspec.inputs import InputProcessor, Message
 
@@ -60,6 +61,40 @@ def test_an_image_and_a_question_match_the_processors_own_path(family: MediaFami
     assert "attention_mask" not in prompt.model_inputs
     assert sum(span.stop - span.start for span in prompt.media) == family.num_placeholders
     assert {span.kind for span in prompt.media} == {"image"}
+
+
+class OwnProcessor(ProcessorMixin):
+    """A model's own: it reads images without an image processor, and calls them as it likes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None):
+        self.image_token = "<image>"
+        super().__init__(tokenizer, chat_template=chat_template)
+
+    def __call__(self, images: object = None, text: object = None, **kwargs: object) -> dict:
+        inputs = dict(self.tokenizer(text, **kwargs))
+        if images is not None:
+            (own,) = images
+            inputs["pictures"] = torch.tensor(np.stack(list(map(np.asarray, own))) / 255)
+        return inputs
+
+
+def test_a_processor_may_read_images_by_itself() -> None:
+    tokenizer = byte_level(("<image>",))
+    config = LlamaConfig(image_token_id=tokenizer.convert_tokens_to_ids("<image>"))
+    own = InputProcessor(OwnProcessor(tokenizer), config)
+    prompt = own.encode("<image> and <image>: what?", images=[RED, BLUE])
+    assert prompt.model_inputs["pictures"].shape == (2, 28, 28, 3)
+    assert [span.kind for span in prompt.media] == ["image", "image"]
+
+
+def test_a_processor_that_reads_no_images_is_told_how_they_get_in() -> None:
+    class Deaf(OwnProcessor):
+        def __call__(self, text: object = None, **kwargs: object) -> dict:
+            return dict(self.tokenizer(text, **kwargs))
+
+    inputs = InputProcessor(Deaf(byte_level(("<image>",))), LlamaConfig())
+    with pytest.raises(InputError, match="no image processor here; process the prompt yourself"):
+        inputs.encode("<image>?", images=RED)
 
 
 def test_paligemma_takes_its_placeholder_in_the_text() -> None:
