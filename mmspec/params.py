@@ -132,7 +132,10 @@ def _are_token_ids(value: object) -> bool:
 
 
 def _are_callables(value: object) -> bool:
-    return isinstance(value, Sequence) and all(map(callable, value))
+    """Classes can be called, too, and were meant to be: of a processor an object is expected."""
+    return isinstance(value, Sequence) and all(
+        callable(one) and not isinstance(one, type) for one in value
+    )
 
 
 def _is_bias(value: object) -> bool:
@@ -190,8 +193,8 @@ _RULES: tuple[Rule, ...] = (
     ),
     ("max_time", lambda v: _is_number(v) and v > 0, "seconds > 0"),
     ("prefix_allowed_tokens_fn", callable, "a function (index, ids) -> list of token ids"),
-    ("stopping_criteria", _are_callables, "a list of transformers StoppingCriteria"),
-    ("logits_processors", _are_callables, "a list of transformers LogitsProcessor"),
+    ("stopping_criteria", _are_callables, "a list of transformers StoppingCriteria objects"),
+    ("logits_processors", _are_callables, "a list of transformers LogitsProcessor objects"),
 )
 
 Params = TypeVar("Params", bound=SamplingParams)

@@ -9,7 +9,12 @@ import pytest
 import torch
 from families import FAMILIES
 from inputs.text_families import build_tokenizer
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    StoppingCriteria,
+)
 
 from mmspec.errors import InputError
 from mmspec.params import (
@@ -51,6 +56,8 @@ def merged(params: SamplingParams, model: PreTrainedModel | None = None) -> Gene
         *(("frequency_penalty", value) for value in (math.nan, -math.inf, "1")),
         *(("max_new_tokens", value) for value in (0, -1, 1.5, True, "5")),
         *(("min_new_tokens", value) for value in (-1, 1.5, True)),
+        ("logits_processors", [LogitsProcessor]),
+        ("stopping_criteria", [StoppingCriteria]),
         *(("seed", value) for value in (-1, MAX_SEED + 1, 1.5, True, "7")),
     ],
 )
