@@ -109,6 +109,14 @@ def test_a_module_that_is_no_transformers_model_is_refused() -> None:
         mmspec.load(nn.Linear(2, 2))
 
 
+def test_a_compiled_model_is_decoded_as_the_one_within(caplog: pytest.LogCaptureFixture) -> None:
+    model, prompt = FAMILIES["llama"].build(torch.float64), prompt_inputs(FAMILIES["llama"], "text")
+    engine = mmspec.load(torch.compile(model))
+    assert engine.target.model is model and "torch.compile" in caplog.text
+    expected = mmspec.load(model).generate(prompt, max_new_tokens=8).tokens
+    assert engine.generate(prompt, max_new_tokens=8).tokens == expected
+
+
 def test_what_is_no_model_and_what_is_no_processor_are_refused() -> None:
     model, tokenizer = FAMILIES["llama"].build(torch.float32), letters()
     with pytest.raises(ModelError, match=r"got a \w+; expected a path, a hub name"):

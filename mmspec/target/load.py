@@ -1,6 +1,7 @@
 """A folder or hub name -> a transformers model and its processor."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from mmspec.target.context import with_context
 from mmspec.target.stacking import stack_weights
 
 Processor: TypeAlias = ProcessorMixin | PreTrainedTokenizerBase
+logger = logging.getLogger(__name__)
+
 _DTYPES = ("auto", "float64", "float32", "bfloat16", "float16")
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w.-]+)?")
 BUNDLED = Path(__file__).parent.parent / "bundled"
@@ -157,11 +160,18 @@ def adapter_base(path: str) -> str | None:
 def transformers_model(model: object) -> PreTrainedModel:
     """A loaded transformers model as it is, of several in one the part that writes; of a peft model
     the one within, whose layers hold the adapters: what peft activates or disables, also later,
-    holds for it.
+    holds for it; of what torch.compile returns the model that it was given.
 
     Raises ModelError for anything else, and for prompt-learning adapters (prefix and prompt
     tuning), which live outside of those layers.
     """
+    within = getattr(model, "_orig_mod", None)
+    if isinstance(within, torch.nn.Module):
+        logger.warning(
+            "the model that torch.compile was given is decoded as it is: mmspec does not use what "
+            "was compiled of it"
+        )
+        return transformers_model(within)
     if isinstance(model, PreTrainedModel):
         return writing_part(model)
     base = getattr(model, "get_base_model", lambda: None)()
