@@ -3,13 +3,14 @@
 import logging
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import reduce
 from itertools import count
 from operator import add
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, overload
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -180,6 +181,12 @@ class Engine:
         target = self.target
         return f"Engine({type(target.model).__name__} on {target.device}, drafter {names})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an Engine cannot be copied, pickled or sent to another process; load one in each "
+            "process (mmspec.load). Threads can share one, and its Results can be pickled"
+        )
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.inputs.tokenizer if self.inputs is not None else None
@@ -256,7 +263,8 @@ class Engine:
         """Generates for one prompt, a piece of text at a time. Closing it early frees its KV."""
         request = build_request(prompt, options)
         check_streamed(request)
-        row = self._row(request, 0)
+        with _writable_later():
+            row = self._row(request, 0)
         return Stream(row, self._decode([row]), self.tokenizer)
 
     def chat(
@@ -359,7 +367,7 @@ class Engine:
         shares.check_end()
 
     def _decode(self, rows: Iterable[Row | None]) -> Generator[Row]:
-        return decode(
+        decoded = decode(
             self._decoded,
             rows,
             verify=self._rule,
@@ -368,6 +376,7 @@ class Engine:
             prefill=self._prefill,
             overlaps=self._overlaps,
         )
+        return _step_by_step(decoded)
 
     @property
     def _overlaps(self) -> bool:
@@ -428,6 +437,23 @@ class Engine:
             on_prefill=request.on_prefill,
             is_wanted=request.is_wanted,
         )
+
+
+def _writable_later() -> AbstractContextManager[None]:
+    """Leaves a caller's torch.inference_mode(): what is made in it cannot be written to once it has
+    ended, and a stream may outlast it."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+
+
+def _step_by_step(decoded: Generator[Row]) -> Generator[Row]:
+    """The same rows, whatever modes the caller enters and leaves between them."""
+    with closing(decoded):
+        while True:
+            with _writable_later():
+                row = next(decoded, None)
+            if row is None:
+                return
+            yield row
 
 
 def _check_draws(drafters: Sequence[Drafter], verifier: object) -> None:

@@ -1,10 +1,12 @@
 """The engine as its users meet it: real processor, template, images, batch, streams, errors."""
 
+import copy
 import gc
+import pickle
 import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -197,6 +199,29 @@ def test_a_generation_config_is_transformers_own(engine: mmspec.Engine) -> None:
 def test_an_engine_says_what_it_is(engine: mmspec.Engine) -> None:
     name = type(engine.target.model).__name__
     assert repr(engine) == f"Engine({name} on cpu, drafter prompt_lookup)"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_engine_cannot_be_copied_and_says_what_to_do(
+    copied: Callable[[object], object], engine: mmspec.Engine
+) -> None:
+    with pytest.raises(TypeError, match=r"load one in each process \(mmspec.load\)"):
+        copied(engine)
+
+
+@pytest.mark.parametrize("begins_within", [True, False])
+def test_a_stream_may_cross_the_border_of_an_inference_mode(
+    begins_within: bool, engine: mmspec.Engine
+) -> None:
+    """Buffers that were made within could not be written to outside of it."""
+    options = {"seed": 1, "max_new_tokens": 12, "ignore_eos": True, "repetition_penalty": 1.3}
+    with torch.inference_mode(begins_within):
+        stream = engine.stream(TEXT, **options)
+        next(stream)
+    with torch.inference_mode(not begins_within):
+        next(stream)
+    list(stream)
+    assert stream.result.tokens == engine.generate(TEXT, **options).tokens
 
 
 def test_a_request_that_cannot_begin_leaves_the_others_alone(engine: mmspec.Engine) -> None:
