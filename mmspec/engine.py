@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import reduce
 from itertools import count
@@ -263,7 +263,7 @@ class Engine:
         """Generates for one prompt, a piece of text at a time. Closing it early frees its KV."""
         request = build_request(prompt, options)
         check_streamed(request)
-        with _writable_later():
+        with _own_modes(self.target.device):
             row = self._row(request, 0)
         return Stream(row, self._decode([row]), self.tokenizer)
 
@@ -376,7 +376,7 @@ class Engine:
             prefill=self._prefill,
             overlaps=self._overlaps,
         )
-        return _step_by_step(decoded)
+        return _step_by_step(decoded, self.target.device)
 
     @property
     def _overlaps(self) -> bool:
@@ -439,17 +439,23 @@ class Engine:
         )
 
 
-def _writable_later() -> AbstractContextManager[None]:
-    """Leaves a caller's torch.inference_mode(): what is made in it cannot be written to once it has
-    ended, and a stream may outlast it."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+@contextmanager
+def _own_modes(device: torch.device) -> Iterator[None]:
+    """Leaves a caller's torch.inference_mode(), in which is made what cannot be written to once it
+    has ended, and torch.autocast: what is kept for later requests is of the weights' own dtype."""
+    is_within, is_cast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type)
+    with (
+        torch.inference_mode(False) if is_within else nullcontext(),
+        torch.autocast(device.type, enabled=False) if is_cast else nullcontext(),
+    ):
+        yield
 
 
-def _step_by_step(decoded: Generator[Row]) -> Generator[Row]:
+def _step_by_step(decoded: Generator[Row], device: torch.device) -> Generator[Row]:
     """The same rows, whatever modes the caller enters and leaves between them."""
     with closing(decoded):
         while True:
-            with _writable_later():
+            with _own_modes(device):
                 row = next(decoded, None)
             if row is None:
                 return

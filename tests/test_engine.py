@@ -224,6 +224,18 @@ def test_a_stream_may_cross_the_border_of_an_inference_mode(
     assert stream.result.tokens == engine.generate(TEXT, **options).tokens
 
 
+def test_a_callers_autocast_changes_nothing() -> None:
+    """The model computes as it was loaded; what is kept of the text would be the lower dtype's."""
+    single = mmspec.load("nano-vlm", dtype="float32")
+    options = {"max_new_tokens": 4, "output_logits": True}
+    expected = single.generate("A mill", reuse=False, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = single.generate("A mill", **options)
+    after = single.generate("A mill", **options)
+    for found in (within, after):
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+
+
 def test_a_request_that_cannot_begin_leaves_the_others_alone(engine: mmspec.Engine) -> None:
     good, bad = Request(TEXT, seed=1, **SAMPLED), Request(TEXT, images="no such file.png")
     first, failed, last = engine.generate([good, bad, good])
