@@ -39,7 +39,7 @@ def chosen_drafters(
         return build_drafters(replace(config, name=drafter) if drafter else config)
     several = drafter if isinstance(drafter, Sequence) else [drafter]
     given = list(cast(Sequence[AnyDrafter], several))
-    if not all(hasattr(one, "name") for one in given):
+    if not all(hasattr(one, "name") and not isinstance(one, type) for one in given):
         raise ConfigError(
             f"drafter={drafter!r:.80}: expected a name, several joined by +, or drafter objects"
         )

@@ -117,7 +117,7 @@ def test_a_compiled_model_is_decoded_as_the_one_within(caplog: pytest.LogCapture
     assert engine.generate(prompt, max_new_tokens=8).tokens == expected
 
 
-def test_what_is_no_model_and_what_is_no_processor_are_refused() -> None:
+def test_what_is_no_model_no_processor_or_no_drafter_is_refused() -> None:
     model, tokenizer = FAMILIES["llama"].build(torch.float32), letters()
     with pytest.raises(ModelError, match=r"got a \w+; expected a path, a hub name"):
         mmspec.load(tokenizer)
@@ -127,6 +127,8 @@ def test_what_is_no_model_and_what_is_no_processor_are_refused() -> None:
         mmspec.load(type(model))
     with pytest.raises(ConfigError, match="processor: got a dict; expected a transformers"):
         mmspec.load(model, {"tokenizer": tokenizer})
+    with pytest.raises(ConfigError, match="or drafter objects"):
+        mmspec.load(model, drafter=PromptLookup)  # type: ignore[arg-type]
 
 
 def test_an_adapter_folder_says_what_it_lacks(
