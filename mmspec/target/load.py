@@ -176,11 +176,14 @@ def transformers_model(model: object) -> PreTrainedModel:
         return writing_part(model)
     base = getattr(model, "get_base_model", lambda: None)()
     if not isinstance(base, PreTrainedModel):
-        is_class = isinstance(model, type)
-        got = f"the class {model.__name__}" if is_class else f"a {type(model).__name__}"
+        got = (
+            f"the class {model.__name__}"
+            if isinstance(model, type)
+            else f"a {type(model).__name__}"
+        )
         raise ModelError(
-            f"got {got}; expected a path, a hub name, a transformers "
-            "PreTrainedModel or a peft model round one"
+            f"got {got}; expected a path, a hub name, a transformers PreTrainedModel or a peft "
+            "model round one"
         )
     adapter = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
