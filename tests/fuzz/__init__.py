@@ -10,6 +10,7 @@
 `run(seed)` gives what is wrong with a scenario: nothing, it is to be hoped.
 """
 
-from .scenario import Report, run
+from .report import Report
+from .scenario import run
 
 __all__ = ["Report", "run"]

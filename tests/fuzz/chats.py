@@ -10,7 +10,7 @@ from .judge import differences
 from .steering import draw_penalties, draw_sampling
 
 if TYPE_CHECKING:
-    from .scenario import Report
+    from .report import Report
 
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'][0] }}: "

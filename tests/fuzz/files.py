@@ -16,7 +16,7 @@ from mmspec.requests import Request
 from .cases import Inputs
 
 if TYPE_CHECKING:
-    from .scenario import Report
+    from .report import Report
 
 
 class Killed(BaseException):

@@ -1,7 +1,8 @@
 """What is right, and what differs from it."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -197,6 +198,28 @@ def _stats(got: Result) -> Iterator[str]:
         yield f"stats: more accepted than proposed: {stats.by_drafter}"
     if not 0 <= stats.reused_tokens < max(stats.prompt_tokens, 1):
         yield f"stats: {stats.reused_tokens} reused of {stats.prompt_tokens}"
+
+
+@contextmanager
+def watched(engines: Sequence[Engine]) -> Iterator[list[KVCache]]:
+    """The caches that the engines' targets make within it."""
+    made: list[KVCache] = []
+    targets = list({id(engine._decoded): engine._decoded for engine in engines}.values())
+
+    def noted(new_cache: Callable[..., KVCache]) -> Callable[..., KVCache]:
+        def noting(*args: Any, **kwargs: Any) -> KVCache:
+            made.append(new_cache(*args, **kwargs))
+            return made[-1]
+
+        return noting
+
+    for target in targets:
+        target.new_cache = noted(target.new_cache)  # type: ignore[method-assign]
+    try:
+        yield made
+    finally:
+        for target in targets:
+            del target.new_cache
 
 
 def leaks(engine: Engine, caches: Sequence[KVCache]) -> Iterator[str]:

@@ -1,22 +1,17 @@
 """A scenario: a model, an engine and rounds of cases, all of it from one seed."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import torch
-from draft_models import letters
 from families import FAMILIES
-from matrix import model_of
 from torch import Tensor
 
-from mmspec.build import build_engine, probed_target
-from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.build import build_engine
+from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
@@ -26,48 +21,22 @@ from mmspec.verify import VERIFIERS
 
 from .architectures import ADAPTED, take_in
 from .cases import Case, Inputs, draw_case, draw_prompt, extended
-from .chats import TEMPLATE, played_chat
+from .chats import played_chat
 from .drafting import AnyDrafter, Knowing, Truths, draw_drafters
 from .drawn import RULES, drawing, played_drawn
 from .files import played_file
-from .judge import alone, by_transformers, differences, is_tie, leaks, rounding_of
+from .judge import alone, by_transformers, differences, is_tie, leaks, rounding_of, watched
 from .meddling import meddled, rewritten
+from .models import FEW_POSITIONS, Model, built, plain_engine, probed_once, speaking
 from .play import PLAYS, by_both
+from .report import Report
 from .sabotage import sabotaged
+from .settings import draw_cache, draw_decode
 from .shelf import Shelf
 from .steering import LAST_LETTER
 from .through import played_through
 
-FEW_POSITIONS = 48
 _OWN = tuple(FAMILIES)
-
-
-@dataclass
-class Report:
-    """What came of a scenario."""
-
-    seed: int
-    title: str = ""
-    wrong: list[str] = field(default_factory=list)
-    refused: str | None = None  # why the engine could not be made
-    tokens: int = 0
-    accepted: int = 0
-    requests: int = 0
-    ties: int = 0  # answers in float32 that part where two tokens are as good
-    kinds: list[str] = field(default_factory=list)  # of its rounds
-
-    def begin(self, number: int, kind: str) -> None:
-        """A round of this kind."""
-        self.kinds.append(kind)
-        self.title += f" | round {number}: {kind}"
-
-
-class Model(NamedTuple):
-    """Which target."""
-
-    family: str
-    dtype: str
-    has_few: bool  # positions
 
 
 class Scene(NamedTuple):
@@ -82,46 +51,6 @@ class Scene(NamedTuple):
     drafters: Sequence[AnyDrafter]
     shelf: Shelf
     beside: Engine | None  # another engine of the same model
-
-
-@cache
-def small_model(family: str, dtype: str) -> Any:
-    """With few positions."""
-    model = FAMILIES[family].build(getattr(torch, dtype))
-    config = model.config.get_text_config()
-    config.max_position_embeddings = FEW_POSITIONS
-    if family == "gpt2":
-        table = model.transformer.wpe
-        table.weight = torch.nn.Parameter(table.weight[:FEW_POSITIONS].clone())
-    return model
-
-
-@cache
-def built(model: Model) -> Any:
-    return (small_model if model.has_few else model_of)(model.family, model.dtype)
-
-
-@cache
-def probed_once(model: Model, attention: str, packed_weights: str) -> Any:
-    """What is found out of a model before it is decoded takes longer than a scenario's texts."""
-    decode = DecodeConfig(attention=attention, packed_weights=packed_weights)
-    return probed_target(built(model), decode)
-
-
-@cache
-def plain_engine(model: Model) -> Engine:
-    decode = DecodeConfig(max_nodes=0, controller="fixed", prefill_chunk=None, choosing="host")
-    cache = CacheConfig(prefix_bytes=0, feature_bytes=0)
-    config, probed = Config(decode=decode, cache=cache), probed_once(model, "auto", "auto")
-    return build_engine(config, built(model), speaking(), [], probed=probed)
-
-
-@cache
-def speaking() -> Any:
-    """Its tokenizer, with a chat template."""
-    tokenizer = letters()
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
 
 
 def run(seed: int, *, family: str | None = None) -> Report:
@@ -169,8 +98,8 @@ def _play_exact(
     """Under a rule that gives the seed's own text."""
     family, dtype, has_few = model.family, model.dtype, model.has_few
     truths: Truths = {}
-    decode = _draw_decode(draw)
-    cache = _draw_cache(draw)
+    decode = draw_decode(draw)
+    cache = draw_cache(draw)
     shelf = Shelf(folder, draw, plain, most=FEW_POSITIONS - 20 if has_few else None)
     try:
         drafters = draw_drafters(draw, family, dtype, truths, plain.target, shelf)
@@ -183,10 +112,10 @@ def _play_exact(
         report.refused = str(error)
         return
     scene = Scene(draw, report, plain, engine, model, truths, drafters, shelf, beside)
-    watched = [engine] if beside is None else [engine, beside]
+    engines = [engine] if beside is None else [engine, beside]
     with (
         sabotaged(draw, engine) as done,
-        _watched(watched) as caches,
+        watched(engines) as caches,
         rewritten(draw, plain.target.model) as rewrite,
     ):
         report.title += f" {done}"
@@ -219,9 +148,9 @@ def _play_drawn(draw: random.Random, report: Report, plain: Engine, model: Model
     most = draw.choice([1, 3, 12, 20, 64])
 
     def make_engine(draw: random.Random) -> Engine:
-        decode = replace(_draw_decode(draw), verifier=rule, controller="fixed", max_nodes=most)
+        decode = replace(draw_decode(draw), verifier=rule, controller="fixed", max_nodes=most)
         decode = replace(decode, exactness="standard")
-        return _built(model, Config(decode=decode, cache=_draw_cache(draw)), [made.make()])
+        return _built(model, Config(decode=decode, cache=draw_cache(draw)), [made.make()])
 
     report.title = f"{family} {rule} {most} nodes"
     try:
@@ -241,7 +170,7 @@ def _play_drawn(draw: random.Random, report: Report, plain: Engine, model: Model
         played = played_drawn(draw, make_engine, plain, cases, told, is_target=made.is_target)
         for case, (got, wrong) in zip(cases, played, strict=True):
             report.wrong += [f"({case}): {each}" for each in wrong]
-            _count(report, got)
+            report.count(got)
         report.title += " | " + "; ".join(told)
 
 
@@ -308,7 +237,7 @@ def _play(scene: Scene, caches: Sequence[KVCache], rewrite: Callable[[], None]) 
                 report.ties += 1
                 wrong = []
             report.wrong += [f"round {number}, case {place} ({case}): {each}" for each in wrong]
-            _count(report, got)
+            report.count(got)
             if dtype == "float64" and draw.random() < 0.5:
                 wrong = by_transformers(plain, case, expected[0])
                 report.wrong += [f"round {number}, case {place} ({case}): {each}" for each in wrong]
@@ -337,36 +266,6 @@ def _of_case(case: Case, expected: list[Result], got: Result, exact: float) -> l
             **told,
         )
     ]
-
-
-def _count(report: Report, got: Result) -> None:
-    for sample in got.samples:
-        lengths = sample.stats.accepted_lengths
-        report.requests += 1
-        report.tokens += len(sample.tokens)
-        report.accepted += sum(length * steps for length, steps in lengths.items())
-
-
-def _draw_cache(draw: random.Random) -> CacheConfig:
-    return CacheConfig(
-        prefix_bytes=draw.choice([0, 2**14, 2**17, 2**30]),
-        feature_bytes=draw.choice([0, 2**10, 2**28]),
-    )
-
-
-def _draw_decode(draw: random.Random) -> DecodeConfig:
-    return DecodeConfig(
-        verifier=draw.choice(["coupled"] * 5 + ["greedy"]),
-        controller=draw.choice(["fixed", "fixed", "auto"]),
-        max_nodes=draw.choice([0, 1, 2, 5, 12, 20, 20, 20, 64]),
-        max_rows=draw.choice([1, 2, 3, 8]),
-        prefill_chunk=draw.choice([None, None, None, 1, 5, 5, 16, 16]),
-        attention=draw.choice(["auto"] * 7 + ["model"]),
-        exactness=draw.choice(["standard"] * 15 + ["bitwise"]),
-        choosing=draw.choice(["auto", "device", "host"]),
-        packed_weights=draw.choice(["auto"] * 7 + ["always", "never"]),
-        overlap="always",  # where choices are found on the device
-    )
 
 
 def _draw_case(
@@ -402,25 +301,3 @@ def _draw_case(
 def _room(prompt: Inputs) -> int:
     ids: Tensor = prompt["input_ids"]
     return FEW_POSITIONS - ids.shape[1]
-
-
-@contextmanager
-def _watched(engines: Sequence[Engine]) -> Iterator[list[KVCache]]:
-    """The caches that the engines' targets make within it."""
-    made: list[KVCache] = []
-    targets = list({id(engine._decoded): engine._decoded for engine in engines}.values())
-
-    def noted(new_cache: Callable[..., KVCache]) -> Callable[..., KVCache]:
-        def noting(*args: Any, **kwargs: Any) -> KVCache:
-            made.append(new_cache(*args, **kwargs))
-            return made[-1]
-
-        return noting
-
-    for target in targets:
-        target.new_cache = noted(target.new_cache)  # type: ignore[method-assign]
-    try:
-        yield made
-    finally:
-        for target in targets:
-            del target.new_cache

@@ -18,7 +18,7 @@ from .cases import MARKS, Inputs, draw_prompt
 from .steering import Parity, StopsAfter, allowed_tokens
 
 if TYPE_CHECKING:
-    from .scenario import Report
+    from .report import Report
 
 
 class Columns(BaseStreamer):
