@@ -105,3 +105,13 @@ def test_inputs_without_placeholders_cannot_be_split() -> None:
     assert split_media(Prompt(ids, {"pixel_values": torch.zeros(1, 3, 4, 4)})) is None
     text = split_media(Prompt(ids, {"token_type_ids": torch.zeros(1, 5, dtype=torch.long)}))
     assert text is not None and text.num_items == 0
+
+
+def test_a_mask_of_frames_is_the_recordings_where_the_tokens_are_as_many() -> None:
+    inputs = prompt_inputs(FAMILIES["qwen2_audio"], "audio", num_text_tokens=22)
+    mask = inputs["feature_attention_mask"]
+    prompt = from_inputs(inputs, FAMILIES["qwen2_audio"].build(torch.float32).config)
+    assert mask.shape == (1, prompt.num_tokens), "else this proves nothing"
+    media = split_media(prompt)
+    assert media is not None
+    assert "feature_attention_mask" in media.items["audio"][0].tensors
