@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import torch
-from fuzz import run
+from fuzz import KINDS, run
 from fuzz.architectures import names, take_in
 
 
@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first scenario")
     parser.add_argument("--count", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--kind", choices=["engine", *KINDS], help="of scenario; all in turn")
     parser.add_argument("--family", help="this one in each scenario: of tests/families, or any")
     parser.add_argument(
         "--architectures",
@@ -36,14 +37,16 @@ def main() -> int:
     refused: dict[str, int] = {}
     ties, kinds = 0, Counter[str]()
     every = names() if arguments.architectures else [arguments.family]
+    is_of_engine = arguments.architectures or arguments.family is not None
+    turns = ["engine"] if is_of_engine else [k for kind in KINDS for k in ("engine", kind)]
     for seed in range(arguments.seed, arguments.seed + arguments.count):
-        family = every[seed % len(every)]
+        family, kind = every[seed % len(every)], arguments.kind or turns[seed % len(turns)]
         if time.perf_counter() - start > arguments.seconds:
             break
         try:
             if family:
                 take_in(family)
-            report = run(seed, family=family)
+            report = run(seed, kind=kind, family=family)
             wrong, title = report.wrong, report.title
             tokens, accepted = tokens + report.tokens, accepted + report.accepted
             requests, ties = requests + report.requests, ties + report.ties
@@ -58,7 +61,8 @@ def main() -> int:
         if wrong:
             failed += 1
             named = f" --family {family}" if family else ""
-            print(f"FAILED {title}\n  python scripts/fuzz.py --seed {seed} --count 1{named}")
+            print(f"FAILED {title}")
+            print(f"  python scripts/fuzz.py --seed {seed} --count 1 --kind {kind}{named}")
             for each in wrong:
                 print("   ", each[:3000])
             sys.stdout.flush()

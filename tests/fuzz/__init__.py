@@ -11,6 +11,6 @@
 """
 
 from .report import Report
-from .scenario import run
+from .scenario import KINDS, run
 
-__all__ = ["Report", "run"]
+__all__ = ["KINDS", "Report", "run"]

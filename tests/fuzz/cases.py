@@ -43,7 +43,7 @@ class Case:
         if plain:
             return Request(self.prompt, **{**options, "n": 1}, speculate=False)
         if self.cancel_after is not None:
-            options["is_wanted"] = _wanted(self.cancel_after)
+            options["is_wanted"] = wanted(self.cancel_after)
         return Request(self.prompt, **{**options, **self.how})
 
     @property
@@ -57,7 +57,7 @@ class Case:
         return f"{ids} tokens, {self.options}, {made}, {self.how}, cancelled {self.cancel_after}"
 
 
-def _wanted(times: int) -> Callable[[], bool]:
+def wanted(times: int) -> Callable[[], bool]:
     left = [times]
 
     def is_wanted() -> bool:

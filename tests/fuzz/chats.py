@@ -1,7 +1,7 @@
 """A conversation with an engine, each turn of it compared with the same messages asked alone."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmspec.engine import Engine
@@ -12,6 +12,7 @@ from .steering import draw_penalties, draw_sampling
 if TYPE_CHECKING:
     from .report import Report
 
+Media = dict[str, list[Any]]  # as `Request` names them: images, videos, audio
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'][0] }}: "
     "{% if message['content'] is string %}{{ message['content'] }}"
@@ -23,9 +24,16 @@ QUESTIONS = ("what is that?", "and then?", "so", "x", "the cat and the hat and t
 
 
 def played_chat(
-    draw: random.Random, engine: Engine, plain: Engine, report: "Report", *, exact: float
+    draw: random.Random,
+    engine: Engine,
+    plain: Engine,
+    report: "Report",
+    *,
+    exact: float,
+    draw_media: Callable[[], Media] = dict,
 ) -> Iterator[str]:
-    """Turns that are sent, streamed or left early; what the chat holds is what was said."""
+    """Turns that are sent, streamed or left early; what the chat holds is what was said.
+    `draw_media`: what a question comes with."""
     options: dict[str, Any] = {
         **(draw_sampling(draw) if not engine._rule.is_greedy_only else {"temperature": 0.0}),
         **draw_penalties(draw),
@@ -37,13 +45,14 @@ def played_chat(
     for turn in range(draw.randint(1, 4)):
         question, seed = draw.choice(QUESTIONS), draw.randrange(99)
         before = list(chat.messages)
-        asked = [*before, {"role": "user", "content": question}]
+        media = draw_media()
+        asked = [*before, {"role": "user", "content": parts_of(question, media)}]
         expected = plain.generate(asked, seed=seed, speculate=False, **options)
         speculate = draw.choice(["auto", True])
         if draw.random() < 0.6:
-            got = chat.send(question, seed=seed, speculate=speculate)
+            got = chat.send(question, seed=seed, speculate=speculate, **media)
         else:
-            stream = chat.stream(question, seed=seed, speculate=speculate)
+            stream = chat.stream(question, seed=seed, speculate=speculate, **media)
             for _ in range(draw.choice([0, 1, 3, 99])):
                 if next(stream, None) is None:
                     break
@@ -63,5 +72,18 @@ def played_chat(
 
 def _spoken(message: Any) -> tuple[str, str]:
     content = message["content"]
-    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    text = content if isinstance(content, str) else "".join(map(_of_part, content))
     return message["role"], text
+
+
+def _of_part(part: dict[str, Any]) -> str:
+    return str(part["text"]) if part["type"] == "text" else f"<{part['type']}>"
+
+
+def parts_of(question: str, media: Media) -> str | list[dict[str, Any]]:
+    """A message's content: its media first."""
+    kinds = [
+        ({"images": "image", "videos": "video"}.get(n, n), one) for n in media for one in media[n]
+    ]
+    parts: list[dict[str, Any]] = [{"type": kind, kind: one} for kind, one in kinds]
+    return [*parts, {"type": "text", "text": question}] if parts else question

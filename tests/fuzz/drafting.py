@@ -107,7 +107,7 @@ def _draw_drafter(
         + ["lookahead", "eagle", "glide", "medusa", "cascade", "draft_model", "compressed_kv"]
     )
     if kind == "prompt_lookup":
-        return _lookup(draw, sure)
+        return lookup(draw, sure)
     if kind == "retrieval":
         sources = draw.sample(["online", "generated", "suffix", "dense"], draw.randint(1, 4))
         if not shelf.is_there and {"suffix", "dense"} & {*sources}:
@@ -122,12 +122,12 @@ def _draw_drafter(
         )
     if kind == "draft_model":
         return DraftModel(
-            *draft_model(draw.choice(_DRAFT_MODELS), family, dtype), **_growth(draw, sure)
+            *draft_model(draw.choice(_DRAFT_MODELS), family, dtype), **growth_of(draw, sure)
         )
     if kind == "compressed_kv":
-        return _compressed(draw, sure)
+        return compressed(draw, sure)
     if kind == "layer_skip":
-        growth = _growth(draw, sure)
+        growth = growth_of(draw, sure)
         growth.pop("draw"), growth.pop("profile")
         if target.state_kinds or draw.random() < 0.4:
             layers = [draw.randrange(2)]
@@ -143,35 +143,35 @@ def _draw_drafter(
     model = model_of(family, dtype)
     if kind == "eagle":
         head = fitted(model, draw.choice([1, 3]))
-        return Eagle(head, window=draw.choice([16, 20, 4096]), **_growth(draw, sure))
+        return Eagle(head, window=draw.choice([16, 20, 4096]), **growth_of(draw, sure))
     if kind == "glide":
-        growth = _growth(draw, sure)
+        growth = growth_of(draw, sure)
         return Glide(glide_head(family, dtype), prompt_tokens=draw.choice([1, 16, 512]), **growth)
     if kind == "medusa":
         heads = unfitted(model, spread=0.02, has_own_heads=draw.random() < 0.5)
         tree = [[r] for r in range(12)] + [[0, 0], [1, 0], [0, 1]] if draw.random() < 0.5 else []
         return Medusa(heads, tree=tree, top_k=draw.choice([1, 4, 12]), min_confidence=sure)
     if kind == "cascade":
-        lower: AnyDrafter = draw.choice([_lookup(draw, sure), _knowing(draw, truths, vocab_size)])
+        lower: AnyDrafter = draw.choice([lookup(draw, sure), knowing(draw, truths, vocab_size)])
         return Cascade(
             lower,
-            _compressed(draw, sure),
+            compressed(draw, sure),
             max_depth=draw.randint(1, 9),
             max_forwards=draw.randint(1, 4),
             lower_nodes=draw.randint(1, 9),
         )
-    return _knowing(draw, truths, vocab_size)
+    return knowing(draw, truths, vocab_size)
 
 
-def _knowing(draw: random.Random, truths: Truths, vocab_size: int) -> Knowing:
+def knowing(draw: random.Random, truths: Truths, vocab_size: int) -> Knowing:
     return Knowing(truths, draw.choice(FAULTS), vocab_size)
 
 
-def _lookup(draw: random.Random, sure: float) -> PromptLookup:
+def lookup(draw: random.Random, sure: float) -> PromptLookup:
     return PromptLookup(min_match=draw.choice([1, 2]), min_confidence=sure, max_depth=8)
 
 
-def _growth(draw: random.Random, sure: float) -> dict[str, Any]:
+def growth_of(draw: random.Random, sure: float) -> dict[str, Any]:
     """What every tree that a model grows may be told."""
     growth: dict[str, Any] = {
         "max_depth": draw.choice([1, 3, 6]),
@@ -184,12 +184,12 @@ def _growth(draw: random.Random, sure: float) -> dict[str, Any]:
     return growth
 
 
-def _compressed(draw: random.Random, sure: float) -> CompressedKV:
+def compressed(draw: random.Random, sure: float) -> CompressedKV:
     forward = None
     if draw.random() < 0.3:
         weights, skipped = draw.choice([("int8", []), ("same", [0]), ("int4", [1])])
         forward = draft_forward(weights=weights, skipped=skipped)
-    growth = _growth(draw, sure)
+    growth = growth_of(draw, sure)
     policies = ["window", "snapkv", "topk_chunks", "visual", "window+snapkv"]
     return CompressedKV(
         policy=draw.choice(policies),

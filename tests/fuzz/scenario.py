@@ -22,6 +22,7 @@ from mmspec.verify import VERIFIERS
 from .architectures import ADAPTED, take_in
 from .cases import Case, Inputs, draw_case, draw_prompt, extended
 from .chats import played_chat
+from .clients import play_clients
 from .drafting import AnyDrafter, Knowing, Truths, draw_drafters
 from .drawn import RULES, drawing, played_drawn
 from .files import played_file
@@ -34,8 +35,14 @@ from .sabotage import sabotaged
 from .settings import draw_cache, draw_decode
 from .shelf import Shelf
 from .steering import LAST_LETTER
+from .talks import play_talk
 from .through import played_through
 
+KINDS: dict[str, Callable[[random.Random, Report, Path], None]] = {
+    "talk": play_talk,
+    "clients": play_clients,
+}
+"""Beside "engine", all scenarios that are played."""
 _OWN = tuple(FAMILIES)
 
 
@@ -53,9 +60,13 @@ class Scene(NamedTuple):
     beside: Engine | None  # another engine of the same model
 
 
-def run(seed: int, *, family: str | None = None) -> Report:
-    """Draws the scenario of this seed, plays it, and compares."""
+def run(seed: int, *, kind: str = "engine", family: str | None = None) -> Report:
+    """Draws the scenario of this seed, plays it, and compares. `kind`: one of KINDS."""
     draw, report = random.Random(seed), Report(seed)
+    if kind != "engine":
+        with TemporaryDirectory() as folder:
+            KINDS[kind](draw, report, Path(folder))
+        return report
     drawn = draw.choice([*_OWN, ADAPTED])
     family = family or drawn
     if family == ADAPTED:
