@@ -26,6 +26,7 @@ from .clients import play_clients
 from .drafting import AnyDrafter, Knowing, Truths, draw_drafters
 from .drawn import RULES, drawing, played_drawn
 from .files import played_file
+from .forms import play_forms
 from .judge import alone, by_transformers, differences, is_tie, leaks, rounding_of, watched
 from .meddling import meddled, rewritten
 from .models import FEW_POSITIONS, Model, built, plain_engine, probed_once, speaking
@@ -41,6 +42,7 @@ from .through import played_through
 KINDS: dict[str, Callable[[random.Random, Report, Path], None]] = {
     "talk": play_talk,
     "clients": play_clients,
+    "forms": play_forms,
 }
 """Beside "engine", all scenarios that are played."""
 _OWN = tuple(FAMILIES)
