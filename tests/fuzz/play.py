@@ -109,7 +109,8 @@ def as_streams(engine: Engine, cases: Sequence[Case], draw: random.Random) -> li
 
 def in_threads(engine: Engine, cases: Sequence[Case], draw: random.Random) -> list[Result]:
     split = draw.randint(0, len(cases))
-    found = _at_once([(engine, cases[:split]), (engine, cases[split:])])
+    requests = [case.request() for case in cases]
+    found = at_once([(engine, requests[:split]), (engine, requests[split:])])
     return [result for results in found for result in results]
 
 
@@ -117,18 +118,19 @@ def by_both(
     engine: Engine, beside: Engine, cases: Sequence[Case], draw: random.Random
 ) -> list[Result]:
     """Two engines of one model, each in a thread of its own."""
-    found = _at_once([(engine, cases[::2]), (beside, cases[1::2])])
+    requests = [case.request() for case in cases]
+    found = at_once([(engine, requests[::2]), (beside, requests[1::2])])
     return [found[index % 2][index // 2] for index in range(len(cases))]
 
 
-def _at_once(parts: Sequence[tuple[Engine, Sequence[Case]]]) -> list[list[Result]]:
-    """What each engine answers to its cases, in a thread of its own."""
+def at_once(parts: Sequence[tuple[Engine, Sequence[Request]]]) -> list[list[Result]]:
+    """What each engine answers to its requests, in a thread of its own."""
     found: list[list[Result]] = [[] for _ in parts]
     failures: list[BaseException] = []
 
-    def play(number: int, engine: Engine, cases: Sequence[Case]) -> None:
+    def play(number: int, engine: Engine, requests: Sequence[Request]) -> None:
         try:
-            found[number] = engine.generate([case.request() for case in cases])
+            found[number] = engine.generate(requests)
         except BaseException as error:
             failures.append(error)
 

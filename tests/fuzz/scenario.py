@@ -37,12 +37,14 @@ from .settings import draw_cache, draw_decode
 from .shelf import Shelf
 from .steering import LAST_LETTER
 from .talks import play_talk
+from .tenants import play_tenants
 from .through import played_through
 
 KINDS: dict[str, Callable[[random.Random, Report, Path], None]] = {
     "talk": play_talk,
     "clients": play_clients,
     "forms": play_forms,
+    "tenants": play_tenants,
 }
 """Beside "engine", all scenarios that are played."""
 _OWN = tuple(FAMILIES)
