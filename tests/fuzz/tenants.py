@@ -1,5 +1,9 @@
-"""Namespaces that share an engine, each with an alphabet of its own: what one of them says or is
-asked is neither drafted nor found from another."""
+"""Namespaces that share an engine: what one of them says or is asked is neither drafted nor found
+from another.
+
+Each has an alphabet of its own, so that a draft with another's letters tells; or they are asked the
+same, so that there is something to be found.
+"""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +20,10 @@ from mmspec.build import build_engine
 from mmspec.config import CacheConfig, Config
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
+from mmspec.encoders.media import split_media
 from mmspec.engine import Engine
 from mmspec.errors import ModelError
+from mmspec.inputs import from_inputs
 from mmspec.inputs.passages import Passage
 from mmspec.requests import Request, Result
 from mmspec.tree import TokenTree
@@ -47,25 +53,17 @@ class Asked:
     request: Request
     expected: Result
     is_cut: bool
+    media: frozenset[bytes]  # their digests
 
     @property
     def ids(self) -> list[int]:
-        return list(self._inputs["input_ids"][0].tolist())
+        inputs: Any = self.request.prompt
+        return list(inputs["input_ids"][0].tolist())
 
     @property
     def text(self) -> list[int]:
         """All that it may leave."""
         return [*self.ids, *self.expected.tokens]
-
-    @property
-    def pixels(self) -> set[bytes]:
-        """And the values of recordings."""
-        values = self._inputs.values()
-        return {value.numpy().tobytes() for value in values if value.is_floating_point()}
-
-    @property
-    def _inputs(self) -> Inputs:
-        return self.request.prompt  # type: ignore[return-value]
 
 
 def play_tenants(draw: random.Random, report: Report, folder: Path) -> None:
@@ -91,13 +89,17 @@ def play_tenants(draw: random.Random, report: Report, folder: Path) -> None:
         return
     left: dict[str, list[Asked]] = {name: [] for name in ALPHABETS}
     prompts: list[tuple[str, Inputs]] = []
+    shares_letters = draw.random() < 0.5
     with watched([engine]) as caches, _trees(engine) as trees:
         for number in range(draw.randint(2, 4)):
             report.begin(number, "namespaces")
-            asked = [_draw(draw, plain, family, prompts) for _ in range(draw.randint(1, 5))]
+            asked = [
+                _draw(draw, plain, family, prompts, shares_letters)
+                for _ in range(draw.randint(1, 5))
+            ]
             answers = _answers(draw, engine, asked)
             wrong = list(_wrong(asked, answers, left, rounding_of(plain)))
-            wrong += [each for tree in trees for each in _mixed(tree)]
+            wrong += [each for tree in trees for each in _mixed(tree) if not shares_letters]
             report.wrong += [f"round {number}: {each}" for each in wrong]
             for got in answers:
                 report.count(got)
@@ -111,14 +113,19 @@ def play_tenants(draw: random.Random, report: Report, folder: Path) -> None:
 
 
 def _draw(
-    draw: random.Random, plain: Engine, family: str, prompts: list[tuple[str, Inputs]]
+    draw: random.Random,
+    plain: Engine,
+    family: str,
+    prompts: list[tuple[str, Inputs]],
+    shares_letters: bool,
 ) -> Asked:
     tenant = draw.choice(list(ALPHABETS))
-    own = [prompt for name, prompt in prompts if name == tenant]
+    writing = "" if shares_letters else tenant
+    letters = list(ALPHABETS[writing])
+    own = [prompt for name, prompt in prompts if name == writing]
     prompt = draw.choice(own) if own and draw.random() < 0.5 else draw_prompt(draw, family)
-    prompt = in_letters(prompt, ALPHABETS[tenant])
-    prompts.append((tenant, prompt))
-    letters = list(ALPHABETS[tenant])
+    prompt = in_letters(prompt, letters)
+    prompts.append((writing, prompt))
     options: dict[str, Any] = {**draw_sampling(draw), "ignore_eos": True}
     options |= {"seed": draw.randrange(9), "max_new_tokens": draw.choice([1, 6, 16])}
     options["prefix_allowed_tokens_fn"] = lambda _, ids: letters
@@ -134,7 +141,9 @@ def _draw(
     is_cut = draw.random() < 0.15
     if is_cut:
         options["is_wanted"] = wanted(draw.randint(0, 6))
-    return Asked(tenant, Request(prompt, **options), expected, is_cut)
+    media = split_media(from_inputs(prompt, plain.target.model.config))
+    digests = {one.digest for items in media.items.values() for one in items} if media else ()
+    return Asked(tenant, Request(prompt, **options), expected, is_cut, frozenset(digests))
 
 
 def in_letters(prompt: Inputs, letters: Sequence[int]) -> Inputs:
@@ -172,8 +181,8 @@ def _wrong(
         most = max((_shared(one.ids, other.text) for other in own), default=0)
         if got.stats.reused_tokens > most:
             yield f"{told}: {got.stats.reused_tokens} reused, its own tenant left {most}"
-        seen = set[bytes]().union(*(other.pixels for other in own))
-        if got.stats.reused_media and len(one.pixels) == 1 and not one.pixels & seen:
+        seen = set[bytes]().union(*(other.media for other in own))
+        if got.stats.reused_media and len(one.media) == 1 and not one.media & seen:
             yield f"{told}: {got.stats.reused_media} media reused, that nobody of its has shown"
     for one in asked:
         left[one.tenant].append(one)
