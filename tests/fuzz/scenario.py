@@ -32,6 +32,7 @@ from .meddling import meddled, rewritten
 from .models import FEW_POSITIONS, Model, built, plain_engine, probed_once, speaking
 from .play import PLAYS, by_both
 from .report import Report
+from .rough import play_rough
 from .sabotage import sabotaged
 from .settings import draw_cache, draw_decode
 from .shelf import Shelf
@@ -45,6 +46,7 @@ KINDS: dict[str, Callable[[random.Random, Report, Path], None]] = {
     "clients": play_clients,
     "forms": play_forms,
     "tenants": play_tenants,
+    "rough": play_rough,
 }
 """Beside "engine", all scenarios that are played."""
 _OWN = tuple(FAMILIES)
