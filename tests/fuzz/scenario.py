@@ -28,6 +28,7 @@ from .drawn import RULES, drawing, played_drawn
 from .files import played_file
 from .forms import play_forms
 from .judge import alone, by_transformers, differences, is_tie, leaks, rounding_of, watched
+from .killed import play_killed
 from .meddling import meddled, rewritten
 from .models import FEW_POSITIONS, Model, built, plain_engine, probed_once, speaking
 from .play import PLAYS, by_both
@@ -47,6 +48,7 @@ KINDS: dict[str, Callable[[random.Random, Report, Path], None]] = {
     "forms": play_forms,
     "tenants": play_tenants,
     "rough": play_rough,
+    "killed": play_killed,
 }
 """Beside "engine", all scenarios that are played."""
 _OWN = tuple(FAMILIES)
