@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ class Call:
 
 
 def play_clients(draw: random.Random, report: Report, folder: Path) -> None:
+    if not all(map(find_spec, ("starlette", "uvicorn", "prometheus_client", "httpx2"))):
+        report.refused = "the extra 'serve' is not installed"
+        return
     from mmspec.serving import ServerSettings, create_app
 
     name = draw.choice([*SEEING, *WRITING])

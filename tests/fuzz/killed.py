@@ -21,7 +21,7 @@ from .report import Report
 from .speakers import picture
 
 MODEL = "nano-vlm"
-WHOLE_S = 2.5  # about as long as a run takes: it is killed within this
+WHOLE_S = 2.5  # about as long as a run takes
 
 
 @cache
@@ -45,7 +45,7 @@ def play_killed(draw: random.Random, report: Report, folder: Path) -> None:
     for number in range(draw.choice([1, 2, 3])):
         report.begin(number, "mmspec batch, killed")
         before = _answered(out)
-        _run(words, folder, draw.uniform(0.1, WHOLE_S))
+        _run(words, folder, _Moment(out, draw))
         kept = _answered(out)
         if not before.keys() <= kept.keys():
             report.wrong.append(f"run {number}: {before.keys() - kept.keys()} were lost")
@@ -73,13 +73,32 @@ def _draw_tasks(draw: random.Random, folder: Path) -> tuple[list[dict[str, Any]]
     return tasks, broken
 
 
-def _run(words: Sequence[object], folder: Path, seconds: float | None) -> int:
-    """The command's exit code; in a process of its own, which is killed after `seconds`."""
+class _Moment:
+    """Some time after the beginning, or after an answer has begun to be written."""
+
+    def __init__(self, out: Path, draw: random.Random) -> None:
+        self._out, self._is_of_answer = out, draw.random() < 0.7
+        self._seconds = draw.uniform(0, 0.05 if self._is_of_answer else WHOLE_S)
+        self._more_bytes = draw.choice([1, 1, 300, 900])
+
+    def wait(self) -> None:
+        until, size = time.monotonic() + 2 * WHOLE_S, self._size()
+        if self._is_of_answer:
+            while self._size() < size + self._more_bytes and time.monotonic() < until:
+                time.sleep(0.001)
+        time.sleep(self._seconds)
+
+    def _size(self) -> int:
+        return self._out.stat().st_size if self._out.exists() else 0
+
+
+def _run(words: Sequence[object], folder: Path, moment: _Moment | None) -> int:
+    """The command's exit code; in a process of its own, which is killed at `moment`."""
     child = os.fork()
     if child == 0:
         _become(words, folder)
-    if seconds is not None:
-        time.sleep(seconds)
+    if moment is not None:
+        moment.wait()
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)

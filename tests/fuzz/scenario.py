@@ -27,6 +27,7 @@ from .drafting import AnyDrafter, Knowing, Truths, draw_drafters
 from .drawn import RULES, drawing, played_drawn
 from .files import played_file
 from .forms import play_forms
+from .frameworks import play_frameworks
 from .judge import alone, by_transformers, differences, is_tie, leaks, rounding_of, watched
 from .killed import play_killed
 from .meddling import meddled, rewritten
@@ -47,6 +48,7 @@ KINDS: dict[str, Callable[[random.Random, Report, Path], None]] = {
     "clients": play_clients,
     "forms": play_forms,
     "tenants": play_tenants,
+    "frameworks": play_frameworks,
     "rough": play_rough,
     "killed": play_killed,
 }
