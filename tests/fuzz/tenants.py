@@ -1,14 +1,15 @@
 """Namespaces that share an engine: what one of them says or is asked is neither drafted nor found
 from another.
 
-Each has an alphabet of its own, so that a draft with another's letters tells; or they are asked the
-same, so that there is something to be found.
+Each has an alphabet of its own, so that a draft with another's letters tells; what they all say now
+and then is where such a draft would be found. Or they are asked the same, so that keys would be.
 """
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ ALPHABETS = {
     name: range(3 + SIZE * place, 3 + SIZE * (place + 1))
     for place, name in enumerate((*NAMES, KEPT_OUT))
 }
+COMMON = range(84, 89)  # said by all, one behind the other
+PERIOD = 8  # tokens of an answer, of which the first are those
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def play_tenants(draw: random.Random, report: Report, folder: Path) -> None:
     model = Model(family, "float64", has_few=False)
     decode = draw_decode(draw)
     decode.verifier, decode.exactness = "coupled", "standard"
+    decode.max_nodes = max(decode.max_nodes, 5)
     cache = CacheConfig(
         prefix_bytes=draw.choice([2**14, 2**17, 2**30]), feature_bytes=draw.choice([2**12, 2**28])
     )
@@ -128,13 +132,13 @@ def _draw(
     prompts.append((writing, prompt))
     options: dict[str, Any] = {**draw_sampling(draw), "ignore_eos": True}
     options |= {"seed": draw.randrange(9), "max_new_tokens": draw.choice([1, 6, 16])}
-    options["prefix_allowed_tokens_fn"] = lambda _, ids: letters
+    options["prefix_allowed_tokens_fn"] = partial(_allowed, letters, prompt["input_ids"].shape[1])
     plainly = Request(prompt, **options, speculate=False)
     expected = plain.generate(plainly)
     options["namespace"] = draw.choice(NAMES) if tenant == KEPT_OUT else tenant
-    options["reuse"] = tenant != KEPT_OUT
+    options |= {"reuse": tenant != KEPT_OUT, "speculate": True}
     if draw.random() < 0.3:
-        text = "".join(speaking().decode([draw.choice(letters)]) for _ in range(12))
+        text = speaking().decode([*COMMON, *(draw.choice(letters) for _ in range(9))])
         options["passages"] = [Passage(text, in_prompt=False)]
     if draw.random() < 0.3:
         options["prediction"] = expected.text[::-1] + expected.text
@@ -144,6 +148,11 @@ def _draw(
     media = split_media(from_inputs(prompt, plain.target.model.config))
     digests = {one.digest for items in media.items.values() for one in items} if media else ()
     return Asked(tenant, Request(prompt, **options), expected, is_cut, frozenset(digests))
+
+
+def _allowed(letters: list[int], start: int, _: int, ids: torch.Tensor) -> list[int]:
+    place = (len(ids) - start) % PERIOD
+    return [COMMON[place]] if place < len(COMMON) else letters
 
 
 def in_letters(prompt: Inputs, letters: Sequence[int]) -> Inputs:
