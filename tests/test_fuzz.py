@@ -1,14 +1,22 @@
 """Whole scenarios at random, a few of them; `scripts/fuzz.py` draws more, for as long as it may."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from fuzz import run
 
+from mmspec.kv import PrefixStore
 from mmspec.kv.layer import FlatLayer
+from mmspec.retrieval.generated import GeneratedStore
 from mmspec.target import Target
 
 # With drafters that are right at times: two engines, a rule that divides by q, an iterator that is
 # left, a chat, a file, requests that are meddled with, weights that are written to, transformers.
 SEEDS = (9114, 9123, 9131, 9134, 9141, 9152)
+# And one of each other kind: the last two are float16 and bfloat16, of which one is bitwise.
+KINDS = {"talk": 9205, "clients": 9208, "forms": 9203, "tenants": 9213, "frameworks": 9215}
+ROUGH = (9206, 9213)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -16,6 +24,39 @@ def test_every_answer_of_a_scenario_is_that_of_plain_decoding_alone(seed: int) -
     report = run(seed)
     assert not report.wrong, f"{report.title}: " + "; ".join(report.wrong)
     assert report.refused is None and report.accepted
+
+
+@pytest.mark.parametrize(("kind", "seed"), [*KINDS.items(), *(("rough", s) for s in ROUGH)])
+def test_so_it_is_where_requests_come_in_other_ways(kind: str, seed: int) -> None:
+    report = run(seed, kind=kind)
+    assert not report.wrong, f"{report.title}: " + "; ".join(report.wrong)
+    if report.refused is not None:
+        pytest.skip(report.refused)
+    assert report.requests
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_goes_on_where_it_was() -> None:
+    report = run(0, kind="killed")
+    assert not report.wrong, f"{report.title}: " + "; ".join(report.wrong)
+
+
+def test_keys_that_namespaces_share_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    match, insert = PrefixStore.match, PrefixStore.insert
+    monkeypatch.setattr(PrefixStore, "match", lambda self, _, *rest: match(self, "", *rest))
+    monkeypatch.setattr(PrefixStore, "insert", lambda self, _, *rest: insert(self, "", *rest))
+    assert any("its own tenant left" in each for each in run(9213, kind="tenants").wrong)
+
+
+def test_drafts_that_namespaces_share_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    add, matches = GeneratedStore.add, GeneratedStore.matches
+
+    def matching(self: GeneratedStore, query: Sequence[int], **options: Any) -> Any:
+        return matches(self, query, **{**options, "namespace": ""})
+
+    monkeypatch.setattr(GeneratedStore, "add", lambda self, tokens, **_: add(self, tokens))
+    monkeypatch.setattr(GeneratedStore, "matches", matching)
+    assert any("a tree with letters of" in each for each in run(9218, kind="tenants").wrong)
 
 
 def test_a_commit_that_leaves_keys_where_they_were_is_found(

@@ -7,7 +7,17 @@
     play       how a round reaches the engine: a batch, arrivals, a stream, threads, transformers
     judge      what plain decoding alone says of each case, and what differs from it
 
-`run(seed)` gives what is wrong with a scenario: nothing, it is to be hoped.
+Scenarios of other kinds, `KINDS`, on tiny models with real processors (`speakers`):
+
+    talks      chats, and batches of texts, with pictures, frames and recordings
+    clients    of the server, side by side; some of them leave
+    forms      JSON of random schemas
+    frameworks LangChain, LlamaIndex and Haystack, by threads and tasks at once
+    tenants    namespaces that must not find what others left
+    rough      bfloat16 and float16, bitwise and not
+    killed     `mmspec batch`, at any moment
+
+`run(seed, kind=...)` gives what is wrong with a scenario: nothing, it is to be hoped.
 """
 
 from .report import Report

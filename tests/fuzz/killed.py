@@ -30,6 +30,9 @@ def _plain() -> Engine:
 
 
 def play_killed(draw: random.Random, report: Report, folder: Path) -> None:
+    if not hasattr(os, "fork"):
+        report.refused = "this system forks no processes"
+        return
     tasks, broken = _draw_tasks(draw, folder)
     inputs, out, seed = folder / "prompts.jsonl", folder / "answers.jsonl", draw.randrange(9)
     inputs.write_text("".join(json.dumps(task) + "\n" for task in tasks), encoding="utf-8")
