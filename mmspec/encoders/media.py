@@ -75,12 +75,13 @@ class Media:
 
 def token_inputs(prompt: Prompt) -> dict[str, Tensor]:
     """The model's inputs that say something of each token, (1, seq), such as token_type_ids. A mask
-    of a recording's frames, that are as many, is none."""
+    of a recording's frames, or of an image's patches, that are as many, is none."""
     return {
         name: value
         for name, value in prompt.model_inputs.items()
         if value.shape == (1, prompt.num_tokens)
         and not value.is_floating_point()
+        and not name.startswith("pixel_")
         and _kind_of(name) != "audio"
     }
 

@@ -115,3 +115,15 @@ def test_a_mask_of_frames_is_the_recordings_where_the_tokens_are_as_many() -> No
     media = split_media(prompt)
     assert media is not None
     assert "feature_attention_mask" in media.items["audio"][0].tensors
+
+
+def test_a_mask_of_patches_is_the_images_where_the_tokens_are_as_many() -> None:
+    """As LFM2-VL's, of an image in one tile: (tiles, patches)."""
+    inputs = {
+        "pixel_values": torch.rand(1, 16, 12),
+        "pixel_attention_mask": torch.ones(1, 16).int(),
+    }
+    prompt = Prompt(torch.arange(16), inputs, (MediaSpan("image", 3, 7),))
+    media = split_media(prompt)
+    assert media is not None
+    assert set(media.items["image"][0].tensors) == set(inputs)
