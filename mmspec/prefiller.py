@@ -19,7 +19,6 @@ from mmspec.row import Row
 from mmspec.state import Prefill, Taps
 from mmspec.stats import Stopwatch
 from mmspec.target import Target
-from mmspec.target.encoded import is_prepared
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +192,9 @@ class Prefiller:
     def _open(self, pending: "_Pending") -> None:
         """A slot for the row, with what is stored of its prompt's beginning already in it."""
         row, prompt = pending.row, pending.row.prompt
-        media = None if is_prepared(prompt.model_inputs) else split_media(prompt)
+        # Features or positions that came with the prompt say nothing of its parts.
+        is_whole = prompt.encoded or "position_ids" in prompt.model_inputs
+        media = None if is_whole else split_media(prompt)
         pending.can_cut = media is not None and self._target.cuts.allows(prompt)
         namespace = row.namespace if self._reuse or self._features else None
         weights: Hashable = self._target.fingerprint if namespace is not None else 0

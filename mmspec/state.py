@@ -10,6 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
+    from transformers.utils import ModelOutput
 
     from mmspec.kv import KVCache
 
@@ -32,6 +33,8 @@ class Prompt:
 
     token_ids: Tensor  # (seq,) int64, on the CPU
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)  # pixel_values, ...; batch 1
+    encoded: "Mapping[MediaKind, ModelOutput]" = field(default_factory=dict)  # what encoders have
+    # made of media already, as the model's forward takes it
     media: tuple[MediaSpan, ...] = ()  # in order of start
     text: str | None = None  # what was tokenised, where there was a text
     images: "tuple[Image, ...]" = ()  # as the processor got them; a drafter may look for itself

@@ -39,7 +39,7 @@ class Form:
     names: tuple[str, ...] = ("pooler_output",)  # under which the model reads the rows
     is_masked: bool = False  # which rows are no padding is said beside them
 
-    def build(self, rows: Sequence[Tensor]) -> object:
+    def build(self, rows: Sequence[Tensor]) -> ModelOutput:
         """An output like the model's own, with these rows: (tokens, hidden) each."""
         needed = {f.name: None for f in fields(self.output_class) if f.default is MISSING}
         output = self.output_class(**needed)  # some set fields that their class does not have

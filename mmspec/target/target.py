@@ -17,7 +17,7 @@ from mmspec.encoders.media import CROSS_MASK, join, token_inputs
 from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import BufferPool, KVCache, QueryLog, WritePlan
 from mmspec.state import Placement, Prefill, Prompt, Scores
-from mmspec.target import cross, encoded
+from mmspec.target import cross
 from mmspec.target.attached import Attachment, Attachments, Attention, ForwardInputs
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import index_layers, mask_rules, prompt_cuts, refuse_unsupported
@@ -293,8 +293,8 @@ class Target:
         skipped = self.cross_layers if seen is None else ()
         if seen is not None:
             inputs[CROSS_MASK] = cross.told_to_prompt(seen, stop, self.device)
-        if outputs := encoded.encoder_outputs(prompt.model_inputs):
-            inputs["mm_encoder_outputs"] = outputs
+        if prompt.encoded:
+            inputs["mm_encoder_outputs"] = dict(prompt.encoded)
         if "logits_to_keep" in self._parameters:
             inputs["logits_to_keep"] = 1 if on_logits is None else 0
         with (
@@ -306,11 +306,7 @@ class Target:
             self._reading(prompt, cache, plan, start, stop) as attended,
             self.attachments.watching(cache, [row], [stop - start]) as watched,
         ):
-            inputs |= {
-                name: self._placed(value)
-                for name, value in told.items()
-                if name != "position_ids" and name not in encoded.NAMES
-            }
+            inputs |= {n: self._placed(v) for n, v in told.items() if n != "position_ids"}
             output = self.model(
                 input_ids=upload(prompt.token_ids[start:stop].unsqueeze(0), self.device),
                 position_ids=upload(positions[..., start:stop], self.device),

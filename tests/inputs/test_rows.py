@@ -1,5 +1,6 @@
 """Which row of a batch an image belongs to, from pixels and from features made already."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import torch
 from families import FAMILIES, prompt_inputs
 from families.vision import IMAGE_TOKEN as I
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from mmspec.errors import InputError
 from mmspec.inputs.rows import split_rows
@@ -24,6 +26,19 @@ def config(family: str = "llava") -> Any:
 def split(family: str = "llava", **inputs: Any) -> list[dict[str, Tensor]]:
     prompts = split_rows(ROWS, {"attention_mask": MASK, **inputs}, config(family))
     return [dict(prompt.model_inputs) for prompt in prompts]
+
+
+@dataclass
+class Encoded(ModelOutput):
+    last_hidden_state: Tensor | None = None
+    pooler_output: Any = None
+    deepstack_features: Any = None
+
+
+def encoded(output: ModelOutput) -> list[Any]:
+    """Each row's part."""
+    given = {"attention_mask": MASK, "mm_encoder_outputs": {"image": output}}
+    return [prompt.encoded.get("image") for prompt in split_rows(ROWS, given, config())]
 
 
 def test_padding_is_left_out_and_media_are_found() -> None:
@@ -139,15 +154,35 @@ def test_the_number_of_images_a_row_is_believed() -> None:
 def test_features_made_already_follow_the_placeholders() -> None:
     features = [torch.full((2, 4), float(image)) for image in range(3)]
     deep = [tuple(feature + 10 * layer for feature in features) for layer in (1, 2)]
-    output = SimpleNamespace(pooler_output=features, deepstack_features=deep)
-    first, second, third = split(mm_encoder_outputs={"image": output})
-    assert first["image_features"][:, 0].tolist() == [0, 0]
-    assert second["image_features"][:, 0].tolist() == [1, 1, 2, 2]
-    assert second["image_deepstack"][:, :, 0].tolist() == [[11, 11, 12, 12], [21, 21, 22, 22]]
-    assert not third
-    stacked = SimpleNamespace(pooler_output=torch.stack(features))
-    _, second, _ = split(mm_encoder_outputs={"image": stacked})
-    assert second["image_features"].shape == (2, 2, 4)
+    output = Encoded(pooler_output=features, deepstack_features=deep)
+    first, second, third = encoded(output)
+    assert isinstance(second, Encoded) and third is None
+    assert first.pooler_output[0][:, 0].tolist() == [0, 0]
+    assert second.pooler_output[0][:, 0].tolist() == [1, 1, 2, 2]
+    layers = [layer[0][:, 0].tolist() for layer in second.deepstack_features]
+    assert layers == [[11, 11, 12, 12], [21, 21, 22, 22]]
+
+
+def test_features_go_to_the_rows_in_the_form_that_they_have() -> None:
+    """Stacked, with an empty list of deeper layers, or under another name."""
+    features = torch.arange(3.0)[:, None, None].expand(3, 2, 4)
+    for output in (
+        Encoded(pooler_output=features, deepstack_features=[]),
+        Encoded(last_hidden_state=features),
+    ):
+        first, second, third = encoded(output)
+        name = "last_hidden_state" if output.pooler_output is None else "pooler_output"
+        assert first[name][..., 0].tolist() == [[0, 0]] and third is None
+        assert second[name][..., 0].tolist() == [[1, 1, 2, 2]]
+
+
+def test_of_one_prompt_what_was_encoded_is_taken_as_it_is() -> None:
+    output = ModelOutput(only="the model knows")
+    inputs = {"mm_encoder_outputs": {"image": output, "video": None}}
+    (prompt,) = split_rows(ROWS[:1, 2:], inputs, config())
+    assert prompt.encoded == {"image": output}
+    with pytest.raises(InputError, match="images of a batch of 3"):
+        encoded(output)
 
 
 SIZES = torch.tensor([[28, 28], [28, 56], [56, 56]])
