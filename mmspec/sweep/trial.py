@@ -117,7 +117,7 @@ def try_model(model: PreTrainedModel, trial: Trial) -> Trial:
 
 def _also_in_float32(architecture: Architecture, trial: Trial) -> Trial:
     """Towers may insist on float32: with what media no input was made for."""
-    kinds = [kind for kind, found in trial.media.items() if found.startswith(UNTRIED)]
+    kinds = [kind for kind in MEDIA if trial.media.get(kind, "").startswith(UNTRIED)]
     if not kinds:
         return trial
     try:
