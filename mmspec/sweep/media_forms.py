@@ -13,6 +13,7 @@ from mmspec.state import MediaKind
 Form = dict[str, Tensor]
 _SIDE = 28  # pixels of an image, where the model names no size
 _FRAMES = 64  # of mel features, where the model names no number of positions
+_MELS = (16, 128)  # of a frame, where the model names none
 _SAMPLES = 120  # of sound in such a frame
 _CHANNELS = 3
 
@@ -152,22 +153,29 @@ def _of_audio(model: PreTrainedModel, noise: _Noise) -> Iterator[Form]:
         "num_mel_bins", "audio_embed_dim", "input_feat_size", "input_size", "feature_size",
         "input_dim",
     )  # fmt: skip
-    mels = next((n for n in (number(audio, name, 0) for name in names) if n), 128)
-    mels *= number(audio, "num_stacked_frames", 1)
+    named = next((n for n in (number(audio, name, 0) for name in names) if n), 0)
     frames = 2 * number(audio, "max_source_positions", number(audio, "n_window", _FRAMES // 2))
-    features, mask = noise(1, mels, frames), torch.ones(1, frames, dtype=torch.bool)
-    for one in (features, features.transpose(1, 2).contiguous()):
-        yield {"input_features": one, "feature_attention_mask": mask.long()}
-        yield {"input_features": one, "input_features_mask": mask.long()}
-        yield {"input_features": one, "input_features_mask": mask}
-        heard = torch.ones(1, _SAMPLES * frames).bool()
-        yield {"input_features": one, "input_features_mask": mask, "padding_mask": heard}
-        yield {"input_features": one}
-    yield {"audio_input_features": features.transpose(1, 2), "audio_embed_sizes": torch.tensor([8])}
+    for mels in (named,) if named else _MELS:
+        mels *= number(audio, "num_stacked_frames", 1)
+        yield from _of_frames(noise(1, mels, frames))
     wave = noise(1, _FRAMES * _SAMPLES)
     yield {"input_values": wave, "padding_mask": torch.ones(wave.shape).bool()}
     yield {"input_values": wave}
     yield {"input_values": wave[None]}
+
+
+def _of_frames(features: Tensor) -> Iterator[Form]:
+    """(1, mels, frames), or the other way round."""
+    mask = torch.ones(1, features.shape[2], dtype=torch.bool)
+    for one in (features, features.transpose(1, 2).contiguous()):
+        yield {"input_features": one, "feature_attention_mask": mask.long()}
+        yield {"input_features": one, "input_features_mask": mask.long()}
+        yield {"input_features": one, "input_features_mask": mask}
+        heard = torch.ones(1, _SAMPLES * mask.shape[1]).bool()
+        yield {"input_features": one, "input_features_mask": mask, "padding_mask": heard}
+        yield {"input_features": one}
+    sizes = torch.tensor([8])
+    yield {"audio_input_features": features.transpose(1, 2), "audio_embed_sizes": sizes}
 
 
 def number(config: object, name: str, otherwise: int) -> int:
