@@ -134,8 +134,8 @@ def _of_patches(
         yield {name: patches, **shape, "pixel_attention_mask": torch.ones(1, high * wide).long()}
         yield {name: patches}
     # Two views, or frames, of which every token pools four patches.
-    row = sizes.side // sizes.patch
-    half = row // 2
+    half = sizes.side // sizes.patch // 2
+    row = 2 * half
     pools = torch.arange(2 * row**2).view(2, half, 2, half, 2).transpose(2, 3).reshape(-1, 4)
     views = noise(2, row**2, values)
     if frames == 1:
