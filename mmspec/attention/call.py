@@ -101,6 +101,7 @@ class TreeCall:
     prepared: TreeTensors | None = None
     max_columns: int = 0
     paths: "CallPaths | None" = None  # in bitwise mode
+    num_attended: int = 0  # layers so far
     is_early: bool = False  # our kernels begin before the one ahead has ended, as those around do
     _tensors: dict[torch.device, TreeTensors] = field(default_factory=dict)
     _prefixes: dict[tuple[torch.device, bool], Prefixes] = field(default_factory=dict)

@@ -76,6 +76,7 @@ class ChunkCall:
     layers: Sequence[FlatLayer]  # the cache's, by layer index
     reaches: Sequence[Reach]  # by layer index
     flash: ChunkFlash = _FLASH
+    num_attended: int = 0  # layers so far
     _tiles: list[TileCall] = field(default_factory=list)
     _dense: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 

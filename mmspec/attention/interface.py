@@ -100,6 +100,7 @@ def _attend(
                 f"{type(module).__name__} of layer {index} asks its attention for more than "
                 "mmspec's does; decode.exactness=bitwise is not possible here, standard is"
             )
+        call.num_attended += 1
         layer = call.layers[call.homes.of(index, key)]
         key, value = layer.view(layer.keys), layer.view(layer.values)
         attention_mask = call.dense_mask(reach, query)
@@ -110,6 +111,7 @@ def _attend(
 
 def attend_layer(query: Tensor, call: TreeCall | ChunkCall, index: int, rule: LayerRule) -> Tensor:
     """`tree_attention` over what the cache holds of layer `index`."""
+    call.num_attended += 1
     layer = call.layers[index]
     if isinstance(call, ChunkCall):
         return call.attend(query, layer.keys, layer.values, rule=rule)

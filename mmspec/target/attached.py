@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mmspec.attention import CallPaths, ChunkCall, RowNodes, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
+from mmspec.errors import ModelError
 from mmspec.kv import KVCache, Levels, LevelSlots, QueryTap, WritePlan
 from mmspec.target.biases import SlotBiases
 from mmspec.target.blocks import Blocks
@@ -75,6 +76,7 @@ class Attachments:
         self._mask_rule = mask_rule
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
+        self._num_attending = 0  # layers, in the newest forward
 
     @property
     def num_bytes(self) -> int:
@@ -125,6 +127,7 @@ class Attachments:
                 return
             plan.is_viewed = False
             call = call or self.tree_call(trees, cache, plan, written)
+            stack.enter_context(self._checked(call))
             if tower is not None:
                 yield tower, {KEYWORD: call}
                 return
@@ -145,7 +148,23 @@ class Attachments:
         place = (plan.starts[0], plan.lengths[0], plan.counts[0])
         with attached(self._text_config):
             call = ChunkCall(*place, cache.flat_layers, self._reaches)
-            yield self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+            with self._checked(call):
+                yield self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+
+    @contextmanager
+    def _checked(self, call: TreeCall | ChunkCall) -> Iterator[None]:
+        """Raises ModelError where fewer layers attended as they were told than in forwards before:
+        the others saw no mask at all."""
+        before = call.num_attended
+        yield
+        count = call.num_attended - before
+        if not self.others and count < self._num_attending:
+            raise ModelError(
+                f"of the model's {self._num_attending} layers {count} attend through mmspec: were "
+                "the others replaced by layers with a config of their own? Load the model again "
+                "(mmspec.load)"
+            )
+        self._num_attending = count
 
     @contextmanager
     def masked(self, mask: Masks) -> Iterator[ForwardInputs]:

@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 import mmspec
 from mmspec.attention import interface
 from mmspec.attention.interface import attached
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import KVCache
 from mmspec.requests import Request
 from mmspec.state import Placement, Prompt
@@ -335,3 +335,26 @@ def test_packed_weights_are_as_configured(monkeypatch: pytest.MonkeyPatch) -> No
         assert quick is not None
         score(engine.target)
         assert (quick.num_bytes > 0) == packs
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize("reads", ["score", "chunk"])
+def test_a_layer_that_mmspec_does_not_reach_is_noticed(in_blocks: bool, reads: str) -> None:
+    """It would attend to whatever there is, without a word: its config is a copy."""
+    model = FAMILIES["llama"].build(torch.float32)
+    blocks = quick_blocks(model, copied=False) if in_blocks else None
+    target = Target(model, attention="tree", blocks=blocks)
+    read = score if reads == "score" else read_in_pieces
+    before = read(target)
+    model.model.layers[1] = copy.deepcopy(model.model.layers[1])
+    with pytest.raises(ModelError, match="2 layers 1 attend"):
+        read(target)
+    model.model.layers[1].self_attn.config = model.config
+    assert torch.allclose(read(target), before, atol=1e-4)
+
+
+def read_in_pieces(target: Target) -> Tensor:
+    prompt, cache = Prompt(torch.arange(30, 50)), target.new_cache()
+    row = cache.open(prompt.num_tokens)
+    target.prefill(prompt, cache, row, stop=12)
+    return target.prefill(prompt, cache, row, start=12).logits
