@@ -202,18 +202,18 @@ def propose(
     step = settings.controller.step([row.drafting.pace for row in rows], context)
     roots = [TokenTree.root(row.tokens[-1]) for row in rows]
     trees = list(roots)
-    awake = [index for index in range(len(rows)) if max_nodes and not step.sleeps(index)]
-    drafters = {d.name: d for index in awake for d in rows[index].drafting.drafters}
+    awake = [(i, row) for i, row in enumerate(rows) if max_nodes and not step.sleeps(i)]
+    drafters = {drafter.name: drafter for _, row in awake for drafter in row.drafting.drafters}
     is_quiet = not drafters or step.lets_drafts_wait
     for name in step.order(list(drafters)):
         drafter = drafters[name]
         comes_later = is_begun and not _reads_text_alone(drafter)
         asked = [
             index
-            for index in awake
-            if rows[index].drafting.pace.room > 1  # the target adds a token of its own
-            and rows[index].drafting.takes_part(drafter)
-            and _is_asked(index, rows[index], drafter, trees[index], step, not comes_later)
+            for index, row in awake
+            if row.drafting.pace.room > 1  # the target adds a token of its own
+            and row.drafting.takes_part(drafter)
+            and _is_asked(index, row, drafter, trees[index], step, prepares=not comes_later)
         ]
         is_quiet = is_quiet and not (comes_later and asked)
         if comes_later or not asked:
@@ -247,7 +247,7 @@ def _reads_text_alone(drafter: Drafter) -> bool:
 
 
 def _is_asked(
-    index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step: Step, prepares: bool
+    index: int, row: Drafted, drafter: Drafter, tree: TokenTree, step: Step, *, prepares: bool
 ) -> bool:
     """Whether the drafter is asked for the row. If so, and if it `prepares`, its session is
     prepared: rows are, one after the other, as what each of them takes bears on the next one."""
