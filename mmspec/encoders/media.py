@@ -11,7 +11,7 @@ from torch import Tensor
 from mmspec.state import MediaKind, MediaSpan, Prompt
 
 _PIXELS = {
-    "image": ("pixel_values",),
+    "image": ("pixel_values", "image_pixel_values"),
     "video": ("pixel_values_videos",),
     "audio": ("input_features", "input_values", "audio_input_features"),
 }

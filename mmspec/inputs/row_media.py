@@ -157,8 +157,9 @@ def _merged(
     merges = beside.get(f"{kind}_merge_sizes")  # a medium's own (VideoLLaMA 3)
     if merges is None:
         merge = getattr(config.vision_config, "spatial_merge_size", None)
-        if merge is None:  # told by what there is
-            return [int(own) for own in patches * sum(wanted) // patches.sum()]
+        if merge is None:  # told by what there is; each is at least one
+            own = patches * sum(wanted) // patches.sum()
+            return [max(int(count), 1) for count in own]
         merges = torch.tensor(merge)
     return [int(own) for own in patches // merges.to(patches.device) ** 2]
 

@@ -100,6 +100,17 @@ def test_patches_are_as_many_tokens_as_the_model_makes_of_them(merges: Tensor | 
     assert not third
 
 
+@pytest.mark.parametrize("merge", [{}, {"spatial_merge_size": 2}])
+def test_an_image_that_no_row_has_a_place_for_is_refused(merge: dict[str, int]) -> None:
+    """Also where how many tokens it fills is told by the places there are: it fills some."""
+    named = SimpleNamespace(
+        model_type="own", image_token_id=I, vision_config=SimpleNamespace(**merge)
+    )
+    given = {"pixel_values": torch.arange(8), "image_grid_thw": torch.tensor([[1, 2, 4]])}
+    with pytest.raises(InputError, match="no placeholders"):
+        split_rows(torch.tensor([[5, 6], [7, 8]]), given, cast(Any, named))
+
+
 @pytest.mark.parametrize("name", ["spatial_shapes", "image_position_ids"])
 def test_images_of_several_sizes_need_a_run_each(name: str) -> None:
     """Patches are padded to the largest image's: how many tokens each fills they do not say."""
