@@ -297,7 +297,7 @@ class AutoStep(FixedStep):
         saved_s = self._saved_by(row, verdict)
         self._preparing.settle(pace, saved_s, verdict, seconds)
         told_s = pace.told_s(seconds)
-        if told_s == 0.0:
+        if told_s is None:
             return
         for ask in self._asked.get(row, ()):
             is_probe, own_s = (row, ask.drafter) in self._probing, saved_s[ask.drafter]

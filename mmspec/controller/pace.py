@@ -45,12 +45,12 @@ class Pace:
         self.recent_s = _KEPT * self.recent_s + seconds
         self.recent_tokens = _KEPT * self.recent_tokens + tokens
 
-    def told_s(self, seconds: float) -> float:
-        """A step took `seconds`: what the accounts are to be told of, 0 while it sleeps on."""
+    def told_s(self, seconds: float) -> float | None:
+        """A step took `seconds`: what the accounts are to be told of; None while it sleeps on."""
         self.sleep_s -= seconds
         self.slept_s += seconds
         if self.sleep_s > 0.0:
-            return 0.0
+            return None
         told_s, self.slept_s = self.slept_s, 0.0
         return told_s
 

@@ -304,6 +304,20 @@ def test_a_plain_step_is_measured_again_after_256_with_trees() -> None:
     assert controller.since_plain == 0
 
 
+def test_what_an_ask_took_is_booked_where_the_step_itself_took_no_time() -> None:
+    """As of one that was begun early, and had ended before the drafter had."""
+    controller, pace, root = AutoController(), Pace(room=100), TokenTree.root(1)
+    for _ in range(3):
+        controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    step = controller.step([pace], 50)
+    assert step.asks(0, "dear", root)
+    step.learn(0, "dear", root, root, 2 * PLAIN_S)
+    step.cut([root])
+    step.spent(2 * PLAIN_S)
+    step.observe([Verdict((0,), (2,))], 0.0)
+    assert pace.accounts["dear"].balance_s == pytest.approx(-PLAIN_S)
+
+
 def test_pinned_speculation_is_always_asked_and_never_cut() -> None:
     pace = Pace(speculate=True)
     step = AutoController().step([pace], 10)
