@@ -33,8 +33,6 @@ class Prompt:
 
     token_ids: Tensor  # (seq,) int64, on the CPU
     model_inputs: Mapping[str, Tensor] = field(default_factory=dict)  # pixel_values, ...; batch 1
-    encoded: "Mapping[MediaKind, ModelOutput]" = field(default_factory=dict)  # what encoders have
-    # made of media already, as the model's forward takes it
     media: tuple[MediaSpan, ...] = ()  # in order of start
     text: str | None = None  # what was tokenised, where there was a text
     images: "tuple[Image, ...]" = ()  # as the processor got them; a drafter may look for itself
@@ -43,6 +41,8 @@ class Prompt:
     draft_texts: tuple[tuple[int, ...], ...] = ()  # beside the prompt: the target never sees them,
     # but they may be copied from; -1 is never copied nor matched
     namespace: str | None = None  # whose earlier texts may be drafted from; None: nobody's
+    encoded: "Mapping[MediaKind, ModelOutput]" = field(default_factory=dict)  # what encoders have
+    # made of media already, as the model's forward takes it
 
     @property
     def num_tokens(self) -> int:

@@ -73,7 +73,7 @@ def split_rows(
             )
     encoded = _encoded(model_inputs.get("mm_encoder_outputs"), tokens, config)
     found = zip(tokens, own, encoded, spans, strict=True)
-    return [Prompt(ids, inputs, outputs, media) for ids, inputs, outputs, media in found]
+    return [Prompt(ids, given, media, encoded=made) for ids, given, made, media in found]
 
 
 def _check_positions(positions: object, kept: Tensor) -> None:
