@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import KeysView, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -15,10 +16,11 @@ _BEGINNING = b'{"id": '  # of each line, also of one that a kill cut off
 class Ledger:
     """A JSONL file of answers, each of which is on the disk before the next one is written.
 
-    A line is an object with `id`, `asked` (a digest of its question), `run` (what the answers of
-    one file have in common: model, prompt, settings) and either `text` or `error`. Opened again,
-    what was answered stays; a line that a kill cut off goes, and so do failures, which are tried
-    again. Of two answers under one id the newer one stays: its question has changed.
+    A line is an object with `id`, `asked` (a digest of its question, where one was asked), `run`
+    (what the answers of one file have in common: model, prompt, settings) and either `text` or
+    `error`. Opened again, what was answered stays; a line that a kill cut off goes, and so do
+    failures, which are tried again. Of two questions under one id the newer one's answer stays, or
+    none where it failed.
     """
 
     def __init__(self, path: str | Path, *, run: str, fresh: bool = False) -> None:
@@ -56,22 +58,22 @@ class Ledger:
 
     @property
     def answered(self) -> KeysView[str]:
-        """The ids of what earlier runs answered."""
+        """The ids that have an answer, of this run or an earlier one."""
         return self._asked.keys()
 
     def holds(self, name: str, asked: str | None) -> bool:
-        """Whether this question was answered under this id; None: whatever was asked."""
+        """Whether this question has its answer under this id; None: whatever was asked."""
         return name in self._asked and (asked is None or self._asked[name] in (None, asked))
 
     def write(self, values: Mapping[str, object]) -> None:
         """Adds a line; its `id` comes first. Raises InputError where the disk is full."""
-        self._has_outdated |= values["id"] in self.answered and "error" not in values
         line = json.dumps({**values, "run": self._run}, ensure_ascii=False) + "\n"
         try:
             self._file.write(line.encode(errors="backslashreplace"))
             self._file.flush()
         except OSError as error:
             raise self._unwritable(error) from error
+        self._note(str(values["id"]), values)
 
     def close(self) -> None:
         try:
@@ -118,20 +120,28 @@ class Ledger:
                 f"{self.path}: holds answers of another model, prompt or settings; name another "
                 "file, or drop them: --fresh"
             )
-        if "error" in values:
-            return False
-        self._has_outdated |= name in self._asked
-        self._asked[name] = values.get("asked")
-        return True
+        self._note(name, values)
+        return "error" not in values
+
+    def _note(self, name: str, values: Mapping[str, Any]) -> None:
+        """Takes up what a line says of its id."""
+        if "error" not in values:
+            self._has_outdated |= name in self._asked
+            self._asked[name] = values.get("asked")
+        elif "asked" in values and name in self._asked:
+            self._has_outdated = True
+            del self._asked[name]
 
     def _compact(self, *, with_failures: bool) -> None:
-        """Leaves the last answer under each id, and what failed or not."""
+        """Leaves the answers to the last question under each id, and what failed or not."""
         newest: dict[str, int] = {}
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 values = json.loads(line)
                 if "error" not in values:
                     newest[values["id"]] = number
+                elif "asked" in values:
+                    newest.pop(values["id"], None)
         kept = set(newest.values())
         beside = self.path.with_name(f".{self.path.name}.kept")
         with self.path.open("rb") as file, beside.open("wb") as copy:

@@ -60,7 +60,8 @@ def run_batch(
     """Answers what the ledger does not hold yet, `decode.max_rows` tasks at a time, and writes each
     answer as it ends: so in no fixed order. A task that fails costs no other.
 
-    Under the id of an answer another question is answered anew, in its place.
+    Under the id of an answer another question is answered anew, in its place; where that fails the
+    id has no answer.
 
     `options` are fields of `Request`, for all; `told` says what is written of an answer. A task's
     seed comes from `seed` and its id, so its answer depends on neither the batch nor on where an
@@ -69,8 +70,9 @@ def run_batch(
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
     running: dict[int, tuple[Task, str | None]] = {}
 
-    def fail(task: Task, error: MmspecError) -> None:
-        ledger.write({"id": task.id, "error": str(error)})
+    def fail(task: Task, error: MmspecError, asked: str | None = None) -> None:
+        values = {"id": task.id, "error": str(error)}
+        ledger.write(values if asked is None else {**values, "asked": asked})
         tally.num_failed += 1
         if len(tally.failures) < _FAILURES_KEPT:
             is_named = str(error).startswith((task.id, f"'{task.id}'"))
@@ -99,7 +101,7 @@ def run_batch(
     for number, result in engine.generate_each(requests(), **options):
         task, asked = running.pop(number)
         if result.error is not None:
-            fail(task, result.error)
+            fail(task, result.error, asked)
         else:
             ledger.write({"id": task.id, **told(result), "asked": asked})
             tally.num_answered += 1

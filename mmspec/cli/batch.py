@@ -150,7 +150,7 @@ def batch(
                         engine, tasks, ledger, options=options, seed=seed, on_progress=shown.update
                     )
             except KeyboardInterrupt as error:
-                num_there = len(ledger.answered) + shown.tally.num_answered
+                num_there = len(ledger.answered)
                 told_last = f"Interrupted: {num_there:,} are in {out}; run the same command again"
                 tell(stderr, Text(printable(f"{told_last} to go on.")))
                 raise typer.Exit(EXIT_INTERRUPTED) from error

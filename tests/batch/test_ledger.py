@@ -62,6 +62,23 @@ def test_another_question_under_an_id_is_no_question_that_was_answered(tmp_path:
     assert [line["text"] for line in lines(path)] == ["new", "killed"]
 
 
+def test_a_question_that_failed_leaves_no_answer_of_the_one_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Ledger(path, run="r") as ledger:
+        ledger.write({"id": "a", "text": "A", "asked": "1"})
+        ledger.write({"id": "b", "text": "B", "asked": "1"})
+        ledger.write({"id": "b", "error": "this id was there before"})  # none was asked
+    before = path.read_bytes()
+    with Ledger(path, run="r") as ledger:
+        ledger.write({"id": "a", "error": "no such picture", "asked": "2"})
+        assert ledger.answered == {"b"}
+    assert [(line["id"], "text" in line) for line in lines(path)] == [("b", True), ("a", False)]
+    path.write_bytes(before + b'{"id": "a", "error": "killed", "asked": "2", "run": "r"}\n')
+    with Ledger(path, run="r") as ledger:
+        assert ledger.answered == {"b"}
+    assert [line["id"] for line in lines(path)] == ["b"]
+
+
 @pytest.mark.parametrize("text", ["my notes", '{"my": "data"}', '{"id": 1, "text": "x"}\nnotes'])
 def test_a_file_of_someone_else_is_refused_and_left_as_it_is(tmp_path: Path, text: str) -> None:
     path = tmp_path / "notes.json"

@@ -95,6 +95,16 @@ def test_a_line_that_was_put_before_others_shifts_no_answer(tmp_path: Path) -> N
     assert answers(out) == answers(whole) and len(out.read_text().splitlines()) == 3
 
 
+def test_what_fails_now_is_not_answered_as_it_was(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "abc abc"}\n')
+    batch("tiny-vlm", prompts, "--out", out, *OPTIONS)
+    prompts.write_text('{"prompt": "abc abc", "image": "none.png"}\n')
+    assert "1 failed" in batch("tiny-vlm", prompts, "--out", out, *OPTIONS, code=1).stderr
+    (line,) = out.read_text().splitlines()
+    assert "none.png" in json.loads(line)["error"]
+
+
 def test_an_interrupted_run_goes_on(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
