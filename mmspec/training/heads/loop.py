@@ -132,12 +132,21 @@ def train(
     saved_s = state.trained_s
     is_whole, place = True, state.place  # False while weights are written: that is not saved
     try:
-        # 2. Before the first step, what the head is worth as it is
-        if state.step == 0:
-            found = _evaluated(method, reader, held_out, settings)
-            first = Report(0, 0.0, 0.0, 0, 0.0, 0, 0.0, {}, found)
-            log.write(first)
-            yield first
+        # 2. What the head is worth as it is: before the first step, or where that was interrupted
+        if log.last_step != state.step:
+            report = Report(
+                state.step,
+                _progress(state, settings),
+                state.trained_s,
+                state.tokens,
+                tokens_per_s=0.0,
+                epoch=state.place.epoch,
+                rate=0.0,
+                losses={},
+                acceptance=_evaluated(method, reader, held_out, settings),
+            )
+            log.write(report)
+            yield report
         while (progress := _progress(state, settings)) < 1:
             begun_s = clock_s(device.type)
             # 3. One step
@@ -250,6 +259,7 @@ class _Log:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(partial, path)
+        self.last_step = kept[-1]["step"] if kept else None
 
     def write(self, report: Report) -> None:
         with self._path.open("a", encoding="utf-8") as file:

@@ -58,7 +58,7 @@ class Trained:
     parameters: int
     last: Report | None  # None where an earlier call had come to the end
     first_acceptance: Acceptance | None  # before the first step; None without held-out texts
-    acceptance: Acceptance | None  # behind the last one
+    acceptance: Acceptance | None  # the last that was found
 
     @property
     def drafter(self) -> str:

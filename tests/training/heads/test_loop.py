@@ -9,6 +9,8 @@ import torch
 
 from mmspec.errors import ConfigError
 from mmspec.target import Target
+from mmspec.training.heads import loop
+from mmspec.training.heads.acceptance import Acceptance
 from mmspec.training.heads.eagle import EagleMethod
 from mmspec.training.heads.eagle3 import Eagle3Method
 from mmspec.training.heads.examples import Example
@@ -95,6 +97,28 @@ def test_what_was_evaluated_when_a_run_stopped_is_not_evaluated_again(
     take(target, tmp_path, steps=20, stop_after=10)  # at half of the way, which is evaluated
     _, rest = take(target, tmp_path, steps=20)
     assert [report.step for report in rest if report.acceptance] == [12, 14, 16, 18, 20]
+
+
+@pytest.mark.parametrize("steps", [10, 20])  # at the end, and at half of the way
+def test_an_evaluation_that_was_interrupted_is_made_as_the_run_goes_on(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    evaluated, calls = loop.evaluate, list[int]()
+
+    def interrupted(method: EagleMethod, *args: object, **options: int) -> Acceptance:
+        calls.append(1)
+        if len(calls) == {10: 11, 20: 7}[steps]:  # behind the tenth step
+            raise KeyboardInterrupt
+        return evaluated(method, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        take(target, tmp_path, steps=steps)
+    _, rest = take(target, tmp_path, steps=steps)
+    assert (rest[0].step, rest[0].progress) == (10, 10 / steps) and rest[0].acceptance
+    log = read_log(tmp_path / "training" / "log.jsonl")
+    assert [line["step"] for line in log] == [*range(steps + 1)]
+    assert log[-1]["acceptance"]
 
 
 def test_a_token_counts_as_much_in_a_short_batch_as_in_a_long_one(
