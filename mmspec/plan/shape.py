@@ -1,5 +1,6 @@
 """ModelShape: what a decoder's cost depends on."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
     if may_keep_states(text):
         found = stateful_shape(config, name)
         if found is not None:
-            return _with_states(found, text, name)
+            return _with_states(found, config, text, name)
     kinds = text.get("layer_types")
     kinds = list(kinds) if isinstance(kinds, list) else []
     strange = {str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}
@@ -151,11 +152,13 @@ def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
         _size(text, "vocab_size", name),
         sliding_layers=sliding if window else 0,
         window=window,
-        embeddings=_embeddings(text),
+        embeddings=_embeddings(config, text),
     )
 
 
-def _with_states(found: StatefulShape, text: Mapping[str, object], name: str) -> ModelShape:
+def _with_states(
+    found: StatefulShape, config: Mapping[str, object], text: Mapping[str, object], name: str
+) -> ModelShape:
     return ModelShape(
         name,
         found.layers,
@@ -168,13 +171,21 @@ def _with_states(found: StatefulShape, text: Mapping[str, object], name: str) ->
         counted_weights=found.weights,
         keyless_layers=found.layers - found.attending,
         state_bytes=found.state_bytes,
-        embeddings=_embeddings(text),
+        embeddings=_embeddings(config, text),
     )
 
 
-def _embeddings(text: Mapping[str, object]) -> int:
-    """As far as the config says: one that says nothing may mean either."""
-    return 0 if text.get("tie_word_embeddings") is True else 1
+def _embeddings(config: Mapping[str, object], text: Mapping[str, object]) -> int:
+    """The model's own config says it, before its text tower's; where neither does, as with Gemma,
+    it is as usual with the kind."""
+    is_tied = {**text, **config}.get("tie_word_embeddings")
+    if is_tied is None and isinstance(text.get("model_type"), str):
+        from transformers import AutoConfig
+
+        with contextlib.suppress(ValueError):  # a kind that transformers does not know
+            usual = AutoConfig.for_model(text["model_type"])
+            is_tied = getattr(usual, "tie_word_embeddings", None)
+    return 0 if is_tied is True else 1
 
 
 def _size(text: Mapping[str, object], key: str, name: str, default: int = 0) -> int:

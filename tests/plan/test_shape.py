@@ -9,7 +9,14 @@ import torch
 from families import EXCHANGEABLE, FAMILIES
 from families.hybrid import DECODABLE_HYBRID
 from torch import nn
-from transformers import AutoModelForCausalLM, Mamba2Config, MambaConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Gemma3Config,
+    Mamba2Config,
+    MambaConfig,
+    PreTrainedConfig,
+)
 
 from mmspec.errors import ConfigError
 from mmspec.plan.hardware import find_hardware, this_cpu
@@ -47,6 +54,32 @@ def test_memory_is_what_a_row_and_the_weights_take(family: str) -> None:
     target.prefill(prompt, cache, row)
     kept = sum(t.nbytes for pair in cache.read(row, 0, 30) if pair is not None for t in pair)
     assert forward.row_bytes(30) == kept
+
+
+@pytest.mark.parametrize(
+    ("family", "embeddings"), [("gemma2", 0), ("gemma3", 0), ("llama", 1), ("qwen2_vl", 1)]
+)
+def test_a_config_that_does_not_say_it_is_tied_as_its_kind_is(family: str, embeddings: int) -> None:
+    """So are Gemma's own: what is usual is not written."""
+    config = json.loads(FAMILIES[family].build(torch.float32).config.to_json_string(use_diff=False))
+    del config["tie_word_embeddings"]
+    if "text_config" in config:
+        config["text_config"].pop("tie_word_embeddings", None)
+    assert shape_of(config, family).embeddings == embeddings
+    for kind in ("nobody's", None, 3):
+        text = {**config.get("text_config", config), "model_type": kind}
+        assert shape_of(text, family).embeddings == 1
+
+
+def test_a_vision_language_models_own_word_on_its_head_counts() -> None:
+    """As in transformers, where the model's own config ties its head."""
+    config = json.loads(FAMILIES["gemma3"].build(torch.float32).config.to_json_string())
+    for own, text in ((True, False), (False, True)):
+        inner = {**config["text_config"], "tie_word_embeddings": text}
+        both = {**config, "tie_word_embeddings": own, "text_config": inner}
+        made = AutoModelForImageTextToText.from_config(Gemma3Config(**both))
+        is_tied = made.get_output_embeddings().weight is made.get_input_embeddings().weight
+        assert shape_of(both, "x").embeddings == 1 - is_tied
 
 
 def _weights(model: Any) -> int:
