@@ -53,7 +53,7 @@ def _questions(folder: Path) -> Named:
     for path in sorted(folder.glob("state_union/*.txt")):
         yield from _speech_questions(path.read_text(encoding="utf-8", errors="replace"))
     for path in sorted(folder.glob("kv_lookup/*.jsonl")):
-        yield from _of_records(path, _look_up, "a look-up with 'key' and 'ordered_kv_records'")
+        yield from _of_records(path, _look_up, "a 'key' of 'ordered_kv_records'")
     for path in sorted(folder.glob("prompts/*.jsonl")):
         for prompt in read_prompts(path):
             name = _PROMPT_TASKS.get(path.stem, path.stem)
@@ -71,7 +71,8 @@ def _of_records(path: Path, questions: Callable[[Mapping[str, Any]], Named], wha
             yield from list(questions(record.values))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise InputError(
-                f"{record.where}: got the keys {sorted(record.values)}; expected {what}"
+                f"{record.where}: got the keys {sorted(record.values)}; expected {what} "
+                f"({type(error).__name__}: {error})"
             ) from error
 
 
