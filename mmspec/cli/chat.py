@@ -79,9 +79,8 @@ def chat(
             "top_p": top_p,
             "top_k": top_k,
         }
-        build_request(
-            "", {**options, "seed": seed}
-        )  # a wrong one is told now, not at each question
+        # A wrong one is told now, not at each question.
+        build_request("", {**options, "seed": seed})
         with stderr.status("Loading the model"):
             engine = loading.load()
         conversation = _Conversation(engine, system, options, stdout, stderr)
