@@ -9,13 +9,14 @@ import torch
 
 from mmspec.errors import ConfigError
 from mmspec.target import Target
+from mmspec.training.checkpoint import load_checkpoint
 from mmspec.training.heads import loop
 from mmspec.training.heads.acceptance import Acceptance
 from mmspec.training.heads.eagle import EagleMethod
 from mmspec.training.heads.eagle3 import Eagle3Method
 from mmspec.training.heads.examples import Example
 from mmspec.training.heads.features import FeatureReader
-from mmspec.training.heads.loop import Report, check_begun, read_log, train
+from mmspec.training.heads.loop import CHECKPOINT, Report, check_begun, read_log, train
 from mmspec.training.heads.method import HeadMethod
 from mmspec.training.heads.optimizer import Optimizer
 from mmspec.training.heads.settings import Settings
@@ -125,7 +126,7 @@ def test_a_token_counts_as_much_in_a_short_batch_as_in_a_long_one(
     target: Target, tmp_path: Path
 ) -> None:
     """Two batches of one text each are one batch of two."""
-    found = []
+    losses, gradients = [], []
     for name, tokens, accumulate in (("two", 20, 2), ("one", 40, 1)):
         torch.manual_seed(0)
         method = EagleMethod(target, noise=0.0)
@@ -141,8 +142,21 @@ def test_a_token_counts_as_much_in_a_short_batch_as_in_a_long_one(
             dtype=torch.float32,
             run=RUN,
         )
-        found.append(list(reports)[-1].losses)
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+        losses.append(list(reports)[-1].losses)
+        saved = load_checkpoint(tmp_path / name / "training" / CHECKPOINT, torch.device("cpu"))
+        gradients.append([one["exp_avg"] for one in saved["optimizer"]["state"].values()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
+
+
+def test_a_training_of_an_older_version_which_wrote_less_of_it_goes_on(
+    target: Target, tmp_path: Path
+) -> None:
+    take(target, tmp_path, steps=1)
+    _, reports = take(target, tmp_path, steps=2, run={**RUN, "held_out": 0.05})
+    assert [report.step for report in reports] == [2]
+    with pytest.raises(ConfigError, match=r"began with held_out=0\.05, got 0\.1"):
+        take(target, tmp_path, steps=3, run={**RUN, "held_out": 0.1})
 
 
 def test_it_learns_what_it_is_shown(target: Target, tmp_path: Path) -> None:
