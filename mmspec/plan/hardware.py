@@ -56,7 +56,7 @@ def find_hardware(name: str) -> Hardware:
         bandwidth, gemm, attention = (float(part) * 1e12 for part in name.split(","))
     except ValueError:
         bandwidth = gemm = attention = 0.0
-    if not all(rate > 0 for rate in (bandwidth, gemm, attention)):  # nor NaN
+    if not all(0 < rate < float("inf") for rate in (bandwidth, gemm, attention)):  # nor NaN
         raise ConfigError(
             f"gpu {name!r}: expected one of {', '.join(HARDWARE)}, cpu, or three numbers such as "
             "4.0,700,400: TB/s, and TFLOP/s of matrix products and of attention"

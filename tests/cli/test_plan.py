@@ -77,6 +77,7 @@ def test_measurements_stand_beside_predictions() -> None:
         (("llama-9",), "llama-3-8b"),
         (("llama-3-8b", "--gpu", "h300"), "h200"),
         (("llama-3-8b", "--gpu", "nan,1,1"), "three numbers"),
+        (("llama-3-8b", "--gpu", "inf,inf,inf"), "three numbers"),
         (("llama-3-8b", "--context", "4kb"), "4096 or 4k"),
         (("llama-3-8b", "--weights", "int3"), "int4"),
         (("llama-3-8b", "--assume", "EAGLE=3,2"), "low before high"),
