@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -38,7 +39,8 @@ def check_table(report: CheckReport) -> Table:
         "same tokens",
         "drafts accepted",
     ):
-        table.add_column(name, justify="left" if name.startswith("the") else "right")
+        side: JustifyMethod = "left" if name.startswith("the") else "right"
+        table.add_column(name, justify=side, overflow="fold")
     for way in dict.fromkeys(one.way for one in report.comparisons):
         own = [one for one in report.comparisons if one.way == way]
         greedy = [one for one in own if one.sampling == "greedy"]

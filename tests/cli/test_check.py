@@ -11,9 +11,10 @@ QUICK = ("--max-new-tokens", 12, "--seeds", 1)
 TEXTS = ("--prompt", "abc abc abd abc ab", "--prompt", "What is this? What is")
 
 
-def check(*words: object, text: str | None = None) -> Result:
+def check(*words: object, text: str | None = None, columns: int = 120) -> Result:
     arguments = ["check", *map(str, words)]
-    return CliRunner().invoke(app, arguments, input=text, env={"NO_COLOR": "1", "COLUMNS": "120"})
+    shown = {"NO_COLOR": "1", "COLUMNS": str(columns)}
+    return CliRunner().invoke(app, arguments, input=text, env=shown)
 
 
 def test_a_right_engine_passes_with_prompts_and_pictures_of_its_own(vlm: Path) -> None:
@@ -38,6 +39,12 @@ def test_the_report_says_what_was_the_same(vlm: Path) -> None:
     assert run.exit_code == 0, run.stderr
     for told in ("2 prompts · greedy and 1 seed ", "stress, alone", "2/2", "100%", "✓ identical"):
         assert told in run.stdout
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+def test_nothing_is_cut_in_a_narrow_terminal(vlm: Path, columns: int) -> None:
+    run = check(vlm, *QUICK, *TEXTS[:2], columns=columns)
+    assert run.exit_code == 0 and "…" not in run.stdout and "100%" in run.stdout
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
