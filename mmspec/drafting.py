@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from mmspec.controller import Controller, Pace, Speculate, Step
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.asking import ask_each
 from mmspec.drafters.base import (
     Drafter,
@@ -23,7 +24,6 @@ from mmspec.drafters.base import (
 )
 from mmspec.drafters.token_view import TokenView
 from mmspec.kernels import says_lost
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.tree import TokenTree
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.admission import Admission
 from mmspec.answers import Answers, Stream, failed_result, progress_of, result_of
+from mmspec.build_sampler import build_sampler
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
 from mmspec.drafters.base import (
@@ -46,7 +47,7 @@ from mmspec.requests import (
     is_batch,
 )
 from mmspec.row import Row
-from mmspec.sampling import CHOOSING, Choosing, build_sampler
+from mmspec.sampling import CHOOSING, Choosing
 from mmspec.state import Prompt
 from mmspec.stream import Piece, TextStream, build_detokenizer
 from mmspec.target import Target

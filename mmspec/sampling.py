@@ -1,33 +1,21 @@
 """Sampler: the target's logits at one place -> the one token that the seed chooses there."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    MinPLogitsWarper,
-    PreTrainedModel,
     SynthIDTextWatermarkLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
 )
 
-from mmspec import nucleus
+from mmspec.draft_guide import WARPERS, DraftGuide, ForcingProcessor
 from mmspec.errors import ConfigError, DecodeError
 from mmspec.logprobs import ScoreRecorder
-from mmspec.noise import TARGET_STREAM, Place, choose, gumbel, gumbel_at, uniforms
-from mmspec.params import SamplingParams
-from mmspec.penalties import GeneratedTokenPenalty
+from mmspec.noise import Place, choose, gumbel, uniforms
 from mmspec.pieces import process
 from mmspec.prefixes import can_apply
 from mmspec.reads import read
@@ -35,37 +23,9 @@ from mmspec.tree import TokenTree
 from mmspec.uploads import upload_to
 from mmspec.verify import Nodes, Odds, Weigh
 
-_WARPERS = (
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    MinPLogitsWarper,
-    TypicalLogitsWarper,
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-)
 Choosing = Literal["auto", "device", "host"]
 CHOOSING: Mapping[str, bool | None] = {"auto": None, "device": True, "host": False}
 _SPARSE_SHARE = 8  # noise is made for the surviving tokens alone, if at most 1 in 8 survives
-
-
-@runtime_checkable
-class ForcingProcessor(Protocol):
-    """A logits processor that knows tokens to come: what it forbids leaves one way to go on, or it
-    has a good guess. The engine drafts them; where they are wrong they cost, and change no text."""
-
-    def forced_tokens(self, ids: Sequence[int]) -> Sequence[int]:
-        """What comes after `ids`, the prompt's and the chosen tokens, as far as it is known. Asked
-        at any step, or at none: it must not change what the processor says when it is called."""
-
-
-@runtime_checkable
-class ProcessorOfRequests(Protocol):
-    """A logits processor that makes one for each request, so that it may be given to many: the rows
-    of a batch, the turns of a chat."""
-
-    def for_request(self, prompt_length: int) -> LogitsProcessor:
-        """For a request whose prompt has so many tokens."""
 
 
 class Choice(NamedTuple):
@@ -311,9 +271,9 @@ class Sampler:
         )
 
     @property
-    def guide(self) -> "DraftGuide":
+    def guide(self) -> DraftGuide:
         """What a drafter may follow of this request's sampling."""
-        warpers = [p for p in self.processors if isinstance(p, _WARPERS)]
+        warpers = [p for p in self.processors if isinstance(p, WARPERS)]
         return DraftGuide(
             self.is_greedy,
             self.seed,
@@ -327,37 +287,6 @@ class Sampler:
     def forcing(self) -> tuple[ForcingProcessor, ...]:
         """Those of its processors that know what comes."""
         return tuple(p for p in self.processors if isinstance(p, ForcingProcessor))
-
-
-@dataclass(frozen=True)
-class DraftGuide:
-    """The request's sampling, as far as a drafter may follow it: its noise, and those of its
-    processors that look at the scores alone, so that any branch of a tree can be warped."""
-
-    is_greedy: bool
-    seed: int
-    sample: int
-    prompt_length: int
-    warpers: LogitsProcessorList = field(default_factory=LogitsProcessorList)
-    forcing: tuple[ForcingProcessor, ...] = ()  # processors that know tokens to come
-
-    def warp(self, logits: Tensor) -> Tensor:
-        """(nodes, vocab) logits of a drafter, float32, warped as the target's will be."""
-        nothing = torch.empty(logits.shape[0], 0, dtype=torch.long, device=logits.device)
-        return self.warpers(nothing, logits.float())
-
-    def place(self, index: int, *, stream: int = TARGET_STREAM) -> Place:
-        """Of the token at `index` of the whole text, prompt included."""
-        return Place(self.seed, self.sample, index - self.prompt_length, stream)
-
-    def noise_at(
-        self, indices: Sequence[int], vocab_size: int, *, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """(indices, vocab_size), to be read only: the Gumbel noise with which the target will
-        choose the tokens there. Zeros if greedy."""
-        if self.is_greedy:
-            return torch.zeros(1, 1, device=device).expand(len(indices), vocab_size)
-        return gumbel_at([self.place(index) for index in indices], vocab_size, device=device)
 
 
 def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Tensor]:
@@ -400,61 +329,3 @@ def _largest(scores: Tensor) -> tuple[int, float]:
         return place, float(values[place])
     place = int(scores.argmax())
     return place, float(scores[place])
-
-
-def build_sampler(
-    model: PreTrainedModel,
-    config: GenerationConfig,
-    params: SamplingParams,
-    prompt_ids: Tensor,
-    *,
-    seed: int,
-    index: int = 0,
-    on_device: bool | None = None,
-    is_bitwise: bool = False,
-) -> Sampler:
-    """The sampler of a request's first sample; `config` is its merged generation_config, `index`
-    its place in the call, `prompt_ids` (seq,) lie where the logits will.
-
-    transformers itself builds the processors and warpers, in its own order; ours and the user's
-    come where transformers puts custom ones, before the warpers.
-    """
-    device = prompt_ids.device
-    length = prompt_ids.shape[0]
-    custom = LogitsProcessorList(
-        p.for_request(length) if isinstance(p, ProcessorOfRequests) else p
-        for p in params.logits_processors
-    )
-    if params.presence_penalty or params.frequency_penalty:
-        penalty = GeneratedTokenPenalty(
-            params.presence_penalty, params.frequency_penalty, prompt_ids.shape[0]
-        )
-        custom.insert(0, penalty)
-    allowed = params.prefix_allowed_tokens_fn
-    model._prepare_special_tokens(config, device=device, batch_size=1)
-    processors = model._get_logits_processor(
-        config,
-        input_ids_seq_length=prompt_ids.shape[0],
-        encoder_input_ids=prompt_ids.unsqueeze(0),  # which a decoder's own prompt is
-        logits_processor=custom,
-        prefix_allowed_tokens_fn=allowed and (lambda _, ids: allowed(index, ids)),
-        device=device,
-    )
-    recorder = ScoreRecorder(
-        top=params.logprobs,
-        of=params.logprobs_of,
-        prompt_top=params.prompt_logprobs,
-        keeps_scores=params.output_scores,
-        keeps_logits=params.output_logits,
-    )
-    return Sampler(
-        nucleus.for_device(processors, device),
-        prompt_ids,
-        is_greedy=not config.do_sample,
-        seed=seed,
-        max_new_tokens=config.max_new_tokens,
-        sample=params.sample,
-        recorder=recorder,
-        on_device=on_device,
-        is_bitwise=is_bitwise,
-    )

@@ -25,10 +25,10 @@ import mmspec
 from mmspec.bench.harness import write_report
 from mmspec.bench.interval import spread
 from mmspec.bench.machine import refuse_if_busy, this_machine
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter
 from mmspec.engine import Engine
 from mmspec.requests import Request
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

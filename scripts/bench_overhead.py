@@ -24,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import mmspec
 from mmspec.bench.harness import in_turns, write_report
 from mmspec.bench.machine import this_machine
+from mmspec.draft_guide import DraftGuide
 from mmspec.engine import Engine
 from mmspec.requests import Request
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.target import Target
 from mmspec.tree import TokenTree

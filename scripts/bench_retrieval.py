@@ -26,6 +26,7 @@ from rich.table import Table
 
 from mmspec.bench.harness import write_report
 from mmspec.bench.machine import this_machine
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.drafters.retrieval.drafter import BoundRetrieval
 from mmspec.drafters.retrieval.store import OpenStore
@@ -33,7 +34,6 @@ from mmspec.drafters.retrieval.suffix import SuffixSource
 from mmspec.retrieval import Datastore, DatastoreWriter, Document, KeyBatch
 from mmspec.retrieval.dense_builder import DenseBuilder
 from mmspec.retrieval.dense_index import DenseIndex
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Prompt
 
 VOCAB, DOCUMENT_TOKENS, LOOK_UPS, ROUNDS = 49_152, 2_000, 2_000, 7

@@ -30,11 +30,12 @@ import mmspec
 from mmspec.bench.harness import write_report
 from mmspec.bench.machine import this_machine
 from mmspec.bench.texts import read_texts, stretches
+from mmspec.build_sampler import build_sampler
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.inputs import InputProcessor
 from mmspec.params import SamplingParams, merged_generation_config
-from mmspec.sampling import Sampler, build_sampler
+from mmspec.sampling import Sampler
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.target.linears import quick_linears

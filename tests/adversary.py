@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 
-from mmspec.sampling import DraftGuide
+from mmspec.draft_guide import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

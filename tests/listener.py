@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter, DraftSession
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.tree import TokenTree
 

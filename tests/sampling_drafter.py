@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draw import Drawn, draw_children
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

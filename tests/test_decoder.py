@@ -17,13 +17,13 @@ import mmspec
 from mmspec import decoder
 from mmspec.config import Config, DecodeConfig
 from mmspec.controller import FixedController
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafting import DraftSettings
 from mmspec.engine import Engine
 from mmspec.kv import KVCache, PrefixStore
 from mmspec.prefiller import PrefillSettings
 from mmspec.requests import Request, build_request
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 from mmspec.verify import coupled

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mmspec.controller import AutoController, FixedController, FixedStep, Pace
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import BatchDrafter
 from mmspec.drafting import Drafting, DraftSettings, propose
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

@@ -13,10 +13,10 @@ PACKAGE = ROOT / "mmspec"
 FLOORS = (
     {"kv", "retrieval", "beginnings", "errors", "kernels", "uploads"},
     {
-        "attention", "calibration", "config", "encoders", "inputs", "logprobs", "noise",
-        "noise_kernels", "nucleus", "nucleus_kernels", "reads",
-        "params", "penalties", "pieces", "plan", "prefixes", "sampling",
-        "state", "stats", "stream", "tree", "verify",
+        "attention", "build_sampler", "calibration", "config", "draft_guide", "encoders", "inputs",
+        "logprobs", "noise", "noise_kernels", "nucleus", "nucleus_kernels", "params", "penalties",
+        "pieces", "plan", "prefixes", "reads", "sampling", "state", "stats", "stream", "tree",
+        "verify",
     },
     {"controller", "drafters", "indexing", "target"},
     {"drafting"},

@@ -19,11 +19,12 @@ from transformers import (
 )
 
 from mmspec import sampling
+from mmspec.build_sampler import build_sampler
 from mmspec.errors import ConfigError, DecodeError
 from mmspec.noise import gumbel
 from mmspec.params import SamplingParams, merged_generation_config
 from mmspec.penalties import GeneratedTokenPenalty
-from mmspec.sampling import Sampler, build_sampler
+from mmspec.sampling import Sampler
 from mmspec.tree import TokenTree
 from mmspec.verify import Nodes, Weighed
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from mmspec.beginnings import num_shared
+from mmspec.build_sampler import build_sampler
 from mmspec.check.witness import Witness
 from mmspec.engine import Engine
 from mmspec.noise import gumbel
 from mmspec.params import merged_generation_config
 from mmspec.requests import Request, Result, build_request
-from mmspec.sampling import build_sampler
 from mmspec.state import Prompt
 
 Verdict = Literal["near-tie", "bug"]

@@ -8,7 +8,7 @@ accepted and siblings are dropped.
 from collections.abc import Sequence
 from random import Random
 
-from mmspec.sampling import DraftGuide
+from mmspec.draft_guide import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.inputs import InputProcessor
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Preparation, Prices, Prompt, Scores, Taps, Verdict
 from mmspec.target import Target
 from mmspec.target.graphs import ScoreGraphs

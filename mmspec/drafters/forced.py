@@ -2,14 +2,14 @@
 
 Where a grammar allows one continuation (a key of a JSON object, the end of an enumerated word) the
 model has nothing to choose. The engine asks this drafter by itself, for requests with a processor
-that knows what comes (`mmspec.sampling.ForcingProcessor`).
+that knows what comes (`mmspec.draft_guide.ForcingProcessor`).
 """
 
 from collections.abc import Sequence
 
 from mmspec.calibration import Calibration
+from mmspec.draft_guide import DraftGuide, ForcingProcessor
 from mmspec.drafters.walked import walked
-from mmspec.sampling import DraftGuide, ForcingProcessor
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
 from mmspec.calibration import Calibration
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import BatchDrafter
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.proposal import Proposal
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prices, Scores, Verdict
 from mmspec.tree import TokenTree
 

@@ -7,9 +7,9 @@ place as a chain; here all places found become one tree (see `copying`).
 from collections.abc import Sequence
 
 from mmspec.calibration import Calibration
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.copying import Copier
 from mmspec.drafters.own_text import OwnText
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 import mmspec
+from mmspec.draft_guide import DraftGuide, ForcingProcessor
 from mmspec.drafters.forced import Forced
-from mmspec.sampling import DraftGuide, ForcingProcessor
 from mmspec.state import Placement, Prefill, Prompt, Scores, Verdict
 from mmspec.training.tiny.build import build_model, build_processor
 from mmspec.tree import TokenTree

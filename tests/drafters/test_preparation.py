@@ -11,6 +11,7 @@ import torch
 from ragged import requests_of, target_of
 
 from mmspec.controller import FixedController, FixedStep, Pace
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter, DrafterForTarget, DraftSession, PreparedSession
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
@@ -21,7 +22,6 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.engine import Engine
 from mmspec.requests import Result
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Preparation, Prompt
 from mmspec.tree import TokenTree
 

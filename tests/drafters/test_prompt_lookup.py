@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.prompt_lookup import PromptLookup, PromptLookupSession
-from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

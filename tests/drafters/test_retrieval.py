@@ -12,6 +12,7 @@ import torch
 from draft_models import letters
 from torch import Tensor
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters import own_text
 from mmspec.drafters.base import BatchDrafter, DrafterForTarget, LearningDrafter, LearningSession
 from mmspec.drafters.retrieval import Retrieval
@@ -19,7 +20,6 @@ from mmspec.drafters.retrieval.drafter import BoundRetrieval
 from mmspec.drafters.retrieval.session import RetrievalSession
 from mmspec.errors import ConfigError, DatastoreError
 from mmspec.retrieval import DatastoreWriter, GeneratedStore
-from mmspec.sampling import DraftGuide
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.target.taps import LateHidden
 from mmspec.tree import TokenTree

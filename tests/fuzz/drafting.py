@@ -14,6 +14,7 @@ from glide_heads import drawn
 from matrix import model_of
 from medusa_heads import unfitted
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
@@ -25,7 +26,6 @@ from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.target import Target
 from mmspec.target.self_draft import draft_forward

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 import mmspec
 from mmspec import Request, Result
-from mmspec.sampling import DraftGuide
+from mmspec.draft_guide import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

@@ -18,11 +18,12 @@ from transformers import LogitsProcessor
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draw import Drawn, draw_children
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
-from mmspec.sampling import DraftGuide, Sampler
+from mmspec.sampling import Sampler
 from mmspec.tree import TokenTree
 from mmspec.verify import Rule, Typical
 

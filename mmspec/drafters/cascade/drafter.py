@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.asking import propose_all
 from mmspec.drafters.base import (
     Drafter,
@@ -22,7 +23,6 @@ from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.growth import Candidates
 from mmspec.drafters.proposal import Proposal
 from mmspec.reads import read
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Scores, Taps
 from mmspec.target import Target
 from mmspec.target.graphs import ScoreGraphs

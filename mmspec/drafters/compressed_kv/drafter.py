@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.forwards import ForwardCost
@@ -12,7 +13,6 @@ from mmspec.drafters.growing.together import grow_by_cache
 from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache, KVView
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.target.families import index_layers, layer_reaches

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.model_session import ModelSession
 from mmspec.kv import KVView
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Preparation
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.draft_model.alignment import TextAlignment, aligned
 from mmspec.drafters.draft_model.captions import Captions, describer
@@ -16,7 +17,6 @@ from mmspec.drafters.growing.together import grow
 from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.target.graphs import ScoreGraphs

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draft_model.prompts import ReadPrompt
 from mmspec.drafters.draft_model.wording import Wording
 from mmspec.drafters.growing.growth import Growth
@@ -11,7 +12,6 @@ from mmspec.drafters.own_row import OwnRow
 from mmspec.drafters.proposal import Proposal
 from mmspec.drafters.walked import held_path
 from mmspec.kv import KVCache
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Preparation, Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree

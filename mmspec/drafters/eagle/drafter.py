@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.eagle.bound_head import BoundHead
 from mmspec.drafters.eagle.graphs import EagleGraphs
@@ -17,7 +18,6 @@ from mmspec.drafters.growing.together import grow
 from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.heads import HeadGraphs
 from mmspec.kv import BufferPool, KVCache
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Prompt, Taps
 from mmspec.target import Target
 from mmspec.tree import TokenTree

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.model_session import ModelSession
 from mmspec.drafters.own_row import OwnRow
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Preparation, Scores, Verdict
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.glide.bound_head import HeadForTarget
@@ -17,7 +18,6 @@ from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.heads import HeadGraphs, TargetEnds, placed
 from mmspec.errors import ConfigError
 from mmspec.kv import BufferPool, KVCache
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree

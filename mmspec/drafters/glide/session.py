@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.glide.scoring import Sight
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.model_session import ModelSession
@@ -10,7 +11,6 @@ from mmspec.drafters.own_row import OwnRow
 from mmspec.drafters.proposal import Proposal
 from mmspec.drafters.walked import held_path
 from mmspec.kv import KVCache
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Preparation
 from mmspec.tree import TokenTree
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mmspec.calibration import Calibration
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draw import draw_level
 from mmspec.drafters.growing.growth import Candidates, Child, Growth
 from mmspec.noise import DRAFT_STREAM
-from mmspec.sampling import DraftGuide
 
 _SPREAD = 0.7  # believed difference between the two models' logits, in nats
 _LEVELS = 8  # of belief, told apart by the calibration

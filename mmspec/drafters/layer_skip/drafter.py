@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.growth import Growth
@@ -12,7 +13,6 @@ from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
 from mmspec.errors import ConfigError
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.target.graphs import ScoreGraphs

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.model_session import ModelSession
 from mmspec.drafters.walked import walked
 from mmspec.kv import Held, KVCache
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Preparation, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 

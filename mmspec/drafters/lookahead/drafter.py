@@ -2,9 +2,9 @@
 
 from functools import partial
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.lookahead.session import LookaheadSession
 from mmspec.errors import check_setting
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mmspec.calibration import Calibration
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.lookahead.harvest import Harvest
 from mmspec.drafters.lookahead.pool import NgramPool
 from mmspec.drafters.lookahead.trie import Guessed, NgramTrie
@@ -15,7 +16,6 @@ from mmspec.drafters.lookahead.window import Window
 from mmspec.drafters.own_text import prompt_tokens
 from mmspec.drafters.walked import walked
 from mmspec.reads import read
-from mmspec.sampling import DraftGuide
 from mmspec.state import Preparation, Prices, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload

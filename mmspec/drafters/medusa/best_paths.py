@@ -7,9 +7,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mmspec.calibration import Calibration
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.growing.branching import BestBranching
 from mmspec.drafters.proposal import Proposal, ProposalBuilder
-from mmspec.sampling import DraftGuide
 
 _LEAST = 1e-4  # that is believed of a fixed tree's tokens at least
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.growing.branching import affordable
 from mmspec.drafters.heads import TargetEnds, placed, recorder_as
@@ -16,7 +17,6 @@ from mmspec.drafters.medusa.graphs import MedusaGraphs
 from mmspec.drafters.medusa.session import MedusaSession
 from mmspec.drafters.proposal import Proposal
 from mmspec.reads import read
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Taps
 from mmspec.target import Target
 from mmspec.tree import TokenTree

@@ -5,10 +5,10 @@ from math import prod
 
 from torch import Tensor
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draw import draw_level
 from mmspec.drafters.proposal import Proposal, ProposalBuilder
 from mmspec.noise import DRAFT_STREAM
-from mmspec.sampling import DraftGuide
 from mmspec.uploads import upload
 
 

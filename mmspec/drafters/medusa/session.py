@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.model_session import ModelSession
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Scores, Verdict
 from mmspec.tree import TokenTree
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from mmspec.calibration import Calibration
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.retrieval.dense import DenseSource
 from mmspec.drafters.retrieval.generated import GeneratedSource
@@ -19,7 +20,6 @@ from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval import Continuation, Datastore
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt, Taps
 from mmspec.target import Target
 from mmspec.tree import TokenTree

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model import session as session_module
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
@@ -29,7 +30,6 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import KVCache
 from mmspec.requests import Request, Result
-from mmspec.sampling import DraftGuide
 from mmspec.target import Target
 from mmspec.target.tower import TextTower
 

@@ -15,6 +15,7 @@ from matrix import Cell, run_cell
 from safetensors.torch import load_file, save_file
 
 import mmspec
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DrawingDrafter
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.glide import BoundGlide, Glide, GlideHead, GlideHeadConfig, load, save
@@ -23,7 +24,6 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.inputs import from_inputs
 from mmspec.requests import Request, Result
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.glide import BoundGlide, Glide, GlideHead, GlideHeadConfig
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree

@@ -12,6 +12,7 @@ from matrix import model_of
 from torch import Tensor
 
 import mmspec
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
@@ -22,7 +23,6 @@ from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.errors import ConfigError
 from mmspec.requests import Request
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement
 from mmspec.tree import TokenTree
 

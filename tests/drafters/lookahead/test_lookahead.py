@@ -10,6 +10,7 @@ from matrix import SAMPLINGS, letters, model_of
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.lookahead.harvest import Harvest
@@ -20,7 +21,6 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.requests import Request
-from mmspec.sampling import DraftGuide
 from mmspec.state import Prefill, Prices, Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree

@@ -14,6 +14,7 @@ from torch import Tensor
 import mmspec
 from mmspec.calibration import Calibration
 from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.heads import TargetEnds
 from mmspec.drafters.medusa import BoundMedusa, Medusa
 from mmspec.drafters.medusa.best_paths import BestPaths
@@ -23,7 +24,6 @@ from mmspec.drafters.proposal import Proposal
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.requests import Request, Result
-from mmspec.sampling import DraftGuide
 from mmspec.state import Placement, Prefill, Scores, Verdict
 from mmspec.target import Target
 from mmspec.tree import TokenTree
