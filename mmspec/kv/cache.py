@@ -311,7 +311,8 @@ class KVCache(Cache):
     def _move(self, moves: Sequence[Move]) -> None:
         """Moves accepted nodes to where they stay, in all layers."""
         buffers = self.buffers
-        if buffers and all(has_kernels(buffer.device.type) for buffer in buffers):
+        kinds = {buffer.device.type for buffer in buffers}
+        if kinds and all(map(has_kernels, kinds)):
             if self._mover is None or self._mover.addresses != self.addresses:
                 self._mover = PathMover(buffers)
             if self._mover.move(moves):
