@@ -11,7 +11,7 @@ from mmspec.attention.ladder import check_backend
 from mmspec.config import DecodeConfig
 from mmspec.controller import CONTROLLERS
 from mmspec.engine import OVERLAP, Exactness
-from mmspec.errors import ConfigError, ModelError
+from mmspec.errors import ConfigError, MmspecError, ModelError
 from mmspec.kernels import raise_if_lost, shown
 from mmspec.sampling import CHOOSING
 from mmspec.target import Target
@@ -115,6 +115,8 @@ def check_bits(target: Target, config: DecodeConfig) -> None:
         )
     try:
         found = reason_against(target) or differing_node(target, rows=rows, nodes=nodes)
+    except MmspecError:
+        raise
     except Exception as error:  # whatever a compiler, or a model's forward, may raise
         raise_if_lost(error, target.device)
         found = f"fails in bitwise mode ({shown(error)})"
