@@ -6,7 +6,7 @@ first call. Such a failure costs speed, and not the request.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
@@ -26,6 +26,7 @@ _FATAL = (
     "uncorrectable ECC error", "uncorrectable NVLink error", "ERROR_ILLEGAL_ADDRESS",
     "cudaErrorIllegalAddress", "ERROR_LAUNCH_FAILED", "cudaErrorLaunchFailure",
 )  # fmt: skip
+_USED_UP = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # not only torch asks for memory
 
 
 class SetAside(RuntimeError):
@@ -88,14 +89,19 @@ class Kernels:
 def raise_if_lost(error: Exception, device: torch.device) -> None:
     """The error again, if it says that the device is lost or its memory is used up, or that a
     recording has ended; one of work queued earlier that is known only now."""
-    if isinstance(error, torch.OutOfMemoryError | SetAside) or says_lost(error):
+    is_used_up = isinstance(error, torch.OutOfMemoryError) or _says(error, _USED_UP)
+    if is_used_up or isinstance(error, SetAside) or says_lost(error):
         raise error
     settle(device)
 
 
 def says_lost(error: Exception) -> bool:
     """Whether the error says that this process has lost the device."""
-    return any(text in str(error) for text in _FATAL)
+    return _says(error, _FATAL)
+
+
+def _says(error: Exception, texts: Sequence[str]) -> bool:
+    return any(text in str(error) for text in texts)
 
 
 def settle(device: torch.device) -> None:

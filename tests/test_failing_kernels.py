@@ -1,6 +1,7 @@
 """Kernels that fail, at the load or at a first call: something else computes, with one warning."""
 
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -152,9 +153,17 @@ def test_paths_are_moved_and_noise_is_made_without_their_kernels(error: Exceptio
         assert torch.equal(found.cpu(), expected[1])
 
 
-def test_what_says_that_the_device_is_lost_is_raised() -> None:
-    error = RuntimeError("CUDA error: an illegal memory access was encountered")
-    with pretend.device(), failing("_turn", error), pytest.raises(RuntimeError, match="illegal"):
+@pytest.mark.parametrize("name", ["_turn", "_write"])
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA error: an illegal memory access was encountered", "Triton Error [CUDA]: out of memory"],
+)
+def test_a_lost_device_and_used_up_memory_are_raised(name: str, text: str) -> None:
+    with (
+        pretend.device(),
+        failing(name, RuntimeError(text)),
+        pytest.raises(RuntimeError, match=re.escape(text)),
+    ):
         decoded("cuda")
 
 

@@ -17,7 +17,7 @@ from mmspec.attention.call import TreeCall
 from mmspec.attention.reach import Reach
 from mmspec.attention.rung import LayerRule
 from mmspec.errors import BackendWarning
-from mmspec.kernels import SetAside, is_recording, says_lost, settle, shown
+from mmspec.kernels import SetAside, is_recording, raise_if_lost, shown
 
 
 class Way(NamedTuple):
@@ -89,11 +89,10 @@ class Setbacks:
         while True:
             try:
                 return way.compute()
-            except (torch.OutOfMemoryError, SetAside):
-                raise
             except Exception as error:  # whatever a package raises
+                raise_if_lost(error, query.device)
                 instead = next(remaining, None)
-                if instead is None or _is_lost(error, query.device):
+                if instead is None:
                     raise
                 kind = CallKind.of(query, keys, values, call=call, rule=rule)
                 self._failed.add((way.name, kind))
@@ -116,11 +115,3 @@ class Setbacks:
 
 
 SETBACKS = Setbacks()
-
-
-def _is_lost(error: Exception, device: torch.device) -> bool:
-    """Whether the error says so of the device; one that is known only now is raised."""
-    if says_lost(error):
-        return True
-    settle(device)
-    return False

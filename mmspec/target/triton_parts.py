@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmspec.attention import TreeCall
 from mmspec.attention.kernels.early import can_begin_early
+from mmspec.kernels import raise_if_lost, shown
 from mmspec.kv import FlatLayer
 from mmspec.target.early_begin import pays
 from mmspec.target.gpu_linears import Clock, GpuLinears, measured
@@ -71,9 +72,10 @@ class TritonKit:
             if self._begins_early and self.parts and can_begin_early(self.linears[0].device):
                 self.tilings.is_early = pays(self.parts, self.tilings, self._clock)
         except Exception as error:  # whatever a compiler may raise: the plain ones are there
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise_if_lost(error, self.linears[0].device)
             logger.warning(
-                "not all kernels of blocks were measured (%s); the plain ones are used", reason
+                "not all kernels of blocks were measured (%s); the plain ones are used",
+                shown(error),
             )
 
     def simplify(self) -> bool:

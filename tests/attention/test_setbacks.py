@@ -21,9 +21,9 @@ from mmspec.attention import setbacks as setbacks_module
 from mmspec.attention.conformance import Case, Inputs, build
 from mmspec.attention.flash_attn_3 import FlashAttention3
 from mmspec.attention.rung import Rung
-from mmspec.attention.setbacks import Setbacks, _is_lost
+from mmspec.attention.setbacks import Setbacks
 from mmspec.errors import BackendWarning
-from mmspec.kernels import SetAside
+from mmspec.kernels import SetAside, raise_if_lost
 from mmspec.target.graphs import Computed, Recording
 
 assert interpreted
@@ -167,6 +167,8 @@ def test_the_last_ones_failure_is_the_requests(
         RuntimeError("Triton Error [CUDA]: unspecified launch failure"),
         RuntimeError("CUDA error: device-side assert triggered"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
     ids=str,
 )
@@ -202,13 +204,13 @@ def test_work_that_failed_unseen_shows_when_it_is_waited_for(
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", stream(lost))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        _is_lost(error, cuda)
+        raise_if_lost(error, cuda)
     # Nothing may be waited for while a graph is recorded.
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not _is_lost(error, cuda)
+    raise_if_lost(error, cuda)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", stream(lambda: None))
-    assert not _is_lost(error, cuda)
+    raise_if_lost(error, cuda)
     assert len(told) == 2, "what a failed launch left is taken away, but not from a recording"
 
 

@@ -314,6 +314,20 @@ def test_where_tilings_cannot_be_measured_the_library_multiplies(
     assert (str(error) or "AssertionError") in caplog.text
 
 
+@pytest.mark.parametrize("text", ["an illegal memory access was encountered", "out of memory"])
+def test_a_gpu_that_is_lost_or_full_while_tilings_are_measured_is_told(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_linears, "_LEAST_WEIGHTS", 1)
+
+    def clock(run: Callable[[], object]) -> float:
+        raise RuntimeError(f"CUDA error: {text}")
+
+    kit = TritonKit(clock=clock, device_type=DEVICE)
+    with pytest.raises(RuntimeError, match=text):
+        quick_blocks(built("llama", torch.bfloat16), kit=kit)
+
+
 @pytest.mark.gpu(real=True)
 def test_on_a_gpu_blocks_are_of_kernels_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_linears, "_LEAST_WEIGHTS", 1)
