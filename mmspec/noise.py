@@ -7,7 +7,7 @@ four neighbouring tokens, so the noise of any few tokens can be had without that
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from mmspec.kernels import Kernels
 from mmspec.uploads import upload
 
+_KERNELS = Kernels("mmspec.noise_kernels", "noise")
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -52,7 +53,7 @@ def gumbel(
     result is (vocab_size,); with `token_ids` (tokens,) int64 it holds just their entries, which
     are the same bits as in the whole vector.
     """
-    if (kernels := _kernels(device)) is not None:
+    if (kernels := _KERNELS.on(device)) is not None:
         place = Place(seed, sample, position, stream)
         with _KERNELS.or_else(torch.device(device)):
             if token_ids is None:
@@ -88,7 +89,7 @@ def gumbel_at(
 def _gumbel_of_places(
     places: Sequence[Place], vocab_size: int, device: torch.device | str
 ) -> Tensor:
-    if (kernels := _kernels(device)) is not None:
+    if (kernels := _KERNELS.on(device)) is not None:
         with _KERNELS.or_else(torch.device(device)):
             return kernels.gumbel_at(places, vocab_size, device=device)
     return torch.stack(
@@ -103,7 +104,7 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
     """Of each row of `scores` (nodes, vocab) the entry that is largest with the noise of its place,
     in float32, the first among equals, a NaN counting as largest: tokens (nodes,) int64 and their
     scores (nodes,). Nothing waits for the device."""
-    if (kernels := _kernels(scores.device)) is not None:
+    if (kernels := _KERNELS.on(scores.device)) is not None:
         with _KERNELS.or_else(scores.device):
             return kernels.choose(scores, places)
     noise = gumbel_at(places, scores.shape[1], device=scores.device)
@@ -124,13 +125,6 @@ def differing_share(
         for place, own in zip(places, gumbel_at(places, vocab_size, device=device), strict=True)
     )
     return differing / (positions * vocab_size)
-
-
-_KERNELS = Kernels("mmspec.noise_kernels", "noise")
-
-
-def _kernels(device: torch.device | str) -> Any:
-    return _KERNELS.on(device)
 
 
 def uniforms(seed: int, position: int, count: int, *, sample: int = 0) -> list[float]:
