@@ -3,8 +3,10 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
+from typing import TypeAlias
+from weakref import WeakKeyDictionary, ref
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from mmspec.build import build_engine
@@ -24,12 +26,15 @@ from mmspec.target.masks import MaskRule
 from mmspec.target.probe import Shape
 
 
+_Modules: TypeAlias = tuple[ref[nn.Module], ...]
+
+
 @dataclass(frozen=True)
 class Probed:
     """What was found about a model, and the quick layers that it was seen with. These hold layers,
     never the model that they are in."""
 
-    modules: tuple[int, ...]  # the ids of the model's own, as they then were
+    modules: _Modules  # the model's own, as they then were
     mask_rule: MaskRule
     attention: Attention
     linears: Linears | None
@@ -110,5 +115,6 @@ class KnownModels:
         return seen.target(model), seen.shape
 
 
-def _modules(model: PreTrainedModel) -> tuple[int, ...]:
-    return tuple(map(id, model.modules()))
+def _modules(model: PreTrainedModel) -> _Modules:
+    """One that is gone equals none, also where a new one has its id."""
+    return tuple(map(ref, model.modules()))

@@ -15,7 +15,7 @@ from families import EOS_TOKEN, FAMILIES, Layout, layouts_of, prompt_inputs
 from matrix import model_of
 from PIL import Image
 from stores import write_store
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LogitsProcessor,
     PreTrainedModel,
@@ -546,6 +546,17 @@ def test_a_layer_that_was_replaced_is_probed() -> None:
     for drafter in ("prompt_lookup", eager()):
         found = model.generate(**inputs("lfm2", "text"), **GREEDY, **OURS, drafter=drafter)
         assert torch.equal(found, expected)
+
+
+def test_a_layer_in_the_memory_of_the_one_before_is_another() -> None:
+    """An object's id says nothing once it is gone."""
+    model = FAMILIES["llama"].build(torch.float64)
+    for _ in range(20):
+        model.model.layers = nn.ModuleList([nn.Linear(2, 2)])
+        before = known_models._modules(model)
+        model.model.layers[0] = nn.Identity()
+        model.model.layers[0] = nn.Linear(2, 2)
+        assert known_models._modules(model) != before
 
 
 def test_a_prompt_that_cannot_be_cut_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
