@@ -28,6 +28,7 @@ from mmspec.target.load import (
     resolve_path,
     transformers_model,
 )
+from mmspec.target.own_modes import own_modes
 from mmspec.target.probe import Shape
 from mmspec.tree import TokenTree
 
@@ -82,7 +83,8 @@ def load(
                 trust_remote_code=settings.model.trust_remote_code,
                 revision=settings.model.revision,
             )
-    return build_engine(settings, loaded, processor, drafters)
+    with own_modes(loaded.device):
+        return build_engine(settings, loaded, processor, drafters)
 
 
 def build_engine(

@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from functools import reduce
 from itertools import count
@@ -52,6 +52,7 @@ from mmspec.state import Prompt
 from mmspec.stream import Piece, TextStream, build_detokenizer
 from mmspec.target import Target
 from mmspec.target.graphs import GraphInfo
+from mmspec.target.own_modes import own_modes
 from mmspec.target.probe import reason_against_watching
 from mmspec.target.taps import check_taps
 from mmspec.tree import TokenTree
@@ -264,7 +265,7 @@ class Engine:
         """Generates for one prompt, a piece of text at a time. Closing it early frees its KV."""
         request = build_request(prompt, options)
         check_streamed(request)
-        with _own_modes(self.target.device):
+        with own_modes(self.target.device):
             row = self._row(request, 0)
         return Stream(row, self._decode([row]), self.tokenizer)
 
@@ -440,23 +441,11 @@ class Engine:
         )
 
 
-@contextmanager
-def _own_modes(device: torch.device) -> Iterator[None]:
-    """Leaves a caller's torch.inference_mode(), in which is made what cannot be written to once it
-    has ended, and torch.autocast: what is kept for later requests is of the weights' own dtype."""
-    is_within, is_cast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device.type)
-    with (
-        torch.inference_mode(False) if is_within else nullcontext(),
-        torch.autocast(device.type, enabled=False) if is_cast else nullcontext(),
-    ):
-        yield
-
-
 def _step_by_step(decoded: Generator[Row], device: torch.device) -> Generator[Row]:
     """The same rows, whatever modes the caller enters and leaves between them."""
     with closing(decoded):
         while True:
-            with _own_modes(device):
+            with own_modes(device):
                 row = next(decoded, None)
             if row is None:
                 return

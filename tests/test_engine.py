@@ -19,8 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor
 
 import mmspec
 from mmspec import Request
+from mmspec.config import Config
 from mmspec.controller import AutoController
 from mmspec.errors import ConfigError, DecodeError, InputError
+from mmspec.integrations.known_models import KnownModels
 from mmspec.kv import KVCache
 from mmspec.requests import FIELD_NAMES
 from mmspec.target import Target
@@ -234,6 +236,32 @@ def test_a_callers_autocast_changes_nothing() -> None:
     after = single.generate("A mill", **options)
     for found in (within, after):
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_processor_may_have_weights(
+    mode: Callable[[], Any], temperature: float, engine: mmspec.Engine
+) -> None:
+    """As within transformers' generate it runs without gradients, whatever the caller's mode is."""
+    weight = torch.nn.Parameter(torch.ones(()))
+    options = {"temperature": temperature, "seed": 1, "max_new_tokens": 4}
+    expected = engine.generate(TEXT, **options).tokens
+    with mode():
+        found = engine.generate(TEXT, logits_processors=[lambda _, s: s * weight], **options)
+    assert found.tokens == expected
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["load", "custom_generate"])
+def test_an_engine_made_within_an_autocast_is_as_any(
+    is_known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The probe would see another model than is decoded."""
+    model = FAMILIES["llama"].build(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = KnownModels().engine(model, Config(), "none") if is_known else mmspec.load(model)
+    assert made.target.attachments.attention == "tree"
+    assert not caplog.text
 
 
 def test_a_request_that_cannot_begin_leaves_the_others_alone(engine: mmspec.Engine) -> None:

@@ -23,8 +23,8 @@ from mmspec.target.cuts import Cuts
 from mmspec.target.found import Found
 from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
+from mmspec.target.own_modes import own_modes
 from mmspec.target.probe import Shape
-
 
 _Modules: TypeAlias = tuple[ref[nn.Module], ...]
 
@@ -94,14 +94,15 @@ class KnownModels:
     ) -> Engine:
         """An Engine for processed prompts. Raises ModelError and ConfigError."""
         drafters = chosen_drafters(drafter, config.drafter)
-        with self._lock:
-            known = self._known.setdefault(model, Known())
-            probed = self._probed(model, known, config.decode)
-            name = config.decode.controller
-            if name in CONTROLLERS and name not in known.controllers:
-                known.controllers[name] = CONTROLLERS[name]()
-        controller = known.controllers.get(name)
-        return build_engine(config, model, None, drafters, probed=probed, controller=controller)
+        with own_modes(model.device):
+            with self._lock:
+                known = self._known.setdefault(model, Known())
+                probed = self._probed(model, known, config.decode)
+                name = config.decode.controller
+                if name in CONTROLLERS and name not in known.controllers:
+                    known.controllers[name] = CONTROLLERS[name]()
+            controller = known.controllers.get(name)
+            return build_engine(config, model, None, drafters, probed=probed, controller=controller)
 
     def _probed(
         self, model: PreTrainedModel, known: Known, config: DecodeConfig
