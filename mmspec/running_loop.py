@@ -44,14 +44,9 @@ class RunningLoop:
 
     def put(self, ticket: Ticket, request: Request) -> None:
         """The ticket's prompt waits for a place."""
-
-        def is_wanted() -> bool:  # asked between steps
-            self.num_beats += 1
-            return ticket.is_wanted
-
-        wanted = while_wanted(request, is_wanted)
+        held = (ticket, request)
         with self.changed:
-            self.waiting.append((ticket, wanted))
+            self.waiting.append(held)
             self.changed.notify()
 
     def drop(self, ticket: Ticket) -> None:

@@ -30,7 +30,8 @@ class JoinedLoop:
         """`calls_back`: its requests have callbacks, one of which may ask the same engine from any
         thread and wait for what its own loop cannot come to meanwhile."""
         self._calls_back = calls_back
-        self._lock = threading.Lock()
+        # Also for who has it: the collector may close a stream, anywhere, that nobody holds.
+        self._lock = threading.RLock()
         self._loop = RunningLoop()  # the one that is joined
         self._is_running = False
         self._threads: set[threading.Thread] = set()  # of that loop, and of those that stand still
@@ -125,13 +126,21 @@ class JoinedLoop:
     def _go_on_without(self, engine: Engine, loop: RunningLoop) -> None:
         for event_loop, ahead in self._ahead.items():  # it may be one that is yet to be prepared
             with suppress(RuntimeError):  # closed
-                event_loop.call_soon_threadsafe(ahead.release)
-        waiting = loop.take_waiting()
-        if waiting:
+                event_loop.call_soon_threadsafe(_let_one_in, ahead)
+        if loop.waiting:
             self._loop = RunningLoop()
-            self._begin(engine)
-            for ticket, request in waiting:
+            try:
+                self._begin(engine)
+            except RuntimeError:  # no thread can be begun any more: they wait on
+                self._loop = loop
+                return
+            for ticket, request in loop.take_waiting():
                 self._loop.put(ticket, request)
+
+
+def _let_one_in(ahead: asyncio.Semaphore) -> None:
+    if ahead.locked():  # somebody waits, or the next one would
+        ahead.release()
 
 
 def _unless_it_ends(request: Request, tell: Tell) -> tuple[Request, Tell]:

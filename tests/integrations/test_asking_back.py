@@ -15,6 +15,7 @@ from mmspec.engine import Engine
 from mmspec.integrations import joined_loop
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.requests import Request
+from mmspec.running_loop import RunningLoop, Ticket
 
 OUTER = Request(LEDGER, temperature=0, max_new_tokens=12, reuse=False)
 INNER = Request(LEDGER.replace("Bob", "Eve"), temperature=0, max_new_tokens=8, reuse=False)
@@ -161,6 +162,47 @@ def test_a_callback_may_ask_the_event_loop_that_waits_for_it(
 
     assert asyncio.run(ask_all()) == [alone[0]] * num_asking
     assert asked == [alone[0] if with_callback else alone[1]] * num_asking
+
+
+def test_a_loop_that_stands_still_lets_in_no_more_than_wait(
+    engine: Engine, alone: list[tuple[int, ...]], impatient: None
+) -> None:
+    """Or the prompts that are ready at a time grow with each slow callback."""
+
+    async def ask() -> tuple[tuple[int, ...], int]:
+        one = calling(lambda: time.sleep(1), "on_prefill")
+        places = joined_loop.joined_loop(engine, one).ahead(engine)
+        _, result = await answer_async(engine, lambda: one)
+        await asyncio.sleep(0)
+        return result.tokens, places._value
+
+    assert asyncio.run(ask()) == (alone[0], joined_loop.num_ahead(engine))
+
+
+def test_a_loop_s_lock_may_be_asked_for_within_it(engine: Engine) -> None:
+    """A stream that nobody holds is closed by the collector, in any thread and at any time."""
+    joined = joined_loop.JoinedLoop(calls_back=False)
+    left = joined.submit(engine, replace(INNER, max_new_tokens=2), lambda news: None)
+
+    def begin_place() -> None:
+        with joined._lock:
+            joined.forget(left)
+
+    thread = threading.Thread(target=begin_place, daemon=True)
+    thread.start()
+    thread.join(HUNG_S)
+    assert not thread.is_alive()
+
+
+def test_what_moved_to_another_loop_is_no_beat_of_the_one_before() -> None:
+    """Which stands still, and is told of."""
+    before, after = RunningLoop(), RunningLoop()
+    before.put(Ticket(lambda news: None), INNER)
+    ((ticket, request),) = before.take_waiting()
+    after.put(ticket, request)
+    begun = next(after._arriving())
+    assert begun is not None and begun.is_wanted is not None and begun.is_wanted()
+    assert (before.num_beats, after.num_beats) == (0, 1)
 
 
 def test_nobody_waits_for_the_callback_of_another(
