@@ -92,15 +92,17 @@ def _check_media(
         for kind, ids in (("image", image_ids), ("video", video_ids))
     }
     features = [name for name in model_inputs if name.startswith(_IMAGE_FEATURES + _VIDEO_FEATURES)]
+    heard = [name for name in model_inputs if name.startswith(AUDIO_FEATURES)]
     # A model of one's own may call them as it likes.
-    is_given = features or any(value.is_floating_point() for value in model_inputs.values())
+    is_given = features or any(
+        value.is_floating_point() for name, value in model_inputs.items() if name not in heard
+    )
     for kind, count in counts.items():
         if count and not is_given:
             raise InputError(
                 f"the prompt has {count} {kind} placeholder tokens and no pixel values; give the "
                 f"{kind}, or take the placeholder out of the text"
             )
-    heard = [name for name in model_inputs if name.startswith(AUDIO_FEATURES)]
     audio_ids = placeholder_ids(config, "audio")
     count = sum(int((token_ids == one).sum()) for one in audio_ids)
     if audio_ids and bool(count) != bool(heard):

@@ -41,6 +41,10 @@ def test_a_good_batch_of_one_is_taken_as_it_is() -> None:
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, ["1 zeros of 4", "padding=False"]),
         ({"attention_mask": torch.ones(1, 3)}, ["(1, 3)", "(1, 4)"]),
         ({"pixel_values": None}, ["2 image placeholder tokens", "no pixel values"]),
+        (
+            {"pixel_values": None, "input_features": torch.zeros(1, 4, 8)},
+            ["2 image placeholder tokens", "no pixel values"],
+        ),
         ({"input_ids": torch.tensor([[1, 2]])}, ["pixel_values", "no image", "[7]"]),
     ],
 )
