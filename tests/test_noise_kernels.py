@@ -95,7 +95,7 @@ def test_on_a_gpu_the_kernels_are_what_is_called(monkeypatch: pytest.MonkeyPatch
             return own(*args, **options)  # type: ignore[operator]
 
         monkeypatch.setattr(noise_kernels, name, noted)
-    monkeypatch.setattr(noise, "_kernels", lambda device: noise_kernels)
+    monkeypatch.setattr(noise._KERNELS, "on", lambda device: noise_kernels)
     found = [gumbel(7, 11, 50, sample=3), gumbel(7, 11, 50, token_ids=torch.tensor([4, 9]))]
     noise.choose(torch.randn(2, 50), PLACES[:2])
     assert calls == ["gumbel_at", "gumbel_of", "choose"]
