@@ -11,13 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mmspec.errors import ConfigError, ModelError
 from mmspec.requests import Request, Result
 
 from .chats import QUESTIONS, parts_of
 from .drafting import Truths
 from .judge import leaks, rounding_of, watched
-from .report import Report
+from .report import Refused, Report, may_refuse
 from .speakers import SEEING, WRITING, asked_plainly, draw_engine, draw_media, plain_speaker
 
 SHARED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}  # ours -> OpenAI's
@@ -43,17 +42,13 @@ class Call:
 
 def play_clients(draw: random.Random, report: Report, folder: Path) -> None:
     if not all(map(find_spec, ("starlette", "uvicorn", "prometheus_client", "httpx2"))):
-        report.refused = "the extra 'serve' is not installed"
-        return
+        raise Refused("the extra 'serve' is not installed")
     from mmspec.serving import ServerSettings, create_app
 
     name = draw.choice([*SEEING, *WRITING])
     plain, truths = plain_speaker(name), Truths()
-    try:
+    with may_refuse():
         engine, report.title = draw_engine(draw, name, truths)
-    except (ConfigError, ModelError) as error:
-        report.refused = str(error)
-        return
     for number in range(draw.choice([1, 2])):
         report.begin(number, "clients of a server")
         calls = [_draw_call(draw, name) for _ in range(draw.randint(1, 6))]

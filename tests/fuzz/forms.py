@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmspec.engine import Engine
-from mmspec.errors import ConfigError, InputError, ModelError
+from mmspec.errors import InputError
 from mmspec.integrations.guided import JsonGuide
 from mmspec.requests import Request
 
@@ -19,7 +19,7 @@ from .cases import wanted
 from .chats import QUESTIONS
 from .drafting import Truths
 from .judge import differences, leaks, rounding_of, watched
-from .report import Report
+from .report import Refused, Report, may_refuse
 from .speakers import SEEING, WRITING, asked_plainly, draw_engine, plain_speaker
 
 WORDS = ("a", "name", "it's", 'quo"ted', "naïve", "two words", "0", "\\", "é😀", "x" * 30)
@@ -32,17 +32,13 @@ def _guide(name: str) -> JsonGuide:
 
 def play_forms(draw: random.Random, report: Report, folder: Path) -> None:
     if not find_spec("llguidance"):
-        report.refused = "JSON by a schema needs llguidance"
-        return
+        raise Refused("JSON by a schema needs llguidance")
     name = draw.choice([*WRITING, *WRITING, *SEEING])
     plain, truths = plain_speaker(name), Truths()
-    try:
+    with may_refuse(InputError):
         guide = _guide(name)
         guide.matching()
         engine, report.title = draw_engine(draw, name, truths)
-    except (ConfigError, InputError, ModelError) as error:
-        report.refused = str(error)
-        return
     with watched([engine]) as caches:
         for number in range(draw.choice([1, 2])):
             report.begin(number, "schemas")

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mmspec.engine import Engine
-from mmspec.errors import ConfigError, ModelError
 from mmspec.requests import Request
 
 from .chats import QUESTIONS
 from .drafting import Truths
 from .judge import leaks, watched
-from .report import Report
+from .report import Refused, Report, may_refuse
 from .speakers import SEEING, WRITING, asked_plainly, draw_engine, plain_speaker
 
 Texts = list[str]  # of the answers to a call's questions
@@ -136,15 +135,11 @@ class Call:
 def play_frameworks(draw: random.Random, report: Report, folder: Path) -> None:
     installed = [name for name in SYNC if find_spec(name)]
     if not installed:
-        report.refused = "no framework is installed"
-        return
+        raise Refused("no framework is installed")
     name = draw.choice([*WRITING, *SEEING])
     plain, truths = plain_speaker(name), Truths()
-    try:
+    with may_refuse():
         engine, report.title = draw_engine(draw, name, truths)
-    except (ConfigError, ModelError) as error:
-        report.refused = str(error)
-        return
     with watched([engine]) as caches:
         for number in range(draw.choice([1, 2])):
             report.begin(number, "frameworks")

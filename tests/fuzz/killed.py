@@ -17,7 +17,7 @@ from mmspec.cli import app
 from mmspec.engine import Engine
 
 from .chats import QUESTIONS
-from .report import Report
+from .report import Refused, Report
 from .speakers import picture
 
 MODEL = "nano-vlm"
@@ -31,8 +31,7 @@ def _plain() -> Engine:
 
 def play_killed(draw: random.Random, report: Report, folder: Path) -> None:
     if not hasattr(os, "fork"):
-        report.refused = "this system forks no processes"
-        return
+        raise Refused("this system forks no processes")
     tasks, broken = _draw_tasks(draw, folder)
     inputs, out, seed = folder / "prompts.jsonl", folder / "answers.jsonl", draw.randrange(9)
     inputs.write_text("".join(json.dumps(task) + "\n" for task in tasks), encoding="utf-8")

@@ -1,8 +1,25 @@
 """Report: what came of a scenario."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from mmspec.errors import ConfigError, ModelError
 from mmspec.requests import Result
+
+
+class Refused(Exception):
+    """The scenario cannot be played, and why."""
+
+
+@contextmanager
+def may_refuse(*errors: type[Exception]) -> Iterator[None]:
+    """What is drawn is made within it: where mmspec refuses that, by `errors` too, there is no such
+    scenario. Behind it such an error is a finding."""
+    try:
+        yield
+    except (ConfigError, ModelError, *errors) as error:
+        raise Refused(str(error)) from error
 
 
 @dataclass

@@ -15,7 +15,6 @@ from torch import Tensor
 from mmspec.build import build_engine
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.engine import Engine
-from mmspec.errors import ConfigError, ModelError
 from mmspec.noise import gumbel
 from mmspec.requests import Result
 
@@ -24,7 +23,7 @@ from .drafting import Truths, draw_drafters
 from .judge import alone, leaks, watched
 from .models import Model, built, plain_engine, probed_once, speaking
 from .play import PLAYS
-from .report import Report
+from .report import Refused, Report, may_refuse
 from .settings import draw_cache, draw_decode
 from .shelf import Shelf
 
@@ -45,21 +44,17 @@ def play_rough(draw: random.Random, report: Report, folder: Path) -> None:
     decode.exactness = draw.choice(["bitwise", "standard"])
     report.title = f"{family} {dtype} {decode}"
     if decode.exactness == "standard" and _has_experts(family):
-        report.refused = "of experts another one may be chosen by a tie"
-        return
+        raise Refused("of experts another one may be chosen by a tie")
     if decode.exactness == "bitwise":
         decode.max_rows, decode.max_nodes = min(decode.max_rows, 3), min(decode.max_nodes, 12)
     plain, truths = plain_engine(model), Truths()
     shelf = Shelf(folder, draw, plain, most=None)
-    try:
+    with may_refuse():
         drafters = draw_drafters(draw, family, dtype, truths, plain.target, shelf)
         report.title += f" {'+'.join(drafter.name for drafter in drafters)}"
         if decode.exactness == "bitwise":
             plain = _engine(model, replace(decode, controller="fixed"), CacheConfig(0, 0), [])
         engine = _engine(model, decode, draw_cache(draw), drafters)
-    except (ConfigError, ModelError) as error:
-        report.refused = str(error)
-        return
     prompts = list(shelf.prompts)
     with watched([engine]) as caches:
         for number in range(draw.choice([1, 2])):

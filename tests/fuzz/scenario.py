@@ -14,7 +14,7 @@ from mmspec.build import build_engine
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
-from mmspec.errors import ConfigError, ModelError
+from mmspec.errors import ModelError
 from mmspec.kv import KVCache
 from mmspec.requests import Result
 from mmspec.verify import VERIFIERS
@@ -33,7 +33,7 @@ from .killed import play_killed
 from .meddling import meddled, rewritten
 from .models import FEW_POSITIONS, Model, built, plain_engine, probed_once, speaking
 from .play import PLAYS, by_both
-from .report import Report
+from .report import Refused, Report, may_refuse
 from .rough import play_rough
 from .sabotage import sabotaged
 from .settings import draw_cache, draw_decode
@@ -73,10 +73,18 @@ class Scene(NamedTuple):
 def run(seed: int, *, kind: str = "engine", family: str | None = None) -> Report:
     """Draws the scenario of this seed, plays it, and compares. `kind`: one of KINDS."""
     draw, report = random.Random(seed), Report(seed)
-    if kind != "engine":
+    try:
         with TemporaryDirectory() as folder:
-            KINDS[kind](draw, report, Path(folder))
-        return report
+            if kind == "engine":
+                _play_engine(draw, report, family, Path(folder))
+            else:
+                KINDS[kind](draw, report, Path(folder))
+    except Refused as refused:
+        report.refused = str(refused)
+    return report
+
+
+def _play_engine(draw: random.Random, report: Report, family: str | None, folder: Path) -> None:
     drawn = draw.choice([*_OWN, ADAPTED])
     family = family or drawn
     if family == ADAPTED:
@@ -87,15 +95,12 @@ def run(seed: int, *, kind: str = "engine", family: str | None = None) -> Report
         has_few = False
     model = Model(family, dtype, has_few)
     if why := _unusable(model):
-        report.refused = why
-        return report
+        raise Refused(why)
     plain = plain_engine(model)
-    with TemporaryDirectory() as folder:
-        if draw.random() < 0.12 and not has_few:
-            _play_drawn(draw, report, plain, model._replace(dtype="float64"))
-        else:
-            _play_exact(draw, report, plain, model, Path(folder))
-    return report
+    if draw.random() < 0.12 and not has_few:
+        _play_drawn(draw, report, plain, model._replace(dtype="float64"))
+    else:
+        _play_exact(draw, report, plain, model, folder)
 
 
 def _unusable(model: Model) -> str | None:
@@ -122,16 +127,13 @@ def _play_exact(
     decode = draw_decode(draw)
     cache = draw_cache(draw)
     shelf = Shelf(folder, draw, plain, most=FEW_POSITIONS - 20 if has_few else None)
-    try:
+    with may_refuse():
         drafters = draw_drafters(draw, family, dtype, truths, plain.target, shelf)
         names = "+".join(drafter.name for drafter in drafters)
         report.title = f"{family} {dtype} {names} {decode} {cache}"
         engine = _built(model, Config(decode=decode, cache=cache), drafters)
         knowing = Knowing(truths, "none", plain.target.vocab_size)
         beside = _beside(draw, engine, model, decode, knowing) if draw.random() < 0.2 else None
-    except (ConfigError, ModelError) as error:
-        report.refused = str(error)
-        return
     scene = Scene(draw, report, plain, engine, model, truths, drafters, shelf, beside)
     engines = [engine] if beside is None else [engine, beside]
     with (
@@ -174,11 +176,8 @@ def _play_drawn(draw: random.Random, report: Report, plain: Engine, model: Model
         return _built(model, Config(decode=decode, cache=draw_cache(draw)), [made.make()])
 
     report.title = f"{family} {rule} {most} nodes"
-    try:
+    with may_refuse():
         make_engine(draw)
-    except (ConfigError, ModelError) as error:
-        report.refused = str(error)
-        return
     texts: list[Inputs] = []
     for number in range(draw.choice([1, 2])):
         report.begin(number, f"verifier {rule}")

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mmspec.engine import Engine
-from mmspec.errors import ConfigError, ModelError
 from mmspec.requests import Request, Result
 
 from .cases import wanted
 from .chats import QUESTIONS, played_chat
 from .drafting import Truths
 from .judge import differences, leaks, rounding_of, watched
-from .report import Report
+from .report import Report, may_refuse
 from .speakers import SEEING, asked_plainly, draw_engine, draw_media, plain_speaker
 from .steering import draw_kept, draw_penalties, draw_sampling
 
@@ -25,11 +24,8 @@ def play_talk(draw: random.Random, report: Report, folder: Path) -> None:
     name = draw.choice(SEEING)
     plain, truths = plain_speaker(name), Truths()
     exact = rounding_of(plain)
-    try:
+    with may_refuse():
         engine, report.title = draw_engine(draw, name, truths)
-    except (ConfigError, ModelError) as error:
-        report.refused = str(error)
-        return
     with watched([engine]) as caches:
         for number in range(draw.choice([1, 2, 3])):
             if draw.random() < 0.4:

@@ -23,7 +23,6 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.encoders.media import split_media
 from mmspec.engine import Engine
-from mmspec.errors import ModelError
 from mmspec.inputs import from_inputs
 from mmspec.inputs.passages import Passage
 from mmspec.requests import Request, Result
@@ -33,7 +32,7 @@ from .cases import Inputs, draw_prompt, wanted
 from .judge import differences, leaks, rounding_of, watched
 from .models import Model, built, plain_engine, probed_once, speaking
 from .play import at_once
-from .report import Report
+from .report import Report, may_refuse
 from .settings import draw_decode
 from .steering import draw_sampling
 
@@ -85,12 +84,9 @@ def play_tenants(draw: random.Random, report: Report, folder: Path) -> None:
     drafters = draw.choice([lookups, lookups[1:]])
     report.title = f"{family} {decode} {cache}"
     plain, probed = plain_engine(model), probed_once(model, decode.attention, decode.packed_weights)
-    try:
+    with may_refuse():
         config = Config(decode=decode, cache=cache)
         engine = build_engine(config, built(model), speaking(), drafters, probed=probed)
-    except ModelError as error:
-        report.refused = str(error)
-        return
     left: dict[str, list[Asked]] = {name: [] for name in ALPHABETS}
     prompts: list[tuple[str, Inputs]] = []
     shares_letters = draw.random() < 0.5
