@@ -28,6 +28,8 @@ _LEAST_LOSS = 0.25  # of what it costs, that an ask which is not believed to pay
 _USUAL = 2.0  # times its usual cost, that a proposal may count for: now and then one does more
 _AT_STAKE = 0.5  # of what a drafter may lose, that one proposal may take
 _LONGEST_SLEEP = 32.0  # plain steps' time: what asking costs may have become less meanwhile
+_UNPREPARED_SLEEP = 4.0  # of one that would have to be prepared first, and may not: as long as its
+# text grows, or others save something, that may change
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
 
 
@@ -65,7 +67,7 @@ class AutoStep(FixedStep):
         self._is_plain = is_refreshed or not self._cost.is_known
         self._probing: set[tuple[int, str]] = set()
         self._paused: set[tuple[int, str]] = set()
-        self._waits_s: dict[int, float] = {}  # of rows: until a drafter may be asked again
+        self._waits_s: dict[int, dict[str, float]] = {}  # of rows: until each drafter may be asked
         self._draft_s: dict[tuple[int, str], float] = {}
         self._asked: dict[int, list[Ask]] = {}  # of each row, in their order
         self._spent_s = 0.0
@@ -83,7 +85,11 @@ class AutoStep(FixedStep):
         pace = self.paces[row]
         if pace.speculate is True:
             return True
-        return not self._is_plain and self._preparing.is_worth(pace, drafter, due)
+        if not self._is_plain and self._preparing.is_worth(pace, drafter, due):
+            return True
+        if not due.can_wait:
+            self._waits_s.setdefault(row, {})[drafter] = _UNPREPARED_SLEEP * self._cost.row_plain_s
+        return False
 
     def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
         super().prepared(row, drafter, due, seconds)
@@ -115,7 +121,7 @@ class AutoStep(FixedStep):
         if self._is_plain or self.sleeps(row):
             return False
         wait_s = self._wait_s(row, drafter, tree, least_s)
-        self._waits_s[row] = min(wait_s, self._waits_s.get(row, math.inf))
+        self._waits_s.setdefault(row, {})[drafter] = wait_s
         return wait_s == 0.0
 
     def _wait_s(self, row: int, drafter: str, tree: TokenTree, least_s: float | None) -> float:
@@ -306,8 +312,8 @@ class AutoStep(FixedStep):
         for name, account in pace.accounts.items():
             account.earn(saved_s.get(name, 0.0), told_s, row_plain_s)
         # What this step takes is waited for already.
-        wait_s = min(self._waits_s.get(row, 0.0), _LONGEST_SLEEP * row_plain_s)
-        pace.sleep_s = wait_s - seconds
+        wait_s = min(self._waits_s.get(row, {}).values(), default=0.0)
+        pace.sleep_s = min(wait_s, _LONGEST_SLEEP * row_plain_s) - seconds
 
     def _saved_by(self, row: int, verdict: Verdict | None) -> dict[str, float]:
         """Seconds that each drafter that was asked saved or lost, at what such steps usually cost:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mmspec.controller import AutoController, Controller, FixedController, Pace
+from mmspec.controller.preparing import Preparing
 from mmspec.state import Preparation, Verdict
 from mmspec.tree import TokenTree
 
@@ -226,6 +227,22 @@ def test_what_preparing_takes_is_measured_whatever_the_drafter_says(steps: float
         _, pace = world.decode(GOOD_ONE, 40, first=first, first_s=30 * PLAIN_S)
         prepared.append(bool(pace.prepared_s))
     assert prepared[0] and sum(prepared) <= 2, prepared
+
+
+def test_who_may_not_be_prepared_is_weighed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a token brings to the text changes little of it."""
+    weighed, is_worth = list[str](), Preparing.is_worth
+
+    def counted(preparing: Preparing, pace: Pace, drafter: str, due: Preparation) -> bool:
+        weighed.append(drafter)
+        return is_worth(preparing, pace, drafter, due)
+
+    monkeypatch.setattr(Preparing, "is_worth", counted)
+    ratio, pace = World(AutoController()).decode(
+        BAD_ONE, 400, first=Preparation(steps=50), first_s=50 * PLAIN_S
+    )
+    assert ratio > 0.99 and not pace.prepared_s
+    assert 0 < len(weighed) < 400 / 3
 
 
 def test_a_good_drafter_is_prepared_for_every_request_once_it_has_shown_it() -> None:
