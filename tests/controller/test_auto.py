@@ -47,7 +47,7 @@ class World:
             step = self.controller.step([pace], 100 + tokens)
             tree, right, asked_s = TokenTree.root(1), {0: True}, list[float]()
             for name, (draft, draft_s) in drafters.items():
-                if name not in ready and not step.prepares(0, name, first):
+                if step.sleeps(0) or (name not in ready and not step.prepares(0, name, first)):
                     continue
                 if not step.asks(0, name, tree):
                     continue
