@@ -40,14 +40,14 @@ def media_inputs(
         except _UnreadError:
             continue
         except Exception as error:  # the next form may be the right one
-            failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
+            failures.append(_told(error))
             continue
         for count, layout in product(counts, _layouts(model, kind)):
             try:
                 prompt = _prompt(model, kind, text, count, form, layout)
                 _check_read(model, prompt, form)
             except Exception as error:  # nor need it be the right number, or place
-                failures.append(f"{type(error).__name__}: {' '.join(str(error).split())[:80]}")
+                failures.append(_told(error))
                 continue
             return prompt
     if kind == "video" and not failures:  # it has a placeholder, and nothing to put there
@@ -60,7 +60,7 @@ def _counts(model: PreTrainedModel, kind: MediaKind, form: Form) -> Sequence[int
     """How many placeholders a medium may have: as many as it has features. Where there is no method
     for those, or it does not tell, all numbers. Raises where the form is not the model's."""
     any_number = range(2, _MOST_TOKENS + 1)
-    # The whole model's may hand on less than the inner one's takes: that comes last.
+    # The whole model's comes first. It may hand on less than an inner one takes.
     methods = [getattr(part, METHODS[kind], None) for part in model.modules()]
     failure: Exception | None = None
     for method in filter(None, methods):
@@ -76,6 +76,10 @@ def _counts(model: PreTrainedModel, kind: MediaKind, form: Form) -> Sequence[int
         raise failure
     _check_names(form, model)
     return any_number
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
 
 
 def _check_read(model: PreTrainedModel, prompt: Form, form: Form) -> None:
