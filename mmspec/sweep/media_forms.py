@@ -27,7 +27,10 @@ def forms(model: PreTrainedModel, kind: MediaKind, seed: int) -> Iterator[Form]:
         return
     sizes = _Sizes(getattr(model.config, "vision_config", None) or model.config)
     names = inspect.signature(model.forward).parameters.keys()
-    for form in (_of_image if kind == "image" else _of_video)(model, sizes, noise, seed):
+    seen = (
+        _of_image(model, sizes, noise, seed) if kind == "image" else _of_video(sizes, noise, seed)
+    )
+    for form in seen:
         timed = {"video_second_per_grid": torch.tensor([1.0 + seed])}
         if "video_grid_thw" in form and timed.keys() <= names:
             yield {**form, **timed}
@@ -90,7 +93,7 @@ def _of_image(model: PreTrainedModel, sizes: _Sizes, noise: _Noise, seed: int) -
     yield {"pixel_values": tiles, "image_sizes": size}
 
 
-def _of_video(model: PreTrainedModel, sizes: _Sizes, noise: _Noise, seed: int) -> Iterator[Form]:
+def _of_video(sizes: _Sizes, noise: _Noise, seed: int) -> Iterator[Form]:
     name = "pixel_values_videos"
     merged = {"video_merge_sizes": torch.tensor([sizes.merge])}
     for form in _on_grids(name, "video_grid_thw", sizes, noise, frames=2, seed=seed):
