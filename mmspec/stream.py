@@ -67,7 +67,7 @@ def build_detokenizer(
     """By the tokenizers library itself where the tokenizer is fast; without one no token has a
     text."""
     if tokenizer is None:
-        return Detokenizer(lambda ids: "")
+        return Detokenizer(lambda ids: "", lambda token: True)
     backend = getattr(tokenizer, "backend_tokenizer", None)
 
     @cache  # only asked for where many tokens have no text: some tokenizers have thousands of these

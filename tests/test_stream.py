@@ -154,8 +154,11 @@ def test_so_it_does_behind_many_tokens_without_text(make: Make, name: str) -> No
     assert max(lengths) < 40 + 2 * len(words)
 
 
-def test_no_tokenizer_no_text() -> None:
-    assert detokenized(build_detokenizer(None, skip_special_tokens=True), [1, 2]) == ""
+def test_no_tokenizer_no_text_and_nothing_is_held_for_it() -> None:
+    detokenizer = build_detokenizer(None, skip_special_tokens=True)
+    lengths = counted(detokenizer)
+    assert detokenized(detokenizer, range(500)) == ""
+    assert max(lengths) < 20
 
 
 def test_the_fast_detokenizer_is_taken_where_it_can_be() -> None:
