@@ -1,7 +1,7 @@
 """own_modes: what torch computes in, whoever calls mmspec from within which of its modes."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
 
 import torch
@@ -15,15 +15,20 @@ def _cast_kinds(kind: str) -> tuple[str, ...]:
     return tuple(filter(is_autocast_available, dict.fromkeys(("cpu", "cuda", kind))))
 
 
-@contextmanager
-def own_modes(device: torch.device) -> Iterator[None]:
+def own_modes(device: torch.device) -> AbstractContextManager[None]:
     """Leaves a caller's torch.inference_mode(), in which is made what cannot be written to once it
     has ended, and torch.autocast: what is kept for later requests is of the weights' own dtype.
     Without gradients, as transformers' generate: a processor of the caller's may have weights."""
+    cast = filter(torch.is_autocast_enabled, _cast_kinds(device.type))
+    left: list[AbstractContextManager[None]] = [torch.autocast(k, enabled=False) for k in cast]
+    if torch.is_inference_mode_enabled():
+        left.append(torch.inference_mode(False))  # which turns gradients on
+    return _all_of(*left, torch.no_grad()) if left else torch.no_grad()
+
+
+@contextmanager
+def _all_of(*modes: AbstractContextManager[None]) -> Iterator[None]:
     with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))  # which turns gradients on
-        for kind in filter(torch.is_autocast_enabled, _cast_kinds(device.type)):
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(torch.no_grad())
+        for mode in modes:
+            stack.enter_context(mode)
         yield
