@@ -50,24 +50,24 @@ def decode(
                 continue
             stepping, watch = overlap.rows(active), Stopwatch()
             # 2. Propose: the drafters continue each row's own text with a tree.
-            with watch.stage("propose"):
-                drafted = propose(stepping, drafts, vocab_size, is_begun=overlap.is_begun)
+            drafted = propose(stepping, drafts, vocab_size, is_begun=overlap.is_begun)
+            watch.lap("propose")
             # 3. Score: all trees in one forward, which may have been begun.
-            with watch.stage("score"):
-                scores = overlap.score(stepping, drafted.trees)
+            scores = overlap.score(stepping, drafted.trees)
+            watch.lap("score")
             # 4. Verify: each row chooses its tokens along its tree.
             steps = list(zip(stepping, drafted.trees, scores, strict=True))
-            with watch.stage("verify"):
-                may_begin = drafted.is_quiet and not prefiller.rows
-                verdicts = overlap.verify(verify, steps, may_begin=may_begin)
+            may_begin = drafted.is_quiet and not prefiller.rows
+            verdicts = overlap.verify(verify, steps, may_begin=may_begin)
+            watch.lap("verify")
             # 5. Commit the accepted paths; what was not accepted is forgotten.
-            with watch.stage("commit"):
-                overlap.commit(stepping, verdicts)
+            overlap.commit(stepping, verdicts)
+            watch.lap("commit")
             # 6. Observe: each drafter learns what became of its tree.
-            with watch.stage("observe"):
-                drafted.step.observe(verdicts, watch.spent("score", "verify", "commit"))
-                for (row, tree, score), verdict in zip(steps, verdicts, strict=True):
-                    row.observe(tree, verdict, score)
+            drafted.step.observe(verdicts, watch.spent("score", "verify", "commit"))
+            for (row, tree, score), verdict in zip(steps, verdicts, strict=True):
+                row.observe(tree, verdict, score)
+            watch.lap("observe")
             for row in stepping:
                 row.stats.add_seconds(watch.seconds)
                 yield row.end_if_unwanted()
@@ -81,8 +81,8 @@ def decode(
 
 def _keep_unfinished(rows: list[Row], prefiller: Prefiller) -> list[Row]:
     """The rows that go on; the others' slots are free again."""
-    for row in rows:
-        if row.is_done:
-            row.close()
-            prefiller.finish(row)
-    return [row for row in rows if not row.is_done]
+    ended = [row for row in rows if row.is_done]
+    for row in ended:
+        row.close()
+        prefiller.finish(row)
+    return [row for row in rows if not row.is_done] if ended else rows

@@ -126,8 +126,8 @@ class Prefiller:
         """Prefills one chunk; returns its tokens. After the last one the row begins."""
         row, watch = pending.row, Stopwatch()
         try:
-            with watch.stage("prefill"):
-                start, prefill = self._run_chunk(pending)
+            start, prefill = self._run_chunk(pending)
+            watch.lap("prefill")
             row.stats.add_seconds(watch.seconds)
             held = self._cache.length(prefill.placement.row)
             if row.on_prefill is not None:

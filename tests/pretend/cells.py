@@ -78,13 +78,12 @@ def _watch(cuda: Device, steps: list[dict[str, list[Wait]]]) -> type[Stopwatch]:
         def __init__(self) -> None:
             super().__init__()
             self._waits: dict[str, list[Wait]] = {}
+            self._num_seen = len(cuda.waits)
             steps.append(self._waits)
 
-        @contextmanager
-        def stage(self, name: str) -> Iterator[None]:
-            before = len(cuda.waits)
-            with super().stage(name):
-                yield
-            self._waits[name] = cuda.waits[before:]
+        def lap(self, stage: str) -> None:
+            super().lap(stage)
+            self._waits[stage] = cuda.waits[self._num_seen :]
+            self._num_seen = len(cuda.waits)
 
     return Watch
