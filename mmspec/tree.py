@@ -44,7 +44,9 @@ class TokenTree:
     @staticmethod
     def root(token: int) -> "TokenTree":
         """The tree of node 0 alone: no draft, plain decoding."""
-        return TokenTree((token,), (-1,), (1.0,), ("",))
+        tree = TokenTree((token,), (-1,), (1.0,), ("",))
+        vars(tree).update(_OF_ROOT)  # one is made for each row and step
+        return tree
 
     @staticmethod
     def chain(
@@ -254,3 +256,12 @@ class TokenTree:
         outside = [t for t in self.tokens if vocab_size is not None and not 0 <= t < vocab_size]
         if outside:
             raise ValueError(f"tokens {outside[:5]} lie outside of the vocabulary of {vocab_size}")
+
+
+_OF_ROOT: dict[str, object] = {  # what such a tree would find, whatever its token
+    "depths": (0,),
+    "cumulative_confidence": (1.0,),
+    "ancestor_mask": np.ones((1, 1), dtype=np.bool_),
+    "_child_of": {},
+    "_children": [[]],
+}

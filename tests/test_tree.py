@@ -1,6 +1,7 @@
 """TokenTree: pruning, merging, cutting; a small tree against every subtree there is."""
 
 from dataclasses import replace
+from functools import cached_property
 from itertools import combinations
 
 import pytest
@@ -77,6 +78,13 @@ def test_root_and_chain_are_the_two_simplest_trees() -> None:
     assert path_tokens(chain) == {(7,): (1.0, ""), (7, 5): (0.9, "a"), (7, 5, 6): (0.8, "a")}
     for tree in (TokenTree.root(7), chain):
         tree.check_integrity()
+
+
+def test_root_knows_what_any_tree_of_its_fields_finds() -> None:
+    known, made = TokenTree.root(7), TokenTree((7,), (-1,), (1.0,), ("",))
+    found = {n for n, v in vars(TokenTree).items() if isinstance(v, cached_property)}
+    assert found <= vars(known).keys()
+    assert all(getattr(known, name) == getattr(made, name) for name in found)
 
 
 def test_prune_keeps_a_deep_likely_node_before_a_shallow_unlikely_one() -> None:
