@@ -71,7 +71,7 @@ class EagleMethod:
         noisy = features + (2 * drawn - 1) * self._noise
         said = self.module(self._embedded(batch, 1), noisy)
         _, learned = batch.ahead(2)
-        count = learned.sum().clamp(min=1)
+        count = batch.num_learned(2)
         wanted = shifted(features, 1)[learned]
         state_loss = F.smooth_l1_loss(said.features[learned].float(), wanted, reduction="none")
         state_loss = state_loss.mean(-1).sum() / count

@@ -84,9 +84,8 @@ class Eagle3Method:
             _, learned = batch.ahead(step + 2)
             # What the target says of the token that is drafted: at the place before it.
             wanted = shifted(wanted_states, step + 1)[learned]
-
             loss = summed_over_tokens(self._token_loss, said.read[learned], wanted)
-            loss = loss / learned.sum().clamp(min=1)
+            loss = loss / batch.num_learned(step + 2)
             total = total + self._decay**step * loss
             parts[f"draft {step + 1}"] = loss.detach()
         return Losses(total, parts)

@@ -50,7 +50,7 @@ class GlideMethod:
             return F.cross_entropy(self._ends.logits(states).float(), ids, reduction="sum")
 
         total = summed_over_tokens(of_tokens, states[learned], ids[learned])
-        return Losses(total / learned.sum().clamp(min=1))
+        return Losses(total / batch.num_learned(1))
 
     def drafts(self, batch: Batch, *, top_k: int) -> Tensor:
         """By speculations of the longest length, begun at every place: a token's d-th neighbour is

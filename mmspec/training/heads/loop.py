@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from mmspec.errors import ConfigError
 from mmspec.training.checkpoint import load_checkpoint, save_checkpoint
 from mmspec.training.clock import clock_s
 from mmspec.training.heads.acceptance import Acceptance, evaluate
+from mmspec.training.heads.batch import learned_counts
 from mmspec.training.heads.epochs import Place, packed, walk
 from mmspec.training.heads.examples import Example
 from mmspec.training.heads.features import FeatureReader
@@ -212,17 +213,17 @@ def _step(
     for _ in range(settings.accumulate):
         chosen, state.place = next(data)
         taken.append([examples[index] for index in chosen])
-    counts = [sum(example.num_learned for example in some) for some in taken]
+    # A token counts as much in a short batch as in a long one.
+    counts = learned_counts(example.learned for some in taken for example in some)
     parts: dict[str, torch.Tensor] = {}
-    for some, count in zip(taken, counts, strict=True):
-        share = count / max(sum(counts), 1)  # a token counts as much in a short batch as in a long
-        batch = reader.read(some)
+    for some in taken:
+        batch = replace(reader.read(some), counts=counts)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             losses = state.method.loss(batch, generator)
         # Of the head alone: the target's own head, through which it speaks, stays as it is.
-        (losses.total * share).backward(inputs=trained)
+        losses.total.backward(inputs=trained)
         for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
-            parts[name] = parts.get(name, 0) + value.float() * share
+            parts[name] = parts.get(name, 0) + value.float()
     values = torch.stack(list(parts.values())).tolist()
     tokens = sum(example.num_tokens for some in taken for example in some)
     return dict(zip(parts, values, strict=True)), tokens

@@ -64,7 +64,7 @@ class MedusaMethod:
             loss = summed_over_tokens(
                 partial(self._cross_entropy, depth), hidden[learned], ids[learned]
             )
-            mean = loss / learned.sum().clamp(min=1)
+            mean = loss / batch.num_learned(depth + 2)
             total = total + self._decay ** (depth + 1) * mean
             parts[f"head {depth + 1}"] = mean.detach()
         return Losses(total, parts)

@@ -48,8 +48,8 @@ class HeadMethod(Protocol):
         """The highest learning rate, where none is given."""
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Of the learned tokens, a mean. All that is drawn comes from the generator, which is
-        the CPU's (see `on_device`)."""
+        """Of the learned tokens, over `Batch.num_learned`. All that is drawn comes from the
+        generator, which is the CPU's (see `on_device`)."""
 
     def drafts(self, batch: Batch, *, top_k: int) -> Tensor:
         """(depth, batch, seq, top_k) int64: at [d, b, s] the best tokens for place s + 2 + d of the

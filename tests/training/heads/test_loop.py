@@ -1,6 +1,8 @@
 """The loop: it learns, and a run that was stopped anywhere ends as one that was not."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from mmspec.training.heads.eagle import EagleMethod
 from mmspec.training.heads.eagle3 import Eagle3Method
 from mmspec.training.heads.examples import Example
 from mmspec.training.heads.features import FeatureReader
+from mmspec.training.heads.glide import GlideMethod
 from mmspec.training.heads.loop import CHECKPOINT, Report, check_begun, read_log, train
+from mmspec.training.heads.medusa import MedusaMethod
 from mmspec.training.heads.method import HeadMethod
 from mmspec.training.heads.optimizer import Optimizer
 from mmspec.training.heads.settings import Settings
@@ -122,20 +126,32 @@ def test_an_evaluation_that_was_interrupted_is_made_as_the_run_goes_on(
     assert log[-1]["acceptance"]
 
 
+KINDS: dict[str, Callable[[Target], HeadMethod]] = {
+    "medusa": lambda target: MedusaMethod(target, num_heads=4),
+    "eagle": lambda target: EagleMethod(target, noise=0.0),
+    "eagle3": lambda target: Eagle3Method(target, np.ones(112, np.int64), steps=4),
+    "glide": lambda target: GlideMethod(target, max_drafts=1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_token_counts_as_much_in_a_short_batch_as_in_a_long_one(
-    target: Target, tmp_path: Path
+    target: Target, tmp_path: Path, kind: str
 ) -> None:
-    """Two batches of one text each are one batch of two."""
+    """Two batches of one text each are one batch of two: to the gradients of each part of a loss,
+    of which deeper drafts have fewer tokens."""
+    texts = [examples()[0], examples()[3]]  # of 6 and 20 tokens
+    texts[0] = replace(texts[0], learned=np.ones(6, np.bool_))
     losses, gradients = [], []
     for name, tokens, accumulate in (("two", 20, 2), ("one", 40, 1)):
         torch.manual_seed(0)
-        method = EagleMethod(target, noise=0.0)
+        method = KINDS[kind](target)
         settings = Settings(steps=1, batch_tokens=tokens, accumulate=accumulate)
-        reader = FeatureReader(target, None, taps=method.taps)  # type: ignore[arg-type]
+        reader = FeatureReader(target, None, taps=method.taps, kv_layer=method.kv_layer)  # type: ignore[arg-type]
         reports = train(
             method,
             reader,
-            [examples()[0], examples()[3]],  # of 6 and 20 tokens
+            texts,
             [],
             settings=settings,
             folder=tmp_path / name,
