@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import InputProcessor
-from mmspec.inputs.messages import Message
+from mmspec.inputs.messages import Message, build_conversation
 from mmspec.requests import Request
-from mmspec.state import Prompt
+from mmspec.state import MediaKind, Prompt
 from mmspec.training.heads.lessons import Lesson, text_of
 
 Learn = Literal["answers", "all"]
@@ -127,15 +127,27 @@ class ExampleMaker:
     def _earlier_answers(self, request: Request, prompt: Prompt) -> Iterator[tuple[int, int]]:
         """Where earlier turns of the assistant stand in the prompt, where its template leaves them
         as they are."""
-        if isinstance(request.prompt, str) or prompt.images:
+        if isinstance(request.prompt, str | Mapping | Prompt):
             return
         tokens = prompt.token_ids.numpy()
-        messages = cast(Sequence[Message], request.prompt)
-        for place, message in enumerate(messages):
-            said = text_of(message)
-            if message.get("role") != "assistant" or place == 0 or not said:
+        chat = build_conversation(
+            request.prompt,
+            images=request.images,
+            videos=request.videos,
+            audio=request.audio,
+            system=request.system,
+        )
+        for place, message in enumerate(chat.messages):
+            said, before = text_of(message), chat.messages[:place]
+            is_asked = any(other["role"] != "system" for other in before)
+            if message["role"] != "assistant" or not is_asked or not said:
                 continue
-            asked = encoded(self._inputs, replace(request, prompt=messages[:place])).token_ids
+            asked = self._inputs.encode(
+                before,
+                images=chat.images[: _count(before, "image")],
+                videos=chat.videos[: _count(before, "video")],
+                audio=chat.audio[: _count(before, "audio")],
+            ).token_ids
             answer = np.array(self._tokens(said), np.int64)
             start, stop = len(asked), len(asked) + len(answer)
             if np.array_equal(tokens[:start], asked) and np.array_equal(tokens[start:stop], answer):
@@ -179,6 +191,15 @@ def encoded(inputs: InputProcessor, request: Request) -> Prompt:
         system=request.system,
         passages=request.passages,
         passage_template=request.passage_template,
+    )
+
+
+def _count(messages: Sequence[Message], kind: MediaKind) -> int:
+    """Media of a kind in messages of a Conversation."""
+    return sum(
+        part["type"] == kind
+        for message in messages
+        for part in cast(Sequence[Message], message["content"])
     )
 
 

@@ -112,6 +112,38 @@ def test_of_a_chat_the_answers_are_learned_with_the_token_that_ends_them(nano: E
     assert example.learned.all()
 
 
+def test_of_a_chat_about_pictures_all_answers_are_learned(nano: Engine, tmp_path: Path) -> None:
+    """Also where a later turn brings another picture, and where the same words stand elsewhere."""
+    shown = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path, size in zip(shown, ((8, 8), (16, 8)), strict=True):
+        Image.new("RGB", size).save(path)
+    given: dict[str, object] = {"type": "image", "image": shown[0]}
+    messages = [
+        {"role": "user", "content": [given, {"type": "text", "text": "Ho"}]},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And this?"}]},
+        {"role": "assistant", "content": "Ha"},
+        {"role": "user", "content": "Ho"},
+    ]
+    request = Request(messages, images=shown[1:])
+    (example,) = made(nano, Lesson("x", request, "So"), max_tokens=1000)
+    answers = [[*said(text), EOS] for text in ("Ho", "Ha", "So")]
+    assert example.tokens[example.learned].tolist() == [id for answer in answers for id in answer]
+    starts = np.flatnonzero(np.diff(example.learned.astype(int)) == 1)
+    assert example.tokens[starts].tolist() == [ASSISTANT] * 3
+    assert example.request is request
+
+
+def test_a_greeting_that_nobody_asked_for_is_not_learned(nano: Engine) -> None:
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Hi"},
+    ]
+    (example,) = made(nano, Lesson("x", Request(messages), "Ho"))
+    assert example.tokens[example.learned].tolist() == [*said("Ho"), EOS]
+
+
 def test_the_targets_own_answer_is_taken_as_it_chose_it(nano: Engine) -> None:
     own = [*said("ab"), EOS]
     (example,) = made(nano, Lesson("x", Request("Hi"), "given"), {"x": own})
