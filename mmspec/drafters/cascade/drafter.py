@@ -68,7 +68,11 @@ class BoundCascade:
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CascadeSession:
         lower = self.lower.start(prompt, prefill, guide)
-        return CascadeSession(self, lower, self.middle.start(prompt, prefill, guide))
+        try:
+            return CascadeSession(self, lower, self.middle.start(prompt, prefill, guide))
+        except BaseException:
+            lower.close()
+            raise
 
     def propose_together(
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int

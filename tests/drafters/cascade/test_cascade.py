@@ -318,6 +318,30 @@ def test_a_lower_level_that_fails_costs_no_token(monkeypatch: pytest.MonkeyPatch
     assert 9 < calls[0] <= 9 + len(requests), "for each row alone once more, and then no more"
 
 
+def test_where_the_middle_level_cannot_begin_the_lower_one_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, requests = engine_of("llama", SMALL), requests_of("llama")
+    (cascade,) = engine.drafters
+    assert isinstance(cascade, BoundCascade)
+    begun, closed = list[Any](), list[Any]()
+    lower = type(eager_lookup().start(engine.prepare(requests[0]).prompt, None, None))  # type: ignore[arg-type]
+    right = cascade.lower.start
+
+    def start(*args: Any) -> Any:
+        begun.append(right(*args))
+        return begun[-1]
+
+    def failing(*args: Any) -> Any:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(cascade.lower, "start", start)
+    monkeypatch.setattr(cascade.middle, "start", failing)
+    monkeypatch.setattr(lower, "close", lambda session: closed.append(session))
+    assert_plain(engine, requests, engine.generate(requests))
+    assert begun and closed == begun
+
+
 def test_a_row_is_taken_back_also_where_another_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a view of everything all is accepted, unless a row's last draft is left in its view."""
     engine, requests = engine_of("llama", WHOLE), requests_of("llama")
