@@ -16,8 +16,7 @@ from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.growing.trees import GrowingTrees
-from mmspec.drafters.heads import HeadGraphs
-from mmspec.kv import BufferPool, KVCache
+from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Taps
 from mmspec.target import Target
 from mmspec.tree import TokenTree
@@ -37,11 +36,9 @@ class BoundEagle:
         self.head = BoundHead(settings.head, target, dtype=settings.dtype)
         self.taps = Taps(frozenset(self.head.taps), whole_prompt=True)
         self.draws = settings.trees.draws
-        graphs = HeadGraphs.as_target(target, self.head.device, self.head.modules)
-        self.recorded = [] if graphs is None else [graphs.graphs]
-        self._graphs = None if graphs is None else EagleGraphs(graphs, self.head)
-        pool = None if graphs is None else BufferPool()  # what was recorded stays where it is
-        self.cache = KVCache(self.head.num_layers, pool=pool)
+        self._graphs = EagleGraphs(target, self.head)
+        self.recorded = self._graphs.recorded
+        self.cache = KVCache(self.head.num_layers, pool=self._graphs.pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
         self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
@@ -50,10 +47,7 @@ class BoundEagle:
 
     def free_recorded(self) -> None:
         with self.lock:
-            if self._graphs is not None:
-                self._graphs.clear()
-            if self.cache.pool is not None:
-                self.cache.pool.clear()
+            self._graphs.clear()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> EagleSession:
         return EagleSession(self, prompt.num_tokens, prefill, guide)

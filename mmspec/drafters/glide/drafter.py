@@ -15,9 +15,9 @@ from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.drafters.glide.session import FEW, GlideSession
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.growing.trees import GrowingTrees
-from mmspec.drafters.heads import HeadGraphs, TargetEnds, placed
+from mmspec.drafters.heads import TargetEnds, placed
 from mmspec.errors import ConfigError
-from mmspec.kv import BufferPool, KVCache
+from mmspec.kv import KVCache
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.tree import TokenTree
@@ -43,11 +43,9 @@ class BoundGlide:
         check_fits(head, target, ends)
         head = placed(head, ends, ends.dtype).eval()
         self.head = HeadForTarget(head, ends, num_layers=target.last_tap)
-        graphs = HeadGraphs.as_target(target, self.head.device, self.head.modules)
-        self.recorded = [] if graphs is None else [graphs.graphs]
-        self._graphs = None if graphs is None else GlideGraphs(graphs, self.head)
-        pool = None if graphs is None else BufferPool()  # what was recorded stays where it is
-        self.cache = KVCache(head.config.block.num_layers, pool=pool)
+        self._graphs = GlideGraphs(target, self.head)
+        self.recorded = self._graphs.recorded
+        self.cache = KVCache(self.head.num_layers, pool=self._graphs.pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
         self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
@@ -61,10 +59,7 @@ class BoundGlide:
 
     def free_recorded(self) -> None:
         with self.lock:
-            if self._graphs is not None:
-                self._graphs.clear()
-            if self.cache.pool is not None:
-                self.cache.pool.clear()
+            self._graphs.clear()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> GlideSession:
         assert prefill.cache is not None, "the prefill does not say where the row's keys are"

@@ -6,21 +6,11 @@ from mmspec.drafters.glide.bound_head import HeadForTarget
 from mmspec.drafters.glide.glimpse import CacheGlimpse, Glance
 from mmspec.drafters.heads import HeadGraphs, NewNodes, OverCache
 from mmspec.kv import WritePlan
-from mmspec.target.graphs import Bucket, Computed, ScoreCall, StaticInputs
+from mmspec.target.graphs import Computed, ScoreCall, StaticInputs
 
 
-class GlideGraphs:
-    """The recorded graphs of one head; not for two threads at once. What is seen of the target's
-    cache has inputs of its own, of the same rows and nodes."""
-
-    def __init__(self, graphs: HeadGraphs, head: HeadForTarget) -> None:
-        self._graphs = graphs
-        self._head = head
-        self._seen: dict[Bucket, StaticInputs] = {}
-
-    def clear(self) -> None:
-        self._graphs.graphs.clear()
-        self._seen.clear()
+class GlideGraphs(HeadGraphs[HeadForTarget, StaticInputs]):
+    """What is seen of the target's cache has inputs of its own, of the same rows and nodes."""
 
     def compute(self, nodes: NewNodes, glance: Glance) -> Tensor | None:
         """The logits of a call's leaves, (all rows' leaves, vocab), or None where they must be
@@ -29,13 +19,13 @@ class GlideGraphs:
         layers = [cache.flat_layers[index] for index in head.target_layers]
         call = _reading(nodes, glance)
         bucket = call.bucket
-        if bucket is None or self._graphs.bucket(nodes) is None:
+        if bucket is None or self._bucket(nodes) is None:
             return None
         if any(layer.keys.device != head.device for layer in layers):  # a graph is one device's
             return None
-        seen = self._seen.get(bucket)
+        seen = self._beside.get(bucket)
         if seen is None:
-            seen = self._seen[bucket] = StaticInputs(bucket, head.device)
+            seen = self._beside[bucket] = StaticInputs(bucket, head.device)
         seen.fill(call)
 
         def level(given: StaticInputs, attend: OverCache) -> Computed:
@@ -44,7 +34,7 @@ class GlideGraphs:
             states = head.states(given.ids, given.positions, attend, positions, glimpse)
             return Computed(head.logits(states))
 
-        computed = self._graphs.compute(nodes, level, mode=(bucket, cache.addresses))
+        computed = self._compute(nodes, level, mode=(bucket, cache.addresses))
         return None if computed is None else nodes.leaves_of(computed.logits)
 
 

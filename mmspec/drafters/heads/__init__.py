@@ -19,10 +19,10 @@ from mmspec.drafters.heads.attention import (
     WholeSequences,
 )
 from mmspec.drafters.heads.block import DecoderBlock, GatedMLP
-from mmspec.drafters.heads.borrowing import BorrowingHead, placed
+from mmspec.drafters.heads.borrowing import BorrowingHead, as_one, placed
 from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.ends import TargetEnds
-from mmspec.drafters.heads.graphs import HeadGraphs, as_one, recorder_as
+from mmspec.drafters.heads.graphs import HeadGraphs, recorded_as
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.drafters.heads.norm import RMSNorm
 from mmspec.drafters.heads.rotary import Rotary, Rotation
@@ -45,6 +45,6 @@ __all__ = [
     "WholeSequences",
     "as_one",
     "placed",
-    "recorder_as",
+    "recorded_as",
     "writing_nodes",
 ]

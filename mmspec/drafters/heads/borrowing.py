@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mmspec.attention import Reach
 from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.ends import TargetEnds, embedded
-from mmspec.drafters.heads.graphs import as_one
 from mmspec.target.linears import quick_linears
 
 M = TypeVar("M", bound=nn.Module)
@@ -76,3 +75,10 @@ def placed(
     if not shared and all((w.device, w.dtype) == there for w in module.parameters()):
         return module
     return copy.deepcopy(module, dict(shared or {})).to(*there)
+
+
+def as_one(*modules: nn.Module) -> nn.ModuleList:
+    """Modules as one, to be watched for changes; they stay as they are, in training or not."""
+    joined = nn.ModuleList(modules)
+    joined.training = False
+    return joined

@@ -2,42 +2,52 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
 
 from mmspec.drafters.heads.attention import OverCache
+from mmspec.drafters.heads.borrowing import BorrowingHead
 from mmspec.drafters.heads.nodes import NewNodes
+from mmspec.kv import BufferPool
 from mmspec.target import Target
-from mmspec.target.graphs import Bucket, Computed, Recorder, ScoreCall, ScoreGraphs, StaticInputs
+from mmspec.target.graphs import Bucket, Computed, ScoreCall, ScoreGraphs, StaticInputs
+from mmspec.target.graphs.score import Inputs
 
 _MAX_NODES = 16  # of a row: the logits of all of them are made, where only some are asked for
 
 Level = Callable[[StaticInputs, OverCache], Computed]
 """Computes new nodes by their ids and positions, in the inputs, and by their attention: of values
 that differ from call to call it reads nothing else but tensors that stay where they are."""
+Head = TypeVar("Head", bound=BorrowingHead)
+Beside = TypeVar("Beside")  # what else a graph reads, by its bucket
 
 
-class HeadGraphs:
-    """The recorded graphs of one head; not for two threads at once."""
+class HeadGraphs(Generic[Head, Beside]):
+    """The recorded graphs of one head, where its target's score calls are recorded; not for two
+    threads at once."""
 
-    def __init__(self, recorder: Recorder, device: torch.device, watched: nn.Module) -> None:
-        """`watched`: the modules that it computes by, whose change ends all graphs."""
-        self.graphs = ScoreGraphs(recorder, device)
-        self._watched = watched
+    def __init__(self, target: Target, head: Head) -> None:
+        self.recorded = recorded_as(target, head.device)
+        self.pool = BufferPool() if self.recorded else None  # what was recorded stays where it is
+        self._head = head
+        self._watched = head.modules  # whose change ends all graphs
+        self._beside: dict[Bucket, Beside] = {}
 
-    @staticmethod
-    def as_target(target: Target, device: torch.device, watched: nn.Module) -> "HeadGraphs | None":
-        """Those of a head on `device` where the target's score calls are recorded; else None."""
-        recorder = recorder_as(target, device)
-        return None if recorder is None else HeadGraphs(recorder, device, watched)
+    def clear(self) -> None:
+        """Drops them, and buffers that no cache uses."""
+        for graphs in self.recorded:
+            graphs.clear()
+        if self.pool is not None:
+            self.pool.clear()
+        self._beside.clear()
 
-    def bucket(self, nodes: NewNodes) -> Bucket | None:
+    def _bucket(self, nodes: NewNodes) -> Bucket | None:
         """The shapes of a call's graph; None where none takes it."""
-        bucket = _call(nodes).bucket
+        bucket = _call(nodes).bucket if self.recorded else None
         return None if bucket is None or bucket.nodes > _MAX_NODES else bucket
 
-    def compute(self, nodes: NewNodes, level: Level, *, mode: Hashable) -> Computed | None:
+    def _compute(self, nodes: NewNodes, level: Level, *, mode: Hashable) -> Computed | None:
         """What `level` computes of a call that has a bucket, or None where it must be computed
         without a graph, which overwrites what was written. `mode`: what else tells graphs
         apart."""
@@ -47,20 +57,17 @@ class HeadGraphs:
             with call.cache.planned(plan):
                 return level(given, OverCache(call.cache, given.tree_call(call)))
 
+        (graphs,) = self.recorded
         with torch.no_grad():
-            return self.graphs.score(_call(nodes), forward, mode=mode, model=self._watched)
+            return graphs.score(_call(nodes), forward, mode=mode, model=self._watched)
 
 
-def as_one(*modules: nn.Module) -> nn.ModuleList:
-    """Modules as one, to be watched for changes; they stay as they are, in training or not."""
-    joined = nn.ModuleList(modules)
-    joined.training = False
-    return joined
-
-
-def recorder_as(target: Target, device: torch.device) -> Recorder | None:
-    """One for forwards on `device` where the target's score calls are recorded; else None."""
-    return None if target.graphs is None else target.graphs.recorder.another(device)
+def recorded_as(
+    target: Target, device: torch.device, *, inputs: Callable[..., Inputs] = StaticInputs.of
+) -> list[ScoreGraphs]:
+    """Graphs for forwards on `device` where the target's score calls are recorded; else none."""
+    recorder = None if target.graphs is None else target.graphs.recorder.another(device)
+    return [] if recorder is None else [ScoreGraphs(recorder, device, inputs=inputs)]
 
 
 def _call(nodes: NewNodes) -> ScoreCall:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.growing.branching import affordable
-from mmspec.drafters.heads import TargetEnds, placed, recorder_as
+from mmspec.drafters.heads import TargetEnds, placed
 from mmspec.drafters.medusa.best_paths import BestPaths
 from mmspec.drafters.medusa.drawn_paths import DrawnPaths
 from mmspec.drafters.medusa.graphs import MedusaGraphs
@@ -49,15 +49,14 @@ class BoundMedusa:
         self.taps = Taps(frozenset({self.tap}))
         self._ends = ends
         self._head = head = placed(settings.head, ends, ends.dtype)
-        recorder = recorder_as(target, ends.device)
-        self._graphs = None if recorder is None else MedusaGraphs(recorder, head, ends)
-        self.recorded = [] if self._graphs is None else [self._graphs.graphs]
+        self._graphs = MedusaGraphs(target, head, ends)
+        self.recorded = self._graphs.recorded
         self._lock = threading.Lock()  # of what is recorded
 
     def free_recorded(self) -> None:
-        if self._graphs is not None:
-            with self._lock:
-                self._graphs.graphs.clear()
+        with self._lock:
+            for graphs in self.recorded:
+                graphs.clear()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> MedusaSession:
         return MedusaSession(self, prefill, guide)
@@ -85,12 +84,9 @@ class BoundMedusa:
         """(heads, rows, vocab), of as many heads as a tree of `budget` nodes can be deep."""
         joined = torch.stack(list(states)).to(self._ends.device, self._ends.dtype)
         depth = min(self.settings.trees.max_depth, budget)
-        if self._graphs is not None:
-            with self._lock:
-                logits = self._graphs.compute(joined, depth)
-            if logits is not None:
-                return logits
-        return self._head.logits(joined, depth, self._ends.logits)
+        with self._lock:
+            logits = self._graphs.compute(joined, depth)
+        return self._head.logits(joined, depth, self._ends.logits) if logits is None else logits
 
     def _sketch(
         self, session: MedusaSession, tokens: Sequence[int], logits: Tensor, budget: int

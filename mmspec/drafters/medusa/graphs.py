@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmspec.drafters.heads import TargetEnds, as_one
+from mmspec.drafters.heads import TargetEnds, as_one, recorded_as
 from mmspec.drafters.medusa.module import MedusaHead
-from mmspec.target.graphs import Computed, Recorder, ScoreGraphs
+from mmspec.target import Target
+from mmspec.target.graphs import Computed
 
 _MAX_ROWS = 64
 
@@ -64,10 +65,11 @@ class StateInputs:
 
 
 class MedusaGraphs:
-    """The recorded graphs of one set of heads; not for two threads at once."""
+    """The recorded graphs of one set of heads, where the target's score calls are recorded; not
+    for two threads at once."""
 
-    def __init__(self, recorder: Recorder, head: MedusaHead, ends: TargetEnds) -> None:
-        self.graphs = ScoreGraphs(recorder, ends.device, inputs=StateInputs)
+    def __init__(self, target: Target, head: MedusaHead, ends: TargetEnds) -> None:
+        self.recorded = recorded_as(target, ends.device, inputs=StateInputs)
         self._head = head
         self._ends = ends
         self._watched = as_one(head, ends.head)
@@ -76,9 +78,10 @@ class MedusaGraphs:
         """As `MedusaHead.logits` of `states` (rows, hidden), (heads, rows, vocab); None where they
         must be computed without a graph."""
         call = StateCall(states, num_heads)
-        with torch.no_grad():
-            computed = self.graphs.score(call, self._forward, mode=None, model=self._watched)
-        return None if computed is None else computed.logits.transpose(0, 1)
+        for graphs in self.recorded:
+            computed = graphs.score(call, self._forward, mode=None, model=self._watched)
+            return None if computed is None else computed.logits.transpose(0, 1)
+        return None
 
     def _forward(self, given: StateInputs, call: StateCall) -> Computed:
         logits = self._head.logits(given.states, call.num_heads, self._ends.logits)
