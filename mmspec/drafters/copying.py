@@ -5,14 +5,15 @@ All places become one tree, as in SuffixDecoding (arXiv 2411.04975); its most pr
 found best first.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from heapq import heappop, heappush
+from collections.abc import Callable, Sequence
 from math import exp
+from operator import attrgetter
 from typing import NamedTuple
 
 from mmspec.calibration import Calibration
+from mmspec.drafters.proposal import Choice, Proposal, ProposalBuilder
+from mmspec.drafters.walked import walked
 from mmspec.retrieval import Branch, Continuation, Trie
-from mmspec.state import Verdict
 from mmspec.tree import TokenTree
 
 # A match of so many tokens is believed at one half, before any was seen: of texts that have
@@ -50,74 +51,52 @@ class Copier:
         self._shared = shared
         self._was_useful = was_useful
         self._calibration = Calibration()
-        self._drafted: dict[tuple[int, ...], tuple[Bucket, Branch]] = {}  # by the path's tokens
+        self._proposal: Proposal | None = None
+        self._branches: list[Branch] = []  # of its nodes
         self._trie = Trie(())
 
     def draft(self, token: int, found: Sequence[Continuation], budget: int) -> TokenTree:
         """The `budget` most confident nodes below `token`; the root alone where nothing was found
         that is worth it."""
-        self._drafted = {}
-        self._trie = trie = Trie(found)
+        self._proposal = None
         if not found or budget <= 0:
             return TokenTree.root(token)
-        tokens, parents, confidence = [token], [-1], [1.0]
-        paths: list[tuple[int, ...]] = [()]
-        # (-cumulative confidence, order, branch, parent, confidence, bucket)
-        waiting: list[tuple[float, int, Branch, int, float, Bucket]] = []
-        count = 0
+        self._trie = Trie(found)
+        nodes = ProposalBuilder(token, self._name)
+        self._branches = nodes.add_likeliest(
+            self._trie.root, self._below, budget=budget, min_confidence=self._min_confidence
+        )
+        self._proposal = nodes.built()
+        return self._proposal.tree
 
-        def wait_for_children(branch: Branch, parent: int, cumulative: float) -> None:
-            nonlocal count
-            for child in trie.children(branch):
-                heaviest = trie.heaviest(child)
-                bucket = _bucket(child, heaviest)
-                rate = self._rate(bucket, _prior(child, heaviest))
-                if cumulative * rate >= self._min_confidence:
-                    count += 1
-                    entry = (-cumulative * rate, count, child, parent, rate, bucket)
-                    heappush(waiting, entry)
-
-        wait_for_children(trie.root, 0, 1.0)
-        while waiting and len(tokens) <= budget:
-            cumulative, _, branch, parent, rate, bucket = heappop(waiting)
-            tokens.append(branch.token)
-            parents.append(parent)
-            confidence.append(rate)
-            paths.append((*paths[parent], branch.token))
-            self._drafted[paths[-1]] = bucket, branch
-            wait_for_children(branch, len(tokens) - 1, -cumulative)
-        return TokenTree.drafted(tokens, parents, confidence, self._name)
-
-    def observe(self, tree: TokenTree, verdict: Verdict) -> None:
-        """What became of the step's tree, which may lack some of the drafted nodes and hold
-        others."""
-        if not self._drafted:
+    def observe(self, tokens: Sequence[int]) -> None:
+        """What the target has chosen behind the text that was drafted for."""
+        proposal, self._proposal = self._proposal, None
+        if proposal is None:
             return
-        useful: set[int] = set()
-        accepted = set(verdict.path)
-        for node, bucket, branch in self._tried(tree, accepted):
-            is_accepted = node in accepted
-            self._calibration.observe(bucket, is_accepted)
-            if self._shared is not None:
-                self._shared.observe(bucket, is_accepted)
-            if is_accepted:
-                useful.update(branch.places)
+        proposal.teach(self._calibration, tokens)
+        if self._shared is not None:
+            proposal.teach(self._shared, tokens)
         if self._was_useful is not None:
-            for place in sorted(useful):
+            chosen = [proposal.tree.child(*step) for step in walked(proposal.tree, tokens)]
+            nodes = [self._branches[node] for node in chosen if node is not None]
+            for place in sorted({place for branch in nodes for place in branch.places}):
                 self._was_useful(self._trie.continuations[place])
-        self._drafted = {}
 
     def take_back(self) -> None:
         """Nothing will be told of the last draft."""
-        self._drafted = {}
+        self._proposal = None
 
-    def _tried(self, tree: TokenTree, accepted: set[int]) -> Iterator[tuple[int, Bucket, Branch]]:
-        """The drafted nodes whose parent was accepted: of them alone the target has spoken."""
-        for node in range(1, tree.num_nodes):
-            if tree.parents[node] in accepted:
-                path = tuple(tree.tokens[n] for n in tree.path_to(node)[1:])
-                if path in self._drafted:
-                    yield node, *self._drafted[path]
+    def _below(self, branch: Branch) -> list[Choice[Branch]]:
+        """What followed a branch, the likeliest first."""
+        found = list[Choice[Branch]]()
+        for child in self._trie.children(branch):
+            heaviest = self._trie.heaviest(child)
+            bucket = _bucket(child, heaviest)
+            rate = self._rate(bucket, _prior(child, heaviest))
+            found.append(Choice(child.token, rate, bucket, child))
+        found.sort(key=attrgetter("rate"), reverse=True)
+        return found
 
     def _rate(self, bucket: Bucket, prior: float) -> float:
         if self._shared is not None:

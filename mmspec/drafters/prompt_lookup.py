@@ -70,7 +70,7 @@ class PromptLookupSession:
         return self._copier.draft(tokens[-1], found, budget)
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        self._copier.observe(tree, verdict)
+        self._copier.observe(verdict.tokens)
 
     def take_back(self, num_tokens: int) -> None:
         self._text.take_back(num_tokens)

@@ -1,7 +1,10 @@
 """Proposal: what a drafter has proposed, kept until the target's choices teach what was right."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -11,6 +14,16 @@ from mmspec.tree import TokenTree
 
 _FIRST = "first"  # the bucket of all first children
 _BELIEVED = 0.8  # of them, before anything is known
+Place = TypeVar("Place")  # what a node's children are found by
+
+
+class Choice(NamedTuple, Generic[Place]):
+    """A node that may be proposed."""
+
+    token: int
+    rate: float  # how likely it is accepted, if its parent is
+    bucket: Hashable  # of the calibration
+    place: Place
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,36 @@ class ProposalBuilder:
         self._rates.append(rate)
         self._buckets.append(bucket)
         return node
+
+    def add_likeliest(
+        self,
+        top: Place,
+        below: Callable[[Place], Iterable[Choice[Place]]],
+        *,
+        budget: int,
+        min_confidence: float,
+    ) -> list[Place]:
+        """Adds the `budget` nodes that are likeliest to be accepted with all above them, as far as
+        that is `min_confidence`; among equals those whose parents came first. `below`: what may
+        follow node 0, at `top`, or any other, the likeliest first. Returns each node's place."""
+        places, order = [top], count()
+        # (-cumulative confidence, parent, order, the parent's likelihood, choice, those after it)
+        waiting: list[tuple[float, int, int, float, Choice[Place], Iterator[Choice[Place]]]] = []
+
+        def wait(parent: int, likely: float, siblings: Iterator[Choice[Place]]) -> None:
+            choice = next(siblings, None)
+            if choice is not None and likely * choice.rate >= min_confidence:
+                entry = (-likely * choice.rate, parent, next(order), likely, choice, siblings)
+                heappush(waiting, entry)
+
+        wait(0, 1.0, iter(below(top)))
+        while waiting and len(self) <= budget:
+            cumulative, parent, _, likely, choice, siblings = heappop(waiting)
+            node = self.add(parent, choice.token, choice.rate, choice.bucket)
+            places.append(choice.place)
+            wait(node, -cumulative, iter(below(choice.place)))
+            wait(parent, likely, siblings)
+        return places
 
     def built(self, *, q: Tensor | None = None, scouts: Iterable[int] = ()) -> Proposal:
         """`q` (nodes, vocab), where the nodes were drawn."""

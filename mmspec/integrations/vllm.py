@@ -26,8 +26,6 @@ from mmspec.errors import ConfigError, nearest
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.integrations.known_texts import BYTES_PER_TOKEN, KnownText, KnownTexts, Tokens
 from mmspec.retrieval import Continuation, Datastore
-from mmspec.state import Verdict
-from mmspec.tree import TokenTree
 
 DATASTORE_VARIABLE = "MMSPEC_DATASTORE"  # folders, separated as in PATH
 
@@ -86,7 +84,6 @@ class _Drafted(NamedTuple):
     """What drafts for a text, and what it drafted last."""
 
     copier: Copier
-    tree: TokenTree  # a chain
     length: int  # of the text then
 
 
@@ -161,7 +158,7 @@ class MmspecProposer:
         # Of a wider tree the most probable path: what is beside it costs vLLM nothing.
         tree = copier.draft(tail[-1], found, 2 * length).best_chain()
         tree = tree.keep(range(min(tree.num_nodes, length + 1)))
-        self._drafts[text] = _Drafted(copier, tree, text.num_tokens)
+        self._drafts[text] = _Drafted(copier, text.num_tokens)
         return list(tree.tokens[1:])
 
     def _observe(self, texts: Mapping[int, KnownText], rows: Mapping[int, Tokens]) -> None:
@@ -170,16 +167,8 @@ class MmspecProposer:
         for place, text in texts.items():
             last = self._drafts.get(text)
             chosen = rows[place][last.length :].tolist() if last else []
-            if last is None or not chosen:
-                continue
-            pairs = zip(last.tree.tokens[1:], chosen, strict=False)
-            agreeing = next((n for n, (d, c) in enumerate(pairs) if d != c), len(chosen))
-            accepted = min(agreeing, last.tree.num_nodes - 1, len(chosen) - 1)
-            # vLLM may score less than was drafted; of what it left out nothing is known.
-            refused = int(agreeing < len(chosen) and accepted + 1 < last.tree.num_nodes)
-            scored = last.tree.keep(range(accepted + 1 + refused))
-            verdict = Verdict(tuple(range(accepted + 1)), tuple(chosen[: accepted + 1]))
-            last.copier.observe(scored, verdict)
+            if last is not None and chosen:
+                last.copier.observe(chosen)
 
     def _copier(self) -> Copier:
         return Copier("mmspec", min_confidence=self._settings.min_confidence, shared=self._learned)

@@ -1,26 +1,17 @@
 """BestPaths: the likeliest paths through what all heads say, or a fixed tree of them."""
 
 from collections.abc import Hashable, Iterator, Sequence
-from heapq import heappop, heappush
-from typing import NamedTuple
+from operator import attrgetter
 
 from torch import Tensor
 
 from mmspec.calibration import Calibration
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.growing.branching import BestBranching
-from mmspec.drafters.proposal import Proposal, ProposalBuilder
+from mmspec.drafters.proposal import Choice, Proposal, ProposalBuilder
 
 _LEAST = 1e-4  # that is believed of a fixed tree's tokens at least
-
-
-class _Ranked(NamedTuple):
-    """A token that may follow a node."""
-
-    rate: float
-    rank: int  # at its head
-    token: int
-    bucket: Hashable
+_Place = tuple[int, bool]  # its depth, and whether the token there was its head's best
 
 
 class BestPaths:
@@ -67,39 +58,15 @@ class BestPaths:
             self._branching.children([int(token) for token in tokens], beliefs)
             for tokens, beliefs in pairs
         ]
+        self._ranked = dict[_Place, list[Choice[_Place]]]()
         nodes = ProposalBuilder(self._token, self._drafter)
         if self._paths:
             self._take_fixed(nodes)
         else:
-            self._take_best(nodes)
+            nodes.add_likeliest(
+                (0, True), self._below, budget=self._budget, min_confidence=self._min_confidence
+            )
         return nodes.built()
-
-    def _take_best(self, nodes: ProposalBuilder) -> None:
-        """Best first: a child is never likelier than its parent, nor than the one before it."""
-        ranked = dict[tuple[int, bool], list[_Ranked]]()  # few trees come to all of them
-        # (-cumulative confidence, order, parent, its cumulative confidence, depth, is_first, place)
-        waiting: list[tuple[float, int, int, float, int, bool, int]] = []
-        count = 0
-
-        def wait(parent: int, likely: float, depth: int, is_first: bool, place: int) -> None:
-            nonlocal count
-            if depth == len(self._levels):
-                return
-            if (depth, is_first) not in ranked:
-                ranked[depth, is_first] = self._ranked(depth, is_first)
-            if place < len(ranked[depth, is_first]):
-                cumulative = likely * ranked[depth, is_first][place].rate
-                if cumulative >= self._min_confidence:
-                    count += 1
-                    heappush(waiting, (-cumulative, count, parent, likely, depth, is_first, place))
-
-        wait(0, 1.0, 0, True, 0)
-        while waiting and len(nodes) <= self._budget:
-            cumulative, _, parent, likely, depth, is_first, place = heappop(waiting)
-            child = ranked[depth, is_first][place]
-            node = nodes.add(parent, child.token, child.rate, child.bucket)
-            wait(node, -cumulative, depth + 1, child.rank == 0, 0)
-            wait(parent, likely, depth, is_first, place + 1)
 
     def _take_fixed(self, nodes: ProposalBuilder) -> None:
         places: dict[tuple[int, ...], int] = {(): 0}
@@ -112,13 +79,18 @@ class BestPaths:
             token = self._levels[depth][path[-1]].token
             places[path] = nodes.add(parent, token, max(rate, _LEAST), bucket)
 
-    def _ranked(self, depth: int, is_first: bool) -> list[_Ranked]:
-        """The depth's tokens behind a parent that was, or was not, its head's best."""
-        ranked = list[_Ranked]()
-        for rank, child in enumerate(self._levels[depth]):
-            rate, bucket = self._rate(depth, rank, is_first)
-            ranked.append(_Ranked(rate, rank, child.token, bucket))
-        return sorted(ranked, key=lambda child: -child.rate)
+    def _below(self, place: _Place) -> list[Choice[_Place]]:
+        """The tokens that may follow, the likeliest first."""
+        if place not in self._ranked:  # few trees come to all of them
+            depth, is_first = place
+            level = self._levels[depth] if depth < len(self._levels) else []
+            rates = [self._rate(depth, rank, is_first) for rank in range(len(level))]
+            choices = [
+                Choice(child.token, *rate, (depth + 1, rank == 0))
+                for rank, (child, rate) in enumerate(zip(level, rates, strict=True))
+            ]
+            self._ranked[place] = sorted(choices, key=attrgetter("rate"), reverse=True)
+        return self._ranked[place]
 
     def _rate(self, depth: int, rank: int, is_first: bool) -> tuple[float, Hashable]:
         child = self._levels[depth][rank]

@@ -64,7 +64,7 @@ class RetrievalSession:
         return self._copier.draft(token, found, budget)
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        self._copier.observe(tree, verdict)
+        self._copier.observe(verdict.tokens)
         # The state behind the last one chose the newest token.
         self._hidden, self._place = scores.hidden, verdict.path[-1]
 
