@@ -119,7 +119,12 @@ def proposals(store: Datastore, texts: Sequence[list[int]]) -> dict[str, list[fl
     """What the drafter takes for one row and step: the look-up, the trie, a tree of up to 64
     nodes; and what it takes to see at a request's start that the folder has not changed."""
     opened, settings = OpenStore(store), Retrieval(sources=["suffix"])
-    drafter = BoundRetrieval(settings, [SuffixSource([opened], settings.limits)])
+    drafter = BoundRetrieval(
+        [SuffixSource([opened], settings.limits)],
+        settings.limits,
+        max_depth=settings.max_depth,
+        min_confidence=settings.min_confidence,
+    )
     guide = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=64)
     prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
     sessions = [drafter.start(Prompt(torch.tensor(text)), prefill, guide) for text in texts]

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.prompt_lookup import PromptLookup, PromptLookupSession
+from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.drafters.retrieval.session import RetrievalSession
+from mmspec.errors import ConfigError
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -19,7 +21,7 @@ texts = st.lists(st.integers(0, 4), min_size=1, max_size=40)
 
 def started(
     text: Sequence[int], media: tuple[MediaSpan, ...] = (), **options: float
-) -> PromptLookupSession:
+) -> RetrievalSession:
     """A session whose prompt is `text`; by default every node is confident enough."""
     drafter = PromptLookup(**{"min_confidence": 0.0, "min_match": 1, **options})
     prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
@@ -32,10 +34,17 @@ def paths(tree: TokenTree) -> set[tuple[int, ...]]:
     return {tuple(tree.tokens[n] for n in tree.path_to(node)[1:]) for node in nodes}
 
 
-def observe(session: PromptLookupSession, tree: TokenTree, path: tuple[int, ...]) -> None:
+def observe(session: RetrievalSession, tree: TokenTree, path: tuple[int, ...]) -> None:
     """The target accepted `path`, then went its own way."""
     tokens = (*(tree.tokens[node] for node in path[1:]), 99)
     session.observe(tree, Verdict(path, tokens), Scores(torch.zeros(tree.num_nodes, 1)))
+
+
+def test_values_that_make_no_sense_are_refused_by_their_names() -> None:
+    for name, value in (("max_matches", 0), ("min_match", 0), ("min_match", 33), ("max_match", 0)):
+        with pytest.raises(ConfigError, match=rf"drafter\.prompt_lookup\.{name}={value}"):
+            PromptLookup(**{name: value})
+    assert started([1, 2, 1], max_matches=99).propose([1, 2, 1], 1).tokens == (1, 2)
 
 
 # LAW

@@ -365,7 +365,8 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, Any]) -> None
 def test_confidence_follows_what_the_target_accepts(
     accepted: bool, path: tuple[int, ...], tmp_path: Path
 ) -> None:
-    drafter = bound(write_store(tmp_path / "s", [[1, 2, 3, 40]]), sources=["suffix"])
+    store = write_store(tmp_path / "s", [[1, 2, 3, 40]])
+    drafter = bound(store, sources=["suffix"])
     session = started(drafter, [1, 2, 3])
     tree = session.propose([1, 2, 3], 1)
     before = tree.confidence[1]
@@ -375,7 +376,7 @@ def test_confidence_follows_what_the_target_accepts(
         assert (tree.confidence[1] > before) is accepted
         before = tree.confidence[1]
     later = started(drafter, [1, 2, 3]).propose([1, 2, 3], 1)
-    first = bound(*drafter.settings.datastores, sources=["suffix"])
+    first = bound(store, sources=["suffix"])
     fresh = started(first, [1, 2, 3]).propose([1, 2, 3], 1)
     assert (later.confidence[1] > fresh.confidence[1]) is accepted, "later requests begin there"
 

@@ -106,16 +106,21 @@ class Retrieval:
                 sources.append(
                     GeneratedSource(self.limits, max_bytes=most, path=path, tokenizer=tokenizer)
                 )
-        return BoundRetrieval(self, sources)
+        depth, least = self.max_depth, self.min_confidence
+        return BoundRetrieval(sources, self.limits, max_depth=depth, min_confidence=least)
 
 
 class BoundRetrieval:
-    """Drafts for one target. `lock` is held while sources are asked or told something."""
+    """Drafts from some sources. `lock` is held while these are asked or told something."""
 
     name = Retrieval.name
 
-    def __init__(self, settings: Retrieval, sources: Sequence[Source]) -> None:
-        self.settings = settings
+    def __init__(
+        self, sources: Sequence[Source], limits: Limits, *, max_depth: int, min_confidence: float
+    ) -> None:
+        self.min_match = limits.min_match
+        self.min_confidence = min_confidence
+        self._max_depth = max_depth
         self.sources = {source.name: source for source in sources}
         self.taps = Taps(frozenset(tap for source in sources for tap in source.taps))
         self.reads_text_alone = not self.taps.layers
@@ -135,7 +140,7 @@ class BoundRetrieval:
         own = [cast(RetrievalSession, session) for session in sessions]
         queries = [session.query(tokens) for session, tokens in zip(own, texts, strict=True)]
         found: list[list[Continuation]] = [[] for _ in own]
-        length = min(self.settings.max_depth, budget)
+        length = min(self._max_depth, budget)
         if length > 0:
             with self.lock:
                 for source in self.sources.values():

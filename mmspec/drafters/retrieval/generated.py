@@ -39,10 +39,7 @@ class GeneratedSource(Source):
         if self._file is not None:  # also at the interpreter's end
             weakref.finalize(self, self._file.save, self.store)
 
-    def find(self, queries: Sequence[Query], *, length: int) -> list[list[Continuation]]:
-        return [self._find(query, length) for query in queries]
-
-    def _find(self, query: Query, length: int) -> list[Continuation]:
+    def find_one(self, query: Query, length: int) -> list[Continuation]:
         if query.namespace is None:
             return []
         matches = self.store.matches(

@@ -14,6 +14,7 @@ class Limits:
     max_places: int = 16  # of each source; of all together the 32 that say most are kept
     min_match: int = 2  # tokens that must agree before anything is copied
     max_match: int = 32
+    drafter: str = "retrieval"  # whose settings they are
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -23,6 +24,6 @@ class Limits:
         ):
             if not low <= value <= high:
                 raise ConfigError(
-                    f"drafter.retrieval.{name}={value}: expected {low} .. {high}"
+                    f"drafter.{self.drafter}.{name}={value}: expected {low} .. {high}"
                     + (" (max_match)" if name == "min_match" else "")
                 )

@@ -27,7 +27,7 @@ class RetrievalSession:
     def __init__(self, drafter: "BoundRetrieval", prompt: Prompt, prefill: Prefill) -> None:
         self._drafter = drafter
         self._namespace = prompt.namespace
-        self._text = OwnText(prompt, min_match=drafter.settings.limits.min_match)
+        self._text = OwnText(prompt, min_match=drafter.min_match)
         self._lead = self._text.tail(_LEAD)
         # Where the states are found, once a look-up asks for them: copies, as a prompt's are many.
         self._hidden: Mapping[int, Tensor] = {
@@ -36,7 +36,7 @@ class RetrievalSession:
         self._place = 0
         self._copier = Copier(
             drafter.name,
-            min_confidence=drafter.settings.min_confidence,
+            min_confidence=drafter.min_confidence,
             shared=drafter.calibration,
             was_useful=drafter.was_useful,
         )

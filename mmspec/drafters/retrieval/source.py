@@ -30,6 +30,10 @@ class Source:
         """What may follow each query's `tail`, the best first: up to 32 continuations of at most
         `length` tokens. One that was found by its hidden state alone has to agree with the token
         just chosen: its own first token is `tail[-1]`, and what is given are those after it."""
+        return [self.find_one(query, length) for query in queries]
+
+    def find_one(self, query: Query, length: int) -> list[Continuation]:
+        """As `find`, for a source that looks up one row after the other."""
         raise NotImplementedError
 
     def was_useful(self, continuation: Continuation) -> None:

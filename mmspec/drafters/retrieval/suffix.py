@@ -18,10 +18,7 @@ class SuffixSource(Source):
         self._stores = stores
         self._limits = limits
 
-    def find(self, queries: Sequence[Query], *, length: int) -> list[list[Continuation]]:
-        return [self._find(query, length) for query in queries]
-
-    def _find(self, query: Query, length: int) -> list[Continuation]:
+    def find_one(self, query: Query, length: int) -> list[Continuation]:
         limits = self._limits
         found = [
             continuation

@@ -305,15 +305,15 @@ def test_a_lower_level_that_fails_costs_no_token(monkeypatch: pytest.MonkeyPatch
     engine = engine_of("llama", SMALL)
     requests, calls = requests_of("llama"), [0]
     session = type(eager_lookup().start(engine.prepare(requests[0]).prompt, None, None))  # type: ignore[arg-type]
-    right = session.propose
+    right = session.query
 
-    def failing(self: Any, tokens: Any, budget: int) -> Any:
+    def failing(self: Any, tokens: Any) -> Any:
         calls[0] += 1
         if calls[0] >= 9:
             raise RuntimeError("broken")
-        return right(self, tokens, budget)
+        return right(self, tokens)
 
-    monkeypatch.setattr(session, "propose", failing)
+    monkeypatch.setattr(session, "query", failing)
     assert_plain(engine, requests, engine.generate(requests))
     assert 9 < calls[0] <= 9 + len(requests), "for each row alone once more, and then no more"
 
