@@ -13,9 +13,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmspec.attention import LayerRule, Reach, RowNodes, TreeCall, tree_attention
+from mmspec.drafters.heads import attended
 from mmspec.kv import FlatLayer, KVCache
 
 
@@ -41,15 +42,7 @@ class WholeGlimpse:
 
     def __call__(self, layer: int, query: Tensor, scaling: float) -> Tensor:
         keys, values = (part[layer].to(query.dtype) for part in (self._keys, self._values))
-        group = query.shape[1] // keys.shape[1]
-        out = nn.functional.scaled_dot_product_attention(
-            query,
-            keys.repeat_interleave(group, dim=1),
-            values.repeat_interleave(group, dim=1),
-            attn_mask=self._mask,
-            scale=scaling,
-        )
-        return out.transpose(1, 2)
+        return attended(query, keys, values, scaling, mask=self._mask)
 
 
 class CacheGlimpse:

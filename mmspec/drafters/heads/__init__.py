@@ -17,6 +17,7 @@ from mmspec.drafters.heads.attention import (
     Reading,
     SelfAttention,
     WholeSequences,
+    attended,
 )
 from mmspec.drafters.heads.block import DecoderBlock, GatedMLP
 from mmspec.drafters.heads.borrowing import BorrowingHead, as_one, placed
@@ -44,6 +45,7 @@ __all__ = [
     "TargetEnds",
     "WholeSequences",
     "as_one",
+    "attended",
     "placed",
     "recorded_as",
     "writing_nodes",

@@ -32,16 +32,23 @@ class WholeSequences:
     def __call__(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> Tensor:
-        group = query.shape[1] // keys.shape[1]
-        out = nn.functional.scaled_dot_product_attention(
-            query,
-            keys.repeat_interleave(group, dim=1),
-            values.repeat_interleave(group, dim=1),
-            attn_mask=self._mask,
-            is_causal=self._mask is None,
-            scale=scaling,
-        )
-        return out.transpose(1, 2)
+        return attended(query, keys, values, scaling, mask=self._mask)
+
+
+def attended(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, *, mask: Tensor | None = None
+) -> Tensor:
+    """Of whole sequences, as `Attend`; `mask` None: each token sees those before it and itself."""
+    group = query.shape[1] // keys.shape[1]
+    out = nn.functional.scaled_dot_product_attention(
+        query,
+        keys.repeat_interleave(group, dim=1),
+        values.repeat_interleave(group, dim=1),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+    )
+    return out.transpose(1, 2)
 
 
 class OverCache:

@@ -52,6 +52,7 @@ class BestPaths:
         self.unread = (found.tokens, found.beliefs)
 
     def grow(self, known: Iterator[list[list[float]]]) -> Proposal:
+        """The tree; takes the values of `unread` from `known`."""
         pairs = list(zip(next(known), next(known), strict=True))
         # (heads, top_k) each head's tokens, best first, with what is believed of them
         self._levels = [

@@ -1,8 +1,8 @@
 """BoundMedusa: heads at work for one target."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from mmspec.drafters.medusa.best_paths import BestPaths
 from mmspec.drafters.medusa.drawn_paths import DrawnPaths
 from mmspec.drafters.medusa.graphs import MedusaGraphs
 from mmspec.drafters.medusa.session import MedusaSession
-from mmspec.drafters.proposal import Proposal
 from mmspec.reads import read
 from mmspec.state import Prefill, Prompt, Taps
 from mmspec.target import Target
@@ -23,17 +22,6 @@ from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
     from mmspec.drafters.medusa.settings import Medusa
-
-
-class Sketch(Protocol):
-    """One row's tree before what its heads say is read from the device."""
-
-    @property
-    def unread(self) -> Sequence[Tensor]:
-        """What `grow` has to know."""
-
-    def grow(self, known: Iterator[list[list[float]]]) -> Proposal:
-        """The tree; takes the values of `unread` from `known`."""
 
 
 class BoundMedusa:
@@ -90,7 +78,8 @@ class BoundMedusa:
 
     def _sketch(
         self, session: MedusaSession, tokens: Sequence[int], logits: Tensor, budget: int
-    ) -> Sketch:
+    ) -> BestPaths | DrawnPaths:
+        """The row's tree, before what its heads say is read from the device."""
         trees, guide = self.settings.trees, session.guide
         if trees.draws and not guide.is_greedy:
             profile = affordable(trees.profile[: logits.shape[0]], budget)

@@ -49,6 +49,7 @@ class DrawnPaths:
         self.unread = tuple(t for drawing in drawings for t in (drawing.tokens, drawing.rates))
 
     def grow(self, known: Iterator[list[list[float]]]) -> Proposal:
+        """As `BestPaths.grow`."""
         nodes = ProposalBuilder(self._token, self._drafter)
         level = {0: 0}  # of the nodes that may be at a depth: place -> those that are
         expanded: list[list[int]] = []

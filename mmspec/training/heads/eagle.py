@@ -14,7 +14,7 @@ from mmspec.target import Target
 from mmspec.training.heads.batch import Batch, shifted
 from mmspec.training.heads.method import Losses, as_stored, on_device
 from mmspec.training.heads.soft import soft_cross_entropy, summed_over_tokens
-from mmspec.training.heads.unrolled import GrowingDiagonal
+from mmspec.training.heads.unrolled import embedded, unrolled
 
 
 class EagleMethod:
@@ -69,7 +69,7 @@ class EagleMethod:
             features.shape, generator=on_device(generator, features.device), device=features.device
         )
         noisy = features + (2 * drawn - 1) * self._noise
-        said = self.module(self._embedded(batch, 1), noisy)
+        said = self.module(embedded(self._ends, batch, 1), noisy)
         _, learned = batch.ahead(2)
         count = batch.num_learned(2)
         wanted = shifted(features, 1)[learned]
@@ -86,19 +86,8 @@ class EagleMethod:
     def drafts(self, batch: Batch, *, top_k: int) -> Tensor:
         """Of chains in which the head reads its own states."""
         features = batch.hidden[self._tap].float()
-        places = torch.arange(features.shape[1], device=features.device).unsqueeze(0)
-        attend, found = GrowingDiagonal(), []
-        for step in range(self.depth):
-            said = self.module(
-                self._embedded(batch, 1 + step), features, positions=places + step, attend=attend
-            )
-            features = said.features
-            found.append(self._ends.logits(said.read).topk(top_k).indices)
-        return torch.stack(found)
+        steps = unrolled(self.module, self._ends, batch, features, steps=self.depth)
+        return torch.stack([self._ends.logits(said.read).topk(top_k).indices for said in steps])
 
     def save(self, folder: Path, *, dtype: torch.dtype) -> None:
         save(as_stored(self.module, dtype), folder)
-
-    def _embedded(self, batch: Batch, steps: int) -> Tensor:
-        """Of the tokens `steps` further on, (batch, seq, hidden)."""
-        return self._ends.embed(batch.ahead(steps)[0]).to(self._ends.device, torch.float32)

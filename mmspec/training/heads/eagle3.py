@@ -1,5 +1,6 @@
 """EAGLE-3 heads, trained by the training-time test (arXiv 2503.01840, section 3)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mmspec.training.heads.batch import Batch, shifted
 from mmspec.training.heads.method import Losses, as_stored
 from mmspec.training.heads.soft import soft_cross_entropy, summed_over_tokens
 from mmspec.training.heads.target_head import head_weight
-from mmspec.training.heads.unrolled import GrowingDiagonal
+from mmspec.training.heads.unrolled import unrolled
 
 _FEW_LAYERS = 8  # of a target, below which the published choice of three is none
 
@@ -80,7 +81,7 @@ class Eagle3Method:
         """The mean over the places whose draft is learned, a step at a time."""
         wanted_states = batch.hidden[self._last].float()
         total, parts = wanted_states.new_zeros(()), {}
-        for step, said in enumerate(self.unrolled(batch, self.depth)):
+        for step, said in enumerate(self._unrolled(batch)):
             _, learned = batch.ahead(step + 2)
             # What the target says of the token that is drafted: at the place before it.
             wanted = shifted(wanted_states, step + 1)[learned]
@@ -97,26 +98,16 @@ class Eagle3Method:
         own = logits.index_select(-1, self._tokens())
         return (soft_cross_entropy(self._logits(read), own) * is_known).sum()
 
-    def unrolled(self, batch: Batch, steps: int) -> list[HeadStates]:
-        """What the head says in each step of the training-time test."""
+    def _unrolled(self, batch: Batch) -> Iterator[HeadStates]:
         joined = torch.cat([batch.hidden[tap].float() for tap in self._read], dim=-1)
         features = self.module.project(joined)
-        places = torch.arange(features.shape[1], device=features.device).unsqueeze(0)
-        attend, found = GrowingDiagonal(), []
-        for step in range(steps):
-            read = self._ends.embed(batch.ahead(1 + step)[0])
-            embeddings = read.to(self._ends.device, torch.float32)
-            said = self.module(embeddings, features, positions=places + step, attend=attend)
-            features = said.features
-            found.append(said)
-        return found
+        return unrolled(self.module, self._ends, batch, features, steps=self.depth)
 
     def drafts(self, batch: Batch, *, top_k: int) -> Tensor:
         tokens = self._tokens()
         count = min(top_k, len(tokens))
         best = [
-            tokens[self._logits(said.read).topk(count).indices]
-            for said in self.unrolled(batch, self.depth)
+            tokens[self._logits(said.read).topk(count).indices] for said in self._unrolled(batch)
         ]
         found = torch.stack(best)
         missing = top_k - count

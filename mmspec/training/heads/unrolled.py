@@ -9,11 +9,37 @@ diagonal a step (arXiv 2503.01840, figure 6).
     step 2, place 2   step 0: x x x .   step 1: . . x .   step 2: . . x .
 """
 
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from mmspec.drafters.eagle import EagleHead
+from mmspec.drafters.eagle.module import HeadStates
+from mmspec.drafters.heads import TargetEnds, attended
+from mmspec.training.heads.batch import Batch
+
 _MOST_KEPT = 2**26  # attention weights of a step that are kept for the gradient
+
+
+def unrolled(
+    head: EagleHead, ends: TargetEnds, batch: Batch, features: Tensor, *, steps: int
+) -> Iterator[HeadStates]:
+    """What the head says in each step: from `features` (batch, seq, hidden), the target's projected
+    ones, and then from its own."""
+    places = torch.arange(features.shape[1], device=features.device).unsqueeze(0)
+    attend = GrowingDiagonal()
+    for step in range(steps):
+        embeddings = embedded(ends, batch, 1 + step)
+        said = head(embeddings, features, positions=places + step, attend=attend)
+        features = said.features
+        yield said
+
+
+def embedded(ends: TargetEnds, batch: Batch, steps: int) -> Tensor:
+    """(batch, seq, hidden) float32 of the tokens `steps` further on."""
+    return ends.embed(batch.ahead(steps)[0]).to(ends.device, torch.float32)
 
 
 class GrowingDiagonal:
@@ -32,10 +58,7 @@ class GrowingDiagonal:
         kept = self._kept.setdefault(layer, [])
         kept.append((keys, values))
         if len(kept) == 1:
-            out = nn.functional.scaled_dot_product_attention(
-                query, keys, values, is_causal=True, scale=scaling
-            )
-            return out.transpose(1, 2)
+            return attended(query, keys, values, scaling)
         tensors = [tensor for pair in kept for tensor in pair]
         if query.shape[:3].numel() * query.shape[2] <= _MOST_KEPT:
             return _attended(query, scaling, *tensors).transpose(1, 2)
