@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.errors import InputError, MmspecError
 from mmspec.requests import Progress, Result
-from mmspec.row import Row
+from mmspec.row import FinishReason, Row
 from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece
 
@@ -134,8 +134,8 @@ def progress_of(row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Progress
     )
 
 
-def failed_result(error: MmspecError) -> Result:
-    return Result("", (), "error", None, StatsRecorder().finished(0), error=error)
+def unbegun_result(reason: FinishReason, error: MmspecError | None = None) -> Result:
+    return Result("", (), reason, None, StatsRecorder().finished(0), error=error)
 
 
 def _decoded_alone(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], str] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mmspec.admission import Admission
-from mmspec.answers import Answers, Stream, failed_result, progress_of, result_of
+from mmspec.answers import Answers, Stream, progress_of, result_of, unbegun_result
 from mmspec.build_sampler import build_sampler
 from mmspec.controller import CONTROLLERS, Controller
 from mmspec.decoder import decode
@@ -351,7 +351,7 @@ class Engine:
                         failure = InputError(f"{type(error).__name__}: {error}")
                         failure.__cause__ = error
                     answers.expect(index, num_begun + 1)  # samples behind a failed one don't begin
-                    answers.add(index, number, failed_result(failure))
+                    answers.add(index, number, unbegun_result("error", failure))
 
         pieces: dict[Row, list[Piece]] = {}  # of those that are decoded
         with closing(self._decode(rows())) as decoded:

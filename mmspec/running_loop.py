@@ -48,12 +48,16 @@ class RunningLoop:
             self.waiting.append(held)
             self.changed.notify()
 
-    def drop(self, ticket: Ticket) -> None:
-        """Nobody waits for it any more, whether it has ended or not."""
+    def drop(self, ticket: Ticket) -> bool:
+        """Nobody waits for it any more, whether it has ended or not. Returns whether it had yet to
+        begin: then it is told nothing more."""
         ticket.is_wanted = False
         with self.changed:
-            self.waiting = deque(held for held in self.waiting if held[0] is not ticket)
+            others = deque(held for held in self.waiting if held[0] is not ticket)
+            waited = len(others) < len(self.waiting)
+            self.waiting = others
             self.changed.notify()
+        return waited
 
     def run(self, engine: Engine) -> None:
         """Decodes until nobody waits. Where the loop breaks, those that it decoded are told so."""
@@ -89,8 +93,6 @@ class RunningLoop:
             with self.changed:
                 ticket, request = self.waiting.popleft() if self.waiting else (None, None)
                 if ticket is not None and request is not None:
-                    if not ticket.is_wanted:
-                        continue
                     ticket.begun_at = time.monotonic()
                     self.decoded[number] = ticket
                     number += 1

@@ -9,7 +9,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Self, TypeAlias
 
-from mmspec.answers import Stream, failed_result
+from mmspec.answers import Stream, unbegun_result
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MmspecError
 from mmspec.integrations.joined_loop import JoinedLoop, joined_loop, num_ahead
@@ -49,7 +49,7 @@ def answers(
             try:
                 prepared = _prepared(engine, request)
             except MmspecError as error:
-                future.set_result(failed_result(error))
+                future.set_result(unbegun_result("error", error))
             else:
                 tickets.append(joined.submit(engine, prepared, partial(_tell_end, future)))
         return [future.result() for future in futures]
@@ -100,7 +100,8 @@ class JoinedStream:
                 return
 
     def close(self) -> None:
-        self._joined.forget(self._ticket)
+        if self._joined.forget(self._ticket):  # another thread may be reading it
+            self._news.put(Progress(0, result=unbegun_result("closed")))
 
 
 class AsyncAnswer:

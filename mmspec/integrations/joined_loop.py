@@ -65,10 +65,10 @@ class JoinedLoop:
             self._loop.put(ticket, request)
         return ticket
 
-    def forget(self, ticket: Ticket) -> None:
+    def forget(self, ticket: Ticket) -> bool:
+        """Returns whether it had yet to begin."""
         with self._lock:
-            if ticket.is_wanted:
-                self._loop.drop(ticket)
+            return ticket.is_wanted and self._loop.drop(ticket)
 
     def _begin(self, engine: Engine) -> None:
         ended = threading.Event()

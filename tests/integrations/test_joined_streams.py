@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,9 @@ from integrations.frameworks import LEDGER, Calls, Ends
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
-from mmspec.integrations.joined import answer_async
+from mmspec.integrations.joined import JoinedStream, answer_async, stream
 from mmspec.requests import Request
+from mmspec.stream import Piece
 
 NAMES = ("Bob", "Eve", "Ada", "Tim", "Zoe", "Max", "Kim", "Leo", "Amy", "Jim", "Pam", "Ned")
 ASKED = [
@@ -123,6 +124,24 @@ def test_a_stream_that_is_left_ends(
         with ThreadPoolExecutor(1) as pool:
             pool.submit(leave_thread).result(60)
     assert ends.reasons == ["closed"]
+
+
+def test_a_stream_that_is_closed_before_it_begins_ends_for_its_reader(engine: Engine) -> None:
+    """Whoever closes it."""
+    num_asked = engine.max_rows + 1
+    with ThreadPoolExecutor(num_asked) as pool:
+
+        def read() -> tuple[JoinedStream, Future[list[Piece]]]:
+            made = stream(engine, ENDLESS)
+            assert isinstance(made, JoinedStream)
+            return made, reading.submit(list, made)
+
+        with ThreadPoolExecutor(num_asked) as reading:
+            both = [pool.submit(read).result(60) for _ in range(num_asked)]
+            for made, pieces in reversed(both):  # the last one has no place yet
+                made.close()
+                pieces.result(60)
+                assert made.result.finish_reason == "closed"
 
 
 def test_who_is_cancelled_while_it_waits_for_a_place_is_gone_at_once(
