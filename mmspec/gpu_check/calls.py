@@ -8,7 +8,7 @@ from mmspec.gpu_check.clock import Clock
 from mmspec.gpu_check.models import filled_cache
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.targets import EAGER, GRAPH, release
+from mmspec.gpu_check.targets import EAGER, GRAPH
 from mmspec.kv import KVCache, KVView, ViewSize
 from mmspec.kv.policies import POLICIES
 from mmspec.plan.shape import ModelShape
@@ -55,7 +55,7 @@ def draft_calls(
             for budget in budgets
         }
         cache.release()
-        release(target)
+        target.free()
         setting.free()
     return {way: found}
 
@@ -67,8 +67,7 @@ def draft_variants(target: Target, recorder: Recorder) -> dict[str, Target]:
         try:
             copied = QuantisedLinears(target.model, weights)  # type: ignore[arg-type]
         except ModelError as error:
-            if str(error) not in recorder.result.missing:
-                recorder.missing(str(error))
+            recorder.missing(str(error))
             continue
         variants[weights] = target.variant(copied)
     return variants

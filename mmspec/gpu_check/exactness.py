@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -16,12 +16,13 @@ from mmspec.engine import Engine
 from mmspec.gpu_check.bars import LEAST_CHANCE
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.switches import BITWISE
+from mmspec.gpu_check.targets import check_replayed
 from mmspec.target.load import load_model, load_processor, resolve_path
 
 MODEL = "tiny-vlm"
 DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "layer_skip", "cascade", "lookahead")
 _ROWS = 3
+_BITWISE = "decode.exactness=bitwise"
 _LAST_S = 12.0  # of the time, for what comes behind the drafters
 # So that they draft in a short text as well.
 _OVERRIDES = (
@@ -63,16 +64,13 @@ def check(setting: Setting, recorder: Recorder) -> None:
     processor = load_processor(path)
     drafters = DRAFTERS[:1] if setting.is_small else DRAFTERS
 
-    def engines(*overrides: str) -> Iterator[tuple[str, Engine]]:
+    def engines(*overrides: str) -> Iterator[Engine]:
         for name in drafters:
             own = [*_OVERRIDES, *setting.overrides, *overrides]
-            yield name, load(model, processor, drafter=name, overrides=own)
+            yield load(model, processor, drafter=name, overrides=own)
 
     compared: list[Comparison] = []
-    standard = engines(*BITWISE.overrides(on=False))
-    bitwise = engines(*BITWISE.overrides(on=True))
-    if not BITWISE.is_there:
-        recorder.missing("bitwise mode: this version of mmspec has no decode.bitwise")
+    standard, bitwise = engines(), engines(_BITWISE)
     longest_s = 0.0  # of a drafter
     for name in drafters:  # by turns, so that there is something of both when the time is over
         if setting.left_s < longest_s + _LAST_S and compared:
@@ -80,24 +78,19 @@ def check(setting: Setting, recorder: Recorder) -> None:
             continue
         begun = time.monotonic()
         with recorder.attempt(name):
-            _, engine = next(standard)
-            report = _compared(engine, setting, is_stressed=name == drafters[0])
+            report = _compared(next(standard), setting, is_stressed=name == drafters[0])
             compared += report.comparisons
             recorder.found(name, [_row(one) for one in report.comparisons])
             _check_bugs(report, recorder, name)
             _check_rates(compared, recorder)
-        if BITWISE.is_there:
-            with recorder.attempt(f"{name}, bitwise"):
-                _check_bits(name, next(bitwise)[1], setting, recorder)
+        with recorder.attempt(f"{name}, bitwise"):
+            _check_bits(name, next(bitwise), setting, recorder)
         longest_s = max(longest_s, time.monotonic() - begun)
     _check_rates(compared, recorder, is_last=True)
     recorder.found("dtype", str(dtype))
-    if not BITWISE.is_there:
-        return
     with recorder.attempt("bitwise mode by graphs"):
         by_graphs, by_launches = (
-            next(engines(*BITWISE.overrides(on=True), f"decode.cuda_graphs={graphs}"))[1]
-            for graphs in ("auto", "never")
+            next(engines(_BITWISE, f"decode.cuda_graphs={graphs}")) for graphs in ("auto", "never")
         )
         _check_replays(by_graphs, by_launches, setting, recorder)
 
@@ -131,11 +124,7 @@ def _check_replays(
     recorder.check(
         all(same), f"bitwise, replayed and launched: {sum(same)} of {len(same)} identical"
     )
-    info = by_graphs.graph_info
-    recorder.found("bitwise graphs", None if info is None else asdict(info))
-    if setting.device.type == "cuda":
-        replayed = 0 if info is None else info.replayed
-        recorder.check(replayed > 0, f"bitwise: {replayed} calls replayed")
+    check_replayed(by_graphs.graph_info, "bitwise", setting, recorder)
 
 
 def _compared(engine: Engine, setting: Setting, *, is_stressed: bool) -> CheckReport:

@@ -15,8 +15,6 @@ _LAYERS = 3
 
 def why_not(setting: Setting) -> str | None:
     """Why they cannot be run here; None: they can."""
-    if find_spec("mmspec.kv.kernels") is None:
-        return "this version of mmspec has none"
     if find_spec("triton") is None:
         return "triton is not installed"
     if not setting.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":

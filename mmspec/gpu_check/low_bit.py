@@ -38,8 +38,7 @@ def product_table(setting: Setting, recorder: Recorder) -> list[dict[str, object
             try:
                 made = [packer(kind, setting.device)(weight) for weight in weights]
             except (ModelError, RuntimeError, ValueError) as error:
-                if str(error) not in recorder.result.missing:
-                    recorder.missing(str(error))
+                recorder.missing(str(error))
                 continue
             works[kind] = list(made)
             sizes[kind] = made[0].num_bytes

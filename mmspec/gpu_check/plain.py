@@ -22,6 +22,7 @@ from mmspec.gpu_check.clock import copy_bandwidth
 from mmspec.gpu_check.models import loaded_model, random_model, small, step_bytes, stored_bytes
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.targets import check_replayed
 from mmspec.plan.shape import SHAPES, ModelShape
 from mmspec.state import Prompt
 
@@ -80,7 +81,7 @@ def _check(setting: Setting, recorder: Recorder, way: str) -> None:
     waiting = Ours(method, Engine(engine.target, None, overlap="never"))
     turns = _in_turns((ours, waiting), prompt, tokens)
     recorder.found("overlap", asdict(spread([late / early for early, late in turns])))
-    _check_graphs(engine.graph_info, setting, recorder)
+    check_replayed(engine.graph_info, "plain", setting, recorder)
     untouched = random_model(shape, setting)
     with recorder.attempt(f"transformers, {way}"):
         _compare(ours, untouched, prompt, tokens, way, setting, recorder)
@@ -128,12 +129,3 @@ def _in_turns(runners: Sequence[Runner], prompt: Prompt, tokens: int) -> list[tu
 def _ms_a_token(run: Run) -> float:
     """Of the tokens after the first one, which is the prefill's."""
     return run.decode.wall_s * 1e3 / max(run.num_decoded, 1)
-
-
-def _check_graphs(info: object, setting: Setting, recorder: Recorder) -> None:
-    if not setting.is_cuda:
-        recorder.missing("CUDA graphs: there is no GPU")
-        return
-    recorder.found("graphs", info)
-    replayed, given_up = getattr(info, "replayed", 0), getattr(info, "given_up", "")
-    recorder.check(replayed > 0 and not given_up, f"no graphs were replayed: {given_up or info}")

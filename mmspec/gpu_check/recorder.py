@@ -78,17 +78,17 @@ class Recorder:
             self.check(False, f"{what}: {type(error).__name__}: {error}")
 
     def missing(self, what: str) -> None:
-        """What this machine, or this version of mmspec, does not have."""
-        self.result.missing.append(what)
-        self._save()
+        """What this machine does not have, said once."""
+        if what not in self.result.missing:
+            self.result.missing.append(what)
+            self._save()
 
     @contextmanager
     def hearing(self) -> Iterator[None]:
         """Within it, what mmspec warns of, as it does without something, is missing, each once."""
 
         def hear(text: str) -> None:
-            if (told := f"warns: {text}") not in self.result.missing:
-                self.missing(told)
+            self.missing(f"warns: {text}")
 
         log, handler = logging.getLogger("mmspec"), _Handler(hear)
         log.addHandler(handler)

@@ -21,7 +21,7 @@ from mmspec.gpu_check.enlarged import MODEL, enlarged_shape
 from mmspec.gpu_check.models import filled_cache
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.targets import EAGER, GRAPH, release, timed_targets
+from mmspec.gpu_check.targets import EAGER, GRAPH, timed_targets
 from mmspec.target.load import load_model, load_processor, resolve_path
 from mmspec.training.tiny.data import quote, story
 
@@ -95,7 +95,7 @@ def replayed(model: PreTrainedModel, setting: Setting, recorder: Recorder) -> No
                 ]
                 recorder.found("replay", table)
         cache.release()
-        release(target)
+        target.free()
         setting.free()
 
 

@@ -11,6 +11,7 @@ from mmspec.check.prompts import default_requests
 from mmspec.gpu_check.enlarged import MODEL
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
+from mmspec.gpu_check.targets import check_replayed
 from mmspec.target.load import load_model, load_processor, resolve_path
 
 _DRAFTERS = ("none", "prompt_lookup", "compressed_kv")
@@ -54,13 +55,8 @@ def _texts(place: str, setting: Setting, recorder: Recorder) -> dict[str, list[t
         found[name] = [result.tokens for result in results]
         for one in {str(warning.message) for warning in told} if is_device else ():
             recorder.missing(f"{name} warns: {one}")
-        info = engine.graph_info
         if is_device:
-            recorder.found(f"{name}, graphs", info)
-            recorder.check(
-                info is not None and info.replayed > 0 and not info.given_up,
-                f"{name}: no graphs were replayed: {getattr(info, 'given_up', '') or info}",
-            )
+            check_replayed(engine.graph_info, name, setting, recorder)
     return found
 
 

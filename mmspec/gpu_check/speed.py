@@ -23,7 +23,6 @@ from mmspec.gpu_check.models import stored_bytes
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.replay import replayed
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.switches import GRAPHS
 from mmspec.target.load import load_processor, resolve_path
 from mmspec.target.stacking import stack_weights
 
@@ -36,8 +35,6 @@ _DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "cascade")
 
 def check(setting: Setting, recorder: Recorder) -> None:
     """Copying and open-ended tasks; then long contexts, with replayed acceptance."""
-    if not GRAPHS.is_there:
-        recorder.missing("CUDA graphs: plain decoding, which is compared with, is eager")
     if not setting.has_memory(stored_bytes(enlarged_shape(setting), 8192)):
         recorder.missing("no room for the enlarged model")
         return

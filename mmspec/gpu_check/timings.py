@@ -18,7 +18,7 @@ from mmspec.gpu_check.models import (
 )
 from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
-from mmspec.gpu_check.targets import GRAPH, OWN, check_graphs, release, timed_targets
+from mmspec.gpu_check.targets import GRAPH, OWN, check_replayed, timed_targets
 from mmspec.plan.hardware import HARDWARE
 from mmspec.plan.roofline import Forward
 from mmspec.plan.shape import ModelShape
@@ -83,7 +83,8 @@ def _time_model(
             recorder.found(f"{name}, drafts", drafts)
         setting.free()
     if GRAPH in targets:
-        check_graphs(targets[GRAPH], recorder, shape.name)
+        graphs = targets[GRAPH].graphs
+        check_replayed(graphs and graphs.info, shape.name, setting, recorder)
 
 
 def _scores(
@@ -118,5 +119,5 @@ def _scores(
             pairs = zip(samples[_BAR_NODES], samples[1], strict=True)
             row["ratio_of_64"] = asdict(spread([many / one for many, one in pairs]))
         cache.release()
-        release(target)
+        target.free()
     return found
