@@ -25,9 +25,10 @@ Command = Callable[[str, Path, Sequence[str]], Sequence[str]]
 Found = dict[str, Any]  # a section, as `SectionResult` is written
 _ENDED_EARLY = ("crashed", "out of time", "error")
 _LEAST_S = 8.0  # a section is not begun with less time left
-_OWN_S = 30.0  # at least, if there are so many left: models are loaded, and kernels compiled
+_OWN_S = 45.0  # at least, if there are so many left: models are loaded, and kernels compiled
 _GRACE_S = 15.0  # beyond its time: a section looks at the clock between two measurements
 _POLL_S = 0.5
+_KILLED_S = 10.0  # a driver may not let go of a process
 _SHOWN = 3000  # characters of the output of a process that ended badly
 
 
@@ -102,6 +103,7 @@ class Conductor:
         own_s = max(own_s, min(self._times.own_s, left))
         self._progress(f"{name}: up to {own_s:.0f} s of {left:.0f}")
         begun = time.monotonic()
+        self._sections[name] = _blank(name)
         section = self._attended(name, child, own_s)
         suspect = section.get("doing")
         rest_s = min(own_s - (time.monotonic() - begun), self.left_s)
@@ -191,7 +193,8 @@ class _Child:
             return
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_KILLED_S)
         self._is_stopped = True
 
     @property

@@ -16,7 +16,7 @@ from mmspec.gpu_check.setting import GpuLost
 from mmspec.kernels import says_lost
 
 Status = Literal[
-    "passed", "failed", "missing", "error", "left out", "lost", "running",
+    "passed", "failed", "missing", "error", "left out", "running",
     "crashed", "out of time",  # of a section's own process
 ]  # fmt: skip
 

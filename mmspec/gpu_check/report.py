@@ -3,11 +3,29 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmspec.gpu_check.bars import LARGE
+from mmspec.gpu_check.tables import attention_table, bar_table, step_table, suggestions
+
 Found = Mapping[str, Any]  # a section, as `SectionResult` is written
 
 _SHOWN = 6  # of a list; all of it is in the file
 _WIDTH = 160
-_FAILED = ("failed", "error", "crashed", "out of time", "lost")
+_FAILED = ("failed", "error", "crashed", "out of time")
+
+
+def report_lines(sections: Mapping[str, Found], *, is_small: bool) -> Iterator[str]:
+    """All of it. The end of an output is what one sees: what is longest comes first, what did not
+    hold and the bars last."""
+    parts = {
+        "Attention, microseconds a call": attention_table(sections),
+        "Score calls, milliseconds (expected)": step_table(sections),
+        f"CUDA_ORDERS by this run ({LARGE} and others)": suggestions(sections),
+        "Sections": summary_lines(sections),
+        "Bars": bar_table(sections),
+    }
+    for heading, lines in parts.items():
+        if (heading == "Sections" or not is_small) and (found := list(lines)):
+            yield from ("", f"### {heading}", "", *found)
 
 
 def summary_lines(results: Mapping[str, Found]) -> Iterator[str]:

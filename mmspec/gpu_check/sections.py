@@ -1,9 +1,10 @@
 """The sections, by the names that they are chosen by, in the order in which they are run: what
 other figures rest on first, then by worth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mmspec.errors import ConfigError
 from mmspec.gpu_check import (
     attention,
     exactness,
@@ -43,3 +44,14 @@ SECTIONS: dict[str, Section] = {
         "a reference target trained here, all methods on it", reference.check, 0.5, True
     ),
 }
+
+
+def shares_of(names: Sequence[str], *, trains: bool) -> dict[str, float]:
+    """Of the time, by section: of those that `names` names, in their own order; none named: of all
+    but the extra ones, with `trains` of those too.
+    Raises ConfigError for a name that is none."""
+    unknown = [name for name in names if name not in SECTIONS]
+    if unknown:
+        raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(SECTIONS)}")
+    asked = names or [name for name, own in SECTIONS.items() if trains or not own.is_extra]
+    return {name: section.share for name, section in SECTIONS.items() if name in asked}

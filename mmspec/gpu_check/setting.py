@@ -2,7 +2,7 @@
 
 import gc
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,19 +23,15 @@ class Setting:
 
     device: torch.device
     is_small: bool = False  # tiny shapes: shows that everything runs, and measures nothing
-    minutes: float = 9.0  # for all sections together
+    minutes: float = 9.0  # for a section
     trains: bool = False  # the section `train` trains its models; else it is left out
     without: tuple[str, ...] = ()  # what an earlier try did not survive: backends, parts of _KEYS
     begun_s: float = field(default_factory=time.monotonic)
 
     @property
     def left_s(self) -> float:
-        """Seconds that are left of the time for all sections."""
+        """Seconds that are left of them."""
         return self.minutes * 60 - (time.monotonic() - self.begun_s)
-
-    def within(self, seconds: float) -> "Setting":
-        """The same with so much time from now on."""
-        return replace(self, minutes=seconds / 60, begun_s=time.monotonic())
 
     @property
     def overrides(self) -> list[str]:

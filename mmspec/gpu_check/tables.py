@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmspec.gpu_check.bars import FACTORS, LARGE, bars
+from mmspec.gpu_check.bars import FACTORS, bars
 
 Found = Mapping[str, Any]  # a section, as `SectionResult` is written
 _ENOUGH = 0.95  # of the quickest: what is no further from it keeps its place
@@ -65,19 +65,6 @@ def suggestions(sections: Mapping[str, Found]) -> Iterator[str]:
         pairs = most if most < 1 << 30 else None
         shares = ", ".join(f"{name} {losses[name]:.2f}" for name in order)
         yield f"Order(range(9, 10), {pairs}, {(*order,)!r})  # of the quickest: {shares}"
-
-
-def tables(sections: Mapping[str, Found]) -> Iterator[str]:
-    """All of it, the bars last: the end of an output is what one sees."""
-    for heading, lines in (
-        ("Attention, microseconds a call", attention_table(sections)),
-        ("Score calls, milliseconds (expected)", step_table(sections)),
-        (f"CUDA_ORDERS by this run ({LARGE} and others)", suggestions(sections)),
-        ("Bars", bar_table(sections)),
-    ):
-        found = list(lines)
-        if found:
-            yield from ("", f"### {heading}", "", *found)
 
 
 def _captured(rows: Sequence[Found]) -> list[str]:

@@ -13,7 +13,8 @@ from mmspec.gpu_check.bars import Bar, bars, verdicts
 from mmspec.gpu_check.exactness import Rate
 from mmspec.gpu_check.kernels import Tally
 from mmspec.gpu_check.recorder import SectionResult, plain
-from mmspec.gpu_check.tables import suggestions, tables
+from mmspec.gpu_check.report import report_lines
+from mmspec.gpu_check.tables import suggestions
 
 
 def around(median: float) -> dict[str, Any]:
@@ -96,10 +97,26 @@ def test_where_all_holds_every_bar_is_met_and_written_with_its_interval() -> Non
     (roofline,) = of(a_run(), "roofline")
     assert roofline.value == pytest.approx(0.8) and roofline.shown == "0.8 (0.776 to 0.824)"
     assert json.loads(json.dumps(list(verdicts(a_run()))))[0]["verdict"] == "met"
-    text = "\n".join(tables(a_run()))
+    text = "\n".join(report_lines(a_run(), is_small=False))
     assert "| 2. plain decoding, 8B at 4k: share of the roofline | >= 0.7 | 0.8 (0.776" in text
     assert "| 4k wide | 40.0 | 30.0 | flash_attn_3 | triton |" in text
     assert "| llama-3-8b at 4096 | 4.00 (3.90) | 4.40 (4.10) | 0.80 |" in text
+
+
+def test_the_end_of_what_is_printed_has_all_that_did_not_hold() -> None:
+    """Of a long output the last 12,000 characters may be all that one sees."""
+    run = a_run()
+    names = ("triton", "flash_attn_3", "flash_attn_4", "torch_flash", "sdpa", "matmul")
+    run["attention"]["found"]["table"] = [
+        asdict(
+            Timed(f"1 x 131072 tokens, {n} nodes", n, dict.fromkeys(names, 1234.5), *names[:2], ())
+        )
+        for n in range(1, 61)
+    ]
+    for name, found in run.items():
+        found["failures"] = [f"{name}, number {number}: {'x' * 300}" for number in range(20)]
+    text = "\n".join(report_lines(run, is_small=False))
+    assert len(text) > 12_000 and "number 0" in text[-12_000:] and "### Sections" in text[-12_000:]
 
 
 @pytest.mark.parametrize(

@@ -135,3 +135,11 @@ def test_what_there_is_no_time_for_is_not_begun(tmp_path: Path) -> None:
     )
     assert conductor.run()["late"]["status"] == "left out"
     assert json.loads(out.read_text())["sections"]["late"]["missing"]
+
+
+def test_what_an_earlier_run_found_is_kept(tmp_path: Path) -> None:
+    out, kept = tmp_path / "found.json", {"early": {"status": "passed", "found": {"x": 1}}}
+    options: Any = {"out": out, "parts": tmp_path, "times": Times(0.0), "kept": kept}
+    Conductor({"late": 1.0}, lambda *told: [sys.executable, "-c", "input()"], **options).run()
+    saved = json.loads(out.read_text())["sections"]
+    assert saved["early"] == kept["early"] and saved["late"]["status"] == "left out"

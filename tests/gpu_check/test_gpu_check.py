@@ -2,11 +2,10 @@
 
 import json
 import logging
-import runpy
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,14 +31,15 @@ from mmspec.gpu_check import (
     kernels,
     kv_cells,
     run,
-    run_sections,
+    run_section,
+    shares_of,
     smoke,
-    summary_lines,
 )
 from mmspec.gpu_check.bars import LEAST_CHANCE
 from mmspec.gpu_check.exactness import chance
 from mmspec.gpu_check.recorder import Recorder, SectionResult, plain
 from mmspec.gpu_check.replay import Acceptance, Costs
+from mmspec.gpu_check.report import summary_lines
 from mmspec.gpu_check.sections import Section
 from mmspec.gpu_check.setting import EARLY_BEGIN
 from mmspec.target import tower
@@ -55,27 +55,24 @@ def small() -> Setting:
     return Setting(torch.device("cpu"), is_small=True)
 
 
-def read(results: dict[str, SectionResult]) -> dict[str, Any]:
-    return {name: plain(result) for name, result in results.items()}
+def section_of(name: str, setting: Setting) -> SectionResult:
+    return run_section(name, SECTIONS[name], setting)
 
 
 def kernels_section() -> SectionResult:
-    return run_sections(small(), ["kernels"])["kernels"]
+    return section_of("kernels", small())
 
 
-def test_every_section_runs_and_writes_what_it_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def made(check: Callable[[Setting, Recorder], None], out: Path | None = None) -> SectionResult:
+    return run_section("made", Section("", check, 1.0), small(), out=out)
+
+
+def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "found.json"
-    command = [str(SCRIPT), "--device", "cpu", "--small", "--out", str(out)]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # it would set it for those after this test
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    printed = capsys.readouterr().out
-    assert ended.value.code == 0, printed
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", "--out", str(out)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    printed = run.stdout
+    assert run.returncode == 0, printed + run.stderr
     found = json.loads(out.read_text())
     assert found["machine"]["torch"] == torch.__version__
     assert found["device"] == "cpu" and found["gpu"] is None and found["is_small"]
@@ -102,6 +99,21 @@ def test_every_section_runs_and_writes_what_it_found(
     assert speed["enlarged"]["same_best_share"] == 1.0
     assert speed["quoting, 1k"]["mmspec prompt_lookup"]["is_plain_text"]
     assert speed["replay"] and all("replayed" in row["label"] for row in speed["replay"])
+
+
+def test_a_run_that_is_ended_still_says_what_it_found(tmp_path: Path) -> None:
+    """And resumes what was never begun."""
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", "--resume"]
+    command += ["--only", "exactness", "--out", str(tmp_path / "found.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        told = ""
+        while "exactness: up to" not in told:
+            told += run.stdout.readline()
+        run.terminate()
+        told += run.stdout.read()
+    assert run.returncode == 143
+    assert "exactness  running" in told and "written to" in told
 
 
 def test_a_wrong_attention_kernel_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,25 +270,19 @@ def test_wrong_kv_kernels_are_failures_and_right_ones_pass(monkeypatch: pytest.M
     assert {what.split(":")[0] for what in failures} == {"kv write", "kv commit"}
 
 
-def test_a_section_that_fails_costs_no_other_and_nothing_that_was_found(tmp_path: Path) -> None:
+def test_a_section_that_fails_loses_nothing_that_it_found(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
 
     def breaks(setting: Setting, recorder: Recorder) -> None:
         recorder.found("early", 1)
-        assert json.loads(out.read_text())["sections"]["breaks"]["found"] == {"early": 1}
+        assert json.loads(out.read_text())["sections"]["made"]["found"] == {"early": 1}
         raise RuntimeError("out of memory")
 
-    def works(setting: Setting, recorder: Recorder) -> None:
-        assert setting.left_s <= 60 * setting.minutes <= small().minutes * 60
-        recorder.found("late", 2)
-
-    sections = {"breaks": Section("", breaks, 0.5), "works": Section("", works, 0.5)}
-    results = run_sections(small(), out=out, sections=sections)
-    assert [r.status for r in results.values()] == ["error", "passed"]
+    assert made(breaks, out).status == "error"
     saved = json.loads(out.read_text())["sections"]
-    assert saved["breaks"]["found"] == {"early": 1} and saved["works"]["found"] == {"late": 2}
-    assert "RuntimeError: out of memory" in saved["breaks"]["error"]
-    assert any("RuntimeError: out of memory" in x for x in summary_lines(read(results)))
+    assert saved["made"]["found"] == {"early": 1}
+    assert "RuntimeError: out of memory" in saved["made"]["error"]
+    assert any("RuntimeError: out of memory" in x for x in summary_lines(saved))
 
 
 def test_what_mmspec_warns_of_is_written_down_once() -> None:
@@ -288,7 +294,7 @@ def test_what_mmspec_warns_of_is_written_down_once() -> None:
         recorder.found("ran", True)
 
     with pytest.warns(BackendWarning), pytest.warns(UserWarning, match="of no concern"):
-        (result,) = run_sections(small(), sections={"warns": Section("", warns, 1.0)}).values()
+        result = made(warns)
     assert result.status == "passed"
     assert result.missing == ["warns: attention by x failed", "warns: Llama decodes otherwise"]
 
@@ -307,9 +313,7 @@ def test_early_begin_is_suspected_where_nobody_else_is_at_work(
     def works(setting: Setting, recorder: Recorder) -> None:
         assert recorder.result.doing == EARLY_BEGIN
 
-    sections = {"breaks": Section("", breaks, 0.5), "works": Section("", works, 0.5)}
-    results = run_sections(small(), sections=sections)
-    assert (results["breaks"].doing, results["works"].doing) == (EARLY_BEGIN, None)
+    assert (made(breaks).doing, made(works).doing) == (EARLY_BEGIN, None)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +332,7 @@ def test_what_did_not_survive_an_early_begin_is_tried_without(
     for module in (build_target, draft_model):
         monkeypatch.setattr(module, "quick_blocks", noted)
     setting = replace(small(), without=(EARLY_BEGIN,), trains=True)
-    result = run_sections(setting, [section])[section]
+    result = section_of(section, setting)
     assert result.status == "passed", result.error or result.failures
     assert told and not any(told)
 
@@ -339,41 +343,17 @@ def test_an_attempt_that_fails_is_told_and_the_section_goes_on() -> None:
             raise RuntimeError("out of memory")
         recorder.found("after", 1)
 
-    result = run_sections(small(), sections={"one": Section("", goes_on, 1.0)})["one"]
+    result = made(goes_on)
     assert result.status == "failed"
     assert result.failures == ["128k: RuntimeError: out of memory"]
     assert "goes_on" in str(result.found["128k: traceback"]) and result.found["after"] == 1
 
 
-def test_sections_behind_a_lost_gpu_are_lost_and_an_earlier_file_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, broken = tmp_path / "found.json", []
-    monkeypatch.setattr(Setting, "is_lost", property(lambda setting: bool(broken)))
-
-    def breaks(setting: Setting, recorder: Recorder) -> None:
-        broken.append(True)
-        recorder.check(False, "an illegal memory access")
-
-    sections = {"one": Section("", breaks, 0.5), "two": Section("", breaks, 0.5)}
-    results = run_sections(small(), out=out, sections=sections)
-    assert [r.status for r in results.values()] == ["failed", "lost"]
-    broken.clear()
-    kept = json.loads(out.read_text())["sections"]
-    run_sections(small(), ["two"], out=out, sections=sections, kept=kept)
-    saved = json.loads(out.read_text())["sections"]
-    assert [section["status"] for section in saved.values()] == ["failed", "failed"]
-
-
-def test_sections_are_chosen_and_left_out_when_the_time_is_over() -> None:
-    late = Setting(torch.device("cpu"), is_small=True, minutes=0.0)
-    results = run_sections(late, ["attention", "kernels"])
-    assert [(name, r.status) for name, r in results.items()] == [
-        ("kernels", "left out"),
-        ("attention", "left out"),
-    ]
+def test_sections_are_chosen_by_name_in_their_own_order() -> None:
+    assert list(shares_of(["attention", "kernels"], trains=False)) == ["kernels", "attention"]
+    assert "train" not in shares_of([], trains=False) and "train" in shares_of([], trains=True)
     with pytest.raises(ConfigError, match="section 'atention': expected some of smoke"):
-        run_sections(small(), ["atention"])
+        shares_of(["atention"], trains=False)
 
 
 def test_a_missing_package_is_named_with_the_way_to_bring_it() -> None:
@@ -410,7 +390,7 @@ def test_replayed_speed_is_tokens_over_priced_steps() -> None:
 @pytest.mark.slow
 def test_the_reference_target_gets_a_draft_model_and_heads(tmp_path: Path) -> None:
     small = Setting(torch.device("cpu"), is_small=True, trains=True)
-    section = run_sections(small, ["train"])["train"]
+    section = section_of("train", small)
     assert section.status == "passed", section.error or section.failures
     assert not section.missing
     methods = set(section.found["quoting, 1k"])

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="needs triton")
 @pytest.mark.slow
 @pytest.mark.parametrize("section", ["kernels", "plain", "timings", "speed"])
 def test_a_section_passes(section: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pretend", "scripts/gpu_check.py", "--small", "--together"]
+    command = [sys.executable, "-m", "pretend", "scripts/gpu_check.py", "--small"]
     run = subprocess.run(
         [*command, "--only", section, "--out", str(tmp_path / "found.json"), "--minutes", "20"],
         cwd=ROOT,
