@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ from mmspec.uploads import upload
 
 if TYPE_CHECKING:
     from mmspec.attention.bitwise import CallPaths
-
-_MAX_MASK = 2**22  # entries; a longer prefix is attended to without a mask, apart from the tail
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,8 @@ class TreeCall:
     paths: "CallPaths | None" = None  # in bitwise mode
     num_attended: int = 0  # layers so far
     is_early: bool = False  # our kernels begin before the one ahead has ended, as those around do
+    # Entries of a mask; a longer prefix is attended to without one, apart from the tail.
+    most_mask: ClassVar[int] = 2**22
     _tensors: dict[torch.device, TreeTensors] = field(default_factory=dict)
     _prefixes: dict[tuple[torch.device, bool], Prefixes] = field(default_factory=dict)
     _parts: dict[tuple[object, ...], list[Part]] = field(default_factory=dict)
@@ -178,15 +178,20 @@ class TreeCall:
         return self._dense[key]
 
     def _cut(self, row: RowNodes, reach: Reach, group: int, like: Tensor) -> list[Part]:
-        first, stop = row.start + row.first_column(reach), row.start + row.num_columns
+        first, border = row.start + row.first_column(reach), row.start + row.committed
+        stop = row.start + row.num_columns
         # Node 0 alone sees all from the first visible one on, and so may several that see a prefix.
         if row.visible.shape == (1, 1) or (reach.is_full and row.visible.all()):
             return [Part(first, stop, None)]
-        if not reach.is_full or group * row.num_nodes * (stop - first) <= _MAX_MASK:
-            return [Part(first, stop, _additive(row.seen(reach), like).repeat(group, 1))]
-        border = row.start + row.committed
-        tail = Part(border, stop, _additive(row.visible, like).repeat(group, 1))
-        return [Part(first, border, None), tail]
+        if not reach.is_full or group * row.num_nodes * (stop - first) <= self.most_mask:
+            return [Part(first, stop, self._mask(row, reach, group, like))]
+        tail = Part(border, stop, self._mask(row, None, group, like))
+        return [Part(first, border, None), tail] if first < border else [tail]
+
+    def _mask(self, row: RowNodes, reach: Reach | None, group: int, like: Tensor) -> Tensor:
+        """Over the row's columns within the reach; None: over its tail alone."""
+        seen = row.visible if reach is None else row.seen(reach)
+        return _additive(seen, like).repeat(group, 1)
 
 
 def _additive(seen: NDArray[np.bool_], like: Tensor) -> Tensor:

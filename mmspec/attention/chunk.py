@@ -12,12 +12,13 @@ whole chunk is one tile where a flash kernel takes it (`ChunkFlash`).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmspec.attention.call import Part, RowNodes, TreeCall
+from mmspec.attention.call import RowNodes, TreeCall
 from mmspec.attention.chunk_flash import ChunkFlash
 from mmspec.attention.homes import Homes
 from mmspec.attention.reach import Reach
@@ -27,7 +28,6 @@ from mmspec.attention.tree import tree_attention
 from mmspec.kv import FlatLayer
 from mmspec.uploads import upload
 
-_SMALL = 2**18  # entries of a mask over all columns: in one piece, nothing is rounded twice
 _TILE = 512  # queries: enough rows for the matrix products, little to compute in vain
 _FEW = 128  # queries: as many as a tree has, for which the ladder's kernels are made
 _FLASH = ChunkFlash()
@@ -38,19 +38,9 @@ class TileCall(TreeCall):
     """The score call of one tile, whose masks the tiles of a chunk share."""
 
     masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
-
-    def _cut(self, row: RowNodes, reach: Reach, group: int, like: Tensor) -> list[Part]:
-        first, border = row.start + row.first_column(reach), row.start + row.committed
-        stop = row.start + row.num_columns
-        if row.num_nodes == 1:  # it sees all from the first visible one on
-            return [Part(first, stop, None)]
-        if not reach.is_full or group * row.num_nodes * (stop - first) <= _SMALL:
-            return [Part(first, stop, self._mask(row, reach, group, like))]
-        tail = Part(border, stop, self._mask(row, None, group, like))
-        return [Part(first, border, None), tail] if first < border else [tail]
+    most_mask: ClassVar[int] = 2**18  # over all columns in one piece nothing is rounded twice
 
     def _mask(self, row: RowNodes, reach: Reach | None, group: int, like: Tensor) -> Tensor:
-        """Over the row's columns within the reach, or over its own nodes alone."""
         begins = None
         if reach is not None:  # two tiles that look as far back as each other have one mask
             positions = row.committed + row.depths
@@ -58,10 +48,7 @@ class TileCall(TreeCall):
         columns = row.num_columns - (row.committed if reach is None else row.first_column(reach))
         key = (row.num_nodes, columns, begins, group, like.dtype)
         if key not in self.masks:
-            seen = row.visible if reach is None else row.seen(reach)
-            hidden = upload(~seen, like.device).repeat(group, 1)
-            lowest = torch.finfo(like.dtype).min
-            self.masks[key] = like.new_zeros(hidden.shape).masked_fill_(hidden, lowest)
+            self.masks[key] = super()._mask(row, reach, group, like)
         return self.masks[key]
 
 

@@ -75,7 +75,7 @@ def test_tiles_give_what_each_token_alone_does(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_TILE", tile)
-        patch.setattr(module, "_SMALL", small)
+        patch.setattr(module.TileCall, "most_mask", small)
         keys, values = buffers(START + committed + count)
         sinks = torch.linspace(-1, 1, HEADS, dtype=torch.float64) if has_sinks else None
         rule = LayerRule(reach, HEAD_DIM**-0.5, softcap, sinks)

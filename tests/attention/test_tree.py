@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmspec.attention import Reach, RowNodes, TreeCall, tree_attention
-from mmspec.attention import call as call_module
 from mmspec.attention.flash_cpu import FlashCpu
 from mmspec.attention.ladder import CPU_ORDER
 from mmspec.attention.ladder import RUNGS as BACKENDS
@@ -230,10 +229,10 @@ def test_ragged_rows(rows: list[tuple[int, int, bool]], rule: str) -> None:
 def test_a_mask_too_large_leaves_the_prefix_without_one(
     rung: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_module, "_MAX_MASK", 100)
+    monkeypatch.setattr(TreeCall, "most_mask", 10)
     tree = case([(50, branching(6)), (0, branching(4))])
-    parts = tree.call.parts(0, Reach(), 2, tree.query)
-    assert [part.mask is None for part in parts] == [True, False]
+    parts = [tree.call.parts(row, Reach(), 2, tree.query) for row in (0, 1)]
+    assert [[part.mask is None for part in own] for own in parts] == [[True, False], [False]]
     assert largest(tree.attend(RUNGS[rung], FULL) - reference(tree, FULL)) < 1e-12
 
 
