@@ -181,9 +181,10 @@ class _Attachment:
             try:
                 found = split_output(output, unknown)
             except FeatureError:
-                if is_all and not self._source.is_partial(kind, start, stop):
-                    return output  # the model asked for exactly this
-                raise
+                if self._source.is_partial(kind, start, stop):
+                    raise
+                # The model asked for exactly this.
+                return output if is_all else own(*args, **kwargs)
             for item, features in zip(unknown, found, strict=True):
                 self._source.keep(item, features)
         known = [self._source.find(item) for item in items]

@@ -61,6 +61,8 @@ def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Feature
     """The items' features. Raises FeatureError if the output's rows are not the items' tokens."""
     if not isinstance(output, ModelOutput):
         raise FeatureError(f"the encoder gave {type(output).__name__}")
+    if getattr(output, "audio_mel_mask", None) is not None:
+        raise FeatureError("which of the features are padding is the model's own to say")
     names, packed = _embeddings(output)
     deeper = getattr(output, "deepstack_features", None)
     layers = [packed, *(deeper or ())]

@@ -17,8 +17,8 @@ _QSA = {
     "indexer_compress_ratio": 4,
 }
 _PINPOINTS = [[28, 56], [56, 28], [56, 56]]
-_SMALL_TIMM = {"architecture": "resnet18", "hidden_size": 512}  # the family's own has 300M weights
-_VOCABULARY = {"<image>": 120, "<|image token|>": 120, "<|extra_200|>": 121, "<eos>": 2}
+_CODES = range(32)  # of a codebook, each a token of its own
+_LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")  # as Chameleon writes a code
 
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "aria": {
@@ -27,12 +27,23 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {"encoder_hash_byte_group_vocab": 512},
-    "chameleon": {"vocabulary_map": _VOCABULARY},
+    "chameleon": {
+        "vocabulary_map": {
+            "<image>": 120,
+            **{f"IMGIMG{str(code).translate(_LETTERS)}Z": 124 + code for code in _CODES},
+        },
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1, 2, 2]},
+    },
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _MROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8.0}},
     "deepseek_ocr2": {
-        "text_config": {**_SPARSE, "mlp_layer_types": ["dense", *["sparse"] * 3]}
+        "text_config": {**_SPARSE, "mlp_layer_types": ["dense", *["sparse"] * 3]},
+        "vision_config": {
+            "sam_config": {
+                "output_channels": 64, "downsample_channels": [64, 64], "global_attn_indexes": [1, 3]
+            }
+        },
     },
     "deepseek_v2": _SPARSE,
     "dots1": {**_SPARSE, "moe_intermediate_size": 48, "n_shared_experts": 1},
@@ -40,7 +51,14 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         "vision_config": {"adapter_in_dim": 64},
         "audio_config": {"adapter_input_size": 64},
     },
-    "emu3": {"vocabulary_map": _VOCABULARY},
+    "emu3": {
+        "vocabulary_map": {
+            "<image>": 120,
+            "<|extra_200|>": 121,
+            **{f"<|visual token {code:06}|>": 124 + code for code in _CODES},
+        },
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1, 2], "hidden_size": 64},
+    },
     "ernie4_5_vl_moe": {
         "text_config": {
             "rope_parameters": {
@@ -51,7 +69,21 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 128},
     "fast_vlm": {"vision_config": {"hidden_size": 2048}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
-    "gemma3n": {"vision_config": _SMALL_TIMM, "vision_soft_tokens_per_image": 1},
+    "gemma3n": {
+        "vision_config": {  # the family's own tower has 300M weights
+            "architecture": "resnet18", "hidden_size": 512, "vocab_offset": 120, "vocab_size": 20
+        },
+        "vision_soft_tokens_per_image": 1,
+        "image_token_id": 121,
+        "audio_config": {
+            "conf_num_attention_heads": 4,
+            "conf_num_hidden_layers": 2,
+            "vocab_offset": 140,
+            "vocab_size": 20,
+        },
+        "audio_soft_tokens_per_image": 6,  # two more than there are features
+        "audio_token_id": 141,
+    },
     "glm5_next": {"text_config": {"num_key_value_heads": 4}},
     "glmasr": {"audio_config": _FOURFOLD},
     "granite4_vision": {

@@ -60,6 +60,7 @@ def _counts(model: PreTrainedModel, kind: MediaKind, form: Form) -> Sequence[int
     """How many placeholders a medium may have: as many as it has features. Where there is no method
     for those, or it does not tell, all numbers. Raises where the form is not the model's."""
     any_number = range(2, _MOST_TOKENS + 1)
+    padded = getattr(model.config, "audio_soft_tokens_per_image", None) if kind == "audio" else None
     # The whole model's comes first. It may hand on less than an inner one takes.
     methods = [getattr(part, METHODS[kind], None) for part in model.modules()]
     failure: Exception | None = None
@@ -67,7 +68,7 @@ def _counts(model: PreTrainedModel, kind: MediaKind, form: Form) -> Sequence[int
         given = _accepted(form, model, method)
         try:
             with torch.no_grad():
-                return [len(feature_rows(method(**given)))]
+                return [padded or len(feature_rows(method(**given)))]
         except FeatureError:
             return any_number
         except Exception as error:

@@ -86,6 +86,11 @@ def _of_image(model: PreTrainedModel, sizes: _Sizes, noise: _Noise, seed: int) -
     yield {"pixel_values": one, "pixel_mask": torch.ones(1, side, side).long()}
     yield {"pixel_values": one, "image_sizes": size}
     yield {"pixel_values": one, "high_res_pixel_values": noise(1, _CHANNELS, side, side)}
+    yield {
+        "pixel_values": one,
+        "pixel_values_local": tiles[0],
+        "num_local_patches": torch.tensor([2]),
+    }
     yield {"pixel_values": one}
     yield {"pixel_values": one[None], "pixel_attention_mask": torch.ones(1, 1, side, side).long()}
     yield {"pixel_values": one[None]}
@@ -96,9 +101,10 @@ def _of_image(model: PreTrainedModel, sizes: _Sizes, noise: _Noise, seed: int) -
 def _of_video(sizes: _Sizes, noise: _Noise, seed: int) -> Iterator[Form]:
     name = "pixel_values_videos"
     merged = {"video_merge_sizes": torch.tensor([sizes.merge])}
-    for form in _on_grids(name, "video_grid_thw", sizes, noise, frames=2, seed=seed):
-        yield {**form, **merged}
-        yield form
+    for frames in (2, 1):  # one alone where the model cannot tell several apart
+        for form in _on_grids(name, "video_grid_thw", sizes, noise, frames=frames, seed=seed):
+            yield {**form, **merged}
+            yield form
     for form in _of_patches(name, "video_position_ids", sizes, noise, frames=2, seed=seed):
         yield {**form, "num_frames_per_video": torch.tensor([2])}
         yield form

@@ -15,7 +15,7 @@ import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.encoders.features import FeatureCache, FeatureSource
 from mmspec.encoders.media import MediaItem, split_media
-from mmspec.encoders.outputs import Features, split_output
+from mmspec.encoders.outputs import FeatureError, Features, split_output
 from mmspec.inputs import from_inputs
 from mmspec.requests import Request
 from mmspec.target import Target
@@ -163,11 +163,14 @@ def test_the_model_is_left_as_it_was_found_after_an_error(
     assert engine.generate(inputs, **GREEDY).tokens == expected
 
 
+@pytest.mark.parametrize("layout", ["image_middle", "two_images"])
 def test_an_encoder_of_another_form_is_run_whole_and_said_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Features whose rows are not the placeholders' cannot be cut: the prompt goes in one go."""
-    engine, inputs = engine_of("llava", chunk=8), inputs_of("llava", "image_middle")
+    """Features whose rows are not the placeholders' cannot be cut: the prompt goes in one go, also
+    where one image comes twice, and would be encoded once."""
+    engine, inputs = engine_of("llava", chunk=8), inputs_of("llava", layout)
+    inputs["pixel_values"] = inputs["pixel_values"][:1].expand_as(inputs["pixel_values"])
     expected = engine.generate(inputs, reuse=False, **GREEDY).tokens
     inner = engine.target.model.model
     own = type(inner).get_image_features
@@ -241,6 +244,20 @@ def test_padding_among_features_is_left_out_and_the_model_is_told_so() -> None:
         built = features.form.build(features.rows)
         assert isinstance(built, Heard)
         assert torch.equal(built.pooler_output[built.attention_mask], expected)
+
+
+def test_features_beside_a_mask_of_another_name_are_the_models_own() -> None:
+    """Gemma 3n's recordings: the model puts an embedding of its own where this mask says so, and
+    fills what is missing to a fixed number of tokens."""
+
+    @dataclass
+    class Heard(ModelOutput):
+        pooler_output: Tensor | None = None
+        audio_mel_mask: Tensor | None = None
+
+    output = Heard(torch.randn(1, 4, 8), torch.zeros(1, 4, dtype=torch.bool))
+    with pytest.raises(FeatureError, match="padding"):
+        split_output(output, [MediaItem("audio", 0, 4, {})])
 
 
 def test_an_output_whose_class_cannot_be_empty_is_made_again() -> None:
