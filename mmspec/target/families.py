@@ -89,13 +89,7 @@ def layer_reaches(config: PreTrainedConfig, rule: MaskRule) -> tuple[Reach, ...]
     """How far back each of the text model's layers looks, by layer index."""
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or rule.kinds[:1] * text.num_hidden_layers
-    reaches = {
-        "full_attention": Reach(),
-        **dict.fromkeys(_INDEXED, Reach()),
-        "sliding_attention": Reach(window=rule.window),
-        "chunked_attention": Reach(chunk=rule.chunk),
-    }
-    return tuple(reaches.get(_ATTENDING.get(kind, kind), Reach()) for kind in kinds)
+    return tuple(rule.reach(_ATTENDING.get(kind, kind)) for kind in kinds)
 
 
 def index_layers(config: PreTrainedConfig) -> tuple[int, ...]:

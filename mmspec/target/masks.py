@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mmspec.attention import Reach, RowNodes
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -19,9 +21,6 @@ LayerKind = Literal[
 ]
 Masks: TypeAlias = Tensor | dict[str, Tensor | None] | None
 """One for all layers, or one a kind of layer."""
-_SEES_ALL = (  # an index chooses among all
-    "full_attention", "indexed_attention", "deepseek_sparse_attention",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,21 @@ class MaskRule:
         past a row's end are never seen, and a padding node sees just the row's first token. With
         `written` the first so many nodes of each tree are keys only: the others are the queries.
         """
-        done = list(written) or [0] * len(trees)
-        return self.given(
-            {kind: self._build_kind(kind, trees, lengths, dtype, done) for kind in self.kinds}
-        )
+        rows = [
+            RowNodes(0, length, tree.ancestor_mask[done:], np.array(tree.depths))
+            for tree, length, done in zip(trees, lengths, written or [0] * len(trees), strict=True)
+        ]
+        nodes, columns = max(row.num_nodes for row in rows), max(row.num_columns for row in rows)
+        masks: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            reach = self.reach(kind)
+            mask = torch.full((len(rows), 1, nodes, columns), torch.finfo(dtype).min, dtype=dtype)
+            for own, row in zip(mask[:, 0], rows, strict=True):
+                part = own[: row.num_nodes, row.first_column(reach) : row.num_columns]
+                part.masked_fill_(torch.from_numpy(row.seen(reach)), 0.0)
+                own[row.num_nodes :, 0] = 0.0
+            masks[kind] = mask
+        return self.given(masks)
 
     def given(self, masks: Mapping[str, Tensor]) -> Masks:
         """One mask a kind, in the form that the model takes; None where no layer attends."""
@@ -81,63 +91,20 @@ class MaskRule:
             own.fill_(torch.finfo(dtype).min).triu_(1)
             for start, stop in blocks:
                 own[start:stop, start:stop] = 0.0
-            if kind not in _SEES_ALL:  # a long prefix is filled, not computed
-                query = torch.arange(length, length + count, device=device).unsqueeze(1)
-                key = torch.arange(length + count, device=device).unsqueeze(0)
-                is_near = (
-                    query - key < self._window
-                    if kind == "sliding_attention"
-                    else query // self._chunk == key // self._chunk
-                )
-                mask.masked_fill_(~is_near, torch.finfo(dtype).min)
+            reach = self.reach(kind)
+            if not reach.is_full:  # a long prefix is filled, not computed
+                first = torch.from_numpy(reach.first_visible(np.arange(length, length + count)))
+                columns = torch.arange(length + count, device=device)
+                unseen = columns < first.to(device).unsqueeze(1)
+                mask.masked_fill_(unseen, torch.finfo(dtype).min)
             masks[kind] = mask[None, None]
         return self.given(masks)
 
-    def _build_kind(
-        self,
-        kind: LayerKind,
-        trees: Sequence[TokenTree],
-        lengths: Sequence[int],
-        dtype: torch.dtype,
-        written: Sequence[int],
-    ) -> Tensor:
-        nodes = max(tree.num_nodes - done for tree, done in zip(trees, written, strict=True))
-        columns = max(length + tree.num_nodes for length, tree in zip(lengths, trees, strict=True))
-        mask = torch.full((len(trees), 1, nodes, columns), torch.finfo(dtype).min, dtype=dtype)
-        for row, (tree, length, done) in enumerate(zip(trees, lengths, written, strict=True)):
-            count = tree.num_nodes - done
-            own = mask[row, 0, :count]
-            if kind in _SEES_ALL:  # a long prefix is filled, not computed
-                own[:, :length] = 0.0
-                own = own[:, length : length + tree.num_nodes]
-                own.masked_fill_(torch.from_numpy(tree.ancestor_mask)[done:], 0.0)
-            else:
-                visible = self._visible(kind, tree, length)[done:]
-                own[:, : visible.shape[1]].masked_fill_(visible, 0.0)
-            mask[row, 0, count:, 0] = 0.0
-        return mask
-
-    def _visible(self, kind: LayerKind, tree: TokenTree, length: int) -> Tensor:
-        """(nodes, length + nodes), True where a node of a sliding or chunked layer may look."""
-        ancestors = torch.from_numpy(tree.ancestor_mask)
-        visible = torch.cat([ancestors.new_ones(tree.num_nodes, length), ancestors], dim=1)
-        # Windows count positions in the text, not slots: siblings share one.
-        depths = torch.tensor(tree.depths)
-        query = (length + depths).unsqueeze(1)
-        key = torch.cat([torch.arange(length), length + depths]).unsqueeze(0)
+    def reach(self, kind: str) -> Reach:
+        """How far back the layers of a kind look."""
         if kind == "sliding_attention":
-            return visible & (query - key < self._window)
-        return visible & (query // self._chunk == key // self._chunk)
-
-    @property
-    def _window(self) -> int:
-        assert self.window is not None, "a sliding layer without a window"
-        return self.window
-
-    @property
-    def _chunk(self) -> int:
-        assert self.chunk is not None, "a chunked layer without a chunk length"
-        return self.chunk
+            return Reach(window=self.window)
+        return Reach(chunk=self.chunk) if kind == "chunked_attention" else Reach()
 
 
 def on_device(masks: Masks, device: torch.device) -> Masks:
