@@ -9,8 +9,8 @@ block is two residual branches:
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from mmspec.attention import LayerRule, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attend_layer
 from mmspec.kv import QueryTap
 from mmspec.target.parts import Added, Angles, Kit, Products, activation_of
-from mmspec.target.untouched import Untouched, is_plain, places_in
+from mmspec.target.untouched import Untouched, forwarding, is_plain, places_in
 
 if TYPE_CHECKING:
     from mmspec.target.tower import TextTower
@@ -75,19 +75,11 @@ class Blocks:
         """They failed: they give up what is likeliest to have. False where nothing is left."""
         return self._kit.simplify()
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attached(self) -> AbstractContextManager[None]:
         """Within it, forwards that are given a TreeCall compute the blocks as above."""
-        taken = [item for item in self._forwards if item[1].is_untouched()]
         if torch.is_autocast_enabled(self._kit.device_type):
-            taken = []
-        try:
-            for layer, block in taken:  # __dict__: nn.Module's own setattr takes a microsecond
-                layer.__dict__["forward"] = block
-            yield
-        finally:
-            for layer, _ in taken:
-                layer.__dict__.pop("forward", None)
+            return nullcontext()
+        return forwarding(item for item in self._forwards if item[1].is_untouched())
 
 
 class Block:

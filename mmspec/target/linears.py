@@ -6,8 +6,8 @@ and oneDNN with weights packed for it, do not.
 """
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmspec.target.source import WeightSource
+from mmspec.target.untouched import forwarding
 
 _MIN_WEIGHTS = 100_000  # smaller matrices stay in the CPU's own cache, where F.linear is as quick
 _MAX_ROWS = 64  # above, all ways come together
@@ -47,20 +48,9 @@ class Linears:
         """The quick forward of one of the layers, for who calls it alone; None for another's."""
         return next((forward for own, forward in self._forwards if own is module), None)
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attached(self) -> AbstractContextManager[None]:
         """Within it, the layers compute by their quick forwards."""
-        if torch.is_autocast_enabled("cpu"):
-            yield
-            return
-        taken = [item for item in self._forwards if "forward" not in item[0].__dict__]
-        try:
-            for module, forward in taken:  # __dict__: nn.Module's own setattr takes a microsecond
-                module.__dict__["forward"] = forward
-            yield
-        finally:
-            for module, _ in taken:
-                module.__dict__.pop("forward", None)
+        return forwarding(() if torch.is_autocast_enabled("cpu") else self._forwards)
 
 
 def quick_linears(model: nn.Module, *, packed: bool | None = None) -> Linears | None:

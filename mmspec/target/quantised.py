@@ -21,6 +21,7 @@ from mmspec.target.lowbit_layers import LowBitLayers
 from mmspec.target.parts import Product
 from mmspec.target.stacking import TOGETHER
 from mmspec.target.tower import TextTower
+from mmspec.target.untouched import forwarding
 
 logger = logging.getLogger(__name__)
 
@@ -109,14 +110,10 @@ class QuantisedLinears:
     def attached(self) -> Iterator[None]:
         """Within it, the layers compute by the copy, in whatever thread; so it holds a target's
         lock (`Target.variant`). Layers that somebody else has given a forward keep that."""
-        taken = [item for item in self._forwards if "forward" not in item[0].__dict__]
         try:
-            for module, forward in taken:  # __dict__: nn.Module's own setattr takes a microsecond
-                module.__dict__["forward"] = forward
-            yield
+            with forwarding(self._forwards):
+                yield
         finally:
-            for module, _ in taken:
-                module.__dict__.pop("forward", None)
             for one in self._copies:
                 one.forget()
 

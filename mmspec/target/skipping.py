@@ -1,7 +1,7 @@
 """Decoder layers that are left out while a target drafts for itself."""
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from mmspec.errors import ModelError
 from mmspec.target.tower import TextTower
+from mmspec.target.untouched import forwarding
 
 
 class SkippedLayers:
@@ -42,20 +43,13 @@ class SkippedLayers:
     def state(self) -> frozenset[int]:
         return self.skipped
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attached(self) -> AbstractContextManager[None]:
         """Within it, the skipped layers do nothing, in whatever thread; so it holds a target's
         lock (`Target.variant`)."""
-        chosen = [self._layers[index] for index in sorted(self.skipped)]
-        taken = [layer for layer in chosen if "forward" not in layer.__dict__]
-        try:
-            for layer in taken:  # __dict__: nn.Module's own setattr takes a microsecond
-                packs = layer in self._packing
-                layer.__dict__["forward"] = _hand_on_packed if packs else _hand_on
-            yield
-        finally:
-            for layer in taken:
-                layer.__dict__.pop("forward", None)
+        chosen = [self._layers[index] for index in self.skipped]
+        return forwarding(
+            (layer, _hand_on_packed if layer in self._packing else _hand_on) for layer in chosen
+        )
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
