@@ -84,37 +84,24 @@ def load_model(
     (see `with_context`). Raises ModelError, ConfigError, or
     MissingExtraError for an adapter without peft.
     """
-    base = adapter_base(path)
-    if base is not None:
-        model = load_model(
-            base,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            context=context,
-        )
-        with _explained(path):
-            model.load_adapter(path)
-        return model.eval()
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype={dtype!r}: expected one of {', '.join(_DTYPES)}")
     place = _device(device)
-    _refuse_pickle(path)
-    with _explained(path):
+    base = adapter_base(path)
+    source = path if base is None else base
+    _refuse_pickle(source)
+    with _explained(source):
         config = AutoConfig.from_pretrained(
-            path, trust_remote_code=trust_remote_code, revision=revision
+            source, trust_remote_code=trust_remote_code, revision=revision
         )
     whole = config
     config = writing_config(config)
     auto = _auto_class(config)
     if context is not None:
         config = with_context(config, context)
-    with _explained(path):
+    with _explained(source):
         model = auto.from_pretrained(
-            path,
+            source,
             config=None if context is None and config is whole else config,
             dtype=dtype,
             device_map=device_map,
@@ -129,6 +116,9 @@ def load_model(
         model.to(place)
         if place.type == "cuda":
             stack_weights(model)
+    if base is not None:
+        with _explained(path):
+            model.load_adapter(path)
     return model.eval()
 
 
