@@ -7,6 +7,7 @@ from functools import cache
 from transformers import PreTrainedTokenizerBase
 
 _MANY_HELD = 16  # tokens without new text, among which those that never have one are looked for
+_CHARACTER = 4  # tokens, of a byte each at least, that would be a whole character if they were any
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,27 @@ class Detokenizer:
             held = self._window[self._num_done :]
             if len(held) > _MANY_HELD:
                 self._window[self._num_done :] = [one for one in held if not self._is_silent(one)]
+                return self._settled(text) if text.endswith("\ufffd") else ""
             return ""
         new = text[len(self._known) :]
         self._window = self._window[self._num_done :]
         self._num_done = len(self._window)
         self._known = self._decode(self._window)
         return new
+
+    def _settled(self, text: str) -> str:
+        """The text of bytes that are no character, and before some that can be none any more. As
+        later bytes may read otherwise behind such ones, the first of them stay in the window."""
+        count = self._num_done + (0 if self._known.endswith("\ufffd") else _CHARACTER)
+        kept, last = self._window[:count], len(self._window) - _CHARACTER
+        known = self._decode(kept)
+        for cut in range(last, max(last - _CHARACTER, count), -1):
+            before, rest = self._decode(self._window[:cut]), self._window[cut:]
+            if before + self._decode(kept + rest)[len(known) :] == text:
+                new = before[len(self._known) :]
+                self._window, self._num_done, self._known = kept + rest, count, known
+                return new
+        return ""
 
     def flush(self) -> str:
         """The text of what is still held, at the end."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from inputs.text_families import build_tokenizer
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from mmspec.stream import Detokenizer, Piece, TextStream, build_detokenizer
 
@@ -152,6 +153,41 @@ def test_so_it_does_behind_many_tokens_without_text(make: Make, name: str) -> No
     expected = tokenizer.decode([*words, *words])
     assert detokenized(detokenizer, tokens) == expected
     assert max(lengths) < 40 + 2 * len(words)
+
+
+def byte_tokens(name: str, tokenizer: PreTrainedTokenizerBase, data: bytes) -> list[int]:
+    """One token a byte, whatever the tokenizer's way of writing bytes."""
+    if name == BYTE_FALLBACK:
+        return bytes_as_tokens(tokenizer, data)
+    alphabet = bytes_to_unicode()
+    return tokenizer.convert_tokens_to_ids([alphabet[byte] for byte in data])
+
+
+@pytest.mark.parametrize("name", [BYTE_LEVEL, BYTE_FALLBACK])
+@pytest.mark.parametrize("byte", [0xFF, 0xBD, 0xE4])
+def test_so_it_does_in_a_long_run_of_bytes_that_are_no_character(name: str, byte: int) -> None:
+    tokenizer = build_tokenizer(name)
+    detokenizer = fast(tokenizer, True)
+    lengths = counted(detokenizer)
+    tokens = byte_tokens(name, tokenizer, bytes([byte]) * 500)
+    tokens += tokenizer("total", add_special_tokens=False).input_ids
+    assert detokenized(detokenizer, tokens) == tokenizer.decode(tokens)
+    assert max(lengths) < 40
+
+
+@pytest.mark.parametrize("name", [BYTE_LEVEL, BYTE_FALLBACK])
+@given(
+    bad=st.binary(min_size=1, max_size=60),
+    text=st.text(CHARACTERS, max_size=20),
+    worse=st.binary(max_size=40),
+)
+def test_a_run_of_bad_bytes_reads_as_it_does_at_once(
+    name: str, bad: bytes, text: str, worse: bytes
+) -> None:
+    tokenizer = build_tokenizer(name)
+    # Begun by no character, so that nothing is shown that a later byte could take back.
+    tokens = byte_tokens(name, tokenizer, b"\xff" + bad + text.encode() + worse)
+    assert detokenized(fast(tokenizer, True), tokens) == tokenizer.decode(tokens)
 
 
 def test_no_tokenizer_no_text_and_nothing_is_held_for_it() -> None:
