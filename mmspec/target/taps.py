@@ -62,18 +62,18 @@ def asked_for(taps: Collection[int], *, skipped: Collection[int] = ()) -> bool |
 
 
 def taken(output: Any, taps: Collection[int], *, skipped: Collection[int] = ()) -> Hidden:
-    """Layer -> (batch, seq, hidden) of a forward's output. A skipped layer hands on what it got."""
-    return {tap: output.hidden_states[_place(tap, skipped)] for tap in taps}
+    """Layer -> (batch, seq, hidden) of a forward's output. A skipped layer hands on what it got. An
+    output that has them by layer was told which ones, and passed over none."""
+    known = output.hidden_states
+    if isinstance(known, Mapping):
+        return known
+    return {tap: known[_place(tap, skipped)] for tap in taps}
 
 
 def _place(tap: int, skipped: Collection[int]) -> int:
     return tap - sum(layer < tap for layer in skipped)
 
 
-def taken_late(output: Any, taps: Collection[int], *, skipped: Collection[int] = ()) -> LateHidden:
-    """The same, made when they are looked at where they are not there anyway. An output that has
-    them by layer was told which ones, and passed over none."""
-    known = output.hidden_states
-    if not isinstance(known, Mapping):
-        known = taken(output, taps, skipped=skipped)
-    return known if isinstance(known, LateHidden) else LateHidden(known)
+def late(hidden: Hidden) -> LateHidden:
+    """The same; what is made when it is looked at still is."""
+    return hidden if isinstance(hidden, LateHidden) else LateHidden(hidden)

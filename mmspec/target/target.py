@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -37,7 +37,8 @@ from mmspec.target.mixers import Mixers
 from mmspec.target.positions import prompt_positions
 from mmspec.target.skipping import seeing_packing
 from mmspec.target.stateful import Observer, cache_keyword, state_kinds
-from mmspec.target.taps import Hidden, asked_for, taken, taken_late
+from mmspec.target.taps import Hidden, asked_for, late, taken
+from mmspec.target.tower import TextTower
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -290,7 +291,6 @@ class Target:
         else:
             given = cross.prompt_inputs(prompt, cache, row, start)
         inputs: dict[str, object] = {}
-        skipped = self.cross_layers if seen is None else ()
         if seen is not None:
             inputs[CROSS_MASK] = cross.told_to_prompt(seen, stop, self.device)
         if prompt.encoded:
@@ -307,25 +307,18 @@ class Target:
             self.attachments.watching(cache, [row], [stop - start]) as watched,
         ):
             inputs |= {n: self._placed(v) for n, v in told.items() if n != "position_ids"}
-            output = self.model(
-                input_ids=upload(prompt.token_ids[start:stop].unsqueeze(0), self.device),
-                position_ids=upload(positions[..., start:stop], self.device),
-                **{self._cache_keyword: cache},
-                use_cache=True,
-                output_hidden_states=asked_for(taps, skipped=skipped),
-                **inputs,
-                **attended,
-                **watched,
-            )
+            ids = prompt.token_ids[start:stop].unsqueeze(0)
+            inputs |= {**attended, **watched}
+            read = self._run(None, ids, positions[..., start:stop], cache, taps, inputs)
         if on_logits is not None:
-            on_logits(start, output.logits[0])
+            on_logits(start, read.logits[0])
         if seen is not None:
             cache.cross.see(row, upload(seen[stop - 1], self.device))
         kept = range(stop - start) if keep is None else keep
         cache.commit({row: kept})
         offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
-        hidden = {tap: states[0] for tap, states in taken(output, taps, skipped=skipped).items()}
-        return Prefill(output.logits[0, -1], Placement(row, offsets), hidden, cache)
+        hidden = {tap: states[0] for tap, states in read.hidden_states.items()}
+        return Prefill(read.logits[0, -1], Placement(row, offsets), hidden, cache)
 
     def sights(self, prompt: Prompt) -> Tensor | None:
         """(seq, cells) bool: what the prompt's tokens see of its images, where the model reads
@@ -339,18 +332,11 @@ class Target:
         lengths = torch.tensor([[len(text)] for text in texts])
         mask = (torch.arange(ids.shape[1]) < lengths).long()  # padding stands behind the text
         last = {"logits_to_keep": 1} if "logits_to_keep" in self._parameters else {}
+        positions, told = self._text_positions(*ids.shape), {"attention_mask": mask.to(self.device)}
         with self._forward():
-            output = self.model(
-                input_ids=ids.to(self.device),
-                attention_mask=mask.to(self.device),
-                position_ids=self._text_positions(*ids.shape).to(self.device),
-                use_cache=False,
-                output_hidden_states=asked_for(taps, skipped=self.cross_layers),
-                **last,
-            )
-        hidden = taken(output, taps, skipped=self.cross_layers)
+            read = self._run(None, ids, positions, None, taps, {**told, **last})
         return [
-            {tap: states[row, : len(text)] for tap, states in hidden.items()}
+            {tap: states[row, : len(text)] for tap, states in read.hidden_states.items()}
             for row, text in enumerate(texts)
         ]
 
@@ -426,22 +412,21 @@ class Target:
             assert not any(done), "in bitwise mode a tree is scored in one call"
             assert size[0] <= self._shape[0] and size[1] <= self._shape[1], f"{size}: too large"
         with self._forward(), cache.writing(rows, counts, after=done) as plan:
-            output: Any = None
+            computed: Computed | None = None
             levels = None
             if cache.states is not None:
                 levels = cache.states.levels([tree.parents for tree in trees], done)
             seen = cache.cross.seen(rows)
             beside = {} if seen is None else {CROSS_MASK: cross.told_to_nodes(seen, plan)}
-            skipped = self.cross_layers if seen is None else ()
             # What is recorded knows of no images beside the tokens.
             if seen is None and (self.graphs is not None or self._shape is not None):
                 tree_call = self.attachments.tree_call(trees, cache, plan, done)
-                output = self._by_inputs(
+                computed = self._by_inputs(
                     ScoreCall(
                         ids, positions, tree_call, plan, cache, rows, taps, self._shape, levels
                     )
                 )
-            if output is None:
+            if computed is None:
                 with (
                     self.attachments.scoring(
                         trees,
@@ -454,20 +439,11 @@ class Target:
                     ) as (tower, inputs),
                     self.attachments.watching(cache, rows, counts) as watched,
                 ):
-                    run: Callable[..., Any] = tower or self.model
-                    output = run(
-                        input_ids=upload(ids, self.device),
-                        position_ids=upload(positions, self.device),
-                        **{self._cache_keyword: cache},
-                        use_cache=True,
-                        output_hidden_states=asked_for(taps, skipped=skipped),
-                        **beside,
-                        **inputs,
-                        **watched,
-                    )
-        hidden = taken_late(output, taps, skipped=skipped)
+                    told = {**beside, **inputs, **watched}
+                    computed = self._run(tower, ids, positions, cache, taps, told)
+        hidden = late(computed.hidden_states)
         return [
-            Scores(output.logits[index, :count], hidden.of(index, count))
+            Scores(computed.logits[index, :count], hidden.of(index, count))
             for index, count in enumerate(counts)
         ]
 
@@ -512,18 +488,34 @@ class Target:
             ) as (tower, inputs),
             self.attachments.tapped(tap) as tapped,
         ):
-            run: Callable[..., Any] = tower or self.model
-            output = run(
-                input_ids=given.ids,
-                position_ids=given.positions,
-                **{self._cache_keyword: call.cache},
-                use_cache=True,
-                output_hidden_states=asked_for(call.taps, skipped=self.cross_layers),
-                **inputs,
-                **tapped,
-            )
+            told = {**inputs, **tapped}
+            made = self._run(tower, given.ids, given.positions, call.cache, call.taps, told)
+            hidden = {tap: made.hidden_states[tap] for tap in call.taps}  # made now, and recorded
         queries = () if tap is None else tuple(tap.held)
-        return Computed(output.logits, taken(output, call.taps, skipped=self.cross_layers), queries)
+        return Computed(made.logits, hidden, queries)
+
+    def _run(
+        self,
+        tower: TextTower | None,
+        ids: Tensor,
+        positions: Tensor,
+        cache: KVCache | None,
+        taps: Collection[int],
+        inputs: Mapping[str, object],
+    ) -> Computed:
+        """One forward, by the model itself where there is no tower; without a cache it keeps
+        nothing."""
+        skipped = () if CROSS_MASK in inputs else self.cross_layers
+        run: Callable[..., Any] = tower or self.model
+        output = run(
+            input_ids=upload(ids, self.device),
+            position_ids=upload(positions, self.device),
+            **{self._cache_keyword: cache},
+            use_cache=cache is not None,
+            output_hidden_states=asked_for(taps, skipped=skipped),
+            **inputs,
+        )
+        return Computed(output.logits, taken(output, taps, skipped=skipped))
 
     def _placed(self, value: Tensor) -> Tensor:
         """On the model's device; pixels and the like in the model's dtype."""
