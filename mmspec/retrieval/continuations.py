@@ -1,6 +1,7 @@
 """Continuation: what followed at one place, and how much that says about this one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from math import exp
 from typing import NamedTuple
 
@@ -14,6 +15,13 @@ SOURCE_WEIGHTS: Mapping[str, float] = {
 }
 _DENSE_MATCH = 8  # tokens: a neighbour at distance 0 is worth a match of so many
 _DENSE_SCALE = 0.25  # distance at which that has fallen to 1/e
+
+
+def before_separator(tokens: Sequence[int]) -> list[int]:
+    """The tokens before the first separator (a negative one)."""
+    if min(tokens, default=0) >= 0:
+        return list(tokens)
+    return list(takewhile(lambda token: token >= 0, tokens))
 
 
 class Continuation(NamedTuple):

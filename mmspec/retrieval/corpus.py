@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmspec.errors import DatastoreError
-from mmspec.retrieval.files import flush
+from mmspec.retrieval.files import damaged, flush
 
 DOCUMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("position", "<u8")])
 SUFFIXES = (".tokens", ".documents", ".names")
@@ -201,10 +201,7 @@ class Shard:
             or (separators < self.vocab_size).any()
             or len(self.names) != len(starts)
         ):
-            raise DatastoreError(
-                "a shard's documents do not add up to its tokens: it is damaged; restore the "
-                "folder from a copy, or build it again"
-            )
+            raise damaged("a shard's documents do not add up to its tokens")
 
 
 def map_file(path: Path) -> mmap.mmap | bytes:

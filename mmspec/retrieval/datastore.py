@@ -14,7 +14,7 @@ from mmspec.errors import DatastoreError
 from mmspec.retrieval.corpus import DocumentName
 from mmspec.retrieval.dense_index import DenseIndex
 from mmspec.retrieval.exact_vectors import Keys, Neighbours
-from mmspec.retrieval.files import check_file
+from mmspec.retrieval.files import check_file, damaged
 from mmspec.retrieval.lookups import Lookups
 from mmspec.retrieval.manifest import Manifest, SegmentRecord, read_manifest
 from mmspec.retrieval.segment import Segment
@@ -67,9 +67,8 @@ class Datastore(Lookups):
                 # A writer may have replaced the file after the manifest was read.
                 manifest, before = read_manifest(path), manifest
                 if manifest == before:
-                    raise DatastoreError(
-                        f"{error.filename}: this file of the datastore is gone; restore the folder "
-                        "from a copy, or build it again"
+                    raise damaged(
+                        f"{error.filename}: this file of the datastore is gone"
                     ) from error
 
     def latest(self) -> "Datastore":
@@ -146,7 +145,7 @@ class Datastore(Lookups):
             try:
                 check_file(self.folder, file, contents=True)
             except FileNotFoundError as error:
-                raise DatastoreError(f"{error.filename}: this file is gone") from error
+                raise damaged(f"{error.filename}: this file is gone") from error
         for segment in self.segments:
             segment.check_integrity()
 

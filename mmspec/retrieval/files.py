@@ -46,25 +46,32 @@ def check_file(folder: Path, record: FileRecord, *, contents: bool) -> None:
     path = folder / record.name
     num_bytes = path.stat().st_size
     if num_bytes != record.num_bytes:
-        raise DatastoreError(
+        raise damaged(
             f"{path}: this file is damaged: got {num_bytes} bytes, the manifest says "
-            f"{record.num_bytes}; restore the folder from a copy, or build it again"
+            f"{record.num_bytes}"
         )
     if contents and sha256_of(path) != record.sha256:
-        raise DatastoreError(
-            f"{path}: this file is damaged: its SHA-256 is not the manifest's; restore the folder "
-            "from a copy, or build it again"
-        )
+        raise damaged(f"{path}: this file is damaged: its SHA-256 is not the manifest's")
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> FileRecord:
-    """`write` fills a file beside `path`, which then takes its place, on the disk for good.
+def damaged(what: str) -> DatastoreError:
+    """With what there is to do about it."""
+    return DatastoreError(f"{what}; restore the folder from a copy, or build it again")
+
+
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], *, mode: int = 0o666
+) -> FileRecord:
+    """`write` fills a file beside `path`, which then takes its place, on the disk for good. Its
+    `mode` is less what the process's umask takes.
 
     Raises OSError: nothing at `path` has changed then.
     """
     partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
     try:
-        with partial.open("wb") as file:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(descriptor, "wb") as file:
             write(file)
             flush(file)
         record = FileRecord(path.name, partial.stat().st_size, sha256_of(partial))

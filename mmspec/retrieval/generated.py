@@ -4,7 +4,6 @@ As SuffixDecoding's global tree (arXiv 2411.04975), but a table of n-grams: an e
 the time that it took to come in. Nothing of one namespace is ever found from another.
 """
 
-import os
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmspec.errors import DatastoreError
-from mmspec.retrieval.continuations import Continuation
+from mmspec.retrieval.continuations import Continuation, before_separator
+from mmspec.retrieval.files import write_atomically
 
 _LEVELS = (3, 8)  # tokens of an n-gram; a match of eight is looked for first
 _PLACES = 16  # kept of each n-gram, the newest
@@ -116,12 +116,8 @@ class GeneratedStore:
     def continuation(self, match: GeneratedMatch, length: int) -> Continuation:
         """Up to `length` tokens that followed at a match, cut before a separator (a negative
         token)."""
-        tokens = self._entry(match.entry)[match.end : match.end + length]
-        for index, token in enumerate(tokens):
-            if token < 0:
-                tokens = tokens[:index]
-                break
-        return Continuation(list(tokens), match.length, "generated", origin=match.entry)
+        tokens = before_separator(self._entry(match.entry)[match.end : match.end + length])
+        return Continuation(tokens, match.length, "generated", origin=match.entry)
 
     def was_useful(self, entry: int) -> None:
         """Tokens copied from this entry were accepted: it leaves last."""
@@ -143,19 +139,10 @@ class GeneratedStore:
 
         Nothing is written unless this is called. Raises OSError: the file is as it was.
         """
-        path = Path(path)
         body = b"".join(self._packed())
         head = _MAGIC + _framed(tokenizer.encode())
-        partial = path.with_name(f"{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        try:
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(head + sha256(head + body).digest() + body)
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        data = head + sha256(head + body).digest() + body
+        write_atomically(Path(path), lambda file: file.write(data), mode=0o600)
 
     @classmethod
     def load(
@@ -166,14 +153,14 @@ class GeneratedStore:
         Raises DatastoreError: a damaged file, another format, another tokenizer.
         """
         data = Path(path).read_bytes()
+        if not data.startswith(_MAGIC):
+            raise DatastoreError(f"{path}: holds no generated texts of this version; delete it")
         try:
-            if not data.startswith(_MAGIC):
-                raise DatastoreError(f"{path}: holds no generated texts of this version; delete it")
             found, at = _unframed(data, len(_MAGIC))
             checksum, body = data[at : at + 32], data[at + 32 :]
             if sha256(data[:at] + body).digest() != checksum:
-                raise DatastoreError(f"{path}: this file is damaged; delete it to begin anew")
-        except struct.error as error:
+                raise ValueError("another checksum")
+        except (struct.error, ValueError) as error:
             raise DatastoreError(
                 f"{path}: this file is damaged; delete it to begin anew"
             ) from error

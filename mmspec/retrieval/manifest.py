@@ -8,12 +8,11 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mmspec.errors import DatastoreError
-from mmspec.retrieval.files import FileRecord, write_atomically
+from mmspec.retrieval.files import FileRecord, damaged, write_atomically
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 T = TypeVar("T")
-_MENDED = "restore the folder from a copy, or build the datastore again"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
     except NotADirectoryError as error:
         raise DatastoreError(f"{folder}: a datastore is a folder, this is a file") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DatastoreError(f"{path}: is not JSON ({error}); {_MENDED}") from error
+        raise damaged(f"{path}: is not JSON ({error})") from error
     version = values.get("format") if isinstance(values, dict) else None
     if version != FORMAT:
         raise DatastoreError(
@@ -117,7 +116,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return parsed(Manifest, values)
     except ValueError as error:
-        raise DatastoreError(f"{path}: is not a manifest ({error!r}); {_MENDED}") from error
+        raise damaged(f"{path}: is not a manifest ({error!r})") from error
 
 
 def commit_manifest(folder: Path, manifest: Manifest) -> Manifest:

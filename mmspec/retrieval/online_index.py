@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from mmspec.retrieval.continuations import before_separator
+
 LEVELS = (1, 2, 4, 8, 16)
 _MAX_LINKS = 48  # followed a level and look-up
 
@@ -74,8 +76,6 @@ class OnlineIndex:
                     if length >= min_match:
                         found[end] = length
                 end, links = previous[end - 1], links + 1
-            if len(found) >= limit:
-                break
         ranked = sorted(found.items(), key=lambda item: (-item[1], -item[0]))
         return [Match(end, length) for end, length in ranked]
 
@@ -91,8 +91,4 @@ class OnlineIndex:
 
     def continuation(self, match: Match, length: int) -> list[int]:
         """Up to `length` tokens that followed at `match`, cut before a separator."""
-        tokens = self.tokens[match.end : match.end + length]
-        for index, token in enumerate(tokens):
-            if token < 0:
-                return tokens[:index]
-        return tokens
+        return before_separator(self.tokens[match.end : match.end + length])

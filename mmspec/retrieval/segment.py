@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmspec.errors import DatastoreError
 from mmspec.retrieval.corpus import SUFFIXES, Shard, ShardWriter, map_file
-from mmspec.retrieval.files import FileRecord, record_of, write_atomically
+from mmspec.retrieval.files import FileRecord, damaged, record_of, write_atomically
 from mmspec.retrieval.manifest import SegmentRecord
 from mmspec.retrieval.suffix_index import SuffixIndex, places_without, sorted_places
 
@@ -36,9 +35,9 @@ class Segment:
         counts = (int(lengths.sum()), len(lengths) - len(self.deleted), len(self.suffixes))
         expected = (record.num_tokens, record.num_documents, record.num_places)
         if counts != expected:
-            raise DatastoreError(
+            raise damaged(
                 f"segment {record.number}: got (tokens, documents, places) = {counts}, the "
-                f"manifest says {expected}: it is damaged; build the datastore again"
+                f"manifest says {expected}"
             )
 
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmspec.errors import DatastoreError
 from mmspec.retrieval.corpus import Shard
+from mmspec.retrieval.files import damaged
 from mmspec.retrieval.suffix_sort import DEPTH, sort_ends
 
 
@@ -103,9 +103,8 @@ class SuffixIndex:
             if max(first, second) >= self.shard.num_tokens or not (
                 (key(first), first) < (key(second), second)
             ):
-                raise DatastoreError(
-                    f"the suffix array is out of order at slot {slot}: it does not belong to its "
-                    "shard; build the datastore again"
+                raise damaged(
+                    f"the suffix array is out of order at slot {slot}: it is not its shard's"
                 )
 
     def _pattern(self, tail: Sequence[int]) -> bytes:

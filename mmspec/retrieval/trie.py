@@ -55,7 +55,4 @@ class Trie:
 
     def heaviest(self, branch: Branch) -> Continuation:
         """The continuation that supports the branch most; among equals the one found first."""
-        places = branch.places
-        if len(places) == 1:
-            return self.continuations[places[0]]
-        return self.continuations[max(places, key=self._weights.__getitem__)]
+        return self.continuations[max(branch.places, key=self._weights.__getitem__)]
