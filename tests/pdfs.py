@@ -1,5 +1,11 @@
 """Small PDF files."""
 
+from importlib.util import find_spec
+
+import pytest
+
+reads_pdf = pytest.mark.skipif(not find_spec("pypdfium2"), reason="needs the extra 'docs'")
+
 
 def pdf(*pages: str) -> bytes:
     """A PDF of one line a page."""

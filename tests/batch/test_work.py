@@ -2,7 +2,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from pdfs import pdf
+from pdfs import pdf, reads_pdf
 from PIL import Image
 
 from mmspec.batch import Task, count_tasks, find_inputs, read_tasks, work
@@ -103,6 +103,7 @@ def test_what_can_only_be_asked_about_holds_no_prompt(tmp_path: Path, name: str)
     assert count_tasks([tmp_path / name], prompt=None) == 1
 
 
+@reads_pdf
 def test_pages_of_a_pdf_are_pictures_whose_text_is_drafted_from(tmp_path: Path) -> None:
     path = tmp_path / "scan.pdf"
     path.write_bytes(pdf("first page", "second page", "third page"))
@@ -116,6 +117,7 @@ def test_pages_of_a_pdf_are_pictures_whose_text_is_drafted_from(tmp_path: Path) 
     assert count_tasks([path], prompt="Transcribe.") == 1  # its text layer
 
 
+@reads_pdf
 def test_pages_that_are_answered_are_not_rendered_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +136,7 @@ def test_pages_that_are_answered_are_not_rendered_again(
     assert rendered == [1, 3]
 
 
+@reads_pdf
 def test_a_page_that_cannot_be_rendered_costs_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +155,7 @@ def test_a_page_that_cannot_be_rendered_costs_no_other(
     assert (second.id, str(second.error)) == (f"{path}#2", "too large")
 
 
+@reads_pdf
 def test_a_broken_pdf_is_one_failure(tmp_path: Path) -> None:
     path = tmp_path / "scan.pdf"
     path.write_bytes(b"%PDF-1.4 nothing")
@@ -160,6 +164,7 @@ def test_a_broken_pdf_is_one_failure(tmp_path: Path) -> None:
     assert count_tasks([path], prompt="What?", pages=True) == 1
 
 
+@reads_pdf
 def test_what_cannot_be_read_has_the_id_that_it_would_have(tmp_path: Path) -> None:
     for name in ("May: a.pdf", "May: b.pdf"):
         (tmp_path / name).write_bytes(b"%PDF-1.4 nothing")

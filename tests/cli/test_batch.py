@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from pdfs import pdf
+from pdfs import pdf, reads_pdf
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -169,6 +169,7 @@ def test_a_mistake_in_the_command_is_told_before_anything_is_done(
     assert message in run.stderr
 
 
+@reads_pdf
 def test_pages_of_a_pdf_are_answered_one_by_one_and_gone_on_with(tmp_path: Path) -> None:
     scan, out = tmp_path / "scan.pdf", tmp_path / "out.jsonl"
     scan.write_bytes(pdf("first page", "second page"))

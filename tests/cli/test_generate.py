@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pdfs import pdf
+from pdfs import pdf, reads_pdf
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -210,8 +210,8 @@ def test_a_passage_goes_into_the_prompt_and_a_draft_text_beside_it(
     assert missing.exit_code == 2 and "no such file" in missing.stderr
 
 
+@reads_pdf
 def test_a_page_of_a_pdf_is_an_image_drafted_from_its_text_layer(vlm: Path, tmp_path: Path) -> None:
-    pytest.importorskip("pypdfium2", reason="needs pypdfium2: install mmspec[docs]")
     path = tmp_path / "two.pdf"
     path.write_bytes(pdf("First page", "Second one"))
     options = ("--max-new-tokens", 4, "--json", "--compare")

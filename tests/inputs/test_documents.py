@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pdfs import pdf
+from pdfs import pdf, reads_pdf
 
 from mmspec.errors import InputError, MissingExtraError
 from mmspec.inputs.documents import find_documents, read_documents
@@ -54,8 +54,8 @@ def test_html_is_read_as_a_person_sees_it(tmp_path: Path) -> None:
     assert texts(path) == [""]
 
 
+@reads_pdf
 def test_pdf_is_read_page_by_page(tmp_path: Path) -> None:
-    pytest.importorskip("pypdfium2", reason="needs pypdfium2: install mmspec[docs]")
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf("First page", "Second page"))
     (document,) = read_documents(path)

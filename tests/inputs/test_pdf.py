@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pdfs import pdf
+from pdfs import pdf, reads_pdf
 
 from mmspec.errors import InputError
 from mmspec.inputs import InputLimits, pdf_pages
 
-pytest.importorskip("pypdfium2")
+pytestmark = reads_pdf
 
 
 @pytest.fixture
