@@ -1,7 +1,7 @@
 """Case: one request of a scenario, that can be asked many times and is made anew each time."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from families import EOS_TOKEN, FAMILIES, layouts_of, prompt_inputs
 from torch import Tensor
 
+from mmspec.inputs.passages import Passage
 from mmspec.requests import Request, Result
 
 from .steering import (
@@ -65,6 +66,23 @@ def wanted(times: int) -> Callable[[], bool]:
         return left[0] >= 0
 
     return is_wanted
+
+
+class Reading:
+    """What a request's `on_prefill` is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, int]] = []
+
+    def __call__(self, done: int, of: int) -> None:
+        self.told.append((done, of))
+
+    def wrong(self, prompt_tokens: int, *, begun: bool) -> Iterator[str]:
+        done = [each for each, _ in self.told]
+        if done != sorted({*done}) or any(of != prompt_tokens for _, of in self.told):
+            yield f"on_prefill was told {self.told} of {prompt_tokens} tokens"
+        if begun and done[-1:] != [prompt_tokens]:
+            yield f"on_prefill was told {self.told} of a prompt that was read"
 
 
 def draw_prompt(
@@ -153,6 +171,10 @@ def draw_case(
         how["seed"] = None  # the answer says which one it took
     if said.text and draw.random() < 0.2:
         how["prediction"] = said.text if draw.random() < 0.5 else said.text[::-1] + said.text
+    if said.text and draw.random() < 0.1:
+        how["passages"] = [said.text[: draw.randint(1, 9)], Passage(said.text, in_prompt=False)]
+    if options.get("n", 1) == 1 and draw.random() < 0.1:
+        how["on_prefill"] = Reading()
     if draw.random() < 0.07:
         how["max_time"] = draw.choice([1e-6, 0.004, 0.02, 1000.0])  # s
     cancel = draw.randint(0, 8) if draw.random() < 0.15 else None

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Media = dict[str, list[Any]]  # as `Request` names them: images, videos, audio
 TEMPLATE = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name }} {% endfor %}{% endif %}"
+    "{% for document in documents or [] %}{{ document.text }} {% endfor %}{{ mood }}"
     "{% for message in messages %}<s>{{ message['role'][0] }}: "
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"

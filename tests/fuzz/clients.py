@@ -11,10 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from mmspec.errors import InputError
 from mmspec.requests import Request, Result
+from mmspec.state import Prompt
 
 from .chats import QUESTIONS, parts_of
 from .drafting import Truths
+from .forms import draw_schema, guide_of
 from .judge import leaks, rounding_of, watched
 from .report import Refused, Report, may_refuse
 from .speakers import SEEING, WRITING, asked_plainly, draw_engine, draw_media, plain_speaker
@@ -78,6 +83,7 @@ def _draw_call(draw: random.Random, name: str) -> Call:
         ("n", (2, 3)),
         ("top_p", (0.5, 0.9)),
         ("top_k", (3, 20)),
+        ("min_p", (0.05, 0.5)),
         ("frequency_penalty", (0.7,)),
         ("presence_penalty", (-0.5, 1.0)),
         ("logit_bias", ({7: 4.0, 11: -100.0},)),
@@ -90,6 +96,7 @@ def _draw_call(draw: random.Random, name: str) -> Call:
         ("speculate", (True, True, False)),
         ("prediction", ("the cat and the hat", "x")),
         ("logprobs", (0, 2, 5)),
+        ("passages", (["the cat and the hat"],)),
     ):
         if draw.random() < 0.2:
             options[option] = draw.choice(values)
@@ -105,7 +112,7 @@ def _draw_call(draw: random.Random, name: str) -> Call:
     if draw.random() < 0.25:
         timing["leaves_after"] = draw.choice([0.0, 0.01, 0.05, 0.2])
     if is_chat:
-        media = draw_media(draw, name, most=1)
+        media = draw_media(draw, name, most=1, as_files=False)
         media.pop("videos", None), media.pop("audio", None)
         question = draw.choice(QUESTIONS)
         earlier = [{"role": "user", "content": "so"}, {"role": "assistant", "content": "what?"}]
@@ -119,9 +126,21 @@ def _draw_call(draw: random.Random, name: str) -> Call:
             body["prediction"] = {"type": "content", "content": body["prediction"]}
         if "logprobs" in body:
             body |= {"logprobs": True, "top_logprobs": options["logprobs"]}
+        if draw.random() < 0.2:
+            options["template_arguments"] = body["chat_template_kwargs"] = {"mood": 7}
+        if name in WRITING and "ignore_eos" not in options and draw.random() < 0.2:
+            schema = draw_schema(draw, depth=1)
+            with may_refuse(InputError):
+                options["logits_processors"] = [guide_of(name).matching(schema)]
+            body["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
         return Call(CHAT, body, [Request(own, **options)], **timing)
     texts = [draw.choice(QUESTIONS) for _ in range(draw.choice([1, 1, 2]))]
     body["prompt"] = texts if len(texts) > 1 or draw.random() < 0.5 else texts[0]
+    if draw.random() < 0.3:
+        tokens = [[draw.randrange(3, 90) for _ in range(draw.randint(1, 9))] for _ in texts]
+        body["prompt"] = tokens if len(tokens) > 1 else tokens[0]
+        asked = [Request(Prompt(torch.tensor(one)), **options) for one in tokens]
+        return Call(TEXT, body, asked, **timing)
     return Call(TEXT, body, [Request(text, raw=True, **options) for text in texts], **timing)
 
 

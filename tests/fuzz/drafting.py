@@ -118,11 +118,21 @@ def _draw_drafter(
             sources=sources,
             min_confidence=sure,
             min_match=draw.choice([1, 3]),
+            max_match=draw.choice([3, 32]),
+            max_places=draw.choice([1, 3, 16]),
             max_depth=9,
+            generated_bytes=draw.choice([0, 2**10, 2**14, 2**26, 2**26]),
+            generated_path=draw.choice([None, None, shelf.folder.parent / "generated"]),
         )
     if kind == "draft_model":
+        name = draw.choice(_DRAFT_MODELS)
+        sees = name == "llava" or (name == "same" and FAMILIES[family].kind == "vision")
         return DraftModel(
-            *draft_model(draw.choice(_DRAFT_MODELS), family, dtype), **growth_of(draw, sure)
+            *draft_model(name, family, dtype),
+            images=draw.choice(["auto", "auto", "omit", "caption"] + ["give", "thin"] * sees),
+            thin_keep=draw.choice([0.25, 0.7, 1.0]),
+            caption=draw.choice([None, "a cat"]),
+            **growth_of(draw, sure),
         )
     if kind == "compressed_kv":
         return compressed(draw, sure)
@@ -132,7 +142,13 @@ def _draw_drafter(
         if target.state_kinds or draw.random() < 0.4:
             layers = [draw.randrange(2)]
             return LayerSkip(layers=layers, weights=draw.choice(["same", "int8"]), **growth)
-        return LayerSkip(trial_tokens=draw.choice([2, 5, 30]), trial_every=2, **growth)
+        return LayerSkip(
+            skip=draw.choice([0.2, 0.45, 0.9]),
+            trials=draw.choice([0, 3, 48]),
+            trial_tokens=draw.choice([2, 5, 30]),
+            trial_every=2,
+            **growth,
+        )
     if kind == "lookahead":
         return Lookahead(
             window=draw.randint(1, 8),
@@ -148,11 +164,27 @@ def _draw_drafter(
         growth = growth_of(draw, sure)
         return Glide(glide_head(family, dtype), prompt_tokens=draw.choice([1, 16, 512]), **growth)
     if kind == "medusa":
+        growth = growth_of(draw, sure)
         heads = unfitted(model, spread=0.02, has_own_heads=draw.random() < 0.5)
         tree = [[r] for r in range(12)] + [[0, 0], [1, 0], [0, 1]] if draw.random() < 0.5 else []
-        return Medusa(heads, tree=tree, top_k=draw.choice([1, 4, 12]), min_confidence=sure)
+        grown = {} if tree else {"draw": growth["draw"], "profile": growth["profile"]}
+        return Medusa(
+            heads,
+            tree=tree,
+            max_depth=draw.choice([None, 1, 2]) if not tree else None,
+            top_k=draw.choice([1, 4, 12]),
+            min_confidence=sure,
+            **grown,
+        )
     if kind == "cascade":
-        lower: AnyDrafter = draw.choice([lookup(draw, sure), knowing(draw, truths, vocab_size)])
+        lower: AnyDrafter = draw.choice(
+            [
+                lookup(draw, sure),
+                knowing(draw, truths, vocab_size),
+                Retrieval(sources=["online", "generated"], min_match=1, min_confidence=sure),
+                DraftModel(*draft_model("padded", family, dtype), max_depth=3),
+            ]
+        )
         return Cascade(
             lower,
             compressed(draw, sure),
@@ -168,7 +200,13 @@ def knowing(draw: random.Random, truths: Truths, vocab_size: int) -> Knowing:
 
 
 def lookup(draw: random.Random, sure: float) -> PromptLookup:
-    return PromptLookup(min_match=draw.choice([1, 2]), min_confidence=sure, max_depth=8)
+    return PromptLookup(
+        min_match=draw.choice([1, 2]),
+        max_match=draw.choice([2, 32]),
+        max_matches=draw.choice([1, 16]),
+        min_confidence=sure,
+        max_depth=8,
+    )
 
 
 def growth_of(draw: random.Random, sure: float) -> dict[str, Any]:
@@ -178,6 +216,7 @@ def growth_of(draw: random.Random, sure: float) -> dict[str, Any]:
         "top_k": draw.choice([1, 2, 5]),
         "min_confidence": sure,
         "branching": draw.choice(["best", "cape"]),
+        **draw.choice([{}, {"cape_thresholds": [0.5], "cape_widths": [3, 1]}]),
         "draw": draw.choice(["coupled"] * 4 + ["sample"]),
         "profile": draw.choice([(), (2, 1), (1, 1, 3)]),
     }

@@ -35,7 +35,7 @@ RULES = ("speculative", "recursive", "block", "typical_lossy")
 OF_TREES = ("recursive", "typical_lossy")
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "seed", "sample", "n", "max_new_tokens"}
 _SAMPLING |= {"logprobs", "logprobs_of", "prompt_logprobs", "output_scores", "output_logits"}
-_SAMPLING |= {"ignore_eos", "skip_special_tokens"}
+_SAMPLING |= {"ignore_eos", "skip_special_tokens", "do_sample"}
 PLAYED = ("batch", "one_by_one", "as_room_comes", "arriving", "streams", "threads")
 
 

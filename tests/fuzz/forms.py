@@ -26,7 +26,7 @@ WORDS = ("a", "name", "it's", 'quo"ted', "naïve", "two words", "0", "\\", "é�
 
 
 @cache
-def _guide(name: str) -> JsonGuide:
+def guide_of(name: str) -> JsonGuide:
     return JsonGuide(plain_speaker(name))
 
 
@@ -36,7 +36,7 @@ def play_forms(draw: random.Random, report: Report, folder: Path) -> None:
     name = draw.choice([*WRITING, *WRITING, *SEEING])
     plain, truths = plain_speaker(name), Truths()
     with may_refuse(InputError):
-        guide = _guide(name)
+        guide = guide_of(name)
         guide.matching()
         engine, report.title = draw_engine(draw, name, truths)
     with watched([engine]) as caches:

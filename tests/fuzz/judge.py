@@ -83,6 +83,7 @@ def differences(
 
 _SPOKEN = {"repetition_penalty", "min_new_tokens", "max_new_tokens", "eos_token_id"}
 _SILENT = {"seed", "sample", "n", "temperature", "generation_config", "ignore_eos"}
+_SILENT |= {"do_sample", "top_k", "top_p", "min_p"}  # where it is greedy
 _KEPT = {"logprobs", "logprobs_of", "prompt_logprobs", "output_scores", "output_logits"}
 
 
@@ -90,7 +91,8 @@ def by_transformers(plain: Engine, case: Case, expected: Result) -> Iterator[str
     """Where a case is greedy and asks for what transformers has too: what that says."""
     options = case.options
     is_common = options.keys() <= _SPOKEN | _SILENT | _KEPT and not case.made
-    if options["temperature"] or not is_common or expected.error is not None:
+    is_sampled = case.request(plain=True).asks_for_sampling is not False
+    if is_sampled or not is_common or expected.error is not None:
         return
     model = plain.target.model
     spoken = {name: value for name, value in options.items() if name in _SPOKEN}

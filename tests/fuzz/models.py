@@ -42,18 +42,41 @@ def built(model: Model) -> Any:
     return (small_model if model.has_few else model_of)(model.family, model.dtype)
 
 
+class Probing(NamedTuple):
+    """What of a configuration is asked when a model is probed."""
+
+    attention: str = "auto"
+    attention_backend: str = "auto"
+    packed_weights: str = "auto"
+    probe: bool = True
+
+    @classmethod
+    def of(cls, decode: DecodeConfig) -> "Probing":
+        return cls(*(getattr(decode, name) for name in cls._fields))
+
+    def found(self, model: Any) -> Any:
+        """Of a model that takes no trees, or another kind of draft, as long as it is asked."""
+        asked = DecodeConfig(**self._asdict())
+        if not self.probe:
+            checked = probed_target(model, DecodeConfig(attention="model"))
+            asked.probe = checked[1] != "tree"
+        return probed_target(model, asked)
+
+
+AS_IT_IS = Probing()
+
+
 @cache
-def probed_once(model: Model, attention: str, packed_weights: str) -> Any:
+def probed_once(model: Model, probing: Probing = AS_IT_IS) -> Any:
     """What is found out of a model before it is decoded takes longer than a scenario's texts."""
-    decode = DecodeConfig(attention=attention, packed_weights=packed_weights)
-    return probed_target(built(model), decode)
+    return probing.found(built(model))
 
 
 @cache
 def plain_engine(model: Model) -> Engine:
     decode = DecodeConfig(max_nodes=0, controller="fixed", prefill_chunk=None, choosing="host")
     cache = CacheConfig(prefix_bytes=0, feature_bytes=0)
-    config, probed = Config(decode=decode, cache=cache), probed_once(model, "auto", "auto")
+    config, probed = Config(decode=decode, cache=cache), probed_once(model)
     return build_engine(config, built(model), speaking(), [], probed=probed)
 
 

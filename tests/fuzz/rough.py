@@ -21,7 +21,7 @@ from mmspec.requests import Result
 from .cases import Case, Inputs, draw_prompt
 from .drafting import Truths, draw_drafters
 from .judge import alone, leaks, watched
-from .models import Model, built, plain_engine, probed_once, speaking
+from .models import Model, Probing, built, plain_engine, probed_once, speaking
 from .play import PLAYS
 from .report import Refused, Report, may_refuse
 from .settings import draw_cache, draw_decode
@@ -78,7 +78,7 @@ def play_rough(draw: random.Random, report: Report, folder: Path) -> None:
 
 
 def _engine(model: Model, decode: DecodeConfig, cache: CacheConfig, drafters: Any) -> Engine:
-    probed = probed_once(model, decode.attention, decode.packed_weights)
+    probed = probed_once(model, Probing.of(decode))
     config = Config(decode=decode, cache=cache)
     return build_engine(config, built(model), speaking(), drafters, probed=probed)
 

@@ -20,7 +20,7 @@ from mmspec.requests import Result
 from mmspec.verify import VERIFIERS
 
 from .architectures import ADAPTED, take_in
-from .cases import Case, Inputs, draw_case, draw_prompt, extended
+from .cases import Case, Inputs, Reading, draw_case, draw_prompt, extended
 from .chats import played_chat
 from .clients import play_clients
 from .drafting import AnyDrafter, Knowing, Truths, draw_drafters
@@ -31,7 +31,7 @@ from .frameworks import play_frameworks
 from .judge import alone, by_transformers, differences, is_tie, leaks, rounding_of, watched
 from .killed import play_killed
 from .meddling import meddled, rewritten
-from .models import FEW_POSITIONS, Model, built, plain_engine, probed_once, speaking
+from .models import FEW_POSITIONS, Model, Probing, built, plain_engine, probed_once, speaking
 from .play import PLAYS, by_both
 from .report import Refused, Report, may_refuse
 from .rough import play_rough
@@ -147,7 +147,7 @@ def _play_exact(
 
 def _built(model: Model, config: Config, drafters: Sequence[AnyDrafter], **kept: Any) -> Engine:
     decode = config.decode
-    probed = probed_once(model, decode.attention, decode.packed_weights)
+    probed = probed_once(model, Probing.of(decode))
     return build_engine(config, built(model), speaking(), drafters, probed=probed, **kept)
 
 
@@ -172,7 +172,8 @@ def _play_drawn(draw: random.Random, report: Report, plain: Engine, model: Model
 
     def make_engine(draw: random.Random) -> Engine:
         decode = replace(draw_decode(draw), verifier=rule, controller="fixed", max_nodes=most)
-        decode = replace(decode, exactness="standard")
+        # Rows share the room for states: where it is short, a row's trees depend on the others.
+        decode = replace(decode, exactness="standard", state_bytes=4 * 2**30)
         return _built(model, Config(decode=decode, cache=draw_cache(draw)), [made.make()])
 
     report.title = f"{family} {rule} {most} nodes"
@@ -194,8 +195,11 @@ def _play_drawn(draw: random.Random, report: Report, plain: Engine, model: Model
         report.title += " | " + "; ".join(told)
 
 
+_ONCE = ("seed", "max_time", "on_prefill")  # for a case that is asked again
+
+
 def _kept_seed(case: Case) -> Case:
-    how = {name: value for name, value in case.how.items() if name not in ("seed", "max_time")}
+    how = {name: value for name, value in case.how.items() if name not in _ONCE}
     return replace(case, how=how)
 
 
@@ -211,7 +215,11 @@ def _play(scene: Scene, caches: Sequence[KVCache], rewrite: Callable[[], None]) 
     texts: list[Inputs] = [*shelf.prompts]
     is_meddled = draw.random() < 0.25
     is_plain_text = FAMILIES[family].kind == "text"  # no letter of its is a placeholder
-    keeps_tokenizer = any(getattr(drafter, "datastores", None) for drafter in drafters)
+    keeps_tokenizer = any(
+        getattr(drafter, kept, None)
+        for drafter in drafters
+        for kept in ("datastores", "generated_path")
+    )
     for number in range(draw.choice([1, 1, 2, 3])):
         if number and draw.random() < (0.6 if family == ADAPTED else 0.2):
             report.begin(number, "after weights were written")
@@ -253,6 +261,10 @@ def _play(scene: Scene, caches: Sequence[KVCache], rewrite: Callable[[], None]) 
             if "seed" in case.how and got.seed is not None:
                 expected = [alone(plain, case, s, got.seed) for s in case.samples]
             wrong = _of_case(case, expected, got, exact)
+            read = asked[place].how.get("on_prefill")
+            if isinstance(read, Reading) and play != "left_alone":  # which asks twice
+                count = case.prompt["input_ids"].shape[1]
+                wrong += read.wrong(count, begun=bool(got.tokens))
             if wrong and dtype == "float32" and any(is_tie(plain, case, e, got) for e in expected):
                 report.ties += 1
                 wrong = []

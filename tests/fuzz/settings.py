@@ -18,10 +18,13 @@ def draw_decode(draw: random.Random) -> DecodeConfig:
         controller=draw.choice(["fixed", "fixed", "auto"]),
         max_nodes=draw.choice([0, 1, 2, 5, 12, 20, 20, 20, 64]),
         max_rows=draw.choice([1, 2, 3, 8]),
-        prefill_chunk=draw.choice([None, None, None, 1, 5, 5, 16, 16]),
+        state_bytes=draw.choice([4 * 2**30] * 5 + [0, 2**13, 2**16]),
+        prefill_chunk=draw.choice([None, None, 0, 1, 5, 5, 16, 16]),
+        probe=draw.random() < 0.95,
         attention=draw.choice(["auto"] * 7 + ["model"]),
+        attention_backend=draw.choice(["auto"] * 7 + ["matmul", "flash_cpu", "sdpa"]),
         exactness=draw.choice(["standard"] * 15 + ["bitwise"]),
         choosing=draw.choice(["auto", "device", "host"]),
         packed_weights=draw.choice(["auto"] * 7 + ["always", "never"]),
-        overlap="always",  # where choices are found on the device
+        overlap=draw.choice(["always"] * 3 + ["auto", "never"]),  # where choices are on the device
     )

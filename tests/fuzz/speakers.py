@@ -1,6 +1,8 @@
 """Speakers: tiny models with real processors, asked in words, pictures, frames and recordings."""
 
+import base64
 import copy
+import io
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,7 +19,7 @@ from inputs.video_stand_in import FrameCounter
 from PIL import Image
 from transformers.video_utils import make_batched_videos
 
-from mmspec.build import build_engine, probed_target
+from mmspec.build import build_engine
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.draft_model import DraftModel
@@ -30,6 +32,7 @@ from mmspec.training.tiny.build import build_model, build_processor
 
 from .chats import TEMPLATE, Media
 from .drafting import AnyDrafter, Knowing, Truths, compressed, growth_of, knowing, lookup
+from .models import Probing
 from .settings import draw_cache, draw_decode
 
 _TOKENS = ("image_token_id", "image_token_index", "video_token_id")
@@ -124,14 +127,12 @@ def speaker(name: str) -> Speaker:
 
 
 @cache
-def _probed(name: str, attention: str, packed_weights: str) -> Any:
-    decode = DecodeConfig(attention=attention, packed_weights=packed_weights)
-    return probed_target(speaker(name).model, decode)
+def _probed(name: str, probing: Probing) -> Any:
+    return probing.found(speaker(name).model)
 
 
 def build(name: str, config: Config, drafters: Sequence[AnyDrafter] = ()) -> Engine:
-    one, decode = speaker(name), config.decode
-    probed = _probed(name, decode.attention, decode.packed_weights)
+    one, probed = speaker(name), _probed(name, Probing.of(config.decode))
     return build_engine(config, one.model, one.processor, drafters, probed=probed)
 
 
@@ -200,16 +201,24 @@ def picture(number: int) -> Image.Image:
     return Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+def _as_given(draw: random.Random, image: Image.Image) -> Any:
+    """In one of the forms that a user has it in."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return draw.choice([image, image, np.asarray(image), file.getvalue(), url])
+
+
 def recording(number: int) -> tuple[np.ndarray, int]:
     noise = np.random.default_rng(number)
     seconds = (0.3, 0.5, 0.8)[number % 3]
     return noise.standard_normal(int(16000 * seconds)).astype(np.float32) * 0.3, 16000
 
 
-def draw_media(draw: random.Random, name: str, *, most: int = 2) -> Media:
-    """Of few, so that the same ones come again."""
+def draw_media(draw: random.Random, name: str, *, most: int = 2, as_files: bool = True) -> Media:
+    """Of few, so that the same ones come again; images also `as_files`, arrays and addresses."""
     made: dict[str, Callable[[int], Any]] = {
-        "images": picture,
+        "images": lambda n: _as_given(draw, picture(n)) if as_files else picture(n),
         "videos": lambda n: [picture(4 * n), picture(4 * n + 3), picture(4 * n)][: 1 + n],
         "audio": recording,
     }

@@ -143,6 +143,8 @@ def draw_sampling(draw: random.Random) -> dict[str, Any]:
     ):
         if draw.random() < 0.3:
             options[name] = draw.choice(values)
+    if draw.random() < 0.1:
+        options |= draw.choice([{"do_sample": False}, {"do_sample": True, "temperature": None}])
     return options
 
 

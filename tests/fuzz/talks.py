@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmspec.engine import Engine
+from mmspec.errors import InputError
+from mmspec.inputs import Passage
 from mmspec.requests import Request, Result
 
 from .cases import wanted
@@ -14,14 +16,16 @@ from .chats import QUESTIONS, played_chat
 from .drafting import Truths
 from .judge import differences, leaks, rounding_of, watched
 from .report import Report, may_refuse
-from .speakers import SEEING, asked_plainly, draw_engine, draw_media, plain_speaker
+from .speakers import SEEING, WRITING, asked_plainly, draw_engine, draw_media, plain_speaker
 from .steering import draw_kept, draw_penalties, draw_sampling
 
 NAMESPACES = ("", "", "a", "b")
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+QUOTED = "{{ question }}{% for one in passages %} ({{ one.id }}{{ one.text }}){% endfor %}"
 
 
 def play_talk(draw: random.Random, report: Report, folder: Path) -> None:
-    name = draw.choice(SEEING)
+    name = draw.choice([*SEEING, "writing60"])
     plain, truths = plain_speaker(name), Truths()
     exact = rounding_of(plain)
     with may_refuse():
@@ -50,6 +54,12 @@ def _played_batch(
         options |= {"seed": draw.randrange(99), "max_new_tokens": draw.choice([1, 5, 12])}
         options |= {"n": draw.choice([1, 1, 1, 2]), "namespace": draw.choice(NAMESPACES)}
         requests.append(Request(draw.choice(QUESTIONS), **draw_media(draw, name), **options))
+        worded = replace(requests[-1], **_draw_wording(draw, name))
+        try:
+            plain.prepare(worded)
+        except InputError:  # as a template has no place for it
+            continue
+        requests[-1] = worded
     expected = [asked_plainly(plain, truths, request) for request in requests]
     cut = [draw.randint(0, 6) if draw.random() < 0.15 else None for _ in requests]
     for request, right, got, after in zip(
@@ -71,6 +81,24 @@ def _played_batch(
                 logprobs_of=request.logprobs_of,
             ):
                 yield f"{request}: {each}"
+
+
+def _draw_wording(draw: random.Random, name: str) -> dict[str, Any]:
+    """What stands round a question. Tools and documents, where the template shows them."""
+    kinds: list[dict[str, Any]] = [
+        {"system": "Be brief."},
+        {"control_tokens": draw.choice(["neutralise", "refuse", "parse"])},
+        {"passages": ["the cat and the hat", Passage("what is that?", in_prompt=False)]},
+        {"passages": "so", "passage_template": QUOTED},
+    ]
+    if name in WRITING:
+        kinds += [
+            {"tools": [TOOL]},
+            {"documents": [{"text": "the hat"}]},
+            {"template_arguments": {"mood": "gay"}},
+        ]
+    drawn = draw.sample(kinds, draw.choice([0, 0, 1, 2]))
+    return {option: value for kind in drawn for option, value in kind.items()}
 
 
 def _answers(

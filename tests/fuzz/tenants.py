@@ -30,7 +30,7 @@ from mmspec.tree import TokenTree
 
 from .cases import Inputs, draw_prompt, wanted
 from .judge import differences, leaks, rounding_of, watched
-from .models import Model, built, plain_engine, probed_once, speaking
+from .models import Model, Probing, built, plain_engine, probed_once, speaking
 from .play import at_once
 from .report import Report, may_refuse
 from .settings import draw_decode
@@ -83,7 +83,7 @@ def play_tenants(draw: random.Random, report: Report, folder: Path) -> None:
     ]
     drafters = draw.choice([lookups, lookups[1:]])
     report.title = f"{family} {decode} {cache}"
-    plain, probed = plain_engine(model), probed_once(model, decode.attention, decode.packed_weights)
+    plain, probed = plain_engine(model), probed_once(model, Probing.of(decode))
     with may_refuse():
         config = Config(decode=decode, cache=cache)
         engine = build_engine(config, built(model), speaking(), drafters, probed=probed)
