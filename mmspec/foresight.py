@@ -5,10 +5,10 @@ that is a wait a token. But each is a function of its node's own prefix, so all 
 together, those that the walk never comes to as well, and one copy to the host brings them back.
 """
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -41,8 +41,10 @@ class Foresight:
     """What a device has been told to find of a step's nodes. The host does not know it yet."""
 
     def __init__(self, parts: Sequence[_Part]) -> None:
-        number = _Sameness()
-        self._groups = [list(same) for _, same in groupby(sorted(parts, key=number), key=number)]
+        groups: defaultdict[Hashable, list[_Part]] = defaultdict(list)
+        for part in parts:
+            groups[_sameness(part)].append(part)
+        self._groups = list(groups.values())
         self._found = [_of_group(group) for group in self._groups]
         self._reading = Reading(*(tensor for _, *small in self._found for tensor in small))
 
@@ -68,9 +70,9 @@ class Foresight:
         """Tells the rows. One wait for the device, however many rows and nodes."""
         values = iter(self._reading.values())
         for group, (scores, *_) in zip(self._groups, self._found, strict=True):
-            nodes = zip(next(values), next(values), next(values), scores, strict=True)
+            found = enumerate(zip(next(values), next(values), next(values), strict=True))
             for part in group:
-                part.row.sampler.foresee(dict(_choices(part, nodes)))
+                part.row.sampler.foresee(dict(_choices(part, found, scores)))
 
 
 def foresee(rule: Verifier, steps: Iterable[tuple[Row, TokenTree, Scores]]) -> Foresight:
@@ -122,14 +124,16 @@ def _part(row: Row, tree: TokenTree, logits: Tensor, weigh: Weigh | None) -> _Pa
 
 
 def _choices(
-    part: _Part, nodes: Iterator[tuple[float, float, list[float], Tensor]]
+    part: _Part, found: Iterator[tuple[int, tuple[int, float, list[float]]]], scores: Tensor
 ) -> Iterator[tuple[tuple[int, ...], Choice]]:
+    """Of each path below node 0, of what was `found` of all nodes, whose processed `scores` (nodes,
+    vocab) these are; the part's come next."""
     is_recorded = part.row.sampler.recorder.is_needed
-    for path, node in zip(part.prefixes.paths, part.prefixes.order, strict=True):
-        token, value, chances, scores = next(nodes)
+    nodes = zip(part.prefixes.paths, part.prefixes.order, strict=True)
+    for (path, node), (place, (token, value, chances)) in zip(nodes, found, strict=False):
         children = len(part.tree.children(node)) if part.weigh else 0
-        seen = scores if is_recorded else None
-        yield path, Choice(int(token), value, seen, chances[:children])
+        seen = scores[place] if is_recorded else None
+        yield path, Choice(token, value, seen, chances[:children])
 
 
 def _of_group(parts: Sequence[_Part]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -165,18 +169,11 @@ def _nothing(scores: Tensor) -> Tensor:
     return torch.empty(scores.shape[0], 0, dtype=torch.long, device=scores.device)
 
 
-class _Sameness:
-    """Numbers parts, alike where they may be warped and chosen from as one: by the same processors,
-    with noise or without, by choices or a rule's weighing, in one dtype."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[Hashable, int] = {}
-
-    def __call__(self, part: _Part) -> int:
-        processors = tuple(map(_settings, part.warpers))
-        row, scores = part.row, part.scores
-        key = (row.is_greedy, part.weigh is None, scores.dtype, scores.device, processors)
-        return self._numbers.setdefault(key, len(self._numbers))
+def _sameness(part: _Part) -> Hashable:
+    """Equal for parts that may be warped and chosen from as one: by the same processors, with noise
+    or without, by choices or a rule's weighing, in one dtype."""
+    processors = tuple(map(_settings, part.warpers))
+    return part.row.is_greedy, part.weigh is None, part.scores.dtype, part.scores.device, processors
 
 
 def _settings(processor: LogitsProcessor) -> Hashable:
