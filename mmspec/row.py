@@ -123,7 +123,7 @@ class Row:
 
     @property
     def num_chosen(self) -> int:
-        return len(self.tokens) - self.prompt.num_tokens
+        return self.sampler.num_chosen
 
     @property
     def room(self) -> int:

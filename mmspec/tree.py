@@ -253,8 +253,8 @@ class TokenTree:
         for node in self.scouts:
             if not 0 < node < self.num_nodes or self.parents[node] not in self.scouts | {0}:
                 raise ValueError(f"scout {node} is no drafted node, or has a parent that is none")
-        outside = [t for t in self.tokens if vocab_size is not None and not 0 <= t < vocab_size]
-        if outside:
+        if vocab_size is not None and not 0 <= min(self.tokens) <= max(self.tokens) < vocab_size:
+            outside = [token for token in self.tokens if not 0 <= token < vocab_size]
             raise ValueError(f"tokens {outside[:5]} lie outside of the vocabulary of {vocab_size}")
 
 
