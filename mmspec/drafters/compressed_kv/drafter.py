@@ -10,20 +10,19 @@ from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow_by_cache
-from mmspec.drafters.growing.trees import GrowingTrees
+from mmspec.drafters.growing.trees import ByModel, GrowingTrees
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache, KVView
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.target.families import index_layers, layer_reaches
-from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
     from mmspec.drafters.compressed_kv.settings import CompressedKV
 
 
-class BoundCompressedKV:
+class BoundCompressedKV(ByModel):
     """Drafts for one target. There is one view for each cache of the target's, which is that of one
     decode loop: its rows are never met by another thread. The forwards are the target's own, under
     its own lock."""
@@ -47,14 +46,6 @@ class BoundCompressedKV:
         self.cost = ForwardCost()
         self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
         self._lock = threading.Lock()  # of the dict; a view belongs to its decode loop
-
-    @property
-    def recorded(self) -> Sequence[ScoreGraphs]:
-        """The graphs of its forwards, where they are recorded."""
-        return [] if self.model.graphs is None else [self.model.graphs]
-
-    def free_recorded(self) -> None:
-        self.model.free()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> CompressedKVSession:
         cache = prefill.cache

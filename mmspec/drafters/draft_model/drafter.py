@@ -14,12 +14,11 @@ from mmspec.drafters.draft_model.vocabulary import shared_vocabulary
 from mmspec.drafters.draft_model.wording import SharedTexts
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.growing.together import grow
-from mmspec.drafters.growing.trees import GrowingTrees
+from mmspec.drafters.growing.trees import ByModel, GrowingTrees
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
-from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 _TAKEN_BACK = 8  # ids that another wording of a text's end replaces, but seldom more
 
 
-class BoundDraftModel:
+class BoundDraftModel(ByModel):
     """Drafts for one target. One cache holds the rows of all its sessions, whatever call or thread
     they belong to; `lock` is held while it is read or written."""
 
@@ -68,14 +67,6 @@ class BoundDraftModel:
             captions=self._captions(target, target_inputs) if has_captions else None,
             thin_keep=settings.thin_keep,
         )
-
-    @property
-    def recorded(self) -> Sequence[ScoreGraphs]:
-        """The graphs of its forwards, where they are recorded."""
-        return [] if self.model.graphs is None else [self.model.graphs]
-
-    def free_recorded(self) -> None:
-        self.model.free()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> DraftModelSession:
         return DraftModelSession(self, prompt, self._texts.wording(prompt), guide)

@@ -11,9 +11,25 @@ from mmspec.drafters.growing.growth import Branching, Growth
 from mmspec.drafters.growing.settings import TreeSettings
 from mmspec.drafters.model_session import ModelSession
 from mmspec.state import Placement
+from mmspec.target import Target
+from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
 Session = ModelSession[Any]  # whichever drafter it is of
+
+
+class ByModel:
+    """A drafter whose trees are scored by a whole model."""
+
+    model: Target
+
+    @property
+    def recorded(self) -> Sequence[ScoreGraphs]:
+        """The graphs of its forwards, where they are recorded."""
+        return [] if self.model.graphs is None else [self.model.graphs]
+
+    def free_recorded(self) -> None:
+        self.model.free()
 
 
 class GrowingTrees:

@@ -9,13 +9,12 @@ from mmspec.drafters.base import DraftSession
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow_by_cache
-from mmspec.drafters.growing.trees import GrowingTrees
+from mmspec.drafters.growing.trees import ByModel, GrowingTrees
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
 from mmspec.errors import ConfigError
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
-from mmspec.target.graphs import ScoreGraphs
 from mmspec.target.self_draft import draft_forward
 from mmspec.target.skipping import SkippedLayers, indices
 from mmspec.tree import TokenTree
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from mmspec.drafters.layer_skip.settings import LayerSkip
 
 
-class BoundLayerSkip:
+class BoundLayerSkip(ByModel):
     """Drafts for one target, on its own KV.
 
     A draft's keys are written behind the row's committed ones, in the layers left in. Nobody has
@@ -59,19 +58,6 @@ class BoundLayerSkip:
     def skipped(self) -> frozenset[int]:
         """The layers that drafts leave out at present."""
         return self._fixed if self.search is None else self.search.best
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that it takes beside the target and its KV: the copy of the weights, if any."""
-        return self.model.attachments.num_bytes
-
-    @property
-    def recorded(self) -> Sequence[ScoreGraphs]:
-        """The graphs of its forwards, where they are recorded."""
-        return [] if self.model.graphs is None else [self.model.graphs]
-
-    def free_recorded(self) -> None:
-        self.model.free()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> LayerSkipSession:
         assert prefill.cache is not None, "the prefill does not say where the row's keys are"
