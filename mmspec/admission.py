@@ -1,5 +1,6 @@
 """Admission: a request's prompt, processed, checked against the model, and room for its answer."""
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,9 +27,15 @@ class Admission:
         self._target = target
         self._inputs = inputs
         self._control_tokens = control_tokens
+        self._process = os.getpid()
 
     def prompt(self, request: Request) -> Prompt:
         """The request's prompt, with what to draft it from. Raises InputError."""
+        if os.getpid() != self._process:  # torch's threads, and who held a lock, are gone here
+            raise InputError(
+                "this engine was loaded in the process that this one was forked from, where torch "
+                "would wait for ever; load one in each process (mmspec.load)"
+            )
         prompt = request.prompt
         if isinstance(prompt, Mapping):
             prompt = from_inputs(prompt, self._target.model.config)

@@ -18,6 +18,7 @@ from mmspec.admission import Admission
 from mmspec.answers import Answers, Stream, progress_of, result_of, unbegun_result
 from mmspec.build_sampler import build_sampler
 from mmspec.controller import CONTROLLERS, Controller
+from mmspec.daemon_steps import whole_step
 from mmspec.decoder import decode
 from mmspec.drafters.base import (
     Drafter,
@@ -445,7 +446,7 @@ def _step_by_step(decoded: Generator[Row], device: torch.device) -> Generator[Ro
     """The same rows, whatever modes the caller enters and leaves between them."""
     with closing(decoded):
         while True:
-            with own_modes(device):
+            with own_modes(device), whole_step():
                 row = next(decoded, None)
             if row is None:
                 return
