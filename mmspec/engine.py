@@ -258,8 +258,9 @@ class Engine:
         takes it as it is; so this can be done in another thread, while others are decoded.
         `options` are fields of `Request`. Raises InputError."""
         request = build_request(prompt, options)
-        processed = self._admission.prompt(request)
-        self._admission.room(request, processed)
+        with own_modes(self.target.device):
+            processed = self._admission.prompt(request)
+            self._admission.room(request, processed)
         return replace(request, prompt=processed, passages=(), prediction=None)
 
     def stream(self, prompt: AnyPrompt, **options: Any) -> "Stream":

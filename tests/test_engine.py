@@ -238,6 +238,26 @@ def test_a_callers_autocast_changes_nothing() -> None:
         torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
 
 
+def test_a_callers_default_device_and_dtype_change_nothing(
+    engine: mmspec.Engine, picture: Image.Image
+) -> None:
+    options = {**SAMPLED, "images": [picture], "seed": 1, "max_new_tokens": 12, "n": 2}
+    options |= {"output_scores": True, "logprobs": 2}
+    expected = engine.generate(TEXT, **options)
+    with torch.device("meta"):
+        within = engine.generate(TEXT, **options)
+        streamed = "".join(piece.text for piece in engine.stream(TEXT, **{**options, "n": 1}))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        lower = engine.generate(TEXT, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for found in (within, lower):
+        assert [one.tokens for one in found.samples] == [one.tokens for one in expected.samples]
+        assert found.scores is not None and torch.equal(found.scores, expected.scores)
+    assert streamed == expected.text
+
+
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_processor_may_have_weights(

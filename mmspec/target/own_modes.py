@@ -17,12 +17,15 @@ def _cast_kinds(kind: str) -> tuple[str, ...]:
 
 def own_modes(device: torch.device) -> AbstractContextManager[None]:
     """Leaves a caller's torch.inference_mode(), in which is made what cannot be written to once it
-    has ended, and torch.autocast: what is kept for later requests is of the weights' own dtype.
+    has ended, torch.autocast, as what is kept for later requests is of the weights' own dtype, and
+    a default device (`with torch.device("meta")`): what names none is made on the host.
     Without gradients, as transformers' generate: a processor of the caller's may have weights."""
     cast = filter(torch.is_autocast_enabled, _cast_kinds(device.type))
     left: list[AbstractContextManager[None]] = [torch.autocast(k, enabled=False) for k in cast]
     if torch.is_inference_mode_enabled():
         left.append(torch.inference_mode(False))  # which turns gradients on
+    if torch.get_default_device().type != "cpu":
+        left.append(torch.device("cpu"))
     return _all_of(*left, torch.no_grad()) if left else torch.no_grad()
 
 
