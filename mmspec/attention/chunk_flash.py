@@ -6,12 +6,14 @@
 A mask over all that stands before would be as long as the text, and keeps flash kernels away.
 """
 
-import torch
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from mmspec.attention.rows import Attended, merge, with_sinks
 from mmspec.attention.rung import LayerRule
-from mmspec.attention.torch_flash import Flash, TorchFlash
+from mmspec.attention.torch_flash import TorchFlash
 
 
 class ChunkFlash:
@@ -19,10 +21,9 @@ class ChunkFlash:
 
     name = "torch_flash in chunks"
 
-    def __init__(self, function: Flash | None = None, *, device: str = "cuda") -> None:
+    def __init__(self, function: Callable[..., Any] | None = None, *, device: str = "cuda") -> None:
         """As of `TorchFlash`."""
         self._rung = TorchFlash(function, device=device)
-        self._function = function or torch.ops.aten._scaled_dot_product_flash_attention.default
 
     def can_attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> bool:
         return not self._rung.missing() and self._rung.can_attend(query, keys, values, rule=rule)
@@ -52,12 +53,14 @@ class ChunkFlash:
     def _own(self, query: Tensor, keys: Tensor, values: Tensor, rule: LayerRule) -> Attended:
         group = query.shape[1] // keys.shape[1]
         own = (t.transpose(0, 1).repeat_interleave(group, 0).unsqueeze(0) for t in (keys, values))
-        out, lse, *_ = self._function(query, *own, is_causal=True, scale=rule.scaling)
+        out, lse, *_ = self._rung.installed.function(
+            query, *own, is_causal=True, scale=rule.scaling
+        )
         return Attended(out, lse)
 
     def _prefix(self, query: Tensor, keys: Tensor, values: Tensor, rule: LayerRule) -> Attended:
         """The query heads of a KV head are queries of one head, so that no key is repeated."""
         folded = query.reshape(1, keys.shape[1], -1, query.shape[3])
         whole = (t.transpose(0, 1).unsqueeze(0) for t in (keys, values))
-        out, lse, *_ = self._function(folded, *whole, scale=rule.scaling)
+        out, lse, *_ = self._rung.installed.function(folded, *whole, scale=rule.scaling)
         return Attended(out.reshape(query.shape), lse.reshape(query.shape[:3]))

@@ -27,7 +27,7 @@ class FlashAttention2(FlashPackage):
     ) -> Attended:
         cache, lengths = in_a_cache(keys, values, call, query.device)
         nodes = query.shape[2]
-        out, lse = self._installed.function(
+        out, lse = self.installed.function(
             _folded(query, keys.shape[1]),
             *cache,
             **lengths,

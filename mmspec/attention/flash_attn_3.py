@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from mmspec.attention.call import TreeCall
-from mmspec.attention.flash_package import FlashPackage, in_a_cache
-from mmspec.attention.prefix_rung import HALVES
+from mmspec.attention.flash_package import HALVES, FlashPackage, in_a_cache
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
 
@@ -30,7 +29,7 @@ class FlashAttention3(FlashPackage):
         self, query: Tensor, keys: Tensor, values: Tensor, call: TreeCall, rule: LayerRule
     ) -> Attended:
         cache, lengths = in_a_cache(keys, values, call, query.device)
-        out, lse, *_ = self._installed.function(
+        out, lse, *_ = self.installed.function(
             query.transpose(1, 2),
             *cache,
             **lengths,
@@ -43,4 +42,4 @@ class FlashAttention3(FlashPackage):
         return Attended(out.unflatten(2, heads), lse.transpose(1, 2).unflatten(2, heads))
 
     def _dtypes(self) -> tuple[torch.dtype, ...]:
-        return (torch.bfloat16,) if self._installed.module == _FORWARD_ONLY else HALVES
+        return (torch.bfloat16,) if self.installed.module == _FORWARD_ONLY else HALVES

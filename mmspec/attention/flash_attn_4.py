@@ -45,7 +45,7 @@ class FlashAttention4(FlashPackage):
             options["seqused_k"] = call.tensors(query.device).committed
             options["max_seqlen_k"] = call.max_columns
         with on_device(query.device):
-            out, lse = self._installed.function(
+            out, lse = self.installed.function(
                 query.transpose(1, 2),
                 keys,
                 values,

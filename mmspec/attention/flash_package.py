@@ -1,4 +1,4 @@
-"""What the adapters of FlashAttention packages have in common: one attends to the prefix, and the
+"""What the backends by flash attention have in common: each attends to the prefix alone, and the
 tail is merged behind it."""
 
 from collections.abc import Callable
@@ -10,9 +10,12 @@ from torch import Tensor
 
 from mmspec.attention.call import TreeCall
 from mmspec.attention.installed import Installed, first_installed
-from mmspec.attention.prefix_rung import HALVES, attend_behind, suits_flash
 from mmspec.attention.rows import Attended
 from mmspec.attention.rung import LayerRule
+from mmspec.attention.tail import finish
+
+_MAX_HEAD_DIM = 256
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class FlashPackage:
@@ -33,31 +36,41 @@ class FlashPackage:
         self._device = device
 
     @cached_property
-    def _installed(self) -> Installed:
-        if self._given is not None:
-            return Installed(self._given, "")
+    def installed(self) -> Installed:
+        return self._find() if self._given is None else Installed(self._given, "")
+
+    def _find(self) -> Installed:
         return first_installed(
             self.modules, self.function, arguments=self.arguments, packages=self.packages
         )
 
     def missing(self) -> str:
-        return self._installed.missing
+        return self.installed.missing
 
     def can_attend(self, query: Tensor, keys: Tensor, values: Tensor, *, rule: LayerRule) -> bool:
+        """What all of them ask for: 16 bits, heads of one size, a prefix seen whole."""
         return (
             query.device.type == self._device
             and self._major(query.device) in self.majors
-            and suits_flash(query, keys, values, rule=rule, dtypes=self._dtypes())
+            and query.dtype in self._dtypes()
+            and keys.dtype == values.dtype == query.dtype
+            and keys.shape[2] == values.shape[2] <= _MAX_HEAD_DIM
+            and keys.shape[2] % 8 == 0  # others are padded, the whole cache with them
+            and rule.reach.is_full
         )
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, *, call: TreeCall, rule: LayerRule
     ) -> Tensor:
-        return attend_behind(self._prefix, query, keys, values, call=call, rule=rule)
+        prefix = None
+        if call.may_have_prefix:
+            prefix = self._prefix(query, keys, values, call, rule)
+        return finish(query, keys, values, prefix, call=call, rule=rule)
 
     def _prefix(
         self, query: Tensor, keys: Tensor, values: Tensor, call: TreeCall, rule: LayerRule
     ) -> Attended:
+        """Of every row's nodes to its committed tokens, as `finish` wants it."""
         raise NotImplementedError
 
     def _dtypes(self) -> tuple[torch.dtype, ...]:

@@ -84,7 +84,7 @@ def _time_model(
         setting.free()
     if GRAPH in targets:
         graphs = targets[GRAPH].graphs
-        check_replayed(graphs and graphs.info, shape.name, setting, recorder)
+        check_replayed(graphs.info if graphs else None, shape.name, setting, recorder)
 
 
 def _scores(

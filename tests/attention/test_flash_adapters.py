@@ -128,7 +128,7 @@ def test_a_package_is_found_by_its_name_and_arguments(
     package(monkeypatch, name, standin)
     rung = adapter(device="cpu")
     assert not rung.missing()
-    assert (rung._installed.module, rung._installed.function) == (name, standin)
+    assert (rung.installed.module, rung.installed.function) == (name, standin)
 
 
 def test_the_wheel_without_float16_is_not_given_any(monkeypatch: pytest.MonkeyPatch) -> None:
