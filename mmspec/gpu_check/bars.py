@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Verdict = Literal["met", "missed", "not measured"]
@@ -75,7 +75,7 @@ def _conformance(sections: Mapping[str, Found]) -> Iterator[Bar]:
         + (f", {tally['left_out']} left out" if tally.get("left_out") else "")
         for name, tally in tallies.items()
     )
-    yield _judged(Bar(1, what, bar, float(len(wrong)), note=told), not wrong)
+    yield _judged(Bar(1, what, bar), float(len(wrong)), not wrong, note=told)
 
 
 def _attention(table: Sequence[Found]) -> Iterator[Bar]:
@@ -97,7 +97,7 @@ def _attention(table: Sequence[Found]) -> Iterator[Bar]:
             if shares:
                 worst = min(shares, key=lambda shape: shares[shape])
                 note = f"worst of {len(shares)} shapes: {worst}"
-                bar = _judged(_with(bar, shares[worst], note=note), shares[worst] >= factor)
+                bar = _judged(bar, shares[worst], shares[worst] >= factor, note=note)
             yield bar
 
 
@@ -124,7 +124,7 @@ def _exactness(section: Found) -> Iterator[Bar]:
     bugs = [line for line in lines if "bitwise" not in line]
     within = Bar(4, "bf16: first differences beyond rounding", "0")
     is_known = any(isinstance(rows, list) for rows in found.values())
-    yield _judged(_with(within, float(len(bugs))), not bugs) if is_known else within
+    yield _judged(within, float(len(bugs)), not bugs) if is_known else within
     for sampling in samplings:
         what = f"bf16, {sampling}: parting a token, beside plain in a batch of 3"
         bar = Bar(4, what, "no higher")
@@ -136,14 +136,14 @@ def _exactness(section: Found) -> Iterator[Bar]:
             note = f"plain {other:.2g}; {own['parted']} of {own['tokens']} tokens, "
             note += f"plain {plain['parted']} of {plain['tokens']}"
             note += f"; a chance of {known['chance']:.2g}"
-            bar = _judged(_with(bar, value, note=note), known["chance"] >= LEAST_CHANCE)
+            bar = _judged(bar, value, known["chance"] >= LEAST_CHANCE, note=note)
         yield bar
     bitwise = [row for name, rows in found.items() if name.endswith(", bitwise") for row in rows]
     bar = Bar(4, "bitwise mode: share of identical texts", "1")
     if bitwise:
         texts = sum(row["texts"] for row in bitwise)
         share = sum(row["identical"] for row in bitwise) / max(texts, 1)
-        bar = _judged(_with(bar, share, note=f"{texts} texts"), share == 1.0)
+        bar = _judged(bar, share, share == 1.0, note=f"{texts} texts")
     yield bar
 
 
@@ -153,31 +153,25 @@ def _speed(found: Found) -> Iterator[Bar]:
         for name, rows in found.items()
         if isinstance(rows, dict) and "mmspec plain" in rows
     }
-    copying = Bar(5, "copying beside plain, real size and acceptance", f">= {COPYING} x")
-    known = [
-        (max(row["spread"]["median"] for row in rows.values()), name)
+    best = [
+        max((row["spread"]["median"], name, method) for method, row in rows.items())
         for name, rows in tasks.items()
         if name.startswith(("transcribing", "quoting")) and rows
     ]
-    if known:
-        _, name = min(known)
-        method, best = max(tasks[name].items(), key=lambda item: item[1]["spread"]["median"])
-        yield _by_spread(copying, best["spread"], COPYING, note=f"{name}: {method}")
-    else:
-        yield copying
-    never = Bar(5, "any method beside plain, the worst", f">= {LEAST} x")
     each = [
         (row["spread"]["median"], name, method)
         for name, rows in tasks.items()
         for method, row in rows.items()
         if method != "mmspec plain"
     ]
-    if each:
-        _, name, method = min(each)
-        spread = tasks[name][method]["spread"]
-        yield _by_spread(never, spread, LEAST, note=f"{name}: {method}")
-    else:
-        yield never
+    copying = Bar(5, "copying beside plain, real size and acceptance", f">= {COPYING} x")
+    never = Bar(5, "any method beside plain, the worst", f">= {LEAST} x")
+    for bar, known, wanted in ((copying, best, COPYING), (never, each, LEAST)):
+        if known:
+            _, name, method = min(known)
+            spread = tasks[name][method]["spread"]
+            bar = _by_spread(bar, spread, wanted, note=f"{name}: {method}")
+        yield bar
 
 
 def _by_spread(
@@ -188,16 +182,9 @@ def _by_spread(
         return bar
     value, told = spread["median"], note or f"{len(spread['values'])} pairs"
     holds = value >= wanted if is_least else value <= wanted
-    return _judged(_with(bar, value, spread["low"], spread["high"], note=told), holds)
+    return replace(_judged(bar, value, holds, note=told), low=spread["low"], high=spread["high"])
 
 
-def _with(
-    bar: Bar, value: float, low: float | None = None, high: float | None = None, *, note: str = ""
-) -> Bar:
-    return Bar(bar.number, bar.what, bar.bar, value, low, high, note=note or bar.note)
-
-
-def _judged(bar: Bar, holds: bool) -> Bar:
-    is_number = bar.value is not None and not math.isnan(bar.value)
-    verdict: Verdict = "met" if holds and is_number else "missed"
-    return Bar(**{**asdict(bar), "verdict": verdict})
+def _judged(bar: Bar, value: float, holds: bool, *, note: str = "") -> Bar:
+    verdict: Verdict = "met" if holds and not math.isnan(value) else "missed"
+    return replace(bar, value=value, verdict=verdict, note=note)
