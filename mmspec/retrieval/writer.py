@@ -126,6 +126,8 @@ class DatastoreWriter:
             new = self._new_journal(inputs, segment_tokens)
             if journal is None or not journal.inputs or not inputs:
                 journal = new
+                (self.folder / JOURNAL).unlink(missing_ok=True)
+                self._tidy(None)  # first: what is dropped may be what fills the disk
                 write_journal(self.folder, new)
             elif not journal.continues(new):
                 raise DatastoreError(

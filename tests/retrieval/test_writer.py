@@ -1,6 +1,7 @@
 """DatastoreWriter and Datastore: commits, damage, wrong targets, two at once, full disks, kills."""
 
 import copy
+import errno
 import json
 import os
 import random
@@ -22,7 +23,7 @@ from mmspec.errors import DatastoreError
 from mmspec.retrieval import KeyBatch, merging
 from mmspec.retrieval.corpus import Document
 from mmspec.retrieval.datastore import Datastore
-from mmspec.retrieval.journal import JOURNAL, read_journal
+from mmspec.retrieval.journal import JOURNAL, Journal, read_journal, write_journal
 from mmspec.retrieval.manifest import MANIFEST, read_manifest
 from mmspec.retrieval.writer import DatastoreWriter
 
@@ -529,6 +530,27 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
     store = Datastore.open(folder)
     assert store.manifest.num_documents == 3001
     store.check_integrity()
+
+
+def test_what_fills_the_disk_can_be_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = everything(folder)
+    with DatastoreWriter.open(folder) as writer:
+        writer.begin(inputs="much", segment_tokens=50)
+        for n in range(30):
+            writer.append(Document(f"m{n}", "", [n % 40] * 9))
+    assert everything(folder).keys() > before.keys()
+
+    def write(folder: Path, journal: Journal) -> None:
+        if everything(folder).keys() > before.keys():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_journal(folder, journal)
+
+    monkeypatch.setattr(mmspec.retrieval.writer, "write_journal", write)
+    with DatastoreWriter.open(folder) as writer:
+        assert writer.begin(inputs="little", fresh=True) == 0
+        writer.append(Document("new", "", [1, 2, 3]))
+        writer.commit()
+    assert "new" in ids(Datastore.open(folder))
 
 
 def test_deleting_on_a_full_disk_deletes_nothing(folder: Path) -> None:
