@@ -39,6 +39,6 @@ class Continuation(NamedTuple):
         eq. 2), or their matching tokens, whichever is more."""
         weight = float(self.match_length**2)
         if self.distance is not None:
-            near = exp(-max(self.distance, 0.0) / _DENSE_SCALE)
+            near = exp(-self.distance / _DENSE_SCALE)
             weight = max(weight, _DENSE_MATCH**2 * near)
         return SOURCE_WEIGHTS[self.source] * weight

@@ -25,8 +25,6 @@ class Lookups:
         before another token."""
         found = [segment.suffixes.longest(query, max_match=max_match) for segment in self.segments]
         length = max((one.length for one in found), default=0)
-        if length == 0:
-            return Longest(0, 0, ())
         best = tuple(one if one.length == length else None for one in found)
         return Longest(length, sum(one.num_places for one in best if one), best)
 
@@ -35,8 +33,8 @@ class Lookups:
         places: list[Place] = []
         holding = [(n, one) for n, one in enumerate(longest.found) if one is not None]
         for seen, (number, one) in enumerate(holding):
-            share = -(-(limit - len(places)) // (len(holding) - seen))
-            if share > 0:
+            share = (limit - len(places)) // (len(holding) - seen)
+            if share:
                 chosen = self.segments[number].suffixes.choose(one, limit=share)
                 places += [Place(number, offset) for offset in chosen]
         return places
@@ -54,19 +52,17 @@ class Lookups:
         `limit`) that of ends half as long, down to `min_match` tokens."""
         rows: list[Continuation] = []
         seen: set[Place] = set()
-        while max_match >= min_match:
+        while max_match >= min_match and len(rows) < limit:
             longest = self.longest(query, max_match=max_match)
             if longest.length < min_match:
                 break
             for place in self.places(longest, limit=limit):
-                if place not in seen and len(rows) < limit:
+                if place not in seen:
                     seen.add(place)
                     tokens = self.tokens_from(place, length)
                     rows.append(Continuation(tokens, longest.length, "suffix"))
-            if len(rows) >= limit:
-                break
             max_match = longest.length // 2
-        return rows
+        return rows[:limit]
 
     def tokens_from(self, place: Place, length: int) -> list[int]:
         """Up to `length` tokens from a place on, cut before a separator."""

@@ -36,11 +36,9 @@ def sort_ends(tokens: NDArray[np.unsignedinteger], *, vocab_size: int) -> NDArra
             break
         step = min(depth, DEPTH - depth)
         # The tokens before e: `depth` of them by its own rank, and `step` more by that of e - step.
+        # None of them is within `step` of the beginning: that alone would have told it apart.
         keys = rank[places].astype(np.uint64) << np.uint64(32)
-        further = rank[np.maximum(places - step, 0)] + np.uint32(1)
-        further[places < step] = 0
-        keys |= further
-        del further
+        keys |= rank[places - step]
         order = np.argsort(keys)
         ends[slots] = places[order]
         keys = keys[order]

@@ -78,6 +78,15 @@ def test_a_continuation_ends_before_a_separator_and_at_the_end() -> None:
     assert index.continuation(Match(4, 1), 9) == [4, 5]
 
 
+def test_a_look_up_costs_the_same_however_often_the_text_repeats() -> None:
+    """It measures a bounded number of places."""
+    counts = [
+        len(index_of([1] * length).matches(limit=10_000, min_match=1, max_match=4))
+        for length in (1000, 4000)
+    ]
+    assert counts[0] == counts[1] < 500
+
+
 def test_matches_are_counted_up_to_the_cap() -> None:
     text = [1, 2, 3, 4, 5] * 2
     (match,) = index_of(text).matches(limit=ALL, min_match=1, max_match=3)

@@ -33,7 +33,7 @@ def sorted_by_python(text: np.ndarray, vocab_size: int) -> list[int]:
 
 
 @pytest.mark.parametrize("vocab_size", [3, 50, 40_000, 150_000, 2**31 - 1])
-@pytest.mark.parametrize("kind", ["random", "one token", "periods", "copies"])
+@pytest.mark.parametrize("kind", ["random", "one token", "periods", "copies", "long copies"])
 def test_the_order_is_that_of_the_reversed_contexts(vocab_size: int, kind: str) -> None:
     rng = np.random.default_rng(5)
     count = 400
@@ -42,6 +42,8 @@ def test_the_order_is_that_of_the_reversed_contexts(vocab_size: int, kind: str) 
         "one token": np.full(count, 2),
         "periods": np.arange(count) % 3,
         "copies": np.tile(rng.integers(0, vocab_size, 100), 4),
+        # What tells them apart lies further back than the order looks.
+        "long copies": np.concatenate([[n, *np.arange(80) % 3] for n in (2, 1, 0)]),
     }[kind].astype(np.uint32)
     assert sort_ends(text, vocab_size=vocab_size).tolist() == sorted_by_python(text, vocab_size)
 
@@ -154,6 +156,38 @@ def test_an_even_sample_takes_from_every_segment(tmp_path: Path) -> None:
         assert len({place.segment for place in few}) == len(few) == limit
 
 
+def test_a_sample_is_spread_evenly_over_what_stood_before(tmp_path: Path) -> None:
+    store = add(tmp_path / "s", documents([[10 + n, 1, 2] for n in range(20)]))
+    places = store.places(store.longest([1]), limit=5)
+    assert [store.document_of(place).id for place in places] == ["d0", "d4", "d8", "d12", "d16"]
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+def test_a_match_is_followed_to_the_first_place_of_all(tmp_path: Path, count: int) -> None:
+    store = add(tmp_path / "s", documents([[1, 0] * count + [3]]))
+    longest = store.longest([2, 0])  # 0, the least token, stands before the first places
+    assert (longest.length, longest.num_places) == (1, count)
+
+
+@pytest.mark.parametrize("outside", [2**16 - 1, 2**16, 2**40])
+def test_a_number_that_is_no_token_matches_nothing(tmp_path: Path, outside: int) -> None:
+    """Nor does that of the separator on the disk."""
+    store = add(tmp_path / "s", documents([[1, 2, 9], [3, 4]]))
+    assert store.longest([outside, 3]).length == 1
+    assert store.longest([2, outside]).length == 0
+
+
+def test_shorter_ends_are_half_as_long_and_never_too_many(tmp_path: Path) -> None:
+    query = list(range(1, 9))
+    texts = [[20, *query[-length:], 30 + length] for length in range(1, 9)]
+    store = add(tmp_path / "s", documents(texts))
+    found = store.continuations(query, min_match=1, limit=100)
+    halves = [8] + [4] * 4 + [2] * 2 + [1]  # those of the longer ends have the shorter ones, too
+    assert [one.match_length for one in found] == halves
+    few = store.continuations(query, min_match=1, limit=3)
+    assert [one.match_length for one in few] == halves[:3]
+
+
 def test_shorter_ends_fill_up_what_the_longest_leaves(tmp_path: Path) -> None:
     texts = [[1, 2, 3, 4, 30], [9, 3, 4, 31], [8, 8, 4, 32]]
     store = add(tmp_path / "s", documents(texts))
@@ -184,11 +218,15 @@ def test_a_vocabulary_s_last_token_is_no_separator(tmp_path: Path, vocab_size: i
     store.check_integrity()
 
 
-def test_a_swapped_suffix_array_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["swapped", "doubled", "outside"])
+def test_a_damaged_suffix_array_is_noticed(tmp_path: Path, damage: str) -> None:
     add(tmp_path / "s", documents([[1, 2, 3, 1, 2, 4]]))
     (path,) = (tmp_path / "s").glob("*.suffixes")
     places = np.fromfile(path, np.uint32)
-    places[:2] = places[1::-1]
+    if damage == "swapped":
+        places[:2] = places[1::-1]
+    else:
+        places[-1] = places[-2] if damage == "doubled" else 1000
     places.tofile(path)
     store = Datastore.open(tmp_path / "s", verify=False)
     with pytest.raises(DatastoreError, match="out of order"):

@@ -16,7 +16,7 @@ continuations = st.lists(
         source=st.just("online"),
         distance=st.none(),
     ),
-    max_size=8,
+    max_size=40,
 )
 
 
@@ -42,3 +42,12 @@ def test_growing_it_everywhere_gives_the_trie_that_is_built_at_once(
     ]
     trie = Trie(found)
     assert list(walk(trie, trie.root)) == expected
+
+
+@given(continuations)
+def test_a_branch_knows_what_supports_it_most(found: list[Continuation]) -> None:
+    trie = Trie(found)
+    for branch in (trie.root, *trie.children(trie.root)):
+        own = [trie.continuations[place] for place in branch.places]
+        assert branch.match_length == max((one.match_length for one in own), default=0)
+        assert not own or trie.heaviest(branch) == max(own, key=Continuation.weight)
