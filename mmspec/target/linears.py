@@ -1,13 +1,15 @@
 """Linear layers that are quick at the few rows of a score call, for float32 on an x86 CPU.
 
 Measured there (docs/cpu.md): `F.linear` at one row of up to 1,792 inputs reaches half of the
-memory's speed, and at 4 to 16 rows costs as much as at 32. A product from the left by two columns,
-and oneDNN with weights packed for it, do not.
+memory's speed on AMD's CPUs, and at 4 to 16 rows costs as much as at 32. A product from the left by
+two columns, and oneDNN with weights packed for it, do not.
 """
 
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -85,9 +87,9 @@ class _QuickLinear:
             return F.linear(states, weight, bias)
         if rows == 1 and weight.shape[1] > _MAX_INPUTS and torch.get_num_threads() == 1:
             return F.linear(states, weight, bias)
-        if rows <= 2:
+        if rows <= 2 and not _is_intel():
             return _from_the_left(states, weight, bias)
-        if not self._may_pack:
+        if rows <= 2 or not self._may_pack:
             return F.linear(states, weight, bias)
         return torch.ops.mkldnn._linear_pointwise(states, self._pack(weight), bias, "none", [], "")
 
@@ -97,6 +99,16 @@ class _QuickLinear:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
             self._packed_from = WeightSource(weight)
         return self._packed
+
+
+@cache
+def _is_intel() -> bool:
+    """There torch's MKL multiplies one or two rows as fast as the memory gives the weights, and a
+    product from the left takes twice as long (scripts/bench_linears.py)."""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # no Linux
+        return "Intel" in platform.processor()
 
 
 def _from_the_left(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
