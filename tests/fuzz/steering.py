@@ -173,7 +173,7 @@ CONFIGURED: tuple[dict[str, Any], ...] = (
     {"encoder_no_repeat_ngram_size": 2},
     {"exponential_decay_length_penalty": (3, 1.4)},
     {"forced_eos_token_id": EOS_TOKEN},
-    {"forced_bos_token_id": 9},
+    {"forced_bos_token_id": 8},
     {"suppress_tokens": [5, 9, 14, 20, 33]},
     {"begin_suppress_tokens": [5, 9, 14, 20, 33]},
     {"bad_words_ids": [[10], [12, 13], [40, 41, 42]]},

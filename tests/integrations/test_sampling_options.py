@@ -106,6 +106,11 @@ def calm_model() -> Any:
     return model
 
 
+@cache
+def plain_engine() -> mmspec.Engine:
+    return mmspec.load(calm_model(), drafter="none")
+
+
 def check(case: dict[str, Any]) -> int:
     """Compares the two; returns how many drafted tokens were accepted."""
     model = calm_model()
@@ -169,7 +174,7 @@ def _plain(
         output_logits=True,
         speculate=False,
     )
-    return mmspec.load(calm_model(), drafter="none").generate(request)
+    return plain_engine().generate(request)
 
 
 def _compare(mine: Sequence[Tensor], theirs: Tensor | None, chosen: Sequence[int]) -> None:

@@ -238,7 +238,7 @@ def test_it_catches_up_after_many_steps_without_being_asked() -> None:
 def test_past_its_context_the_oldest_tokens_leave(
     sampling: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A text three times as long as the draft model's context: no position beyond it is ever read,
+    """A text much longer than the draft model's context: no position beyond it is ever read,
     and what it drafts stays what the model would say of the newest text alone."""
     highest, right = [0], LlamaForCausalLM.forward
 
@@ -260,7 +260,7 @@ def test_past_its_context_the_oldest_tokens_leave(
     requests = [
         Request(
             prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=length),
-            max_new_tokens=120,
+            max_new_tokens=60,
             seed=1,
             **SAMPLINGS[sampling],
         )
