@@ -114,7 +114,9 @@ def _raw(
     names = {pixels_name, *beside}
     counts = model_inputs.get("batch_num_images") if kind == "image" else None
     grids = beside.get(_GRIDS.get(kind, ""))
-    if grids is not None:
+    if len(wanted) == 1:  # all is its own
+        media, rows = [0, pixels.shape[0]], [slice(None)]
+    elif grids is not None:
         sizes = grids.prod(dim=1).tolist()
         media = _borders(_merged(kind, grids, beside, wanted, config), wanted, kind)
         ends = [0, *accumulate(sizes)]

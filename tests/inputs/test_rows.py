@@ -130,6 +130,18 @@ def test_images_of_several_sizes_need_a_run_each(name: str) -> None:
         split(pixel_values=torch.zeros(2, 4), **{name: sizes})
 
 
+def test_images_of_one_prompt_are_its_own_whatever_their_sizes() -> None:
+    """However often it is asked: what `generate` repeats one by one is there once for each."""
+    ids, pixels, sizes = torch.tensor([[7, I, I, I, 8]]), torch.arange(2.0), SIZES[:2]
+    given = {
+        "pixel_values": pixels.repeat_interleave(2),
+        "image_sizes": sizes.repeat(1, 2).view(4, 2),
+    }
+    for prompt in split_rows(ids.repeat(2, 1), given, config("llava_next"), repeats=2):
+        assert torch.equal(prompt.model_inputs["pixel_values"], pixels)
+        assert torch.equal(prompt.model_inputs["image_sizes"], sizes)
+
+
 def test_rows_of_images_stay_rows() -> None:
     pixels, mask = torch.arange(6).reshape(3, 2), torch.ones(3, 2)
     first, second, third = split("smolvlm", pixel_values=pixels, pixel_attention_mask=mask)
