@@ -169,7 +169,9 @@ def test_chat_template_and_processor_give_the_training_ids(task: str, processor)
     inputs = processor(text=text, return_tensors="pt", **images)
     assert inputs["input_ids"][0].tolist() == prompt_ids(sample)
     if sample.image is not None:
-        assert torch.equal(inputs["pixel_values"], pixel_tensor([sample]))
+        own = pixel_tensor([sample])
+        # Where torchvision is installed it scales: in another order, so it rounds otherwise.
+        torch.testing.assert_close(inputs["pixel_values"], own, rtol=0, atol=1e-6)
 
 
 def test_tokenizer_gives_back_any_text() -> None:
