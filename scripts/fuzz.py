@@ -72,7 +72,7 @@ def main() -> int:
     spent = time.perf_counter() - start
     print(
         f"{done} scenarios, {failed} failed; {requests} texts, {tokens} tokens, {accepted} drafted "
-        f"ones accepted; {ties} ties of float32; {spent:.0f} s"
+        f"ones accepted; {ties} ties of what float32 rounds; {spent:.0f} s"
     )
     return 1 if failed else 0
 
