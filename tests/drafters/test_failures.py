@@ -1,17 +1,25 @@
-"""A drafter that fails at one row of a batch: the others draft as if nothing had happened."""
+"""A drafter that fails at one row of a batch: the others draft as if nothing had happened. What
+drafters hold for a request is given back, whatever becomes of it."""
 
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matrix
 import pytest
 import torch
+from fuzz.judge import left_by
+from fuzz.play import at_once
 from matrix import Cell
 
-from mmspec.requests import Result
+from mmspec.drafters.eagle.scoring import EagleScorer
+from mmspec.drafters.glide.scoring import GlideScorer
+from mmspec.engine import Engine
+from mmspec.kv import KVView
+from mmspec.requests import Request, Result
+from mmspec.target import Target
 
 PROMPTS = 3
 VICTIM = 1
@@ -32,8 +40,20 @@ MOMENTS: dict[str, tuple[str, int]] = {
 }
 
 
-def generated(drafter: str, sampling: str, before: Callable[[Any], None]) -> list[Result]:
-    """The batch of a cell; `before` each start it is told the drafter, bound."""
+# Those that hold keys and values of their own, or a view of the target's.
+HOLDERS = ("draft_same", "eagle3", "glide", "compressed_window", "cascade")
+
+
+class Batch(NamedTuple):
+    """`plain`: what is said without drafts."""
+
+    engine: Engine
+    requests: list[Request]
+    plain: list[Result]
+
+
+def batch_of(drafter: str, sampling: str) -> Batch:
+    """That of a cell."""
     cell = Cell("llama", drafter, sampling, PROMPTS, "text")
     requests = matrix._requests(cell)
     plain = [matrix._plain(cell.family, cell.dtype, sampling, *p) for p in matrix._places(cell)]
@@ -41,7 +61,12 @@ def generated(drafter: str, sampling: str, before: Callable[[Any], None]) -> lis
     if drafter == "retrieval_online":
         pairs = zip(requests, plain, strict=True)
         requests = [matrix._with_texts(request, cell, result) for request, result in pairs]
-    engine = matrix._engine(cell.family, cell.dtype, 20, [made])
+    return Batch(matrix._engine(cell.family, cell.dtype, 20, [made]), requests, plain)
+
+
+def generated(drafter: str, sampling: str, before: Callable[[Any], None]) -> list[Result]:
+    """The answers of a batch; `before` it is told the drafter, bound."""
+    engine, requests, plain = batch_of(drafter, sampling)
     before(engine.drafters[0])
     results = engine.generate(requests)
     assert [r.tokens for r in results] == [r.tokens for r in plain], "a wrong text"
@@ -121,6 +146,49 @@ def test_a_failure_at_all_rows_is_said_once(
     generated(drafter, "greedy", lambda drafter: None)
     (message,) = told(caplog)
     assert "3 requests go on without it, each one's text is the same" in message
+
+
+@pytest.mark.parametrize("drafter", HOLDERS)
+def test_a_forward_that_fails_midway_leaves_nothing_behind(
+    drafter: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls, bound = list[int](), list[Any]()
+
+    def failing(right: Callable[..., Any]) -> Callable[..., Any]:
+        def score(self: Any, trees: Any, cache: Any, *args: Any, **options: Any) -> Any:
+            if not isinstance(self, Target) or isinstance(cache, KVView) or cache is bound[1]:
+                calls.append(1)
+                if len(calls) >= 6:
+                    raise RuntimeError("out of luck")
+            return right(self, trees, cache, *args, **options)
+
+        return score
+
+    def spoil(drafter: Any) -> None:
+        bound.extend([drafter, getattr(drafter, "cache", None)])
+        for scorer in (Target, EagleScorer, GlideScorer):
+            monkeypatch.setattr(scorer, "score", failing(scorer.score))
+
+    generated(drafter, "t1", spoil)
+    assert len(calls) == 6 + PROMPTS, "once more for each row, and never again"
+    (message,) = told(caplog)
+    assert "RuntimeError: out of luck" in message
+    assert not [*left_by(bound[0])]
+
+
+@pytest.mark.parametrize("drafter", HOLDERS)
+def test_a_stream_that_is_left_and_several_threads_leave_nothing_behind(drafter: str) -> None:
+    engine, requests, plain = batch_of(drafter, "t1")
+    with engine.stream(requests[0]) as stream:
+        for count in stream.steps():
+            if count > 6:
+                assert [*left_by(engine.drafters[0])], "it holds something meanwhile"
+                break
+    assert not [*left_by(engine.drafters[0])]
+    found = at_once([(engine, [request]) for request in (*requests, *requests)])
+    assert [result.tokens for (result,) in found] == 2 * [result.tokens for result in plain]
+    assert any(set(result.stats.accepted_lengths) - {0} for (result,) in found)
+    assert not [*left_by(engine.drafters[0])]
 
 
 def test_a_failure_at_the_start_is_that_rows(

@@ -238,10 +238,10 @@ def leaks(engine: Engine, caches: Sequence[KVCache]) -> Iterator[str]:
         if cache.rows:
             yield f"the target's cache has rows {cache.rows} left"
     for drafter in engine.drafters:
-        yield from _left(drafter)
+        yield from left_by(drafter)
 
 
-def _left(drafter: Any) -> Iterator[str]:
+def left_by(drafter: Any) -> Iterator[str]:
     cache = getattr(drafter, "cache", None)
     if isinstance(cache, KVCache):
         cache.check_integrity()
@@ -252,4 +252,4 @@ def _left(drafter: Any) -> Iterator[str]:
     for part in ("middle", "lower"):
         below = getattr(drafter, part, None)
         if below is not None and hasattr(below, "name"):
-            yield from _left(below)
+            yield from left_by(below)

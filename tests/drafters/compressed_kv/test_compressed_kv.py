@@ -1,7 +1,5 @@
 """compressed_kv in the engine: what it drafts from, what it keeps, what it never does."""
 
-import logging
-import threading
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
@@ -340,60 +338,6 @@ def test_another_forward_may_draft_in_the_targets_place() -> None:
 
 
 # What goes wrong
-
-
-def test_a_draft_that_fails_midway_frees_its_views_and_costs_no_token(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine, calls, right = engine_of("llama"), [0], Target.score
-    requests = requests_of("llama", SAMPLED, ["text"] * 3)
-
-    def failing(self: Target, trees: Any, cache: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(cache, KVView):
-            calls[0] += 1
-            if calls[0] >= 6:
-                raise RuntimeError("out of memory")
-        return right(self, trees, cache, *args, **options)
-
-    monkeypatch.setattr(Target, "score", failing)
-    with caplog.at_level(logging.WARNING):
-        results = engine.generate(requests)
-    assert calls[0] == 6 + len(requests), "once more for each row, and never again"
-    assert (
-        "drafter compressed_kv failed" in caplog.text
-        and "RuntimeError: out of memory" in caplog.text
-    )
-    assert_plain(engine, requests, results)
-
-
-def test_a_stream_that_is_closed_early_frees_its_view() -> None:
-    engine = engine_of("llama")
-    with engine.stream(requests_of("llama", SAMPLED, ["text"] * 3)[0]) as stream:
-        for count in stream.steps():
-            if count > 6:
-                assert bound(engine).num_bytes > 0
-                break
-    assert bound(engine).num_bytes == 0
-
-
-def test_several_threads_have_views_of_their_own() -> None:
-    engine = engine_of("llama")
-    requests = requests_of("llama", SAMPLED, ["text"] * 3)
-    expected = [engine.generate(request, speculate=False).tokens for request in requests]
-    results: dict[int, Result] = {}
-
-    def work(index: int) -> None:
-        results[index] = engine.generate(requests[index % 3])
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for index, result in results.items():
-        assert result.tokens == expected[index % 3]
-        assert accepted([result]) > 0
-    assert len(results) == 6 and bound(engine).num_bytes == 0
 
 
 def test_it_catches_up_after_many_steps_without_being_asked() -> None:

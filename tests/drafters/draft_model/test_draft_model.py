@@ -1,7 +1,5 @@
 """draft_model in the engine: what it drafts, what it keeps, what it never does."""
 
-import logging
-import threading
 from collections.abc import Sequence
 from functools import cache, wraps
 from itertools import pairwise
@@ -291,31 +289,6 @@ def test_after_the_cut_it_says_what_a_fresh_reading_says() -> None:
     session.close()
 
 
-def test_a_drafter_that_fails_midway_frees_its_rows(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    engine = engine_of("llama")
-    requests = requests_of("llama", SAMPLED, ["text"] * 3)
-    right, calls = Target.score, [0]
-
-    def failing(self: Target, trees: Any, cache: KVCache, *args: Any, **options: Any) -> Any:
-        if cache is bound(engine).cache:
-            calls[0] += 1
-            if calls[0] >= 6:
-                raise RuntimeError("out of memory")
-        return right(self, trees, cache, *args, **options)
-
-    monkeypatch.setattr(Target, "score", failing)
-    with caplog.at_level(logging.WARNING):
-        results = engine.generate(requests)
-    assert calls[0] == 6 + len(requests), "once more for each row, and never again"
-    assert (
-        "drafter draft_model failed" in caplog.text and "RuntimeError: out of memory" in caplog.text
-    )
-    assert not bound(engine).cache.rows and bound(engine).cache.num_bytes == 0
-    assert_plain(engine, requests, results)
-
-
 def test_a_prompt_that_it_cannot_read_costs_one_row_its_drafts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -332,34 +305,6 @@ def test_a_prompt_that_it_cannot_read_costs_one_row_its_drafts(
     results = engine.generate(requests)
     assert ["draft_model" in result.stats.by_drafter for result in results] == [True, False, True]
     assert_plain(engine, requests, results)
-
-
-def test_several_threads_draft_over_one_cache() -> None:
-    engine = engine_of("llama", top_k=1)
-    requests = requests_of("llama", SAMPLED, ["text"] * 3)
-    expected = [engine.generate(request, speculate=False).tokens for request in requests]
-    results: dict[int, Result] = {}
-
-    def work(index: int) -> None:
-        results[index] = engine.generate(requests[index % 3])
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for index in range(6):
-        assert results[index].tokens == expected[index % 3]
-        assert acceptance([results[index]]) == 1.0
-    assert not bound(engine).cache.rows
-
-
-def test_an_engine_is_left_by_the_way_without_a_row() -> None:
-    engine = engine_of("llama")
-    with engine.stream(requests_of("llama", SAMPLED, ["text"] * 3)[0]) as stream:
-        for _, _row in zip(range(2), stream._steps, strict=False):
-            pass
-    assert not bound(engine).cache.rows
 
 
 @pytest.mark.parametrize("size", [100, 120])

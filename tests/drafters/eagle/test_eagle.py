@@ -134,32 +134,6 @@ def test_weights_that_are_the_targets_own_are_not_kept_twice() -> None:
     assert_plain(engine, requests, engine.generate(requests))
 
 
-def test_rows_are_free_again_whatever_happens(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    head = fitted(model_of("llama", "float64"), 3)
-    engine = engine_of("llama", Eagle(head, max_depth=3))
-    requests = requests_of("llama", "t1")
-    results = engine.generate(requests)
-    assert not bound(engine).cache.rows and bound(engine).cache.num_bytes == 0
-    with engine.stream(requests[0]) as stream:
-        next(stream.steps())
-    assert not bound(engine).cache.rows
-    right, calls = EagleScorer.score, [0]
-
-    def failing(self: Any, *args: Any, **options: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == 8:
-            raise RuntimeError("out of luck")
-        return right(self, *args, **options)
-
-    monkeypatch.setattr(EagleScorer, "score", failing)
-    again = engine.generate(requests)
-    assert "drafter eagle failed" in caplog.text and "RuntimeError: out of luck" in caplog.text
-    assert [r.tokens for r in again] == [r.tokens for r in results]
-    assert not bound(engine).cache.rows
-
-
 def test_what_nobody_asks_about_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Features wait, but not more of them than the head would read."""
     monkeypatch.setattr(
