@@ -12,11 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from mmspec.build_drafters import AnyDrafter, chosen_drafters
-from mmspec.build_target import check_bits, check_decode_choices, check_one_of, probed_target
+from mmspec.build_target import check_bits, check_decode_choices, probed_target
 from mmspec.config import Config, load_config
 from mmspec.controller import Controller
 from mmspec.engine import Engine, Exactness, Overlaps
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, check_one_of
 from mmspec.inputs import ControlMode, InputLimits, InputProcessor
 from mmspec.sampling import Choosing
 from mmspec.target import Target

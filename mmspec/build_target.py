@@ -1,7 +1,6 @@
 """Config and a loaded model -> the target, and what it scores as it decodes."""
 
 import logging
-from collections.abc import Iterable
 from typing import get_args
 
 import torch
@@ -11,7 +10,7 @@ from mmspec.attention.ladder import check_backend
 from mmspec.config import DecodeConfig
 from mmspec.controller import CONTROLLERS
 from mmspec.engine import OVERLAP, Exactness
-from mmspec.errors import ConfigError, MmspecError, ModelError
+from mmspec.errors import ConfigError, MmspecError, ModelError, check_one_of
 from mmspec.kernels import raise_if_lost, shown
 from mmspec.sampling import CHOOSING
 from mmspec.target import Target
@@ -45,11 +44,6 @@ def check_decode_choices(config: DecodeConfig) -> None:
         ("exactness", config.exactness, get_args(Exactness)),
     ):
         check_one_of(f"decode.{key}", value, expected)
-
-
-def check_one_of(key: str, value: str, expected: Iterable[str]) -> None:
-    if value not in expected:
-        raise ConfigError(f"{key}={value!r}: expected one of {', '.join(expected)}")
 
 
 def probed_target(model: PreTrainedModel, config: DecodeConfig) -> tuple[Target, Shape]:

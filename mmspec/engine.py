@@ -32,7 +32,7 @@ from mmspec.drafters.base import (
 from mmspec.drafters.forced import Forced
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
-from mmspec.errors import ConfigError, InputError, MmspecError
+from mmspec.errors import ConfigError, InputError, MmspecError, check_one_of
 from mmspec.inputs import ControlMode, ImageSource, InputProcessor
 from mmspec.inputs.media_shares import MediaShares
 from mmspec.kv import PrefixStore
@@ -107,14 +107,27 @@ class Engine:
         the tokens ahead of it are read, where they are chosen on the device; "auto": where score
         calls are recorded. `state_bytes` bounds the running states of a step's nodes, and so how
         many are drafted. Without `inputs` only processed prompts are taken."""
-        if isinstance(verifier, str) and verifier not in VERIFIERS:
-            raise ConfigError(f"verifier={verifier!r}: expected one of {sorted(VERIFIERS)}")
-        if isinstance(controller, str) and controller not in CONTROLLERS:
-            raise ConfigError(f"controller={controller!r}: expected one of {sorted(CONTROLLERS)}")
+        if isinstance(verifier, str):
+            check_one_of("verifier", verifier, VERIFIERS)
+        if isinstance(controller, str):
+            check_one_of("controller", controller, CONTROLLERS)
+        check_one_of("choosing", choosing, CHOOSING)
+        check_one_of("exactness", exactness, get_args(Exactness))
+        check_one_of("overlap", overlap, OVERLAP)
+        if max_rows < 1:
+            raise ConfigError(f"max_rows={max_rows}: expected 1 or more requests at a time")
+        for name, size in (
+            ("max_nodes", max_nodes),
+            ("prefill_chunk", prefill_chunk or 0),
+            ("prefix_bytes", prefix_bytes),
+            ("feature_bytes", feature_bytes),
+            ("state_bytes", state_bytes),
+        ):
+            if size < 0:
+                raise ConfigError(f"{name}={size}: expected 0 (off) or more")
         names = [drafter.name for drafter in drafters]
         if len(set(names)) < len(names):
             raise ConfigError(f"drafters {names}: expected each name once")
-        rule = VERIFIERS[verifier] if isinstance(verifier, str) else verifier
         self.target = target
         self.inputs = inputs
         self.drafters = tuple(
@@ -125,9 +138,9 @@ class Engine:
         for drafter in self.drafters:
             if isinstance(drafter, TappingDrafter):
                 check_taps(drafter.taps.layers, num_layers=target.last_tap, who=drafter.name)
-        if rule.needs_q:
+        self._rule = VERIFIERS[verifier] if isinstance(verifier, str) else verifier
+        if self._rule.needs_q:
             _check_draws(self.drafters, verifier)
-        made = CONTROLLERS[controller]() if isinstance(controller, str) else controller
         watched = [d.watched_queries for d in self.drafters if isinstance(d, WatchingDrafter)]
         if any(watched) and (why := reason_against_watching(target)):
             raise ConfigError(
@@ -136,36 +149,18 @@ class Engine:
                 "drafter.compressed_kv.policy=window"
             )
         self._drafts = DraftSettings(
-            made,
+            CONTROLLERS[controller]() if isinstance(controller, str) else controller,
             fit or (lambda tree: tree),
             max_nodes,
             max(watched, default=0),
             state_bytes // target.state_bytes if target.state_bytes else None,
         )
-        if choosing not in CHOOSING:
-            raise ConfigError(f"choosing={choosing!r}: expected one of {', '.join(CHOOSING)}")
-        if exactness not in get_args(Exactness):
-            raise ConfigError(
-                f"exactness={exactness!r}: expected one of {', '.join(get_args(Exactness))}"
-            )
-        if overlap not in OVERLAP:
-            raise ConfigError(f"overlap={overlap!r}: expected one of {', '.join(OVERLAP)}")
-        self._overlap = overlap
         is_bitwise = exactness == "bitwise"
         self._decoded = target.bitwise(rows=max_rows, nodes=max_nodes + 1) if is_bitwise else target
+        self._overlap = overlap
         self._chooses_on_device = CHOOSING[choosing]
-        self._rule = rule
         self._max_rows = max_rows
         self._admission = Admission(target, inputs, control_tokens=control_tokens)
-        if max_rows < 1:
-            raise ConfigError(f"max_rows={max_rows}: expected 1 or more requests at a time")
-        if max_nodes < 0:
-            raise ConfigError(f"max_nodes={max_nodes}: expected 0 (no drafts) or more")
-        sizes = {"prefill_chunk": prefill_chunk or 0, "prefix_bytes": prefix_bytes}
-        sizes["state_bytes"] = state_bytes
-        for name, size in {**sizes, "feature_bytes": feature_bytes}.items():
-            if size < 0:
-                raise ConfigError(f"{name}={size}: expected 0 (off) or more")
         self._prefill = PrefillSettings(
             PrefixStore(prefix_bytes) if prefix_bytes else None,
             FeatureCache(feature_bytes) if feature_bytes else None,

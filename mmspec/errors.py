@@ -51,6 +51,12 @@ def check_setting(section: str, name: str, is_right: bool, got: object, expected
         raise ConfigError(f"{section}.{name}={got!r}: expected {expected}")
 
 
+def check_one_of(key: str, value: str, expected: Iterable[str]) -> None:
+    """Raises ConfigError for a value of `key` that is none of those expected."""
+    if value not in expected:
+        raise ConfigError(f"{key}={value!r}: expected one of {', '.join(expected)}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """For a name that is not known, the one that may have been meant; else all there are."""
     names = list(known)
