@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from mmspec.batch.ledger import Ledger
@@ -48,7 +49,7 @@ _FAILURES_KEPT = 20
 
 
 def run_batch(
-    engine: Engine,
+    engine: Engine | Callable[[], Engine],
     tasks: Iterable[Task],
     ledger: Ledger,
     *,
@@ -65,7 +66,8 @@ def run_batch(
 
     `options` are fields of `Request`, for all; `told` says what is written of an answer. A task's
     seed comes from `seed` and its id, so its answer depends on neither the batch nor on where an
-    earlier run was stopped. Raises InputError: a wrong option, a full disk.
+    earlier run was stopped. What loads an `engine` is called with the first task that is to be
+    answered, before `options` are read. Raises InputError: a wrong option, a full disk.
     """
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
     running: dict[int, tuple[Task, str | None]] = {}
@@ -98,7 +100,14 @@ def run_batch(
                 yield replace(task.request, seed=task_seed(seed, task.id))
             seen.add(task.id)
 
-    for number, result in engine.generate_each(requests(), **options):
+    def results() -> Iterator[tuple[int, Result]]:
+        asked = requests()
+        first = next(asked, None)
+        if first is not None:
+            made = engine if isinstance(engine, Engine) else engine()
+            yield from made.generate_each(chain([first], asked), **options)
+
+    for number, result in results():
         task, asked = running.pop(number)
         if result.error is not None:
             fail(task, result.error, asked)

@@ -45,6 +45,7 @@ from mmspec.cli.prompt import read_prompt
 from mmspec.cli.schema import following, read_schema
 
 if TYPE_CHECKING:
+    from mmspec import Engine
     from mmspec.batch import Tally
 
 _LOG_EVERY_S = 60
@@ -133,21 +134,25 @@ def batch(
         told += [] if form is None else [form]
         run = hashlib.sha256(json.dumps(told).encode(errors="backslashreplace")).hexdigest()[:12]
         with Ledger(out, run=run, fresh=fresh) as ledger:
-            with stderr.status("Loading the model"):
-                engine = loading.load()
             if ledger.answered:
                 stderr.print(f"Going on: {len(ledger.answered):,} are answered already")
-            options["logits_processors"] = following(engine, form)
             options["speculate"] = "auto" if speculate is None else speculate
             total = count_tasks(files, prompt=asked, pages=pages)
             tasks = read_tasks(
                 files, prompt=asked, field=field, pages=pages, answered=ledger.answered
             )
             shown = _Shown(stderr, total)
+
+            def load() -> "Engine":
+                shown.show(what="Loading the model")
+                engine = loading.load()
+                options["logits_processors"] = following(engine, form)
+                return engine
+
             try:
                 with shown:
                     tally = run_batch(
-                        engine, tasks, ledger, options=options, seed=seed, on_progress=shown.update
+                        load, tasks, ledger, options=options, seed=seed, on_progress=shown.update
                     )
             except KeyboardInterrupt as error:
                 num_there = len(ledger.answered)

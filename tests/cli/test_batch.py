@@ -55,6 +55,15 @@ def test_every_answer_is_the_one_that_its_request_gets_alone(prompts: Path, tmp_
         assert line["finish_reason"] == alone.finish_reason
 
 
+def test_where_all_is_answered_no_model_is_loaded(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    batch("tiny-vlm", prompts, "--out", out, *OPTIONS)
+    monkeypatch.setattr(mmspec, "load", None)
+    assert "0 answered · 4 before" in batch("tiny-vlm", prompts, "--out", out, *OPTIONS).stderr
+
+
 def test_one_broken_document_costs_no_other_and_is_tried_again(tmp_path: Path) -> None:
     folder, out = tmp_path / "docs", tmp_path / "out.jsonl"
     folder.mkdir()
