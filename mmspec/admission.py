@@ -14,6 +14,7 @@ from mmspec.params import DEFAULT_MAX_NEW_TOKENS, requested_max_new_tokens, with
 from mmspec.requests import Request
 from mmspec.state import Prompt
 from mmspec.target import Target
+from mmspec.words import counted
 
 _FOUND_BEHIND = 16  # tokens of the prompt
 
@@ -89,17 +90,17 @@ class Admission:
         context = self._target.max_positions
         if context is None:
             return wanted or DEFAULT_MAX_NEW_TOKENS
-        room = context - prompt.num_tokens
+        room, size = context - prompt.num_tokens, counted(prompt.num_tokens, "token")
         if room < 1:
             raise InputError(
-                f"the prompt has {prompt.num_tokens} tokens: the model's context holds {context}, "
+                f"the prompt has {size}: the model's context holds {context}, "
                 "the answer included; shorten the prompt, or scale the model's positions with "
                 f"--set model.context={_rounded_up(prompt.num_tokens + (wanted or 1))} (as "
                 "overrides= of mmspec.load)"
             )
         if room < (wanted or 1):
             raise InputError(
-                f"the prompt has {prompt.num_tokens} tokens and max_new_tokens is {wanted}: the "
+                f"the prompt has {size} and max_new_tokens is {wanted}: the "
                 f"model's context holds {context}; shorten the prompt, or set max_new_tokens <= "
                 f"{room}"
             )

@@ -17,6 +17,7 @@ from mmspec.row import FinishReason
 from mmspec.state import Prompt
 from mmspec.stats import Stats
 from mmspec.stream import Piece
+from mmspec.words import counted
 
 Messages = Sequence[Mapping[str, Any]]  # chat messages as Hugging Face or OpenAI write them
 _REFUSED = {
@@ -173,10 +174,10 @@ class Result:
     def summary(self) -> str:
         """The answer in figures, on one line."""
         stats = self.stats
-        parts = [f"{stats.new_tokens} tokens", f"{stats.tokens_per_step:.2f} a step"]
+        parts = [counted(stats.new_tokens, "token"), f"{stats.tokens_per_step:.2f} a step"]
         for name, count in stats.by_drafter.items():
-            share = f"{count.accepted} of {count.proposed} drafts accepted ({count.acceptance:.0%})"
-            parts.append(f"{name}: {share}")
+            share = f"{count.accepted:,} of {counted(count.proposed, 'draft')} accepted"
+            parts.append(f"{name}: {share} ({count.acceptance:.0%})")
         parts += [f"{stats.tokens_per_second:,.0f} tokens/s", f"seed {self.seed}"]
         return " · ".join([*parts, f"ended by {self.finish_reason}"])
 

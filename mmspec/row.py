@@ -15,6 +15,7 @@ from mmspec.stats import StatsRecorder
 from mmspec.stream import Piece, TextStream
 from mmspec.tree import TokenTree
 from mmspec.verify import Odds, Verifier, Weigh
+from mmspec.words import counted
 
 FinishReason = Literal["eos", "stop", "length", "error", "closed"]
 T = TypeVar("T")
@@ -190,7 +191,7 @@ class Row:
             self.fail(error)
         except Exception as error:  # raised again by Engine.generate, or shown in Result.error
             failure = DecodeError(
-                f"after {self.num_chosen} tokens: {type(error).__name__}: {error}"
+                f"after {counted(self.num_chosen, 'token')}: {type(error).__name__}: {error}"
             )
             failure.__cause__ = error
             self.fail(failure)

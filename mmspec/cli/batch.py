@@ -43,6 +43,7 @@ from mmspec.cli.options import (
 from mmspec.cli.progress import Bar
 from mmspec.cli.prompt import read_prompt
 from mmspec.cli.schema import following, read_schema
+from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec import Engine
@@ -183,7 +184,7 @@ def _speeds(tally: "Tally") -> list[str]:
     if not tally.new_tokens or not tally.seconds:
         return []
     return [
-        f"{tally.new_tokens:,} tokens",
+        counted(tally.new_tokens, "token"),
         f"{tally.new_tokens / max(tally.steps, 1):.2f} a step",
         f"{tally.new_tokens / tally.seconds:,.0f} tokens/s",
     ]

@@ -13,7 +13,7 @@ from mmspec.bench.machine import Machine
 from mmspec.bench.methods import PLAIN, TRANSFORMERS
 from mmspec.bench.report import BEST_LOOKUP, NOTES, MethodRow, Ratios, Report, TaskReport
 from mmspec.cli.console import printable
-from mmspec.cli.render import counted
+from mmspec.words import counted
 
 _BASELINES = {
     TRANSFORMERS: "x\ntransformers",

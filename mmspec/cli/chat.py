@@ -34,6 +34,7 @@ from mmspec.cli.options import (
 )
 from mmspec.cli.render import Palette
 from mmspec.errors import InputError, MmspecError
+from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec import Chat, Engine, Result
@@ -154,7 +155,9 @@ class _Conversation:
             question,
             images=images,
             seed=(self.seed + len(self._chat.messages)) % 2**64,
-            on_prefill=lambda done, of: status.update(f"Reading: {done} of {of} tokens"),
+            on_prefill=lambda done, of: status.update(
+                f"Reading: {done:,} of {counted(of, 'token')}"
+            ),
         )
         shown = ""
         try:
@@ -175,10 +178,10 @@ def turn_line(result: "Result") -> Text:
     """An answer in figures: its speed, and how much of its prompt was there already."""
     stats = result.stats
     parts = [
-        f"{stats.new_tokens} tokens",
+        counted(stats.new_tokens, "token"),
         f"{stats.tokens_per_step:.2f} a step",
         f"{stats.tokens_per_second:,.0f} tokens/s",
-        f"{stats.reused_tokens:,} of {stats.prompt_tokens:,} prompt tokens reused",
+        f"{stats.reused_tokens:,} of {counted(stats.prompt_tokens, 'prompt token')} reused",
     ]
     return Text(" · ".join(parts), style="dim")
 

@@ -27,6 +27,7 @@ from mmspec.cli.options import (
 )
 from mmspec.cli.prompt import read_prompt
 from mmspec.errors import InputError
+from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec import Engine, Request
@@ -123,7 +124,9 @@ def check(
         for place in places[:_SHOWN]:
             stdout.print(difference_lines(*place))
         if len(places) > _SHOWN:
-            stdout.print(f"… and at {len(places) - _SHOWN} more places; --json has them all\n")
+            stdout.print(
+                f"… and at {counted(len(places) - _SHOWN, 'more place')}; --json has them all\n"
+            )
         stdout.print(closing_lines(report))
     raise typer.Exit(code)
 

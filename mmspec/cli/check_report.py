@@ -10,8 +10,8 @@ from rich.text import Text
 from mmspec.check import CheckReport, Comparison, Difference
 from mmspec.check.stress import Stress
 from mmspec.cli.console import printable
-from mmspec.cli.render import counted
 from mmspec.requests import Request
+from mmspec.words import counted
 
 _GOOD, _BAD, _UNSURE, _ASIDE = "green", "bold red", "yellow", "dim"
 
@@ -24,7 +24,7 @@ def heading(
     seeds = len({one.sampling for one in report.comparisons}) - 1
     facts = [counted(len(requests), "prompt") + (f", {pictures} with pictures" if pictures else "")]
     facts += [f"greedy and {counted(seeds, 'seed')}" if seeds else "greedy"]
-    facts += [f"{max_new_tokens} tokens a text at most"]
+    facts += [f"{counted(max_new_tokens, 'token')} a text at most"]
     return Text.assemble((model, "bold"), f" in {report.dtype}\n", (" · ".join(facts), _ASIDE))
 
 
@@ -107,18 +107,21 @@ def _shown(text: str) -> str:
 def closing_lines(report: CheckReport) -> Text:
     """The verdict, and what it means."""
     ours = [one for one in report.comparisons if one.is_ours]
-    texts = sum(one.texts for one in ours)
-    tokens = sum(one.tokens for one in ours)
+    texts = counted(sum(one.texts for one in ours), "text")
+    tokens = counted(sum(one.tokens for one in ours), "token")
     lines = []
     if report.is_identical:
-        told = f"✓ identical: all {texts} texts, {tokens:,} tokens, are plain decoding's"
+        told = f"✓ identical to plain decoding: {texts}, {tokens}"
         lines.append(Text(told, style=_GOOD))
     else:
         bugs = [found for found in report.differences if found.verdict == "bug"]
         ties = len(report.differences) - len(bugs)
-        rate = f"{len(report.differences)} of {texts} texts part, {tokens:,} tokens compared"
+        rate = f"{len(report.differences):,} of {texts} differ, {tokens} compared"
         if bugs:
-            told = f"✗ {len(bugs)} differences that rounding does not explain, {ties} near-ties"
+            told = (
+                f"✗ {counted(len(bugs), 'difference')} not explained by rounding, "
+                f"{counted(ties, 'near-tie')}"
+            )
             lines.append(Text(f"{told}: {rate}", style=_BAD))
             lines.append(Text("  This is a bug. Please report it with the output of --json."))
         else:

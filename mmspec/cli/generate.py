@@ -52,6 +52,7 @@ from mmspec.cli.prompt import read_passages, read_prompt
 from mmspec.cli.render import Comparison, Palette, closing_line
 from mmspec.cli.schema import following, read_schema
 from mmspec.errors import ConfigError
+from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec import Engine, Piece, Request, Result
@@ -230,4 +231,4 @@ def _print_interrupted(
     if as_json:
         values = {"text": text, "finish_reason": "interrupted", "seed": request.seed}
         typer.echo(json.dumps({**values, "pieces": piece_values(pieces)}))
-    stderr.print(f"Interrupted after {len(text)} characters · seed {request.seed}")
+    stderr.print(f"Interrupted after {counted(len(text), 'character')} · seed {request.seed}")

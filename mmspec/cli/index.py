@@ -18,13 +18,13 @@ from mmspec.cli.console import (
 )
 from mmspec.cli.index_input import collect, described, fill, tokens_of
 from mmspec.cli.options import AsJson, option, switch
-from mmspec.cli.render import counted
 from mmspec.errors import DatastoreError
 from mmspec.retrieval import Datastore, DatastoreWriter
 from mmspec.retrieval.journal import read_journal
 from mmspec.retrieval.manifest import Manifest, read_manifest
 from mmspec.retrieval.places import Longest
 from mmspec.retrieval.writer import SEGMENT_TOKENS
+from mmspec.words import counted
 
 index = typer.Typer(cls=Group, no_args_is_help=True, help="A datastore of documents to draft from.")
 

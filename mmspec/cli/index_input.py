@@ -10,9 +10,9 @@ from rich.console import Console
 
 from mmspec.cli.console import EXIT_INTERRUPTED, mistake_text, quiet_transformers
 from mmspec.cli.progress import Bar
-from mmspec.cli.render import counted
 from mmspec.errors import InputError, ModelError
 from mmspec.retrieval import DatastoreWriter, Document
+from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec.inputs.documents import TextDocument

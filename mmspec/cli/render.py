@@ -8,6 +8,7 @@ from rich.text import Text
 
 from mmspec.beginnings import num_shared
 from mmspec.cli.console import printable
+from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec.requests import Result
@@ -76,11 +77,6 @@ def closing_line(result: "Result") -> Text:
     return Text(result.summary, style=_ASIDE)
 
 
-def counted(number: int, noun: str) -> str:
-    """ "1 prompt", "2 prompts", "1,024 prompts"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def speed_bars(speeds: Mapping[str, float], *, columns: int = 30, colour: str = _GOOD) -> Text:
     """A bar a line, as long as its tokens a second; the first one is the coloured one."""
     fastest, widest = max(speeds.values()), max(map(len, speeds))
@@ -96,8 +92,8 @@ def speed_bars(speeds: Mapping[str, float], *, columns: int = 30, colour: str = 
 def sameness(comparison: Comparison) -> Text:
     """Whether the two texts are the same, and if not, where they part."""
     if comparison.is_identical:
-        tokens = len(comparison.plain.tokens)
-        return Text(f"✓ identical texts: all {tokens} tokens agree", style=_GOOD)
+        tokens = counted(len(comparison.plain.tokens), "token")
+        return Text(f"✓ identical texts: {tokens}", style=_GOOD)
     drafted, plain = comparison.drafted.tokens, comparison.plain.tokens
     at = num_shared(drafted, plain)
 

@@ -20,6 +20,7 @@ from mmspec.cli.loading import Loading
 from mmspec.cli.options import LOADING, PROMPT, ConfigName, Device, Drafter, Dtype, option, switch
 from mmspec.cli.progress import Bar
 from mmspec.cli.prompt import read_prompt
+from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec.batch import Tally
@@ -143,11 +144,11 @@ class Shown(Bar):
         speed = tally.new_tokens / max(tally.seconds, 1e-9)
         told = f"The target answers · {speed:,.0f} tokens/s"
         self.show(tally.num_done, of=total, what=told)
-        self.log(f"{tally.num_done:,} of {total:,} answers · {speed:,.0f} tokens/s")
+        self.log(f"{tally.num_done:,} of {counted(total, 'answer')} · {speed:,.0f} tokens/s")
 
     def on_prepared(self, prepared: "Prepared") -> None:
         parts = [
-            f"{len(prepared.examples):,} texts, {prepared.num_tokens:,} tokens",
+            f"{counted(len(prepared.examples), 'text')}, {counted(prepared.num_tokens, 'token')}",
             f"{len(prepared.held_out):,} held out",
         ]
         if prepared.num_broken:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmspec.words import counted
+
 if TYPE_CHECKING:
     from mmspec.training.heads import Trained
 
@@ -30,15 +32,15 @@ def report(console: Console, trained: "Trained", losses: Mapping[str, float]) ->
         console.print(table)
         console.print(
             f"{after.tokens_a_step:.2f} tokens a step in a chain of drafts (before: "
-            f"{before.tokens_a_step:.2f}), over {after.tokens:,} held-out tokens",
+            f"{before.tokens_a_step:.2f}), over {counted(after.tokens, 'held-out token')}",
             soft_wrap=True,
         )
     if last is not None:
         shown = " · ".join(f"{name} {value:.3f}" for name, value in losses.items())
         parts = [
-            f"{trained.parameters:,} parameters",
-            f"{last.step:,} steps",
-            f"{last.tokens:,} tokens",
+            counted(trained.parameters, "parameter"),
+            counted(last.step, "step"),
+            counted(last.tokens, "token"),
             f"{last.trained_s:,.0f} s",
             *([shown] if shown else []),
         ]

@@ -7,6 +7,7 @@ from mmspec.errors import InputError
 from mmspec.inputs.audio import is_one_recording
 from mmspec.inputs.images import is_one_image
 from mmspec.inputs.videos import is_one_video
+from mmspec.words import counted
 
 MediaField = Literal["images", "videos", "audio"]
 _IS_ONE: dict[str, Callable[[object], bool]] = {
@@ -65,7 +66,8 @@ class MediaShares:
             own = next(media, _NO_MORE)
             if own is _NO_MORE:
                 raise InputError(
-                    f"got {name}= for {_prompts(self._num_taken - 1)}, and this is one more; "
+                    f"got {name}= for {counted(self._num_taken - 1, 'prompt')}, and this is one "
+                    "more; "
                     f"{_expected(name, 'as many as prompts')}"
                 )
             if own is not None:
@@ -77,7 +79,7 @@ class MediaShares:
         for name, media in self._own.items():
             if next(media, _NO_MORE) is not _NO_MORE:
                 raise InputError(
-                    f"got more {name}= than {_prompts(self._num_taken)}, answered by now; "
+                    f"got more {name}= than {counted(self._num_taken, 'prompt')}, answered by now; "
                     f"{_expected(name, 'as many as prompts')}"
                 )
 
@@ -87,14 +89,10 @@ def _check_counts(name: str, num_media: int, num_prompts: int) -> None:
         some = f"[{', '.join('abcd'[:num_media])}{', ...' if num_media > 4 else ''}]"
         times = f" * {num_prompts}" if num_prompts > 1 else ""
         raise InputError(
-            f"got {name}= of {num_media} for {_prompts(num_prompts)}; "
+            f"got {name}= of {num_media} for {counted(num_prompts, 'prompt')}; "
             f"{_expected(name, str(num_prompts))}; for all of them with each prompt: "
             f"{name}=[{some}]{times}"
         )
-
-
-def _prompts(count: int) -> str:
-    return "1 prompt" if count == 1 else f"{count} prompts"
 
 
 def _expected(name: str, count: str) -> str:

@@ -9,6 +9,7 @@ from mmspec.inputs.images import ImageSource
 from mmspec.inputs.media_shares import MediaField, media_list
 from mmspec.inputs.videos import VideoSource
 from mmspec.state import MediaKind
+from mmspec.words import counted
 
 Message = Mapping[str, object]
 """{"role": ..., "content": a string or a list of parts}, and what else the chat template reads."""
@@ -88,7 +89,7 @@ def build_conversation(
     for kind, gaps in reader.gaps.items():
         if len(gaps) != len(loose[kind]):
             raise InputError(
-                f"got {len(gaps)} {kind} placeholders without data in the messages and "
+                f"got {counted(len(gaps), f'{kind} placeholder')} without data in the messages and "
                 f'{len(loose[kind])} in {_FIELDS[kind]}=; add or remove {{"type": "{kind}"}} '
                 f"parts or {_FIELDS[kind]} until the counts agree"
             )

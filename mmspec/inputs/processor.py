@@ -23,6 +23,7 @@ from mmspec.inputs.prompt_text import PromptText
 from mmspec.inputs.template import ToolSpec
 from mmspec.inputs.videos import VideoSource, open_video
 from mmspec.state import Prompt
+from mmspec.words import counted
 
 _INSTEAD = {  # of media that a processor does not take
     "image": "; process the prompt yourself and give its tensors",
@@ -44,8 +45,9 @@ class _Opened(NamedTuple):
 
     @property
     def told(self) -> str:
-        heard = f" and {len(self.audio)} recordings" if self.audio else ""
-        return f"{len(self.images)} images and {len(self.videos)} videos{heard}"
+        heard = f" and {counted(len(self.audio), 'recording')}" if self.audio else ""
+        seen = f"{counted(len(self.images), 'image')} and {counted(len(self.videos), 'video')}"
+        return f"{seen}{heard}"
 
 
 class InputProcessor:
@@ -217,20 +219,21 @@ class InputProcessor:
     def _check_modalities(self, conversation: Conversation) -> None:
         name = getattr(self._config, "model_type", "") or type(self._config).__name__
         for kind, word, media in (
-            ("image", "images", conversation.images),
-            ("video", "videos", conversation.videos),
-            ("audio", "recordings", conversation.audio),
+            ("image", "image", conversation.images),
+            ("video", "video", conversation.videos),
+            ("audio", "recording", conversation.audio),
         ):
             if not media:
                 continue
             if self._processor is None:
                 raise InputError(
-                    f"got {len(media)} {word}, but {name} was loaded with a tokenizer only: it is "
-                    f"a text-only model, or its processor is missing; leave the {word} out"
+                    f"got {counted(len(media), word)}, but {name} was loaded with a tokenizer "
+                    "only: it is a text-only model, or its processor is missing; leave the "
+                    f"{word}s out"
                 )
             if self._part(kind) is None and not (kind == "image" and self._sees_by_itself()):
                 raise InputError(
-                    f"got {len(media)} {word}, but the processor of {name} "
+                    f"got {counted(len(media), word)}, but the processor of {name} "
                     f"({type(self._processor).__name__}) has no {kind} processor here"
                     + _INSTEAD.get(kind, "")
                 )
@@ -243,8 +246,9 @@ class InputProcessor:
             got = text.count(placeholder)
             if got != expected:
                 raise InputError(
-                    f"got {got} {kind} placeholders {placeholder!r} in the prompt and {expected} "
-                    f"{kind}s; write {placeholder!r} once for each {kind}, where it belongs"
+                    f"got {counted(got, f'{kind} placeholder')} {placeholder!r} in the prompt and "
+                    f"{counted(expected, kind)}; write {placeholder!r} once for each {kind}, "
+                    "where it belongs"
                 )
 
     def _process(

@@ -32,6 +32,7 @@ from mmspec.integrations.known_models import KnownModels
 from mmspec.integrations.streaming import StreamFeed
 from mmspec.params import MAX_SEED, with_own_state
 from mmspec.requests import Request, Result
+from mmspec.words import counted
 
 _MODELS = KnownModels()  # forgets a model with the model
 
@@ -185,7 +186,10 @@ def _seeds(seed: int | Sequence[int] | None, num_prompts: int, *, draw: bool) ->
     """One a prompt."""
     if isinstance(seed, Sequence):
         if len(seed) != num_prompts:
-            raise InputError(f"got {len(seed)} seeds for {num_prompts} prompts; expected one each")
+            raise InputError(
+                f"got {counted(len(seed), 'seed')} for {counted(num_prompts, 'prompt')}; expected "
+                "one each"
+            )
         return list(seed)
     if seed is None:  # greedy leaves torch's generator alone, as transformers does
         seed = int(torch.randint(2**63 - 1, ())) if draw else 0

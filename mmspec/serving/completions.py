@@ -24,6 +24,7 @@ from mmspec.serving.logprobs import of_completion, told_places
 from mmspec.serving.options import read_options
 from mmspec.serving.settings import ServerSettings
 from mmspec.state import Prompt
+from mmspec.words import counted
 
 _MOST_TOP = 20
 _REFUSED = {
@@ -57,8 +58,8 @@ class CompletionForm:
         if len(prompts) * self._n > settings.max_samples:
             raise refused(
                 "prompt",
-                f"got {len(prompts)} prompts with n={self._n}; expected at most "
-                f"{settings.max_samples} answers a call",
+                f"got {counted(len(prompts), 'prompt')} with n={self._n}; expected at most "
+                f"{counted(settings.max_samples, 'answer')} a call",
             )
         self._streaming = Streaming(fields)
         fields.refuse(_REFUSED)

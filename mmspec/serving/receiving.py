@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from mmspec.serving.errors import ApiError, busy, not_asked, too_slow
 from mmspec.serving.settings import ServerSettings
+from mmspec.words import counted
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair, or of none
 
@@ -54,7 +55,7 @@ class Mailroom:
     def opened(self) -> "Iterator[Mail]":
         """For one request, until it is answered. Raises ApiError where too many are."""
         if self._num_requests >= self._max_requests:
-            raise busy(f"{self._num_requests} requests are under way already")
+            raise busy(f"{counted(self._num_requests, 'request')} under way already")
         mail = Mail(self)
         self._num_requests += 1
         try:

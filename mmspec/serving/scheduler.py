@@ -12,6 +12,7 @@ from mmspec.engine import Engine
 from mmspec.requests import Progress, Request
 from mmspec.running_loop import RunningLoop, Ticket
 from mmspec.serving.errors import ApiError, busy, closing
+from mmspec.words import counted
 
 _SICK_AFTER = 3  # loops that broke, one after the other
 
@@ -41,7 +42,7 @@ class Scheduler:
                 raise closing()
             num_free = max(self._engine.max_rows - self.num_decoded, 0)
             if self.num_waiting >= self._max_waiting + num_free:
-                raise busy(f"{self._max_waiting} prompts are waiting already")
+                raise busy(f"{counted(self._max_waiting, 'prompt')} waiting already")
             ticket = Ticket(tell)
             self._admitted.add(ticket)
             return ticket

@@ -27,6 +27,7 @@ from mmspec.serving.pictures import Pictures
 from mmspec.serving.receiving import Leaving, Mailroom
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
+from mmspec.words import counted
 
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("mmspec.serving.access")
@@ -195,8 +196,10 @@ class Service:
             steps = sum(sample.stats.steps for sample in samples)
             prompt = sum(result.stats.prompt_tokens for result in done)
             reused = sum(result.stats.reused_tokens for result in done)
-            parts.append(f"{prompt} prompt tokens, {reused} reused")
-            parts.append(f"{tokens} tokens, {(tokens - len(samples)) / max(steps, 1):.2f} a step")
+            parts.append(f"{counted(prompt, 'prompt token')}, {reused:,} reused")
+            parts.append(
+                f"{counted(tokens, 'token')}, {(tokens - len(samples)) / max(steps, 1):.2f} a step"
+            )
         access_log.info("%s", " · ".join(parts))
 
 

@@ -72,7 +72,7 @@ def test_compare_shows_both_speeds_and_that_sampled_texts_are_identical(vlm: Pat
         vlm, "abc abc", "--compare", "--temperature", 1, "--seed", 3, "--max-new-tokens", 20
     )
     assert run.exit_code == 0, run.stderr
-    for line in ("with drafts", "plain", "of 2 runs each, in turns", "all 20 tokens agree"):
+    for line in ("with drafts", "plain", "of 2 runs each, in turns", "identical texts: 20 tokens"):
         assert line in run.stderr
 
 

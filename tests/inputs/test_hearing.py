@@ -104,14 +104,14 @@ def test_who_cannot_hear_says_so() -> None:
     with pytest.raises(InputError, match="cannot hear"):
         inputs.encode(QUESTION, audio=(tone(), RATE))
     text_only = InputProcessor(processor().tokenizer, family.config)
-    with pytest.raises(InputError, match="1 recordings, but llava was loaded with a tokenizer"):
+    with pytest.raises(InputError, match="1 recording, but llava was loaded with a tokenizer"):
         text_only.encode(QUESTION, audio=(tone(), RATE))
 
 
 def test_a_placeholder_without_its_recording_is_refused() -> None:
     inputs = hearer().inputs
     assert inputs is not None
-    with pytest.raises(InputError, match="1 audio placeholders"):
+    with pytest.raises(InputError, match="1 audio placeholder "):
         inputs.encode("<|AUDIO|> What?", raw=True)
     prompt = inputs.encode("the token <|AUDIO|> in a text", audio=(tone(), RATE))
     assert {span.kind for span in prompt.media} == {"audio"}

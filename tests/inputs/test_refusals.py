@@ -25,14 +25,14 @@ def text_processor(name: str) -> InputProcessor:
 @pytest.mark.parametrize(
     ("name", "prompt", "options", "words"),
     [
-        ("llava", "What?", {"images": RED, "raw": True}, ["got 0 image", "'<image>'", "1 images"]),
+        ("llava", "What?", {"images": RED, "raw": True}, ["got 0 image", "'<image>'", "1 image;"]),
         ("llava", "<image>What?", {"raw": True}, ["got 1 image", "'<image>'", "0 images"]),
         ("qwen2_vl", "What?", {"images": RED, "raw": True}, ["'<|image_pad|>'"]),
         ("gemma3", "What?", {"images": RED, "raw": True}, ["'<start_of_image>'"]),
         ("paligemma", "What?", {"images": RED}, ["got 0 image", "'<image>'"]),
         ("paligemma", "What?", {}, ["PaliGemmaProcessor"]),
         ("paligemma", image_message("What?"), {"images": RED}, ["no chat template", "as text"]),
-        ("llava", image_message("What?"), {}, ["1 image placeholders", "0 in images="]),
+        ("llava", image_message("What?"), {}, ["1 image placeholder ", "0 in images="]),
         ("llava", "What?", {"images": "no.png"}, ["no such file"]),
         ("llava", "What?", {"videos": [[RED, BLUE]]}, ["llava", "no video processor", "frames"]),
         ("llava", "", {"raw": True}, ["empty"]),

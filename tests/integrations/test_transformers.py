@@ -364,7 +364,7 @@ def test_each_prompt_can_have_its_seed() -> None:
     assert torch.equal(one, other)
     one, other = model.generate(**same, **SAMPLED, **OURS, seed=3)
     assert not torch.equal(one, other)
-    with pytest.raises(InputError, match="1 seeds for 2 prompts"):
+    with pytest.raises(InputError, match="1 seed for 2 prompts"):
         model.generate(**same, **SAMPLED, **OURS, seed=[3])
 
 

@@ -13,6 +13,7 @@ from mmspec.inputs.messages import Message, build_conversation
 from mmspec.requests import Request
 from mmspec.state import MediaKind, Prompt
 from mmspec.training.heads.lessons import Lesson, text_of
+from mmspec.words import counted
 
 Learn = Literal["answers", "all"]
 _LEAST_TOKENS = 4  # a draft needs a token that is known, one that was chosen, and one to say
@@ -98,7 +99,9 @@ class ExampleMaker:
         parts = [tokens[start : start + size] for start in range(0, len(tokens), size)]
         found = [part for part in parts if len(part) >= _LEAST_TOKENS]
         if not found:
-            raise InputError(f"{lesson.id}: holds {len(tokens)} tokens; expected {_LEAST_TOKENS}")
+            raise InputError(
+                f"{lesson.id}: holds {counted(len(tokens), 'token')}; expected {_LEAST_TOKENS}"
+            )
         for number, part in enumerate(found):
             name = lesson.id if len(found) == 1 else f"{lesson.id}#{number}"
             whole = np.concatenate([np.array(lead, np.int64), part])

@@ -20,6 +20,7 @@ from mmspec.training.heads.answers import own_answers, read_answers
 from mmspec.training.heads.epochs import split
 from mmspec.training.heads.examples import Example, ExampleMaker, Learn, make_examples
 from mmspec.training.heads.lessons import Lesson, read_lessons
+from mmspec.words import counted
 
 Answers = Literal["auto", "own", "given"]
 ANSWERS = "answers.jsonl"
@@ -125,7 +126,8 @@ def prepare(
     if len(examples) < 2:
         why = f": {told[0]}" if told else ""
         raise InputError(
-            f"{', '.join(data)}: {len(examples)} texts to learn from; expected two at least{why}"
+            f"{', '.join(data)}: {counted(len(examples), 'text')} to learn from; expected two at "
+            f"least{why}"
         )
     kept, held = split(
         [example.id for example in examples],
