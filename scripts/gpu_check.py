@@ -129,7 +129,7 @@ def conduct(args: argparse.Namespace) -> int:
             compiling.stop()
         print(*report_lines(conductor.sections, is_small=args.small), sep="\n")
         print(f"written to {args.out}", flush=True)
-    return 1 if has_failed(conductor.sections) else 0
+    return 1 if has_failed(conductor.sections, is_small=args.small) else 0
 
 
 def run_one(args: argparse.Namespace) -> int:

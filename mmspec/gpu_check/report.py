@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmspec.gpu_check.bars import LARGE
+from mmspec.gpu_check.bars import LARGE, bars
 from mmspec.gpu_check.tables import attention_table, bar_table, step_table, suggestions
 
 Found = Mapping[str, Any]  # a section, as `SectionResult` is written
@@ -39,9 +39,11 @@ def summary_lines(results: Mapping[str, Found]) -> Iterator[str]:
             yield f"    ERROR    {' ... '.join(dict.fromkeys((told[0], told[-1])))[:_WIDTH]}"
 
 
-def has_failed(results: Mapping[str, Found]) -> bool:
-    """Whether a section found something wrong, or ended early."""
-    return any(result["status"] in _FAILED for result in results.values())
+def has_failed(results: Mapping[str, Found], *, is_small: bool) -> bool:
+    """Whether a section found something wrong or ended early, or a bar is missed."""
+    if any(result["status"] in _FAILED for result in results.values()):
+        return True
+    return not is_small and any(bar.verdict == "missed" for bar in bars(results))
 
 
 def _listed(what: str, lines: list[str]) -> Iterator[str]:

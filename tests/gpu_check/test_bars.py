@@ -13,7 +13,7 @@ from mmspec.gpu_check.bars import Bar, bars, verdicts
 from mmspec.gpu_check.exactness import Rate
 from mmspec.gpu_check.kernels import Tally
 from mmspec.gpu_check.recorder import SectionResult, plain
-from mmspec.gpu_check.report import report_lines
+from mmspec.gpu_check.report import has_failed, report_lines
 from mmspec.gpu_check.tables import suggestions
 
 
@@ -94,6 +94,7 @@ def test_where_nothing_was_measured_every_bar_says_so() -> None:
 def test_where_all_holds_every_bar_is_met_and_written_with_its_interval() -> None:
     found = list(bars(a_run()))
     assert [bar for bar in found if bar.verdict != "met"] == []
+    assert not has_failed(a_run(), is_small=False)
     (roofline,) = of(a_run(), "roofline")
     assert roofline.value == pytest.approx(0.8) and roofline.shown == "0.8 (0.776 to 0.824)"
     assert json.loads(json.dumps(list(verdicts(a_run()))))[0]["verdict"] == "met"
@@ -141,14 +142,13 @@ def test_the_end_of_what_is_printed_has_all_that_did_not_hold() -> None:
 )  # fmt: skip
 def test_what_is_not_enough_is_missed(name: str, found: dict[str, Any], what: str) -> None:
     assert {bar.verdict for bar in of({name: found}, what)} == {"missed"}
+    assert has_failed({name: found}, is_small=False)
+    assert not has_failed({name: found}, is_small=True)  # which measures nothing
 
 
 def test_a_higher_rate_is_a_bar_of_its_own() -> None:
     rates = {"speculative": Rate(20, 900), "plain, 3 rows": Rate(1, 900), "chance": 0.001}
-    found = {
-        "exactness": section(("greedy: speculative texts part",), x=[{}],
-                             parted_per_token={"greedy": rates}),
-    }  # fmt: skip
+    found = {"exactness": section(x=[{}], parted_per_token={"greedy": rates})}
     assert [bar.verdict for bar in of(found, "beyond rounding")] == ["met"]
     assert [bar.verdict for bar in of(found, "bf16, greedy")] == ["missed"]
     assert [bar.verdict for bar in of(found, "bf16, T=1")] == ["not measured"]
