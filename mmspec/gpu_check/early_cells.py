@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ def why_not(setting: Setting) -> str | None:
         return "there is no GPU"
     if EARLY_BEGIN in setting.without:
         return "an earlier try did not survive it"
-    if find_spec("triton") is None:
+    if not setting.has_kernels:
         return "needs triton"
     from mmspec.attention.kernels.early import can_begin_early
 

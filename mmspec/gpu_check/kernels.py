@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 
 import torch
 
@@ -16,6 +15,7 @@ from mmspec.gpu_check.setting import GpuLost, Setting
 
 _OTHER_DTYPES = (torch.float16, torch.float32)
 _SMALL_CASE, _STEP = 2000, 3  # scores of a case of a small run; it has each third of them
+_BY_KERNELS_ALONE = ("nucleus", "KV")
 _ALLOWED_SHARE, _LEAST_LEFT_S = 0.5, 5.0  # of the time, a backend; and of all of it
 
 
@@ -46,6 +46,9 @@ def check(setting: Setting, recorder: Recorder) -> None:
         "chunks": _check_chunks,
     }
     for what, own in parts.items():
+        if what in _BY_KERNELS_ALONE and not setting.has_kernels:
+            recorder.missing(f"{what}: its kernels need a GPU and triton")
+            continue
         with recorder.attempt(what):
             own(setting, recorder)
 
@@ -102,10 +105,6 @@ def _cases(setting: Setting, recorder: Recorder) -> Iterator[tuple[Case, torch.d
 
 
 def _check_kv(setting: Setting, recorder: Recorder) -> None:
-    reason = kv_cells.why_not(setting)
-    if reason is not None:
-        recorder.missing(f"KV kernels: {reason}")
-        return
     _tell("kv", kv_cells.failures(setting), recorder)
 
 
@@ -133,7 +132,7 @@ def _check_early(setting: Setting, recorder: Recorder) -> None:
 
 
 def _check_noise(setting: Setting, recorder: Recorder) -> None:
-    if not setting.is_cuda and not noise_cells.is_interpreted():
+    if not setting.is_cuda and not setting.has_kernels:
         recorder.missing("noise on a GPU: this is the CPU, compared with itself")
     found = noise_cells.compare(setting)
     recorder.found("noise", found)
@@ -149,9 +148,6 @@ def _check_noise(setting: Setting, recorder: Recorder) -> None:
 
 
 def _check_nucleus(setting: Setting, recorder: Recorder) -> None:
-    if find_spec("triton") is None or not (setting.is_cuda or noise_cells.is_interpreted()):
-        recorder.missing("top-p without a sort: its kernel needs a GPU and triton")
-        return
     found = nucleus_cells.compare(setting)
     recorder.found("nucleus", found)
     for row in found:

@@ -1,9 +1,7 @@
 """KV kernels beside the same done by indexing: writes of ragged trees, commits of paths."""
 
-import os
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -11,15 +9,6 @@ from torch import Tensor
 from mmspec.gpu_check.setting import Setting
 
 _LAYERS = 3
-
-
-def why_not(setting: Setting) -> str | None:
-    """Why they cannot be run here; None: they can."""
-    if find_spec("triton") is None:
-        return "triton is not installed"
-    if not setting.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return "there is no GPU, and TRITON_INTERPRET=1 is not set"
-    return None
 
 
 def failures(setting: Setting) -> Iterator[str]:

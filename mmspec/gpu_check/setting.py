@@ -1,8 +1,10 @@
 """Setting: where a check runs, at which sizes, and until when."""
 
 import gc
+import os
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 
@@ -41,6 +43,12 @@ class Setting:
     @property
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether Triton's kernels run: on a GPU, or interpreted."""
+        is_run = self.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+        return is_run and find_spec("triton") is not None
 
     @property
     def dtype(self) -> torch.dtype:

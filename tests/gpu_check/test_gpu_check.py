@@ -29,7 +29,6 @@ from mmspec.gpu_check import (
     chunk_cells,
     has_failed,
     kernels,
-    kv_cells,
     run,
     run_section,
     shares_of,
@@ -259,7 +258,6 @@ def kv_stand_ins(monkeypatch: pytest.MonkeyPatch, *, off_by: int) -> None:
     }
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)  # type: ignore[misc]
-    monkeypatch.setattr(kv_cells, "why_not", lambda setting: None)
 
 
 def test_wrong_kv_kernels_are_failures_and_right_ones_pass(monkeypatch: pytest.MonkeyPatch) -> None:
