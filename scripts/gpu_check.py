@@ -140,8 +140,9 @@ def run_one(args: argparse.Namespace) -> int:
 
     Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     minutes = float(sys.stdin.readline() or 0) / 60
-    if args.small:
-        torch.set_num_threads(1)  # its tensors are too small for more
+    # Its tensors on the CPU are small, and while kernels are compiled all other cores are busy: a
+    # team of threads would wait for one of them in each operation.
+    torch.set_num_threads(1)
     device = torch.device(args.device)
     if device.type == "cuda":
         if not torch.cuda.is_available():
