@@ -22,7 +22,7 @@ def prompt_keys(prompt: Prompt, media: Media, positions: Tensor) -> list[Hashabl
     if any(bool(value[0].cpu()[is_text].any()) for value in token_inputs(prompt).values()):
         return None
     offsets = positions.reshape(-1, prompt.num_tokens).cpu() - torch.arange(prompt.num_tokens)
-    keys = text_keys(prompt.token_ids.tolist(), map(tuple, offsets.T.tolist()))
+    keys = text_keys(prompt.token_ids.tolist(), zip(*offsets.tolist(), strict=True))
     for kind, items in media.items.items():
         spans = [span for span in prompt.media if span.kind == kind]
         places = [index for span in spans for index in range(span.start, span.stop)]
