@@ -342,6 +342,40 @@ def test_of_a_stored_text_the_last_state_alone_is_copied(monkeypatch: pytest.Mon
     assert state_of(cache, third) == after([1, 2, 3, 4])
 
 
+def test_a_state_is_found_where_it_was_kept_and_nowhere_else() -> None:
+    store, text = PrefixStore(10_000), [1, 2, 3, 4]
+    cache, row = _row_of(text)
+    store.insert("", 0, text[:2], cache, row)
+    assert store.match("", 0, text).resumable(2) == 0, "the row has gone on"
+    store.insert("", 0, text, cache, row)
+    assert store.match("", 0, text).resumable(4) == 4
+    part = store.match("", 0, [1, 2, 3, 9])
+    assert (part.length, part.resumable(4)) == (3, 0), "it ends within what is stored"
+    with pytest.raises(AssertionError, match="no state is kept behind 3 tokens"):
+        part.copy_to(cache, cache.open(8), count=3)
+
+
+def test_a_text_that_has_no_room_leaves_no_state() -> None:
+    store, (cache, row) = PrefixStore(8 * (3 + 1)), _row_of([1, 2])  # bytes of a state
+    keys = torch.ones(2, 1, 4).double()
+    cache.flat_layers[0].put(cache.region(row).start, keys, keys)
+    store.insert("", 0, [1, 2], cache, row)
+    store.check_integrity()
+    assert store.info.num_bytes == 0
+
+
+def test_a_state_that_is_leased_stays_though_its_text_goes_on() -> None:
+    store, (cache, row) = PrefixStore(2 * 8 * (3 + 1)), _row_of([1, 2])
+    store.insert("", 0, [1, 2], cache, row)
+    lease = store.match("", 0, [1, 2])
+    for text in ([1, 2, 3], [1, 2, 3, 4]):
+        read(cache, row, text[-1:])
+        store.insert("", 0, text, cache, row)
+    assert lease.resumable(2) == 2
+    last = store.match("", 0, [1, 2, 3, 4])
+    assert (last.resumable(4), last.resumable(3)) == (4, 2), "the one between made room"
+
+
 def _row_of(text: list[int]) -> tuple[KVCache, int]:
     cache, (row,) = opened(text)
     return cache, row
