@@ -120,14 +120,15 @@ class DatastoreWriter:
             raise DatastoreError(f"segment_tokens={segment_tokens}: expected 2 .. 2^32 - 2")
         self._stop_adding()
         with self._full_disk_told():
-            journal = None if fresh else self._unfinished()
-            if not fresh and journal is None and inputs and inputs == self.manifest.inputs:
+            journal = self._unfinished()
+            if journal is not None and (fresh or not journal.inputs or not inputs):
+                journal = None
+                self._forget_journal()
+            if journal is None and inputs and inputs == self.manifest.inputs:
                 return self.manifest.num_documents
             new = self._new_journal(inputs, segment_tokens)
-            if journal is None or not journal.inputs or not inputs:
+            if journal is None:
                 journal = new
-                (self.folder / JOURNAL).unlink(missing_ok=True)
-                self._tidy(None)  # first: what is dropped may be what fills the disk
                 write_journal(self.folder, new)
             elif not journal.continues(new):
                 raise DatastoreError(
@@ -278,6 +279,10 @@ class DatastoreWriter:
 
     def _commit(self, manifest: Manifest) -> None:
         self.manifest = commit_manifest(self.folder, manifest)
+        self._forget_journal()
+
+    def _forget_journal(self) -> None:
+        """Nothing is unfinished any more, and what it left behind is off the disk."""
         (self.folder / JOURNAL).unlink(missing_ok=True)
         self._tidy(None)
 

@@ -493,6 +493,30 @@ def test_other_inputs_do_not_go_on_with_an_unfinished_build(tmp_path: Path) -> N
     assert ids(Datastore.open(folder)) == ["b"]
 
 
+def test_what_is_in_is_in_and_an_unfinished_add_is_told_of_before(folder: Path) -> None:
+    """Other inputs may wait, or inputs without a name, to which nobody comes back."""
+
+    def leave(writer: DatastoreWriter, inputs: str) -> None:
+        writer.begin(inputs=inputs)
+        writer.append(Document("left", "", [1, 2, 3]))
+        assert writer._appender is not None
+        writer._appender.checkpoint()
+
+    with DatastoreWriter.open(folder) as writer:
+        writer.begin(inputs="one")
+        writer.append(Document("a", "", [1, 2, 3]))
+        writer.commit()
+        leave(writer, "two")
+        with pytest.raises(DatastoreError, match="an unfinished build is waiting here"):
+            writer.begin(inputs="one")
+        assert writer.begin(inputs="one", fresh=True) == 61
+        assert not writer.is_adding and read_journal(folder) is None
+        for left in ("", "two"):
+            leave(writer, left)
+            assert writer.begin(inputs="" if left else "three") == 0
+    assert ids(Datastore.open(folder)) == [*(f"d{n}" for n in range(60)), "a"]
+
+
 def test_a_build_of_which_nothing_was_written_is_in_nobodys_way(folder: Path) -> None:
     with DatastoreWriter.open(folder) as writer:
         writer.begin(inputs="a mistake")
