@@ -156,6 +156,19 @@ def test_an_even_sample_takes_from_every_segment(tmp_path: Path) -> None:
         assert len({place.segment for place in few}) == len(few) == limit
 
 
+def test_separators_within_a_document_and_behind_it_are_no_tokens(tmp_path: Path) -> None:
+    store = add(tmp_path / "s", documents([[1], [2, SEPARATOR, 6], [3, 4, 5]]))
+    (place,) = store.places(store.longest([3, 4]))
+    assert store.tokens_before(place, 99) == [3, 4], "behind the nearest of several"
+    first = [document.position for document in store.documents_from()]
+    whole = store.tokens_at(np.arange(first[0], first[-1] + 3))
+    assert whole.tolist() == [1, -1, 2, -1, 6, -1, 3, 4, 5]
+    with DatastoreWriter.open(tmp_path / "s") as writer:
+        writer.delete(["d1"])
+    left = [document.name.id for document in store.latest().documents_from()]
+    assert left == ["d0", "d2"]
+
+
 def test_a_sample_is_spread_evenly_over_what_stood_before(tmp_path: Path) -> None:
     store = add(tmp_path / "s", documents([[10 + n, 1, 2] for n in range(20)]))
     places = store.places(store.longest([1]), limit=5)
