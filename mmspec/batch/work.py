@@ -57,9 +57,9 @@ def read_tasks(
     """The tasks of all files, in order, one in memory at a time.
 
     With a `prompt` it is asked about each document: a text, Markdown, HTML or PDF file, a record of
-    JSONL or Parquet (its `field`), an image, a recording or a video; with `pages` about each page
-    of a PDF as it looks, and the page's text layer is drafted from. Without, the files are records
-    of prompts, as `read_prompts` takes them, or text with a prompt a line. What cannot be read is a
+    JSONL, CSV or Parquet (its `field`), an image, a recording or a video; with `pages` about each
+    page of a PDF as it looks, and its text layer is drafted from. Without, the files are records of
+    prompts, as `read_prompts` takes them, or text with a prompt a line. What cannot be read is a
     Task with its error; pages that are `answered` are not rendered again.
     """
     for path in files:

@@ -59,8 +59,8 @@ def batch(
         list[str],
         typer.Argument(
             metavar="INPUTS...",
-            help="Files, folders, globs: JSONL or Parquet of prompts, or with --prompt documents "
-            "and images.",
+            help="Files, folders, globs: JSONL, CSV or Parquet of prompts, or with --prompt "
+            "documents and images.",
         ),
     ],
     out: Annotated[Path, option("PATH", "The JSONL file of answers, one line each.")],

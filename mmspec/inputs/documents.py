@@ -1,4 +1,4 @@
-"""Documents: text, Markdown, HTML, PDF, JSONL and Parquet files -> their text, page by page."""
+"""Documents: text, Markdown, HTML, PDF, JSONL, CSV and Parquet files -> their text by pages."""
 
 import glob
 import os
@@ -12,6 +12,7 @@ from mmspec.inputs.records import (
     SUFFIXES_OF_RECORDS,
     Record,
     is_of_records,
+    kind_of,
     read_records,
     unreadable,
 )
@@ -57,7 +58,7 @@ def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES)
     for given in inputs:
         if os.path.isdir(given):
             below = sorted(path for path in Path(given).rglob("*") if path.is_file())
-            files = [path for path in below if path.suffix.lower() in suffixes]
+            files = [path for path in below if kind_of(path) in suffixes]
         elif os.path.isfile(given):
             files = [Path(given)]
         else:
@@ -73,7 +74,7 @@ def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES)
 
 
 def read_documents(path: Path, *, field: str = "text") -> Iterator[TextDocument]:
-    """The documents of one file: one, or of JSONL and Parquet one a record, whose text is in
+    """The documents of one file: one, or of JSONL, CSV and Parquet one a record, whose text is in
     `field`. A file of another kind is read as plain text.
 
     What cannot be read is a document with its error: no such file, not UTF-8, not JSON, no such

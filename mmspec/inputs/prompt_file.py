@@ -1,4 +1,4 @@
-"""A user's own file of prompts: records (JSONL, Parquet), or plain text with a prompt a line."""
+"""A user's own file of prompts: records (JSONL, CSV, Parquet), or plain text, a prompt a line."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ class FilePrompt:
 def read_prompts(path: str | Path) -> list[FilePrompt]:
     """The prompts of a file, in order; empty lines are left out.
 
-    A record of JSONL or Parquet has `prompt` (a text, or chat messages), `messages`, or `turns`
+    A record of JSONL, CSV or Parquet has `prompt` (a text, or chat messages), `messages` or `turns`
     (texts, of which the first is taken); it may have `image` or `images`, `video` or `videos`, and
     `audio` (paths; in Parquet also the bytes, or samples with their rate), and `task` or
     `category`, a name under which prompts are gathered. Paths, in messages too, are looked for from

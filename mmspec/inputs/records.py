@@ -1,24 +1,34 @@
-"""Records: the rows of JSONL and Parquet files, one in memory at a time."""
+"""Records: the rows of JSONL, CSV and Parquet files, one in memory at a time."""
 
+import codecs
+import csv
+import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mmspec.errors import InputError, MissingExtraError
 
 JSONL = (".jsonl", ".ndjson")
+_TABLES = (".csv", ".tsv")
 _PARQUET = ".parquet"
-SUFFIXES_OF_RECORDS = (*JSONL, _PARQUET)
+SUFFIXES_OF_RECORDS = (*JSONL, *_TABLES, _PARQUET)
 _BYTES_KEPT = "surrogateescape"  # what is no UTF-8 is read as code points that no text has
-_UTF_16 = ("\udcff\udcfe", "\udcfe\udcff")  # its byte order marks, read so
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_JUDGED = 1024  # bytes
+_LONGEST_FIELD = 2**31 - 1  # characters
 _TOGETHER = 64  # rows of a Parquet file that are read together: they may hold images
 
 
 @dataclass(frozen=True)
 class Record:
-    """A row: an object of JSON, or the columns of a Parquet row."""
+    """A row: an object of JSON, or the columns of a CSV or Parquet row."""
 
     path: Path
     number: int  # of the line or row, from 1
@@ -27,7 +37,8 @@ class Record:
 
     @property
     def where(self) -> str:
-        return f"{self.path}, {'row' if _is_parquet(self.path) else 'line'} {self.number}"
+        is_row = kind_of(self.path) in (*_TABLES, _PARQUET)
+        return f"{self.path}, {'row' if is_row else 'line'} {self.number}"
 
     @property
     def id(self) -> str:
@@ -38,8 +49,14 @@ class Record:
         )
 
 
+def kind_of(path: Path) -> str:
+    """Its suffix; of lines or a table that gzip has packed, theirs."""
+    suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    return inner if suffix == ".gz" and inner in (*JSONL, *_TABLES) else suffix
+
+
 def is_of_records(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES_OF_RECORDS
+    return kind_of(path) in SUFFIXES_OF_RECORDS
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -48,35 +65,43 @@ def read_records(path: Path) -> Iterator[Record]:
 
     Raises InputError: the file cannot be read; and MissingExtraError where pyarrow is not there.
     """
-    return _rows(path) if _is_parquet(path) else _lines(path)
+    if kind_of(path) == _PARQUET:
+        return _rows(path)
+    return _table(path) if kind_of(path) in _TABLES else _lines(path)
 
 
 def count_records(path: Path) -> int:
     """How many there are, broken ones among them. Raises as `read_records` does."""
-    if _is_parquet(path):
+    if kind_of(path) == _PARQUET:
         with _opened(path) as file:
             return int(file.metadata.num_rows)
-    try:
-        with path.open("rb") as lines:
-            return sum(1 for line in lines if line.strip())
-    except OSError as error:
-        raise unreadable(path, error) from error
+    return sum(1 for _ in (_table(path) if kind_of(path) in _TABLES else read_lines(path)))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file with their numbers, from 1; empty ones are left out. One that is no
     UTF-8 costs no other: `not_utf8` finds it.
 
-    Raises InputError: the file cannot be read, or is UTF-16.
+    Raises InputError: the file cannot be read, is UTF-16 or no text at all.
     """
+    with _text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line
+
+
+@contextmanager
+def _text(path: Path, newline: str | None = None) -> Iterator[TextIOWrapper]:
+    is_packed = path.suffix.lower() == ".gz"
     try:
-        with path.open(encoding="utf-8-sig", errors=_BYTES_KEPT) as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1 and line.startswith(_UTF_16):
-                    raise InputError(f"{path}: is UTF-16; convert it to UTF-8 first")
-                if line.strip():
-                    yield number, line
-    except OSError as error:
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            beginning = file.peek(_JUDGED)[:_JUDGED]
+            if beginning.startswith(_UTF_16):
+                raise InputError(f"{path}: is UTF-16; convert it to UTF-8 first")
+            if b"\0" in beginning:
+                raise InputError(f"{path}: is no text; expected one of a kind that its name tells")
+            yield TextIOWrapper(file, "utf-8-sig", _BYTES_KEPT, newline)
+    except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from error
 
 
@@ -114,19 +139,43 @@ def parse_line(path: Path, number: int, line: str) -> Record:
     return Record(path, number, error=InputError(f"{broken.where}: {why}"))
 
 
-def unreadable(path: Path, error: OSError | UnicodeDecodeError) -> InputError:
+def unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, UnicodeDecodeError):
         return InputError(f"{path}: is not UTF-8 text: {error.reason}; convert it to UTF-8 first")
-    return InputError(f"{path}: cannot be read: {error.strerror}; expected a file")
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == _PARQUET
+    why = getattr(error, "strerror", None) or error
+    return InputError(f"{path}: cannot be read: {why}; expected a file")
 
 
 def _lines(path: Path) -> Iterator[Record]:
     for number, line in read_lines(path):
         yield parse_line(path, number, line)
+
+
+def _table(path: Path) -> Iterator[Record]:
+    """The rows of a CSV file by the names in its first one. They are told apart by what stands
+    there most often of comma, semicolon and tab."""
+    csv.field_size_limit(_LONGEST_FIELD)  # Python's own is 131,072: documents are longer
+    number = 0
+    with _text(path, newline="") as file:
+        names = file.readline()
+        delimiter = max(",;\t", key=names.count)
+        rows = csv.DictReader(chain([names], file), delimiter=delimiter, strict=True)
+        try:
+            for number, row in enumerate(rows, start=1):
+                yield _table_record(path, number, row)
+        except csv.Error as error:
+            raise InputError(
+                f"{path}: cannot be read behind row {number}: {error}; expected CSV"
+            ) from error
+
+
+def _table_record(path: Path, number: int, row: dict[Any, Any]) -> Record:
+    if None in row or None in row.values():
+        broken = Record(path, number)
+        why = f"{broken.where}: has other columns than the first row; expected its names' number"
+        return Record(path, number, error=InputError(why))
+    error = not_utf8(path, number, "\t".join(row.values()))
+    return Record(path, number, {} if error else row, error)
 
 
 def _rows(path: Path) -> Iterator[Record]:

@@ -1,3 +1,4 @@
+import gzip
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -50,6 +51,48 @@ def test_a_line_that_is_no_utf8_costs_no_other(suffix: str, form: str, tmp_path:
     assert (asked(one).prompt, asked(two).prompt) == ("one", "two")
     assert latin.id.endswith(f"p.{suffix}#2")
     assert "line 2: is not UTF-8 text: got the byte b'\\xe9'" in str(latin.error)
+
+
+def table(*lines: str) -> bytes:
+    return "\r\n".join(lines).encode()
+
+
+TABLE = table("id;prompt", 'a;"Say\n""yes"", please."', f"b;{'x' * 200_000}", "", "c", ";two")
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.csv.gz"])
+def test_a_row_of_csv_is_a_prompt(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(TABLE) if name.endswith("gz") else TABLE)
+    assert find_inputs([str(tmp_path)]) == [path]
+    tasks = list(read_tasks([path], prompt=None))
+    assert count_tasks([path], prompt=None) == len(tasks)
+    assert [task.id for task in tasks] == ["a", "b", f"{path}#3", f"{path}#4"]
+    said, long, broken, two = tasks
+    assert (asked(said).prompt, asked(two).prompt) == ('Say\n"yes", please.', "two")
+    assert len(str(asked(long).prompt)) == 200_000
+    assert f"{path}, row 3: has other columns" in str(broken.error)
+
+
+def test_a_column_of_csv_is_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "p.tsv").write_bytes(table("id\tbody", "a\tThe fox, he runs."))
+    (task,) = read_tasks([tmp_path / "p.tsv"], prompt="Who?", field="body")
+    assert asked(task).passages[0].text == "The fox, he runs."  # type: ignore[union-attr,index]
+
+
+def test_packed_lines_are_records_and_a_broken_archive_is_told(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{"prompt": "one"}\n' * 3)
+    (tmp_path / "p.jsonl.gz").write_bytes(packed)
+    assert len(list(read_tasks([tmp_path / "p.jsonl.gz"], prompt=None))) == 3
+    (tmp_path / "p.jsonl.gz").write_bytes(packed[:-9])
+    *_, last = read_tasks([tmp_path / "p.jsonl.gz"], prompt=None)
+    assert "cannot be read" in str(last.error)
+
+
+def test_what_is_no_text_is_not_asked_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "p.docx").write_bytes(b"PK\x03\x04\0\n" + b"\0\n" * 99)
+    (task,) = read_tasks([tmp_path / "p.docx"], prompt=None)
+    assert "is no text" in str(task.error)
 
 
 def test_recordings_are_asked_about_too(tmp_path: Path) -> None:
