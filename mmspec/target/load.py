@@ -47,6 +47,9 @@ def resolve_path(path: str) -> str:
     """A folder that exists, then a bundled model's name ("tiny-vlm"), then a hub name."""
     if not path:
         raise ConfigError("no model: expected a folder, a bundled model's name or a hub name")
+    if Path(path).is_file():
+        folder = Path(path).parent
+        raise ModelError(f"{path}: a file; expected the folder that it lies in: {folder}")
     if Path(path).exists():
         return path
     if (BUNDLED / path / "config.json").is_file():

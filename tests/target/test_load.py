@@ -191,6 +191,12 @@ def test_a_folder_comes_before_a_bundled_name_before_a_hub_name(
     assert resolve_path("tiny") == "tiny"
 
 
+def test_one_file_of_a_model_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelError, match=f"a file; expected the folder .*: {tmp_path}"):
+        resolve_path(str(tmp_path / "model.safetensors"))
+
+
 @pytest.mark.parametrize("path", ["/no/such/folder", "./models/mine", "a/b/c", "two words"])
 def test_what_can_be_no_hub_name_is_refused_as_a_missing_folder(path: str) -> None:
     with pytest.raises(ModelError, match="no such folder, and no hub name either"):
