@@ -118,6 +118,8 @@ def test_a_file_in_the_working_folder_needs_its_ending(
         ("inputs.allow_https=1", "inputs.allow_https", "inputs.allow_http"),
         ("zzz=1", "zzz", "model, inputs, drafter, decode"),
         ("decode.zzz=1", "decode.zzz", "verifier"),
+        ("drafter.medusa.heads=x", "drafter.medusa.heads", "Known here: drafter.medusa.path"),
+        ("drafter.draft_model.model=x", "drafter.draft_model.model", "drafter.draft_model.path"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, unknown: str, nearest: str) -> None:

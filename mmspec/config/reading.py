@@ -150,12 +150,14 @@ def _suggest(key: str, known: Mapping[str, type]) -> str:
             SequenceMatcher(None, key, other).ratio(),
         )
 
-    ranked = sorted(known, key=similarity, reverse=True)
-    nearest = [other for other in ranked[:3] if similarity(other)[0] >= 0.6]
-    if nearest:
-        return f"Did you mean {' or '.join(nearest)}?"
     section = key.rpartition(".")[0]
     prefix = f"{section}." if section in known else ""
+    near = [k for k in known if similarity(k)[0] >= (0.6 if k.startswith(prefix) else 0.8)]
+    if prefix:  # what was meant is a value, and most likely one of these
+        near = [k for k in near if not is_dataclass(known[k])]
+    if near:
+        ranked = sorted(near, key=similarity, reverse=True)
+        return f"Did you mean {' or '.join(ranked[:3])}?"
     inside = [k for k in known if k.startswith(prefix) and "." not in k[len(prefix) :]]
     return f"Known here: {', '.join(inside)}."
 
