@@ -10,7 +10,7 @@ Needs `pip install 'mmspec[guided]'`.
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 from mmspec.beginnings import num_shared
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MissingExtraError
+from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.json_ahead import JsonAhead
 from mmspec.uploads import upload
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 _STYLE_TOKENS = 512  # of the answer, that are looked at for how it is written
 _BLANKS = r"[ \n\t]{1,20}"  # between two tokens of JSON: no model is to write blanks for ever
+
+
+@runtime_checkable
+class Form(Protocol):
+    """A class of pydantic's."""
+
+    def model_json_schema(self) -> dict[str, Any]: ...
 
 
 class JsonGuide:
@@ -40,9 +48,10 @@ class JsonGuide:
         self._tokenizer: LLTokenizer | None = None
         self._ahead: JsonAhead
 
-    def matching(self, schema: Mapping[str, Any] | None = None) -> "GrammarProcessor":
-        """For answers that are JSON of this schema; None: any object. One is enough for all
-        requests of an engine; in transformers' own generate it is one prompt's.
+    def matching(self, schema: Mapping[str, Any] | Form | None = None) -> "GrammarProcessor":
+        """For answers that are JSON of this schema, or of a pydantic model, with the keys that it
+        names and no others; None: any object. One is enough for all requests of an engine; in
+        transformers' own generate it is one prompt's.
 
         Raises InputError for a schema that is none or that llguidance does not follow in full, and
         for a model without a fast tokenizer that llguidance can read; MissingExtraError."""
@@ -57,7 +66,7 @@ class JsonGuide:
                 self._tokenizer = self._read_tokenizer()
                 self._ahead = JsonAhead(self._tokenizer)
         try:
-            given = json.dumps({"type": "object"} if schema is None else dict(schema))
+            given = json.dumps(_schema_of(schema))
             grammar = LLMatcher.grammar_from_json_schema(
                 given, overrides={"whitespace_flexible": True, "whitespace_pattern": _BLANKS}
             )
@@ -98,6 +107,18 @@ class JsonGuide:
                 "JSON by a schema needs a tokenizer of bytes, that llguidance can read; it says of "
                 f"this model's: {error}"
             ) from error
+
+
+def _schema_of(given: Mapping[str, Any] | Form | None) -> dict[str, Any]:
+    if given is None:
+        return {"type": "object"}
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, Form):
+        return closed(given.model_json_schema())
+    raise InputError(
+        f"got a JSON schema of type {type(given).__name__}; expected a mapping or a pydantic model"
+    )
 
 
 class GrammarProcessor(LogitsProcessor):

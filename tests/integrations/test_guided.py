@@ -3,7 +3,7 @@
 import copy
 import json
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -69,6 +69,18 @@ def test_drafts_change_no_token_and_all_is_of_the_form(
         assert plain.finish_reason == "eos"
         check(plain.text)
         assert helped.stats.steps < plain.stats.steps
+
+
+@needs_extra
+def test_a_pydantic_model_is_a_form_with_its_own_keys_alone(
+    engine: mmspec.Engine, guide: JsonGuide
+) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    form = pydantic.create_model("Sale", count=(Literal[1, 2], ...), is_sold=(bool, ...))
+    said = engine.generate(
+        "What?", logits_processors=[guide.matching(form)], max_new_tokens=300, seed=1
+    )
+    assert set(vars(form.model_validate_json(said.text))) == set(json.loads(said.text))
 
 
 @needs_extra
