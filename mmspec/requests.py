@@ -22,6 +22,9 @@ from mmspec.words import counted
 Messages = Sequence[Mapping[str, Any]]  # chat messages as Hugging Face or OpenAI write them
 _REFUSED = {
     "max_length": "a length that counts the prompt too (here: max_new_tokens=)",
+    "stop_strings": "transformers' name of what ends a text (here: stop=)",
+    "streamer": "transformers' way to stream (here: engine.stream(prompt, ...))",
+    "response_format": "OpenAI's name of a form (here: logits_processors= of a JsonGuide)",
     "num_beams": "beam search",
     "penalty_alpha": "contrastive search",
     "num_return_sequences": "transformers' name for several samples of one prompt (here: n=)",
