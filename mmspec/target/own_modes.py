@@ -21,7 +21,7 @@ def own_modes(device: torch.device) -> AbstractContextManager[None]:
     a default device (`with torch.device("meta")`): what names none is made on the host.
     Without gradients, as transformers' generate: a processor of the caller's may have weights."""
     cast = filter(torch.is_autocast_enabled, _cast_kinds(device.type))
-    left: list[AbstractContextManager[None]] = [torch.autocast(k, enabled=False) for k in cast]
+    left: list[AbstractContextManager[object]] = [torch.autocast(k, enabled=False) for k in cast]
     if torch.is_inference_mode_enabled():
         left.append(torch.inference_mode(False))  # which turns gradients on
     if torch.get_default_device().type != "cpu":
@@ -30,7 +30,7 @@ def own_modes(device: torch.device) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _all_of(*modes: AbstractContextManager[None]) -> Iterator[None]:
+def _all_of(*modes: AbstractContextManager[object]) -> Iterator[None]:
     with ExitStack() as stack:
         for mode in modes:
             stack.enter_context(mode)
