@@ -139,7 +139,9 @@ def run_one(args: argparse.Namespace) -> int:
     from mmspec.gpu_check import SECTIONS, Setting, run_section
 
     Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    minutes = float(sys.stdin.readline() or 0) / 60
+    told = sys.stdin.readline()
+    if not told:  # whoever started this one has ended
+        return 1
     # Its tensors on the CPU are small, and while kernels are compiled all other cores are busy: a
     # team of threads would wait for one of them in each operation.
     torch.set_num_threads(1)
@@ -149,7 +151,7 @@ def run_one(args: argparse.Namespace) -> int:
             raise SystemExit("gpu_check: torch sees no GPU here; --device cpu --small tries all")
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-    setting = Setting(device, args.small, minutes, args.train, tuple(args.without))
+    setting = Setting(device, args.small, float(told) / 60, args.train, tuple(args.without))
     run_section(args.section, SECTIONS[args.section], setting, out=args.out)
     return 0
 

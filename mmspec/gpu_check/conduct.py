@@ -101,9 +101,9 @@ class Conductor:
             return
         own_s = left * self._shares[name] / sum(self._shares[other] for other in ahead)
         own_s = max(own_s, min(self._times.own_s, left))
-        self._progress(f"{name}: up to {own_s:.0f} s of {left:.0f}")
         begun = time.monotonic()
         self._sections[name] = _blank(name)
+        self._progress(f"{name}: up to {own_s:.0f} s of {left:.0f}")
         section = self._attended(name, child, own_s)
         suspect = section.get("doing")
         rest_s = min(own_s - (time.monotonic() - begun), self.left_s)

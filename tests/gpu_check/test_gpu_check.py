@@ -69,6 +69,7 @@ def made(check: Callable[[Setting, Recorder], None], out: Path | None = None) ->
 def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "found.json"
     command = [sys.executable, str(SCRIPT), "--device", "cpu", "--small", "--out", str(out)]
+    command += ["--minutes", "30"]  # of which a minute is used, where little else is running
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     printed = run.stdout
     assert run.returncode == 0, printed + run.stderr
