@@ -105,7 +105,7 @@ def _part(row: Row, tree: TokenTree, logits: Tensor, weigh: Weigh | None) -> _Pa
     prefixes = Prefixes(tree, sampler.ids if sampler.processors else logits.new_empty(1, 0))
     if not prefixes.is_in_order:
         logits = logits.index_select(0, upload(prefixes.order, logits.device))
-    is_read_only = weigh is None and not (sampler.processors or sampler.recorder.is_needed)
+    is_read_only = weigh is None and not sampler.processors
     if not sampler.changes_logits or (is_read_only and logits.dtype != torch.float64):
         # What adds the noise computes in float32.
         return _Part(row, tree, prefixes, weigh, logits, LogitsProcessorList())

@@ -12,17 +12,24 @@ from adversary import Adversary
 from families import FAMILIES, prompt_inputs
 from lent import Lent, counted
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
 from mmspec import prefixes
 from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.drafting import Drafting
 from mmspec.engine import Engine
+from mmspec.foresight import foresee
 from mmspec.nucleus import TopP
 from mmspec.penalties import GeneratedTokenPenalty
 from mmspec.prefixes import Prefixes, apply, can_apply
 from mmspec.requests import Request, Result
+from mmspec.row import Row
+from mmspec.sampling import Sampler
+from mmspec.state import Prompt, Scores
+from mmspec.stream import TextStream, build_detokenizer
 from mmspec.tree import TokenTree
+from mmspec.verify import VERIFIERS
 
 VOCAB_SIZE = 112
 #        0        Not in the order of depths: node 3 lies below node 4.
@@ -204,6 +211,28 @@ def test_rows_of_a_step_are_chosen_from_each_in_its_own_way() -> None:
     )
     alone = [engine_of("host", [], {}).generate(request) for request in requests]
     assert [*map(said, foreseen)] == [*map(said, walked)] == [*map(said, alone)]
+
+
+def test_choices_stand_in_the_order_of_the_rows_however_these_are_grouped() -> None:
+    rows, logits = [row_of(is_greedy) for is_greedy in (True, False, True)], logits_of(3)
+    scores = [Scores(own, {}) for own in logits.split(1)]
+    roots = [TokenTree.root(30)] * 3
+    chosen = foresee(VERIFIERS["coupled"], zip(rows, roots, scores, strict=True)).choices(rows)
+    assert chosen is not None
+    walked = [row.choose(own) for row, own in zip(rows, logits, strict=True)]
+    assert chosen.squeeze(1).tolist() == walked and len(set(walked)) == 3
+
+
+def row_of(is_greedy: bool) -> Row:
+    """One that chooses on its device, by its seed alone."""
+    processors, ids = LogitsProcessorList(), IDS[0]
+    sampler = Sampler(
+        processors, ids, is_greedy=is_greedy, seed=1, max_new_tokens=4, on_device=True
+    )
+    text = TextStream(build_detokenizer(None, skip_special_tokens=True))
+    return Row(
+        Prompt(ids), sampler, text, Drafting(()), eos_token_ids=frozenset(), max_new_tokens=4
+    )
 
 
 def test_samples_of_one_prompt_differ_as_along_the_walk() -> None:
