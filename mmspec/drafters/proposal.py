@@ -51,14 +51,14 @@ class ProposalBuilder:
 
     def __init__(self, token: int, drafter: str) -> None:
         """Node 0 alone, which holds `token`."""
-        self._tokens, self._parents, self._rates = [token], [-1], [1.0]
+        self.tokens, self.parents, self._rates = [token], [-1], [1.0]
         self._buckets: list[Hashable] = [None]
         self._child_of: dict[tuple[int, int], int] = {}
         self._drafter = drafter
 
     def __len__(self) -> int:
         """Nodes, node 0 among them."""
-        return len(self._tokens)
+        return len(self.tokens)
 
     def child(self, parent: int, token: int) -> int | None:
         """The child of a node that holds `token`, or None."""
@@ -66,9 +66,9 @@ class ProposalBuilder:
 
     def add(self, parent: int, token: int, rate: float, bucket: Hashable = None) -> int:
         """A new child of a node; returns its number."""
-        node = self._child_of[parent, token] = len(self._tokens)
-        self._tokens.append(token)
-        self._parents.append(parent)
+        node = self._child_of[parent, token] = len(self.tokens)
+        self.tokens.append(token)
+        self.parents.append(parent)
         self._rates.append(rate)
         self._buckets.append(bucket)
         return node
@@ -106,7 +106,7 @@ class ProposalBuilder:
     def built(self, *, q: Tensor | None = None, scouts: Iterable[int] = ()) -> Proposal:
         """`q` (nodes, vocab), where the nodes were drawn."""
         tree = TokenTree.drafted(
-            self._tokens, self._parents, self._rates, self._drafter, q=q, scouts=scouts
+            self.tokens, self.parents, self._rates, self._drafter, q=q, scouts=scouts
         )
         return Proposal(tree, tuple(self._buckets))
 

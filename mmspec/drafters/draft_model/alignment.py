@@ -86,7 +86,7 @@ class TextWording:
         """Each path's text in the target's ids; a path of several tokens may be one of the
         target's, and the reverse. The last word of a path can change with what would follow it, so
         its confidence is learnt apart."""
-        grown, target = growth.tree, self._alignment.target
+        grown, target = growth.proposal.tree, self._alignment.target
         trie, before = PathTrie(tokens[-1], grown.drafters[-1]), target.tail(tokens)
         context = target.encode(before or ANCHORS[0])
         for leaf in set(range(1, grown.num_nodes)) - set(grown.parents):

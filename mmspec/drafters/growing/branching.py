@@ -82,7 +82,7 @@ class BestBranching:
     def goes_on(self, growth: Growth, level: Sequence[int]) -> list[int]:
         if growth.depth >= self._max_depth:
             return []
-        ranked = sorted(range(1, len(growth.tokens)), key=lambda n: -growth.cumulative[n])
+        ranked = sorted(range(1, len(growth.cumulative)), key=lambda n: -growth.cumulative[n])
         promising = set(ranked[: self._budget])  # children of others would never be proposed
         return [
             node

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mmspec.drafters.proposal import Proposal
+from mmspec.drafters.proposal import Proposal, ProposalBuilder
 from mmspec.state import Placement
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
@@ -66,9 +66,8 @@ class Growth:
         self._begin()
 
     def _begin(self) -> None:
-        self.tokens, self.parents = [self._text[-1]], [-1]
-        self.rates, self.cumulative = [1.0], [1.0]
-        self.buckets: list[Hashable] = [None]
+        self._nodes = ProposalBuilder(self._text[-1], self._drafter)
+        self.cumulative = [1.0]  # of each node, how likely all down to it is accepted
         self.expanded: list[int] = []  # nodes that were scored, in this order
         self.num_written = 0
         self._is_guess = False
@@ -90,14 +89,9 @@ class Growth:
         )
 
     @property
-    def tree(self) -> TokenTree:
-        """All nodes, also those that were not scored."""
-        return TokenTree.drafted(self.tokens, self.parents, self.rates, self._drafter)
-
-    @property
     def proposal(self) -> Proposal:
-        """The tree, to be learnt from."""
-        return Proposal(self.tree, tuple(self.buckets))
+        """All nodes, also those that were not scored."""
+        return self._nodes.built()
 
     def find(self, logits: Tensor) -> Candidates:
         """The candidates for one level more. `logits` (nodes, vocab) of what was written last: the
@@ -132,7 +126,7 @@ class Growth:
     def q(self, vocab_size: int) -> Tensor:
         """(nodes, vocab_size) what a node's children were drawn from; zeros where it has none."""
         drawn = torch.cat(self._drawn_from)
-        q = drawn.new_zeros(len(self.tokens), vocab_size)
+        q = drawn.new_zeros(len(self._nodes), vocab_size)
         q[:, : drawn.shape[1]].index_copy_(0, upload(self.expanded, q.device), drawn)
         return q
 
@@ -143,14 +137,10 @@ class Growth:
         level: list[int] = []
         for parent, own, rates in zip(self._frontier, tokens, beliefs, strict=True):
             for child in self.branching.children([int(token) for token in own], rates):
-                level.append(len(self.tokens))
-                self.tokens.append(child.token)
-                self.parents.append(parent)
-                self.rates.append(child.rate)
+                level.append(self._nodes.add(parent, child.token, child.rate, child.bucket))
                 self.cumulative.append(self.cumulative[parent] * child.rate)
-                self.buckets.append(child.bucket)
         self._frontier = self.branching.goes_on(self, level)
         for node in self._frontier:
             self._slots[node] = len(self._chain)
-            self._chain.append(self.tokens[node])
-            self._chain_parents.append(self._slots[self.parents[node]])
+            self._chain.append(self._nodes.tokens[node])
+            self._chain_parents.append(self._slots[self._nodes.parents[node]])

@@ -58,7 +58,7 @@ def grown(
             break
         growth.find(logits_of(confidence, 7 + depth))
         growth.settle(iter([value.tolist() for value in growth.unsettled]))
-    return growth, growth.tree
+    return growth, growth.proposal.tree
 
 
 @pytest.mark.parametrize(

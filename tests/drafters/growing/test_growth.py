@@ -87,7 +87,10 @@ def proposed(
     ]
     cache: Any = None
     grow(table, cache, growths, cost=ForwardCost())
-    return trees.proposed(sessions, growths, texts, budget), table
+    found = trees.proposed(sessions, growths, texts, budget)
+    for tree in found:
+        tree.check_integrity(VOCAB)
+    return found, table
 
 
 def paths(tree: TokenTree) -> dict[Path, float]:
