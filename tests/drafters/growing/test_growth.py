@@ -1,7 +1,7 @@
 """Trees that grow together are those that each row would grow alone, node by node, from a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +14,14 @@ from torch import Tensor
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draw import draw_level
 from mmspec.drafters.forwards import ForwardCost
+from mmspec.drafters.growing import together
 from mmspec.drafters.growing.branching import affordable
-from mmspec.drafters.growing.settings import TreeSettings
+from mmspec.drafters.growing.settings import Draw, TreeSettings
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.model_session import ModelSession
 from mmspec.noise import DRAFT_STREAM
+from mmspec.reads import read
 from mmspec.state import Placement, Scores
 from mmspec.tree import TokenTree
 
@@ -202,16 +204,26 @@ def test_drawn_trees_have_the_shape_that_was_set_and_noise_of_their_own(
         assert not tree.q[leaves].any()
 
 
-def test_a_chain_that_no_belief_can_end_is_read_once() -> None:
+@pytest.mark.parametrize("draw", ["coupled", "sample"])
+def test_a_chain_that_no_belief_can_end_is_read_once(
+    draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One wait for all rows, whatever their lengths; the same chains as with one a level."""
-    own, texts = guide(is_greedy=False), [(1, 2, 3), (4, 5)]
-    chain = TreeSettings.checked("test", max_depth=4, top_k=1, min_confidence=0.0)
-    tiny = TreeSettings.checked("test", max_depth=4, top_k=1, min_confidence=1e-9)
-    found = [
-        proposed(settings, [session(own), session(own)], texts, [2, 1], 9)[0]
-        for settings in (chain, tiny)
-    ]
-    assert found[0] == found[1] and all(tree.num_nodes == 5 for tree in found[0])
+    waits, own, texts = list[int](), guide(is_greedy=False), [(1, 2, 3), (4, 5)]
+
+    def counted(*tensors: Tensor) -> list[Any]:
+        waits.append(len(tensors))
+        return read(*tensors)
+
+    monkeypatch.setattr(together, "read", counted)
+    settings = TreeSettings.checked("test", max_depth=4, top_k=1, min_confidence=0.0, draw=draw)
+    sessions = [session(own), session(own)]
+    found, table = proposed(settings, sessions, texts, [2, 1], 9)
+    assert len(waits) == 1 and table.calls == 4 and all(tree.num_nodes == 5 for tree in found)
+    if draw == "coupled":
+        settings = replace(settings, min_confidence=1e-9)
+        assert proposed(settings, sessions, texts, [2, 1], 9)[0] == found
+        assert len(waits) == 1 + 4, "a belief may end it at each level"
 
 
 @given(st.lists(st.integers(1, 4), max_size=4), st.integers(0, 30))
