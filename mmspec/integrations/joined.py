@@ -17,21 +17,20 @@ from mmspec.requests import Progress, Request, Result, check_streamed, while_wan
 from mmspec.running_loop import Ticket
 from mmspec.stream import Piece
 
-IsWanted: TypeAlias = Callable[[], bool]
 News: TypeAlias = Progress | Exception
 
 
-def answer(engine: Engine, request: Request, is_wanted: IsWanted | None = None) -> Result:
-    """As `engine.generate(request)`, together with what other threads ask for. `is_wanted` is as
-    the request's own."""
-    (result,) = answers(engine, [request], is_wanted)
+def answer(engine: Engine, request: Request) -> Result:
+    """As `engine.generate(request)`, together with what other threads ask for."""
+    (result,) = answers(engine, [request])
     return _whole(result)
 
 
 def answers(
-    engine: Engine, requests: Sequence[Request], is_wanted: IsWanted | None = None
+    engine: Engine, requests: Sequence[Request], is_wanted: Callable[[], bool] | None = None
 ) -> list[Result]:
-    """As `engine.generate(requests)`, together with what other threads ask for."""
+    """As `engine.generate(requests)`, together with what other threads ask for. `is_wanted` is as
+    the requests' own."""
     joined = joined_loop(engine, *requests)
     if is_wanted is not None:
         requests = [while_wanted(request, is_wanted) for request in requests]

@@ -224,7 +224,8 @@ def test_several_prompts_are_one_ragged_batch(
         answers = [generations[0].text for generations in made.generations]
         assert made.llm_output["token_usage"]["completion_tokens"] > 40
     assert answers == alone
-    assert calls.sizes == [len(PROMPTS)]
+    assert sum(calls.sizes) == len(PROMPTS)
+    assert len(calls.sizes) == 1 or (way[0] == "a" and len(calls.sizes) < len(PROMPTS))
 
 
 def test_a_prompt_that_fails_leaves_the_rest_of_the_batch(llm: ChatMmspec) -> None:

@@ -25,7 +25,6 @@ from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.langchain.together import (
     Together,
-    answered_in_thread,
     current,
     decoded_together,
 )
@@ -107,7 +106,10 @@ class ChatMmspec(BaseChatModel):
         run_manager: object = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return self._answered(self._request(messages, stop, kwargs))
+        request = self._request(messages, stop, kwargs)
+        together = current(self)
+        result = together.take(request) if together else None
+        return self._chat_result(request, result or answer(self._engine, request))
 
     async def _agenerate(
         self,
@@ -116,22 +118,8 @@ class ChatMmspec(BaseChatModel):
         run_manager: object = None,
         **kwargs: Any,
     ) -> ChatResult:
-        def answered(is_wanted: Callable[[], bool]) -> ChatResult:
-            return self._answered(self._request(messages, stop, kwargs), is_wanted)
-
-        if current(self) is not None:  # all of a batch wait in threads for the first
-            return await answered_in_thread(answered)
         make = partial(self._request, messages, stop, kwargs)
         request, result = await answer_async(self._engine, make)
-        return self._chat_result(request, result)
-
-    def _answered(
-        self, request: Request, is_wanted: Callable[[], bool] | None = None
-    ) -> ChatResult:
-        together = current(self)
-        result = together.take(request) if together else None
-        if result is None:
-            result = answer(self._engine, request, is_wanted)
         return self._chat_result(request, result)
 
     def _chat_result(self, request: Request, result: Result) -> ChatResult:
@@ -182,7 +170,7 @@ class ChatMmspec(BaseChatModel):
             chunk_position="last",
         )
 
-    # Several prompts.
+    # Several prompts. Those of `abatch` and `agenerate` are tasks, and so decoded together anyway.
 
     def generate(
         self,
@@ -195,27 +183,11 @@ class ChatMmspec(BaseChatModel):
         with self._decoded_together(messages, {**kw, "stop": stop}):
             return super().generate(messages, stop, *args, **kw)
 
-    async def agenerate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        *args: Any,
-        **kw: Any,
-    ) -> Any:
-        """As in LangChain; the prompts are decoded together."""
-        with self._decoded_together(messages, {**kw, "stop": stop}):
-            return await super().agenerate(messages, stop, *args, **kw)
-
     def batch(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> list[Any]:
         """As in LangChain; the prompts are decoded together. One that fails raises when its turn
         comes, or with `return_exceptions` is its own exception; the others are answered."""
         with self._decoded_together(self._converted(inputs), kwargs):
             return super().batch(list(inputs), config, **kwargs)
-
-    async def abatch(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        """As `batch`."""
-        with self._decoded_together(self._converted(inputs), kwargs):
-            return await super().abatch(list(inputs), config, **kwargs)
 
     def _converted(self, inputs: Sequence[Any]) -> list[list[BaseMessage]]:
         return [self._convert_input(one).to_messages() for one in inputs]

@@ -1,17 +1,13 @@
 """Requests of one call of `batch` or `generate`, which LangChain asks for one by one."""
 
-import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import TypeVar
 
 from mmspec.engine import Engine
 from mmspec.integrations.joined import answers
 from mmspec.requests import Request, Result
-
-T = TypeVar("T")
 
 
 class Together:
@@ -59,7 +55,7 @@ _CURRENT: ContextVar[Together | None] = ContextVar("mmspec_together", default=No
 
 @contextmanager
 def decoded_together(together: Together) -> Iterator[None]:
-    """Within, also in the threads and tasks that are begun there, `current` finds it."""
+    """Within, also in the threads that are begun there, `current` finds it."""
     token = _CURRENT.set(together)
     try:
         yield
@@ -72,13 +68,3 @@ def current(owner: object) -> Together | None:
     """The requests that are decoded together with the one that `owner` is asked for now."""
     together = _CURRENT.get()
     return together if together is not None and together.owner is owner else None
-
-
-async def answered_in_thread(answer: Callable[[Callable[[], bool]], T]) -> T:
-    """What `answer` returns, called in another thread with an `is_wanted` for its requests: they
-    end at their next step once the caller was cancelled, for a thread cannot be."""
-    is_left = threading.Event()
-    try:
-        return await asyncio.to_thread(answer, lambda: not is_left.is_set())
-    finally:
-        is_left.set()
