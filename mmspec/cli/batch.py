@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 from rich.text import Text
 
+from mmspec.cli import options
 from mmspec.cli.console import (
     EXIT_DIFFERENT,
     EXIT_INTERRUPTED,
@@ -20,26 +21,7 @@ from mmspec.cli.console import (
     tell,
 )
 from mmspec.cli.loading import Loading
-from mmspec.cli.options import (
-    PROMPT,
-    SAMPLING,
-    ConfigName,
-    Device,
-    Drafter,
-    Dtype,
-    MaxNewTokens,
-    Model,
-    Overrides,
-    Schema,
-    Speculate,
-    Stop,
-    System,
-    Temperature,
-    TopK,
-    TopP,
-    option,
-    switch,
-)
+from mmspec.cli.options import PROMPT, SAMPLING, option, switch
 from mmspec.cli.progress import Bar
 from mmspec.cli.prompt import read_prompt
 from mmspec.cli.schema import following, read_schema
@@ -54,7 +36,7 @@ _SPEED_OF_LAST_S = 1800  # for the time that is left: a long document may take m
 
 
 def batch(
-    model: Model,
+    model: options.Model,
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -83,25 +65,25 @@ def batch(
         int | None,
         option("N", "So many at a time, in place of the configured decode.max_rows.", min=1),
     ] = None,
-    system: System = None,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    stop: Stop = None,
-    schema: Schema = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    stop: options.Stop = None,
+    schema: options.Schema = None,
     seed: Annotated[
         int, option("N", "With an input's id it gives that answer's own seed.", SAMPLING, min=0)
     ] = 0,
     fresh: Annotated[
         bool, switch("--fresh", "Drop the answers that are in --out already.")
     ] = False,
-    drafter: Drafter = None,
-    config: ConfigName = None,
-    overrides: Overrides = None,
-    speculate: Speculate = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    drafter: options.Drafter = None,
+    config: options.ConfigName = None,
+    overrides: options.Overrides = None,
+    speculate: options.Speculate = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
 ) -> None:
     """Answer many prompts, or one prompt about many documents, into a JSONL file.
 
@@ -120,24 +102,24 @@ def batch(
             "stop": stop,
         }
         form = None if schema is None else read_schema(schema)
-        options = {name: value for name, value in given.items() if value is not None}
+        asked_for = {name: value for name, value in given.items() if value is not None}
         settings = [*(overrides or ()), *([] if rows is None else [f"decode.max_rows={rows}"])]
         loading = Loading(model, config, settings, dtype, device, drafter)
         quiet_transformers()
         from mmspec.batch import Ledger, count_tasks, find_inputs, read_tasks, run_batch
         from mmspec.requests import build_request
 
-        build_request("", options)
+        build_request("", asked_for)
         # A run that goes on finds its own answers in a folder where they are written.
         files = [file for file in find_inputs(inputs) if file.resolve() != out.resolve()]
-        told = [model, asked, field, seed, options, dtype, config, overrides]
+        told = [model, asked, field, seed, asked_for, dtype, config, overrides]
         told += ["pages"] if pages else []
         told += [] if form is None else [form]
         run = hashlib.sha256(json.dumps(told).encode(errors="backslashreplace")).hexdigest()[:12]
         with Ledger(out, run=run, fresh=fresh) as ledger:
             if ledger.answered:
                 stderr.print(f"Going on: {len(ledger.answered):,} are answered already")
-            options["speculate"] = "auto" if speculate is None else speculate
+            asked_for["speculate"] = "auto" if speculate is None else speculate
             total = count_tasks(files, prompt=asked, pages=pages)
             tasks = read_tasks(
                 files, prompt=asked, field=field, pages=pages, answered=ledger.answered
@@ -147,13 +129,13 @@ def batch(
             def load() -> "Engine":
                 shown.show(what="Loading the model")
                 engine = loading.load()
-                options["logits_processors"] = following(engine, form)
+                asked_for["logits_processors"] = following(engine, form)
                 return engine
 
             try:
                 with shown:
                     tally = run_batch(
-                        load, tasks, ledger, options=options, seed=seed, on_progress=shown.update
+                        load, tasks, ledger, options=asked_for, seed=seed, on_progress=shown.update
                     )
             except KeyboardInterrupt as error:
                 num_there = len(ledger.answered)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.console import Console
 from rich.text import Text
 
+from mmspec.cli import options
 from mmspec.cli.console import (
     consoles,
     mistake_text,
@@ -16,22 +17,7 @@ from mmspec.cli.console import (
     write,
 )
 from mmspec.cli.loading import Loading
-from mmspec.cli.options import (
-    PROMPT,
-    SAMPLING,
-    ConfigName,
-    Device,
-    Drafter,
-    Dtype,
-    MaxNewTokens,
-    Model,
-    Overrides,
-    System,
-    Temperature,
-    TopK,
-    TopP,
-    option,
-)
+from mmspec.cli.options import PROMPT, SAMPLING, option
 from mmspec.cli.render import Palette
 from mmspec.errors import InputError, MmspecError
 from mmspec.words import counted
@@ -48,24 +34,24 @@ Ctrl-C ends an answer early; what there is of it stays in the conversation."""
 
 
 def chat(
-    model: Model,
+    model: options.Model,
     image: Annotated[
         list[str] | None,
         option("PATH", "An image for the first question; may be repeated.", PROMPT),
     ] = None,
-    system: System = None,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
     seed: Annotated[
         int | None, option("N", "The same seed gives the same texts.", SAMPLING)
     ] = None,
-    drafter: Drafter = None,
-    config: ConfigName = None,
-    overrides: Overrides = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    drafter: options.Drafter = None,
+    config: options.ConfigName = None,
+    overrides: options.Overrides = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
 ) -> None:
     """Talk with a model. Questions are read from stdin, a line each; answers go to stdout."""
     stdout, stderr = consoles()
@@ -74,17 +60,17 @@ def chat(
         quiet_transformers()
         from mmspec.requests import build_request
 
-        options = {
+        asked_for = {
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
             "top_k": top_k,
         }
         # A wrong one is told now, not at each question.
-        build_request("", {**options, "seed": seed})
+        build_request("", {**asked_for, "seed": seed})
         with stderr.status("Loading the model"):
             engine = loading.load()
-        conversation = _Conversation(engine, system, options, stdout, stderr)
+        conversation = _Conversation(engine, system, asked_for, stdout, stderr)
         for path in image or ():
             conversation.show(path)
         conversation.seed = secrets.randbits(32) if seed is None else seed

@@ -9,22 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import mmspec
+from mmspec.cli import options
 from mmspec.cli.command import Command
 from mmspec.cli.console import EXIT_MISTAKE, consoles, mistakes_told, quiet_transformers
 from mmspec.cli.loading import Loading
-from mmspec.cli.options import (
-    PROMPT,
-    SAMPLING,
-    AsJson,
-    ConfigName,
-    Device,
-    Drafter,
-    Dtype,
-    Model,
-    Overrides,
-    option,
-    switch,
-)
+from mmspec.cli.options import PROMPT, SAMPLING, option, switch
 from mmspec.cli.prompt import read_prompt
 from mmspec.errors import InputError
 from mmspec.words import counted
@@ -51,7 +40,7 @@ class CheckCommand(Command):
 
 
 def check(
-    model: Model,
+    model: options.Model,
     prompt: Annotated[
         list[str] | None,
         option("TEXT", "A prompt; may be repeated; - reads stdin, @FILE a file.", PROMPT),
@@ -71,12 +60,12 @@ def check(
     stress: Annotated[
         bool, switch("--stress/--no-stress", "Also a drafter that hides the truth in trees.")
     ] = True,
-    drafter: Drafter = None,
-    config: ConfigName = None,
-    overrides: Overrides = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    as_json: AsJson = False,
+    drafter: options.Drafter = None,
+    config: options.ConfigName = None,
+    overrides: options.Overrides = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check that speculation does not change the text, on your model and prompts.
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 import mmspec
+from mmspec.cli import options
 from mmspec.cli.as_json import comparison_values, piece_values, result_values
 from mmspec.cli.console import (
     EXIT_DIFFERENT,
@@ -24,28 +25,7 @@ from mmspec.cli.console import (
     write,
 )
 from mmspec.cli.loading import Loading
-from mmspec.cli.options import (
-    DRAFTING,
-    PROMPT,
-    SAMPLING,
-    AsJson,
-    ConfigName,
-    Device,
-    Drafter,
-    Dtype,
-    MaxNewTokens,
-    Model,
-    Overrides,
-    Schema,
-    Speculate,
-    Stop,
-    System,
-    Temperature,
-    TopK,
-    TopP,
-    option,
-    switch,
-)
+from mmspec.cli.options import DRAFTING, PROMPT, SAMPLING, option, switch
 from mmspec.cli.pairs import Pairs, pairs_text
 from mmspec.cli.progress import ReadingBar
 from mmspec.cli.prompt import read_passages, read_prompt
@@ -62,7 +42,7 @@ _SHORT_S = 5  # a comparison that took no longer is made twice
 
 
 def generate(
-    model: Model,
+    model: options.Model,
     prompt: Annotated[
         str, typer.Argument(metavar="PROMPT", help="The text; - reads stdin, @FILE reads a file.")
     ],
@@ -89,29 +69,29 @@ def generate(
         list[int] | None, option("N", "Of the PDF, 1 unless given; may be repeated.", PROMPT)
     ] = None,
     raw: Annotated[bool, switch("--raw", "No chat template.", PROMPT)] = False,
-    system: System = None,
-    max_new_tokens: MaxNewTokens = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
     min_p: Annotated[float | None, option("X", "In [0, 1].", SAMPLING)] = None,
     repetition_penalty: Annotated[float | None, option("X", "1 is off.", SAMPLING)] = None,
-    stop: Stop = None,
-    schema: Schema = None,
+    stop: options.Stop = None,
+    schema: options.Schema = None,
     seed: Annotated[int | None, option("N", "The same seed gives the same text.", SAMPLING)] = None,
-    drafter: Drafter = None,
-    config: ConfigName = None,
-    overrides: Overrides = None,
-    speculate: Speculate = None,
+    drafter: options.Drafter = None,
+    config: options.ConfigName = None,
+    overrides: options.Overrides = None,
+    speculate: options.Speculate = None,
     explain: Annotated[
         bool, switch("--explain", "Say what the controller did and why.", DRAFTING)
     ] = False,
     compare: Annotated[
         bool, switch("--compare", "Then decode plainly too; exit code 1 if it differs.", DRAFTING)
     ] = False,
-    as_json: AsJson = False,
-    dtype: Dtype = None,
-    device: Device = None,
+    as_json: options.AsJson = False,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
 ) -> None:
     """Generate the answer to one prompt, in the model's own words, faster.
 

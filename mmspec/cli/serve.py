@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from mmspec.cli import options
 from mmspec.cli.console import (
     EXIT_INTERRUPTED,
     consoles,
@@ -19,7 +20,7 @@ from mmspec.cli.console import (
     quiet_transformers,
 )
 from mmspec.cli.loading import Loading
-from mmspec.cli.options import ConfigName, Device, Drafter, Dtype, Model, Overrides, option, switch
+from mmspec.cli.options import option, switch
 
 if TYPE_CHECKING:
     from mmspec import Engine
@@ -36,7 +37,7 @@ _HERE = ("127.0.0.1", "::1", "localhost")
 
 
 def serve(
-    model: Model,
+    model: options.Model,
     host: Annotated[
         str, option("ADDRESS", "0.0.0.0: for other machines too.", _ADDRESS)
     ] = "127.0.0.1",
@@ -84,11 +85,11 @@ def serve(
     grace: Annotated[
         float, option("SECONDS", "For what is under way at the end.", _LIMITS, min=0)
     ] = 30,
-    drafter: Drafter = None,
-    config: ConfigName = None,
-    overrides: Overrides = None,
-    dtype: Dtype = None,
-    device: Device = None,
+    drafter: options.Drafter = None,
+    config: options.ConfigName = None,
+    overrides: options.Overrides = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
     quiet: Annotated[bool, switch("--quiet", "No line a request.")] = False,
 ) -> None:
     """Serve a model by OpenAI's HTTP API: chats with images, streams, tools, logprobs.
