@@ -20,6 +20,12 @@ class ToolCall:
     id: str
 
 
+def called(name: str, arguments: object, call_id: str | None) -> dict[str, object]:
+    """A call as it stands in an earlier message, whichever framework's that was."""
+    function = {"name": name, "arguments": arguments}
+    return {"type": "function", "id": call_id, "function": function}
+
+
 class ToolCallReader:
     """Parts an answer, as it comes, into its text and the calls in it.
 

@@ -7,15 +7,9 @@ generator    MmspecChatGenerator
 messages     Haystack's messages and documents -> mmspec's
 """
 
-from mmspec.errors import MissingExtraError
+from mmspec.integrations.extra import extra
 
-try:
+with extra("haystack", "haystack-ai"):
     from mmspec.integrations.haystack.generator import MmspecChatGenerator
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith("mmspec"):
-        raise
-    raise MissingExtraError(
-        f"mmspec.integrations.haystack needs haystack-ai ({error}): pip install 'mmspec[haystack]'"
-    ) from error
 
 __all__ = ["MmspecChatGenerator"]

@@ -14,6 +14,7 @@ from haystack.dataclasses import (
 
 from mmspec.errors import InputError
 from mmspec.inputs.passages import Passage
+from mmspec.integrations.tool_calls import called
 
 
 def as_passage(document: Document) -> Passage:
@@ -32,8 +33,7 @@ def as_message(message: ChatMessage) -> dict[str, Any]:
         elif isinstance(content, ImageContent):
             parts.append({"type": "image", "base64": content.base64_image})
         elif isinstance(content, ToolCall):
-            function = {"name": content.tool_name, "arguments": content.arguments}
-            calls.append({"type": "function", "id": content.id, "function": function})
+            calls.append(called(content.tool_name, content.arguments, content.id))
         elif isinstance(content, ToolCallResult) and isinstance(content.result, str):
             parts.append({"type": "text", "text": content.result})
             converted |= {"tool_call_id": content.origin.id, "name": content.origin.tool_name}

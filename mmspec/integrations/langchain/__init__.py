@@ -8,16 +8,9 @@ messages      LangChain's messages and documents -> mmspec's
 together      a batch's prompts, decoded as one
 """
 
-from mmspec.errors import MissingExtraError
+from mmspec.integrations.extra import extra
 
-try:
+with extra("langchain", "langchain-core"):
     from mmspec.integrations.langchain.chat_model import ChatMmspec
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith("mmspec"):
-        raise
-    raise MissingExtraError(
-        f"mmspec.integrations.langchain needs langchain-core ({error}): "
-        "pip install 'mmspec[langchain]'"
-    ) from error
 
 __all__ = ["ChatMmspec"]

@@ -8,6 +8,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMes
 
 from mmspec.errors import InputError
 from mmspec.inputs.passages import Passage
+from mmspec.integrations.tool_calls import called
 
 _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"}
 
@@ -26,14 +27,8 @@ def as_message(message: BaseMessage) -> dict[str, Any]:
     if isinstance(message, ToolMessage):
         converted["tool_call_id"] = message.tool_call_id
     if isinstance(message, AIMessage) and message.tool_calls:
-        converted["tool_calls"] = [
-            {
-                "type": "function",
-                "id": call["id"],
-                "function": {"name": call["name"], "arguments": call["args"]},
-            }
-            for call in message.tool_calls
-        ]
+        calls = message.tool_calls
+        converted["tool_calls"] = [called(one["name"], one["args"], one["id"]) for one in calls]
     return converted
 
 

@@ -8,17 +8,10 @@ messages       LlamaIndex's messages -> mmspec's
 synthesizer    PassageSynthesizer
 """
 
-from mmspec.errors import MissingExtraError
+from mmspec.integrations.extra import extra
 
-try:
+with extra("llamaindex", "llama-index-core"):
     from mmspec.integrations.llamaindex.llm import MmspecLLM
     from mmspec.integrations.llamaindex.synthesizer import PassageSynthesizer
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith("mmspec"):
-        raise
-    raise MissingExtraError(
-        f"mmspec.integrations.llamaindex needs llama-index-core ({error}): "
-        "pip install 'mmspec[llamaindex]'"
-    ) from error
 
 __all__ = ["MmspecLLM", "PassageSynthesizer"]

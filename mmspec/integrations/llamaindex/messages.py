@@ -5,6 +5,7 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
 
 from mmspec.errors import InputError
+from mmspec.integrations.tool_calls import called
 
 _ROLES = {"chatbot": "assistant", "model": "assistant"}
 
@@ -19,8 +20,7 @@ def as_message(message: ChatMessage) -> dict[str, Any]:
         elif isinstance(block, ImageBlock):
             parts.append(_picture(block))
         elif isinstance(block, ToolCallBlock):
-            function = {"name": block.tool_name, "arguments": block.tool_kwargs}
-            calls.append({"type": "function", "id": block.tool_call_id, "function": function})
+            calls.append(called(block.tool_name, block.tool_kwargs, block.tool_call_id))
         elif block.block_type not in ("thinking", "cache"):
             raise InputError(
                 f"got a {type(block).__name__} in a message; expected TextBlock or ImageBlock"
