@@ -55,6 +55,13 @@ def open_image(
         return _from_array(source, limits, spending)
     if isinstance(source, Image.Image):
         check_pixels(source.size, name="the PIL image", limits=limits, spending=spending)
+        try:
+            source.load()
+        except Exception as error:  # as in `upright_rgb`
+            raise InputError(
+                f"the PIL image cannot be decoded ({type(error).__name__}: {error}): its file is "
+                "damaged, or was closed; give its path, or call its load() while it is open"
+            ) from error
         return upright_rgb(source, name="the PIL image")
     if isinstance(source, BinaryFile):
         source = read_open_file(source)

@@ -37,7 +37,7 @@ def read_source(
     else:
         data = _read_file(source, limits)
     if not data:
-        raise InputError(f"{describe(source)} is empty (0 bytes); expected an image file's bytes")
+        raise InputError(f"{describe(source)} is empty (0 bytes); expected a file's bytes")
     _check_size(len(data), describe(source), limits)
     if spending is not None:
         spending.add_bytes(len(data))
@@ -47,7 +47,7 @@ def read_source(
 def describe(source: object) -> str:
     """A short name of a media source for error messages."""
     if isinstance(source, bytes):
-        return f"image data of {len(source)} bytes"
+        return f"data of {len(source)} bytes"
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         return repr(text if len(text) <= 160 else f"{text[:60]}...{text[-60:]}")
