@@ -32,6 +32,8 @@ def heading(found: Outlook) -> Text:
     )
     if hardware.host_s:
         text.append(f", {1000 * hardware.host_s:g} ms a forward at least")
+    if any(place.is_beyond for place in found.places):
+        text.append(f"\n* longer than the {short(shape.max_context)} that the model was made for")
     text.append("\nComputed, not measured: a roofline. What is accepted is assumed.", style="dim")
     return text
 
@@ -66,7 +68,7 @@ def speed_tables(found: Outlook, methods: Sequence[Method]) -> Group:
         title = f"Speed beside plain decoding at batch {batch}, at the best draft length"
         table = _table(title, "drafter", "assumed")
         for place in places:
-            table.add_column(short(place.context), justify="right", no_wrap=True)
+            table.add_column(_where(place)[1], justify="right", no_wrap=True)
         for index, method in enumerate(methods):
             low, high = method.range
             table.add_row(
@@ -140,7 +142,7 @@ def _coloured(text: str) -> Text:
 
 
 def _where(place: Place) -> tuple[str, str]:
-    return str(place.batch), short(place.context)
+    return str(place.batch), short(place.context) + "*" * place.is_beyond
 
 
 def _bytes(count: float) -> str:

@@ -1,5 +1,5 @@
-"""What a config alone does not tell of a model with running states: asked of the model itself, in a
-forward of a few tokens on torch's meta device, where nothing is allocated or computed."""
+"""A config.json's model, built without weights: what it multiplies by and what it keeps is asked of
+it, in a forward of a few tokens on torch's meta device, where nothing is allocated or computed."""
 
 import inspect
 import json
@@ -7,87 +7,134 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from mmspec.errors import ConfigError
+if TYPE_CHECKING:  # torch comes with it, which a known shape does not need
+    from torch import nn
 
 _TOKENS = 8  # read; whatever the text, a state has one size
-# Beginnings of what only configs of such models say.
-_HINTS = ("mamba_", "linear_num_", "linear_conv", "ssm_", "conv_", "attn_layer_", "layers_block_")
+_WINDOWED = ("sliding_attention", "hybrid_sliding", "chunked_attention")
 
 
 @dataclass(frozen=True)
-class StatefulShape:
-    """Of a decoder whose layers keep running states."""
+class BuiltModel:
+    """A decoder's sizes; of a vision-language model its text tower's."""
 
-    layers: int
-    attending: int  # layers that keep keys and values
+    text: Any  # its PreTrainedConfig
+    attending: int  # layers that look at keys
+    keeping: int  # that keep keys and values of their own
+    windowed: int  # that see a window
     kv_heads: int
     head_dim: int
-    weights: int  # of all matrices that a forward multiplies by, the head's among them
-    state_bytes: int  # after one token, of all layers; the model in bfloat16
+    kv_values: float  # numbers that a token keeps in one layer, the mean of those that keep any
+    weights: int  # of all matrices that every token is multiplied by, but for the head's
+    expert_weights: int  # of all experts
+    expert_share: float  # of them, that a token is multiplied by
+    looked_up: int  # all other weights: embeddings, norms
+    state_bytes: int  # of running states after one token, of all layers; the model in bfloat16
 
 
-def may_keep_states(config: Mapping[str, object]) -> bool:
-    """Whether a text model's config looks like it, which costs no import."""
-    return any(key.startswith(_HINTS) for key in config) or any(
-        "linear" in str(kind) or "conv" in str(kind) or "mamba" in str(kind)
-        for kind in _listed(config.get("layer_types"))
-    )
-
-
-def stateful_shape(config: Mapping[str, object], name: str) -> StatefulShape | None:
-    """Of a config.json's values; None where no layer keeps a state. Raises ConfigError for what
-    transformers does not build or run."""
+def built_model(config: Mapping[str, object]) -> BuiltModel:
+    """Of a config.json's values. Raises whatever transformers does where it cannot build or run
+    it."""
     import torch
     from torch import Tensor, nn
-    from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
-    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+    from transformers import (
+        MODEL_MAPPING,
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageTextToText,
+        DynamicCache,
+    )
 
-    weights = 0
-
-    def count(module: nn.Module, *unused: object) -> None:
-        nonlocal weights
-        weights += module.weight.numel() if isinstance(module.weight, Tensor) else 0
-
-    try:
-        with TemporaryDirectory() as folder:  # a file may write numbers that JSON does not have
-            Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
-            own = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            text = own.get_text_config(decoder=True)
-        cache = DynamicCache(config=text)
-        states = [one for one in cache.layers if isinstance(one, LinearAttentionCacheLayerMixin)]
-        if not states:
-            return None
-        with torch.device("meta"), torch.no_grad():
-            model = AutoModelForCausalLM.from_config(text, dtype=torch.bfloat16).eval()
-            for module in model.modules():
-                if isinstance(module, nn.Linear):
-                    module.register_forward_hook(count)
-            ids = torch.zeros(1, _TOKENS, dtype=torch.long)
-            takes = inspect.signature(model.forward).parameters
-            keyword = "cache_params" if "cache_params" in takes else "past_key_values"
-            model(input_ids=ids, use_cache=True, **{keyword: cache})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ConfigError(
-            f"{name}: keeps running states, whose size is found by building the model without its "
-            f"weights, which failed ({type(error).__name__}: {error})"
-        ) from error
-    keys = [k for one in cache.layers if isinstance(k := getattr(one, "keys", None), Tensor)]
-    kept = [
+    with TemporaryDirectory() as folder:  # a file may write numbers that JSON does not have
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        own = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    text = own.get_text_config(decoder=True)
+    if hasattr(text, "activation_sparsity_pattern"):  # Gemma 3n finds a threshold by values
+        text.activation_sparsity_pattern = [0.0] * text.num_hidden_layers
+    cache, called = DynamicCache(config=text), _Called()
+    with torch.device("meta"), torch.no_grad():
+        is_known = type(text) in MODEL_MAPPING  # Llama 3.2 Vision's is not by itself
+        maker = AutoModel if is_known else AutoModelForImageTextToText
+        model = maker.from_config(
+            text if is_known else own,
+            dtype=torch.bfloat16,
+            experts_implementation="batched_mm",  # others look at what was computed
+        )
+        model = model.get_decoder().eval()
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(called.count_linear)
+            elif _expert_weights(module):
+                module.register_forward_pre_hook(called.count_experts, with_kwargs=True)
+        takes = inspect.signature(model.forward).parameters
+        keyword = "cache_params" if "cache_params" in takes else "past_key_values"
+        ids = torch.zeros(1, _TOKENS, dtype=torch.long)
+        model(input_ids=ids, use_cache=True, **{keyword: cache})
+    keeping = [one for one in cache.layers if isinstance(getattr(one, "keys", None), Tensor)]
+    kept = [(one.keys.numel() + one.values.numel()) / one.keys.shape[-2] for one in keeping]
+    states = [
         tensor
-        for one in states
-        for tensor in (*one.conv_states.values(), *one.recurrent_states.values())
+        for one in cache.layers
+        for kind in ("conv_states", "recurrent_states")
+        for tensor in getattr(one, kind, {}).values()
         if tensor is not None
     ]
-    return StatefulShape(
-        len(cache.layers),
-        len(keys),
-        keys[0].shape[1] if keys else 1,
-        keys[0].shape[3] if keys else 1,
-        weights,
-        sum(tensor.nbytes for tensor in kept),
+    attending = len(kept) + (getattr(text, "num_kv_shared_layers", None) or 0)
+    head = text.vocab_size * text.hidden_size if getattr(own, "tie_word_embeddings", False) else 0
+    stored = sum(weight.numel() for weight in model.parameters())
+    return BuiltModel(
+        text,
+        attending,
+        len(kept),
+        min(_num_windowed(text), attending),
+        keeping[0].keys.shape[1] if keeping else 1,
+        keeping[0].keys.shape[-1] if keeping else 1,
+        sum(kept) / max(len(kept), 1),
+        called.weights,
+        called.expert_weights,
+        called.used_weights / called.expert_weights if called.expert_weights else 1.0,
+        stored - called.weights - called.expert_weights - head,
+        sum(tensor.nbytes for tensor in states),
     )
 
 
-def _listed(kinds: object) -> list[object]:
-    return list(kinds) if isinstance(kinds, list) else []
+class _Called:
+    """What the modules that a forward calls hold."""
+
+    def __init__(self) -> None:
+        self.weights = self.expert_weights = 0
+        self.used_weights = 0.0
+
+    def count_linear(self, module: "nn.Linear", *unused: object) -> None:
+        self.weights += module.weight.numel()
+
+    def count_experts(
+        self, module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Which of them are a token's is given beside the hidden states; without, all are."""
+        own = _expert_weights(module)
+        given = {
+            **dict(zip(inspect.signature(module.forward).parameters, args, strict=False)),
+            **kwargs,
+        }
+        chosen = [value for name, value in given.items() if "ind" in name]  # top_k_index and such
+        num_experts = next(w.shape[0] for w in module.parameters(recurse=False) if w.ndim == 3)
+        share = chosen[0].shape[-1] / num_experts if chosen else 1.0
+        self.expert_weights += own
+        self.used_weights += own * share
+
+
+def _expert_weights(module: "nn.Module") -> int:
+    """Those of several experts in one tensor; a convolution's are not."""
+    weights = [w for w in module.parameters(recurse=False) if w.ndim == 3]
+    return 0 if hasattr(module, "kernel_size") else sum(w.numel() for w in weights)
+
+
+def _num_windowed(text: Any) -> int:
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        return sum(kind in _WINDOWED for kind in kinds)
+    window = getattr(text, "use_sliding_window", True) and getattr(text, "sliding_window", None)
+    return text.num_hidden_layers if window else 0

@@ -27,6 +27,7 @@ class Place:
     batch: int
     context: int  # committed tokens a row
     fits: bool  # weights and KV, into the machine's memory
+    is_beyond: bool  # longer than what the model was made for
     kv_bytes: float  # of all rows, with their running states and those of drafted nodes
     score_s: dict[int, float]  # nodes -> seconds of a score call; 1: a plain step
     prospects: tuple[Prospect, ...]
@@ -102,6 +103,7 @@ def _place(
         batch,
         context,
         target.fits(context=context, batch=batch, nodes=_DRAFTED),
+        0 < target.shape.max_context < context,
         batch * target.row_bytes(context, nodes=_DRAFTED),
         {count: target.seconds(count, context=context, batch=batch) for count in nodes},
         tuple(prospects),

@@ -1,6 +1,8 @@
 """Forward: the seconds of one forward, by a roofline (Williams et al., 2009) over its two halves.
 
     weights      max(bytes of the matrices / bandwidth,  2 x weights x batch x nodes / product rate)
+                 of a mixture of experts each matrix that one of the tokens chose, and products of
+                 those that each did
   + attention    max(bytes of the KV       / bandwidth,  4 x heads x head_dim x keys x nodes / rate)
   + states       6 x bytes of a running state x batch x nodes / bandwidth
 
@@ -40,27 +42,25 @@ class Forward:
 
     @property
     def weight_bytes(self) -> float:
-        """Of the matrices that a forward reads."""
-        shape, layers = self.shape, self.shape.layers * self.layer_share
-        head = BYTES["int8" if self.has_int8_head else self.state]
-        return shape.layer_weights * layers * BYTES[self.weights] + shape.head_weights * head
+        """Of the matrices that a forward of one token reads."""
+        return self._read_bytes(1)
 
     @property
     def stored_bytes(self) -> float:
-        """Of the matrices and the embedding, where that is not the head. Encoders of images and the
+        """Of all weights, each expert's and the embeddings among them. Encoders of images and the
         like are not known here."""
-        embeddings = self.shape.embeddings * self.shape.head_weights
-        return self.weight_bytes + embeddings * BYTES[self.state]
+        return self._read_bytes(float("inf")) + self.shape.looked_up * BYTES[self.state]
 
     def kv_bytes(self, tokens: int) -> float:
         """Of one row, that a forward reads."""
         return self._layers(tokens) * self.shape.kv_values * tokens * BYTES[self.state]
 
     def row_bytes(self, tokens: int, *, nodes: int = 0) -> float:
-        """Of one row, that are kept: its KV, all of it in layers with a window too, its running
-        state, and those of `nodes` drafted ones."""
+        """Of one row, that are kept: its KV, all of it in layers with a window too, once where
+        layers share it, its running state, and those of `nodes` drafted ones."""
         shape = self.shape
-        kept = (shape.layers - shape.keyless_layers) * shape.kv_values * tokens * BYTES[self.state]
+        keeping = shape.layers - shape.keyless_layers - shape.shared_layers
+        kept = keeping * shape.kv_values * tokens * BYTES[self.state]
         return (kept + (1 + nodes) * shape.state_bytes) * self.layer_share
 
     def seconds(self, nodes: int, *, context: int, batch: int) -> float:
@@ -69,7 +69,8 @@ class Forward:
         rows, keys = batch * nodes, context + nodes
         multiplied = shape.layer_weights * shape.layers * self.layer_share + shape.head_weights
         matrices = max(
-            self.weight_bytes / hardware.bytes_per_s, 2 * multiplied * rows / hardware.gemm_flops
+            self._read_bytes(rows) / hardware.bytes_per_s,
+            2 * multiplied * rows / hardware.gemm_flops,
         )
         scores = 4 * self._layers(keys) * shape.heads * shape.head_dim * keys * rows
         attention = max(
@@ -87,6 +88,15 @@ class Forward:
     def of(self, shape: ModelShape) -> "Forward":
         """Another model on the same machine."""
         return replace(self, shape=shape)
+
+    def _read_bytes(self, tokens: float) -> float:
+        """Of the matrices, as if each of so many tokens chose its experts evenly."""
+        shape = self.shape
+        unread = shape.expert_weights * (1 - shape.expert_share) ** tokens
+        used = shape.expert_weights * shape.expert_share
+        layers = shape.layer_weights * shape.layers - used + shape.expert_weights - unread
+        head = BYTES["int8" if self.has_int8_head else self.state]
+        return layers * self.layer_share * BYTES[self.weights] + shape.head_weights * head
 
     def _layers(self, tokens: int) -> float:
         return self.shape.seen_layers(tokens) * self.layer_share

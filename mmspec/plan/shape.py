@@ -1,18 +1,17 @@
 """ModelShape: what a decoder's cost depends on."""
 
-import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmspec.errors import ConfigError
-from mmspec.plan.states import StatefulShape, may_keep_states, stateful_shape
+from mmspec.plan.built import BuiltModel, built_model
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A dense decoder; of a vision-language model its text tower."""
+    """A decoder; of a vision-language model its text tower."""
 
     name: str
     layers: int
@@ -25,9 +24,14 @@ class ModelShape:
     sliding_layers: int = 0  # that see `window` tokens; the others see all
     window: int = 0
     counted_weights: int | None = None  # linear layers and head, where they were counted otherwise
-    keyless_layers: int = 0  # that keep a running state, and no keys
+    counted_kv: float | None = None  # numbers that a token keeps in a layer, where counted
+    keyless_layers: int = 0  # that keep a running state, and look at no keys
+    shared_layers: int = 0  # that look at the keys of another
     state_bytes: int = 0  # of all running states of one row, or of a drafted node
-    embeddings: int = 1  # matrices beside the head's; 0: the head's is the embedding, too
+    looked_up: int = 0  # weights that no forward reads whole: an embedding that is not the head
+    expert_weights: int = 0  # of all experts, beside the others
+    expert_share: float = 1.0  # of them, that a token is multiplied by
+    max_context: int = 0  # tokens that the model was made for; 0: not known
 
     @property
     def group(self) -> int:
@@ -40,15 +44,18 @@ class ModelShape:
 
     @property
     def layer_weights(self) -> float:
-        """Weights of one layer's matrices."""
+        """Weights of one layer's matrices, that a token is multiplied by."""
         if self.counted_weights is not None:
-            return (self.counted_weights - self.head_weights) / self.layers
+            used = self.expert_weights * self.expert_share
+            return (self.counted_weights - self.head_weights + used) / self.layers
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
     @property
-    def kv_values(self) -> int:
+    def kv_values(self) -> float:
         """Numbers that one token keeps in one layer."""
+        if self.counted_kv is not None:
+            return self.counted_kv
         return 2 * self.kv_heads * self.head_dim
 
     def seen_layers(self, context: int) -> float:
@@ -57,27 +64,35 @@ class ModelShape:
         return self.layers - self.keyless_layers - self.sliding_layers * (1.0 - share)
 
 
-def _llama(name: str, *sizes: int, embeddings: int = 1) -> ModelShape:
+def _llama(name: str, *sizes: int, max_context: int = 0, is_tied: bool = False) -> ModelShape:
     layers, hidden, heads, kv_heads, intermediate, vocab = sizes
-    head_dim = hidden // heads
     return ModelShape(
-        name, layers, hidden, heads, kv_heads, head_dim, intermediate, vocab, embeddings=embeddings
+        name,
+        layers,
+        hidden,
+        heads,
+        kv_heads,
+        hidden // heads,
+        intermediate,
+        vocab,
+        looked_up=0 if is_tied else vocab * hidden,
+        max_context=max_context,
     )
 
 
 _KNOWN = (
-    _llama("llama-2-7b", 32, 4096, 32, 32, 11_008, 32_000),
-    _llama("llama-3-8b", 32, 4096, 32, 8, 14_336, 128_256),
-    _llama("llama-3-70b", 80, 8192, 64, 8, 28_672, 128_256),
-    _llama("llama-3.2-1b", 16, 2048, 32, 8, 8192, 128_256, embeddings=0),
-    _llama("llama-3.2-3b", 28, 3072, 24, 8, 8192, 128_256, embeddings=0),
-    _llama("mistral-7b", 32, 4096, 32, 8, 14_336, 32_000),
-    _llama("qwen2.5-0.5b", 24, 896, 14, 2, 4864, 151_936, embeddings=0),
-    _llama("qwen2.5-1.5b", 28, 1536, 12, 2, 8960, 151_936, embeddings=0),
-    _llama("qwen2.5-7b", 28, 3584, 28, 4, 18_944, 152_064),
-    _llama("qwen2.5-32b", 64, 5120, 40, 8, 27_648, 152_064),
-    _llama("qwen3-8b", 36, 4096, 32, 8, 12_288, 151_936),
-    _llama("smollm2-135m", 30, 576, 9, 3, 1536, 49_152, embeddings=0),
+    _llama("llama-2-7b", 32, 4096, 32, 32, 11_008, 32_000, max_context=2**12),
+    _llama("llama-3-8b", 32, 4096, 32, 8, 14_336, 128_256, max_context=2**13),
+    _llama("llama-3-70b", 80, 8192, 64, 8, 28_672, 128_256, max_context=2**13),
+    _llama("llama-3.2-1b", 16, 2048, 32, 8, 8192, 128_256, max_context=2**17, is_tied=True),
+    _llama("llama-3.2-3b", 28, 3072, 24, 8, 8192, 128_256, max_context=2**17, is_tied=True),
+    _llama("mistral-7b", 32, 4096, 32, 8, 14_336, 32_000, max_context=2**15),
+    _llama("qwen2.5-0.5b", 24, 896, 14, 2, 4864, 151_936, max_context=2**15, is_tied=True),
+    _llama("qwen2.5-1.5b", 28, 1536, 12, 2, 8960, 151_936, max_context=2**17, is_tied=True),
+    _llama("qwen2.5-7b", 28, 3584, 28, 4, 18_944, 152_064, max_context=2**17),
+    _llama("qwen2.5-32b", 64, 5120, 40, 8, 27_648, 152_064, max_context=2**17),
+    _llama("qwen3-8b", 36, 4096, 32, 8, 12_288, 151_936, max_context=40_960),
+    _llama("smollm2-135m", 30, 576, 9, 3, 1536, 49_152, max_context=2**13, is_tied=True),
     _llama("random-llama", 8, 512, 8, 2, 1376, 4096),  # of scripts/bench_score.py
 )
 SHAPES: dict[str, ModelShape] = {shape.name: shape for shape in _KNOWN}
@@ -86,8 +101,8 @@ SHAPES: dict[str, ModelShape] = {shape.name: shape for shape in _KNOWN}
 def find_shape(name_or_path: str | Path) -> ModelShape:
     """A known shape by name, or that of a `config.json`, by its path or its folder's.
 
-    Raises ConfigError for a name that is not known, a file that is no config, and a model whose
-    cost this cannot tell (mixtures of experts, layers of a kind that is not known).
+    Raises ConfigError for a name that is not known, a file that is no config, and a model that
+    transformers does not build or run.
     """
     known = SHAPES.get(str(name_or_path).lower())
     if known is not None:
@@ -117,79 +132,37 @@ def read_object(path: Path) -> Mapping[str, object]:
 
 
 def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
-    """The shape that a config.json's values tell. Raises ConfigError as `find_shape` does."""
-    inner = config.get("text_config")
-    text = {**config, **inner} if isinstance(inner, Mapping) else config
-    experts = [key for key in text if "experts" in key and text[key]]
-    counts = [text[key] for key in ("num_experts", "num_local_experts") if key in text]
-    if experts and (any(counts) or not counts):  # Granite says how many a token has, of none
+    """The shape of a config.json's values. Raises ConfigError as `find_shape` does."""
+    try:
+        return _shape(built_model(config), name)
+    except Exception as error:  # what a config may say has no end
         raise ConfigError(
-            f"{name}: has {', '.join(sorted(experts))}; expected a dense model, as how many "
-            "experts a step reads depends on its text"
-        )
-    if may_keep_states(text):
-        found = stateful_shape(config, name)
-        if found is not None:
-            return _with_states(found, config, text, name)
-    kinds = text.get("layer_types")
-    kinds = list(kinds) if isinstance(kinds, list) else []
-    strange = {str(kind) for kind in kinds} - {"full_attention", "sliding_attention"}
-    if strange:
-        raise ConfigError(f"{name}: has layers of {', '.join(sorted(strange))}; expected attention")
-    layers, heads = _size(text, "num_hidden_layers", name), _size(text, "num_attention_heads", name)
-    hidden = _size(text, "hidden_size", name)
-    window = text.get("sliding_window") if text.get("use_sliding_window", True) else None
-    window = window if isinstance(window, int) else 0
-    sliding = kinds.count("sliding_attention") if kinds else (layers if window else 0)
-    return ModelShape(
-        name,
-        layers,
-        hidden,
-        heads,
-        _size(text, "num_key_value_heads", name, heads),
-        _size(text, "head_dim", name, hidden // heads),
-        _size(text, "intermediate_size", name),
-        _size(text, "vocab_size", name),
-        sliding_layers=sliding if window else 0,
-        window=window,
-        embeddings=_embeddings(config, text),
-    )
+            f"{name}: its sizes are found by building the model without its weights, which failed "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
-def _with_states(
-    found: StatefulShape, config: Mapping[str, object], text: Mapping[str, object], name: str
-) -> ModelShape:
+def _shape(found: BuiltModel, name: str) -> ModelShape:
+    text = found.text
+    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
     return ModelShape(
         name,
-        found.layers,
-        _size(text, "hidden_size", name),
-        _size(text, "num_attention_heads", name, 0 if found.attending else 1),
+        text.num_hidden_layers,
+        text.hidden_size,
+        getattr(text, "num_attention_heads", None) or 0,
         found.kv_heads,
         found.head_dim,
-        _size(text, "intermediate_size", name, 1),  # counted
-        _size(text, "vocab_size", name),
-        counted_weights=found.weights,
-        keyless_layers=found.layers - found.attending,
+        0,  # counted
+        text.vocab_size,
+        sliding_layers=found.windowed,
+        window=window or 0,
+        counted_weights=found.weights + text.vocab_size * text.hidden_size,
+        counted_kv=found.kv_values,
+        keyless_layers=text.num_hidden_layers - found.attending,
+        shared_layers=found.attending - found.keeping,
         state_bytes=found.state_bytes,
-        embeddings=_embeddings(config, text),
+        looked_up=found.looked_up,
+        expert_weights=found.expert_weights,
+        expert_share=found.expert_share,
+        max_context=getattr(text, "max_position_embeddings", None) or 0,
     )
-
-
-def _embeddings(config: Mapping[str, object], text: Mapping[str, object]) -> int:
-    """The model's own config says it, before its text tower's; where neither does, as with Gemma,
-    it is as usual with the kind."""
-    is_tied = {**text, **config}.get("tie_word_embeddings")
-    if is_tied is None and isinstance(text.get("model_type"), str):
-        from transformers import AutoConfig
-
-        with contextlib.suppress(ValueError):  # a kind that transformers does not know
-            usual = AutoConfig.for_model(text["model_type"])
-            is_tied = getattr(usual, "tie_word_embeddings", None)
-    return 0 if is_tied is True else 1
-
-
-def _size(text: Mapping[str, object], key: str, name: str, default: int = 0) -> int:
-    value = text.get(key) or default
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}: its config says {key}={text.get(key)!r}, expected a number")
-    return value

@@ -41,7 +41,9 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         "text_config": {**_SPARSE, "mlp_layer_types": ["dense", *["sparse"] * 3]},
         "vision_config": {
             "sam_config": {
-                "output_channels": 64, "downsample_channels": [64, 64], "global_attn_indexes": [1, 3]
+                "output_channels": 64,
+                "downsample_channels": [64, 64],
+                "global_attn_indexes": [1, 3],
             }
         },
     },
@@ -59,13 +61,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         },
         "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1, 2], "hidden_size": 64},
     },
-    "ernie4_5_vl_moe": {
-        "text_config": {
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2],
-            }
-        }
-    },
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": _MROPE}},
     "falcon_h1": {"mamba_d_ssm": 128},
     "fast_vlm": {"vision_config": {"hidden_size": 2048}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 16}},
@@ -93,13 +89,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         "image_grid_pinpoints": _PINPOINTS,
     },
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
-    "hunyuan_vl": {
-        "text_config": {
-            "rope_parameters": {
-                "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2, 2],
-            }
-        }
-    },
+    "hunyuan_vl": {"text_config": {"rope_parameters": {**_MROPE, "mrope_section": [2] * 4}}},
     "lfm2": _CONV,
     "lfm2_moe": {**_CONV, "num_experts": 4, "num_experts_per_tok": 2},
     "lfm2_vl": {"text_config": _CONV},
