@@ -164,7 +164,7 @@ _MLA = {
     "qk_rope_head_dim": 64, "v_head_dim": 128,
 }  # fmt: skip
 # What the published configs write, billions of weights, those of them that a token is multiplied
-# by, and bytes that it keeps in bfloat16: layers x 2 x KV heads x head size x 2; 512 + 64 of latents.
+# by, and bytes that it keeps in bfloat16: layers x 2 x KV heads x head size x 2; of latents 576.
 _PUBLISHED: dict[str, tuple[dict[str, object], float, float, int]] = {
     "gemma-3-27b": (
         {
