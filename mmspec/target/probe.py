@@ -41,8 +41,7 @@ _SHAPES: dict[Shape, Callable[[TokenTree], TokenTree]] = {  # widest first
     "plain": lambda tree: TokenTree.root(tree.tokens[0]),
 }
 _PREFIX_TOKENS = 24
-_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # of the logits' standard deviation
-_LOW_PRECISION_TOLERANCE = 0.25
+_OFF = "off by {:.2g} standard deviations of the logits"
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class _Trial:
 def _widest(model: PreTrainedModel, trial: _Trial) -> tuple[Target, ProbeReport]:
     """The first mask rule by which the model scores a tree, or else a chain, or node 0 alone.
     Raises ModelError where by none not even that agrees."""
-    tolerance = _TOLERANCE.get(model.dtype, _LOW_PRECISION_TOLERANCE)
+    tolerance = _tolerance(model.dtype)
     found: list[tuple[Target, ProbeReport]] = []
     failures: list[str] = []
     for rule in mask_rules(model.config):
@@ -141,7 +140,7 @@ def _widest(model: PreTrainedModel, trial: _Trial) -> tuple[Target, ProbeReport]
             if error <= tolerance:
                 found.append((target, ProbeReport(shape, error, tolerance)))
                 break
-            failures.append(f"{shape}: off by {error:.2g} standard deviations of the logits")
+            failures.append(f"{shape}: {_OFF.format(error)}")
         if found and found[-1][1].shape == "tree":
             return found[-1]
     if not found:
@@ -201,8 +200,7 @@ def _tried(own: Target, report: ProbeReport, trial: _Trial) -> ProbeReport:
     except Exception as e:
         return replace(report, attention_failure=_reason(e, own.device))
     if error > report.tolerance:
-        failure = f"off by {error:.2g} standard deviations of the logits"
-        return replace(report, attention_failure=failure)
+        return replace(report, attention_failure=_OFF.format(error))
     return replace(report, attention="tree", error=error)
 
 
@@ -271,6 +269,11 @@ def _distance(target: Target, trial: _Trial, shape: Shape) -> float:
     return max(differences) if all(d == d for d in differences) else float("inf")
 
 
+def _tolerance(dtype: torch.dtype) -> float:
+    """Of the logits' standard deviation."""
+    return {torch.float64: 1e-5, torch.float32: 1e-2}.get(dtype, 0.25)
+
+
 def _apart(found: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
     """The largest difference in standard deviations of the expected logits, (vocab,) both."""
     spread = expected.double().std().clamp_min(torch.finfo(dtype).tiny)
@@ -289,9 +292,9 @@ def _reason_against_cuts(target: Target, prompt: Prompt) -> str | None:
     except Exception as e:
         return f"the second piece of a prompt fails ({_reason(e, target.device)})"
     error = _apart(pieces.logits, whole.logits, target.dtype)
-    if error <= _TOLERANCE.get(target.dtype, _LOW_PRECISION_TOLERANCE):
+    if error <= _tolerance(target.dtype):
         return None
-    return f"a prompt read in two pieces is off by {error:.2g} standard deviations of the logits"
+    return f"a prompt read in two pieces is {_OFF.format(error)}"
 
 
 def reason_against_watching(target: Target) -> str | None:
@@ -322,9 +325,9 @@ def _find_against_watching(target: Target) -> str:
     except Exception as e:
         return f"with its queries asked for, its forward fails ({_reason(e, target.device)})"
     error = max(_apart(told, own, target.dtype) for own, told in zip(*found, strict=True))
-    if error <= _TOLERANCE.get(target.dtype, _LOW_PRECISION_TOLERANCE):
+    if error <= _tolerance(target.dtype):
         return ""
-    return f"with its queries asked for, it is off by {error:.2g} standard deviations of the logits"
+    return f"with its queries asked for, it is {_OFF.format(error)}"
 
 
 @contextmanager
