@@ -15,30 +15,26 @@ class TorchaoInt4:
 
     def __init__(self, weight: Tensor) -> None:
         """Raises MissingExtraError without torchao; what torchao raises where it cannot."""
-        kind = _torchao().Int4WeightOnlyConfig
-        # The one form that needs nothing beyond torch's kernels.
-        config = kind(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
-        self._layer, self.num_bytes = _packed(weight, config)
+        self._layer, self.num_bytes = _packed(weight, self._config(weight.device))
 
     def __call__(self, rows: Tensor) -> Tensor:
         return self._layer(rows.bfloat16()).to(rows.dtype)
 
+    def _config(self, device: torch.device) -> Any:
+        kind = _torchao().Int4WeightOnlyConfig
+        # The one form that needs nothing beyond torch's kernels.
+        return kind(group_size=_GROUP, int4_packing_format="tile_packed_to_4d")
 
-class TorchaoFp8:
+
+class TorchaoFp8(TorchaoInt4):
     """Weights and activations in float8_e4m3fn with a scale a row, on Hopper and newer; elsewhere
     the weights alone."""
 
-    def __init__(self, weight: Tensor) -> None:
-        """Raises as TorchaoInt4 does."""
+    def _config(self, device: torch.device) -> Any:
         torchao = _torchao()
-        if weight.device.type == "cuda":
-            config = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
-        else:
-            config = torchao.Float8WeightOnlyConfig()
-        self._layer, self.num_bytes = _packed(weight, config)
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return self._layer(rows.bfloat16()).to(rows.dtype)
+        if device.type == "cuda":
+            return torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+        return torchao.Float8WeightOnlyConfig()
 
 
 def _packed(weight: Tensor, config: Any) -> tuple[nn.Linear, int]:
