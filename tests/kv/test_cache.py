@@ -1,6 +1,7 @@
 """KVCache: every row against a plain list of marks, forwards played by marked tensors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +64,28 @@ def prefilled(*prompts: Sequence[int], capacity: int = 8) -> tuple[KVCache, list
 
 
 # LAW
+
+
+def test_another_plan_holds_as_long_as_it_is_asked_for() -> None:
+    cache, (row,) = prefilled([1, 2])
+    with cache.writing([row], [2]) as plan:
+        other = replace(plan)
+        with cache.planned(other):
+            assert all(layer.plan is other for layer in cache.flat_layers)
+        assert all(layer.plan is plan for layer in cache.flat_layers)
+    assert not any(layer.plan for layer in cache.flat_layers)
+
+
+def test_the_addresses_are_told_anew_until_every_layer_has_its_own() -> None:
+    """A layer allocates at its first write; what is recorded before reads no others."""
+    cache = KVCache(NUM_LAYERS)
+    row, found = cache.open(4), list[tuple[int, ...]]()
+    with cache.writing([row], [1]):
+        for layer in range(NUM_LAYERS):
+            states = marked([[1]], layer)
+            cache.update(states, -states, layer)
+            found.append(cache.addresses)
+    assert [len(addresses) for addresses in found] == [2, 4]
 
 
 def test_commit_keeps_only_the_accepted_path() -> None:

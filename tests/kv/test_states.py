@@ -342,6 +342,16 @@ def test_of_a_stored_text_the_last_state_alone_is_copied(monkeypatch: pytest.Mon
     assert state_of(cache, third) == after([1, 2, 3, 4])
 
 
+def test_what_was_read_and_never_committed_is_no_part_of_what_comes_after() -> None:
+    cache, (row,) = opened([1, 2])
+    assert cache.states is not None
+    with cache.writing([row], [1]), cache.states.following():
+        cache.update_recurrent_state(torch.tensor([[9.0]]).double(), LAYER)
+    score(cache, [row], [([5], [-1])])
+    cache.commit({row: [0]})
+    assert state_of(cache, row) == after([1, 2, 5])
+
+
 def test_a_state_is_found_where_it_was_kept_and_nowhere_else() -> None:
     store, text = PrefixStore(10_000), [1, 2, 3, 4]
     cache, row = _row_of(text)
