@@ -39,30 +39,22 @@ class BufferPool:
         """The size of a buffer that shall hold so many slots."""
         return max(self.least_slots, rounded_up(num_slots))
 
-    def take(self) -> Buffers:
-        """The idle buffers, which are the caller's then; empty where there are none."""
+    def take(self) -> tuple[Buffers, StateSlots | None]:
+        """What is idle, which is the caller's then: buffers, empty where there are none, and slots
+        of running states."""
         with self._lock:
-            taken, self._idle = self._idle, ()
+            taken = self._idle, self._idle_states
+            self._idle, self._idle_states = (), None
             return taken
 
-    def give(self, buffers: Buffers) -> None:
-        """Buffers that nobody writes to any more; dropped where larger ones are idle."""
+    def give(self, buffers: Buffers, states: StateSlots | None = None) -> None:
+        """What nobody writes to any more; dropped where larger ones are idle."""
         with self._lock:
             if _num_bytes(buffers) >= _num_bytes(self._idle):
                 self._idle = tuple(buffers)
-
-    def take_states(self) -> StateSlots | None:
-        """The idle slots of running states, which are the caller's then."""
-        with self._lock:
-            taken, self._idle_states = self._idle_states, None
-            return taken
-
-    def give_states(self, slots: StateSlots) -> None:
-        """As `give`."""
-        with self._lock:
             idle = self._idle_states
-            if idle is None or slots.num_bytes >= idle.num_bytes:
-                self._idle_states = slots
+            if idle is None or (states is not None and states.num_bytes >= idle.num_bytes):
+                self._idle_states = states
 
     def clear(self) -> None:
         """Drops what is idle."""

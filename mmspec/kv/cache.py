@@ -19,7 +19,7 @@ from mmspec.kv.buffers import BufferPool
 from mmspec.kv.cross import CrossStates
 from mmspec.kv.layer import FlatLayer, WritePlan
 from mmspec.kv.moves import Move, PathMover
-from mmspec.kv.queries import QueryLog
+from mmspec.kv.queries import QueryLog, QueryTap
 from mmspec.kv.regions import Region, Regions
 from mmspec.kv.slots import has_kernels
 from mmspec.kv.state_layer import FlatStateLayer, StateKind, StateLayer
@@ -87,10 +87,11 @@ class KVCache(Cache):
         """A new, empty row with room for `capacity` tokens (it grows when it needs more);
         returns its number."""
         if self.pool is not None and not self._regions.num_slots:
-            for layer, spare in zip(self.flat_layers, self.pool.take(), strict=False):
+            buffers, slots = self.pool.take()
+            for layer, spare in zip(self.flat_layers, buffers, strict=False):
                 layer.spare = spare
             if self.states is not None:
-                self.states.slots = self.pool.take_states() or self.states.slots
+                self.states.slots = slots or self.states.slots
         row = self._regions.open(max(capacity, 1))
         self._fit_buffers()
         if self.states is not None:
@@ -116,15 +117,12 @@ class KVCache(Cache):
         slots = None if self.states is None else self.states.clear()
         if self.queries is not None:
             self.queries.clear()
-        if self.pool is not None and slots is not None:
-            self.pool.give_states(slots)
         if self.pool is not None:
-            self.pool.give(
-                [
-                    (layer.keys, layer.values) if layer.is_initialized else layer.spare
-                    for layer in self.flat_layers
-                ]
-            )
+            buffers = [
+                (layer.keys, layer.values) if layer.is_initialized else layer.spare
+                for layer in self.flat_layers
+            ]
+            self.pool.give(buffers, slots)
         for layer in self.flat_layers:
             layer.release()
 
@@ -211,6 +209,11 @@ class KVCache(Cache):
         finally:
             for layer, former in zip(self.flat_layers, own, strict=True):
                 layer.plan = former
+
+    def tap(self, rows: Sequence[int], counts: Sequence[int]) -> QueryTap | None:
+        """What a forward that writes `counts[i]` tokens of `rows[i]` tells its queries; None where
+        nobody reads them."""
+        return None if self.queries is None else self.queries.tap(rows, counts)
 
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
         """Keeps, for each row, the tokens at `path` of those written, in that order, and forgets

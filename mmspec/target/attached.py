@@ -181,17 +181,6 @@ class Attachments:
         return {"attention_mask": masks, KEYWORD: call}
 
     @contextmanager
-    def watching(
-        self, cache: KVCache, rows: Sequence[int], counts: Sequence[int]
-    ) -> Iterator[dict[str, QueryTap]]:
-        """Within it, one forward that writes `counts[i]` tokens behind the committed ones of
-        `rows[i]` tells the cache's log its queries, where the cache has one; yields the keyword
-        that it needs for it."""
-        tap = None if cache.queries is None else cache.queries.tap(rows, counts)
-        with self.tapped(tap) as inputs:
-            yield inputs
-
-    @contextmanager
     def tapped(self, tap: QueryTap | None) -> Iterator[dict[str, QueryTap]]:
         """Within it, one forward tells the tap its queries; yields the keyword for it."""
         if tap is None:

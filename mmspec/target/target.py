@@ -304,7 +304,7 @@ class Target:
             _fed(self.model, start, stop, features if seen is None else None),
             cross.encoded_once(self.model, given, None if seen is None else features) as told,
             self._reading(prompt, cache, plan, start, stop) as attended,
-            self.attachments.watching(cache, [row], [stop - start]) as watched,
+            self.attachments.tapped(cache.tap([row], [stop - start])) as watched,
         ):
             inputs |= {n: self._placed(v) for n, v in told.items() if n != "position_ids"}
             ids = prompt.token_ids[start:stop].unsqueeze(0)
@@ -437,7 +437,7 @@ class Target:
                         device=self.device,
                         levels=levels,
                     ) as (tower, inputs),
-                    self.attachments.watching(cache, rows, counts) as watched,
+                    self.attachments.tapped(cache.tap(rows, counts)) as watched,
                 ):
                     told = {**beside, **inputs, **watched}
                     computed = self._run(tower, ids, positions, cache, taps, told)

@@ -32,9 +32,9 @@ def test_a_slot_that_is_still_held_is_not_the_next_caches() -> None:
     pool, slots = BufferPool(), StateSlots()
     (marked, *_) = slots.take(3)
     slots.put(marked, state(7.0))
-    pool.give_states(slots)
-    taken = pool.take_states()
-    assert taken is slots and pool.take_states() is None
+    pool.give((), slots)
+    _, taken = pool.take()
+    assert taken is slots and pool.take() == ((), None)
     assert marked.slot not in {one.slot for one in taken.take(30)}
     assert (taken.copy(marked).tensors[SUM] == 7.0).all()
 
