@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from texts import read_texts, stretches
 from transformers import PreTrainedModel
 
 import mmspec
 from mmspec.bench.harness import turned, write_report
 from mmspec.bench.interval import spread
 from mmspec.bench.machine import refuse_if_busy, this_machine
-from mmspec.bench.texts import read_texts, stretches
 from mmspec.controller import AutoController, AutoStep, Pace
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.compressed_kv import CompressedKV

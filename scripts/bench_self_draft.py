@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from texts import read_texts, stretches
 from transformers import AutoConfig
 
 import mmspec
 from mmspec.bench.harness import turned, write_report
 from mmspec.bench.interval import spread
 from mmspec.bench.machine import refuse_if_busy, this_machine
-from mmspec.bench.texts import read_texts, stretches
 from mmspec.engine import Engine
 from mmspec.state import Prompt
 from mmspec.target.load import load_model, load_processor, resolve_path

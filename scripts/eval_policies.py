@@ -24,12 +24,12 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from texts import read_texts, stretches
 from transformers import PreTrainedModel
 
 import mmspec
 from mmspec.bench.harness import write_report
 from mmspec.bench.machine import this_machine
-from mmspec.bench.texts import read_texts, stretches
 from mmspec.build_sampler import build_sampler
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
 from mmspec.drafters.compressed_kv.session import CompressedKVSession

@@ -4,7 +4,7 @@
 
 Decodes the bundled model's tasks (three prompts each, as `mmspec bench tiny-vlm` does) with prompt
 lookup, with its Medusa heads, and with both. Texts and accepted drafts are the model's own; what
-steps and proposals take is assumed (`mmspec.bench.simulated.TINY_VLM`), so that each run shows the
+steps and proposals take is assumed (`scripts/simulated.py`), so that each run shows the
 same. An engine decodes all tasks in their order, each of them in so many rounds.
 """
 
@@ -14,10 +14,10 @@ from collections import Counter
 import torch
 from rich.console import Console
 from rich.table import Table
+from simulated import TINY_VLM, SimulatedController
 
 import mmspec
 from mmspec.bench.loops import loop_start
-from mmspec.bench.simulated import TINY_VLM, SimulatedController
 from mmspec.bench.suites import bundled_tasks, chosen_tasks, fitted
 from mmspec.engine import Engine
 

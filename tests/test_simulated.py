@@ -1,13 +1,22 @@
 """SimulatedController: the bundled model by a clock of fixed costs."""
 
+import importlib.util
+import sys
+from pathlib import Path
 from random import Random
 
 import pytest
 
 import mmspec
-from mmspec.bench.simulated import TINY_VLM, SimulatedController
 from mmspec.engine import Engine
 from mmspec.training.tiny.data import quote
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "simulated.py"
+spec = importlib.util.spec_from_file_location("simulated", SCRIPT)
+assert spec is not None and spec.loader is not None
+simulated = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = simulated  # where its dataclasses look for it
+spec.loader.exec_module(simulated)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +29,7 @@ def ratio(loaded: Engine, *names: str, num_chars: int, num_prompts: int, rounds:
     """Plain decoding's time over theirs, quoting from ledgers of `num_chars`."""
     assert loaded.inputs is not None
     mine = [drafter for drafter in loaded.drafters if drafter.name in names]
-    controller = SimulatedController(TINY_VLM)
+    controller = simulated.SimulatedController(simulated.TINY_VLM)
     engine = Engine(loaded.target, loaded.inputs, mine, controller=controller)
     draws = [Random(f"bench/quoting/{seed}") for seed in range(num_prompts)]
     samples = [quote(draw, held_out=True, num_chars=num_chars) for draw in draws]
