@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
@@ -144,11 +144,13 @@ def _is_bias(value: object) -> bool:
     )
 
 
-def is_switch(value: object) -> bool:
-    return isinstance(value, bool)
-
-
 Rule = tuple[str, Callable[..., bool], str]
+
+
+def switches(*names: str) -> Iterator[Rule]:
+    return ((name, lambda v: isinstance(v, bool), "True or False") for name in names)
+
+
 _RULES: tuple[Rule, ...] = (
     (
         "temperature",
@@ -170,11 +172,7 @@ _RULES: tuple[Rule, ...] = (
     ("stop", _are_texts, "a text or a list of texts"),
     ("bad_words", _are_texts, "a text or a list of texts"),
     ("logit_bias", _is_bias, "token ids >= 0, each with a finite number: {token_id: bias}"),
-    ("do_sample", is_switch, "True or False"),
-    ("ignore_eos", is_switch, "True or False"),
-    ("output_scores", is_switch, "True or False"),
-    ("output_logits", is_switch, "True or False"),
-    ("skip_special_tokens", is_switch, "True or False"),
+    *switches("do_sample", "ignore_eos", "output_scores", "output_logits", "skip_special_tokens"),
     (
         "generation_config",
         lambda v: isinstance(v, GenerationConfig),

@@ -11,7 +11,7 @@ from mmspec.errors import InputError, MmspecError, nearest
 from mmspec.inputs import AudioSource, ControlMode, ImageSource, Passages, VideoSource
 from mmspec.inputs.template import ToolSpec
 from mmspec.logprobs import TokenLogprobs
-from mmspec.params import Rule, SamplingParams, is_switch
+from mmspec.params import Rule, SamplingParams, switches
 from mmspec.result_html import result_html
 from mmspec.row import FinishReason
 from mmspec.state import Prompt
@@ -91,8 +91,7 @@ class Request(SamplingParams):
 
 
 _RULES: tuple[Rule, ...] = (
-    ("raw", is_switch, "True or False"),
-    ("reuse", is_switch, "True or False"),
+    *switches("raw", "reuse"),
     ("speculate", lambda v: v in (True, False, "auto"), "True, False or 'auto'"),
     ("namespace", lambda v: isinstance(v, str), "a text"),
     ("prediction", lambda v: isinstance(v, str), "the answer's likely text"),
