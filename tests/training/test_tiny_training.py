@@ -52,6 +52,7 @@ def test_a_step_without_resume_starts_afresh(tmp_path: Path, monkeypatch) -> Non
     assert [report.step for report in take(settings, 2) + take(settings, 1)] == [1, 2, 1]
 
 
+@pytest.mark.slow
 def test_the_25m_reference_starts(tmp_path: Path, monkeypatch) -> None:
     short(monkeypatch)
     monkeypatch.setattr(curriculum, "stage", lambda _: "mix")
