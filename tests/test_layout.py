@@ -11,7 +11,7 @@ PACKAGE = ROOT / "mmspec"
 
 # Each part may import its own floor and those below it, never one above.
 FLOORS = (
-    {"kv", "retrieval", "beginnings", "errors", "kernels", "uploads"},
+    {"kv", "retrieval", "beginnings", "daemon_steps", "errors", "kernels", "uploads", "words"},
     {
         "attention", "build_sampler", "calibration", "config", "draft_guide", "encoders", "inputs",
         "logprobs", "noise", "noise_kernels", "nucleus", "nucleus_kernels", "params", "penalties",

@@ -160,7 +160,7 @@ def test_data_that_is_not_there_is_told(tmp_path: Path) -> None:
     assert "no such file" in run.stderr
     (tmp_path / "one.jsonl").write_text('{"prompt": "Hi", "answer": "Ho"}\n{"x": 1}\n')
     run = train("nano-vlm", tmp_path / "one.jsonl", *options, code=2)
-    assert "1 texts to learn from" in run.stderr and "line 2" in run.stderr
+    assert "1 text to learn from" in run.stderr and "line 2" in run.stderr
 
 
 def test_pictures_and_documents_are_learned_from(tmp_path: Path) -> None:
