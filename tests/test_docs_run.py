@@ -40,6 +40,7 @@ _NEEDS = {  # word in a block -> the package without which it is left out
     "haystack": "haystack",
     "Pipeline": "haystack",
     "create_app": "starlette",
+    "pdf_pages": "pypdfium2",
 }
 
 
