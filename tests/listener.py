@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from matrix import model_of
 from torch import Tensor
 
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter, DraftSession
+from mmspec.requests import Request
 from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.tree import TokenTree
 
@@ -53,3 +56,22 @@ class ListenerSession:
 
     def close(self) -> None:
         self._session.close()
+
+
+def native(family: str, request: Request, text: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Of each layer (seq, hidden), by one forward of the model alone over prompt and text."""
+    inputs: dict[str, Tensor] = {}
+    assert isinstance(request.prompt, Mapping)
+    seq = request.prompt["input_ids"].shape[1]
+    for name, value in request.prompt.items():
+        value = value.double() if value.is_floating_point() else value
+        if value.shape[:2] == (1, seq):  # marks a token each: the text's are ordinary ones
+            rest = torch.tensor([text]) if name == "input_ids" else torch.zeros(1, len(text))
+            rest = torch.ones(1, len(text)) if name == "attention_mask" else rest
+            if value.ndim > 2:  # which images a token sees
+                rest = value[:, -1:].expand(-1, len(text), -1, -1)
+            value = torch.cat([value, rest.to(value.dtype)], dim=1)
+        inputs[name] = value
+    with torch.no_grad():
+        states = model_of(family, "float64")(**inputs, output_hidden_states=True).hidden_states
+    return tuple(state[0] for state in states)

@@ -6,9 +6,10 @@ exactly: all that is ever asked of one is on which side of a threshold it lies.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from mmspec.drafters.draw import Drawn
@@ -89,3 +90,24 @@ def distribution(program: Callable[[Trace], H]) -> dict[H, float]:
         total[result] += probability
     assert abs(sum(total.values()) - 1.0) < 1e-9
     return dict(total)
+
+
+def texts_of(
+    logits: Callable[[tuple[int, ...]], Tensor],
+    prompt: tuple[int, ...],
+    options: Mapping[str, Any],
+) -> dict[tuple[int, ...], float]:
+    """What plain sampling says, prefix by prefix: temperature, then top-k. `logits`: (vocab,)."""
+    texts: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(options["max_new_tokens"]):
+        longer: dict[tuple[int, ...], float] = defaultdict(float)
+        for text, weight in texts.items():
+            if text and text[-1] in options.get("eos_token_id", ()):
+                longer[text] += weight
+                continue
+            top = torch.topk(logits(prompt + text), options["top_k"])
+            p = torch.softmax(top.values / options["temperature"], -1)
+            for token, probability in zip(top.indices.tolist(), p.tolist(), strict=True):
+                longer[(*text, token)] += weight * probability
+        texts = longer
+    return texts

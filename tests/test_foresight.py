@@ -7,9 +7,9 @@ from typing import Any
 
 import matrix
 import pytest
+import ragged
 import torch
 from adversary import Adversary
-from families import FAMILIES, prompt_inputs
 from lent import Lent, counted
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -144,15 +144,9 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
 
 
 def requests_of(options: Mapping[str, Any]) -> list[Request]:
-    return [
-        Request(
-            prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=length, seed=row),
-            max_new_tokens=18 - 3 * row,
-            seed=5 + row,
-            **options,
-        )
-        for row, length in enumerate((30, 17, 23))
-    ]
+    return ragged.requests_of(
+        sampling=options, lengths=(30, 17, 23), new=(18, 15, 12), first_seed=5
+    )
 
 
 def engine_of(

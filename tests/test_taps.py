@@ -8,7 +8,7 @@ import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
 from families.vision import FIRST_MEDIA_TOKEN
-from listener import Listener
+from listener import Listener, native
 from matrix import model_of
 from torch import Tensor
 from transformers import GenerationConfig
@@ -55,25 +55,6 @@ def plain(family: str, requests: list[Request]) -> dict[tuple[int, ...], tuple[i
 def ids_of(request: Request) -> tuple[int, ...]:
     assert isinstance(request.prompt, Mapping)
     return tuple(request.prompt["input_ids"][0].tolist())
-
-
-def native(family: str, request: Request, text: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Of each layer (seq, hidden), by one forward of the model alone over prompt and text."""
-    inputs: dict[str, Tensor] = {}
-    assert isinstance(request.prompt, Mapping)
-    seq = len(ids_of(request))
-    for name, value in request.prompt.items():
-        value = value.double() if value.is_floating_point() else value
-        if value.shape[:2] == (1, seq):  # marks a token each: the text's are ordinary ones
-            rest = torch.tensor([text]) if name == "input_ids" else torch.zeros(1, len(text))
-            rest = torch.ones(1, len(text)) if name == "attention_mask" else rest
-            if value.ndim > 2:  # which images a token sees
-                rest = value[:, -1:].expand(-1, len(text), -1, -1)
-            value = torch.cat([value, rest.to(value.dtype)], dim=1)
-        inputs[name] = value
-    with torch.no_grad():
-        states = model_of(family, "float64")(**inputs, output_hidden_states=True).hidden_states
-    return tuple(state[0] for state in states)
 
 
 def assert_heard(

@@ -8,9 +8,10 @@ from typing import Any
 import matrix
 import pretend
 import pytest
+import ragged
 import torch
 from eagle_heads import fitted
-from families import FAMILIES, prompt_inputs
+from families import FAMILIES
 from glide_heads import drawn as drawn_head
 from glide_heads import target_of
 from lent import Lent, noted
@@ -126,15 +127,9 @@ def engine_of(cell: str, choosing: str, *, rule: Rule | None = None) -> Engine:
 
 
 def requests_of(sampling: str) -> list[Request]:
-    return [
-        Request(
-            prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=length, seed=row),
-            max_new_tokens=13 - 2 * row,
-            seed=5 + row,
-            **SAMPLINGS[sampling],
-        )
-        for row, length in enumerate((30, 17, 23))
-    ]
+    return ragged.requests_of(
+        sampling=SAMPLINGS[sampling], lengths=(30, 17, 23), new=(13, 11, 9), first_seed=5
+    )
 
 
 def models(drafter: Any) -> list[Any]:

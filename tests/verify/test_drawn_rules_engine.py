@@ -1,6 +1,5 @@
 """The rules that divide by q, through the engine: its texts, its refusals, its randomness."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -11,7 +10,7 @@ import pytest
 import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
-from outcomes import Trace, distribution
+from outcomes import Trace, distribution, texts_of
 from sampling_drafter import SamplingDrafter, SamplingSession
 from torch import Tensor
 from transformers import LogitsProcessor
@@ -89,21 +88,8 @@ def enumerated(
 
 
 def target_texts(options: dict[str, Any]) -> dict[tuple[int, ...], float]:
-    """The same from the model's own logits, prefix by prefix: temperature, then top-k."""
-    prompt = tuple(inputs()["input_ids"][0].tolist())
-    texts: dict[tuple[int, ...], float] = {(): 1.0}
-    for _ in range(options["max_new_tokens"]):
-        longer: dict[tuple[int, ...], float] = defaultdict(float)
-        for text, weight in texts.items():
-            if text and text[-1] in options.get("eos_token_id", ()):
-                longer[text] += weight
-                continue
-            top = torch.topk(target_logits(prompt + text), options["top_k"])
-            p = torch.softmax(top.values / options["temperature"], -1)
-            for token, probability in zip(top.indices.tolist(), p.tolist(), strict=True):
-                longer[(*text, token)] += weight * probability
-        texts = longer
-    return texts
+    """The same from the model's own logits."""
+    return texts_of(target_logits, tuple(inputs()["input_ids"][0].tolist()), options)
 
 
 slow = pytest.mark.slow

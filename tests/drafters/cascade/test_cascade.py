@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import ragged
 import torch
 from adversary import Adversary
-from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
 from medusa_heads import unfitted
 from ragged import target_of
@@ -54,30 +54,11 @@ def engine_of(
     **options: Any,
 ) -> Engine:
     cascade = Cascade(lower or eager_lookup(), CompressedKV(**view), **{"max_depth": 8, **options})
-    return Engine(
-        target_of(family),
-        None,
-        [cascade],
-        controller="fixed",
-        verifier=verifier,
-        max_nodes=16,
-        max_rows=3,
-    )
+    return ragged.engine_of(family, cascade, verifier=verifier)
 
 
 def requests_of(family: str, sampling: Any = SAMPLED, layout: str = "text") -> list[Request]:
-    """A ragged batch."""
-    return [
-        Request(
-            prompt_inputs(FAMILIES[family], each, num_text_tokens=length, seed=row),  # type: ignore[arg-type]
-            max_new_tokens=36 - 4 * row,
-            seed=row,
-            **sampling,
-        )
-        for row, (each, length) in enumerate(
-            zip((layout, "text", layout), (40, 17, 29), strict=True)
-        )
-    ]
+    return ragged.requests_of(family, sampling, (layout, "text", layout), new=(36, 32, 28))
 
 
 def assert_plain(engine: Engine, requests: Sequence[Request], results: Sequence[Result]) -> None:

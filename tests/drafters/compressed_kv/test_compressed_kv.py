@@ -5,6 +5,7 @@ from itertools import cycle
 from typing import Any
 
 import pytest
+import ragged
 import torch
 from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
@@ -35,15 +36,7 @@ def engine_of(
     family: str, *, max_nodes: int = 16, verifier: str = "coupled", **options: Any
 ) -> Engine:
     drafter = CompressedKV(**{**SMALL, **options})
-    return Engine(
-        target_of(family),
-        None,
-        [drafter],
-        controller="fixed",
-        verifier=verifier,
-        max_nodes=max_nodes,
-        max_rows=3,
-    )
+    return ragged.engine_of(family, drafter, max_nodes=max_nodes, verifier=verifier)
 
 
 def bound(engine: Engine) -> BoundCompressedKV:

@@ -1,6 +1,5 @@
 """Heads that draw, under the rules that divide by q: the texts have the target's distribution."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
 from matrix import model_of
-from outcomes import Trace, distribution
+from outcomes import Trace, distribution, texts_of
 from torch import Tensor
 
 import mmspec
@@ -40,20 +39,13 @@ def engine_of(rule: str, version: int, profile: Sequence[int]) -> Any:
 
 @cache
 def target_texts() -> dict[tuple[int, ...], float]:
-    """From the model's own logits, prefix by prefix."""
-    prompt, model = inputs()["input_ids"], model_of("llama", "float64")
-    texts: dict[tuple[int, ...], float] = {(): 1.0}
-    for _ in range(OPTIONS["max_new_tokens"]):
-        longer: dict[tuple[int, ...], float] = defaultdict(float)
-        for text, weight in texts.items():
-            ids = torch.cat([prompt, torch.tensor([text], dtype=torch.long)], dim=1)
-            with torch.no_grad():
-                top = torch.topk(model(ids).logits[0, -1], OPTIONS["top_k"])
-            p = torch.softmax(top.values / OPTIONS["temperature"], -1)
-            for token, probability in zip(top.indices.tolist(), p.tolist(), strict=True):
-                longer[(*text, token)] += weight * probability
-        texts = longer
-    return texts
+    """From the model's own logits."""
+
+    def logits(ids: tuple[int, ...]) -> Tensor:
+        with torch.no_grad():
+            return model_of("llama", "float64")(torch.tensor([ids])).logits[0, -1]
+
+    return texts_of(logits, tuple(inputs()["input_ids"][0].tolist()), OPTIONS)
 
 
 def enumerated(

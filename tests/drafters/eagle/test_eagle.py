@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ragged
 import torch
 from eagle_heads import fitted, head_config, unfitted
-from families import FAMILIES, prompt_inputs
-from matrix import SAMPLINGS, letters, model_of
+from matrix import letters, model_of
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
@@ -38,15 +38,7 @@ def engine_of(
 def requests_of(
     family: str, sampling: str = "greedy", layouts: Sequence[str] = ("text",) * 3, new: int = 24
 ) -> list[Request]:
-    return [
-        Request(
-            prompt_inputs(FAMILIES[family], layout, num_text_tokens=30 - 5 * row, seed=row),  # type: ignore[arg-type]
-            max_new_tokens=new,
-            seed=row,
-            **SAMPLINGS[sampling],
-        )
-        for row, layout in enumerate(layouts)
-    ]
+    return ragged.requests_of(family, sampling, layouts, lengths=(30, 25, 20), new=(new,) * 3)
 
 
 def assert_plain(engine: Engine, requests: Sequence[Request], results: Sequence[Result]) -> None:

@@ -2,15 +2,16 @@
 given the target's own states: for chains and trees, batches, images, prompts that are known
 already, texts that nobody asked about for a while."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import ragged
 import torch
 from eagle_heads import fitted, unfitted
-from families import FAMILIES, prompt_inputs
-from matrix import SAMPLINGS, model_of
+from listener import native
+from matrix import model_of
 from torch import Tensor
 
 import mmspec
@@ -112,31 +113,8 @@ def whole(model: Any, head: EagleHead, states: Sequence[Tensor], said: Said) -> 
 
 
 @torch.no_grad()
-def native(family: str, request: Request, text: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Of each layer (seq, hidden): one forward of the model alone over prompt and text."""
-    assert isinstance(request.prompt, Mapping)
-    inputs, seq = {}, request.prompt["input_ids"].shape[1]
-    for name, value in request.prompt.items():
-        value = value.double() if value.is_floating_point() else value
-        if value.shape[:2] == (1, seq):
-            rest = torch.tensor([text]) if name == "input_ids" else torch.zeros(1, len(text))
-            rest = torch.ones(1, len(text)) if name == "attention_mask" else rest
-            value = torch.cat([value, rest.to(value.dtype)], dim=1)
-        inputs[name] = value
-    states = model_of(family, "float64")(**inputs, output_hidden_states=True).hidden_states
-    return tuple(state[0] for state in states)
-
-
 def requests_of(family: str, layouts: Sequence[str], sampling: str) -> list[Request]:
-    return [
-        Request(
-            prompt_inputs(FAMILIES[family], layout, num_text_tokens=30 - 7 * row, seed=row),  # type: ignore[arg-type]
-            max_new_tokens=16 - 3 * row,
-            seed=row,
-            **SAMPLINGS[sampling],
-        )
-        for row, layout in enumerate(layouts)
-    ]
+    return ragged.requests_of(family, sampling, layouts, lengths=(30, 23, 16), new=(16, 13, 10))
 
 
 def engine_of(

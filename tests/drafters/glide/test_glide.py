@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ragged
 import torch
 from draft_models import letters
 from families import FAMILIES, prompt_inputs
@@ -32,15 +33,8 @@ CHAIN: dict[str, Any] = {"cape_thresholds": (), "cape_widths": (2,), "min_confid
 
 
 def engine_of(head: GlideHead, *, verifier: str = "coupled", **options: Any) -> Engine:
-    return Engine(
-        target_of("llama"),
-        None,
-        [Glide(head, **CHAIN | options)],
-        controller="fixed",
-        verifier=verifier,
-        max_nodes=12,
-        max_rows=3,
-    )
+    drafter = Glide(head, **CHAIN | options)
+    return ragged.engine_of("llama", drafter, max_nodes=12, verifier=verifier)
 
 
 def known(count: int = 3, **sampling: Any) -> list[Request]:

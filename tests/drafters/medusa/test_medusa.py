@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
+import ragged
 import torch
 from families import FAMILIES, prompt_inputs
 from lent import Lent
@@ -44,16 +45,9 @@ def engine_of(drafter: Medusa, *, family: str = "llama", prefix: int = 0, **deco
 
 
 def requests_of(sampling: str = "greedy", *, tokens: int = 16) -> list[Request]:
-    family = FAMILIES["llama"]
-    return [
-        Request(
-            prompt_inputs(family, "text", num_text_tokens=length, seed=row),
-            max_new_tokens=tokens,
-            seed=5 + row,
-            **SAMPLINGS[sampling],
-        )
-        for row, length in enumerate((30, 17, 23))
-    ]
+    return ragged.requests_of(
+        sampling=sampling, lengths=(30, 17, 23), new=(tokens,) * 3, first_seed=5
+    )
 
 
 def accepted(results: Sequence[Result]) -> int:
