@@ -530,7 +530,7 @@ class Target:
 def input_device(embedding: nn.Module, weight: Tensor) -> torch.device:
     """Where a model's `embedding` is computed. With accelerate, which spreads models over devices
     and keeps weights elsewhere between forwards, that is not where its `weight` lies."""
-    hook = getattr(embedding, "_hf_hook", None)
+    hook = vars(embedding).get("_hf_hook")  # a module looks long for what it does not have
     place = getattr(hook, "execution_device", None)
     return weight.device if place is None else torch.device(place)
 
