@@ -59,7 +59,7 @@ class Copier:
         """The `budget` most confident nodes below `token`; the root alone where nothing was found
         that is worth it."""
         self._proposal = None
-        if not found or budget <= 0:
+        if not found:
             return TokenTree.root(token)
         self._trie = Trie(found)
         nodes = ProposalBuilder(token, self._name)

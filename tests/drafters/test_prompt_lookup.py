@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
+from mmspec.drafters.own_text import OwnText
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval.session import RetrievalSession
 from mmspec.errors import ConfigError
@@ -224,3 +225,85 @@ def test_sessions_of_one_drafter_share_rates_and_no_text() -> None:
     after = other.propose([1, 2, 7, 8, 1, 2], 2)
     assert before.tokens == after.tokens == (2, 7, 8)
     assert after.confidence[1] < before.confidence[1] / 2, "such copies were not taken"
+
+
+@pytest.mark.parametrize(
+    ("taught", "asked", "is_alike"),
+    [(1, 1, True), (1, 2, False), (2, 3, True), (3, 4, False), (4, 9, True)],
+)
+def test_copies_of_about_as_many_places_are_learnt_of_together(
+    taught: int, asked: int, is_alike: bool
+) -> None:
+    drafter = PromptLookup(min_match=1, min_confidence=0.0, max_depth=1)
+    prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
+
+    def proposed(places: int) -> tuple[RetrievalSession, TokenTree]:
+        text = [token for n in range(places) for token in (1, 2, 5, 100 + n)] + [1, 2]
+        session = drafter.start(Prompt(torch.tensor(text)), prefill, GUIDE)
+        return session, session.propose(text, 1)
+
+    before = proposed(asked)[1].confidence[1]
+    session, tree = proposed(taught)
+    observe(session, tree, (0,))
+    assert (proposed(asked)[1].confidence[1] < before) is is_alike
+
+
+def test_a_deeper_copy_is_believed_as_a_longer_match() -> None:
+    """Each copied token is one more that agreed: 2 tokens behind a match of 1 are a match of 2."""
+    text = [1, 2, 3, 4, 9, 1]
+    tree = started(text, max_depth=3).propose(text, 3)
+    rates = list(tree.confidence[1:])
+    assert rates == sorted(rates) and len(set(rates)) == 3
+    longer = [8, 1, 2, 9, 8, 1]
+    assert started(longer, max_depth=1).propose(longer, 1).confidence[1] == rates[1]
+    drafter = PromptLookup(min_match=1, min_confidence=0.0, max_depth=2)
+    prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
+    sessions = [drafter.start(Prompt(torch.tensor(one)), prefill, GUIDE) for one in (longer, text)]
+    before = sessions[1].propose(text, 2)
+    observe(sessions[0], sessions[0].propose(longer, 1), (0,))
+    after = sessions[1].propose(text, 2)
+    assert (
+        after.confidence[1] == before.confidence[1] and after.confidence[2] < before.confidence[2]
+    )
+
+
+def test_of_two_copies_the_one_that_is_taken_more_often_comes_first() -> None:
+    """Whatever the match: the longer one is refused until it is believed less."""
+    text = [1, 2, 3, 4, 40, 9, 4, 50, 8, 1, 2, 3, 4]
+    session = started(text, max_depth=1)
+    tree = session.propose(text, 1)
+    assert tree.tokens == (4, 40)
+    for _ in range(40):
+        observe(session, tree, (0,))
+        tree = session.propose(text, 1)
+        if tree.tokens == (4, 50):
+            return
+    pytest.fail("40 is still believed more than 50")
+
+
+def test_a_step_that_it_was_not_asked_at_teaches_nothing() -> None:
+    text = [1, 2, 3, 4, 1, 2]
+    once, twice, back = (started(text, max_depth=1) for _ in range(3))
+    untold = started(text, max_depth=1).propose(text, 1).confidence
+    trees = [session.propose(text, 1) for session in (once, twice, back)]
+    back.take_back(len(text))  # what became of that is not told
+    for session, tree in zip((once, twice, twice, back), (*trees[:2], *trees[1:]), strict=True):
+        observe(session, tree, (0,))
+    found = [session.propose(text, 1).confidence for session in (once, twice, back)]
+    assert found[0] == found[1] != untold and found[2] == untold
+
+
+def test_texts_beside_the_prompt_are_apart_and_stay_when_a_draft_is_taken_back() -> None:
+    drafter = PromptLookup(min_match=1, min_confidence=0.0)
+    prompt = Prompt(torch.tensor([9, 1, 2]), draft_texts=((5, 1, 2), (3, 4, 2, 6)))
+    prefill = Prefill(torch.zeros(1), Placement(0, (0,)))
+    session = drafter.start(prompt, prefill, GUIDE)
+    first = session.propose([9, 1, 2], 8)
+    assert paths(first) == {(6,)}, "no copy runs from one text into the next"
+    assert session.propose([9, 1, 2, 7, 2], 1).tokens == (2, 7)
+    session.take_back(3)
+    assert session.propose([9, 1, 2], 8) == first
+    own = OwnText(prompt)
+    for _ in range(2):  # before anything is indexed, and behind that
+        assert own.tail(64) == [9, 1, 2] and own.tail(2) == [1, 2] and own.tail(0) == []
+        own.grow([9, 1, 2])
