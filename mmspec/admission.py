@@ -32,11 +32,6 @@ class Admission:
 
     def prompt(self, request: Request) -> Prompt:
         """The request's prompt, with what to draft it from. Raises InputError."""
-        if os.getpid() != self._process:  # torch's threads, and who held a lock, are gone here
-            raise InputError(
-                "this engine was loaded in the process that this one was forked from, where torch "
-                "would wait for ever; load one in each process (mmspec.load)"
-            )
         prompt = request.prompt
         if isinstance(prompt, Mapping):
             prompt = from_inputs(prompt, self._target.model.config)
@@ -74,7 +69,13 @@ class Admission:
 
     def samples(self, request: Request) -> list[Request]:
         """One request a sample. They share the prompt, processed once; of what keeps state
-        (processors, criteria) each has its own. Raises InputError."""
+        (processors, criteria) each has its own. Raises InputError, in a forked child too."""
+        if os.getpid() != self._process:  # torch's threads, and who held a lock, are gone here
+            raise InputError(
+                "this engine was loaded in the process that this one was forked from, where torch "
+                "would wait for ever; load one in each process (mmspec.load), or only prepare "
+                "requests here (engine.prepare)"
+            )
         request = replace(request, prompt=self.prompt(request), passages=(), prediction=None)
         seed = secrets.randbits(64) if request.seed is None else request.seed
         first, *others = (
