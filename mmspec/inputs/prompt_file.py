@@ -65,6 +65,11 @@ def prompt_of(record: Record) -> FilePrompt:
     turns = values.get("turns")
     first = turns[0] if isinstance(turns, list | tuple) and turns else None
     prompt = values.get("prompt") or values.get("messages") or first
+    if isinstance(prompt, str) and not values.get("prompt") and prompt.startswith("[{"):
+        raise InputError(
+            f"{record.where}: got chat messages as a text; expected a list of them, as JSONL and "
+            "Parquet hold it"
+        )
     is_messages = isinstance(prompt, list) and all(isinstance(m, Mapping) for m in prompt)
     if not prompt or not (isinstance(prompt, str) or is_messages):
         given = [f"{key}={values[key]!r:.60}" for key in PROMPT_FIELDS if key in values]

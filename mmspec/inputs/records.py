@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmspec.errors import InputError, MissingExtraError
+from mmspec.words import counted
 
 JSONL = (".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv")
@@ -23,6 +24,7 @@ _BYTES_KEPT = "surrogateescape"  # what is no UTF-8 is read as code points that 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _JUDGED = 1024  # bytes
 _LONGEST_FIELD = 2**31 - 1  # characters
+_QUOTES = 'expected a text with " in it in quotes, and each of its own written twice'
 _TOGETHER = 64  # rows of a Parquet file that are read together: they may hold images
 
 
@@ -99,7 +101,7 @@ def _text(path: Path, newline: str | None = None) -> Iterator[TextIOWrapper]:
             if beginning.startswith(_UTF_16):
                 raise InputError(f"{path}: is UTF-16; convert it to UTF-8 first")
             if b"\0" in beginning:
-                raise InputError(f"{path}: is no text; expected one of a kind that its name tells")
+                raise InputError(f"{path}: is no text: it holds NUL bytes; expected UTF-8")
             yield TextIOWrapper(file, "utf-8-sig", _BYTES_KEPT, newline)
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, error) from error
@@ -153,29 +155,46 @@ def _lines(path: Path) -> Iterator[Record]:
 
 def _table(path: Path) -> Iterator[Record]:
     """The rows of a CSV file by the names in its first one. They are told apart by what stands
-    there most often of comma, semicolon and tab."""
+    there most often of comma, semicolon and tab; in a .tsv file by tabs."""
     csv.field_size_limit(_LONGEST_FIELD)  # Python's own is 131,072: documents are longer
-    number = 0
     with _text(path, newline="") as file:
-        names = file.readline()
-        delimiter = max(",;\t", key=names.count)
-        rows = csv.DictReader(chain([names], file), delimiter=delimiter, strict=True)
+        first = next((line for line in file if line.strip()), "")
+        unquoted = "".join(first.split('"')[::2])
+        delimiter = "\t" if kind_of(path) == ".tsv" else max(",;\t", key=unquoted.count)
+        rows = _cells(csv.reader(chain([first], file), delimiter=delimiter, strict=True))
+        names = next(rows, [])
+        if isinstance(names, csv.Error):
+            raise InputError(f"{path}: its first row, of names, is no CSV: {names}; {_QUOTES}")
+        for number, row in enumerate(rows, start=1):
+            yield _table_record(path, number, names, row)
+
+
+def _cells(rows: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
+    """The rows that are not empty; a broken one costs no other."""
+    while True:
         try:
-            for number, row in enumerate(rows, start=1):
-                yield _table_record(path, number, row)
+            row = next(rows)
+        except StopIteration:
+            return
         except csv.Error as error:
-            raise InputError(
-                f"{path}: cannot be read behind row {number}: {error}; expected CSV"
-            ) from error
+            yield error
+        else:
+            if any(cell.strip() for cell in row):
+                yield row
 
 
-def _table_record(path: Path, number: int, row: dict[Any, Any]) -> Record:
-    if None in row or None in row.values():
-        broken = Record(path, number)
-        why = f"{broken.where}: has other columns than the first row; expected its names' number"
-        return Record(path, number, error=InputError(why))
-    error = not_utf8(path, number, "\t".join(row.values()))
-    return Record(path, number, {} if error else row, error)
+def _table_record(path: Path, number: int, names: list[str], row: list[str] | csv.Error) -> Record:
+    where = Record(path, number).where
+    if isinstance(row, csv.Error):
+        error: InputError | None = InputError(f"{where}: is no CSV: {row}; {_QUOTES}")
+    elif len(row) != len(names):
+        got = counted(len(row), "column")
+        error = InputError(f"{where}: got {got}, expected {len(names)}, as there are names")
+    else:
+        error = not_utf8(path, number, "\t".join(row))
+    if error is not None or isinstance(row, csv.Error):
+        return Record(path, number, error=error)
+    return Record(path, number, dict(zip(names, row, strict=True)))
 
 
 def _rows(path: Path) -> Iterator[Record]:

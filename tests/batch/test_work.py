@@ -57,7 +57,7 @@ def table(*lines: str) -> bytes:
     return "\r\n".join(lines).encode()
 
 
-TABLE = table("id;prompt", 'a;"Say\n""yes"", please."', f"b;{'x' * 200_000}", "", "c", ";two")
+TABLE = table("id;prompt", 'a;"Say\n""yes"", please."', f"b;{'x' * 200_000}", "", " ", "c", ";two")
 
 
 @pytest.mark.parametrize("name", ["p.csv", "p.csv.gz"])
@@ -71,13 +71,51 @@ def test_a_row_of_csv_is_a_prompt(name: str, tmp_path: Path) -> None:
     said, long, broken, two = tasks
     assert (asked(said).prompt, asked(two).prompt) == ('Say\n"yes", please.', "two")
     assert len(str(asked(long).prompt)) == 200_000
-    assert f"{path}, row 3: has other columns" in str(broken.error)
+    assert f"{path}, row 3: got 1 column, expected 2" in str(broken.error)
 
 
 def test_a_column_of_csv_is_asked_about(tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_bytes(table("id\tbody", "a\tThe fox, he runs."))
     (task,) = read_tasks([tmp_path / "p.tsv"], prompt="Who?", field="body")
     assert asked(task).passages[0].text == "The fox, he runs."  # type: ignore[union-attr,index]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "prompts"),
+    [
+        ("p.csv", ("\ufeff", "prompt", '"b, c"', "d"), ["b, c", "d"]),  # an empty line first
+        ("p.csv", ('\ufeff"a,b"\t"prompt"', "1\tx, y"), ["x, y"]),
+        ("p.tsv", ("prompt", "b, c; d"), ["b, c; d"]),
+        ("p.csv", ("id,prompt",), []),
+        ("p.csv", (), []),
+    ],
+)
+def test_a_table_is_read_by_what_parts_its_names(
+    name: str, lines: Sequence[str], prompts: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(table(*lines))
+    tasks = list(read_tasks([tmp_path / name], prompt=None))
+    assert [asked(task).prompt for task in tasks] == prompts
+    assert count_tasks([tmp_path / name], prompt=None) == len(prompts)
+
+
+def test_a_row_that_is_no_csv_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    path.write_bytes(table("id,prompt", 'a,"one" and', "b,two", "c,three,3", 'd,"four', "e,five"))
+    tasks = list(read_tasks([path], prompt=None))
+    assert [task.id for task in tasks] == [f"{path}#1", "b", f"{path}#3", f"{path}#4"]
+    assert count_tasks([path], prompt=None) == len(tasks)
+    for task, why in zip(tasks, ("is no CSV", "None", "3 columns", "is no CSV"), strict=True):
+        assert why in str(task.error)
+    path.write_bytes(table('"id"s,prompt', "a,one"))
+    (task,) = read_tasks([path], prompt=None)
+    assert "first row" in str(task.error)
+
+
+def test_chat_messages_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(table("messages", "[{'role': 'user'; 'content': 'Who?'}]"))
+    (task,) = read_tasks([tmp_path / "p.csv"], prompt=None)
+    assert "chat messages as a text" in str(task.error)
 
 
 def test_packed_lines_are_records_and_a_broken_archive_is_told(tmp_path: Path) -> None:
