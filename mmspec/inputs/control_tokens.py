@@ -105,6 +105,12 @@ class ControlTokens:
             "no separator keeps this tokenizer from parsing it; remove it from the text"
         )
 
+    def beginning(self, text: str) -> str | None:
+        """The control string that `text` begins with, blanks aside."""
+        text = text.lstrip()
+        lengths = self._lengths.get(text[:1], ())
+        return next((text[:n] for n in lengths if text[:n] in self.strings), None)
+
     def plain(self, text: str) -> str:
         """`text` with every character that control tokens are built from replaced by a dot: a
         stand-in of the same length that cannot hold any."""

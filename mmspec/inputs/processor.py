@@ -140,6 +140,8 @@ class InputProcessor:
                 text = prompt if raw else self._texts.defuse(prompt, mode=control_tokens)
                 text = text if block is None else self._texts.with_passages(text, block)
             else:
+                if isinstance(prompt, str):
+                    self._texts.warn_of_template(prompt, template)
                 text = self._texts.render(
                     conversation,
                     template,

@@ -1,5 +1,6 @@
 """The text that is tokenised: the template chosen, control tokens of the user's text treated."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from mmspec.inputs.draft_texts import answer_tokens, draft_texts
 from mmspec.inputs.messages import Conversation
 from mmspec.inputs.passages import Passage, PassageBlock
 from mmspec.inputs.template import ChatTemplate, ToolSpec
+
+logger = logging.getLogger(__name__)
 
 
 class PromptText:
@@ -32,6 +35,7 @@ class PromptText:
         self._placeholders = placeholders  # "image" -> "<image>"
         self._templates: dict[str, ChatTemplate] = {}
         self._control: dict[str, ControlTokens] = {}
+        self._has_warned = False
 
     def find_template(
         self, arguments: Mapping[str, object] | None, tools: Sequence[ToolSpec] | None
@@ -105,6 +109,19 @@ class PromptText:
         as_given = (lambda string: string) if mode == "parse" else control.plain
         _check_joins(control, text, render(as_given, control.plain))
         return text
+
+    def warn_of_template(self, prompt: str, template: ChatTemplate) -> None:
+        """Says once of a text for the template that it seems to have been through one."""
+        begins_with = self._control_tokens(template.source).beginning(prompt)
+        is_written = begins_with is not None and begins_with not in self._placeholders.values()
+        if is_written and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "a prompt begins with the control token %r, as one that a chat template has "
+                "written: it goes through the chat template all the same, as a user's text; give "
+                "a prompt that is complete with raw=True, or its messages",
+                begins_with,
+            )
 
     def with_passages(self, prompt: str, block: PassageBlock) -> str:
         """A prompt without template, the passages round it by theirs.

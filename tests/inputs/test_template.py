@@ -2,6 +2,7 @@
 
 import pytest
 from PIL import Image
+from transformers import LlamaConfig
 
 from inputs.media_families import build_family
 from inputs.text_families import build_tokenizer
@@ -89,3 +90,26 @@ def test_an_image_that_the_template_drops_is_an_error() -> None:
         InputProcessor(family.processor, family.config).encode(
             "U", images=Image.new("RGB", (28, 28)), template_arguments={"chat_template": PARTS}
         )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_told"),
+    [
+        (" <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", True),
+        ("What does <|im_start|> mean?", False),
+        ([{"role": "user", "content": "<|im_start|>user"}], False),
+    ],
+)
+def test_a_text_that_a_template_has_written_is_told_once(
+    prompt: str | list[Message], is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It goes through the template again: the user meant raw=True."""
+    tokenizer = build_tokenizer("qwen")
+    tokenizer.chat_template = STRING
+    inputs = InputProcessor(tokenizer, LlamaConfig())
+    if isinstance(prompt, str):
+        inputs.encode(prompt, raw=True)
+    assert not caplog.records
+    for _ in range(2):
+        inputs.encode(prompt)
+    assert [record.message.count("raw=True") for record in caplog.records] == [1] * is_told
