@@ -1,6 +1,7 @@
 """Config -> an Engine. With `build_drafters` and `build_target` it alone knows every concrete
 class."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -32,6 +33,8 @@ from mmspec.target.own_modes import own_modes
 from mmspec.target.probe import Shape
 from mmspec.tree import TokenTree
 
+logger = logging.getLogger(__name__)
+_LEAST_KNOWN = 0.9  # of a vocabulary: what is padded to a round number is less than a tenth
 _FIT: dict[Shape, Callable[[TokenTree], TokenTree]] = {
     "tree": lambda tree: tree,
     "chain": TokenTree.best_chain,
@@ -84,7 +87,15 @@ def load(
                 revision=settings.model.revision,
             )
     with own_modes(loaded.device):
-        return build_engine(settings, loaded, processor, drafters)
+        engine = build_engine(settings, loaded, processor, drafters)
+    known, size = engine.tokenizer and len(engine.tokenizer), engine.target.num_embeddings
+    if known and known < _LEAST_KNOWN * size:
+        logger.warning(
+            "the tokenizer has %s entries, the model's vocabulary %s: is it the model's own?",
+            f"{known:,}",
+            f"{size:,}",
+        )
+    return engine
 
 
 def build_engine(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import FAMILIES
 from inputs.text_families import build_tokenizer
-from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import mmspec
 from mmspec.errors import ConfigError, ModelError
@@ -160,6 +160,19 @@ def test_a_saved_tokenizer_is_loaded(saved: Path) -> None:
     processor = load_processor(str(saved))
     assert isinstance(processor, PreTrainedTokenizerBase)
     assert processor("total").input_ids == build_tokenizer("qwen")("total").input_ids
+
+
+@pytest.mark.parametrize("num_padded", [20, 200])
+def test_a_tokenizer_of_too_few_tokens_is_told(
+    num_padded: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be another model's: its ids are in the vocabulary, and mean something else there."""
+    tokenizer = build_tokenizer("qwen")
+    config = tiny_config("llama")
+    config.vocab_size = len(tokenizer) + num_padded
+    mmspec.load(AutoModelForCausalLM.from_config(config), tokenizer)
+    told = f"the tokenizer has {len(tokenizer)} entries"
+    assert (told in caplog.text) == (num_padded > config.vocab_size / 10)
 
 
 def test_a_folder_without_a_processor_has_none(tmp_path: Path) -> None:
