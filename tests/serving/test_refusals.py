@@ -157,7 +157,7 @@ def test_images_are_counted_and_videos_are_read_as_such(engine: mmspec.Engine) -
             assert told in response.json()["error"]["message"]
         video = {"type": "video_url", "video_url": {"url": "data:image/gif;base64,AAAA"}}
         response = client.post(CHAT, json=image(**video))
-        assert response.status_code == 400 and "1 videos" in response.json()["error"]["message"]
+        assert response.status_code == 400 and "got 1 video," in response.json()["error"]["message"]
 
 
 def test_a_broken_image_is_the_client_s_own_mistake(client: TestClient) -> None:
