@@ -44,9 +44,9 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool: Any = None
+        self._warming: torch.cuda.Stream | None = None
+        self._pool: tuple[Any, torch.cuda.Stream] | None = None  # and what is recorded into it on
         self._living: WeakSet[Callable[[], None]] = WeakSet()  # replays of graphs in the pool
-        self._streams: tuple[torch.cuda.Stream, torch.cuda.Stream] | None = None
         self._last: torch.cuda.Stream | None = None  # that a replay ran on
 
     def another(self, device: torch.device) -> "CudaRecorder | None":
@@ -57,14 +57,13 @@ class CudaRecorder:
             return self._record(forward)
 
     def _record(self, forward: Callable[[], Computed]) -> Recording:
-        if self._streams is None:
-            # Recorded on one that has multiplied nothing yet: the workspace that cuBLAS keeps for
-            # it comes out of the pool, where it stays for the graphs when somebody has torch clear
-            # all workspaces, as torch.compile does.
-            self._streams = torch.cuda.Stream(), torch.cuda.Stream()
-        if not self._living:  # torch refuses a pool whose graphs are all gone
-            self._pool = torch.cuda.graph_pool_handle()
-        warming, recording = self._streams
+        warming = self._warming = self._warming or torch.cuda.Stream()
+        if self._pool is None or not self._living:  # torch refuses one whose graphs are all gone
+            # Recorded on a stream that has multiplied nothing yet: the workspace that cuBLAS keeps
+            # for it comes out of this pool, where it stays for the graphs when somebody has torch
+            # clear all workspaces, as torch.compile does.
+            self._pool = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        pool, recording = self._pool
         caller = torch.cuda.current_stream()
         warming.wait_stream(caller)
         with torch.cuda.stream(warming):
@@ -74,7 +73,7 @@ class CudaRecorder:
         warming.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.stream(recording), recorded(graph, self._pool, self._device):
+            with torch.cuda.stream(recording), recorded(graph, pool, self._device):
                 computed = forward()
         except BaseException:
             self._living.clear()  # how the pool is left differs by torch: the next is new

@@ -389,6 +389,28 @@ def test_a_pool_whose_graphs_are_gone_is_not_taken_again(cuda: Cuda) -> None:
     kept()
 
 
+def test_a_new_pool_is_recorded_on_a_stream_without_a_workspace_in_another(cuda: Cuda) -> None:
+    """Else torch may free what its graphs write to, once it is told to clear all workspaces."""
+    recorder = CudaRecorder(torch.device("cuda", 0))
+
+    def recorded() -> Callable[[], None]:
+        return recorder.record(lambda: Computed(torch.zeros(1))).replay
+
+    kept = [recorded(), recorded()]
+    kept.clear()
+    kept.append(recorded())
+    cuda.fails = True
+    with pytest.raises(RuntimeError, match="invalidated"):
+        recorded()
+    cuda.fails = False
+    kept.append(recorded())
+    begun = [line for line in cuda.log if "begins in" in line]
+    assert begun[0] == begun[1] == "side 2: begins in pool 1"
+    assert begun[2] == begun[3] == "side 3: begins in pool 2"
+    assert begun[4] == "side 4: begins in pool 3"
+    assert {line for line in cuda.log if "waits for caller" in line} == {"side 1 waits for caller"}
+
+
 def test_a_recording_that_fails_leaves_the_callers_stream_and_says_why(cuda: Cuda) -> None:
     import gc
 
