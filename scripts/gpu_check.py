@@ -120,9 +120,9 @@ def conduct(args: argparse.Namespace) -> int:
     compiling = None
     if args.device != "cpu" and shares.keys() != {"train"}:
         compiling = Compiling(parts / "compiled.log")
-        if "smoke" not in shares:  # what is measured first is not disturbed
-            compiling.wait()
     try:
+        if compiling is not None and "smoke" not in shares:  # what is measured is not disturbed
+            compiling.wait()
         conductor.run()
     finally:  # also where this process is told to end
         if compiling is not None:

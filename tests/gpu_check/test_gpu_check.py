@@ -2,6 +2,8 @@
 
 import json
 import logging
+import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -16,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmspec import build_target
+from mmspec import build_target, gpu_check
 from mmspec.attention import ChunkCall
 from mmspec.attention.conformance import Outcome, check
 from mmspec.attention.matmul import Matmul
@@ -114,6 +116,31 @@ def test_a_run_that_is_ended_still_says_what_it_found(tmp_path: Path) -> None:
         told += run.stdout.read()
     assert run.returncode == 143
     assert "exactness  running" in told and "written to" in told
+
+
+def test_a_run_that_is_ended_while_kernels_are_compiled_ends_what_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = []
+
+    class Compiling:
+        def __init__(self, log: Path) -> None:
+            pass
+
+        def wait(self) -> None:
+            sys.exit(143)
+
+        def stop(self) -> None:
+            stopped.append(self)
+
+    monkeypatch.setattr(gpu_check, "Compiling", Compiling)
+    monkeypatch.setattr(signal, "signal", lambda *told: None)
+    own = [str(SCRIPT), "--only", "kernels", "--out", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", own)
+    script = runpy.run_path(str(SCRIPT))
+    with pytest.raises(SystemExit, match="143"):
+        script["conduct"](script["parse"]())
+    assert len(stopped) == 1
 
 
 def test_a_wrong_attention_kernel_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
