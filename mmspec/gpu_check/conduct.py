@@ -95,8 +95,8 @@ class Conductor:
         left = self.left_s
         if left < self._times.least_s:
             child.stop()
-            said = f"the {self._times.minutes:g} minutes were used up"
-            self._sections[name] = {**_blank(name), "status": "left out", "missing": [said]}
+            left_out = {**_blank(name), "status": "left out", "missing": ["no time left"]}
+            self._sections.setdefault(name, left_out)  # or what an earlier run found
             self._save()
             return
         own_s = left * self._shares[name] / sum(self._shares[other] for other in ahead)
@@ -109,44 +109,42 @@ class Conductor:
         rest_s = min(own_s - (time.monotonic() - begun), self.left_s)
         if section["status"] in _ENDED_EARLY and suspect and rest_s > self._times.least_s:
             self._progress(f"{name}: {section['status']} at {suspect}; again without it")
-            first = section
-            section = self._attended(name, self._start(name, without=[suspect]), rest_s)
-            said = f"{suspect}: {first['status']}: {first['error']}"
-            section["failures"] = [*first["failures"], said, *section["failures"]]
-            section["found"] = {**first["found"], **section["found"]}
-            section["said"] = f"{first['said']}\n{section['said']}"
-            if section["status"] == "passed":
-                section["status"] = "failed"
+            again = self._start(name, without=[suspect])
+            section = self._attended(name, again, rest_s, first=section)
         section["seconds"] = round(time.monotonic() - begun, 2)
         self._sections[name] = section
         self._save()
         self._progress(f"{name}: {section['status']} after {section['seconds']:.0f} s")
 
-    def _attended(self, name: str, child: "_Child", seconds: float) -> Found:
-        """The section at its end, however that comes."""
+    def _attended(
+        self, name: str, child: "_Child", seconds: float, *, first: Found | None = None
+    ) -> Found:
+        """The section at its end, however that comes; with what its first try found, if any."""
         begun = time.monotonic()
         child.begin(seconds)
         is_late = False
         while child.is_running and not is_late:
             is_late = time.monotonic() - begun > seconds + self._times.grace_s
             if child.has_news:
-                self._take(name, child)
+                self._take(name, child, first)
             time.sleep(_POLL_S if seconds > _POLL_S else 0.01)
         child.stop()
-        section = self._take(name, child)
+        section = self._take(name, child, first)
         if section["status"] == "running":
             section["status"] = "out of time" if is_late else "crashed"
             told = f"it was ended after {seconds + self._times.grace_s:.0f} s"
             ended = told if is_late else f"its process ended with {child.code}"
             section["error"] = f"{ended}\n{child.output}"
-        section["said"] = child.output
+        section["said"] = f"{first['said']}\n{child.output}" if first else child.output
         return section
 
-    def _take(self, name: str, child: "_Child") -> Found:
+    def _take(self, name: str, child: "_Child", first: Found | None) -> Found:
         part = child.part
         if part:  # else it has ended before it found anything
             self._header = {key: value for key, value in part.items() if key != "sections"}
         section: Found = part.get("sections", {}).get(name) or _blank(name)
+        if first is not None:
+            section = _with_first(first, section)
         self._sections[name] = section
         self._save()
         return section
@@ -232,6 +230,17 @@ def plan_lines(shares: Mapping[str, float], minutes: float) -> Iterator[str]:
     """What a run is going to do with its time."""
     for name, share in shares.items():
         yield f"{name:10} {60 * minutes * share / sum(shares.values()):5.0f} s"
+
+
+def _with_first(first: Found, again: Found) -> Found:
+    """What two tries found, the second one without what was at work when the first one ended."""
+    ended = f"{first['doing']}: {first['status']}: {first['error']}"
+    return {
+        **again,
+        "status": "failed" if again["status"] in ("passed", "missing") else again["status"],
+        "failures": [*first["failures"], ended, *again["failures"]],
+        "found": {**first["found"], **again["found"]},
+    }
 
 
 def _blank(name: str) -> Found:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from mmspec.gpu_check import conduct
 from mmspec.gpu_check.conduct import Conductor, Times
+from mmspec.gpu_check.recorder import write_json
 
 # Stands in for a section's process: waits to be told its time, and behaves as its name says.
 CHILD = """
@@ -89,6 +91,22 @@ def test_what_was_at_work_when_it_ended_is_left_out_of_another_try(tmp_path: Pat
     assert section["failures"] == ["flash: crashed: its process ended with exit code 1\n"]
 
 
+def test_what_a_first_try_found_is_in_the_file_while_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+
+    def write(path: Path, header: Any, sections: Any) -> None:
+        written.append(json.loads(json.dumps(sections))["breaks_by_flash"])
+        write_json(path, header, sections)
+
+    monkeypatch.setattr(conduct, "write_json", write)
+    conducted(tmp_path, "breaks_by_flash")
+    found = [section["found"].get("before") for section in written]
+    assert found.count(2) > 1 and found == sorted(found, key=lambda value: value == 2)
+    assert written[-1]["failures"]
+
+
 def test_what_a_process_said_is_kept_beside_what_it_found(tmp_path: Path) -> None:
     """Where no more than the file comes back, warnings are in it."""
     found = conducted(tmp_path, "warns", "works")
@@ -143,3 +161,11 @@ def test_what_an_earlier_run_found_is_kept(tmp_path: Path) -> None:
     Conductor({"late": 1.0}, lambda *told: [sys.executable, "-c", "input()"], **options).run()
     saved = json.loads(out.read_text())["sections"]
     assert saved["early"] == kept["early"] and saved["late"]["status"] == "left out"
+
+
+def test_what_an_earlier_run_found_outlasts_one_without_time_for_it(tmp_path: Path) -> None:
+    kept = {"late": {"status": "passed", "found": {"x": 1}}}
+    options: Any = {"out": tmp_path / "found.json", "parts": tmp_path, "kept": kept}
+    nothing = [sys.executable, "-c", "input()"]
+    conductor = Conductor({"late": 1.0}, lambda *told: nothing, times=Times(0.0), **options)
+    assert conductor.run()["late"] == kept["late"]
