@@ -58,9 +58,14 @@ class MaskRule:
             reach = self.reach(kind)
             mask = torch.full((len(rows), 1, nodes, columns), torch.finfo(dtype).min, dtype=dtype)
             for own, row in zip(mask[:, 0], rows, strict=True):
-                part = own[: row.num_nodes, row.first_column(reach) : row.num_columns]
-                part.masked_fill_(torch.from_numpy(row.seen(reach)), 0.0)
                 own[row.num_nodes :, 0] = 0.0
+                own = own[: row.num_nodes, : row.num_columns]
+                if reach.is_full:  # a long prefix is filled, not computed
+                    own[:, : row.committed] = 0.0
+                    first, seen = row.committed, row.visible
+                else:
+                    first, seen = row.first_column(reach), row.seen(reach)
+                own[:, first:].masked_fill_(torch.from_numpy(seen), 0.0)
             masks[kind] = mask
         return self.given(masks)
 
