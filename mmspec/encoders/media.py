@@ -17,6 +17,7 @@ _PIXELS = {
 }
 _AUDIO_PARTS = ("audio", "input_features", "input_values", "feature_attention_mask", "padding_mask")
 CROSS_MASK = "cross_attention_mask"  # which tokens see an image: it says nothing of the image
+_VIEWS = "pixel_values_local"  # of an image any number, also none (DeepSeek-OCR 2)
 _VIDEO_INPUTS = ("second_per_grid_ts",)  # beside those with "video" in their name
 
 
@@ -126,7 +127,7 @@ def _split(
     total = sum(spans)
     whole = (MediaItem(kind, 0, total, tensors),)
     pixels = next((tensors[name] for name in _PIXELS[kind] if name in tensors), None)
-    if pixels is None:
+    if pixels is None or _VIEWS in tensors:
         return whole
     grid = next((tensor for name, tensor in tensors.items() if name.endswith("grid_thw")), None)
     # Tiles of one row are many along axis 1 (Idefics3, SmolVLM), unless a size an image says that

@@ -84,6 +84,24 @@ def test_tiles_of_one_length_share_a_span_or_not() -> None:
     assert items((0, 13), (14, 21)) == [(0, 20)], "no telling whose token is whose"
 
 
+def test_views_beside_images_are_of_no_image_by_their_place() -> None:
+    """DeepSeek-OCR 2: two views of the first image and none of the second are as many as images."""
+    inputs = {
+        "pixel_values": torch.randn(2, 3, 8, 8),
+        "num_local_patches": torch.tensor([2, 0]),
+        "pixel_values_local": torch.randn(2, 3, 4, 4),
+    }
+    spans = (MediaSpan("image", 2, 12), MediaSpan("image", 14, 20))
+    ids = torch.zeros(30, dtype=torch.long)
+    views, plain = (
+        split_media(Prompt(ids, {n: inputs[n] for n in names}, spans))
+        for names in (inputs, ("pixel_values", "num_local_patches"))
+    )
+    assert views is not None and plain is not None
+    assert [(item.start, item.stop) for item in views.items["image"]] == [(0, 16)]
+    assert [(item.start, item.stop) for item in plain.items["image"]] == [(0, 10), (10, 16)]
+
+
 def test_placeholders_are_counted_by_kind() -> None:
     media = split_media(
         Prompt(
