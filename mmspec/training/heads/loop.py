@@ -220,8 +220,9 @@ def _step(
         batch = replace(reader.read(some), counts=counts)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             losses = state.method.loss(batch, generator)
-        # Of the head alone: the target's own head, through which it speaks, stays as it is.
-        losses.total.backward(inputs=trained)
+        if losses.total.requires_grad:  # a batch of the shortest answers may teach it nothing
+            # Of the head alone: the target's own head, through which it speaks, stays as it is.
+            losses.total.backward(inputs=trained)
         for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
             parts[name] = parts.get(name, 0) + value.float()
     values = torch.stack(list(parts.values())).tolist()

@@ -165,6 +165,34 @@ def test_a_token_counts_as_much_in_a_short_batch_as_in_a_long_one(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_teaches_a_head_nothing_costs_no_training(
+    target: Target, tmp_path: Path, kind: str
+) -> None:
+    """A prompt of one token that is answered by one: no token has been chosen before it."""
+    short, long = (replace(one, learned=one.learned.copy()) for one in examples()[:2])
+    short = replace(short, tokens=short.tokens[:2], learned=np.array([False, True]), num_before=1)
+    torch.manual_seed(0)
+    method = KINDS[kind](target)
+    reader = FeatureReader(target, None, taps=method.taps, kv_layer=method.kv_layer)  # type: ignore[arg-type]
+    for steps in (2, 4):  # taken up again
+        reports = train(
+            method,
+            reader,
+            [short, long],
+            [],
+            settings=Settings(steps=steps, batch_tokens=12),  # a batch each
+            folder=tmp_path,
+            dtype=torch.float32,
+            run=RUN,
+            resume=steps > 2,
+        )
+        losses = [report.losses["loss"] for report in reports if report.losses]
+        assert len(losses) == 2 and max(losses) > 0
+        assert min(losses) == 0 or kind == "glide"  # which needs no token that was chosen
+    assert all(weight.isfinite().all() for weight in method.module.state_dict().values())
+
+
 def test_a_training_of_an_older_version_which_wrote_less_of_it_goes_on(
     target: Target, tmp_path: Path
 ) -> None:
