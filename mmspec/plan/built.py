@@ -9,8 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from mmspec.errors import ConfigError
+
 if TYPE_CHECKING:  # torch comes with it, which a known shape does not need
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
 _TOKENS = 8  # read; whatever the text, a state has one size
 _WINDOWED = ("sliding_attention", "hybrid_sliding", "chunked_attention")
@@ -35,22 +38,34 @@ class BuiltModel:
 
 
 def built_model(config: Mapping[str, object]) -> BuiltModel:
-    """Of a config.json's values. Raises whatever transformers does where it cannot build or run
-    it."""
+    """Of a config.json's values. Raises ConfigError for a kind of model that is not decoded, and
+    whatever transformers does where it cannot build or run it."""
     import torch
+    import transformers
     from torch import Tensor, nn
     from transformers import (
+        CONFIG_MAPPING,
         MODEL_MAPPING,
         AutoConfig,
         AutoModel,
         AutoModelForImageTextToText,
         DynamicCache,
     )
+    from transformers.pytorch_utils import Conv1D  # GPT-2's matrices
 
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"its config says model_type={kind!r}, which transformers {transformers.__version__} "
+            "does not know; expected a kind that it builds (a model's own code is not run)"
+        )
     with TemporaryDirectory() as folder:  # a file may write numbers that JSON does not have
         Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
         own = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text = own.get_text_config(decoder=True)
+    if own.is_encoder_decoder:
+        raise ConfigError(f"{kind} is an encoder-decoder model; expected one that decodes alone")
+    text.pad_token_id = None  # GPT-2 and others look for it in the text
     if hasattr(text, "activation_sparsity_pattern"):  # Gemma 3n finds a threshold by values
         text.activation_sparsity_pattern = [0.0] * text.num_hidden_layers
     cache, called = DynamicCache(config=text), _Called()
@@ -60,11 +75,12 @@ def built_model(config: Mapping[str, object]) -> BuiltModel:
         model = maker.from_config(
             text if is_known else own,
             dtype=torch.bfloat16,
+            attn_implementation="eager",  # what the config asks for may not be installed
             experts_implementation="batched_mm",  # others look at what was computed
         )
         model = model.get_decoder().eval()
         for module in model.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | Conv1D):
                 module.register_forward_hook(called.count_linear)
             elif _expert_weights(module):
                 module.register_forward_pre_hook(called.count_experts, with_kwargs=True)
@@ -107,7 +123,7 @@ class _Called:
         self.weights = self.expert_weights = 0
         self.used_weights = 0.0
 
-    def count_linear(self, module: "nn.Linear", *unused: object) -> None:
+    def count_linear(self, module: "nn.Linear | Conv1D", *unused: object) -> None:
         self.weights += module.weight.numel()
 
     def count_experts(

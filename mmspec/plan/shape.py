@@ -135,10 +135,12 @@ def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
     """The shape of a config.json's values. Raises ConfigError as `find_shape` does."""
     try:
         return _shape(built_model(config), name)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
     except Exception as error:  # what a config may say has no end
         raise ConfigError(
             f"{name}: its sizes are found by building the model without its weights, which failed "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
         ) from error
 
 

@@ -18,6 +18,7 @@ from transformers import (
     MambaConfig,
     PreTrainedConfig,
 )
+from transformers.pytorch_utils import Conv1D
 
 from mmspec.errors import ConfigError
 from mmspec.plan.hardware import find_hardware, this_cpu
@@ -28,7 +29,7 @@ from mmspec.target import Target
 from mmspec.target.linears import text_linears
 
 HYBRID = tuple(family.name for family in DECODABLE_HYBRID)
-DENSE = [name for name in EXCHANGEABLE if name not in ("gpt2", "gpt_oss", "qwen3_moe", *HYBRID)]
+DENSE = [name for name in EXCHANGEABLE if name not in ("gpt_oss", "qwen3_moe", *HYBRID)]
 
 
 @pytest.mark.parametrize("family", DENSE)
@@ -92,7 +93,9 @@ def test_a_vision_language_models_own_word_on_its_head_counts() -> None:
 
 
 def _weights(model: Any) -> int:
-    return sum(m.weight.numel() for m in text_linears(model) if isinstance(m, nn.Linear))
+    own = (m for m in model.get_decoder().modules() if isinstance(m, Conv1D))  # GPT-2's
+    linears = (m for m in text_linears(model) if isinstance(m, nn.Linear))
+    return sum(m.weight.numel() for m in (*own, *linears))
 
 
 @pytest.mark.parametrize("family", sorted({*HYBRID} - {"qwen3_next"}))  # experts
@@ -241,6 +244,13 @@ def test_a_sliding_layer_reads_its_window_alone() -> None:
     assert Forward(mixed, hardware).kv_bytes(512) == Forward(full, hardware).kv_bytes(512)
 
 
+def test_an_attention_that_is_not_installed_is_not_asked_for() -> None:
+    """Published configs may name the one that they were saved with."""
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+    asked = {**config, "_attn_implementation": "flash_attention_2"}
+    assert shape_of(asked, "x") == shape_of(config, "x")
+
+
 def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="llama-3-8b"):
         find_shape("llama-9")
@@ -251,8 +261,13 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     broken.write_text("[1]")
     with pytest.raises(ConfigError, match="got list, expected an object"):
         find_shape(tmp_path)
-    for config in ({}, {"model_type": "nobody's"}, {"model_type": "llama", "hidden_size": "a"}):
-        with pytest.raises(ConfigError, match="building the model without its weights, which"):
+    for config, told in (
+        ({}, "unnamed: its config says model_type=None, which transformers"),
+        ({"model_type": "nobody's"}, 'unnamed: its config says model_type="nobody\'s", which'),
+        ({"model_type": "t5"}, "t5 is an encoder-decoder model"),
+        ({"model_type": "llama", "hidden_size": "a"}, "building the model without its weights"),
+    ):
+        with pytest.raises(ConfigError, match=told):
             shape_of(config, "unnamed")
     for text in ("h300", "1,2", "1,2,-3", "a,b,c"):
         with pytest.raises(ConfigError, match="h200"):
