@@ -10,6 +10,7 @@ from families import FAMILIES, Family
 from mmspec.sweep import architectures
 from mmspec.sweep.build import build
 
+OWN = tuple(FAMILIES)  # before any other is taken in
 ADAPTED = "adapted_llama"  # with two adapters of peft
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import FAMILIES
 from torch import Tensor
 
 from mmspec.build import build_engine
@@ -18,6 +17,7 @@ from mmspec.engine import Engine
 from mmspec.noise import gumbel
 from mmspec.requests import Result
 
+from .architectures import OWN
 from .cases import Case, Inputs, draw_prompt
 from .drafting import Truths, draw_drafters
 from .judge import alone, leaks, watched
@@ -38,7 +38,7 @@ def _has_experts(family: str) -> bool:
 
 
 def play_rough(draw: random.Random, report: Report, folder: Path) -> None:
-    family, dtype = draw.choice(list(FAMILIES)), draw.choice(["bfloat16", "float16"])
+    family, dtype = draw.choice(OWN), draw.choice(["bfloat16", "float16"])
     model = Model(family, dtype, has_few=False)
     decode = replace(draw_decode(draw), verifier="coupled")
     decode.exactness = draw.choice(["bitwise", "standard"])

@@ -19,7 +19,7 @@ from mmspec.kv import KVCache
 from mmspec.requests import Result
 from mmspec.verify import VERIFIERS
 
-from .architectures import ADAPTED, take_in
+from .architectures import ADAPTED, OWN, take_in
 from .cases import Case, Inputs, Reading, draw_case, draw_prompt, extended
 from .chats import played_chat
 from .clients import play_clients
@@ -53,7 +53,6 @@ KINDS: dict[str, Callable[[random.Random, Report, Path], None]] = {
     "killed": play_killed,
 }
 """Beside "engine", all scenarios that are played."""
-_OWN = tuple(FAMILIES)
 
 
 class Scene(NamedTuple):
@@ -85,13 +84,13 @@ def run(seed: int, *, kind: str = "engine", family: str | None = None) -> Report
 
 
 def _play_engine(draw: random.Random, report: Report, family: str | None, folder: Path) -> None:
-    drawn = draw.choice([*_OWN, ADAPTED])
+    drawn = draw.choice([*OWN, ADAPTED])
     family = family or drawn
     if family == ADAPTED:
         take_in(family)
     dtype = draw.choice(["float64"] * 4 + ["float32"])
     has_few = FAMILIES[family].kind == "text" and draw.random() < 0.15
-    if family not in _OWN:  # its positions may be a table of any form
+    if family not in OWN:  # its positions may be a table of any form
         has_few = False
     model = Model(family, dtype, has_few)
     if why := _unusable(model):
@@ -104,8 +103,8 @@ def _play_engine(draw: random.Random, report: Report, family: str | None, folder
 
 
 def _unusable(model: Model) -> str | None:
-    """Why a family that is none of `_OWN` is not played: docs/models.md says which ones decode."""
-    if model.family in _OWN:
+    """Why a family that is none of `OWN` is not played: docs/models.md says which ones decode."""
+    if model.family in OWN:
         return None
     try:
         built(model)
@@ -210,7 +209,7 @@ def _play(scene: Scene, caches: Sequence[KVCache], rewrite: Callable[[], None]) 
     truths, drafters, shelf = scene.truths, scene.drafters, scene.shelf
     is_greedy = engine._rule is VERIFIERS["greedy"]
     exact = rounding_of(plain, dtype)
-    if family not in _OWN and dtype == "float32":  # weights that nobody chose by their logits
+    if family not in OWN and dtype == "float32":  # weights that nobody chose by their logits
         exact *= 20
     texts: list[Inputs] = [*shelf.prompts]
     is_meddled = draw.random() < 0.25

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import FAMILIES
 from families.vision import FIRST_MEDIA_TOKEN
 
 from mmspec.build import build_engine
@@ -28,6 +27,7 @@ from mmspec.inputs.passages import Passage
 from mmspec.requests import Request, Result
 from mmspec.tree import TokenTree
 
+from .architectures import OWN
 from .cases import Inputs, draw_prompt, wanted
 from .judge import differences, leaks, rounding_of, watched
 from .models import Model, Probing, built, plain_engine, probed_once, speaking
@@ -69,7 +69,7 @@ class Asked:
 
 
 def play_tenants(draw: random.Random, report: Report, folder: Path) -> None:
-    family = draw.choice(list(FAMILIES))
+    family = draw.choice(OWN)
     model = Model(family, "float64", has_few=False)
     decode = draw_decode(draw)
     decode.verifier, decode.exactness = "coupled", "standard"
