@@ -50,6 +50,19 @@ def test_buckets_learn_apart() -> None:
     assert calibration.rate("other", 0.3) == pytest.approx(0.3)
 
 
+@given(histories, histories, priors)
+def test_what_others_have_shown_is_the_prior_of_one_that_learns_with_them(
+    others: list[bool], own: list[bool], prior: float
+) -> None:
+    shared = after(others, decay=0.998)
+    calibration = Calibration(shared=shared)
+    for accepted in own:
+        calibration.observe("bucket", accepted)
+    known = after([*others, *own], decay=0.998).rate("bucket", prior)
+    assert shared.rate("bucket", prior) == known
+    assert calibration.rate("bucket", prior) == after(own).rate("bucket", known)
+
+
 def test_asking_leaves_no_trace() -> None:
     calibration = Calibration()
     before = calibration.rate("bucket", 0.3)

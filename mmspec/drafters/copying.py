@@ -48,9 +48,8 @@ class Copier:
         `was_useful` is told the continuations that accepted tokens came from, once each."""
         self._name = name
         self._min_confidence = min_confidence
-        self._shared = shared
         self._was_useful = was_useful
-        self._calibration = Calibration()
+        self._calibration = Calibration(shared=shared)
         self._proposal: Proposal | None = None
         self._branches: list[Branch] = []  # of its nodes
         self._trie = Trie(())
@@ -75,8 +74,6 @@ class Copier:
         if proposal is None:
             return
         proposal.teach(self._calibration, tokens)
-        if self._shared is not None:
-            proposal.teach(self._shared, tokens)
         if self._was_useful is not None:
             chosen = [proposal.tree.child(*step) for step in walked(proposal.tree, tokens)]
             nodes = [self._branches[node] for node in chosen if node is not None]
@@ -89,19 +86,15 @@ class Copier:
 
     def _below(self, branch: Branch) -> list[Choice[Branch]]:
         """What followed a branch, the likeliest first."""
-        found = list[Choice[Branch]]()
+        found: list[Choice[Branch]] = []
         for child in self._trie.children(branch):
             heaviest = self._trie.heaviest(child)
             bucket = _bucket(child, heaviest)
-            rate = self._rate(bucket, _prior(child, heaviest))
-            found.append(Choice(child.token, rate, bucket, child))
+            rate = self._calibration.rate(bucket, _prior(child, heaviest))
+            if rate >= self._min_confidence:  # else the path to it is no likelier
+                found.append(Choice(child.token, rate, bucket, child))
         found.sort(key=attrgetter("rate"), reverse=True)
         return found
-
-    def _rate(self, bucket: Bucket, prior: float) -> float:
-        if self._shared is not None:
-            prior = self._shared.rate(bucket, prior)
-        return self._calibration.rate(bucket, prior)
 
 
 def _bucket(branch: Branch, heaviest: Continuation) -> Bucket:

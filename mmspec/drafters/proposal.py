@@ -95,7 +95,7 @@ class ProposalBuilder:
                 heappush(waiting, entry)
 
         wait(0, 1.0, iter(below(top)))
-        while waiting and len(self) <= budget:
+        while waiting and len(self.tokens) <= budget:
             cumulative, parent, _, likely, choice, siblings = heappop(waiting)
             node = self.add(parent, choice.token, choice.rate, choice.bucket)
             places.append(choice.place)

@@ -5,6 +5,7 @@ Best-first drafting looks at a few dozen nodes of the hundreds that a dozen plac
 
 from collections.abc import Sequence
 from heapq import nlargest
+from operator import itemgetter
 from typing import NamedTuple
 
 from mmspec.retrieval.continuations import MAX_PLACES, Continuation
@@ -37,20 +38,23 @@ class Trie:
 
     def children(self, branch: Branch) -> list[Branch]:
         """What followed the branch, the heaviest first; among equals the one found first."""
-        depth, following = branch.depth, dict[int, list[int]]()
+        depth = branch.depth
+        following: dict[int, list[int]] = {}
         for place in branch.places:
             tokens = self._tokens[place]
             if depth < len(tokens):
                 following.setdefault(tokens[depth], []).append(place)
-        weights, lengths = self._weights, self._lengths
+        weight_of, length_of = self._weights.__getitem__, self._lengths.__getitem__
         if len(following) == 1:  # most branches go on in one way only
             ((token, places),) = following.items()
-            return [Branch(token, depth + 1, 1.0, max(lengths[p] for p in places), tuple(places))]
-        weighed = [(sum(weights[p] for p in ps), token, ps) for token, ps in following.items()]
+            longest = max(map(length_of, places))
+            return [Branch(token, depth + 1, 1.0, longest, tuple(places))]
+        weighed = [(sum(map(weight_of, ps)), token, ps) for token, ps in following.items()]
+        weighed.sort(key=itemgetter(0), reverse=True)
         total = sum(weight for weight, _, _ in weighed)
         return [
-            Branch(token, depth + 1, weight / total, max(lengths[p] for p in ps), tuple(ps))
-            for weight, token, ps in sorted(weighed, key=lambda item: -item[0])
+            Branch(token, depth + 1, weight / total, max(map(length_of, ps)), tuple(ps))
+            for weight, token, ps in weighed
         ]
 
     def heaviest(self, branch: Branch) -> Continuation:
