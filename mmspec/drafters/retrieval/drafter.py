@@ -123,6 +123,7 @@ class BoundRetrieval:
         self._max_depth = max_depth
         self.sources = {source.name: source for source in sources}
         self.taps = Taps(frozenset(tap for source in sources for tap in source.taps))
+        self.learns = any(source.learns for source in sources)
         self.reads_text_alone = not self.taps.layers
         self.calibration = Calibration()  # of all requests: a new one begins where they stand
         self.lock = threading.Lock()
@@ -137,7 +138,7 @@ class BoundRetrieval:
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
     ) -> list[TokenTree]:
         """One tree a session; each source is asked once for all of them."""
-        own = [cast(RetrievalSession, session) for session in sessions]
+        own = cast("Sequence[RetrievalSession]", sessions)
         queries = [session.query(tokens) for session, tokens in zip(own, texts, strict=True)]
         found: list[list[Continuation]] = [[] for _ in own]
         length = min(self._max_depth, budget)

@@ -24,6 +24,7 @@ class GeneratedSource(Source):
     """
 
     name = "generated"
+    learns = True
 
     def __init__(
         self, limits: Limits, *, max_bytes: int, path: Path | None = None, tokenizer: str = ""

@@ -17,7 +17,6 @@ from mmspec.tree import TokenTree
 if TYPE_CHECKING:
     from mmspec.drafters.retrieval.drafter import BoundRetrieval
 
-_TAIL = 64  # tokens that a look-up may compare
 _LEAD = 8  # tokens of the prompt that a kept text begins with: its first words can be found by them
 
 
@@ -30,15 +29,15 @@ class RetrievalSession:
         self._text = OwnText(prompt, min_match=drafter.min_match)
         self._lead = self._text.tail(_LEAD)
         # Where the states are found, once a look-up asks for them: copies, as a prompt's are many.
+        self._layers = drafter.taps.layers
         self._hidden: Mapping[int, Tensor] = {
-            layer: prefill.hidden[layer][-1:].clone() for layer in drafter.taps.layers
+            layer: prefill.hidden[layer][-1].clone() for layer in self._layers
         }
-        self._place = 0
         self._copier = Copier(
             drafter.name,
             min_confidence=drafter.min_confidence,
             shared=drafter.calibration,
-            was_useful=drafter.was_useful,
+            was_useful=drafter.was_useful if drafter.learns else None,
         )
 
     def preparation(self, num_tokens: int) -> Preparation | None:
@@ -53,11 +52,7 @@ class RetrievalSession:
     def query(self, tokens: Sequence[int]) -> Query:
         """The place that `tokens`, the prompt's and the chosen ones, end at."""
         self._text.grow(tokens)
-        hidden = LateHidden({layer: partial(self._state, layer) for layer in self._hidden})
-        return Query(self._text.tail(_TAIL), self._text, self._namespace, hidden)
-
-    def _state(self, layer: int) -> Tensor:
-        return self._hidden[layer][self._place]
+        return Query(self._text, self._namespace, self._hidden)
 
     def draft(self, token: int, found: Sequence[Continuation], budget: int) -> TokenTree:
         """What was found, as a tree below `token`."""
@@ -65,16 +60,22 @@ class RetrievalSession:
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         self._copier.observe(verdict.tokens)
-        # The state behind the last one chose the newest token.
-        self._hidden, self._place = scores.hidden, verdict.path[-1]
+        if self._layers:  # the state behind the last one chose the newest token
+            states, last = scores.hidden, verdict.path[-1]
+            known = self._layers & states.keys()
+            self._hidden = LateHidden({n: partial(_state, states, n, last) for n in known})
 
     def take_back(self, num_tokens: int) -> None:
         self._text.take_back(num_tokens)
         self._copier.take_back()
 
     def learn(self, chosen: Sequence[int]) -> None:
-        if self._namespace is not None and chosen:
+        if self._drafter.learns and self._namespace is not None and chosen:
             self._drafter.learn([*self._lead, *chosen], self._namespace)
 
     def close(self) -> None:
         pass
+
+
+def _state(states: Mapping[int, Tensor], layer: int, node: int) -> Tensor:
+    return states[layer][node]

@@ -8,15 +8,21 @@ from torch import Tensor
 from mmspec.drafters.own_text import OwnText
 from mmspec.retrieval import Continuation
 
+_TAIL = 64  # tokens that a look-up may compare
+
 
 class Query(NamedTuple):
     """One row's place: what is known of the text whose continuation is sought."""
 
-    tail: Sequence[int]  # its last tokens, up to 64, the one just chosen last; -1: an image's
     own: OwnText  # all that the request itself brought and was answered so far
     namespace: str | None  # whose earlier texts it may use; None: nobody's
     hidden: Mapping[int, Tensor]  # layer -> (hidden,): the state that `tail[-1]` was chosen from,
     # so it belongs to the place of tail[-2]; of the layers in `Source.taps`, {} where nobody taps
+
+    @property
+    def tail(self) -> list[int]:
+        """The text's last tokens, up to 64, the one just chosen last; -1: an image's."""
+        return self.own.tail(_TAIL)
 
 
 class Source:
@@ -25,6 +31,7 @@ class Source:
 
     name: str  # a key of `mmspec.retrieval.continuations.SOURCE_WEIGHTS`
     taps: Sequence[int] = ()  # layers whose hidden states it asks by, as `Target.taps`
+    learns = False  # whether `was_useful` and `learn` have to be told
 
     def find(self, queries: Sequence[Query], *, length: int) -> list[list[Continuation]]:
         """What may follow each query's `tail`, the best first: up to 32 continuations of at most
