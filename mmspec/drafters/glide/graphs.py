@@ -15,11 +15,13 @@ class GlideGraphs(HeadGraphs[HeadForTarget, StaticInputs]):
     def compute(self, nodes: NewNodes, glance: Glance) -> Tensor | None:
         """The logits of a call's leaves, (all rows' leaves, vocab), or None where they must be
         computed without a graph, which overwrites what was written."""
+        if self._bucket(nodes) is None:
+            return None
         head, cache = self._head, glance.cache
         layers = [cache.flat_layers[index] for index in head.target_layers]
         call = _reading(nodes, glance)
         bucket = call.bucket
-        if bucket is None or self._bucket(nodes) is None:
+        if bucket is None:
             return None
         if any(layer.keys.device != head.device for layer in layers):  # a graph is one device's
             return None
