@@ -40,6 +40,7 @@ class RunningLoop:
         self.waiting: deque[tuple[Ticket, Request]] = deque()
         self.decoded: dict[int, Ticket] = {}  # by their numbers in the loop
         self.num_broken = 0  # loops that broke, one after the other
+        self.num_beats = 0  # grows with each step, of a prefill too
 
     def put(self, ticket: Ticket, request: Request) -> None:
         """The ticket's prompt waits for a place."""
@@ -96,8 +97,13 @@ class RunningLoop:
                     ticket.begun_at = time.monotonic()
                     self.decoded[number] = ticket
                     number += 1
-                    request = while_wanted(request, partial(_is_wanted, ticket))
+                    request = while_wanted(request, partial(self._beat, ticket))
             yield request
+
+    def _beat(self, ticket: Ticket) -> bool:
+        """Asked of each between its steps: whether it is wanted."""
+        self.num_beats += 1
+        return ticket.is_wanted
 
     def _deliver(self, step: Progress) -> None:
         ticket = self.decoded[step.index]
@@ -106,7 +112,3 @@ class RunningLoop:
             with self.changed:
                 del self.decoded[step.index]
         ticket.tell(step)
-
-
-def _is_wanted(ticket: Ticket) -> bool:
-    return ticket.is_wanted

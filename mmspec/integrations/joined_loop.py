@@ -5,20 +5,19 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from types import CodeType
 from typing import TypeAlias
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError
-from mmspec.integrations.callbacks import call_under_way, callbacks, codes_of
+from mmspec.integrations.guided import GrammarProcessor
 from mmspec.requests import Progress, Request, while_wanted
 from mmspec.running_loop import RunningLoop, Ticket
 
 logger = logging.getLogger(__name__)
 Tell: TypeAlias = Callable[[Progress | Exception], None]
 
-_STILL_S = 0.5  # a callback that takes so long is taken to wait for what waits for its loop
+_STILL_S = 2.0  # a loop that makes no step for so long is taken to wait in a callback
 _TOLD_S = 30.0  # and after which that is said
 _MAKING = threading.Lock()
 _LOOPS: WeakKeyDictionary[Engine, dict[bool, "JoinedLoop"]] = WeakKeyDictionary()
@@ -35,7 +34,6 @@ class JoinedLoop:
         self._lock = threading.RLock()
         self._loop = RunningLoop()  # the one that is joined
         self._is_running = False
-        self._codes: set[CodeType] = set()  # of the callbacks
         self._threads: set[threading.Thread] = set()  # of that loop, and of those that stand still
         # Of event loops in use: a semaphore keeps its loop, and those who are in it keep it.
         self._ahead: WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
@@ -58,8 +56,6 @@ class JoinedLoop:
             request, tell = _unless_it_ends(request, tell)
         ticket = Ticket(tell)
         with self._lock:
-            if self._calls_back:
-                self._codes.update(*map(codes_of, callbacks(request)))
             if not self._is_running:
                 self._begin(engine)
             self._loop.put(ticket, request)
@@ -81,7 +77,7 @@ class JoinedLoop:
         self._threads.add(thread)
         self._is_running = True
         if self._calls_back:
-            watching = (engine, self._loop, thread, ended)
+            watching = (engine, self._loop, ended)
             threading.Thread(target=self._watch, args=watching, daemon=True).start()
 
     def _run(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
@@ -110,19 +106,13 @@ class JoinedLoop:
         if loop is self._loop:
             self._is_running = False
 
-    def _watch(
-        self,
-        engine: Engine,
-        loop: RunningLoop,
-        thread: threading.Thread,
-        ended: threading.Event,
-    ) -> None:
-        """Where the loop's thread stands in a callback, that may be waiting for one of those that
-        wait for a place in the loop: they get a loop of their own."""
-        call, still_s = None, 0.0
+    def _watch(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
+        """Where the loop stands still, a callback may be waiting for one of those that wait for a
+        place in it: they get a loop of their own."""
+        num_beats, still_s = -1, 0.0
         while not ended.wait(_STILL_S):
-            before, call = call, call_under_way(thread, self._codes)
-            still_s = still_s + _STILL_S if call is not None and call is before else 0.0
+            still_s = still_s + _STILL_S if loop.num_beats == num_beats else 0.0
+            num_beats = loop.num_beats
             with self._lock:
                 if still_s and loop is self._loop:
                     self._go_on_without(engine, loop)
@@ -163,7 +153,7 @@ def _unless_it_ends(request: Request, tell: Tell) -> tuple[Request, Tell]:
 def joined_loop(engine: Engine, *requests: Request) -> JoinedLoop:
     """The loop that these join: of requests whose callbacks may keep it, or of all others, which so
     wait for nobody's callback."""
-    calls_back = any(map(callbacks, requests))
+    calls_back = any(map(_calls_back, requests))
     with _MAKING:
         loops = _LOOPS.setdefault(engine, {})
         if calls_back not in loops:
@@ -174,3 +164,10 @@ def joined_loop(engine: Engine, *requests: Request) -> JoinedLoop:
 def num_ahead(engine: Engine) -> int:
     """How many prompts, with their pixels, a thread or an event loop has ready at a time."""
     return 2 * engine.max_rows
+
+
+def _calls_back(request: Request) -> bool:
+    """Whether anything but mmspec's own is called while it is decoded."""
+    processors = [p for p in request.logits_processors if not isinstance(p, GrammarProcessor)]
+    criteria, allowed = request.stopping_criteria, request.prefix_allowed_tokens_fn
+    return any((processors, criteria, allowed, request.on_prefill, request.is_wanted))

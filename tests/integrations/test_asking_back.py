@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from integrations.frameworks import LEDGER, Calls
+from integrations.frameworks import LEDGER
 
 from mmspec.engine import Engine
 from mmspec.integrations import joined_loop
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.requests import Request
+from mmspec.running_loop import RunningLoop, Ticket
 
 OUTER = Request(LEDGER, temperature=0, max_new_tokens=12, reuse=False)
 INNER = Request(LEDGER.replace("Bob", "Eve"), temperature=0, max_new_tokens=8, reuse=False)
@@ -193,28 +194,15 @@ def test_a_loop_s_lock_may_be_asked_for_within_it(engine: Engine) -> None:
     assert not thread.is_alive()
 
 
-def test_a_long_forward_is_no_callback_that_waits(
-    engine: Engine,
-    alone: list[tuple[int, ...]],
-    pool: ThreadPoolExecutor,
-    impatient: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Those that wait for a place have it in the same loop."""
-    calls = Calls(engine, monkeypatch.setattr)
-    prefill, begun = engine.target.prefill, threading.Event()
-
-    def slow(*args: Any, **options: Any) -> Any:
-        begun.set()
-        time.sleep(0.5)
-        return prefill(*args, **options)
-
-    monkeypatch.setattr(engine.target, "prefill", slow)
-    first = pool.submit(answer, engine, calling(lambda: None, "is_wanted"))
-    assert begun.wait(HUNG_S)
-    others = [pool.submit(answer, engine, calling(lambda: None, p)) for p in PLACES[:3]]
-    assert [one.result(HUNG_S).tokens for one in (first, *others)] == [alone[0]] * 4
-    assert calls.sizes == [4]
+def test_what_moved_to_another_loop_is_no_beat_of_the_one_before() -> None:
+    """Which stands still, and is told of."""
+    before, after = RunningLoop(), RunningLoop()
+    before.put(Ticket(lambda news: None), INNER)
+    ((ticket, request),) = before.take_waiting()
+    after.put(ticket, request)
+    begun = next(after._arriving())
+    assert begun is not None and begun.is_wanted is not None and begun.is_wanted()
+    assert (before.num_beats, after.num_beats) == (0, 1)
 
 
 def test_nobody_waits_for_the_callback_of_another(
