@@ -229,7 +229,7 @@ def test_the_lower_level_sees_the_requests_own_text_again_after_each_proposal() 
         patch.setattr(BoundCascade, "propose_together", watching)
         engine.generate(requests_of("llama"))
     assert len(sessions) == 3
-    assert any(session._copier._calibration._tried for session in sessions.values())
+    assert any(session._copier._calibration._seen for session in sessions.values())
 
 
 @pytest.mark.parametrize("verifier", ["speculative", "block"])

@@ -392,7 +392,7 @@ def test_confidence_is_learnt_and_an_unlikely_path_is_not_followed() -> None:
 
         patch.setattr(BoundCompressedKV, "start", watching)
         engine_of("qwen2", max_depth=6).generate(requests)
-    assert all(session.calibration._tried for session in sessions)
+    assert all(session.calibration._seen for session in sessions)
 
 
 def test_what_makes_no_sense_is_refused() -> None:
