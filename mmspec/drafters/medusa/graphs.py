@@ -77,11 +77,12 @@ class MedusaGraphs:
     def compute(self, states: Tensor, num_heads: int) -> Tensor | None:
         """As `MedusaHead.logits` of `states` (rows, hidden), (heads, rows, vocab); None where they
         must be computed without a graph."""
-        call = StateCall(states, num_heads)
-        for graphs in self.recorded:
+        if not self.recorded:
+            return None
+        (graphs,), call = self.recorded, StateCall(states, num_heads)
+        with torch.no_grad():
             computed = graphs.score(call, self._forward, mode=None, model=self._watched)
-            return None if computed is None else computed.logits.transpose(0, 1)
-        return None
+        return None if computed is None else computed.logits.transpose(0, 1)
 
     def _forward(self, given: StateInputs, call: StateCall) -> Computed:
         logits = self._head.logits(given.states, call.num_heads, self._ends.logits)
