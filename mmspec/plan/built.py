@@ -40,54 +40,19 @@ class BuiltModel:
 def built_model(config: Mapping[str, object]) -> BuiltModel:
     """Of a config.json's values. Raises ConfigError for a kind of model that is not decoded, and
     whatever transformers does where it cannot build or run it."""
-    import torch
-    import transformers
-    from torch import Tensor, nn
-    from transformers import (
-        CONFIG_MAPPING,
-        MODEL_MAPPING,
-        AutoConfig,
-        AutoModel,
-        AutoModelForImageTextToText,
-        DynamicCache,
-    )
-    from transformers.pytorch_utils import Conv1D  # GPT-2's matrices
+    from torch import Tensor
+    from transformers import DynamicCache
 
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"its config says model_type={kind!r}, which transformers {transformers.__version__} "
-            "does not know; expected a kind that it builds (a model's own code is not run)"
-        )
-    with TemporaryDirectory() as folder:  # a file may write numbers that JSON does not have
-        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
-        own = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    own = _read(config)
     text = own.get_text_config(decoder=True)
     if own.is_encoder_decoder:
-        raise ConfigError(f"{kind} is an encoder-decoder model; expected one that decodes alone")
-    text.pad_token_id = None  # GPT-2 and others look for it in the text
-    if hasattr(text, "activation_sparsity_pattern"):  # Gemma 3n finds a threshold by values
-        text.activation_sparsity_pattern = [0.0] * text.num_hidden_layers
-    cache, called = DynamicCache(config=text), _Called()
-    with torch.device("meta"), torch.no_grad():
-        is_known = type(text) in MODEL_MAPPING  # Llama 3.2 Vision's is not by itself
-        maker = AutoModel if is_known else AutoModelForImageTextToText
-        model = maker.from_config(
-            text if is_known else own,
-            dtype=torch.bfloat16,
-            attn_implementation="eager",  # what the config asks for may not be installed
-            experts_implementation="batched_mm",  # others look at what was computed
+        raise ConfigError(
+            f"{own.model_type} is an encoder-decoder model; expected one that decodes alone"
         )
-        model = model.get_decoder().eval()
-        for module in model.modules():
-            if isinstance(module, nn.Linear | Conv1D):
-                module.register_forward_hook(called.count_linear)
-            elif _expert_weights(module):
-                module.register_forward_pre_hook(called.count_experts, with_kwargs=True)
-        takes = inspect.signature(model.forward).parameters
-        keyword = "cache_params" if "cache_params" in takes else "past_key_values"
-        ids = torch.zeros(1, _TOKENS, dtype=torch.long)
-        model(input_ids=ids, use_cache=True, **{keyword: cache})
+    if not text.num_hidden_layers:
+        raise ConfigError("its config says num_hidden_layers=0; expected 1 or more")
+    model, cache, called = _without_weights(own, text), DynamicCache(config=text), _Called()
+    called.count_in(model, cache)
     keeping = [one for one in cache.layers if isinstance(getattr(one, "keys", None), Tensor)]
     kept = [(one.keys.numel() + one.values.numel()) / one.keys.shape[-2] for one in keeping]
     states = [
@@ -116,12 +81,65 @@ def built_model(config: Mapping[str, object]) -> BuiltModel:
     )
 
 
+def _read(config: Mapping[str, object]) -> Any:
+    """As a PreTrainedConfig."""
+    import transformers
+
+    kind = config.get("model_type")
+    if kind not in transformers.CONFIG_MAPPING:
+        raise ConfigError(
+            f"its config says model_type={kind!r}, which transformers {transformers.__version__} "
+            "does not know; expected a kind that it builds (a model's own code is not run)"
+        )
+    with TemporaryDirectory() as folder:  # a file may write numbers that JSON does not have
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def _without_weights(own: Any, text: Any) -> "nn.Module":
+    """The decoder, on the meta device; its text config is changed where that runs no model."""
+    import torch
+    from transformers import MODEL_MAPPING, AutoModel, AutoModelForImageTextToText
+
+    text.pad_token_id = None  # GPT-2 and others look for it in the text
+    if hasattr(text, "activation_sparsity_pattern"):  # Gemma 3n finds a threshold by values
+        text.activation_sparsity_pattern = [0.0] * text.num_hidden_layers
+    is_known = type(text) in MODEL_MAPPING  # Llama 3.2 Vision's is not by itself
+    maker = AutoModel if is_known else AutoModelForImageTextToText
+    with torch.device("meta"):
+        model = maker.from_config(
+            text if is_known else own,
+            dtype=torch.bfloat16,
+            attn_implementation="eager",  # what the config asks for may not be installed
+            experts_implementation="batched_mm",  # others look at what was computed
+        )
+    decoder: nn.Module = model.get_decoder().eval()
+    return decoder
+
+
 class _Called:
     """What the modules that a forward calls hold."""
 
     def __init__(self) -> None:
         self.weights = self.expert_weights = 0
         self.used_weights = 0.0
+
+    def count_in(self, model: "nn.Module", cache: object) -> None:
+        """What a forward of a few tokens calls, which fills the cache."""
+        import torch
+        from torch import nn
+        from transformers.pytorch_utils import Conv1D  # GPT-2's matrices
+
+        for module in model.modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                module.register_forward_hook(self.count_linear)
+            elif _expert_weights(module):
+                module.register_forward_pre_hook(self.count_experts, with_kwargs=True)
+        takes = inspect.signature(model.forward).parameters
+        keyword = "cache_params" if "cache_params" in takes else "past_key_values"
+        with torch.device("meta"), torch.no_grad():
+            ids = torch.zeros(1, _TOKENS, dtype=torch.long)
+            model(input_ids=ids, use_cache=True, **{keyword: cache})
 
     def count_linear(self, module: "nn.Linear | Conv1D", *unused: object) -> None:
         self.weights += module.weight.numel()

@@ -265,6 +265,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         ({}, "unnamed: its config says model_type=None, which transformers"),
         ({"model_type": "nobody's"}, 'unnamed: its config says model_type="nobody\'s", which'),
         ({"model_type": "t5"}, "t5 is an encoder-decoder model"),
+        ({"model_type": "llama", "num_hidden_layers": 0}, "num_hidden_layers=0; expected 1"),
         ({"model_type": "llama", "hidden_size": "a"}, "building the model without its weights"),
     ):
         with pytest.raises(ConfigError, match=told):
