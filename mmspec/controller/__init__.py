@@ -2,14 +2,14 @@
 
 1. `interface`  what the decode loop asks of a controller and of one step's decisions
 2. `fixed`      always asks, scores all: no choices
-3. `auto`       most expected tokens a second, by what was measured:
+3. `auto`       most expected tokens a second, by what was measured; `auto_row` one row's part:
 4. `costs`      what steps and proposals take
 5. `outlook`    what a tree promises, by what became of nodes like its own
 6. `worth`      what asking saves
 7. `account`    what a drafter may still cost a request
 8. `preparing`  whether what it has to do before its first draft can pay; `outlay` what that has
                 cost all requests, and saved them
-9. `asked`      who proposed which nodes of a row's tree
+9. `asked`      a drafter's turn at a row's tree, and who proposed which nodes of it
 10. `pace`      one request's part of all this
 
 None of this can change a text: coupled verification never looks at the tree. Under a rule that

@@ -1,17 +1,24 @@
 """Ask: one drafter's turn at a row's tree, and whose the nodes are."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 from mmspec.tree import TokenTree
 
+Probe = Literal["doubted", "paused"]  # asked though it is not believed to pay; or though it has
+# lost what it may
 
-class Ask(NamedTuple):
+
+@dataclass(slots=True)
+class Ask:
     """One drafter's turn at a row's tree."""
 
     drafter: str
     standing: int  # of the tree that it was asked beside
     after: TokenTree
+    seconds: float  # that it took
+    probe: Probe | None = None
 
 
 def owners_of(tree: TokenTree, asked: Sequence[Ask]) -> list[str]:

@@ -5,13 +5,12 @@ drafter that has lost the time of one plain step and 0.5% of the rest pauses. Wh
 the request sleeps: its steps cost what plain ones do.
 """
 
-import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 
 from mmspec.calibration import Calibration
-from mmspec.controller.account import Account
-from mmspec.controller.asked import Ask, owners_of
+from mmspec.controller.asked import Ask
+from mmspec.controller.auto_row import AutoRow
 from mmspec.controller.costs import CostModel
 from mmspec.controller.fixed import FixedStep
 from mmspec.controller.lengths import TextLengths
@@ -19,17 +18,11 @@ from mmspec.controller.outlay import Outlay
 from mmspec.controller.outlook import BUDGETS, Outlook
 from mmspec.controller.pace import Pace
 from mmspec.controller.preparing import Preparing
-from mmspec.controller.worth import Worth, alone, nearest, standing_of
+from mmspec.controller.worth import Worth, alone
 from mmspec.state import Preparation, Prices, Verdict
 from mmspec.tree import TokenTree
 
 _MARGIN = 1.02  # a tree must promise so much more tokens a second than none
-_LEAST_LOSS = 0.25  # of what it costs, that an ask which is not believed to pay is taken to lose
-_USUAL = 2.0  # times its usual cost, that a proposal may count for: now and then one does more
-_AT_STAKE = 0.5  # of what a drafter may lose, that one proposal may take
-_LONGEST_SLEEP = 32.0  # plain steps' time: what asking costs may have become less meanwhile
-_UNPREPARED_SLEEP = 4.0  # of one that would have to be prepared first, and may not: as long as its
-# text grows, or others save something, that may change
 _REFRESH_STEPS = 256  # after so many steps with trees a plain one is measured again
 
 
@@ -52,43 +45,40 @@ class AutoController:
 
 
 class AutoStep(FixedStep):
-    """A step in which some rows may have pinned speculation to on."""
+    """A step in which some rows may have pinned speculation to on. What is a row's own is decided
+    by its `AutoRow`; here is what its rows share: the clock, and the budget."""
 
     def __init__(self, controller: AutoController, paces: Sequence[Pace], context: int) -> None:
         super().__init__(paces)
         self._controller = controller
         self._context = context
-        rows, costs = len(paces), controller.costs
-        self._cost = costs.step(rows, context)
+        num_rows, costs = len(paces), controller.costs
+        cost = self._cost = costs.step(num_rows, context)
+        # Beside a pinned row no step is plain, and there's nothing to wait for.
+        self._is_pinned = any(pace.speculate is True for pace in paces)
         # Without a plain step's cost nothing can be weighed: the first one of its size is plain.
-        stale = controller.since_plain >= _REFRESH_STEPS or not costs.knows(rows, context)
-        # Beside a pinned row none is plain, and there's nothing to wait for.
-        is_refreshed = stale and not any(pace.speculate is True for pace in paces)
-        self._is_plain = is_refreshed or not self._cost.is_known
-        self._probing: set[tuple[int, str]] = set()
-        self._paused: set[tuple[int, str]] = set()
-        self._waits_s: dict[int, dict[str, float]] = {}  # of rows: until each drafter may be asked
-        self._draft_s: dict[tuple[int, str], float] = {}
-        self._asked: dict[int, list[Ask]] = {}  # of each row, in their order
+        is_stale = controller.since_plain >= _REFRESH_STEPS or not costs.knows(num_rows, context)
+        is_plain = (is_stale and not self._is_pinned) or not cost.is_known
+        self._is_plain = is_plain
+        self._rows = [AutoRow(controller, pace, cost, is_plain=is_plain) for pace in paces]
+        self._asked: list[Ask] = []  # of all rows
         self._spent_s = 0.0
-        self._preparing = Preparing(costs, controller.outlays, self._cost)
-        self._outlooks: dict[int, Outlook] = {}
-        self._scored: dict[int, Outlook] = {}  # of the rows whose drafted nodes are scored
+        self._preparing = Preparing(costs, controller.outlays, cost)
 
     @property
     def lets_drafts_wait(self) -> bool:
-        return not any(pace.speculate is True for pace in self.paces)
+        return not self._is_pinned
 
     # Whom to prepare
 
     def prepares(self, row: int, drafter: str, due: Preparation) -> bool:
-        pace = self.paces[row]
-        if pace.speculate is True:
+        own = self._rows[row]
+        if own.is_pinned:
             return True
-        if not self._is_plain and self._preparing.is_worth(pace, drafter, due):
+        if not self._is_plain and self._preparing.is_worth(own.pace, drafter, due):
             return True
         if not due.can_wait:
-            self._waits_s.setdefault(row, {})[drafter] = _UNPREPARED_SLEEP * self._cost.row_plain_s
+            own.waits_unprepared(drafter)
         return False
 
     def prepared(self, row: int, drafter: str, due: Preparation, seconds: float) -> None:
@@ -115,81 +105,23 @@ class AutoStep(FixedStep):
     def asks(
         self, row: int, drafter: str, tree: TokenTree, *, least_s: float | None = None
     ) -> bool:
-        pace = self.paces[row]
-        if pace.speculate is True:
-            return True
-        if self._is_plain or self.sleeps(row):
-            return False
-        wait_s = self._wait_s(row, drafter, tree, least_s)
-        self._waits_s.setdefault(row, {})[drafter] = wait_s
-        return wait_s == 0.0
-
-    def _wait_s(self, row: int, drafter: str, tree: TokenTree, least_s: float | None) -> float:
-        """Of the request's steps, until the drafter may be asked; 0: now."""
-        pace, cost_s = self.paces[row], self._controller.costs.draft_s(drafter)
-        if cost_s is None:
-            return 0.0
-        if least_s is not None:
-            cost_s = min(cost_s, least_s)
-        account = self._account(pace, drafter)
-        standing = standing_of(tree)
-        asks = account.beside(standing)
-        worth = nearest(pace.worth, self._controller.worth, drafter, standing)
-        pays = worth is None or worth + asks.saved_s > 0.0
-        if pays and account.balance_s >= cost_s:
-            return 0.0
-        # Paused, or not believed to pay: asked now and then, and then one node is scored at least.
-        is_paused = account.balance_s < cost_s
-        node_s = self._cost.probe_s
-        probe_s = cost_s + node_s
-        if pace.keeps_trees:  # scored whole
-            probe_s = max(probe_s, -(worth or 0.0))
-        elif worth is not None and not is_paused:  # the rest of its cost comes back
-            probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s) + node_s)
-        wait_s = account.wait_s(standing, cost_s if pays else math.inf, probe_s)
-        if wait_s == 0.0:
-            self._probing.add((row, drafter))
-            if is_paused:
-                self._paused.add((row, drafter))
-        return wait_s
+        return self._rows[row].asks(drafter, tree, least_s)
 
     def prices(self, row: int, drafter: str) -> Prices | None:
-        pace, cost = self.paces[row], self._cost
-        if not cost.is_known or pace.speculate is True or pace.keeps_trees:
-            return None
-        token_s = cost.row_plain_s
-        if pace.recent_tokens:
-            token_s = min(token_s, pace.recent_s / pace.recent_tokens)
-        most_s = _AT_STAKE * self._account(pace, drafter).balance_s
-        return Prices(token_s, cost.row_node_s, most_s)
+        return self._rows[row].prices(drafter)
 
     def learn(
         self, row: int, drafter: str, before: TokenTree, after: TokenTree, seconds: float
     ) -> None:
         super().learn(row, drafter, before, after, seconds)
-        self._draft_s[row, drafter] = seconds
-        self._asked.setdefault(row, []).append(Ask(drafter, standing_of(before), after))
-        if self._is_plain:
-            return
-        # Of the first proposal nothing is usual yet, and it may pay for what is done only once.
-        usual_s = self._controller.costs.draft_s(drafter) or self._cost.row_plain_s
-        seconds = min(seconds, _USUAL * usual_s)
-        saved_s = self._saved_s(row, after) - self._saved_s(row, before) - seconds
-        if self._affordable_scouts(row, after):  # it shows later: the account bounds what they cost
-            saved_s = max(saved_s, seconds)
-        standing, shared = standing_of(before), self._controller.worth
-        prior_s = shared.at(drafter, standing)
-        cost_steps = seconds / self._cost.row_plain_s
-        self.paces[row].worth.learn(
-            drafter, standing, saved_s, cost_steps=cost_steps, prior_s=prior_s
-        )
-        shared.learn(drafter, standing, saved_s, cost_steps=cost_steps)
+        self._asked.append(self._rows[row].learn(drafter, before, after, seconds))
 
     # What to score
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         best = self._best(trees)
-        self._scored = {row: outlook for row, outlook in best.items() if outlook.buckets}
+        for row, outlook in best.items():
+            self._rows[row].scored = outlook if outlook.buckets else None
         return super().cut([best[r].tree if r in best else t for r, t in enumerate(trees)])
 
     def drop(self, trees: Sequence[TokenTree]) -> bool:
@@ -197,35 +129,24 @@ class AutoStep(FixedStep):
         what they may still cost, and nothing of theirs was ever scored."""
         if not any(outlook.tree.num_nodes > 1 for outlook in self._best(trees).values()):
             return False
-        self._asked = {
-            r: asked for r, asked in self._asked.items() if asked[-1].after.num_nodes == 1
-        }
+        for row in self._rows:
+            if row.asked and row.asked[-1].after.num_nodes > 1:
+                row.asked.clear()
         return True
 
     def _best(self, trees: Sequence[TokenTree]) -> dict[int, Outlook]:
         """Of each row that has a drafted node: what is worth scoring of its tree."""
-        scored = {row: self._outlook(row, t) for row, t in enumerate(trees) if t.num_nodes > 1}
-        if not scored:
-            return scored
-        free = [row for row in scored if self._is_free(row)]
+        scored = {r: self._rows[r].outlook(t) for r, t in enumerate(trees) if t.num_nodes > 1}
+        free = [row for row in scored if self._rows[row].is_free]
         for row in free:
-            scored[row] = scored[row].with_scouts(self._affordable_scouts(row, trees[row]))
+            most = self._rows[row].affordable_scouts(trees[row])
+            scored[row] = scored[row].with_scouts(most)
         budget = self._budget(scored, free)
         for row in free:
-            is_probing = self._is_any_of(self._probing, row)
-            affordable = 1 if self._is_any_of(self._paused, row) else max(budget, int(is_probing))
+            probe = self._rows[row].probe
+            affordable = 1 if probe == "paused" else max(budget, int(probe is not None))
             scored[row] = scored[row].best(affordable)
         return scored
-
-    def _is_any_of(self, chosen: Set[tuple[int, str]], row: int) -> bool:
-        """Whether any drafter that was asked for the row is among them."""
-        return any((row, ask.drafter) in chosen for ask in self._asked.get(row, ()))
-
-    def _is_free(self, row: int) -> bool:
-        """Whether the row's tree may be cut. Not where the rule divides by q: the cut would look at
-        the tokens that were drawn. There all that may be chosen is whether to draw."""
-        pace = self.paces[row]
-        return not (pace.speculate is True or pace.keeps_trees)
 
     def _budget(self, outlooks: Mapping[int, Outlook], free: Sequence[int]) -> int:
         """The number of nodes a row that promises most tokens a second of the whole batch."""
@@ -248,21 +169,6 @@ class AutoStep(FixedStep):
                 best, best_rate = budget, rate
         return best
 
-    def _affordable_scouts(self, row: int, tree: TokenTree) -> int:
-        """How many of the tree's scouts may be scored: if nothing comes of them, all that they
-        cost is lost."""
-        if not tree.scouts or self._is_plain or self._is_any_of(self._paused, row):
-            return 0
-        names = {tree.drafters[node] for node in tree.scouts}
-        pace, cost = self.paces[row], self._cost
-        most_s = _AT_STAKE * min(self._account(pace, name).balance_s for name in names)
-        most = min(len(tree.scouts), 2 * cost.largest)  # other sizes' costs are guesses
-        affordable = 0
-        for size in (*(budget for budget in BUDGETS if 0 < budget < most), most):
-            if cost.seconds(size) - cost.plain_s <= most_s * cost.rows:
-                affordable = size
-        return affordable
-
     # What became of it
 
     def spent(self, seconds: float) -> None:
@@ -270,92 +176,31 @@ class AutoStep(FixedStep):
         to prepare them is booked already."""
         seconds -= self._preparing.spent_s
         self._spent_s = seconds
-        if self._draft_s:
-            rest_s = max(seconds - sum(self._draft_s.values()), 0.0) / len(self._draft_s)
-            for asked in self._draft_s:
-                self._draft_s[asked] += rest_s
-            # It was asked for all of its rows at once, which take the same each.
-            each_s = {drafter: own_s for (_, drafter), own_s in self._draft_s.items()}
-            for drafter, own_s in each_s.items():
-                self._controller.costs.observe_draft(drafter, own_s)
+        if not self._asked:
+            return
+        rest_s = max(seconds - sum(ask.seconds for ask in self._asked), 0.0) / len(self._asked)
+        for ask in self._asked:
+            ask.seconds += rest_s
+        # A drafter was asked for all of its rows at once, which take the same each.
+        for drafter, own_s in {ask.drafter: ask.seconds for ask in self._asked}.items():
+            self._controller.costs.observe_draft(drafter, own_s)
 
     def observe(self, verdicts: Sequence[Verdict | None], seconds: float) -> None:
-        controller, rows = self._controller, len(self.paces)
-        scored = self._scored
-        nodes = 1 + max(len(outlook.buckets) for outlook in scored.values()) if scored else 1
-        controller.costs.observe_step(rows, nodes, self._context, seconds)
+        controller, num_rows = self._controller, len(self._rows)
+        nodes = 1 + max(len(row.scored.buckets) if row.scored else 0 for row in self._rows)
+        controller.costs.observe_step(num_rows, nodes, self._context, seconds)
         controller.since_plain = 0 if nodes == 1 else controller.since_plain + 1
-        for row, (pace, verdict) in enumerate(zip(self.paces, verdicts, strict=True)):
-            outlook = scored.get(row)
-            pace.expected_tokens += sum(outlook.tree.cumulative_confidence) if outlook else 1.0
-            pace.plain_s += (self._cost.plain_s or seconds) / rows
-            self._settle(row, verdict, seconds / rows)
-            if verdict is not None:
-                pace.got(len(verdict.tokens), (seconds + self._spent_s) / rows)
-            if verdict is not None and outlook is not None:
-                for bucket, accepted in outlook.outcomes(verdict):
-                    pace.calibration.observe(bucket, accepted)
-                    controller.calibration.observe(bucket, accepted)
-
-    def _settle(self, row: int, verdict: Verdict | None, seconds: float) -> None:
-        """Books what each drafter saved or lost by the row's share of the step."""
-        pace, row_plain_s = self.paces[row], self._cost.row_plain_s
-        saved_s = self._saved_by(row, verdict)
-        self._preparing.settle(pace, saved_s, verdict, seconds)
-        told_s = pace.told_s(seconds)
-        if told_s is None:
-            return
-        for ask in self._asked.get(row, ()):
-            is_probe, own_s = (row, ask.drafter) in self._probing, saved_s[ask.drafter]
-            account = self._account(pace, ask.drafter)
-            account.turned_out(ask.standing, own_s, is_probe=is_probe, plain_s=row_plain_s)
-        for name, account in pace.accounts.items():
-            account.earn(saved_s.get(name, 0.0), told_s, row_plain_s)
-        # What this step takes is waited for already.
-        wait_s = min(self._waits_s.get(row, {}).values(), default=0.0)
-        pace.sleep_s = min(wait_s, _LONGEST_SLEEP * row_plain_s) - seconds
-
-    def _saved_by(self, row: int, verdict: Verdict | None) -> dict[str, float]:
-        """Seconds that each drafter that was asked saved or lost, at what such steps usually cost:
-        an accepted node saves a plain step; the tree's cost is shared by the nodes. A node belongs
-        to who proposed it first: what others say again saves nothing."""
-        asked, cost, outlook = self._asked.get(row, ()), self._cost, self._scored.get(row)
-        if not asked:
-            return {}
-        saved_s = {ask.drafter: -self._draft_s[row, ask.drafter] for ask in asked}
-        if outlook is not None and verdict is not None and cost.is_known:
-            nodes = len(outlook.buckets)
-            node_s = (cost.seconds(nodes) - cost.plain_s) / cost.rows / nodes
-            owners = owners_of(outlook.tree, asked)
-            for name in owners[1:]:
-                saved_s[name] -= node_s
-            for node in verdict.path[1:]:
-                saved_s[owners[node]] += cost.row_plain_s
-        return saved_s
-
-    def _account(self, pace: Pace, drafter: str) -> Account:
-        if drafter not in pace.accounts:
-            pace.accounts[drafter] = Account.opened(self._cost.row_plain_s)
-        return pace.accounts[drafter]
-
-    def _saved_s(self, row: int, tree: TokenTree) -> float:
-        """What the row's share of a step saves by this tree, best cut, against plain steps."""
-        cost = self._cost
-        if tree.num_nodes == 1 or not cost.is_known:
-            return 0.0
-        outlook = self._outlook(row, tree).with_scouts(0)
-        if self.paces[row].keeps_trees:  # scored whole, also where that is a loss
-            return (
-                outlook.tokens[-1] * cost.plain_s - cost.seconds(tree.num_nodes - 1)
-            ) / cost.rows
-        choices = zip(outlook.tokens, BUDGETS, strict=False)
-        best = max(tokens * cost.plain_s - cost.seconds(budget) for tokens, budget in choices)
-        return max(best, 0.0) / cost.rows
-
-    def _outlook(self, row: int, tree: TokenTree) -> Outlook:
-        known = self._outlooks.get(row)
-        if known is None or known.drafted is not tree:
-            calibration = self.paces[row].calibration
-            known = Outlook.of(tree, calibration, self._controller.calibration)
-            self._outlooks[row] = known
-        return known
+        own_s, plain_s = seconds / num_rows, (self._cost.plain_s or seconds) / num_rows
+        for row, verdict in zip(self._rows, verdicts, strict=True):
+            pace, scored = row.pace, row.scored
+            pace.expected_tokens += sum(scored.tree.cumulative_confidence) if scored else 1.0
+            pace.plain_s += plain_s
+            saved_s = row.saved_by(verdict)
+            self._preparing.settle(pace, saved_s, verdict, own_s)
+            row.settle(saved_s, own_s)
+            if verdict is None:
+                continue
+            pace.got(len(verdict.tokens), (seconds + self._spent_s) / num_rows)
+            for bucket, accepted in scored.outcomes(verdict) if scored else ():
+                pace.calibration.observe(bucket, accepted)
+                controller.calibration.observe(bucket, accepted)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from mmspec.controller import AutoController, AutoStep, Pace, auto
+from mmspec.controller import AutoController, Pace, auto_row
 from mmspec.controller.account import Account
+from mmspec.controller.auto_row import AutoRow
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
 
@@ -207,8 +208,8 @@ def test_what_is_slept_through_changes_no_decision(
     """Nobody is weighed while nobody could be asked: it comes to the same, but for rounding."""
     drafters = dict(zip(("cheap", "dear"), pair, strict=True))
     asked = dict[float, list[int]]()
-    for longest in (auto._LONGEST_SLEEP, 0.0):
-        monkeypatch.setattr(auto, "_LONGEST_SLEEP", longest)
+    for longest in (auto_row._LONGEST_SLEEP, 0.0):
+        monkeypatch.setattr(auto_row, "_LONGEST_SLEEP", longest)
         controller = AutoController()
         paces = [decode(controller, drafters, 200, seed=seed)[1] for seed in range(4)]
         asked[longest] = [sum(pace.asked.values()) for pace in paces]
@@ -217,13 +218,13 @@ def test_what_is_slept_through_changes_no_decision(
 
 
 def test_while_nobody_may_be_asked_nobody_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    weighed, wait_s = list[str](), AutoStep._wait_s
+    weighed, wait_s = list[str](), AutoRow._wait_s
 
-    def counted(step: AutoStep, row: int, drafter: str, *rest: object) -> float:
+    def counted(row: AutoRow, drafter: str, tree: TokenTree, least_s: float | None) -> float:
         weighed.append(drafter)
-        return wait_s(step, row, drafter, *rest)
+        return wait_s(row, drafter, tree, least_s)
 
-    monkeypatch.setattr(AutoStep, "_wait_s", counted)
+    monkeypatch.setattr(AutoRow, "_wait_s", counted)
     controller = AutoController()
     for seed in range(3):
         weighed.clear()
