@@ -4,6 +4,7 @@ Plain decoding is the same loop with trees of node 0 alone.
 """
 
 from collections.abc import Generator, Iterable
+from contextlib import ExitStack
 from itertools import islice
 
 from mmspec.drafting import DraftSettings, propose
@@ -73,10 +74,10 @@ def decode(
                 yield row.end_if_unwanted()
             active = _keep_unfinished(active, prefiller)
     finally:
-        for row in (*active, *prefiller.rows):
-            row.close()
-        prefiller.close()
-        overlap.close()
+        with ExitStack() as at_end:  # each is closed, also where another's close fails
+            of_rows = [row.close for row in (*active, *prefiller.rows)]
+            for close in (overlap.close, prefiller.close, *of_rows):
+                at_end.callback(close)
 
 
 def _keep_unfinished(rows: list[Row], prefiller: Prefiller) -> list[Row]:

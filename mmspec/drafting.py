@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -104,13 +105,17 @@ class Drafting:
         """The request ended with the tokens `chosen`, or nobody waits for it any more."""
         if chosen:
             self.pace.lengths.observe(len(chosen))
-        for name, session in list(self._sessions.items()):
-            try:
+        with ExitStack() as at_end:  # each is closed, also where another has lost the device
+            for name in self._sessions:
+                at_end.callback(self._close, name, chosen)
+
+    def _close(self, name: str, chosen: Sequence[int]) -> None:
+        try:
+            with closing(self._sessions.pop(name)) as session:
                 if isinstance(session, LearningSession):
                     session.learn(chosen)
-                self._sessions.pop(name).close()
-            except Exception as error:
-                self.failed(name, error)
+        except Exception as error:
+            self.failed(name, error)
 
     def failed(self, name: str, error: Exception) -> None:
         """The drafter is left out, and plain decoding goes on. Raises what says that the device is

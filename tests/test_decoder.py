@@ -121,8 +121,9 @@ class Counting:
 
     name = "counting"
 
-    def __init__(self) -> None:
+    def __init__(self, failure: Exception | None = None) -> None:
         self.open: list[int] = []  # the prompts' lengths
+        self.failure = failure  # of each session's close
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> DraftSession:
         counting, length = self, prompt.num_tokens
@@ -137,8 +138,14 @@ class Counting:
 
             def close(self) -> None:
                 counting.open.remove(length)
+                if counting.failure is not None:
+                    raise counting.failure
 
         return Session()
+
+
+def leases(store: PrefixStore) -> int:
+    return sum(node.num_users for root in store._roots.values() for node in root.below())
 
 
 class Refusing(LogitsProcessor):
@@ -183,9 +190,6 @@ def test_whoever_ends_leaves_no_session_no_slot_and_no_lease(
         prefill=PrefillSettings(store, chunk_tokens=8),
     )
 
-    def leases() -> int:
-        return sum(node.num_users for root in store._roots.values() for node in root.below())
-
     for row in steps:
         if rows[0].num_chosen == 2 and ending == "closed":
             break
@@ -201,7 +205,7 @@ def test_whoever_ends_leaves_no_session_no_slot_and_no_lease(
         monkeypatch.undo()
         alone = [engine.generate(request, reuse=False).tokens for request in given[1:]]
         assert [tuple(row.chosen) for row in rows[1:]] == alone
-    assert drafter.open == [] and leases() == 0
+    assert drafter.open == [] and leases(store) == 0
     assert cache.rows == () and cache.num_bytes == 0
 
 
@@ -218,3 +222,30 @@ def test_an_error_in_the_targets_forward_frees_all_kv(
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.generate(requests()[1])
     assert not cache.rows and cache.num_bytes == 0
+
+
+def test_where_a_device_is_lost_at_the_end_everything_is_closed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = RuntimeError("CUDA error: unspecified launch failure")
+    drafter, store = Counting(lost), PrefixStore(2**20)
+    engine = mmspec.load(FAMILIES["llama"].build(torch.float64), drafter=drafter)
+    cache = engine.target.new_cache()
+    monkeypatch.setattr(engine.target, "new_cache", lambda **_: cache)
+    rows = [engine._row(build_request(requests()[i], {}), i) for i in (1, 3, 4)]
+    steps = decoder.decode(
+        engine.target,
+        rows,
+        verify=coupled,
+        drafts=DraftSettings(FixedController(), lambda t: t, 4),
+        max_rows=3,
+        prefill=PrefillSettings(store),
+    )
+    while not all(row.num_chosen for row in rows):
+        next(steps)
+    assert len(drafter.open) == len(cache.rows) == 3
+    with pytest.raises(RuntimeError, match="launch failure"):
+        steps.close()
+    assert [row.finish_reason for row in rows] == ["closed"] * 3
+    assert drafter.open == [] and leases(store) == 0
+    assert cache.rows == () and cache.num_bytes == 0

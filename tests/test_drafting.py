@@ -1,6 +1,7 @@
 """Drafting: several drafters' trees become one; one that fails is left out, the others go on."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -43,6 +44,13 @@ class Fails(Says):
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         super().propose(tokens, budget)
         raise RuntimeError("out of ideas")
+
+
+class Lost(Says):
+    """Its device is lost when the text has ended."""
+
+    def learn(self, chosen: Sequence[int]) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 class Together(Says):
@@ -182,6 +190,15 @@ def test_every_session_observes_every_step_also_where_it_was_not_asked() -> None
     row.drafting.close()
     row.drafting.close()
     assert drafter.calls == ["observe", "close"]
+
+
+def test_every_session_is_closed_once_also_where_one_has_lost_the_device() -> None:
+    sessions = [Lost("a", [7]), Says("b", [8]), Lost("c", [9])]
+    row = Row(*sessions)
+    for closing in range(2):
+        with pytest.raises(RuntimeError, match="device-side") if closing == 0 else nullcontext():
+            row.drafting.close((1, 2))
+        assert [session.calls for session in sessions] == [["close"]] * 3
 
 
 def test_a_request_without_speculation_opens_no_session() -> None:
