@@ -43,9 +43,11 @@ class Detokenizer:
         self._known = ""  # that text
 
     def push(self, token: int) -> str:
-        """The text that has become certain with this token."""
-        self._window.append(token)
-        text = self._decode(self._window)
+        """The text that has become certain with this token. One that cannot be decoded leaves
+        nothing behind."""
+        window = [*self._window, token]
+        text = self._decode(window)
+        self._window = window
         if len(text) <= len(self._known) or text.endswith("\ufffd"):  # no whole character yet
             held = self._window[self._num_done :]
             if len(held) > _MANY_HELD:

@@ -5,6 +5,7 @@ import io
 import re
 import tokenize
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from mmspec.kv import KVCache, PrefixStore
 from mmspec.prefiller import PrefillSettings
 from mmspec.requests import Request, build_request
 from mmspec.state import Prefill, Prompt, Scores, Verdict
+from mmspec.stream import Detokenizer
 from mmspec.tree import TokenTree
 from mmspec.verify import coupled
 
@@ -207,6 +209,27 @@ def test_whoever_ends_leaves_no_session_no_slot_and_no_lease(
         assert [tuple(row.chosen) for row in rows[1:]] == alone
     assert drafter.open == [] and leases(store) == 0
     assert cache.rows == () and cache.num_bytes == 0
+
+
+def test_a_token_that_the_tokenizer_fails_at_ends_its_own_row_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As slow tokenizers may at a token beyond their vocabulary."""
+    own, other = (replace(request, max_new_tokens=6) for request in requests()[:2])
+    bad = engine.generate(own).tokens[3]
+    right = engine.generate(other)
+    assert bad not in right.tokens
+
+    def decode(ids: list[int]) -> str:
+        if bad in ids:
+            raise TypeError("expected str instance, NoneType found")
+        return "x" * len(ids)
+
+    made = "mmspec.engine.build_detokenizer"
+    monkeypatch.setattr(made, lambda *_, **__: Detokenizer(decode))
+    failed, went_on = engine.generate([own, other])
+    assert "NoneType" in str(failed.error) and failed.text == "xxx"
+    assert went_on.error is None and went_on.tokens == right.tokens
 
 
 def test_an_error_in_the_targets_forward_frees_all_kv(
