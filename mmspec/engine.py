@@ -155,6 +155,9 @@ class Engine:
             max(watched, default=0),
             state_bytes // target.state_bytes if target.state_bytes else None,
         )
+        if not self._rule.only_chooses:  # a text depends on its trees: on no other row's, then
+            own_share = self._drafts.nodes_of(max_rows)
+            self._drafts = replace(self._drafts, max_nodes=own_share, max_states=None)
         is_bitwise = exactness == "bitwise"
         self._decoded = target.bitwise(rows=max_rows, nodes=max_nodes + 1) if is_bitwise else target
         self._overlap = overlap

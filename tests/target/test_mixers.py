@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
+from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.errors import ModelError
 from mmspec.kv import KVCache, StateKey
@@ -408,3 +409,25 @@ def test_no_more_nodes_are_drafted_than_there_is_room_for_their_states() -> None
     texts, a_step = zip(*found.values(), strict=True)
     assert all(text == texts[0] for text in texts)
     assert a_step[0] == 0 and 0 < a_step[1] <= 2 and a_step[2] > 2, a_step
+
+
+@pytest.mark.parametrize("verifier", ["recursive", "typical_lossy"])
+def test_a_text_depends_on_no_other_row_where_the_room_for_states_binds(verifier: str) -> None:
+    """By these rules it depends on the tree, and so on how many nodes are drafted."""
+    model = FAMILIES["qwen3_5"].build(torch.float64)
+    inputs = {"input_ids": torch.tensor([[40, 41, 42, 43] * 4])}
+    requests = [mmspec.Request(inputs, max_new_tokens=12, temperature=1.0, seed=seed) for seed in range(4)]
+    decode = {
+        "state_bytes": Target(model).state_bytes * 16,
+        "controller": "fixed",
+        "cuda_graphs": "never",
+        "verifier": verifier,
+        "max_rows": 4,
+    }
+    small = FAMILIES["llama"].build(torch.float64)
+    drafter = DraftModel(small, draw="sample", profile=(4, 2, 1))
+    engine = mmspec.load(model, letters(), overrides={"decode": decode}, drafter=[drafter])
+    alone = [engine.generate(request) for request in requests]
+    together = engine.generate(requests)
+    assert [result.tokens for result in together] == [result.tokens for result in alone]
+    assert all(result.stats.by_drafter["draft_model"].proposed for result in alone)
