@@ -25,10 +25,19 @@ from mmspec.drafters.base import (
 )
 from mmspec.drafters.token_view import TokenView
 from mmspec.kernels import says_lost
-from mmspec.state import Prefill, Prompt, Scores, Taps, Verdict
+from mmspec.state import Prefill, Preparation, Prompt, Scores, Taps, Verdict
 from mmspec.tree import TokenTree
 
 logger = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """A drafter's session for one row. What it does beside proposing is looked up once: isinstance
+    takes its time for a protocol."""
+
+    session: DraftSession
+    priced: PricedSession | None  # the same, if it looks at the time
+    prepared: PreparedSession | None  # the same, if it has something to do before it can propose
 
 
 class Drafting:
@@ -45,48 +54,46 @@ class Drafting:
         """With `needs_q` nobody leaves out a node of a tree for what was drawn there: the drafter
         is told the budget before it draws, and keeps to it."""
         self.pace = Pace(speculate, keeps_trees=needs_q)
-        self._drafters = drafters if speculate else ()
+        self.drafters = list(drafters) if speculate else []  # that take part, as they are asked
+        self.taps = _taps_of(self.drafters)
+        self.alone: set[str] = set()  # drafters that are asked for this row and no other at once
         self._device = torch.device("cpu")
-        self._sessions: dict[str, DraftSession] = {}
-        self._priced: dict[str, PricedSession] = {}  # those of them that look at the time
-        self._prepared: dict[str, PreparedSession] = {}  # and that have something to do beforehand
-        self.alone: set[str] = set()  # drafters that failed for several rows, and for none of them
-        self._taps = {d.name: d.taps for d in self._drafters if isinstance(d, TappingDrafter)}
-        self.taps = reduce(or_, self._taps.values(), Taps())  # that those who take part read
+        self.opened: dict[str, Opened] = {}  # by the names of those that were started
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
         """Opens a session of every drafter."""
         self._device = prefill.logits.device
-        for drafter in self._drafters:
+        for drafter in self.drafters:
             try:
                 session = drafter.start(prompt, prefill, guide)
-                self._sessions[drafter.name] = session
-                if isinstance(session, PricedSession):  # a check that takes its time
-                    self._priced[drafter.name] = session
-                if isinstance(session, PreparedSession):
-                    self._prepared[drafter.name] = session
+                self.opened[drafter.name] = Opened(
+                    session,
+                    session if isinstance(session, PricedSession) else None,
+                    session if isinstance(session, PreparedSession) else None,
+                )
             except Exception as error:
                 self.failed(drafter.name, error)
 
-    @property
-    def drafters(self) -> list[Drafter]:
-        """Those that still take part, in the order they are asked in."""
-        return [drafter for drafter in self._drafters if self.takes_part(drafter)]
+    def preparation(self, name: str, num_tokens: int) -> Preparation | None:
+        """What the drafter has to do before it proposes for a text of `num_tokens`."""
+        prepared = self.opened[name].prepared
+        try:
+            return None if prepared is None else prepared.preparation(num_tokens)
+        except Exception as error:
+            self.failed(name, error)
+            return None
 
-    def takes_part(self, drafter: Drafter) -> bool:
-        """Whether it has a session: it was started, and has not failed."""
-        return drafter.name in self._sessions
-
-    def session(self, drafter: Drafter) -> DraftSession:
-        return self._sessions[drafter.name]
-
-    def priced(self, drafter: Drafter) -> PricedSession | None:
-        """The drafter's session, if it makes its proposals as long as they pay."""
-        return self._priced.get(drafter.name)
-
-    def prepared(self, drafter: Drafter) -> PreparedSession | None:
-        """The drafter's session, if it has something to do before it can propose."""
-        return self._prepared.get(drafter.name)
+    def prepare(self, drafter: Drafter, tokens: Sequence[int]) -> float:
+        """Has the drafter do it, and returns what that took."""
+        begun, prepared = time.perf_counter(), self.opened[drafter.name].prepared
+        assert prepared is not None, "nothing was due"
+        try:
+            prepared.prepare(TokenView(tokens))
+            if not _reads_text_alone(drafter):  # what the device does is none of its own
+                self.wait()
+        except Exception as error:
+            self.failed(drafter.name, error)
+        return time.perf_counter() - begun
 
     def wait(self) -> None:
         """For what was launched on the target's device, so that the clock sees it."""
@@ -95,9 +102,9 @@ class Drafting:
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """Tells every drafter what became of the step's tree."""
-        for name, session in list(self._sessions.items()):
+        for name, opened in list(self.opened.items()):
             try:
-                session.observe(tree, verdict, scores)
+                opened.session.observe(tree, verdict, scores)
             except Exception as error:
                 self.failed(name, error)
 
@@ -106,12 +113,12 @@ class Drafting:
         if chosen:
             self.pace.lengths.observe(len(chosen))
         with ExitStack() as at_end:  # each is closed, also where another has lost the device
-            for name in self._sessions:
+            for name in self.opened:
                 at_end.callback(self._close, name, chosen)
 
     def _close(self, name: str, chosen: Sequence[int]) -> None:
         try:
-            with closing(self._sessions.pop(name)) as session:
+            with closing(self.opened.pop(name).session) as session:
                 if isinstance(session, LearningSession):
                     session.learn(chosen)
         except Exception as error:
@@ -138,15 +145,19 @@ class Drafting:
                 "distribution" if self.pace.keeps_trees else "text",
                 exc_info=error,
             )
-        for known in (self._taps, self._priced, self._prepared):
-            known.pop(name, None)
-        self.taps = reduce(or_, self._taps.values(), Taps())
-        failed = self._sessions.pop(name, None)
-        if failed is not None:
+        self.drafters = [drafter for drafter in self.drafters if drafter.name != name]
+        self.taps = _taps_of(self.drafters)
+        opened = self.opened.pop(name, None)
+        if opened is not None:
             try:
-                failed.close()
+                opened.session.close()
             except Exception as also:  # said once already
                 logger.debug("drafter %s failed again at its close", name, exc_info=also)
+
+
+def _taps_of(drafters: Sequence[Drafter]) -> Taps:
+    """What they read, all together."""
+    return reduce(or_, (d.taps for d in drafters if isinstance(d, TappingDrafter)), Taps())
 
 
 class Drafted(Protocol):
@@ -217,14 +228,14 @@ def propose(
             index
             for index, row in awake
             if row.drafting.pace.room > 1  # the target adds a token of its own
-            and row.drafting.takes_part(drafter)
+            and name in row.drafting.opened
             and _is_asked(index, row, drafter, trees[index], step, prepares=not comes_later)
         ]
         is_quiet = is_quiet and not (comes_later and asked)
         if comes_later or not asked:
             continue
         for index in asked:
-            priced = rows[index].drafting.priced(drafter)
+            priced = rows[index].drafting.opened[name].priced
             if priced is not None:
                 priced.prices = step.prices(index, name)
         asking = time.perf_counter()
@@ -257,31 +268,18 @@ def _is_asked(
     """Whether the drafter is asked for the row. If so, and if it `prepares`, its session is
     prepared: rows are, one after the other, as what each of them takes bears on the next one."""
     drafting, name = row.drafting, drafter.name
-    session, priced = drafting.prepared(drafter), drafting.priced(drafter)
-    # Where proposals are made as long as they pay: what the shortest takes.
+    priced = drafting.opened[name].priced
     least_s = None if priced is None else priced.least_s
     if not step.asks(index, name, tree, least_s=least_s):
         return False
-    due = None
-    if session is not None:
-        try:
-            due = session.preparation(len(row.tokens))
-        except Exception as error:
-            drafting.failed(name, error)
-    if session is not None and due is not None:
+    due = drafting.preparation(name, len(row.tokens))
+    if due is not None:
         may_prepare = step.prepares(index, name, due)
-        if not (may_prepare or due.can_wait):
-            return False
         if may_prepare and prepares:
-            begun = time.perf_counter()
-            try:
-                session.prepare(TokenView(row.tokens))
-                if not _reads_text_alone(drafter):  # what the device does is none of its own
-                    drafting.wait()
-            except Exception as error:
-                drafting.failed(name, error)
-            step.prepared(index, name, due, time.perf_counter() - begun)
-    return drafting.takes_part(drafter)  # it may have failed
+            step.prepared(index, name, due, drafting.prepare(drafter, row.tokens))
+        elif not (may_prepare or due.can_wait):
+            return False
+    return name in drafting.opened  # it may have failed
 
 
 def _ask(
@@ -289,7 +287,7 @@ def _ask(
 ) -> list[TokenTree | None]:
     """The drafter's tree for each row; None for one that it failed at."""
     name = drafter.name
-    sessions = [row.drafting.session(drafter) for row in rows]
+    sessions = [row.drafting.opened[name].session for row in rows]
     answers = ask_each(
         drafter,
         sessions,
@@ -298,7 +296,7 @@ def _ask(
         together=not any(name in row.drafting.alone for row in rows),
     )
     if answers.failure is not None:
-        _ask_alone(rows, name, answers.failure)
+        _tell_apart(rows, name, answers.failure)
     trees = [
         tree if isinstance(tree, Exception) else _checked(row, tree, budget, vocab_size)
         for row, tree in zip(rows, answers.trees, strict=True)
@@ -310,8 +308,9 @@ def _ask(
     return [None if isinstance(tree, Exception) else tree for tree in trees]
 
 
-def _ask_alone(rows: Sequence[Drafted], name: str, failure: Exception) -> None:
-    """The drafter failed for all rows together, and for none of them alone."""
+def _tell_apart(rows: Sequence[Drafted], name: str, failure: Exception) -> None:
+    """The drafter failed for all rows together, and for none of them alone: so it is asked for each
+    of them from now on."""
     logger.warning(
         "drafter %s failed for %d requests together (%s: %s), and for none of them alone; it is "
         "asked for one after the other from now on, which takes longer",
