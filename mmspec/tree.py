@@ -143,12 +143,9 @@ class TokenTree:
         nodes = self.num_nodes - 1
         if nodes <= budget and min_confidence <= 0.0:
             return self
+        tree = self.with_scouts(max(budget // 2, budget - nodes + len(self.scouts)))
         likely = self.cumulative_confidence
-        tree, kept = self, list(range(nodes + 1))
-        if nodes > budget:
-            tree = self.with_scouts(max(budget // 2, budget - nodes + len(self.scouts)))
-            kept = tree.best(budget)
-        kept = [n for n in kept if likely[n] >= min_confidence or n in tree.scouts]
+        kept = [n for n in tree.best(budget) if likely[n] >= min_confidence or n in tree.scouts]
         return self if len(kept) == self.num_nodes else tree.keep(kept)
 
     def best(self, budget: int) -> list[int]:

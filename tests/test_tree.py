@@ -78,6 +78,9 @@ def test_root_and_chain_are_the_two_simplest_trees() -> None:
     assert path_tokens(chain) == {(7,): (1.0, ""), (7, 5): (0.9, "a"), (7, 5, 6): (0.8, "a")}
     for tree in (TokenTree.root(7), chain):
         tree.check_integrity()
+        assert tree.is_chain
+    assert not FIVE.is_chain
+    assert not TokenTree((7, 5, 6), (-1, 0, 0), (1.0, 0.9, 0.8), ("", "a", "a")).is_chain
 
 
 def test_root_knows_what_any_tree_of_its_fields_finds() -> None:

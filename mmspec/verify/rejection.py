@@ -22,11 +22,10 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def without(q: Tensor, tokens: Tensor) -> Tensor:
-    """`q` (nodes, vocab) given that `tokens` (nodes, 1) are not drawn; zeros if nothing else could
-    be."""
+    """`q` (nodes, vocab) given that `tokens` (nodes, 1) are not drawn; NaN where nothing else could
+    be, so that nothing was."""
     rest = q.scatter(1, tokens, 0.0)
-    total = rest.sum(-1, keepdim=True)
-    return torch.where(total > 0.0, rest / total, rest)
+    return rest / rest.sum(-1, keepdim=True)
 
 
 def weigh(nodes: Nodes) -> Weighed:

@@ -416,7 +416,9 @@ def test_a_text_depends_on_no_other_row_where_the_room_for_states_binds(verifier
     """By these rules it depends on the tree, and so on how many nodes are drafted."""
     model = FAMILIES["qwen3_5"].build(torch.float64)
     inputs = {"input_ids": torch.tensor([[40, 41, 42, 43] * 4])}
-    requests = [mmspec.Request(inputs, max_new_tokens=12, temperature=1.0, seed=seed) for seed in range(4)]
+    requests = [
+        mmspec.Request(inputs, max_new_tokens=12, temperature=1.0, seed=seed) for seed in range(4)
+    ]
     decode = {
         "state_bytes": Target(model).state_bytes * 16,
         "controller": "fixed",
