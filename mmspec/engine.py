@@ -162,7 +162,7 @@ class Engine:
         self._decoded = target.bitwise(rows=max_rows, nodes=max_nodes + 1) if is_bitwise else target
         self._overlap = overlap
         self._chooses_on_device = CHOOSING[choosing]
-        self._max_rows = max_rows
+        self.max_rows = max_rows  # requests that are decoded together, at most
         self._admission = Admission(target, inputs, control_tokens=control_tokens)
         self._prefill = PrefillSettings(
             PrefixStore(prefix_bytes) if prefix_bytes else None,
@@ -191,11 +191,6 @@ class Engine:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         return self.inputs.tokenizer if self.inputs is not None else None
-
-    @property
-    def max_rows(self) -> int:
-        """How many requests are decoded together, at most."""
-        return self._max_rows
 
     @overload
     def generate(
@@ -374,7 +369,7 @@ class Engine:
             rows,
             verify=self._rule,
             drafts=self._drafts,
-            max_rows=self._max_rows,
+            max_rows=self.max_rows,
             prefill=self._prefill,
             overlaps=self._overlaps,
         )
@@ -423,7 +418,7 @@ class Engine:
             )
         needs_q = self._rule.needs_q and not sampler.is_greedy  # the greedy walk takes any tree
         drafters: tuple[Drafter, ...] = self.drafters
-        if drafters and sampler.forcing and not needs_q:
+        if drafters and sampler.guide.forcing and not needs_q:
             drafters = (self._forced, *drafters)
         return Row(
             prompt,

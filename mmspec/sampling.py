@@ -273,20 +273,14 @@ class Sampler:
     @property
     def guide(self) -> DraftGuide:
         """What a drafter may follow of this request's sampling."""
-        warpers = [p for p in self.processors if isinstance(p, WARPERS)]
         return DraftGuide(
             self.is_greedy,
             self.seed,
             self.sample,
             self._prompt_length,
-            LogitsProcessorList(warpers),
-            self.forcing,
+            LogitsProcessorList(p for p in self.processors if isinstance(p, WARPERS)),
+            tuple(p for p in self.processors if isinstance(p, ForcingProcessor)),
         )
-
-    @property
-    def forcing(self) -> tuple[ForcingProcessor, ...]:
-        """Those of its processors that know what comes."""
-        return tuple(p for p in self.processors if isinstance(p, ForcingProcessor))
 
 
 def best_of(scores: Tensor, places: Sequence[Place] | None) -> tuple[Tensor, Tensor]:
