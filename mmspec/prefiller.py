@@ -110,8 +110,10 @@ class Prefiller:
         """The row has ended: its text joins the store, its slots are free again."""
         text = self._texts.pop(row, None)
         if text is not None and self._reuse is not None:
-            self._reuse.keep(text, row)
-            text.lease.release()
+            try:
+                self._reuse.keep(text, row)
+            finally:
+                text.lease.release()
         if row.is_prefilled:
             self._cache.close(row.placement.row)
 

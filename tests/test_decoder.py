@@ -4,7 +4,7 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -25,6 +25,7 @@ from mmspec.engine import Engine
 from mmspec.kv import KVCache, PrefixStore
 from mmspec.prefiller import PrefillSettings
 from mmspec.requests import Request, build_request
+from mmspec.row import Row
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.stream import Detokenizer
 from mmspec.tree import TokenTree
@@ -255,7 +256,7 @@ def test_where_a_device_is_lost_at_the_end_everything_is_closed_all_the_same(
     engine = mmspec.load(FAMILIES["llama"].build(torch.float64), drafter=drafter)
     cache = engine.target.new_cache()
     monkeypatch.setattr(engine.target, "new_cache", lambda **_: cache)
-    rows = [engine._row(build_request(requests()[i], {}), i) for i in (1, 3, 4)]
+    rows = [engine._row(build_request(requests()[1], {}), i) for i in range(3)]
     steps = decoder.decode(
         engine.target,
         rows,
@@ -266,9 +267,36 @@ def test_where_a_device_is_lost_at_the_end_everything_is_closed_all_the_same(
     )
     while not all(row.num_chosen for row in rows):
         next(steps)
-    assert len(drafter.open) == len(cache.rows) == 3
+    assert len(drafter.open) == len(cache.rows) == 3 and leases(store) > 0
     with pytest.raises(RuntimeError, match="launch failure"):
         steps.close()
     assert [row.finish_reason for row in rows] == ["closed"] * 3
     assert drafter.open == [] and leases(store) == 0
     assert cache.rows == () and cache.num_bytes == 0
+
+
+def test_a_text_that_cannot_be_stored_holds_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    store = PrefixStore(2**20)
+    engine = mmspec.load(FAMILIES["llama"].build(torch.float64))
+
+    def steps_of() -> Iterator[Row]:
+        return decoder.decode(
+            engine.target,
+            [engine._row(build_request(requests()[1], {}), 0)],
+            verify=coupled,
+            drafts=DraftSettings(FixedController(), lambda t: t, 4),
+            max_rows=1,
+            prefill=PrefillSettings(store),
+        )
+
+    list(steps_of())
+    steps = steps_of()
+    next(steps)
+    assert leases(store) > 0
+    monkeypatch.setattr(store, "insert", lost)
+    with pytest.raises(RuntimeError, match="launch failure"):
+        list(steps)
+    assert leases(store) == 0
