@@ -58,7 +58,7 @@ def decode(
             watch.lap("score")
             # 4. Verify: each row chooses its tokens along its tree.
             steps = list(zip(stepping, drafted.trees, scores, strict=True))
-            may_begin = drafted.is_quiet and not prefiller.rows
+            may_begin = drafted.is_quiet and not prefiller.rows and len(stepping) == len(active)
             verdicts = overlap.verify(verify, steps, may_begin=may_begin)
             watch.lap("verify")
             # 5. Commit the accepted paths; what was not accepted is forgotten.

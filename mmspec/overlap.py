@@ -45,7 +45,6 @@ class Overlap:
         self._is_on = is_on
         self._begun: _Begun | None = None
         self._is_committed = False  # the step that is verified, as the next one has begun
-        self._has_all_rows = True  # the step; one that has joined since waits for the next
 
     @property
     def is_begun(self) -> bool:
@@ -57,9 +56,7 @@ class Overlap:
         if self._begun is not None:
             kept = [pair for pair in zip(*self._begun, strict=True) if not pair[0].is_done]
             self._begun = _Begun(*map(list, zip(*kept, strict=True))) if kept else None
-        stepping = active if self._begun is None else self._begun.rows
-        self._has_all_rows = len(stepping) == len(active)
-        return stepping
+        return active if self._begun is None else self._begun.rows
 
     def score(self, rows: Sequence[Row], trees: Sequence[TokenTree]) -> list[Scores]:
         """Of the next step: of each row's tree, which is node 0 alone in a step that is begun."""
@@ -74,9 +71,9 @@ class Overlap:
         self, rule: Verifier, steps: Sequence[tuple[Row, TokenTree, Scores]], *, may_begin: bool
     ) -> list[Verdict | None]:
         """What each row accepts of its tree by `rule`; None for one that failed. `may_begin`: the
-        step after this one is likely to be plain."""
+        step after this one is likely to be plain, and of the same rows."""
         foresight = foresee(rule, steps)
-        if self._is_on and may_begin and self._has_all_rows:
+        if self._is_on and may_begin:
             self._begin([row for row, *_ in steps], foresight)
         foresight.tell()
         return [row.verify(rule, tree, scores) for row, tree, scores in steps]
