@@ -24,7 +24,7 @@ from mmspec.errors import ConfigError, DecodeError
 from mmspec.noise import gumbel
 from mmspec.params import SamplingParams, merged_generation_config
 from mmspec.penalties import GeneratedTokenPenalty
-from mmspec.sampling import Sampler
+from mmspec.sampling import Choice, Sampler
 from mmspec.tree import TokenTree
 from mmspec.verify import Nodes, Weighed
 
@@ -296,6 +296,14 @@ def test_what_is_weighed_is_what_is_chosen_from(on_device: bool) -> None:
         assert odds.chances == p[[5, 6]].tolist() and len(ahead.chances) == 1
         assert odds.draw() == chooser.choose(logits[0])
         sampler.record(chooser._ids[0, len(PROMPT) + position].item())
+
+
+def test_what_a_rule_would_draw_is_not_what_the_target_chooses() -> None:
+    """Where a rule's walk asks for a choice at a node that was weighed."""
+    logits, weighed = logits_of(0), bare()
+    chosen = bare().choose(logits)
+    weighed.foresee({(): Choice((chosen + 1) % VOCAB_SIZE, 1.0, chances=(0.5,))})
+    assert weighed.choose(logits) == chosen
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
