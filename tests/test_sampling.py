@@ -1,5 +1,6 @@
 """The sampler: transformers' own processors in its own order, then one token by seed and place."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -298,6 +299,39 @@ def test_what_is_weighed_is_what_is_chosen_from(on_device: bool) -> None:
         sampler.record(chooser._ids[0, len(PROMPT) + position].item())
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_what_is_weighed_ahead_is_what_is_weighed_there(on_device: bool) -> None:
+    sampler = sampler_of(temperature=0.7, top_k=9, repetition_penalty=1.3)
+    sampler._on_device = on_device
+    tree = TokenTree((1, 5, 6, 7), (-1, 0, 1, 1), (1.0,) * 4, ("",) * 4)
+    logits = torch.stack([logits_of(node) for node in range(4)])
+    nodes = (0, 1, 2)
+    for node, odds in zip(
+        nodes, sampler.weigh(by_probability, tree, logits, nodes, at=0), strict=True
+    ):
+        if node:
+            sampler.record(tree.tokens[node])
+        (there,) = sampler.weigh(by_probability, tree, logits, [node], at=node)
+        assert odds.chances == there.chances and len(odds.chances) == len(tree.children(node))
+        assert odds.draw() == there.draw()
+
+
+def test_what_was_foreseen_is_told_along_the_way_to_it() -> None:
+    sampler, tree = bare(), TokenTree.chain(1, [5, 6], [1.0, 1.0], "")
+    logits = torch.stack([logits_of(node) for node in range(3)])
+    foreseen = {(): Choice(5, 1.0, None, (0.25,)), (5,): Choice(6, 1.0, None, (0.5,))}
+    sampler.foresee(foreseen)
+
+    def chances(nodes: Sequence[int], at: int) -> list[Sequence[float]]:
+        return [odds.chances for odds in sampler.weigh(by_probability, tree, logits, nodes, at=at)]
+
+    assert chances([0, 1], 0) == [(0.25,), (0.5,)]
+    now = chances([0, 1, 2], 0)
+    assert now[0] == pytest.approx([float(logits[0].softmax(0)[5])]), "one of them was not foreseen"
+    sampler.record(5)
+    assert chances([1], 1) == [(0.5,)]
+
+
 def test_what_a_rule_would_draw_is_not_what_the_target_chooses() -> None:
     """Where a rule's walk asks for a choice at a node that was weighed."""
     logits, weighed = logits_of(0), bare()
@@ -314,9 +348,20 @@ def test_nothing_is_weighed_where_nothing_can_be_chosen(value: float) -> None:
         bare().weigh(by_probability, TokenTree.root(0), logits.unsqueeze(0), [0], at=0)
 
 
-def test_samples_of_one_prompt_have_uniforms_of_their_own() -> None:
-    first, second = (bare(sample=sample).uniforms(4) for sample in (0, 1))
-    assert not {*first} & {*second}
+def test_where_nothing_was_foreseen_to_be_chosen_nothing_is() -> None:
+    sampler, logits = bare(), logits_of(0)
+    sampler.foresee({(): Choice(3, torch.nan)})
+    with pytest.raises(DecodeError, match="NaN"):
+        sampler.choose(logits)
+    with pytest.raises(DecodeError, match="NaN"):
+        sampler.weigh(by_probability, TokenTree.root(0), logits.unsqueeze(0), [0], at=0)
+
+
+def test_each_sample_and_place_has_uniforms_of_its_own() -> None:
+    first, second = (bare(sample=sample) for sample in (0, 1))
+    drawn = [*first.uniforms(4), *second.uniforms(4)]
+    first.record(3)
+    assert len({*drawn, *first.uniforms(4)}) == 12
 
 
 def test_a_watermark_that_remembers_is_not_asked_ahead() -> None:
