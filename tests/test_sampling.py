@@ -364,6 +364,18 @@ def test_each_sample_and_place_has_uniforms_of_its_own() -> None:
     assert len({*drawn, *first.uniforms(4)}) == 12
 
 
+@pytest.mark.parametrize(
+    ("said", "got"), [(None, "gave None"), (torch.zeros(1, 3), r"gave scores of shape \(1, 3\)")]
+)
+def test_a_processor_that_gives_no_scores_is_named(said: Tensor | None, got: str) -> None:
+    class Odd(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor | None:
+            return said
+
+    with pytest.raises(DecodeError, match=rf"\(Odd\) {got}; .* \(1, {VOCAB_SIZE}\)"):
+        bare(processors=[Odd()]).choose(logits_of(0))
+
+
 def test_a_watermark_that_remembers_is_not_asked_ahead() -> None:
     mark = SynthIDTextWatermarkLogitsProcessor(3, [1, 2, 3], 64, 0, 16, torch.device("cpu"))
     with pytest.raises(ConfigError, match="SynthIDTextWatermarkLogitsProcessor may keep state"):
