@@ -63,7 +63,7 @@ def _gumbel_of_tokens_kernel(out, places, tokens, count, TOKENS: tl.constexpr):
     tl.store(out + at, _noise_of(bits), mask=is_there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _choose_kernel(
     best,
     best_tokens,
@@ -73,7 +73,6 @@ def _choose_kernel(
     vocab_size,
     parts,
     BLOCKS: tl.constexpr,
-    LONGEST: tl.constexpr,
 ):
     """The best of one part of the vocabulary, for all nodes that share a place's noise."""
     place = places + tl.program_id(0).to(tl.int64) * 6
@@ -81,12 +80,9 @@ def _choose_kernel(
     noise = _noise_of_blocks(place, part * BLOCKS + tl.arange(0, BLOCKS))
     token = part * BLOCKS * 4 + tl.arange(0, 4 * BLOCKS)
     is_there = token < vocab_size
-    first, stop = tl.load(place + 4), tl.load(place + 5)
-    for step in range(LONGEST):
-        node = first + step
-        is_own = node < stop
+    for node in range(tl.load(place + 4), tl.load(place + 5)):
         row = scores + node * vocab_size
-        score = tl.load(row + token, mask=is_there & is_own, other=-float("inf"))
+        score = tl.load(row + token, mask=is_there, other=-float("inf"))
         # A NaN must not be lost: it counts as largest, as for argmax.
         perturbed = tl.where(score == score, (score + noise).to(tl.float32), float("inf"))
         value, index = tl.max(
@@ -94,12 +90,12 @@ def _choose_kernel(
         )
         chosen = part * BLOCKS * 4 + index
         at = node * parts + part
-        tl.store(best + at, value, mask=is_own)
-        tl.store(best_tokens + at, chosen, mask=is_own)
-        tl.store(best_scores + at, tl.load(row + chosen, mask=is_own, other=0.0), mask=is_own)
+        tl.store(best + at, value)
+        tl.store(best_tokens + at, chosen)
+        tl.store(best_scores + at, tl.load(row + chosen))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _best_part_kernel(tokens, values, best, best_tokens, best_scores, parts, PARTS: tl.constexpr):
     node = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
@@ -143,7 +139,6 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
     best_tokens = torch.empty(nodes, parts, dtype=torch.int64, device=scores.device)
     runs = [(place, len(list(same))) for place, same in groupby(places)]
     rows = _uploaded(runs, scores.device)
-    longest = max(count for _, count in runs)
     tokens = torch.empty(nodes, dtype=torch.int64, device=scores.device)
     values = scores.new_empty(nodes)
     with torch.cuda.device_of(scores):
@@ -156,7 +151,6 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
             vocab_size,
             parts,
             BLOCKS=_BLOCKS,
-            LONGEST=triton.next_power_of_2(longest),
         )
         _best_part_kernel[(nodes,)](
             tokens,

@@ -34,6 +34,7 @@ def compile_tree_kernel(
 ) -> Any:
     fixed = {
         **_heads(head_dim),
+        "GROUP": 4,
         "HEAD_DIM": head_dim,
         "BLOCK_D": padded(head_dim),
         "BLOCK_M": tile.block_m,
@@ -59,7 +60,7 @@ def compile_merge_kernel(
 
 def _heads(head_dim: int) -> dict[str, Any]:
     value = {"VALUE_DIM": head_dim, "BLOCK_V": padded(head_dim)}
-    return {"KV_HEADS": 8, "GROUP": 4, "HAS_SINKS": False, "IS_EARLY": False, **value}
+    return {"HAS_SINKS": False, "IS_EARLY": False, **value}
 
 
 def _compiled(

@@ -45,7 +45,8 @@ def _put(
     tl.store(buffer + to + dims[None, :], values, mask=inside)
 
 
-@triton.jit
+# Not compiled anew where the numbers of a row lie otherwise: they are read one by one.
+@triton.jit(do_not_specialize=["first", "counts", "kv_heads"])
 def _write(
     keys,  # (slots, kv_heads, head_dim), contiguous
     values,
@@ -83,7 +84,7 @@ def _write(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["path_stride"])  # compiled once for each LONGEST
+@triton.jit(do_not_specialize=["path_stride"])
 def _commit(
     addresses,  # (buffers,) int64
     widths,  # (buffers,) int64, words of a slot
@@ -91,7 +92,6 @@ def _commit(
     path_stride,
     WORD: tl.constexpr,
     BLOCK: tl.constexpr,
-    LONGEST: tl.constexpr,
 ):
     buffer = tl.program_id(0)
     path = paths + tl.program_id(1).to(tl.int64) * path_stride
@@ -100,12 +100,10 @@ def _commit(
     columns = tl.program_id(2).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
     end = tl.load(path)
-    count = tl.load(path + 1)
     # A path is increasing, so no node is overwritten before it was moved, in this order.
-    for place in range(LONGEST):
-        is_there = place < count
-        node = tl.load(path + 2 + place, mask=is_there, other=0)
-        moved = inside & is_there & (node != place)
+    for place in range(0, tl.load(path + 1)):
+        node = tl.load(path + 2 + place)
+        moved = inside & (node != place)
         states = tl.load(words + (end + node) * width + columns, mask=moved)
         tl.store(words + (end + place) * width + columns, states, mask=moved)
 
@@ -201,5 +199,4 @@ def commit(table: BufferTable, paths: Sequence[tuple[int, Sequence[int]]]) -> No
             on_device.stride(0),
             WORD=_WORDS[table.word_bytes],
             BLOCK=min(_BLOCK, triton.next_power_of_2(table.widest)),
-            LONGEST=triton.next_power_of_2(longest),  # a bound known before: compiled once for each
         )

@@ -15,12 +15,10 @@ from mmspec.kv import KVCache, WriteSlots
 from mmspec.kv.moves import Move, PathMover
 
 pytest.importorskip("triton")
-with pytest.MonkeyPatch.context() as interpreted:
-    if not torch.cuda.is_available():
-        interpreted.setenv("TRITON_INTERPRET", "1")  # read when the kernels are made
-    from mmspec.kv import kernels
+from interpreted import DEVICE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from mmspec.kv import kernels
+
 NUM_LAYERS = 2
 
 dtypes = st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -9,7 +9,8 @@ import triton.language as tl
 from mmspec.attention.kernels.early import let_next_begin, wait_for_previous
 
 
-@triton.jit(do_not_specialize=["nodes", "splits"])
+# Compiled once for all models: none of these makes a load wider.
+@triton.jit(do_not_specialize=["nodes", "splits", "kv_heads", "group"])
 def merge_kernel(
     partial,  # (batch, kv_heads, splits, nodes * group, value_dim) float32
     partial_lse,  # (batch, kv_heads, splits, nodes * group) float32, base 2; -inf: nothing there
@@ -18,8 +19,8 @@ def merge_kernel(
     num_nodes,
     nodes,
     splits,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
+    kv_heads,
+    group,
     VALUE_DIM: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_S: tl.constexpr,  # splits, rounded up to a power of two
@@ -32,12 +33,12 @@ def merge_kernel(
     row = tl.program_id(0) // nodes
     node = tl.program_id(0) % nodes
     head = tl.program_id(1)
-    kv_head = head // GROUP
-    pairs = nodes * GROUP
+    kv_head = head // group
+    pairs = nodes * group
     dims = tl.arange(0, BLOCK_V)
     is_real = node < tl.load(num_nodes + row)
     # Of split 0; the next one's is `pairs` further.
-    base = (row.to(tl.int64) * KV_HEADS + kv_head) * splits * pairs + node * GROUP + head % GROUP
+    base = (row.to(tl.int64) * kv_heads + kv_head) * splits * pairs + node * group + head % group
 
     split = tl.arange(0, BLOCK_S)
     lse = tl.load(
@@ -63,5 +64,5 @@ def merge_kernel(
         )
         acc += tl.sum(values * tl.exp2(own - largest)[:, None], axis=0)
     result = tl.where(is_real, acc / tl.where(total > 0.0, total, 1.0), 0.0)
-    at = (row.to(tl.int64) * nodes + node) * KV_HEADS * GROUP + head
+    at = (row.to(tl.int64) * nodes + node) * kv_heads * group + head
     tl.store(out + at * VALUE_DIM + dims, result.to(out.dtype.element_ty), mask=dims < VALUE_DIM)

@@ -24,8 +24,8 @@ from mmspec.attention.kernels.early import let_next_begin, wait_for_previous
 # Compiled once, not for each size of a call: none of these makes a load wider.
 @triton.jit(
     do_not_specialize=[
-        "nodes", "splits", "depth_row", "visible_row", "visible_node", "lse_batch", "lse_node",
-        "lse_kv_head", "lse_member",
+        "nodes", "splits", "kv_heads", "depth_row", "visible_row", "visible_node", "lse_batch",
+        "lse_node", "lse_kv_head", "lse_member",
     ]
 )  # fmt: skip
 def tree_kernel(
@@ -48,6 +48,7 @@ def tree_kernel(
     scale_out,
     nodes,
     splits,
+    kv_heads,
     depth_row,  # strides from here on; the last dimension is contiguous
     visible_row,
     visible_node,
@@ -66,7 +67,6 @@ def tree_kernel(
     lse_node,
     lse_kv_head,
     lse_member,
-    KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -85,8 +85,8 @@ def tree_kernel(
 ):
     wait_for_previous(IS_EARLY)
     tile = tl.program_id(0)
-    row = tl.program_id(1) // KV_HEADS
-    kv_head = tl.program_id(1) % KV_HEADS
+    row = tl.program_id(1) // kv_heads
+    kv_head = tl.program_id(1) % kv_heads
     split = tl.program_id(2)
     start = tl.load(starts + row)
     count = tl.load(committed + row)
@@ -189,7 +189,7 @@ def tree_kernel(
             total_weight += tl.exp2(sink - base)
         total_weight = tl.where(has_weight, total_weight, 1.0)
         result = tl.where(is_real[:, None], acc / total_weight[:, None], 0.0)
-        at = ((row_wide * nodes + node) * KV_HEADS * GROUP + head) * VALUE_DIM
+        at = ((row_wide * nodes + node) * kv_heads * GROUP + head) * VALUE_DIM
         tl.store(
             out + at[:, None] + value_dims[None, :],
             result.to(out.dtype.element_ty),
@@ -198,7 +198,7 @@ def tree_kernel(
     else:
         safe = tl.where(has_weight, weight, 1.0)
         lse = tl.where(has_weight, largest + tl.log2(safe), float("-inf"))
-        at = ((row_wide * KV_HEADS + kv_head) * splits + split) * pairs + pair
+        at = ((row_wide * kv_heads + kv_head) * splits + split) * pairs + pair
         tl.store(partial_lse + at, lse, mask=pair < pairs)
         tl.store(
             partial + at[:, None] * VALUE_DIM + value_dims[None, :],

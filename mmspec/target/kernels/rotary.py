@@ -83,7 +83,7 @@ def turn(
     return turned
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nodes"])  # compiled once for all of them
 def _turn(
     query,
     key,
@@ -116,9 +116,9 @@ def _turn(
     wait_for_previous(IS_EARLY)
     head_dim: tl.constexpr = 2 * HALF
     dtype = query.dtype.element_ty
+    row, node = tl.program_id(0) // nodes, tl.program_id(0) % nodes
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    row, node = token // nodes, token % nodes
     count = tl.load(num_nodes + row)
     behind = tl.load(committed + row) + tl.load(num_tail + row) - count
     slot = tl.load(starts + row) + behind + node
