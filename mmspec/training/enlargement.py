@@ -71,10 +71,11 @@ def enlarge(
     small = Sizes.of(model.config.get_text_config(decoder=True))
     large = replace(small, **{name: size for name, size in wanted.items() if size is not None})
     where = places(small, large)
-    config = _enlarged_config(model, small, large)
+    dtype = dtype or model.dtype
+    config = _enlarged_config(model, small, large, dtype)
     place = torch.device(device or model.device)
     devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), made_on(place, dtype or model.dtype):
+    with torch.random.fork_rng(devices=devices), made_on(place, dtype):
         torch.manual_seed(seed)
         made = type(model)(config).eval()
     if model.can_generate():
@@ -99,8 +100,10 @@ def _refuse_unknown(model: PreTrainedModel) -> None:
         )
 
 
-def _enlarged_config(model: PreTrainedModel, small: Sizes, large: Sizes) -> Any:
+def _enlarged_config(model: PreTrainedModel, small: Sizes, large: Sizes, dtype: torch.dtype) -> Any:
     config = copy.deepcopy(model.config)
+    for own in (config, *(getattr(config, name) for name in config.sub_configs)):
+        own.dtype = dtype  # each part is made in its own
     text = config.get_text_config(decoder=True)
     for name, size in asdict(large).items():
         setattr(text, name, size)

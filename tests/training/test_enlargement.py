@@ -179,6 +179,14 @@ def test_the_bundled_model_reads_the_same_in_a_larger_one() -> None:
     assert large.lm_head.weight is large.get_input_embeddings().weight
 
 
+def test_every_part_of_the_bundled_model_is_made_in_the_dtype() -> None:
+    """Parts of a model are made from configurations of their own, which name another one."""
+    small = load_model(resolve_path("tiny-vlm"), dtype="float32")
+    large = enlarge(small, hidden_size=320, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in large.parameters()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in small.parameters()} == {torch.float32}
+
+
 def test_grouped_heads_stay_with_their_keys() -> None:
     small, large = Sizes(8, 1, 4, 2, 4, 8, 8), Sizes(8, 1, 4, 4, 4, 8, 8)
     where = places(small, large)
