@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from transformers import PreTrainedModel
 
@@ -80,12 +80,13 @@ def _engines(model: PreTrainedModel, setting: Setting) -> dict[str, tuple[Method
 
 
 def _tasks(setting: Setting) -> Sequence[Task]:
-    tasks = bundled_tasks(1)
+    tasks = {task.name: task for task in bundled_tasks(1)}
     if setting.is_small:
-        return [Task(task.name, task.questions, 8) for task in tasks[1:2]]
-    ordered = [t for name in _ORDER for t in tasks if t.name.startswith(name)]  # by worth
+        return [replace(tasks["quoting, 1k"], max_new_tokens=8)]
+    ordered = dict.fromkeys(name for kind in _ORDER for name in tasks if name.startswith(kind))
     return [
-        Task(t.name, t.questions, min(t.max_new_tokens, _TOKENS)) for t in dict.fromkeys(ordered)
+        replace(tasks[name], max_new_tokens=min(tasks[name].max_new_tokens, _TOKENS))
+        for name in ordered
     ]
 
 

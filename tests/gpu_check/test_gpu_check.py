@@ -35,6 +35,7 @@ from mmspec.gpu_check import (
     run_section,
     shares_of,
     smoke,
+    speed,
 )
 from mmspec.gpu_check.bars import LEAST_CHANCE
 from mmspec.gpu_check.exactness import chance
@@ -404,6 +405,14 @@ def test_a_rate_is_higher_only_beyond_chance() -> None:
     assert chance(none, dict.fromkeys(range(6), 0.5)) == 1
     mixed = {0: 0.5, 1: 0.0, 2: 1.0, 3: 0.25}
     assert chance(mixed, {0: 0.0, 1: 0.5, 2: 0.0, 3: 0.0}) > LEAST_CHANCE
+
+
+def test_speed_measures_each_task_once_by_worth() -> None:
+    tasks = speed._tasks(Setting(torch.device("cpu")))
+    told = [task.name.split(",")[0] for task in tasks]
+    assert told == ["quoting", "open-ended", "transcribing", "describing", "quoting"]
+    assert tasks[0].name == "quoting, 1k" != tasks[-1].name
+    assert max(task.max_new_tokens for task in tasks) == 96
 
 
 def test_replayed_speed_is_tokens_over_priced_steps() -> None:
