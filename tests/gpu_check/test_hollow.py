@@ -1,0 +1,45 @@
+"""gpu_check at its real sizes, on a device that computes nothing: all of it runs to its end, and
+nothing is left to be compiled while it measures."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("triton", reason="needs triton")
+_BARS = {
+    "smoke": 0,
+    "kernels": 1,
+    "exactness": 4,
+    "attention": 4,
+    "plain": 2,
+    "timings": 2,
+    "speed": 2,
+}
+_MEASURING = ("plain", "timings", "speed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", _BARS)
+def test_a_section_ends_and_compiles_nothing_late(section: str) -> None:
+    paths = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "TRITON_INTERPRET": "0"}
+    run = subprocess.run(
+        [sys.executable, "-m", "pretend.hollow", section, "20"],
+        env={**os.environ, **paths},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["error"] is None, found["error"]
+    assert not [text for name, text in found["found"].items() if name.endswith(": traceback")]
+    assert not any("no time left" in what for what in found["missing"])
+    assert sum(bar["verdict"] != "not measured" for bar in found["bars"]) == _BARS[section]
+    assert found["told"]
+    if section in _MEASURING:
+        assert not found["compiled late"]
