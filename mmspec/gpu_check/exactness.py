@@ -23,6 +23,7 @@ DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "layer_skip", "cascad
 _ROWS = 3
 _BITWISE = "decode.exactness=bitwise"
 _LAST_S = 12.0  # of the time, for what comes behind the drafters
+_SMALL = ("decode.max_nodes=5",)  # bitwise mode computes as many at every step
 # So that they draft in a short text as well.
 _OVERRIDES = (
     f"decode.max_rows={_ROWS}",
@@ -65,7 +66,7 @@ def check(setting: Setting, recorder: Recorder) -> None:
 
     def engines(*overrides: str) -> Iterator[Engine]:
         for name in drafters:
-            own = [*_OVERRIDES, *setting.overrides, *overrides]
+            own = [*_overrides(setting), *overrides]
             yield load(model, processor, drafter=name, overrides=own)
 
     compared: list[Comparison] = []
@@ -93,6 +94,10 @@ def check(setting: Setting, recorder: Recorder) -> None:
         _check_replays(by_graphs, by_launches, setting, recorder)
 
 
+def _overrides(setting: Setting) -> list[str]:
+    return [*_OVERRIDES, *(_SMALL if setting.is_small else ()), *setting.overrides]
+
+
 def _check_bits(name: str, engine: Engine, setting: Setting, recorder: Recorder) -> None:
     report = _compared(engine, setting, is_stressed=False)
     own = [one for one in report.comparisons if one.way != TRANSFORMERS]
@@ -110,8 +115,9 @@ def _check_replays(
     """Every bit of the logits by which a batch's tokens were chosen, replayed and launch by
     launch."""
     assert by_graphs.inputs is not None
+    tokens = 4 if setting.is_small else 32
     requests = [
-        replace(request, temperature=0.0, output_logits=True, max_new_tokens=32)
+        replace(request, temperature=0.0, output_logits=True, max_new_tokens=tokens)
         for request in default_requests(by_graphs.inputs)[:_ROWS]
     ]
     pairs = zip(by_graphs.generate(requests), by_launches.generate(requests), strict=True)
@@ -131,7 +137,7 @@ def _compared(engine: Engine, setting: Setting, *, is_stressed: bool) -> CheckRe
     stressed = None
     if is_stressed:
         stress = Stress(engine.target.vocab_size)
-        own = [*_OVERRIDES, *setting.overrides]
+        own = _overrides(setting)
         stressed = load(engine.target.model, drafter=stress, overrides=own), stress
     return run_check(
         engine,
