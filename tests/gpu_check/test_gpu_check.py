@@ -23,12 +23,15 @@ from mmspec.attention import ChunkCall
 from mmspec.attention.conformance import Outcome, check
 from mmspec.attention.matmul import Matmul
 from mmspec.attention.rung import Rung
+from mmspec.check.difference import Difference
+from mmspec.check.run import PLAIN_BATCH, CheckReport, Comparison
 from mmspec.drafters.draft_model import model as draft_model
 from mmspec.errors import BackendWarning, ConfigError
 from mmspec.gpu_check import (
     SECTIONS,
     Setting,
     chunk_cells,
+    exactness,
     has_failed,
     kernels,
     run,
@@ -37,7 +40,7 @@ from mmspec.gpu_check import (
     smoke,
     speed,
 )
-from mmspec.gpu_check.bars import LEAST_CHANCE
+from mmspec.gpu_check.bars import LEAST_CHANCE, bars
 from mmspec.gpu_check.exactness import chance
 from mmspec.gpu_check.recorder import Recorder, SectionResult, plain
 from mmspec.gpu_check.replay import Acceptance, Costs
@@ -405,6 +408,34 @@ def test_a_rate_is_higher_only_beyond_chance() -> None:
     assert chance(none, dict.fromkeys(range(6), 0.5)) == 1
     mixed = {0: 0.5, 1: 0.0, 2: 1.0, 3: 0.25}
     assert chance(mixed, {0: 0.0, 1: 0.5, 2: 0.0, 3: 0.0}) > LEAST_CHANCE
+
+
+def test_texts_that_part_are_told_with_their_margins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by rounding, one by more, and in bitwise mode each of them is a failure."""
+    texts = (4, 5, "so ", "much", "many")
+    parted = {
+        0: Difference(3, *texts, "rounding", "a near tie", 0.01, 0.02, 0.03, 0.04),
+        1: Difference(7, *texts, "bug", "beyond rounding"),
+    }
+    one = Comparison("lookup, alone", "greedy", 4, 2, 160, 120, 30, parted)
+    report = CheckReport("bfloat16", (one, replace(one, way=PLAIN_BATCH, differences={})))
+    monkeypatch.setattr(exactness, "DRAFTERS", ("lookup",))
+    monkeypatch.setattr(exactness, "load", lambda *model, **options: None)
+    monkeypatch.setattr(exactness, "_compared", lambda *engine, **options: report)
+    monkeypatch.setattr(exactness, "_check_replays", lambda *engines: None)
+    found = plain(section_of("exactness", small()))
+    assert found["status"] == "failed" and found["error"] is None
+    assert found["failures"] == [
+        "lookup, lookup, alone, greedy, prompt 1, token 7: beyond rounding",
+        *["bitwise, lookup, alone, greedy: 2 of 4 identical"],
+        *[f"bitwise, {PLAIN_BATCH}, greedy: 2 of 4 identical"],
+    ]
+    told = found["found"]["lookup"][0]["first_differences"]
+    assert [row["logit_error"] for row in told] == [0.03, None]
+    rates = found["found"]["parted_per_token"]["greedy"]
+    assert rates["speculative"] == {"parted": 2, "tokens": 122}
+    verdicts = {bar.verdict for bar in bars({"exactness": found}) if bar.number == 4}
+    assert verdicts == {"missed", "met", "not measured"}
 
 
 def test_speed_measures_each_task_once_by_worth() -> None:
