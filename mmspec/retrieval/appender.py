@@ -12,7 +12,7 @@ from mmspec.errors import DatastoreError
 from mmspec.retrieval.corpus import Checkpoint, Document, DocumentName, Shard, ShardWriter
 from mmspec.retrieval.journal import Journal, write_journal
 from mmspec.retrieval.manifest import SegmentRecord
-from mmspec.retrieval.segment import finish_segment, stem_of
+from mmspec.retrieval.segment import Segment, finish_segment, stem_of
 
 _CHECKPOINT_TOKENS = 2**18
 
@@ -32,9 +32,8 @@ class Appender:
             names = Shard(stem_of(folder, journal.current), vocab_size=journal.vocab_size).names
             self._ids.update(name.id for name in names)
         for record in (*before, *journal.finished):
-            names = Shard(stem_of(folder, record.number), vocab_size=journal.vocab_size).names
-            deleted = frozenset(record.deleted)
-            self._ids.update(name.id for n, name in enumerate(names) if n not in deleted)
+            segment = Segment(folder, record, vocab_size=journal.vocab_size)
+            self._ids.update(name.id for name in segment.names)
 
     def append(self, document: Document) -> None:
         """Raises DatastoreError: an id that is there already, a token outside of the vocabulary.

@@ -200,6 +200,7 @@ class Shard:
             or not np.array_equal(starts, ends[:-1])
             or (separators < self.vocab_size).any()
             or len(self.names) != len(starts)
+            or (np.diff(self._positions) <= 0).any()
         ):
             raise damaged("a shard's documents do not add up to its tokens")
 

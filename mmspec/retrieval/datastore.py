@@ -151,5 +151,4 @@ class Datastore(Lookups):
 
     def documents(self, segment: SegmentRecord) -> list[DocumentName]:
         """The names of a segment's documents, those deleted left out."""
-        names = self.segments[self.manifest.segments.index(segment)].shard.names
-        return [name for number, name in enumerate(names) if number not in segment.deleted]
+        return self.segments[self.manifest.segments.index(segment)].names

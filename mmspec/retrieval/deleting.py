@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmspec.retrieval.corpus import Shard
 from mmspec.retrieval.manifest import Manifest
-from mmspec.retrieval.segment import mark_deleted, stem_of
+from mmspec.retrieval.segment import Segment, mark_deleted
 
 
 @dataclass(frozen=True)
@@ -23,22 +22,16 @@ def without_documents(folder: Path, manifest: Manifest, ids: Iterable[str]) -> D
     wanted, found = frozenset(ids), set[str]()
     positions, segments = list[range](), list(manifest.segments)
     for at, record in enumerate(manifest.segments):
-        shard = Shard(stem_of(folder, record.number), vocab_size=manifest.vocab_size)
-        deleted = frozenset(record.deleted)
-        gone = [
-            document
-            for document, name in enumerate(shard.names)
-            if name.id in wanted and document not in deleted
-        ]
+        segment = Segment(folder, record, vocab_size=manifest.vocab_size)
+        shard = segment.shard
+        gone = [document for document in segment.kept if shard.names[document].id in wanted]
         if not gone:
             continue
         found |= {shard.names[document].id for document in gone}
         for _, length, position in shard.documents[gone].tolist():
             positions.append(range(position, position + length))
         number = manifest.next_number
-        segments[at] = mark_deleted(
-            folder, record, frozenset(gone), number=number, vocab_size=manifest.vocab_size
-        )
+        segments[at] = mark_deleted(folder, segment, gone, number=number)
         manifest = replace(manifest, next_number=number + 1)
     kept = tuple(segment for segment in segments if segment.num_documents)
     # Deleted and added again is not "the inputs are in already".

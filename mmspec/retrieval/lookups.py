@@ -106,10 +106,9 @@ class Lookups:
         """The documents with a token at `position` or after it, in the order of positions: what a
         target reads to make the dense index's keys."""
         order = [
-            (int(first), number, document)
+            (int(segment.shard.documents["position"][document]), number, document)
             for number, segment in enumerate(self.segments)
-            for document, first in enumerate(segment.shard.documents["position"])
-            if document not in segment.deleted
+            for document in segment.kept
         ]
         for first, number, document in sorted(order):
             shard = self.segments[number].shard

@@ -15,7 +15,7 @@ def with_segments(
 ) -> Manifest:
     """`manifest` with `segments`; where more than eight are small, these are merged into ones of
     up to `limit` tokens. Raises OSError."""
-    small = [segment for segment in segments if segment.num_tokens <= limit // 2]
+    small = [segment for segment in segments if _size(segment) <= limit // 2]
     if len(small) <= MAX_SMALL_SEGMENTS:
         return replace(manifest, segments=tuple(segments))
     groups: list[list[SegmentRecord]] = [[]]
@@ -29,7 +29,7 @@ def with_segments(
             merged, manifest = _merged(folder, manifest, group)
             group = [merged]
         kept += group
-    return replace(manifest, segments=tuple(sorted(kept, key=lambda record: record.number)))
+    return replace(manifest, segments=tuple(kept))
 
 
 def without_deleted(folder: Path, manifest: Manifest) -> Manifest:

@@ -1,13 +1,13 @@
 """Segment: a shard and its suffix index, opened from a datastore's folder."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmspec.retrieval.corpus import SUFFIXES, Shard, ShardWriter, map_file
+from mmspec.retrieval.corpus import SUFFIXES, DocumentName, Shard, ShardWriter, map_file
 from mmspec.retrieval.files import FileRecord, damaged, record_of, write_atomically
 from mmspec.retrieval.manifest import SegmentRecord
 from mmspec.retrieval.suffix_index import SuffixIndex, places_without, sorted_places
@@ -25,6 +25,16 @@ class Segment:
         places = memoryview(map_file(folder / record.files[-1].name))
         self.suffixes = SuffixIndex(self.shard, places)
         self.deleted = frozenset(record.deleted)
+
+    @property
+    def kept(self) -> list[int]:
+        """The documents that are not deleted, by number."""
+        return [n for n in range(len(self.shard.documents)) if n not in self.deleted]
+
+    @property
+    def names(self) -> list[DocumentName]:
+        """Of the documents that are not deleted."""
+        return [self.shard.names[n] for n in self.kept]
 
     def check_integrity(self) -> None:
         """Counts, tables and the suffix array's order. Raises DatastoreError."""
@@ -64,40 +74,39 @@ def finish_segment(folder: Path, number: int, *, vocab_size: int) -> SegmentReco
 
 
 def mark_deleted(
-    folder: Path, record: SegmentRecord, documents: frozenset[int], *, number: int, vocab_size: int
+    folder: Path, segment: Segment, documents: Collection[int], *, number: int
 ) -> SegmentRecord:
-    """The segment with a new suffix array, numbered `number`, that has nothing of `documents`.
+    """The segment's record, its new suffix array, numbered `number`, without `documents`.
 
     Their tokens stay in the shard until it is merged, but nothing finds them. Raises OSError.
     """
-    segment = Segment(folder, record, vocab_size=vocab_size)
     before = np.frombuffer(segment.suffixes.places, np.uint32)
     places = places_without(segment.shard, before, documents)
-    deleted = segment.deleted | documents
+    deleted = segment.deleted.union(documents)
     written = _write_places(stem_of(folder, number).with_suffix(PLACES), places)
     return replace(
-        record,
+        segment.record,
         deleted=tuple(sorted(deleted)),
         num_documents=len(segment.shard.documents) - len(deleted),
         num_places=len(places),
-        files=(*record.files[:-1], written),
+        files=(*segment.record.files[:-1], written),
     )
 
 
 def merge_segments(
     folder: Path, records: Sequence[SegmentRecord], *, number: int, vocab_size: int
 ) -> SegmentRecord:
-    """One new segment of the documents of several, the deleted ones left out. Raises OSError."""
+    """One new segment of the documents of several, in the order of their positions, the deleted
+    ones left out. Raises OSError."""
+    segments = [Segment(folder, record, vocab_size=vocab_size) for record in records]
+    kept = [(one.shard, document) for one in segments for document in one.kept]
+    kept.sort(key=lambda pair: int(pair[0].documents["position"][pair[1]]))
     writer = ShardWriter(stem_of(folder, number), vocab_size=vocab_size)
     try:
-        for record in records:
-            shard = Shard(stem_of(folder, record.number), vocab_size=vocab_size)
-            deleted = frozenset(record.deleted)
-            for document, name in enumerate(shard.names):
-                if document not in deleted:
-                    start, length, position = shard.documents[document].tolist()
-                    tokens = shard.tokens[start : start + length].astype(np.int64)
-                    writer.append(name, tokens, position=position)
+        for shard, document in kept:
+            start, length, position = shard.documents[document].tolist()
+            tokens = shard.tokens[start : start + length].astype(np.int64)
+            writer.append(shard.names[document], tokens, position=position)
         writer.checkpoint()
     finally:
         writer.close()

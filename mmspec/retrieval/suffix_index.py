@@ -2,7 +2,7 @@
 
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,14 +39,12 @@ def sorted_places(shard: Shard) -> NDArray[np.uint32]:
 
 
 def places_without(
-    shard: Shard, places: NDArray[np.uint32], documents: Iterable[int]
+    shard: Shard, places: NDArray[np.uint32], documents: Collection[int]
 ) -> NDArray[np.uint32]:
     """A suffix array less its places in `documents`."""
-    is_kept = np.ones(shard.num_tokens, bool)
-    for document in documents:
-        record = shard.documents[document]
-        is_kept[record["start"] : int(record["start"]) + int(record["length"])] = False
-    return places[is_kept[places]]
+    is_kept = np.ones(len(shard.documents), bool)
+    is_kept[list(documents)] = False
+    return places[np.repeat(is_kept, shard.documents["length"] + 1)[places]]
 
 
 class SuffixIndex:

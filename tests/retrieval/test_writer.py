@@ -130,22 +130,65 @@ def test_a_token_of_another_vocabulary_is_refused(folder: Path) -> None:
             writer.append(Document("new", "new", [1, VOCAB]))
 
 
-def test_many_small_segments_are_merged_and_nothing_is_lost(tmp_path: Path) -> None:
-    folder = tmp_path / "s"
-    for n in range(merging.MAX_SMALL_SEGMENTS + 3):
-        add(folder, documents([[1, 2, 3 + n]], prefix=f"{n}-"))
-        store = Datastore.open(folder)
-        assert len(store.segments) <= merging.MAX_SMALL_SEGMENTS
+@pytest.mark.parametrize(("limit", "merged"), [(12, 1), (2, 5)])
+def test_many_small_segments_are_merged_and_nothing_is_lost(
+    tmp_path: Path, limit: int, merged: int
+) -> None:
+    folder, most = tmp_path / "s", merging.MAX_SMALL_SEGMENTS
+    sizes = [*range(1, most + 1), merged, merged + 1, merged + 2]
+    for n, size in enumerate(sizes):  # a document takes 4 tokens, `limit` fit into a segment
+        new = documents([[1, 2, 3 + n]], prefix=f"{n}-")
+        store = add(folder, new, segment_tokens=4 * limit + 2)
+        assert len(store.segments) == size
         store.check_integrity()
+    count = len(sizes)
     assert sorted(one.tokens for one in store.continuations([1, 2])) == [
-        [3 + n] for n in range(merging.MAX_SMALL_SEGMENTS + 3)
+        [3 + n] for n in range(count)
     ]
-    names = {
-        store.document_of(store.place_of(4 * n)).id for n in range(store.manifest.num_tokens // 3)
-    }
-    assert len(names) == merging.MAX_SMALL_SEGMENTS + 3
+    places = [store.place_of(4 * n) for n in range(count)]
+    assert [store.document_of(place).id for place in places if place] == [
+        f"{n}-0" for n in range(count)
+    ]
     listed = {file.name for file in store.manifest.files}
     assert {path.name for path in folder.iterdir()} - {"LOCK"} == {*listed, MANIFEST}
+
+
+def test_positions_stay_right_whatever_is_merged_purged_and_merged_again(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    texts = {
+        f"{part}{n}": [ord(part) % 32, n, *range(15)] if part in "ab" else [n]
+        for part, count in (("a", 5), ("b", 5), ("c", 9), ("d", 9))
+        for n in range(count)
+    }
+
+    def add_each(*parts: list[str]) -> None:
+        for part in parts:
+            add(folder, [Document(id, "", texts[id]) for id in part], segment_tokens=100)
+
+    def purge(*gone: str) -> None:
+        with DatastoreWriter.open(folder) as writer:
+            assert writer.delete(gone) == len(gone)
+            writer.purge()
+
+    a, b = ([f"{part}{n}" for n in range(5)] for part in "ab")
+    add_each(a, b)
+    purge("b0")  # the later one is written anew first
+    purge("a0")
+    add_each(*([f"c{n}"] for n in range(9)))  # small ones, which are merged
+    purge("a1", "a2", "b1", "b2")  # two small ones more
+    add_each(*([f"d{n}"] for n in range(9)))
+    store = Datastore.open(folder)
+    store.check_integrity()
+    found = {document.name.id: document for document in store.documents_from()}
+    assert found.keys() == texts.keys() - {"a0", "b0", "a1", "a2", "b1", "b2"}
+    for id, document in found.items():
+        assert document.tokens == texts[id]
+        positions = document.position + np.arange(len(texts[id]))
+        assert store.tokens_at(positions).tolist() == texts[id]
+        places = [store.place_of(position) for position in positions.tolist()]
+        assert [store.tokens_from(place, 1) for place in places if place] == [
+            [t] for t in texts[id]
+        ]
 
 
 def test_a_document_longer_than_a_segment_is_cut(tmp_path: Path) -> None:
