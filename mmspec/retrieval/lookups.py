@@ -9,6 +9,7 @@ from mmspec.retrieval.corpus import DocumentName
 from mmspec.retrieval.exact_vectors import Positions
 from mmspec.retrieval.places import Longest, Place, StoredDocument
 from mmspec.retrieval.segment import Segment
+from mmspec.retrieval.suffix_index import Search
 
 
 class Lookups:
@@ -23,9 +24,17 @@ class Lookups:
     def longest(self, query: Sequence[int], *, max_match: int = 32) -> Longest:
         """The longest end of `query` (up to `max_match` <= 64 tokens) that stands in a document
         before another token."""
-        found = [segment.suffixes.longest(query, max_match=max_match) for segment in self.segments]
-        length = max((one.length for one in found), default=0)
-        best = tuple(one if one.length == length else None for one in found)
+        return self._longest(self._searches(query, max_match), max_match)
+
+    def _searches(self, query: Sequence[int], max_match: int) -> list[Search]:
+        return [one.suffixes.search(query, max_match=max_match) for one in self.segments]
+
+    def _longest(self, searches: Sequence[Search], max_match: int) -> Longest:
+        length = min(max((one.length for one in searches), default=0), max_match)
+        best = tuple(
+            segment.suffixes.found(one, length) if 0 < length <= one.length else None
+            for segment, one in zip(self.segments, searches, strict=True)
+        )
         return Longest(length, sum(one.num_places for one in best if one), best)
 
     def places(self, longest: Longest, *, limit: int = 32) -> list[Place]:
@@ -52,8 +61,9 @@ class Lookups:
         `limit`) that of ends half as long, down to `min_match` tokens."""
         rows: list[Continuation] = []
         seen: set[Place] = set()
+        searches = self._searches(query, max_match)
         while max_match >= min_match and len(rows) < limit:
-            longest = self.longest(query, max_match=max_match)
+            longest = self._longest(searches, max_match)
             if longest.length < min_match:
                 break
             for place in self.places(longest, limit=limit):

@@ -13,19 +13,24 @@ from mmspec.retrieval.files import damaged
 from mmspec.retrieval.suffix_sort import DEPTH, sort_ends
 
 
-class Found(NamedTuple):
-    """The places whose preceding `length` tokens equal the end of a text."""
+class Search(NamedTuple):
+    """Where the end of a text stands in the order of a shard's places. It holds for every shorter
+    end too: those that have it lie round the same slot."""
 
-    length: int  # 0: nothing was found
-    low: int  # slots low .. high - 1 of the suffix array
+    length: int  # tokens of the end that stand before some place; 0: none
+    slot: int  # of the suffix array: the places most like the text are this one and the one before
+    pattern: bytes
+
+
+class Found(NamedTuple):
+    """The places that an end of a text stands before: slots low .. high - 1 of the suffix array."""
+
+    low: int
     high: int
 
     @property
     def num_places(self) -> int:
         return self.high - self.low
-
-
-NOTHING = Found(0, 0, 0)
 
 
 def sorted_places(shard: Shard) -> NDArray[np.uint32]:
@@ -63,27 +68,24 @@ class SuffixIndex:
         """Places that can be found."""
         return len(self.places)
 
-    def longest(self, query: Sequence[int], *, max_match: int = 32) -> Found:
-        """The longest end of `query`, of up to `max_match` <= 64 tokens, that stands anywhere
-        before a token."""
+    def search(self, query: Sequence[int], *, max_match: int = 32) -> Search:
+        """How much of the end of `query`, of up to `max_match` <= 64 tokens, stands anywhere before
+        a token."""
         if not 0 < max_match <= DEPTH:
             raise ValueError(f"max_match={max_match}: expected 1 .. {DEPTH}")
         pattern = self._pattern(query[-max_match:])
-        if not pattern:
-            return NOTHING
-        width, places = self.shard.format.width, self.places
         key = self._key(len(pattern))
-        slot = bisect_left(places, pattern, key=key)
-        length = 0
-        for neighbour in (slot - 1, slot):
-            if 0 <= neighbour < len(places):
-                common = _common_bytes(key(places[neighbour]), pattern) // width
-                length = max(length, common)
-        if length == 0:
-            return NOTHING
-        prefix = pattern[: length * width]
+        slot = bisect_left(self.places, pattern, key=key)
+        near = [key(place) for place in self.places[max(slot - 1, 0) : slot + 1]]
+        common = max((_common_bytes(one, pattern) for one in near), default=0)
+        return Search(common // self.shard.format.width, slot, pattern)
+
+    def found(self, search: Search, length: int) -> Found:
+        """The places with an end of `length` <= `search.length` tokens."""
+        prefix = search.pattern[: length * self.shard.format.width]
         key = self._key(len(prefix))
-        return Found(length, self._edge(prefix, key, slot, -1), self._edge(prefix, key, slot, 1))
+        low, high = (self._edge(prefix, key, search.slot, way) for way in (-1, 1))
+        return Found(low, high)
 
     def choose(self, found: Found, *, limit: int) -> list[int]:
         """Up to `limit` of the places found, evenly over what stood before the match, as offsets
