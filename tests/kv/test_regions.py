@@ -53,12 +53,14 @@ def test_closing_a_closed_row_does_nothing() -> None:
     assert layout(regions) == {}
 
 
-def test_a_row_grows_into_the_free_slots_behind_it() -> None:
+@pytest.mark.parametrize("capacity", [6, 7])
+def test_a_row_grows_into_the_free_slots_behind_it_though_there_is_a_gap(capacity: int) -> None:
     regions = Regions()
-    row, gone = regions.open(4), regions.open(3)
+    gap, row, gone = (regions.open(capacity) for capacity in (9, 4, 3))
+    regions.close(gap)
     regions.close(gone)
-    assert regions.grow(row, 6) == {}
-    assert (layout(regions), regions.num_slots) == ({row: (0, 6)}, 7)
+    assert regions.grow(row, capacity) == {}
+    assert (layout(regions), regions.num_slots) == ({row: (9, capacity)}, 16)
 
 
 @pytest.mark.parametrize("gap", [6, 9])
