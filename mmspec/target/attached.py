@@ -1,5 +1,6 @@
 """What mmspec attaches to a model for one score call: tree attention and quick linear layers."""
 
+import copy
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal, Protocol
@@ -58,18 +59,16 @@ class Attachments:
         backend: str = "auto",
         linears: Linears | None = None,
         blocks: Blocks | None = None,
-        others: Sequence[Attachment] = (),
         is_bitwise: bool = False,
     ) -> None:
         """`attention`: "tree" is mmspec's own, "model" the model's with an additive mask, which
-        needs the model's own blocks too; `backend`: which of mmspec's is asked first. `others` come
-        first: what they take, `blocks` and `linears` leave to them. `is_bitwise`: with attention
-        whose bits don't depend on where a text was cut."""
+        needs the model's own blocks too; `backend`: which of mmspec's is asked first. `is_bitwise`:
+        with attention whose bits don't depend on where a text was cut."""
         self.attention = attention
         self.backend = backend
         self.linears = linears
         self.blocks = blocks
-        self.others = tuple(others)
+        self.others: tuple[Attachment, ...] = ()
         self.mixers: Mixers | None = None  # of a model with running states
         self._biases = SlotBiases.of(model)
         self._is_bitwise = is_bitwise
@@ -77,6 +76,14 @@ class Attachments:
         self._text_config = model.config.get_text_config(decoder=True)
         self._reaches = layer_reaches(model.config, mask_rule)
         self._num_attending = 0  # layers, in the newest forward
+
+    def joined(self, others: Sequence[Attachment]) -> "Attachments":
+        """The same, but not bitwise, with more attached behind the `others` that there are. These
+        come first: what they take, `blocks` and `linears` leave to them."""
+        joined = copy.copy(self)
+        joined.others, joined._num_attending = (*self.others, *others), 0
+        joined._is_bitwise = False
+        return joined
 
     @property
     def num_bytes(self) -> int:

@@ -18,9 +18,8 @@ from mmspec.encoders.features import FeatureSource
 from mmspec.encoders.media import CROSS_MASK, Media, join, token_inputs
 from mmspec.encoders.outputs import Features, Form
 from mmspec.errors import InputError
-from mmspec.kv import KVCache, WritePlan
+from mmspec.kv import WritePlan
 from mmspec.state import Prompt
-from mmspec.uploads import upload
 
 _STATES = "cross_attention_states"  # of images that were encoded already
 
@@ -63,26 +62,36 @@ def sight_keys(prompt: Prompt, media: Media) -> list[Hashable]:
     return [(digests, row.numpy().tobytes()) for row in seen]
 
 
-def prompt_inputs(prompt: Prompt, cache: KVCache, row: int, start: int) -> dict[str, Tensor]:
-    """The model's inputs beside the token ids for the prompt's tokens from `start` on: the first
-    forward of a row reads all its images, whatever of the text it begins with."""
-    inputs = dict(prompt.model_inputs)
+@contextmanager
+def inputs_of(
+    model: PreTrainedModel,
+    prompt: Prompt,
+    start: int,
+    stop: int,
+    features: FeatureSource | None,
+    *,
+    seen: Tensor,
+    is_first: bool,
+) -> Iterator[dict[str, Tensor]]:
+    """Within it, one forward reads the prompt's tokens [start, stop), which see what `seen` (seq,
+    cells) says, with the inputs that it yields. The first forward of a row, `is_first`, reads all
+    its images, whatever of the text it begins with."""
     each = token_inputs(prompt)
-    if cache.cross.holds(row):
-        inputs = dict(each)
+    inputs = dict(prompt.model_inputs if is_first else each)
     if start:  # with our own mask and positions there is nothing left for them to say
         inputs = {name: value for name, value in inputs.items() if name not in each}
-    inputs.pop(CROSS_MASK, None)
-    return inputs
+    # Of the tokens before its own the model looks at none.
+    inputs[CROSS_MASK] = seen[None, :stop, None].long()
+    with _encoded_once(model, inputs, features) as told:
+        yield told
 
 
 @contextmanager
-def encoded_once(
+def _encoded_once(
     model: PreTrainedModel, inputs: dict[str, Tensor], features: FeatureSource | None
 ) -> Iterator[dict[str, Tensor]]:
-    """Within it, one forward with the inputs that it yields: those of `prompt_inputs`, without the
-    images that `features` knows. What the forward's encoder says of the others, it keeps; the
-    decoder is handed all of them in their order."""
+    """The inputs without the images that `features` knows. What the forward's encoder says of the
+    others, it keeps; the decoder is handed all of them in their order."""
     items = () if features is None else features.media.items.get("image", ())
     if features is None or not items or "pixel_values" not in inputs:
         yield inputs
@@ -119,15 +128,9 @@ def encoded_once(
             features.keep(item, Features((states.detach().clone(),), form))
 
 
-def told_to_prompt(seen: Tensor, stop: int, device: torch.device) -> Tensor:
-    """The `cross_attention_mask` (1, stop, 1, cells) of a forward that ends before the prompt's
-    token `stop`; of the tokens before its own the model looks at none."""
-    return upload(seen[None, :stop, None].long(), device)
-
-
 def told_to_nodes(seen: Tensor, plan: WritePlan) -> Tensor:
-    """The same of a score call, (batch, columns, 1, cells): a row's new tokens all see what its
-    newest one does, (batch, cells) bool."""
+    """The `cross_attention_mask` of a score call, (batch, columns, 1, cells): a row's new tokens
+    all see what its newest one does, (batch, cells) bool."""
     columns = max(plan.lengths) + plan.max_count  # as many as the model takes for read, and its own
     return seen[:, None, None].long().expand(-1, columns, -1, -1)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from mmspec.attention import RowNodes
 from mmspec.encoders.features import FeatureSource, gives_features
-from mmspec.encoders.media import CROSS_MASK, join, token_inputs
+from mmspec.encoders.media import CROSS_MASK
 from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import BufferPool, KVCache, QueryLog, WritePlan
 from mmspec.state import Placement, Prefill, Prompt, Scores
@@ -35,6 +35,7 @@ from mmspec.target.linears import Linears
 from mmspec.target.masks import MaskRule
 from mmspec.target.mixers import Mixers
 from mmspec.target.positions import prompt_positions
+from mmspec.target.prompt_inputs import inputs_of
 from mmspec.target.skipping import seeing_packing
 from mmspec.target.stateful import Observer, cache_keyword, state_kinds
 from mmspec.target.taps import Hidden, asked_for, late, taken
@@ -105,22 +106,7 @@ class Target:
         """The same model, whose score calls run with more attached: quantised weights, layers left
         out. It drafts with the target's KV and waits for the same lock, so that no forward of the
         target's own ever meets what is attached."""
-        own = self.attachments
-        variant = copy.copy(self)
-        variant._shape = None
-        variant.attachments = Attachments(
-            self.model,
-            mask_rule=self.mask_rule,
-            attention=own.attention,
-            backend=own.backend,
-            linears=own.linears,
-            blocks=own.blocks,
-            others=(*own.others, *attachments),
-        )
-        variant.attachments.mixers = own.mixers
-        if self.graphs is not None:
-            variant.graphs = ScoreGraphs(self.graphs.recorder, self.device)
-        return variant
+        return self._with(self.attachments.joined(attachments))
 
     def use_graphs(self, recorder: Recorder) -> None:
         """From now on score calls that come again are recorded, and replayed; buffers of caches
@@ -153,15 +139,19 @@ class Target:
         """The same model, whose score calls all have one shape: `rows` rows of `nodes` nodes, the
         most that a call may ask for. Then a node's logits have the same bits whatever the tree, the
         batch, and what of its text was committed before (see `bits`), recorded or not."""
-        fixed = copy.copy(self)
-        fixed._shape = (rows, nodes)
+        own = Attachments(self.model, mask_rule=self.mask_rule, attention="tree", is_bitwise=True)
+        fixed = self._with(own, shape=(rows, nodes))
         if self.graphs is not None:
-            fixed.graphs = ScoreGraphs(self.graphs.recorder, self.device)
             fixed._buffers = BufferPool()
-        fixed.attachments = Attachments(
-            self.model, mask_rule=self.mask_rule, attention="tree", is_bitwise=True
-        )
         return fixed
+
+    def _with(self, attachments: Attachments, *, shape: tuple[int, int] | None = None) -> "Target":
+        """The same model with other attachments, and graphs of its own where there are any."""
+        other = copy.copy(self)
+        other.attachments, other._shape = attachments, shape
+        if self.graphs is not None:
+            other.graphs = ScoreGraphs(self.graphs.recorder, self.device)
+        return other
 
     @property
     def packing(self) -> frozenset[nn.Module]:
@@ -285,14 +275,13 @@ class Target:
         positions, offsets = prompt_positions(self.model, prompt)
         if start == 0:
             cache.cross.forget(row)
+        part = (self.model, prompt, start, stop, features)
         seen = self.sights(prompt)
         if seen is None:
-            given = self._part_of_inputs(prompt, start, stop, features)
+            reading = inputs_of(*part)
         else:
-            given = cross.prompt_inputs(prompt, cache, row, start)
+            reading = cross.inputs_of(*part, seen=seen, is_first=not cache.cross.holds(row))
         inputs: dict[str, object] = {}
-        if seen is not None:
-            inputs[CROSS_MASK] = cross.told_to_prompt(seen, stop, self.device)
         if prompt.encoded:
             inputs["mm_encoder_outputs"] = dict(prompt.encoded)
         if "logits_to_keep" in self._parameters:
@@ -301,8 +290,7 @@ class Target:
             self._forward(),
             cache.writing([row], [stop - start]) as plan,
             nullcontext() if cache.states is None else cache.states.following(),
-            _fed(self.model, start, stop, features if seen is None else None),
-            cross.encoded_once(self.model, given, None if seen is None else features) as told,
+            reading as told,
             self._reading(prompt, cache, plan, start, stop) as attended,
             self.attachments.tapped(cache.tap([row], [stop - start])) as watched,
         ):
@@ -367,21 +355,6 @@ class Target:
             mask = self.mask_rule.build_chunk(*place, device=self.device)
             with self.attachments.masked(mask) as masked:
                 yield masked
-
-    def _part_of_inputs(
-        self, prompt: Prompt, start: int, stop: int, features: FeatureSource | None
-    ) -> dict[str, Tensor]:
-        """The model's inputs beside the token ids, for the tokens [start, stop)."""
-        if stop - start == prompt.num_tokens:
-            return dict(prompt.model_inputs)
-        inputs: dict[str, Tensor] = {}
-        if start == 0:  # with our own mask and positions there is nothing left for them to say
-            inputs = {name: value[:, :stop] for name, value in token_inputs(prompt).items()}
-        if prompt.media:
-            assert features is not None, "a part of a prompt with media needs features"
-            for kind, place in features.media.placeholders(start, stop).items():
-                inputs |= join(features.media.needed(kind, *place))
-        return inputs
 
     def score(
         self,
@@ -536,20 +509,6 @@ def input_device(embedding: nn.Module, weight: Tensor) -> torch.device:
 
 
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters")  # of peft's layers
-
-
-@contextmanager
-def _fed(
-    model: PreTrainedModel, start: int, stop: int, features: FeatureSource | None
-) -> Iterator[None]:
-    """The model with the features of the placeholders within [start, stop), where it is given
-    any."""
-    placeholders = features.media.placeholders(start, stop) if features is not None else {}
-    if features is None or not placeholders:
-        yield
-        return
-    with features.attached(model, placeholders):
-        yield
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
