@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from mmspec.errors import MmspecError, ModelError
 from mmspec.kernels import raise_if_lost, shown
+from mmspec.kv import KVCache
 from mmspec.state import Prompt
 from mmspec.target.attached import Attention
 from mmspec.target.blocks import Blocks
@@ -298,8 +299,9 @@ def _reason_against_cuts(target: Target, prompt: Prompt) -> str | None:
 
 
 def reason_against_watching(target: Target) -> str | None:
-    """Why no forward of the target can tell its queries, or None: a model with code of its own for
-    each kind of attention takes another one, whose masks are others, where it is attached to."""
+    """Why no forward of the target can tell queries that say what of its cache they ask for, or
+    None: a model with code of its own for each kind of attention takes another one, whose masks
+    are others, where it is attached to; one with latent attention keeps no keys."""
     if target.attachments.attention == "tree":  # attached to, it was seen to agree
         return None
     found = target.found
@@ -321,6 +323,8 @@ def _find_against_watching(target: Target) -> str:
             root = TokenTree.root(tree.tokens[0])
             (scores,) = target.score([root], cache, [prefill.placement])
             found.append(torch.stack([prefill.logits, scores.logits[0]]))
+            if not _fit_keys(cache, row):
+                return "it keeps no keys as its queries ask for (latents in place of them)"
             cache.release()
     except Exception as e:
         return f"with its queries asked for, its forward fails ({_reason(e, target.device)})"
@@ -328,6 +332,16 @@ def _find_against_watching(target: Target) -> str:
     if error <= _tolerance(target.dtype):
         return ""
     return f"with its queries asked for, it is {_OFF.format(error)}"
+
+
+def _fit_keys(cache: KVCache, row: int) -> bool:
+    """Whether the row's queries can be multiplied with what is kept as keys."""
+    log, layers = cache.queries, cache.flat_layers
+    told = [None if log is None else log.read(row, index) for index in range(len(layers))]
+    return all(
+        queries is None or queries.states.shape[-1] == layer.keys.shape[-1]
+        for queries, layer in zip(told, layers, strict=True)
+    )
 
 
 @contextmanager

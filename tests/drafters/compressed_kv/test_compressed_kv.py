@@ -433,11 +433,15 @@ def test_a_target_that_chooses_what_it_sees_is_refused() -> None:
         mmspec.load(build(architecture, torch.float64), drafter="compressed_kv")
 
 
-def test_a_target_that_attends_otherwise_once_it_is_watched_is_refused() -> None:
-    """Falcon asks for the name of its attention at each forward, and leaves the mask out by it."""
-    (architecture,) = architectures(["falcon"])
+@pytest.mark.parametrize(
+    ("name", "why"), [("falcon", "it is off by"), ("deepseek_v3", "it keeps no keys")]
+)
+def test_a_target_whose_queries_say_nothing_is_refused(name: str, why: str) -> None:
+    """Falcon asks for the name of its attention at each forward, and leaves the mask out by it;
+    DeepSeek keeps latents."""
+    (architecture,) = architectures([name])
     model = build(architecture, torch.float64)
-    with pytest.raises(ConfigError, match=r"queries of FalconForCausalLM.*policy=window"):
+    with pytest.raises(ConfigError, match=rf"queries of {type(model).__name__}.*{why}.*=window"):
         mmspec.load(model, drafter="compressed_kv")
     window = CompressedKV(policy="window", budget=8, max_share=1.0, min_confidence=0.0)
     engine = mmspec.load(model, drafter=window, overrides=["decode.controller=fixed"])
