@@ -213,7 +213,7 @@ def a_chunk_misses_the_token_before_it(patch: pytest.MonkeyPatch) -> None:
 
 def a_prompt_begins_with_no_state(patch: pytest.MonkeyPatch) -> None:
     """Wrong reuse: the keys of a stored beginning, without the running state behind it."""
-    patch.setattr(RunningStates, "hold", lambda self, row, held: self._rows.update({row: None}))
+    patch.setattr(RunningStates, "hold", lambda self, row, held: self.open(row))
 
 
 def a_state_is_that_of_another_length(patch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,23 @@ which node's slot the row has, and rolling back is not committing, as for keys.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from mmspec.kv.levels import Entry, Levels
 from mmspec.kv.state_layer import StateLayer
 from mmspec.kv.state_slots import Held, StateBlock, StateSlots
 
 _LAST = -1  # in place of a node: the last one of a prompt's part, the only one whose state is known
+
+
+@dataclass
+class _Row:
+    """What a row has come to."""
+
+    held: Held | None = None  # after its committed tokens; None: there are none, or it is lost
+    is_lost: bool = False  # it was cut where no state is known
+    recent: dict[int, Held] = field(default_factory=dict)  # committed tokens -> state after them
+    nodes: dict[int, Held] = field(default_factory=dict)  # uncommitted node -> after it
 
 
 class RunningStates:
@@ -27,53 +38,42 @@ class RunningStates:
         self.slots = StateSlots()
         self.is_lent = False  # the slots are another cache's
         self._num_recent = num_recent
-        self._recent: dict[int, dict[int, Held]] = {}  # row -> committed tokens -> state after them
-        self._rows: dict[int, Held | None] = {}  # after the committed tokens; None: there are none
-        self._nodes: dict[int, dict[int, Held]] = {}  # row -> uncommitted node -> after it
-        self._lost: set[int] = set()  # rows that were cut where no state is known
+        self._rows: dict[int, _Row] = {}
         self._call: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # rows, tokens of each
         self.is_by_levels = False  # a forward runs, whose mixers are called a level at a time
 
     # Rows
 
     def open(self, row: int) -> None:
-        self._rows[row] = None
+        self._rows[row] = _Row()
 
     def close(self, row: int) -> None:
         self._rows.pop(row, None)
-        self._nodes.pop(row, None)
-        self._recent.pop(row, None)
-        self._lost.discard(row)
 
     def clear(self) -> StateSlots | None:
         """Closes all rows. Returns the slots, which the next cache may have; None for lent ones."""
         self._rows.clear()
-        self._recent.clear()
-        self._nodes.clear()
-        self._lost.clear()
         own = None if self.is_lent else self.slots
         self.slots, self.is_lent = StateSlots(), False
         return own
 
     def held(self, row: int) -> Held | None:
         """After the row's committed tokens; None where there are none."""
-        assert row not in self._lost, f"row {row} was cut where no state is known"
-        return self._rows[row]
+        assert self.knows(row), f"row {row} was cut where no state is known"
+        return self._rows[row].held
 
     def knows(self, row: int) -> bool:
         """Whether the row's state is that of its committed tokens."""
-        return row not in self._lost
+        return not self._rows[row].is_lost
 
     def hold(self, row: int, held: Held | None) -> None:
         """The row has come to a state that is known; shared, for nobody writes to one."""
-        self._rows[row] = held
-        self._nodes.pop(row, None)
-        self._lost.discard(row)
+        self._rows[row] = replace(self._rows[row], held=held, is_lost=False, nodes={})
 
     def share(self, row: int, source: "RunningStates", source_row: int) -> None:
         """The row has come to where a row of another cache's has, whose slots serve both."""
         if self.slots is not source.slots:
-            assert not any(self._rows.values()), "rows have states in other slots"
+            assert not any(of.held for of in self._rows.values()), "rows have states in other slots"
             self.slots, self.is_lent = source.slots, True
         self.hold(row, source.held(source_row))
 
@@ -85,39 +85,36 @@ class RunningStates:
 
     def cut(self, row: int, length: int) -> None:
         """The row was cut to `length` committed tokens."""
-        recent = self._recent.get(row, {})
-        self._recent[row] = {at: held for at, held in recent.items() if at <= length}
-        self.hold(row, recent.get(length) if length else None)
-        if length and length not in recent:
-            self._lost.add(row)
+        recent = self._rows[row].recent
+        held = recent.get(length) if length else None
+        kept = {at: held for at, held in recent.items() if at <= length}
+        self._rows[row] = _Row(held, is_lost=bool(length) and held is None, recent=kept)
 
     def forget(self, row: int, written: int = 0) -> None:
         """The nodes from `written` on."""
-        nodes = self._nodes.get(row, {})
-        self._nodes[row] = {n: held for n, held in nodes.items() if 0 <= n < written}
+        of = self._rows[row]
+        of.nodes = {n: held for n, held in of.nodes.items() if 0 <= n < written}
 
     def commit(self, row: int, path: Sequence[int], *, length: int) -> None:
         """The row, of `length` tokens before, has the state of the path's last node."""
-        nodes = self._nodes.pop(row, {})
+        of = self._rows[row]
+        nodes, of.nodes = of.nodes, {}
         if _LAST in nodes:
-            self._rows[row] = nodes[_LAST]
+            of.held = nodes[_LAST]
         elif len(path):
             assert path[-1] in nodes, f"row {row}: node {path[-1]} has no state"
-            self._rows[row] = nodes[path[-1]]
+            of.held = nodes[path[-1]]
         if self._num_recent:
-            now, recent = length + len(path), self._recent.get(row, {})
+            now = length + len(path)
             known = {length + at: nodes[node] for at, node in enumerate(path, 1) if node in nodes}
-            last = self._rows[row]
-            kept = {**recent, **known, **({} if last is None else {now: last})}
+            kept = {**of.recent, **known, **({} if of.held is None else {now: of.held})}
             oldest = now - self._num_recent
-            self._recent[row] = {at: held for at, held in kept.items() if at >= oldest}
+            of.recent = {at: held for at, held in kept.items() if at >= oldest}
 
     def snapshot(self, row: int) -> StateBlock | None:
         """A copy of the row's own state; None where none is known."""
-        held = self._rows.get(row)
-        if held is None or row in self._lost:
-            return None
-        return self.slots.copy(held)
+        held = self._rows[row].held
+        return None if held is None else self.slots.copy(held)
 
     @property
     def num_bytes(self) -> int:
@@ -152,7 +149,7 @@ class RunningStates:
         (after,) = self.slots.take(1)
         for index, layer in self.layers.items():
             self.slots.put(after, layer.taken(index))
-        self._nodes[row] = {_LAST: after}
+        self._rows[row].nodes = {_LAST: after}
 
     def levels(self, parents: Sequence[Sequence[int]], written: Sequence[int]) -> Levels:
         """The levels of the nodes behind the first `written[i]` of each row's tree; `parents[i]`
@@ -163,7 +160,7 @@ class RunningStates:
         rows, counts = self._call
         levels: list[list[Entry]] = []
         for place, (row, of, done) in enumerate(zip(rows, parents, written, strict=True)):
-            nodes = self._nodes.setdefault(row, {})
+            nodes = self._rows[row].nodes
             level_of: dict[int, int] = {}
             for node, held in enumerate(self.slots.take(len(of) - done), done):
                 parent = of[node]

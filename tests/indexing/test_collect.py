@@ -205,6 +205,19 @@ def test_interrupted_it_goes_on_behind_the_last_commit(tmp_path: Path) -> None:
     assert collected(tmp_path / "many").manifest.generation == before  # all of it is there
 
 
+def test_so_many_keys_are_committed_at_once(tmp_path: Path) -> None:
+    store_of(tmp_path / "s", texts_of(11, 11, 11, 11))  # ten keys each
+    reader, told = TextReader(target_of(), tap=TAP, batch_tokens=11), list[int]()
+    collect_keys(
+        tmp_path / "s", target_of(), reader, commit_keys=20, on_progress=lambda *p: told.extend(p)
+    )
+    assert told == [11, 48, 23, 48, 35, 48, 47, 48]
+    manifest = Datastore.open(tmp_path / "s").manifest
+    assert manifest.generation == 3, "the documents, and twenty keys twice"
+    add(tmp_path / "s", documents(texts_of(11), prefix="late"), vocab_size=VOCAB)
+    assert collect_keys(tmp_path / "s", target_of(), reader).generation == 5
+
+
 def test_what_was_added_later_is_read_later(tmp_path: Path) -> None:
     store_of(tmp_path / "s", texts_of(30))
     collected(tmp_path / "s")
