@@ -6,7 +6,7 @@ with or swept away by the next one.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,7 @@ class DatastoreWriter:
         self.manifest = manifest
         self._lock = lock
         self._appender: Appender | None = None
+        self._has_failed = False  # half-way through adding
 
     @classmethod
     def create(
@@ -149,18 +150,19 @@ class DatastoreWriter:
         """Adds one document. It counts when `commit` has returned.
 
         Raises DatastoreError: an id that is there already, a token outside of the vocabulary, no
-        room on the disk.
+        room on the disk. After anything but the first two, `begin` again.
         """
         if self._appender is None:
             raise RuntimeError("append() before begin(), or when all of the inputs are in")
-        with self._full_disk_told():
+        with self._adding():
             self._appender.append(document)
 
     def commit(self) -> Manifest:
-        """Makes what was appended part of the datastore, all of it at once."""
+        """Makes what was appended part of the datastore, all of it at once. Raises DatastoreError:
+        no room on the disk, or adding failed before."""
         if self._appender is None:
             return self.manifest
-        with self._full_disk_told():
+        with self._adding():
             journal = self._appender.finish()
             manifest = replace(
                 self.manifest,
@@ -243,6 +245,24 @@ class DatastoreWriter:
         if self._appender is not None:
             self._appender.close()
             self._appender = None
+        self._has_failed = False
+
+    @contextlib.contextmanager
+    def _adding(self) -> Iterator[None]:
+        """What stopped half-way, by whatever error, is never gone on with from memory."""
+        if self._has_failed:
+            raise DatastoreError(
+                f"{self.folder}: adding failed half-way; begin() again, which goes on from what is "
+                "safe on the disk"
+            )
+        with self._full_disk_told():
+            try:
+                yield
+            except DatastoreError:  # refused before anything was done
+                raise
+            except BaseException:
+                self._has_failed = True
+                raise
 
     def _new_journal(self, inputs: str, segment_tokens: int) -> Journal:
         manifest = self.manifest

@@ -599,6 +599,42 @@ def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
     store.check_integrity()
 
 
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("corpus.json.dumps", OSError(errno.ENOSPC, "full")),
+        ("segment.sorted_places", MemoryError()),
+        ("segment.write_atomically", KeyboardInterrupt()),
+    ],
+)
+def test_what_failed_half_way_is_gone_on_with_from_the_disk_alone(
+    folder: Path, where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any, **options: Any) -> None:
+        patch.undo()  # once
+        raise error
+
+    new = documents([[1, 2, n] for n in range(8)], prefix="new")
+    with DatastoreWriter.open(folder) as writer, monkeypatch.context() as patch:
+        assert writer.begin(inputs="new") == 0
+        for document in new[:5]:
+            writer.append(document)
+        patch.setattr(f"mmspec.retrieval.{where}", fails)
+        with pytest.raises(DatastoreError if isinstance(error, OSError) else type(error)):
+            for document in new[5:]:
+                writer.append(document)
+            writer.commit()
+        for go_on in (lambda: writer.append(Document("other", "", [1])), writer.commit):
+            with pytest.raises(DatastoreError, match=r"half-way; begin\(\) again"):
+                go_on()
+        for document in new[writer.begin(inputs="new") :]:
+            writer.append(document)
+        writer.commit()
+    store = Datastore.open(folder)
+    store.check_integrity()
+    assert [id for id in ids(store) if id.startswith("new")] == [one.id for one in new]
+
+
 def test_what_fills_the_disk_can_be_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(folder)
     with DatastoreWriter.open(folder) as writer:
