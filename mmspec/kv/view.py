@@ -123,18 +123,17 @@ class KVView(KVCache):
         """Shows what is committed now: newer tokens join, or all is chosen anew where they have no
         room, the policy's time has come, or the source row was cut. False: the row is too short to
         be worth a view. Must be called before each draft, after each commit."""
-        length, epoch = self.source.length(source_row), self.source.epoch(source_row)
-        shown = self._shown.get(source_row)
+        length, shown = self.source.length(source_row), self._shown.get(source_row)
         if shown is None or self._has_outgrown(source_row, shown, length):
             shown = self._open(source_row, length)
             if shown is None:
                 return False
-        if shown.epoch != epoch or self._is_due(shown, length):
+        if self._is_due(source_row, shown, length):
             self._refresh(source_row, shown)
         elif shown.seen < length:
             shown.updates += 1
             self._join(source_row, shown, shown.seen, length)
-        shown.seen, shown.epoch = length, epoch
+        shown.seen, shown.epoch = length, self.source.epoch(source_row)
         shown.shown = self.length(shown.row)
         self._share_state(source_row, shown)
         return True
@@ -157,7 +156,7 @@ class KVView(KVCache):
         length, shown = self.source.length(source_row), self._shown.get(source_row)
         if shown is None or self._has_outgrown(source_row, shown, length):
             chosen = self.size.chosen(length, logged=self._logged_tokens(source_row))
-        elif shown.epoch != self.source.epoch(source_row) or self._is_due(shown, length):
+        elif self._is_due(source_row, shown, length):
             chosen = shown.chosen
         else:
             return 0
@@ -201,9 +200,10 @@ class KVView(KVCache):
                 return True
         return length < shown.chosen
 
-    def _is_due(self, shown: _Shown, length: int) -> bool:
+    def _is_due(self, source_row: int, shown: _Shown, length: int) -> bool:
         recent = self.length(shown.row) - shown.chosen
-        if recent + length - shown.seen > self.size.recent or length < shown.seen:
+        is_cut = shown.epoch != self.source.epoch(source_row)
+        if is_cut or recent + length - shown.seen > self.size.recent:
             return True
         every = self.policy.refresh_every
         return every is not None and length > shown.seen and shown.updates + 1 >= every

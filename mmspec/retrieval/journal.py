@@ -1,7 +1,7 @@
 """The journal of an unfinished build or add: what is safe on the disk, and where to go on."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmspec.errors import DatastoreError
@@ -21,12 +21,12 @@ class Journal:
     tokenizer: str
     vocab_size: int
     segment_tokens: int
-    num_documents: int  # of the inputs, that are in
     next_number: int
     next_position: int
-    finished: tuple[SegmentRecord, ...]
-    current: int  # the number of the shard that is being written; 0: none
-    checkpoint: Checkpoint
+    num_documents: int = 0  # of the inputs, that are in
+    finished: tuple[SegmentRecord, ...] = ()
+    current: int = 0  # the number of the shard that is being written; 0: none
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     @property
     def is_empty(self) -> bool:
@@ -35,11 +35,8 @@ class Journal:
 
     def continues(self, new: "Journal") -> bool:
         """Whether going on from here gives what starting with `new` would."""
-
-        def settings(journal: Journal) -> tuple[object, ...]:
-            return journal.inputs, journal.tokenizer, journal.vocab_size, journal.segment_tokens
-
-        return settings(self) == settings(new)
+        settings = ("inputs", "tokenizer", "vocab_size", "segment_tokens")
+        return all(getattr(self, name) == getattr(new, name) for name in settings)
 
 
 def write_journal(folder: Path, journal: Journal) -> None:

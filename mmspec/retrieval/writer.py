@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from mmspec.errors import DatastoreError
 from mmspec.retrieval.appender import Appender
-from mmspec.retrieval.corpus import SUFFIXES, Checkpoint, Document, TokenFormat
+from mmspec.retrieval.corpus import SUFFIXES, Document, TokenFormat
 from mmspec.retrieval.deleting import without_documents
 from mmspec.retrieval.dense_keys import KeyBatch, with_keys, without_keys
 from mmspec.retrieval.files import full_disk_told
@@ -127,7 +127,15 @@ class DatastoreWriter:
                 self._forget_journal()
             if journal is None and inputs and inputs == self.manifest.inputs:
                 return self.manifest.num_documents
-            new = self._new_journal(inputs, segment_tokens)
+            new = Journal(
+                inputs,
+                self.manifest.generation,
+                self.manifest.tokenizer,
+                self.manifest.vocab_size,
+                segment_tokens,
+                next_number=self.manifest.next_number,
+                next_position=self.manifest.next_position,
+            )
             if journal is None:
                 journal = new
                 write_journal(self.folder, new)
@@ -263,22 +271,6 @@ class DatastoreWriter:
             except BaseException:
                 self._has_failed = True
                 raise
-
-    def _new_journal(self, inputs: str, segment_tokens: int) -> Journal:
-        manifest = self.manifest
-        return Journal(
-            inputs=inputs,
-            generation=manifest.generation,
-            tokenizer=manifest.tokenizer,
-            vocab_size=manifest.vocab_size,
-            segment_tokens=segment_tokens,
-            num_documents=0,
-            next_number=manifest.next_number,
-            next_position=manifest.next_position,
-            finished=(),
-            current=0,
-            checkpoint=Checkpoint(),
-        )
 
     def _unfinished(self) -> Journal | None:
         journal = read_journal(self.folder)

@@ -15,14 +15,6 @@ def layout(regions: Regions) -> dict[int, tuple[int, int]]:
 # LAW
 
 
-def test_rows_lie_one_behind_the_other() -> None:
-    regions = Regions()
-    rows = [regions.open(capacity) for capacity in (3, 5, 2)]
-    assert rows == [0, 1, 2]
-    assert layout(regions) == {0: (0, 3), 1: (3, 5), 2: (8, 2)}
-    assert regions.num_slots == 10
-
-
 def test_closed_rows_slots_are_used_again() -> None:
     regions = Regions()
     first, _, third = (regions.open(capacity) for capacity in (4, 5, 6))
@@ -34,15 +26,6 @@ def test_closed_rows_slots_are_used_again() -> None:
     regions.open(5)
     assert layout(regions)[4] == (9, 5)
     assert regions.num_slots == 15, "all fit in the slots that were there"
-
-
-def test_a_gap_too_small_is_passed_over() -> None:
-    regions = Regions()
-    first = regions.open(2)
-    regions.open(4)
-    regions.close(first)
-    regions.open(3)
-    assert layout(regions) == {1: (2, 4), 2: (6, 3)}
 
 
 def test_closing_a_closed_row_does_nothing() -> None:
