@@ -1,11 +1,12 @@
 """CompressedKV: what of its own KV the target sees when it drafts, and how its trees grow."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from typing import Unpack
 
 from mmspec.drafters.compressed_kv.drafter import BoundCompressedKV
-from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
-from mmspec.drafters.growing.settings import Draw, TreeSettings
+from mmspec.drafters.growing.cape import BranchingName
+from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
 from mmspec.errors import ConfigError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.kv import ViewSize
@@ -36,11 +37,8 @@ class CompressedKV:
         width: int = 1,
         min_confidence: float = 0.3,
         branching: BranchingName = "best",
-        cape_thresholds: Sequence[float] = THRESHOLDS,
-        cape_widths: Sequence[int] = WIDTHS,
-        draw: Draw = "coupled",
-        profile: Sequence[int] = (),
         forward: Forward | None = None,
+        **trees: Unpack[TreeOptions],
     ) -> None:
         """`policy` is a name, several joined by "+" (each has an equal share of the budget), or an
         object. `budget` tokens are chosen by it; up to `recent` newer ones join before it chooses
@@ -49,8 +47,7 @@ class CompressedKV:
         `top_k` children a node, and `width` nodes a level that get children, down to `max_depth`,
         as long as a path is believed to be accepted with `min_confidence`. With branching="cape"
         one node a level goes on, and how many stand beside it depends on the belief in it (see
-        `Cape`). With draw="sample" tokens are drawn from q, `profile[d]` children for each node of
-        depth d; empty: a chain of `max_depth`.
+        `Cape`).
         `forward` makes of the target what runs over the view in its place, with the same keys: its
         layers with other weights, or fewer of them; None: the target itself.
         Raises ConfigError for values that make no sense.
@@ -65,10 +62,7 @@ class CompressedKV:
             width=width,
             min_confidence=min_confidence,
             branching=branching,
-            cape_thresholds=cape_thresholds,
-            cape_widths=cape_widths,
-            draw=draw,
-            profile=profile,
+            **trees,
         )
         _check("width", 1 <= width <= top_k**max_depth, width, "1 to the nodes of a level")
         self.policy = policy_named(policy) if isinstance(policy, str) else policy

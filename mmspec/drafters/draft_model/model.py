@@ -1,17 +1,16 @@
 """DraftModel: any decoder as a drafter, and how its trees are to grow."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 from torch import nn
 
 from mmspec.drafters.draft_model.captions import Describe
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
 from mmspec.drafters.draft_model.prompts import ImagePolicy, takes_media
-from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
-from mmspec.drafters.growing.settings import Draw, TreeSettings
+from mmspec.drafters.growing.cape import BranchingName
+from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
 from mmspec.errors import ConfigError, ModelError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
@@ -47,14 +46,11 @@ class DraftModel:
         top_k: int = 4,
         min_confidence: float = 0.1,
         branching: BranchingName = "best",
-        cape_thresholds: Sequence[float] = THRESHOLDS,
-        cape_widths: Sequence[int] = WIDTHS,
-        draw: Draw = "coupled",
-        profile: Sequence[int] = (),
         images: Images = "auto",
         thin_keep: float = 0.25,
         caption: str | Describe | None = None,
         early_begin: EarlyBegin = "auto",
+        **trees: Unpack[TreeOptions],
     ) -> None:
         """`model`: of transformers, a peft model round one, or a Target.
 
@@ -62,8 +58,7 @@ class DraftModel:
 
         `top_k` children a node and nodes a level, down to `max_depth`, as long as a path is
         believed to be accepted with `min_confidence`. With branching="cape" one node a level goes
-        on, and how many stand beside it depends on the belief in it (see `Cape`). With
-        draw="sample" `profile[d]` children for each node of depth d; empty: a chain of `max_depth`.
+        on, and how many stand beside it depends on the belief in it (see `Cape`).
         `images`: "give" the draft model sees them too; "thin" of each only an even share
         `thin_keep` of its tokens stays; "caption" a sentence in their place, `caption` itself, or
         what it makes of an image, or (None) the model's own words; "omit" leaves them out;
@@ -77,10 +72,7 @@ class DraftModel:
             top_k=top_k,
             min_confidence=min_confidence,
             branching=branching,
-            cape_thresholds=cape_thresholds,
-            cape_widths=cape_widths,
-            draw=draw,
-            profile=profile,
+            **trees,
         )
         _check("thin_keep", 0 < thin_keep <= 1, thin_keep, "in (0, 1]")
         known = get_args(EarlyBegin)

@@ -1,16 +1,16 @@
 """Eagle: which head drafts, and how its trees grow."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from mmspec.drafters.eagle import checkpoint
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.eagle.module import EagleHead
-from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
-from mmspec.drafters.growing.settings import Draw, TreeSettings
+from mmspec.drafters.growing.cape import BranchingName
+from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
 from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
@@ -39,19 +39,15 @@ class Eagle:
         top_k: int = 8,
         min_confidence: float = 0.05,
         branching: BranchingName = "best",
-        cape_thresholds: Sequence[float] = THRESHOLDS,
-        cape_widths: Sequence[int] = WIDTHS,
-        draw: Draw = "coupled",
-        profile: Sequence[int] = (),
         window: int = 4096,
+        **trees: Unpack[TreeOptions],
     ) -> None:
         """`head`: one, or its folder or hub name (`revision`); `dtype`: it is computed in, "auto"
         the target's.
 
         `top_k` children a node and nodes a level, down to `max_depth`, as long as a path is
         believed to be accepted with `min_confidence`. With branching="cape" one node a level goes
-        on, and how many stand beside it depends on the belief in it (see `Cape`). With
-        draw="sample" `profile[d]` children for each node of depth d; empty: a chain of `max_depth`.
+        on, and how many stand beside it depends on the belief in it (see `Cape`).
         `window`: newest tokens of a text that the head sees.
         Raises ConfigError for values that make no sense, ModelError for a folder without a head.
         """
@@ -62,10 +58,7 @@ class Eagle:
             top_k=top_k,
             min_confidence=min_confidence,
             branching=branching,
-            cape_thresholds=cape_thresholds,
-            cape_widths=cape_widths,
-            draw=draw,
-            profile=profile,
+            **trees,
         )
         _check("window", window >= _LEAST_WINDOW, window, f"at least {_LEAST_WINDOW} tokens")
         if not isinstance(head, EagleHead):

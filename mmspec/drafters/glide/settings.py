@@ -1,14 +1,14 @@
 """Glide: which head drafts, and how its trees grow."""
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from mmspec.drafters.glide.checkpoint import load
 from mmspec.drafters.glide.drafter import BoundGlide
 from mmspec.drafters.glide.module import GlideHead
-from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
-from mmspec.drafters.growing.settings import Draw, TreeSettings
+from mmspec.drafters.growing.cape import BranchingName
+from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
 from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
@@ -31,21 +31,16 @@ class Glide:
         prompt_tokens: int = 1024,
         max_depth: int = 5,
         branching: BranchingName = "cape",
-        cape_thresholds: Sequence[float] = THRESHOLDS,
-        cape_widths: Sequence[int] = WIDTHS,
         top_k: int = 4,
         min_confidence: float = 0.1,
-        draw: Draw = "coupled",
-        profile: Sequence[int] = (),
+        **trees: Unpack[TreeOptions],
     ) -> None:
         """`head`: a module, a folder or a hub name (at `revision`). `prompt_tokens`: of a prompt's
         end so many are read into the head's own KV; at most half of what it was trained on.
 
         Down to `max_depth`, as long as a path is believed to be accepted with `min_confidence`:
         branching="cape" is a chain, beside which the more candidates stand the less its head is
-        sure (see `Cape`); "best" `top_k` children a node and nodes a level. With draw="sample"
-        tokens are drawn from q, `profile[d]` children for each node of depth d; empty: a chain of
-        `max_depth`.
+        sure (see `Cape`); "best" `top_k` children a node and nodes a level.
         Raises ConfigError for values that make no sense, and as `checkpoint.load` does.
         """
         _check("prompt_tokens", prompt_tokens >= 1, prompt_tokens, "at least 1")
@@ -55,10 +50,7 @@ class Glide:
             top_k=top_k,
             min_confidence=min_confidence,
             branching=branching,
-            cape_thresholds=cape_thresholds,
-            cape_widths=cape_widths,
-            draw=draw,
-            profile=profile,
+            **trees,
         )
         self.head = head if isinstance(head, GlideHead) else load(head, revision=revision)
         self.prompt_tokens = prompt_tokens

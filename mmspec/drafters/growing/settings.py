@@ -3,12 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName, Cape, cape_of
 from mmspec.errors import check_setting
 
 Draw = Literal["coupled", "sample"]
+
+
+class TreeOptions(TypedDict, total=False):
+    """What a user may set of trees beside what each drafter has a default of its own for."""
+
+    cape_thresholds: Sequence[float]  # with branching="cape": as `Cape` has them
+    cape_widths: Sequence[int]
+    draw: Draw  # "sample": tokens are drawn from q, for rules that divide by it,
+    profile: Sequence[int]  # so many children of each node by its depth; empty: a chain
 
 
 @dataclass(frozen=True)
