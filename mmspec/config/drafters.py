@@ -95,19 +95,15 @@ class CascadeConfig:
     lower_nodes: int = 16  # of that tree
 
 
-@dataclass
-class LayerSkipConfig:
+@dataclass(kw_only=True)
+class LayerSkipConfig(TreeConfig):
     """The target as its own drafter, with some of its layers left out."""
 
     skip: float = 0.45  # share of the layers; which ones is found out while generating
     layers: list[int] = field(default_factory=list)  # these instead, by index from 0
     weights: str = "same"  # a low-bit copy of the linear layers drafts: int8, int4, fp8, ...
-    max_depth: int = 6
     top_k: int = 1  # children a node
     min_confidence: float = 0.3
-    branching: str = "best"  # "cape": a chain, and leaves beside it where the draft is not sure
-    cape_thresholds: list[float] = field(default_factory=lambda: [0.3, 0.6, 0.8])
-    cape_widths: list[int] = field(default_factory=lambda: [8, 6, 4, 2])  # the first included
     trials: int = 48  # of other layers, a forward each; 0: an even choice stays
 
 

@@ -17,6 +17,10 @@ class ModelDrafter(BatchDrafter, Protocol):
     """Drafts for all requests together, by a model's forwards."""
 
     @property
+    def draws(self) -> bool:
+        """As a DrawingDrafter has it."""
+
+    @property
     def cost(self) -> ForwardCost | None:
         """What one forward costs; None where a proposal is one forward, however long."""
 
@@ -35,6 +39,11 @@ class ModelSession(Generic[D]):
         self.num_draws = 0  # from q, over all proposals
         self._drafter = drafter
         self._proposal: Proposal | None = None  # of this step
+
+    @property
+    def must_draw(self) -> bool:
+        """Whether its trees carry q: what is greedy follows the best."""
+        return self._drafter.draws and not self.guide.is_greedy
 
     @property
     def least_s(self) -> float | None:

@@ -132,7 +132,7 @@ class BoundCascade:
         self, session: CascadeSession, tokens: Sequence[int], budget: int
     ) -> TokenTree:
         """Of a text too short for a view: what the lower level says, if it may be handed on."""
-        if not budget or session.must_draw:
+        if not budget or session.middle.must_draw:
             return TokenTree.root(tokens[-1])
         return propose_all(self.lower, [session.lower], [tokens], budget)[0]
 
@@ -143,7 +143,7 @@ class BoundCascade:
         )
         session.ran(run)
         session.middle.remember(Proposal(chain, (None, *(child.bucket for child in children))))
-        if session.must_draw:
+        if session.middle.must_draw:
             session.middle.num_draws += len(children)
             return replace(chain, q=run.q(self._vocab_size))
         least = self.settings.middle.trees.min_confidence

@@ -67,11 +67,6 @@ class CascadeSession:
         finally:
             self.middle.close()
 
-    @property
-    def must_draw(self) -> bool:
-        """Whether its trees carry q."""
-        return self._drafter.draws and not self.middle.guide.is_greedy
-
     def begin(self, tokens: Sequence[int], budget: int) -> Run | None:
         """A run from the text's end; None for a text that is too short for a view."""
         placement = self.middle.catch_up(tokens)
@@ -80,7 +75,7 @@ class CascadeSession:
         settings, guide, index = self._drafter.settings, self.middle.guide, len(tokens) - 1
         depth = min(settings.max_depth, budget)
         branching: Branching
-        if self.must_draw:  # the length looks at no token
+        if self.middle.must_draw:  # the length looks at no token
             branching = DrawnBranching(
                 guide, index, profile=(1,) * depth, first_draw=self.middle.num_draws
             )
@@ -95,8 +90,8 @@ class CascadeSession:
             placement,
             branching,
             max_depth=depth,
-            max_forwards=None if self.must_draw else self._max_forwards,
-            min_confidence=0.0 if self.must_draw else self._least_likely,
+            max_forwards=None if self.middle.must_draw else self._max_forwards,
+            min_confidence=0.0 if self.middle.must_draw else self._least_likely,
         )
 
     @property

@@ -64,12 +64,12 @@ class GrowingTrees:
         chain: Sequence[int],
         *,
         budget: int,
-        max_depth: int | None = None,
+        room: int | None = None,
     ) -> Growth:
         """A tree below node 0, the last of the text's `tokens` and of the `chain` that is written
-        behind what the row holds. `max_depth` None: the settings'."""
-        depth = self.settings.max_depth if max_depth is None else max_depth
-        branching = self._branching(session, len(tokens) - 1, budget, depth)
+        behind what the row holds. `room`: levels that there is room for, at least one; None: for
+        any number."""
+        branching = self._branching(session, len(tokens) - 1, budget, room)
         return Growth(placement, chain, branching, self._drafter)
 
     def proposed(
@@ -87,15 +87,16 @@ class GrowingTrees:
             for session, growth, tokens in zip(sessions, growths, texts, strict=True)
         ]
 
-    def _branching(self, session: Session, index: int, budget: int, max_depth: int) -> Branching:
+    def _branching(self, session: Session, index: int, budget: int, room: int | None) -> Branching:
         """As the settings say, below node 0 at `index` of the text: tokens drawn from q in a shape
         that is set before; or the best ones, `settings.width` nodes a level going on, or a chain
         with what CaPE sets beside it, as deep as pays."""
         settings, cost, guide, crop = self.settings, self._cost, session.guide, self._crop
         warp = guide.warp if crop is None else lambda logits: guide.warp(crop(logits))
-        if settings.draws and not guide.is_greedy:
-            profile, first_draw = affordable(settings.profile, budget), session.num_draws
+        if session.must_draw:
+            profile, first_draw = affordable(settings.profile[:room], budget), session.num_draws
             return DrawnBranching(guide, index, warp=warp, profile=profile, first_draw=first_draw)
+        depth = settings.max_depth if room is None else min(settings.max_depth, room)
         best = BestBranching(
             guide,
             index,
@@ -103,7 +104,7 @@ class GrowingTrees:
             warp=warp,
             is_coupled=self._is_coupled,
             top_k=settings.top_k if settings.cape is None else settings.cape.most,
-            max_depth=min(max_depth, budget, cost.affordable(session.prices)),
+            max_depth=min(depth, budget, cost.affordable(session.prices)),
             min_confidence=max(
                 settings.min_confidence, cost.least_likely(session.prices, session.calibration)
             ),

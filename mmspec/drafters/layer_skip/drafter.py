@@ -31,10 +31,10 @@ class BoundLayerSkip(ByModel):
     """
 
     name = "layer_skip"
-    draws = False
 
     def __init__(self, settings: "LayerSkip", target: Target) -> None:
         self.settings = settings
+        self.draws = settings.trees.draws
         self._skipped = SkippedLayers(target.model, packing=target.packing)
         rough = draft_forward(weights=settings.weights)
         self.model = (target if rough is None else rough(target)).variant(self._skipped)
@@ -146,8 +146,7 @@ class BoundLayerSkip(ByModel):
         """A tree within the target's context."""
         context = self.model.max_positions
         room = budget if context is None else context - len(tokens)
-        depth = min(self.settings.trees.max_depth, budget, room)
-        if depth <= 0:
+        if min(budget, room) <= 0:
             return None
         place, chain = session.placement, tokens[-1:]
-        return self._trees.begin(session, tokens, place, chain, budget=budget, max_depth=depth)
+        return self._trees.begin(session, tokens, place, chain, budget=budget, room=room)

@@ -93,7 +93,7 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
             self.mark()
         proposal = self._proposal
         super().observe(tree, verdict, scores)
-        if proposal is None:
+        if proposal is None or self.must_draw:  # what is drawn says little of the layers
             return
         own, matched, tested = proposal.tree, 0, 0
         for node, token in walked(own, verdict.tokens):

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Unpack
 
-from mmspec.drafters.growing.cape import THRESHOLDS, WIDTHS, BranchingName
-from mmspec.drafters.growing.settings import TreeSettings
+from mmspec.drafters.growing.cape import BranchingName
+from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
 from mmspec.drafters.layer_skip.drafter import BoundLayerSkip
 from mmspec.errors import check_setting
 from mmspec.inputs import InputProcessor
@@ -32,12 +33,11 @@ class LayerSkip:
         top_k: int = 1,
         min_confidence: float = 0.3,
         branching: BranchingName = "best",
-        cape_thresholds: Sequence[float] = THRESHOLDS,
-        cape_widths: Sequence[int] = WIDTHS,
         trials: int = 48,
         trial_tokens: int = 24,
         trial_every: int = 4,
         seed: int = 0,
+        **trees: Unpack[TreeOptions],
     ) -> None:
         """`skip` of the layers are left out; which ones is found out while generating, in `trials`
         trials: one at every `trial_every`th proposal, a forward of the layers left in over the
@@ -58,8 +58,7 @@ class LayerSkip:
             width=1,
             min_confidence=min_confidence,
             branching=branching,
-            cape_thresholds=cape_thresholds,
-            cape_widths=cape_widths,
+            **trees,
         )
         _check("trials", trials >= 0, trials, "0 (an even choice stays) or more")
         self.skip = skip

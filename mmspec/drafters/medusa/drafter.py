@@ -81,7 +81,7 @@ class BoundMedusa:
     ) -> BestPaths | DrawnPaths:
         """The row's tree, before what its heads say is read from the device."""
         trees, guide = self.settings.trees, session.guide
-        if trees.draws and not guide.is_greedy:
+        if session.must_draw:
             profile = affordable(trees.profile[: logits.shape[0]], budget)
             drawn = DrawnPaths(
                 tokens[-1],

@@ -69,8 +69,8 @@ def guide(*, is_greedy: bool) -> DraftGuide:
     return DraftGuide(is_greedy=is_greedy, seed=5, sample=0, prompt_length=2)
 
 
-def session(guide: DraftGuide) -> ModelSession[Any]:
-    return ModelSession(SimpleNamespace(cost=ForwardCost()), guide)
+def session(guide: DraftGuide, *, draws: bool = False) -> ModelSession[Any]:
+    return ModelSession(SimpleNamespace(cost=ForwardCost(), draws=draws), guide)
 
 
 def proposed(
@@ -177,7 +177,7 @@ def test_drawn_trees_have_the_shape_that_was_set_and_noise_of_their_own(
         "test", max_depth=1, top_k=1, min_confidence=0.0, draw="sample", profile=profile
     )
     own, text = guide(is_greedy=False), (1, 2, 3)
-    one = session(own)
+    one = session(own, draws=True)
     for _ in range(2):  # the second proposal draws anew
         before = one.num_draws
         (tree,), _ = proposed(settings, [one], [text], [2], budget)
@@ -217,7 +217,7 @@ def test_a_chain_that_no_belief_can_end_is_read_once(
 
     monkeypatch.setattr(together, "read", counted)
     settings = TreeSettings.checked("test", max_depth=4, top_k=1, min_confidence=0.0, draw=draw)
-    sessions = [session(own), session(own)]
+    sessions = [session(own, draws=draw == "sample") for _ in range(2)]
     found, table = proposed(settings, sessions, texts, [2, 1], 9)
     assert len(waits) == 1 and table.calls == 4 and all(tree.num_nodes == 5 for tree in found)
     if draw == "coupled":
