@@ -45,7 +45,7 @@ class OwnText:
         if self._prompt is not None:
             return prompt_tokens(self._prompt)[-count:] if count else []
         size = len(self.index) - self._num_beside
-        return self.index.tokens[-min(count, size) :] if size and count else []
+        return self.index.tokens[len(self.index) - min(count, size) :]
 
     def continuations(
         self, *, limit: int, length: int, min_match: int, max_match: int
