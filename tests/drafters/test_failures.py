@@ -11,7 +11,6 @@ import matrix
 import pytest
 import torch
 from fuzz.judge import left_by
-from fuzz.play import at_once
 from matrix import Cell
 
 from mmspec.drafters.eagle.scoring import EagleScorer
@@ -174,21 +173,6 @@ def test_a_forward_that_fails_midway_leaves_nothing_behind(
     (message,) = told(caplog)
     assert "RuntimeError: out of luck" in message
     assert not [*left_by(bound[0])]
-
-
-@pytest.mark.parametrize("drafter", HOLDERS)
-def test_a_stream_that_is_left_and_several_threads_leave_nothing_behind(drafter: str) -> None:
-    engine, requests, plain = batch_of(drafter, "t1")
-    with engine.stream(requests[0]) as stream:
-        for count in stream.steps():
-            if count > 6:
-                assert [*left_by(engine.drafters[0])], "it holds something meanwhile"
-                break
-    assert not [*left_by(engine.drafters[0])]
-    found = at_once([(engine, [request]) for request in (*requests, *requests)])
-    assert [result.tokens for (result,) in found] == 2 * [result.tokens for result in plain]
-    assert any(set(result.stats.accepted_lengths) - {0} for (result,) in found)
-    assert not [*left_by(engine.drafters[0])]
 
 
 def test_a_failure_at_the_start_is_that_rows(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cache, wraps
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 import pytest
@@ -17,13 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
-from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model import session as session_module
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
 from mmspec.drafters.draft_model.session import DraftModelSession
 from mmspec.drafters.draft_model.wording import SharedWording
-from mmspec.drafters.growing.branching import DrawnBranching, affordable
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import KVCache
@@ -366,13 +363,8 @@ def test_an_unlikely_path_is_not_followed() -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     model = model_of("llama", "float64")
     for options, told in (
-        ({"max_depth": 0}, "max_depth=0: expected at least 1"),
-        ({"top_k": 0}, "top_k=0"),
-        ({"min_confidence": 2.0}, r"min_confidence=2.0: expected in \[0, 1\]"),
         ({"images": "give"}, "images='give': LlamaForCausalLM is a text-only model"),
         ({"images": "maybe"}, "images='maybe': expected one of"),
-        ({"draw": "x"}, "draw='x'"),
-        ({"profile": [2, 0]}, r"profile=\[2, 0\]"),
         ({"thin_keep": 0.0}, "thin_keep=0.0"),
     ):
         with pytest.raises(ConfigError, match=told):
@@ -422,37 +414,3 @@ def assert_q(engine: Engine, q: Tensor, text: list[int]) -> None:
     with torch.no_grad():
         logits = engine.target.model(torch.tensor([text])).logits[0, -1]
     torch.testing.assert_close(q, torch.softmax(logits.float(), -1), atol=1e-6, rtol=0)
-
-
-def test_children_are_drawn_from_q_without_replacement() -> None:
-    """Over many draws the first child is distributed as q, the second as q given the first."""
-    q, num_draws = torch.tensor([0.5, 0.25, 0.15, 0.1, 0.0]), 2000
-    guide = DraftGuide(is_greedy=False, seed=1, sample=0, prompt_length=3)
-    branching = DrawnBranching(guide, 4, warp=lambda x: x, profile=[2], first_draw=0)
-    first, second = torch.zeros(5), torch.zeros(5)
-    logits = q.log().expand(num_draws, -1)
-    found = branching.find(logits, [1] * num_draws, range(num_draws))
-    for tokens, rates in zip(found.tokens.tolist(), found.beliefs.tolist(), strict=True):
-        children = branching.children(tokens, rates)
-        first[children[0].token] += 1
-        second[children[1].token] += 1
-    expected = torch.stack(
-        [q[x] * q.masked_fill(torch.arange(5) == x, 0.0) / (1 - q[x]) for x in range(5)]
-    ).sum(0)
-    for seen, wanted in ((first, q), (second, expected)):
-        error = float((seen / num_draws - wanted).abs().max())
-        assert error < 0.035, f"off by {error:.3f}, more than three standard deviations"
-
-
-@pytest.mark.parametrize("budget", range(1, 30))
-def test_a_shape_is_cut_to_the_budget_without_a_look_at_its_tokens(budget: int) -> None:
-    shape = affordable([3, 2, 4], budget)
-    levels = [prod(shape[: depth + 1]) for depth in range(len(shape))]
-    assert shape and sum(levels) <= budget
-    assert all(a <= b for a, b in zip(shape, [3, 2, 4], strict=False))
-
-
-def test_a_greedy_request_is_drafted_for_as_ever() -> None:
-    engine = engine_of("llama", draw="sample", top_k=1)
-    results = engine.generate(requests_of("llama", SAMPLINGS["greedy"], ["text"] * 3))
-    assert acceptance(results) == 1.0

@@ -21,7 +21,6 @@ from mmspec.drafters.growing.branching import BestBranching
 from mmspec.drafters.growing.cape import Cape, CapeBranching
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.layer_skip import LayerSkip
-from mmspec.errors import ConfigError
 from mmspec.requests import Request
 from mmspec.state import Placement
 from mmspec.tree import TokenTree
@@ -144,23 +143,6 @@ def test_a_budget_keeps_the_likeliest_of_chain_and_leaves() -> None:
         assert kept.num_nodes == budget + 1
         likely = sorted(tree.cumulative_confidence[1:], reverse=True)[:budget]
         assert sorted(kept.cumulative_confidence[1:], reverse=True) == likely
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"branching": "wide"}, r"layer_skip.branching='wide': expected one of best, cape"),
-        ({"cape_thresholds": [0.6, 0.3]}, r"layer_skip.cape_thresholds=\[0.6, 0.3\]: expected inc"),
-        ({"cape_thresholds": [0.5, 1.0]}, r"expected increasing numbers within \(0, 1\)"),
-        ({"cape_widths": [3, 2]}, r"layer_skip.cape_widths=\[3, 2\]: expected one width of 1 or"),
-        ({"cape_widths": [4, 3, 2, 0]}, r"for each of the 4 intervals between 3 thresholds"),
-    ],
-)
-def test_wrong_settings_are_told(settings: dict[str, Any], message: str) -> None:
-    for make in (LayerSkip, CompressedKV):
-        where = make.name
-        with pytest.raises(ConfigError, match=message.replace("layer_skip", where)):
-            make(**settings)
 
 
 def test_it_is_a_setting(tmp_path: Any) -> None:

@@ -277,21 +277,6 @@ def test_where_q_has_fewer_tokens_there_are_fewer_nodes() -> None:
     assert [list(tree.depths).count(depth) for depth in range(3)] == [1, 2, 4]
 
 
-@pytest.mark.parametrize("verifier", ["speculative", "block", "recursive"])
-@pytest.mark.parametrize("sampling", ["greedy", "t1", "warped"])
-def test_the_rules_that_divide_by_q_take_its_trees(verifier: str, sampling: str) -> None:
-    model = model_of("llama", "float64")
-    profile = (4, 2, 1) if verifier == "recursive" else ()
-    medusa = Medusa(unfitted(model, spread=0.02), draw="sample", profile=profile)
-    results = engine_of(medusa, verifier=verifier).generate(requests_of(sampling, tokens=30))
-    assert all(result.error is None and len(result.tokens) == 30 for result in results)
-    if sampling == "greedy":
-        plain = engine_of(medusa).generate(requests_of(tokens=30), speculate=False)
-        assert [r.tokens for r in results] == [r.tokens for r in plain]
-    else:
-        assert accepted(results) > 0
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
