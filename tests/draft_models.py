@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from families import FAMILIES
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch import Tensor
 from transformers import (
     LlamaForCausalLM,
@@ -48,7 +56,8 @@ def byte_level(merges: int = 60) -> PreTrainedTokenizerFast:
 
 @cache
 def metaspace(merges: int = 60) -> PreTrainedTokenizerFast:
-    """As Llama 2's: a mark for each space, one before the text too; bytes where it has none."""
+    """As Llama 2's: a mark for each space, one before the text too; bytes where it has none. What
+    is encoded as a text of its own begins with <s>."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     specials = ["<unk>", "<pad>", "<s>", "</s>"]
@@ -75,6 +84,10 @@ def metaspace(merges: int = 60) -> PreTrainedTokenizerFast:
             decoders.Fuse(),
             decoders.Strip(content=" ", left=1, right=0),
         ]
+    )
+    begins = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begins)]
     )
     return fast(tokenizer)
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.alignment import TextAlignment, TextWording, aligned
-from mmspec.drafters.draft_model.codec import SEAM
+from mmspec.drafters.draft_model.codec import SEAM, Codec
 from mmspec.drafters.growing.growth import Candidates, Child, Growth
 from mmspec.errors import ConfigError
 from mmspec.reads import read
@@ -82,6 +82,15 @@ def grown(wording: TextWording, *paths: list[int]) -> Growth:
 
 
 # LAW
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_nothing_is_added_to_a_text_and_nothing_left_out(name: str) -> None:
+    codec = Codec(TOKENIZERS[name]())
+    ids = codec.encode(TEXT)
+    assert not codec.specials & {*ids}
+    assert codec.decode(ids) == TEXT
+    assert codec.decode([*ids, codec.tokenizer.eos_token_id]) == f"{TEXT}</s>"
 
 
 @PAIRS
@@ -182,7 +191,17 @@ def test_special_tokens_that_the_draft_model_lacks_are_no_text() -> None:
     wording.read([1, *both.target.encode("the fox"), turn, *both.target.encode(" too")])
     assert both.draft.decode(wording.ids) == "the fox too"
     prompt = both.read_prompt([[turn, *both.target.encode("the fox")], " [a cat] ", [turn]])
-    assert both.draft.decode(prompt) == "the fox [a cat] "
+    assert both.draft.decode(prompt) == "<s> the fox [a cat] "
+
+
+@pytest.mark.parametrize("draft", TOKENIZERS)
+def test_a_prompt_begins_once_as_the_draft_model_begins_a_text(draft: str) -> None:
+    both = aligned(byte_level(9), TOKENIZERS[draft]())
+    fox, bos = both.target.encode("the fox"), both.draft.tokenizer.bos_token_id
+    begun = [both.target.tokenizer.bos_token_id, *fox]
+    assert both.read_prompt([begun]).count(bos) == 1 == both.read_prompt([begun]).index(bos) + 1
+    own = [bos] if draft == "metaspace" else []  # others begin with the text
+    assert both.read_prompt([fox]) == [*own, *both.draft.encode("the fox")]
 
 
 def test_tokenizers_that_do_not_keep_a_text_are_refused() -> None:
