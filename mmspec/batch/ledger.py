@@ -118,7 +118,7 @@ class Ledger:
         if run != self._run:
             raise InputError(
                 f"{self.path}: holds answers of another model, prompt or settings; name another "
-                "file, or drop them: --fresh"
+                "file, or delete this one (mmspec batch: --fresh)"
             )
         self._note(name, values)
         return "error" not in values
