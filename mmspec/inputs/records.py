@@ -39,8 +39,8 @@ class Record:
 
     @property
     def where(self) -> str:
-        is_row = kind_of(self.path) in (*_TABLES, _PARQUET)
-        return f"{self.path}, {'row' if is_row else 'line'} {self.number}"
+        is_line = kind_of(self.path) in JSONL
+        return f"{self.path}, {'line' if is_line else 'row'} {self.number}"
 
     @property
     def id(self) -> str:

@@ -1,5 +1,6 @@
 """Files, folders and globs -> lessons: a prompt with its answer, or without; a text by itself."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from mmspec.errors import InputError, MmspecError
 from mmspec.inputs.documents import read_documents
 from mmspec.inputs.messages import Message
 from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
-from mmspec.inputs.records import Record, is_of_records, read_records
+from mmspec.inputs.records import Record, is_of_records, parse_line, read_lines, read_records
 from mmspec.requests import Request
 
 _ANSWERS = ("answer", "response", "completion", "output")
@@ -42,7 +43,7 @@ def read_lessons(
 ) -> Iterator[Lesson]:
     """The lessons of all files, in order, one in memory at a time.
 
-    A record of JSONL or Parquet holds a prompt as `read_prompts` takes it (`prompt`, `messages`,
+    A record of JSONL, a JSON array or Parquet holds a prompt as `read_prompts` takes it (`prompt`, `messages`,
     `turns`, with images, videos and audio) or `conversations` as ShareGPT and LLaVA write them; its
     answer is the last message, or in `answer`, `response`, `completion` or `output`, or is left
     out. A record without a prompt is a text in `field`, and so is any other document. With a
@@ -74,9 +75,30 @@ def read_lessons(
 
 def _records(path: Path, on_broken: Callable[[MmspecError], None]) -> Iterator[Record]:
     try:
-        yield from read_records(path)
+        if is_of_records(path):
+            yield from read_records(path)
+        else:
+            yield from _of_json(path)
     except MmspecError as error:
         on_broken(error)
+
+
+def _of_json(path: Path) -> Iterator[Record]:
+    """The objects of one array, as ShareGPT and LLaVA publish theirs, or one a line."""
+    lines = read_lines(path)
+    _, first = next(lines, (0, ""))
+    if not first.lstrip().startswith("["):
+        yield from read_records(path)
+        return
+    text = "".join((first, *(line for _, line in lines)))
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: is not JSON: {error}; expected an array of objects, or one object a line"
+        ) from error
+    for number, values in enumerate(found, start=1):
+        yield parse_line(path, number, json.dumps(values, ensure_ascii=False))
 
 
 def _lesson(record: Record, field: str) -> Lesson:

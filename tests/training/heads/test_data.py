@@ -68,6 +68,34 @@ def test_every_form_of_a_line_is_read(tmp_path: Path) -> None:
     assert len(broken) == 2 and "line 6" in broken[0] and "line 7" in broken[1]
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_objects_is_read_as_its_lines_would_be(
+    tmp_path: Path, indent: int | None
+) -> None:
+    """As ShareGPT's and LLaVA's files are; a .json of one object a line is read, too."""
+    chat = {"conversations": [{"from": "human", "value": "A"}, {"from": "gpt", "value": "B"}]}
+    rows = [{"id": "é", **chat}, {"id": "body", "body": "?"}, ["?"], {"id": "last", "text": "C"}]
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8")
+    lessons, broken = read(path)
+    assert [(lesson.id, lesson.answer, lesson.text) for lesson in lessons] == [
+        ("é", "B", None),
+        ("last", None, "C"),
+    ]
+    assert "row 2: got the keys" in broken[0] and "row 3: got list" in broken[1]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    again, _ = read(path)
+    assert again == lessons
+    path.write_text('[{"id": 1},', encoding="utf-8")
+    assert read(path) == ([], [f"{path}: is not JSON: {_end(path)}"])
+
+
+def _end(path: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        json.loads(path.read_text(encoding="utf-8"))
+    return f"{caught.value}; expected an array of objects, or one object a line"
+
+
 def test_documents_are_texts_or_are_asked_about(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Title")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
