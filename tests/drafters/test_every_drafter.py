@@ -16,11 +16,12 @@ from torch import Tensor
 
 from mmspec.build_drafters import DRAFTERS
 from mmspec.drafters import asking
-from mmspec.drafters.draw import Drawing
+from mmspec.drafters.draw import Drawing, draw_level
 from mmspec.drafters.growing import branching
 from mmspec.drafters.medusa import drawn_paths
 from mmspec.drafters.proposal import Proposal
 from mmspec.engine import Engine
+from mmspec.noise import Place
 from mmspec.requests import Result
 from mmspec.sampling import Sampler
 from mmspec.tree import TokenTree
@@ -203,6 +204,27 @@ def test_texts_of_drawn_trees_have_the_targets_distribution(
     assert len(own) == 8 and found.keys() == own.keys()
     error = max(abs(found[text] - own[text]) for text in own)
     assert error < 1e-6, f"largest error {error} (processors work in float32)"
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_no_two_draws_of_a_text_share_their_noise(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a cascade's the nodes of a depth do: the walk comes by one of them at most, and what it
+    did not come by is drawn for again."""
+    drawn = list[Place]()
+
+    def watching(logits: Tensor, k: int, places: Sequence[Place]) -> Drawing:
+        drawn.extend(places)
+        return draw_level(logits, k, places)
+
+    for module in (branching, drawn_paths):
+        monkeypatch.setattr(module, "draw_level", watching)
+    for request in requests_of(sampling="t1")[:2]:
+        drawing("recursive", name, (3, 2)).generate(request)
+    assert len(drawn) > 20
+    if name != "cascade":
+        assert len({*drawn}) == len(drawn), "noise was used twice"
 
 
 def test_that_enumeration_catches_a_q_that_was_not_drawn_from(

@@ -43,12 +43,12 @@ def read_lessons(
 ) -> Iterator[Lesson]:
     """The lessons of all files, in order, one in memory at a time.
 
-    A record of JSONL, a JSON array or Parquet holds a prompt as `read_prompts` takes it (`prompt`, `messages`,
-    `turns`, with images, videos and audio) or `conversations` as ShareGPT and LLaVA write them; its
-    answer is the last message, or in `answer`, `response`, `completion` or `output`, or is left
-    out. A record without a prompt is a text in `field`, and so is any other document. With a
-    `prompt` that is asked about each document or image, as in a batch. `on_broken` is told what
-    cannot be read. Raises InputError for a path that means nothing.
+    A record of JSONL, a JSON array or Parquet holds a prompt as `read_prompts` takes it (`prompt`,
+    `messages`, `turns`, with images, videos and audio) or `conversations` as ShareGPT and LLaVA
+    write them; its answer is the last message, or in `answer`, `response`, `completion` or
+    `output`, or is left out. A record without a prompt is a text in `field`, and so is any other
+    document. With a `prompt` that is asked about each document or image, as in a batch. `on_broken`
+    is told what cannot be read. Raises InputError for a path that means nothing.
     """
     for path in find_inputs(inputs):
         if prompt is not None:

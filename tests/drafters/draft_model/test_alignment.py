@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.alignment import TextAlignment, TextWording, aligned
 from mmspec.drafters.draft_model.codec import SEAM, Codec
+from mmspec.drafters.draft_model.trie import PathTrie
 from mmspec.drafters.growing.growth import Candidates, Child, Growth
 from mmspec.errors import ConfigError
 from mmspec.reads import read
@@ -180,6 +181,16 @@ def test_the_end_of_text_is_told_in_the_targets_id_and_other_specials_end_a_path
         path = [*both.draft.encode(" too"), special, *both.draft.encode("x")]
         tree = wording.propose(grown(wording, path), [1, *start], Calibration()).tree
         assert list(tree.tokens[1:]) == [*both.target.encode_behind("fox", " too"), *expected]
+
+
+def test_what_the_next_word_might_change_is_learnt_apart() -> None:
+    trie, calibration = PathTrie(1, "draft_model"), Calibration()
+    trie.add((2, 3, 4), (0.8, 0.4, 0.2), num_certain=1)
+    assert trie.proposal(calibration).buckets == (None, (False, 6), (True, 3), (True, 3))
+    trie.add((2, 3), (0.6, 0.6), num_certain=2)  # of another path it is certain
+    proposal = trie.proposal(calibration)
+    assert proposal.buckets == (None, (False, 6), (False, 5), (True, 2))
+    assert proposal.tree.cumulative_confidence == pytest.approx((1.0, 0.8, 0.6, 0.2))
 
 
 def test_special_tokens_that_the_draft_model_lacks_are_no_text() -> None:

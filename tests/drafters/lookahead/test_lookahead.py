@@ -9,6 +9,7 @@ from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, letters, model_of
 
 import mmspec
+from mmspec.calibration import Calibration
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter
@@ -16,6 +17,7 @@ from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.lookahead.harvest import Harvest
 from mmspec.drafters.lookahead.pool import NgramPool
 from mmspec.drafters.lookahead.session import LookaheadSession
+from mmspec.drafters.lookahead.trie import NgramTrie
 from mmspec.drafters.lookahead.window import Window
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
@@ -114,6 +116,22 @@ def test_an_ngram_that_the_text_has_is_not_the_windows_merit() -> None:
     for first, was_read in ((1, True), (1, False), (2, False), (2, True), (3, False)):
         pool.add(first, (4, 5), was_read=was_read)
     assert [pool.after(first)[0].was_read for first in (1, 2, 3)] == [True, True, False]
+
+
+def test_newer_ngrams_are_believed_more_and_what_no_text_had_is_the_windows_merit() -> None:
+    trie = NgramTrie(1, "lookahead", Calibration())
+    for rank in range(6):
+        trie.add_guess((10 + rank, 5), rank=rank, was_read=rank != 2)
+    trie.add_guess((10, 6), rank=6, was_read=False)
+    trie.add_guess((12, 5), rank=7, was_read=True)  # the text has it, too
+    trie.add_window([(7,), (11, 8)])
+    built = trie.proposal
+    tree = built.tree
+    first = [tree.confidence[tree.child(0, 10 + rank) or 0] for rank in range(6)]
+    assert first[:5] == sorted(set(first[:5]), reverse=True) and first[4] == first[5]
+    merits = {tree.tokens[node] for node in range(tree.num_nodes) if built.found[node]}
+    assert merits == {6, 7, 8}
+    assert {tree.tokens[node] for node in tree.scouts} == {7, 8, 11}
 
 
 @pytest.mark.parametrize("wrong", [{"window": 0}, {"ngram": 1}, {"guess_set": 0}])
