@@ -177,7 +177,8 @@ def is_known(layer: nn.Module, kit: Kit) -> bool:
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     norms += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
     return (
-        activation_of(mlp) is not None
+        type(linears[0]) is nn.Linear  # a packed one may have no weight to look at
+        and activation_of(mlp) is not None
         and all(is_ready(linear, kit, linears[0].weight.dtype) for linear in linears)
         and all(is_rms_norm(norm, linears[0].weight) for norm in norms)
     )

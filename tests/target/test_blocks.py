@@ -266,6 +266,28 @@ def test_what_is_not_plain_gets_no_quick_blocks() -> None:
     assert isinstance(made, Blocks)
 
 
+def test_packed_layers_without_a_weight_get_none() -> None:
+    """As GPTQ and AWQ keep theirs."""
+
+    class Packed(nn.Module):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.qweight = nn.Parameter(linear.weight.detach().clone(), requires_grad=False)
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return states @ self.qweight.T
+
+    model = FAMILIES["llama"].build(torch.float32)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj = Packed(layer.self_attn.q_proj)
+    assert quick_blocks(model) is None
+    engine = mmspec.load(model, drafter="prompt_lookup")
+    ids = torch.arange(30, 40)[None]
+    found = engine.generate({"input_ids": ids}, max_new_tokens=8, temperature=0.0)
+    plain = model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert list(found.tokens) == plain[0, 10:].tolist()
+
+
 def test_an_engine_decodes_in_them(computed: list[object]) -> None:
     model = FAMILIES["llama"].build(torch.float64)
     engine = mmspec.load(model)

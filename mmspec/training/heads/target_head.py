@@ -18,7 +18,7 @@ def head_weight(target: Target) -> Tensor:
             f"{type(target.model).__name__} has no linear head over its vocabulary; expected one, "
             "from which Medusa's heads begin"
         )
-    weight = head.weight
+    weight = getattr(head, "weight", None)
     if isinstance(weight, nn.Parameter) and weight.is_floating_point() and weight.ndim == 2:
         return weight.detach().float()[: target.vocab_size]
     place = input_device(head, torch.empty(0, device=target.device))
