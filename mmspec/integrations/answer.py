@@ -1,5 +1,6 @@
 """What an answer's metadata says, the same in every framework: plain values, ready for JSON."""
 
+import json
 from typing import Literal
 
 from mmspec.engine import Engine
@@ -14,6 +15,20 @@ def finish_word(reason: FinishReason | None, *, calls_tools: bool = False) -> Fi
     if calls_tools:
         return "tool_calls"
     return "length" if reason == "length" else "stop"
+
+
+def broken_form(text: str, reason: FinishWord) -> str | None:
+    """Why an answer of a form is no value of it: its end is missing. None where it is whole."""
+    try:
+        if reason != "length":
+            json.loads(text)
+            return None
+    except ValueError:  # a stop string
+        pass
+    return (
+        f"the answer was cut off before its form ended: {text[-60:]!r}; ask for more max_tokens, "
+        "and for no stop string that stands in it"
+    )
 
 
 def usage(result: Result) -> dict[str, int]:

@@ -31,7 +31,14 @@ pytest.importorskip("langchain_core", reason="needs the extra 'langchain'")
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import (
+    AIMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    trim_messages,
+)
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from pydantic import BaseModel, Field
@@ -439,5 +446,20 @@ def test_structured_output_is_of_the_form_and_its_keys_are_drafted(engine: Engin
     assert Sale(**as_dict) == sale and set(as_dict) == {"name", "count", "paid"}
     chain = llm.with_structured_output(Sale)
     assert all(isinstance(one, Sale) for one in chain.batch(["Who?", "How many?", "Who?"]))
-    cut = llm.with_structured_output(Sale, include_raw=True, max_tokens=3).invoke("a")
-    assert cut["parsed"] is None and cut["parsing_error"] is not None
+
+
+@pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
+@pytest.mark.parametrize("schema", [Sale, Sale.model_json_schema()], ids=["model", "schema"])
+@pytest.mark.parametrize("cut", [{"max_tokens": 12}, {"stop": [":"]}], ids=["length", "stop"])
+def test_a_part_of_a_form_is_no_value_of_it(engine: Engine, schema: Any, cut: Any) -> None:
+    llm = ChatMmspec(engine=engine, temperature=0)
+    wanted = llm.with_structured_output(schema, **cut)
+    for ask in (wanted.invoke, lambda text: list(wanted.stream(text)), _waited_for(wanted.ainvoke)):
+        with pytest.raises(OutputParserException, match=r"before its form .*more max_tokens"):
+            ask("a")
+    told = llm.with_structured_output(schema, include_raw=True, **cut).invoke("a")
+    assert told["parsed"] is None and isinstance(told["parsing_error"], OutputParserException)
+
+
+def _waited_for(ask: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: asyncio.run(ask(text))

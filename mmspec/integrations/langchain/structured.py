@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any
 
-from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.exceptions import OutputParserException
+from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel
 
+from mmspec.integrations.answer import broken_form
 from mmspec.integrations.closed_schema import closed
 
 
@@ -20,14 +23,36 @@ def json_schema(schema: Mapping[str, Any] | type) -> dict[str, Any]:
     return closed(found)
 
 
+class _Whole(BaseOutputParser[Any]):
+    """LangChain's parsers take the beginning of a form for a value of it."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """`partial`: of a stream, whose last chunk says how it ended."""
+        (told,) = result
+        metadata = told.message.response_metadata if isinstance(told, ChatGeneration) else {}
+        if "finish_reason" in metadata:
+            why = broken_form(told.text, metadata["finish_reason"])
+            if why is not None:
+                raise OutputParserException(why, llm_output=told.text)
+        return super().parse_result(result, partial=partial)
+
+
+class _WholeJson(_Whole, JsonOutputParser):
+    pass
+
+
+class _WholeModel(_Whole, PydanticOutputParser[Any]):
+    pass
+
+
 def read_as(
     schema: Mapping[str, Any] | type, llm: Runnable[Any, Any], *, include_raw: bool
 ) -> Runnable[Any, Any]:
     """What `llm` answers as a value: an instance of a pydantic model, else a dictionary."""
     is_model = isinstance(schema, type) and issubclass(schema, BaseModel)
-    parser: Runnable[Any, Any] = JsonOutputParser()
+    parser: Runnable[Any, Any] = _WholeJson()
     if is_model:
-        parser = PydanticOutputParser(pydantic_object=schema)
+        parser = _WholeModel(pydantic_object=schema)
     if not include_raw:
         return llm | parser
     parsed = RunnablePassthrough.assign(

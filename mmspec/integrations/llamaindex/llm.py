@@ -21,7 +21,7 @@ from llama_index.core.prompts import BasePromptTemplate
 
 from mmspec.engine import Engine
 from mmspec.errors import InputError
-from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.answer import broken_form, finish_word, model_name, speculation, usage
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.closed_schema import closed
@@ -261,10 +261,8 @@ def _with_form(form: type[BaseModel], call: Mapping[str, Any] | None) -> dict[st
 
 def _read_form(form: type[Form], answer: ChatResponse) -> Form:
     text = answer.message.content or ""
-    if answer.raw["finish_reason"] == "length":
-        raise InputError(
-            f"the answer was cut off before its form ended: {text[-60:]!r}; ask for more max_tokens"
-        )
+    if (why := broken_form(text, answer.raw["finish_reason"])) is not None:
+        raise InputError(why)
     return form.model_validate_json(text)
 
 
