@@ -463,3 +463,12 @@ def test_a_part_of_a_form_is_no_value_of_it(engine: Engine, schema: Any, cut: An
 
 def _waited_for(ask: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: asyncio.run(ask(text))
+
+
+def test_tokens_are_counted_by_the_model_s_own_tokenizer(llm: ChatMmspec, engine: Engine) -> None:
+    assert engine.tokenizer is not None
+    alone = engine.tokenizer(LEDGER, add_special_tokens=False)["input_ids"]
+    assert llm.get_token_ids(LEDGER) == alone
+    long = [HumanMessage(LEDGER), AIMessage("What?"), HumanMessage("Hello there")]
+    assert llm.get_num_tokens_from_messages(long) > len(alone) == llm.get_num_tokens(LEDGER)
+    assert trim_messages(long, max_tokens=60, token_counter=llm) == long[1:]

@@ -251,6 +251,13 @@ class ChatMmspec(BaseChatModel):
         llm = self.bind(json_schema=wanted, ls_structured_output_format=told, **kwargs)
         return read_as(schema, llm, include_raw=include_raw)
 
+    def get_token_ids(self, text: str) -> list[int]:
+        """Of the model's own tokenizer: LangChain counts, and cuts chats to a length, by these."""
+        if self.custom_get_token_ids is not None or self._engine.tokenizer is None:
+            return super().get_token_ids(text)
+        ids: list[int] = self._engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, call: Mapping[str, Any]
     ) -> Request:
