@@ -1,6 +1,7 @@
 """What a framework's call asks, in its names for it -> a request."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from mmspec.errors import InputError, nearest
 from mmspec.integrations.guided import JsonGuide
@@ -37,14 +38,15 @@ def component_request(
     options: Mapping[str, object],
     *,
     placement: Placement,
-    guide: JsonGuide | None = None,
+    guide: JsonGuide,
 ) -> Request:
-    """The request of a call's `options`: its passages put where they belong, and its `json_schema`,
-    where there is a `guide`, followed. Raises InputError."""
+    """The request of a call's `options`: its passages put where they belong, and its `json_schema`
+    followed. Raises InputError."""
     own = with_passages(options, prompt, placement=placement)
-    if guide is not None and (schema := own.pop("json_schema", None)) is not None:
+    schema: Any = own.pop("json_schema", None)
+    if schema is not None:
         others = own.get("logits_processors") or ()
-        assert isinstance(others, list | tuple) and isinstance(schema, Mapping)
+        assert isinstance(others, list | tuple)
         own["logits_processors"] = [*others, guide.matching(schema)]
     return build_request(prompt, own)
 

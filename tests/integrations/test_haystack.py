@@ -1,8 +1,10 @@
 """`mmspec.integrations.haystack`: the engine's own answers, through Haystack."""
 
 import asyncio
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -196,11 +198,26 @@ def test_tools_are_shown_and_their_calls_are_read(
     assert reply(final).text == "It is 3."
 
 
-def test_several_samples_are_several_replies(generator: MmspecChatGenerator) -> None:
+def test_several_samples_are_several_replies(
+    generator: MmspecChatGenerator, engine: Engine
+) -> None:
     wish = {"n": 3, "seed": 4, "temperature": 1.0}
     replies = generator.run("Story", generation_kwargs=wish)["replies"]
     assert len({one.text for one in replies}) == 3
     assert [one.meta["index"] for one in replies] == [0, 1, 2]
+    alone = engine.generate("Story", max_new_tokens=40, **wish).samples
+    counted = [one.meta["usage"]["completion_tokens"] for one in replies]
+    assert counted == [one.stats.new_tokens for one in alone]
+
+
+@pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
+def test_an_answer_follows_a_json_schema(generator: MmspecChatGenerator) -> None:
+    schema = {"type": "object", "properties": {"name": {"enum": ["Anna", "Bob"]}}}
+    schema |= {"required": ["name"], "additionalProperties": False}
+    asked = {"json_schema": schema, "max_tokens": 90}
+    answer = reply(generator.run(ASKED, generation_kwargs=asked))
+    assert json.loads(answer.text or "")["name"] in ("Anna", "Bob")
+    assert answer.text == reply(asyncio.run(generator.run_async(ASKED, None, None, asked))).text
 
 
 SHIPS = "The ship of Ulriko left Tandor with 80 barrels of oil."

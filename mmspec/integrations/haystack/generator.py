@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ from mmspec.inputs.passages import Passages, passage_list
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
+from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.haystack.messages import as_message, as_passage
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.options import component_request, request_options
@@ -66,7 +68,8 @@ class MmspecChatGenerator:
         pipeline is warmed up; an `engine` that is there already is shared, and then the pipeline
         cannot be written. `drafter` and `overrides` are those of `mmspec.load`. `placement` says
         where documents go: see `mmspec.integrations.passages`. `generation_kwargs` are fields of
-        `mmspec.Request`, `max_tokens` among them."""
+        `mmspec.Request`, `max_tokens` among them, and `json_schema`, which the answer follows token
+        by token (the extra 'guided')."""
         if engine is None and model is None:
             raise InputError("got no model; expected a folder, a name, or engine=")
         self.model = model
@@ -78,15 +81,17 @@ class MmspecChatGenerator:
         self.tools = tools
         self._given = engine
         self._engine: Engine | None = None
+        self._guide: JsonGuide
         self._loading = threading.Lock()
 
     def warm_up(self) -> None:
         """Loads the model, once. Raises ModelError and ConfigError."""
         with self._loading:
             if self._engine is None:
-                self._engine = chosen_engine(
+                made = chosen_engine(
                     self._given, model=self.model, drafter=self.drafter, overrides=self.overrides
                 )
+                self._engine, self._guide = made, JsonGuide(made)
 
     def to_dict(self) -> dict[str, Any]:
         """Raises InputError for a component that was given its engine."""
@@ -202,10 +207,12 @@ class MmspecChatGenerator:
             given = passage_list(cast(Passages, options.get("passages", ())))
             options["passages"] = [*given, *map(as_passage, documents)]
         prompt = [as_message(message) for message in messages]
-        return component_request(prompt, options, placement=self.placement)
+        self.warm_up()
+        return component_request(prompt, options, placement=self.placement, guide=self._guide)
 
     def _replies(self, request: Request, result: Result) -> list[ChatMessage]:
-        return [self._reply(sample, request, i) for i, sample in enumerate(result.samples)]
+        alone = [replace(sample, others=()) for sample in result.samples]
+        return [self._reply(sample, request, i) for i, sample in enumerate(alone)]
 
     def _reply(self, result: Result, request: Request, index: int = 0) -> ChatMessage:
         text, calls = read_answer(result.text, has_tools=bool(request.tools))
