@@ -51,8 +51,15 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, TooLargeError):
         return ApiError(413, str(error), code="request_too_large")
     if isinstance(error, InputError | ConfigError | MissingExtraError):  # of what was sent
-        return ApiError(400, str(error))
+        return ApiError(400, in_clients_words(error))
     return ApiError(500, "the request failed; the server's log says why", code="internal_error")
+
+
+def in_clients_words(error: Exception) -> str:
+    """The message, with OpenAI's names for what it speaks of."""
+    return (
+        str(error).replace("max_new_tokens", "max_tokens").replace("min_new_tokens", "min_tokens")
+    )
 
 
 def refused(param: str, message: str) -> ApiError:

@@ -9,12 +9,10 @@ from typing import Any, Protocol
 from mmspec.errors import InputError
 from mmspec.requests import FIELD_NAMES, Progress, Request, Result, build_request
 from mmspec.serving.call import Call, Step
-from mmspec.serving.errors import ApiError, refused
+from mmspec.serving.errors import ApiError, in_clients_words, refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.settings import ServerSettings
 from mmspec.serving.usage import speculation, usage
-
-_CLIENTS_NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 
 
 @dataclass(frozen=True)
@@ -108,11 +106,10 @@ def checked_request(prompt: object, options: Mapping[str, Any]) -> Request:
     try:
         return build_request(prompt, options)
     except InputError as error:
-        field, _, rest = str(error).partition("=")
-        if field not in FIELD_NAMES:
-            raise ApiError(400, str(error)) from error
-        field = _CLIENTS_NAMES.get(field, field)
-        raise ApiError(400, f"{field}={rest}", param=field) from error
+        message = in_clients_words(error)
+        is_field = str(error).partition("=")[0] in FIELD_NAMES
+        param = message.partition("=")[0] if is_field else None
+        raise ApiError(400, message, param=param) from error
 
 
 def ends(progress: Progress) -> bool:

@@ -38,6 +38,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (asked(moderation={"model": "a"}), "moderates", "moderation"),
         (asked(top_p=0), "top_p=0", "top_p"),
         (asked(max_tokens=0), "max_tokens=0: expected", "max_tokens"),
+        (asked(max_tokens=10**6), "or set max_tokens <=", None),
         (asked(max_tokens=40000), "context holds 32768", None),
         (asked(max_tokens=1.5), "expected a whole number", "max_tokens"),
         (asked(max_tokens=True), "expected a whole number", "max_tokens"),
