@@ -132,7 +132,10 @@ def parse_line(path: Path, number: int, line: str) -> Record:
     try:
         values: Any = json.loads(line)
     except (ValueError, RecursionError) as error:  # too deep, or a number of thousands of digits
-        why = f"is not JSON: {error}; expected one object a line"
+        told = str(error)
+        if isinstance(error, json.JSONDecodeError):  # whose own line is that of the text: 1 or 2
+            told = f"{error.msg} at character {error.pos + 1}"
+        why = f"is not JSON: {told}; expected one object a line"
     else:
         if isinstance(values, Mapping):
             return Record(path, number, values)
