@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 
 from mmspec.errors import InputError
 
+_OTHER_FORMS = (".csv", ".tsv", ".parquet", ".gz")
 _BEGINNING = b'{"id": '  # of each line, also of one that a kill cut off
 
 
@@ -24,12 +25,17 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path, *, run: str, fresh: bool = False) -> None:
-        """Raises InputError: cannot be written, is no such file, holds answers of another run, or
-        another process writes it. `fresh` drops what is there."""
+        """Raises InputError: cannot be written, is no such file or named as another kind, holds
+        answers of another run, or another process writes it. `fresh` drops what is there."""
         self.path = Path(path)
         self._asked: dict[str, str | None] = {}  # of each answer; None: nobody wrote it down
         self._has_outdated = False
         self._run = run
+        if self.path.suffix.lower() in _OTHER_FORMS:
+            raise InputError(
+                f"{self.path}: answers are JSON lines; expected a name such as "
+                f"{self.path.stem.split('.')[0]}.jsonl"
+            )
         if self.path.exists() and not self.path.is_file():  # a device may be read for ever
             raise InputError(
                 f"{self.path}: cannot be written: no regular file; expected a new file or one of "

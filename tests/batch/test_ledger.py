@@ -43,6 +43,13 @@ def test_what_was_answered_stays_and_failures_and_half_a_line_go(tmp_path: Path)
     assert lines(path)[0] == {"id": "a", "text": "\u00e9\n", "run": "r"}
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.TSV", "out.parquet", "out.jsonl.gz"])
+def test_a_file_is_not_named_as_what_it_is_not(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"such as out\.jsonl"):
+        Ledger(tmp_path / name, run="r")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_question_under_an_id_is_no_question_that_was_answered(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with Ledger(path, run="r") as ledger:
