@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mmspec.callbacks import call_back
 from mmspec.encoders.features import FeatureCache, FeatureInfo, FeatureSource
 from mmspec.encoders.media import split_media
 from mmspec.encoders.outputs import FeatureError
@@ -133,7 +134,7 @@ class Prefiller:
             row.stats.add_seconds(watch.seconds)
             held = self._cache.length(prefill.placement.row)
             if row.on_prefill is not None:
-                row.on_prefill(held, row.prompt.num_tokens)
+                call_back(row.on_prefill, held, row.prompt.num_tokens)
             if pending.text is not None and self._reuse is not None:
                 self._reuse.keep_prompt(pending.text, prefill.placement.row)
         except BaseException:

@@ -1,12 +1,14 @@
 """Row: one request on its way through the decode loop, and all of its state."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import MaxTimeCriteria, StoppingCriteria
 
+from mmspec.callbacks import call_back
 from mmspec.drafting import Drafting
 from mmspec.errors import DecodeError, MmspecError
 from mmspec.sampling import Sampler
@@ -179,7 +181,7 @@ class Row:
         # The answer lies where the ids do: for one that asks the clock alone, on the host.
         is_clock = type(criterion) is MaxTimeCriteria
         ids = torch.empty(1, 0, dtype=torch.long) if is_clock else self.sampler.ids
-        return bool(criterion(ids, kept))
+        return bool(call_back(criterion, ids, kept))
 
     # Ending
 
@@ -205,7 +207,7 @@ class Row:
     def end_if_unwanted(self) -> "Row":
         """Between two steps, if nobody waits for it any more; returns itself."""
         if self._is_wanted is not None and not self.is_done:
-            is_wanted = self.attempt(self._is_wanted)
+            is_wanted = self.attempt(partial(call_back, self._is_wanted))
             if not (is_wanted or self.is_done):
                 self._finish("closed")
         return self

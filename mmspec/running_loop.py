@@ -5,8 +5,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
 
+from mmspec.callbacks import Callbacks, noted_in
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError
 from mmspec.requests import Progress, Request, while_wanted
@@ -40,7 +40,7 @@ class RunningLoop:
         self.waiting: deque[tuple[Ticket, Request]] = deque()
         self.decoded: dict[int, Ticket] = {}  # by their numbers in the loop
         self.num_broken = 0  # loops that broke, one after the other
-        self.num_beats = 0  # grows with each step, of a prefill too
+        self.callbacks = Callbacks()  # of the requests that are decoded
 
     def put(self, ticket: Ticket, request: Request) -> None:
         """The ticket's prompt waits for a place."""
@@ -63,8 +63,9 @@ class RunningLoop:
     def run(self, engine: Engine) -> None:
         """Decodes until nobody waits. Where the loop breaks, those that it decoded are told so."""
         try:
-            for step in engine.stream_each(self._arriving()):
-                self._deliver(step)
+            with noted_in(self.callbacks):
+                for step in engine.stream_each(self._arriving()):
+                    self._deliver(step)
         except Exception as error:  # of the whole loop; each of its requests is told
             logger.exception("the decode loop broke; its requests failed, the next ones begin")
             self.num_broken += 1
@@ -97,13 +98,8 @@ class RunningLoop:
                     ticket.begun_at = time.monotonic()
                     self.decoded[number] = ticket
                     number += 1
-                    request = while_wanted(request, partial(self._beat, ticket))
+                    request = _while_wanted(ticket, request)
             yield request
-
-    def _beat(self, ticket: Ticket) -> bool:
-        """Asked of each between its steps: whether it is wanted."""
-        self.num_beats += 1
-        return ticket.is_wanted
 
     def _deliver(self, step: Progress) -> None:
         ticket = self.decoded[step.index]
@@ -112,3 +108,7 @@ class RunningLoop:
             with self.changed:
                 del self.decoded[step.index]
         ticket.tell(step)
+
+
+def _while_wanted(ticket: Ticket, request: Request) -> Request:
+    return while_wanted(request, lambda: ticket.is_wanted)

@@ -12,6 +12,7 @@ from transformers import (
     SynthIDTextWatermarkLogitsProcessor,
 )
 
+from mmspec.callbacks import call_back
 from mmspec.draft_guide import WARPERS, DraftGuide, ForcingProcessor
 from mmspec.errors import ConfigError, DecodeError
 from mmspec.logprobs import ScoreRecorder
@@ -149,9 +150,9 @@ class Sampler:
                 ids = self._ids[:, : length + len(ahead)]
             given = scores.unsqueeze(0)
             if self.is_bitwise:
-                said = process(self.processors, ids, given)
+                said = call_back(process, self.processors, ids, given)
             else:
-                said = self.processors(ids, given)
+                said = call_back(self.processors, ids, given)
             if not isinstance(said, Tensor) or said.shape != given.shape:
                 raise DecodeError(_wrong_scores(said, given, self.processors))
             scores = said.squeeze(0)

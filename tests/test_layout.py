@@ -11,7 +11,10 @@ PACKAGE = ROOT / "mmspec"
 
 # Each part may import its own floor and those below it, never one above.
 FLOORS = (
-    {"kv", "retrieval", "beginnings", "daemon_steps", "errors", "kernels", "uploads", "words"},
+    {
+        "kv", "retrieval", "beginnings", "callbacks", "daemon_steps", "errors", "kernels",
+        "uploads", "words",
+    },
     {
         "attention", "build_sampler", "calibration", "config", "draft_guide", "encoders", "inputs",
         "logprobs", "noise", "noise_kernels", "nucleus", "nucleus_kernels", "params", "penalties",

@@ -8,6 +8,7 @@ that knows what comes (`mmspec.draft_guide.ForcingProcessor`).
 from collections.abc import Sequence
 
 from mmspec.calibration import Calibration
+from mmspec.callbacks import call_back
 from mmspec.draft_guide import DraftGuide, ForcingProcessor
 from mmspec.drafters.walked import walked
 from mmspec.state import Prefill, Prompt, Scores, Verdict
@@ -40,7 +41,9 @@ class ForcedSession:
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         drafter = self._drafter
-        said = [tuple(p.forced_tokens(tokens))[: max(budget, 0)] for p in self._processors]
+        said = [
+            tuple(call_back(p.forced_tokens, tokens))[: max(budget, 0)] for p in self._processors
+        ]
         self._drafted = draft = max(said, key=len, default=())
         rates = [drafter.calibration.rate(_bucket(i), _BELIEVED) for i in range(len(draft))]
         return TokenTree.chain(tokens[-1], draft, rates, drafter.name)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeAlias
@@ -17,8 +18,8 @@ from mmspec.running_loop import RunningLoop, Ticket
 logger = logging.getLogger(__name__)
 Tell: TypeAlias = Callable[[Progress | Exception], None]
 
-_STILL_S = 2.0  # a loop that makes no step for so long is taken to wait in a callback
-_TOLD_S = 30.0  # and after which that is said
+_LASTING_S = 1.0  # after which others do not wait for a callback
+_TOLD_S = 30.0  # and after which it is told of
 _MAKING = threading.Lock()
 _LOOPS: WeakKeyDictionary[Engine, dict[bool, "JoinedLoop"]] = WeakKeyDictionary()
 
@@ -107,20 +108,21 @@ class JoinedLoop:
             self._is_running = False
 
     def _watch(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
-        """Where the loop stands still, a callback may be waiting for one of those that wait for a
-        place in it: they get a loop of their own."""
-        num_beats, still_s = -1, 0.0
-        while not ended.wait(_STILL_S):
-            still_s = still_s + _STILL_S if loop.num_beats == num_beats else 0.0
-            num_beats = loop.num_beats
+        """A callback that lasts may be waiting for one of those that wait for a place in its loop:
+        they get a loop of their own."""
+        told_of: float | None = None
+        while not ended.wait(_LASTING_S / 2):
+            since = loop.callbacks.since
+            lasted_s = 0.0 if since is None else time.monotonic() - since
             with self._lock:
-                if still_s and loop is self._loop:
+                if lasted_s >= _LASTING_S and loop is self._loop:
                     self._go_on_without(engine, loop)
-            if still_s >= _TOLD_S > still_s - _STILL_S:
+            if lasted_s >= _TOLD_S and since != told_of:
+                told_of = since
                 logger.warning(
                     "requests that are decoded together have waited %.0f s for a callback of one "
                     "of them; should it wait for the answer to another of them, none will end",
-                    still_s,
+                    lasted_s,
                 )
 
     def _go_on_without(self, engine: Engine, loop: RunningLoop) -> None:

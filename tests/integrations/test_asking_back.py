@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from integrations.frameworks import LEDGER
+from integrations.frameworks import LEDGER, Calls
+from transformers import LogitsProcessor
 
 from mmspec.engine import Engine
 from mmspec.integrations import joined_loop
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.requests import Request
-from mmspec.running_loop import RunningLoop, Ticket
 
 OUTER = Request(LEDGER, temperature=0, max_new_tokens=12, reuse=False)
 INNER = Request(LEDGER.replace("Bob", "Eve"), temperature=0, max_new_tokens=8, reuse=False)
@@ -58,6 +58,16 @@ def calling(ask: Callable[[], object], place: str) -> Request:
         once()
         return True
 
+    class Forcing(LogitsProcessor):
+        def __call__(self, ids: Any, scores: Any) -> Any:
+            return scores
+
+        def forced_tokens(self, ids: Any) -> list[int]:
+            once()
+            return []
+
+    if place == "forced_tokens":
+        return replace(OUTER, logits_processors=[Forcing()], speculate=True)
     made: dict[str, Any] = {
         "on_prefill": once,
         "logits_processors": [processor],
@@ -111,9 +121,10 @@ def test_a_callback_may_ask_from_any_thread(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joined_loop, "_STILL_S", 0.1)
+    monkeypatch.setattr(joined_loop, "_LASTING_S", 0.1)
 
 
+@pytest.mark.parametrize("place", ["stopping_criteria", "forced_tokens"])
 @pytest.mark.parametrize("outer", ["thread", "task"])
 def test_so_may_the_callbacks_of_what_is_asked(
     engine: Engine,
@@ -121,6 +132,7 @@ def test_so_may_the_callbacks_of_what_is_asked(
     pool: ThreadPoolExecutor,
     impatient: None,
     outer: str,
+    place: str,
 ) -> None:
     """Three deep: the middle one waits for a place in the loop that its own caller keeps."""
     asked: list[Any] = []
@@ -132,7 +144,7 @@ def test_so_may_the_callbacks_of_what_is_asked(
         middle = calling(ask_inner, "logits_processors")
         asked.append(pool.submit(answer, engine, middle).result(HUNG_S).tokens)
 
-    request = calling(ask_middle, "stopping_criteria")
+    request = calling(ask_middle, place)
     if outer == "thread":
         found = pool.submit(answer, engine, request).result(2 * HUNG_S)
     else:
@@ -194,15 +206,29 @@ def test_a_loop_s_lock_may_be_asked_for_within_it(engine: Engine) -> None:
     assert not thread.is_alive()
 
 
-def test_what_moved_to_another_loop_is_no_beat_of_the_one_before() -> None:
-    """Which stands still, and is told of."""
-    before, after = RunningLoop(), RunningLoop()
-    before.put(Ticket(lambda news: None), INNER)
-    ((ticket, request),) = before.take_waiting()
-    after.put(ticket, request)
-    begun = next(after._arriving())
-    assert begun is not None and begun.is_wanted is not None and begun.is_wanted()
-    assert (before.num_beats, after.num_beats) == (0, 1)
+def test_a_long_forward_is_no_callback(
+    engine: Engine,
+    alone: list[tuple[int, ...]],
+    pool: ThreadPoolExecutor,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who comes meanwhile waits for its end, and joins its loop."""
+    calls, begun = Calls(engine, monkeypatch.setattr), threading.Event()
+    prefill = engine.target.prefill
+
+    def long(*given: Any, **options: Any) -> Any:
+        begun.set()
+        time.sleep(1)
+        return prefill(*given, **options)
+
+    monkeypatch.setattr(engine.target, "prefill", long)
+    asked = [replace(one, stopping_criteria=[lambda ids, scores: False]) for one in (OUTER, INNER)]
+    first = pool.submit(answer, engine, asked[0])
+    assert begun.wait(HUNG_S)
+    second = pool.submit(answer, engine, asked[1])
+    assert [first.result(HUNG_S).tokens, second.result(HUNG_S).tokens] == alone
+    assert calls.sizes == [2]
 
 
 def test_nobody_waits_for_the_callback_of_another(
