@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -12,8 +12,8 @@ from typing import Self, TypeAlias
 from mmspec.answers import Stream, unbegun_result
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MmspecError
-from mmspec.integrations.joined_loop import JoinedLoop, joined_loop, num_ahead
-from mmspec.requests import Progress, Request, Result, check_streamed, while_wanted
+from mmspec.integrations.joined_loop import JoinedLoop, joined_loop
+from mmspec.requests import Progress, Request, Result, check_streamed
 from mmspec.running_loop import Ticket
 from mmspec.stream import Piece
 
@@ -22,39 +22,15 @@ News: TypeAlias = Progress | Exception
 
 def answer(engine: Engine, request: Request) -> Result:
     """As `engine.generate(request)`, together with what other threads ask for."""
-    (result,) = answers(engine, [request])
-    return _whole(result)
-
-
-def answers(
-    engine: Engine, requests: Sequence[Request], is_wanted: Callable[[], bool] | None = None
-) -> list[Result]:
-    """As `engine.generate(requests)`, together with what other threads ask for. `is_wanted` is as
-    the requests' own."""
-    joined = joined_loop(engine, *requests)
-    if is_wanted is not None:
-        requests = [while_wanted(request, is_wanted) for request in requests]
+    joined = joined_loop(engine, request)
     if _decodes_here(joined):
-        return engine.generate(requests)
-    futures: list[Future[Result]] = []
-    tickets: list[Ticket] = []
-    ahead = threading.Semaphore(num_ahead(engine))
+        return engine.generate(request)
+    future: Future[Result] = Future()
+    ticket = joined.submit(engine, _prepared(engine, request), partial(_tell_end, future))
     try:
-        for request in requests:
-            ahead.acquire()
-            future: Future[Result] = Future()
-            future.add_done_callback(lambda _: ahead.release())
-            futures.append(future)
-            try:
-                prepared = _prepared(engine, request)
-            except MmspecError as error:
-                future.set_result(unbegun_result("error", error))
-            else:
-                tickets.append(joined.submit(engine, prepared, partial(_tell_end, future)))
-        return [future.result() for future in futures]
+        return _whole(future.result())
     finally:
-        for ticket in tickets:
-            joined.forget(ticket)
+        joined.forget(ticket)
 
 
 def stream(engine: Engine, request: Request) -> "Stream | JoinedStream":

@@ -19,7 +19,7 @@ import mmspec
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError, InputError
 from mmspec.integrations import joined_loop
-from mmspec.integrations.joined import answer, answer_async, answers
+from mmspec.integrations.joined import answer, answer_async
 from mmspec.requests import Request
 
 NAMES = ("Bob", "Eve", "Ada", "Tim", "Zoe", "Max", "Kim", "Leo", "Amy", "Jim", "Pam", "Ned")
@@ -85,9 +85,6 @@ def test_a_request_that_fails_fails_alone(engine: Engine, alone: list[tuple[int,
     with pytest.raises(type(found[2]), match="mine"):
         engine.generate(broken)
     assert [found[0], found[3]] == alone[:2]
-    with ThreadPoolExecutor(1) as pool:
-        several = pool.submit(answers, engine, [long, ASKED[0]]).result()
-    assert isinstance(several[0].error, InputError) and several[1].tokens == alone[0]
 
 
 def test_who_is_cancelled_leaves_the_others(engine: Engine, alone: list[tuple[int, ...]]) -> None:

@@ -1,8 +1,7 @@
 """ChatMmspec: the chat model."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,24 +9,20 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call, tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from mmspec.engine import Engine
-from mmspec.errors import MmspecError
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.joined import answer, answer_async
+from mmspec.integrations.joined_loop import num_ahead
 from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
-from mmspec.integrations.langchain.together import (
-    Together,
-    current,
-    decoded_together,
-)
 from mmspec.integrations.options import component_request, component_settings, request_options
 from mmspec.integrations.passages import Placement
 from mmspec.integrations.tool_calls import ToolCall, read_answer
@@ -107,9 +102,7 @@ class ChatMmspec(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        together = current(self)
-        result = together.take(request) if together else None
-        return self._chat_result(request, result or answer(self._engine, request))
+        return self._chat_result(request, answer(self._engine, request))
 
     async def _agenerate(
         self,
@@ -170,45 +163,40 @@ class ChatMmspec(BaseChatModel):
             chunk_position="last",
         )
 
-    # Several prompts. Those of `abatch` and `agenerate` are tasks, and so decoded together anyway.
+    # Several prompts: of threads and tasks, and so decoded together.
 
     def generate(
         self,
         messages: list[list[BaseMessage]],
         stop: list[str] | None = None,
         *args: Any,
+        run_id: Any = None,
         **kw: Any,
-    ) -> Any:
+    ) -> LLMResult:
         """As in LangChain; the prompts are decoded together."""
-        with self._decoded_together(messages, {**kw, "stop": stop}):
-            return super().generate(messages, stop, *args, **kw)
+        ask = partial(super().generate, stop=stop, **kw)
+        if len(messages) < 2:
+            return ask(messages, *args, run_id=run_id)
+
+        def one(prompt: list[BaseMessage], run_id: Any) -> LLMResult:
+            return ask([prompt], *args, run_id=run_id)
+
+        with ContextThreadPoolExecutor(num_ahead(self._engine)) as pool:
+            told = list(pool.map(one, messages, [run_id] + [None] * len(messages)))
+        return LLMResult(
+            generations=[own.generations[0] for own in told],
+            llm_output=self._combine_llm_outputs([own.llm_output for own in told]),
+            run=[run for own in told for run in own.run or ()],
+        )
 
     def batch(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        """As in LangChain; the prompts are decoded together. One that fails raises when its turn
-        comes, or with `return_exceptions` is its own exception; the others are answered."""
-        with self._decoded_together(self._converted(inputs), kwargs):
-            return super().batch(list(inputs), config, **kwargs)
-
-    def _converted(self, inputs: Sequence[Any]) -> list[list[BaseMessage]]:
-        return [self._convert_input(one).to_messages() for one in inputs]
-
-    @contextmanager
-    def _decoded_together(
-        self, prompts: Sequence[list[BaseMessage]], call: Mapping[str, Any]
-    ) -> Iterator[None]:
-        """Within, the first `_generate` that asks for one of the prompts decodes them all."""
-        if len(prompts) < 2:
-            yield
-            return
-        own = {name: value for name, value in call.items() if name not in _NO_OPTIONS}
-        requests = []
-        for messages in prompts:
-            try:
-                requests.append(self._request(messages, own.get("stop"), own))
-            except MmspecError:
-                continue  # raised where it is asked for
-        with decoded_together(Together(self, self._engine, requests)):
-            yield
+        """As in LangChain, with as many threads as prompts are soon decoded."""
+        most = num_ahead(self._engine)
+        configs = [
+            {**one, "max_concurrency": one.get("max_concurrency") or most}
+            for one in get_config_list(config, len(inputs))
+        ]
+        return super().batch(list(inputs), configs, **kwargs)
 
     def _combine_llm_outputs(self, llm_outputs: list[Any]) -> dict[str, Any]:
         counts = [output["token_usage"] for output in llm_outputs if output]
