@@ -65,6 +65,16 @@ def speculation(result: Result) -> dict[str, object]:
     }
 
 
+def metadata(result: Result, *, model: str, calls_tools: bool) -> dict[str, object]:
+    """All of it."""
+    return {
+        "model": model,
+        "finish_reason": finish_word(result.finish_reason, calls_tools=calls_tools),
+        "usage": usage(result),
+        "mmspec": speculation(result),
+    }
+
+
 def model_name(engine: Engine) -> str:
     """What the target was loaded from, or its class where that is not known."""
     model = engine.target.model

@@ -3,9 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import Future
-from contextlib import suppress
-from functools import partial
+from contextlib import closing, suppress
 from queue import SimpleQueue
 from typing import Self, TypeAlias
 
@@ -25,12 +23,10 @@ def answer(engine: Engine, request: Request) -> Result:
     joined = joined_loop(engine, request)
     if _decodes_here(joined):
         return engine.generate(request)
-    future: Future[Result] = Future()
-    ticket = joined.submit(engine, _prepared(engine, request), partial(_tell_end, future))
-    try:
-        return _whole(future.result())
-    finally:
-        joined.forget(ticket)
+    with closing(JoinedStream(joined, engine, request, tells_pieces=False)) as waited_for:
+        for _ in waited_for:
+            pass
+        return waited_for.result
 
 
 def stream(engine: Engine, request: Request) -> "Stream | JoinedStream":
@@ -60,11 +56,14 @@ class JoinedStream:
     """The pieces of one answer that is decoded with others, at the pace of the loop: who is slow to
     read them keeps nobody waiting. `result` once it has ended; `close` ends it at its next step."""
 
-    def __init__(self, joined: JoinedLoop, engine: Engine, request: Request) -> None:
+    def __init__(
+        self, joined: JoinedLoop, engine: Engine, request: Request, *, tells_pieces: bool = True
+    ) -> None:
         self.result: Result
         self._joined = joined
+        self._tells_pieces = tells_pieces
         self._news: SimpleQueue[News] = SimpleQueue()
-        self._ticket = joined.submit(engine, _prepared(engine, request), self._news.put)
+        self._ticket = joined.submit(engine, _prepared(engine, request), self._tell)
 
     def __iter__(self) -> Iterator[Piece]:
         while True:
@@ -73,6 +72,10 @@ class JoinedStream:
             if progress.result is not None:
                 self.result = _whole(progress.result)
                 return
+
+    def _tell(self, news: News) -> None:
+        if _is_heard(news, tells_pieces=self._tells_pieces):  # or it would be woken for nothing
+            self._news.put(news)
 
     def close(self) -> None:
         if self._joined.forget(self._ticket):  # another thread may be reading it
@@ -138,8 +141,7 @@ class AsyncAnswer:
 
     def _tell(self, news: News) -> None:
         """In the loop's thread."""
-        is_heard = self._tells_pieces and isinstance(news, Progress) and bool(news.pieces)
-        if is_heard or _is_end(news):
+        if _is_heard(news, tells_pieces=self._tells_pieces):
             with suppress(RuntimeError):  # the event loop is closed: nobody waits for anything
                 self._loop.call_soon_threadsafe(self._hear, news)
 
@@ -154,13 +156,6 @@ class AsyncAnswer:
             place.release()
 
 
-def _tell_end(future: Future[Result], news: News) -> None:
-    if isinstance(news, Exception):
-        future.set_exception(news)
-    elif news.result is not None:
-        future.set_result(news.result)
-
-
 def _prepared(engine: Engine, request: Request) -> Request:
     """Its prompt processed here, so that the others need not wait for it. Raises MmspecError."""
     try:
@@ -169,6 +164,10 @@ def _prepared(engine: Engine, request: Request) -> Request:
         raise
     except Exception as error:
         raise InputError(f"{type(error).__name__}: {error}") from error
+
+
+def _is_heard(news: News, *, tells_pieces: bool) -> bool:
+    return _is_end(news) or (tells_pieces and isinstance(news, Progress) and bool(news.pieces))
 
 
 def _is_end(news: News) -> bool:

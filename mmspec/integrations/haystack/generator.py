@@ -29,7 +29,7 @@ from haystack.utils import deserialize_callable, serialize_callable
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.inputs.passages import Passages, passage_list
-from mmspec.integrations.answer import finish_word, model_name, speculation, usage
+from mmspec.integrations.answer import metadata, model_name
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
@@ -216,15 +216,10 @@ class MmspecChatGenerator:
 
     def _reply(self, result: Result, request: Request, index: int = 0) -> ChatMessage:
         text, calls = read_answer(result.text, has_tools=bool(request.tools))
+        model = self.model or model_name(self._ready)
         return ChatMessage.from_assistant(
             text,
-            meta={
-                "model": self.model or model_name(self._ready),
-                "index": index,
-                "finish_reason": finish_word(result.finish_reason, calls_tools=bool(calls)),
-                "usage": usage(result),
-                "mmspec": speculation(result),
-            },
+            meta={"index": index, **metadata(result, model=model, calls_tools=bool(calls))},
             tool_calls=[ToolCall(call.name, dict(call.arguments), id=call.id) for call in calls],
         )
 

@@ -21,7 +21,7 @@ from llama_index.core.prompts import BasePromptTemplate
 
 from mmspec.engine import Engine
 from mmspec.errors import InputError
-from mmspec.integrations.answer import broken_form, finish_word, model_name, speculation, usage
+from mmspec.integrations.answer import broken_form, metadata, model_name, usage
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.closed_schema import closed
@@ -96,7 +96,8 @@ class MmspecLLM(CustomLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        return self._chat(messages, kwargs)
+        request = self._chat_request(messages, kwargs)
+        return self._chat_response(request, answer(self._engine, request))
 
     @llm_chat_callback()
     def stream_chat(
@@ -121,7 +122,9 @@ class MmspecLLM(CustomLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        return self._complete(prompt, kwargs, raw=formatted)
+        request = self._request(_asked(prompt, raw=formatted), kwargs, raw=formatted)
+        result = answer(self._engine, request)
+        return _completion(self._response(result, result.text))
 
     @llm_completion_callback()
     def stream_complete(
@@ -190,20 +193,12 @@ class MmspecLLM(CustomLLM):
 
         return forms()
 
-    def _chat(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> ChatResponse:
-        request = self._chat_request(messages, call)
-        return self._chat_response(request, answer(self._engine, request))
-
     def _chat_request(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> Request:
         return self._request([as_message(message) for message in messages], call)
 
     def _chat_response(self, request: Request, result: Result) -> ChatResponse:
         text, calls = read_answer(result.text, has_tools=bool(request.tools))
         return self._response(result, text, calls)
-
-    def _complete(self, prompt: str, call: Mapping[str, Any], *, raw: bool) -> CompletionResponse:
-        result = answer(self._engine, self._request(_asked(prompt, raw=raw), call, raw=raw))
-        return _completion(self._response(result, result.text))
 
     def _request(
         self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
@@ -245,12 +240,8 @@ class MmspecLLM(CustomLLM):
         calls: Sequence[ToolCall] = (),
         delta: str | None = None,
     ) -> ChatResponse:
-        raw = {
-            "model": self.model,
-            "finish_reason": finish_word(result.finish_reason, calls_tools=bool(calls)),
-            "usage": usage(result),
-            "mmspec": speculation(result),
-        }
+        assert self.model is not None, "it is there from the first"
+        raw = metadata(result, model=self.model, calls_tools=bool(calls))
         told = _answer(text, calls)
         return ChatResponse(message=told, delta=delta, raw=raw, additional_kwargs=usage(result))
 
