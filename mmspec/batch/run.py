@@ -77,7 +77,8 @@ def run_batch(
         ledger.write(values if asked is None else {**values, "asked": asked})
         tally.num_failed += 1
         if len(tally.failures) < _FAILURES_KEPT:
-            is_named = str(error).startswith((task.id, f"'{task.id}'"))
+            place = task.id.rpartition("#")[0]
+            is_named = str(error).startswith((task.id, f"'{task.id}'", f"{place}, "))
             tally.failures.append(str(error) if is_named else f"{task.id}: {error}")
         tally.seconds = time.perf_counter() - begun
         on_progress(tally)

@@ -104,6 +104,14 @@ def test_a_line_that_was_put_before_others_shifts_no_answer(tmp_path: Path) -> N
     assert answers(out) == answers(whole) and len(out.read_text().splitlines()) == 3
 
 
+def test_what_fails_is_named_once(tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"id": "own"}\n{"text"\n')
+    told = batch("tiny-vlm", prompts, "--out", tmp_path / "out.jsonl", code=1).stderr.splitlines()
+    for beginning in (f"own: {prompts}, line 1: got", f"{prompts}, line 2: is not JSON"):
+        assert any(line.startswith(beginning) for line in told), told
+
+
 def test_what_fails_now_is_not_answered_as_it_was(tmp_path: Path) -> None:
     prompts, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
     prompts.write_text('{"prompt": "abc abc"}\n')
