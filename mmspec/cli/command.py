@@ -18,6 +18,7 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         for one in _arguments(self, ctx):
             one.display_type_rich = lambda ctx: None  # MODEL is enough; not MODEL <str>
+            one.required = False  # or a line of its own says so; the usage has no brackets for it
         super().format_help(ctx, formatter)
 
 
