@@ -18,10 +18,10 @@ FLOORS = (
     {
         "attention", "build_sampler", "calibration", "config", "draft_guide", "encoders", "inputs",
         "logprobs", "noise", "noise_kernels", "nucleus", "nucleus_kernels", "params", "penalties",
-        "pieces", "plan", "prefixes", "reads", "sampling", "state", "stats", "stream", "tree",
+        "pieces", "prefixes", "reads", "sampling", "state", "stats", "stream", "tree",
         "verify",
     },
-    {"controller", "drafters", "indexing", "target"},
+    {"controller", "drafters", "indexing", "plan", "target"},
     {"drafting"},
     {"row"},
     {"foresight", "reuse"},

@@ -1,58 +1,51 @@
-"""A config.json's model, built without weights: what it multiplies by and what it keeps is asked of
-it, in a forward of a few tokens on torch's meta device, where nothing is allocated or computed."""
+"""A config.json's model, built without weights: what it multiplies by and what it keeps is seen in
+a forward of a few tokens, in which weights are zeros that take no memory, and their products are
+noise, by which routers choose experts evenly."""
 
-import inspect
 import json
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmspec.errors import ConfigError
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-if TYPE_CHECKING:  # torch comes with it, which a known shape does not need
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
+from mmspec.errors import ConfigError, ModelError
+from mmspec.plan.shape import ModelShape
+from mmspec.target.bundles import writing_config
+from mmspec.target.families import refuse_unsupported
+from mmspec.target.load import auto_class
+from mmspec.target.stateful import cache_keyword, state_kinds
 
 _TOKENS = 8  # read; whatever the text, a state has one size
 _WINDOWED = ("sliding_attention", "hybrid_sliding", "chunked_attention")
 
 
-@dataclass(frozen=True)
-class BuiltModel:
-    """A decoder's sizes; of a vision-language model its text tower's."""
-
-    text: Any  # its PreTrainedConfig
-    attending: int  # layers that look at keys
-    keeping: int  # that keep keys and values of their own
-    windowed: int  # that see a window
-    kv_heads: int
-    head_dim: int
-    kv_values: float  # numbers that a token keeps in one layer, the mean of those that keep any
-    weights: int  # of all matrices that every token is multiplied by, but for the head's
-    expert_weights: int  # of all experts
-    expert_share: float  # of them, that a token is multiplied by
-    looked_up: int  # all other weights: embeddings, norms
-    state_bytes: int  # of running states after one token, of all layers; the model in bfloat16
-
-
-def built_model(config: Mapping[str, object]) -> BuiltModel:
+def built_shape(config: Mapping[str, object], name: str) -> ModelShape:
     """Of a config.json's values. Raises ConfigError for a kind of model that is not decoded, and
     whatever transformers does where it cannot build or run it."""
-    from torch import Tensor
-    from transformers import DynamicCache
-
-    own = _read(config)
+    own = writing_config(_read(config))
     text = own.get_text_config(decoder=True)
     if own.is_encoder_decoder:
-        raise ConfigError(
-            f"{own.model_type} is an encoder-decoder model; expected one that decodes alone"
-        )
+        raise ConfigError(f"{own.model_type} is an encoder-decoder model; expected a decoder alone")
     if not text.num_hidden_layers:
         raise ConfigError("its config says num_hidden_layers=0; expected 1 or more")
-    model, cache, called = _without_weights(own, text), DynamicCache(config=text), _Called()
-    called.count_in(model, cache)
+    text.tie_word_embeddings = getattr(own, "tie_word_embeddings", False)  # a whole's own word
+    model = _without_weights(own, text)
+    try:
+        refuse_unsupported(model)
+    except ModelError as error:
+        raise ConfigError(str(error)) from None
+    cache, products = DynamicCache(config=text), _Products(model)
+    with torch.no_grad(), products:
+        ids = torch.zeros(1, _TOKENS, dtype=torch.long)
+        model(input_ids=ids, use_cache=True, **{cache_keyword(model): cache})
     keeping = [one for one in cache.layers if isinstance(getattr(one, "keys", None), Tensor)]
     kept = [(one.keys.numel() + one.values.numel()) / one.keys.shape[-2] for one in keeping]
     states = [
@@ -62,29 +55,42 @@ def built_model(config: Mapping[str, object]) -> BuiltModel:
         for tensor in getattr(one, kind, {}).values()
         if tensor is not None
     ]
-    attending = len(kept) + (getattr(text, "num_kv_shared_layers", None) or 0)
-    head = text.vocab_size * text.hidden_size if getattr(own, "tie_word_embeddings", False) else 0
-    stored = sum(weight.numel() for weight in model.parameters())
-    return BuiltModel(
-        text,
-        attending,
-        len(kept),
-        min(_num_windowed(text), attending),
+    if state_kinds(text) and not states:
+        raise ConfigError(f"{text.model_type} keeps its running states outside of its cache")
+    writing = model if model.config is text else model.get_decoder()  # no towers
+    stored = sum(weight.numel() for weight in {*writing.parameters(), *products.values})
+    experts = [weight for weight, values in products.values.items() if values < weight.numel()]
+    expert_weights = sum(weight.numel() for weight in experts)
+    used = sum(products.values[weight] for weight in experts)
+    weights = sum(products.values.values()) - used
+    shared = getattr(text, "num_kv_shared_layers", None) or 0
+    attending = len(kept) + shared
+    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
+    return ModelShape(
+        name,
+        text.num_hidden_layers,
+        text.hidden_size,
+        _heads(text),
         keeping[0].keys.shape[1] if keeping else 1,
         keeping[0].keys.shape[-1] if keeping else 1,
-        sum(kept) / max(len(kept), 1),
-        called.weights,
-        called.expert_weights,
-        called.used_weights / called.expert_weights if called.expert_weights else 1.0,
-        stored - called.weights - called.expert_weights - head,
-        sum(tensor.nbytes for tensor in states),
+        0,  # counted
+        text.vocab_size,
+        sliding_layers=min(_num_windowed(text), attending),
+        window=window or 0,
+        counted_weights=weights,
+        counted_kv=sum(kept) / max(len(kept), 1),
+        keyless_layers=text.num_hidden_layers - attending,
+        shared_layers=shared,
+        state_bytes=sum(tensor.nbytes for tensor in states),  # the model in bfloat16
+        looked_up=stored - weights - expert_weights,
+        expert_weights=expert_weights,
+        expert_share=used / expert_weights if experts else 1.0,
+        max_context=getattr(text, "max_position_embeddings", None) or 0,
     )
 
 
 def _read(config: Mapping[str, object]) -> Any:
     """As a PreTrainedConfig."""
-    import transformers
-
     kind = config.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         raise ConfigError(
@@ -93,77 +99,63 @@ def _read(config: Mapping[str, object]) -> Any:
         )
     with TemporaryDirectory() as folder:  # a file may write numbers that JSON does not have
         Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def _without_weights(own: Any, text: Any) -> "nn.Module":
-    """The decoder, on the meta device; its text config is changed where that runs no model."""
-    import torch
-    from transformers import MODEL_MAPPING, AutoModel, AutoModelForImageTextToText
-
-    text.pad_token_id = None  # GPT-2 and others look for it in the text
-    if hasattr(text, "activation_sparsity_pattern"):  # Gemma 3n finds a threshold by values
-        text.activation_sparsity_pattern = [0.0] * text.num_hidden_layers
-    is_known = type(text) in MODEL_MAPPING  # Llama 3.2 Vision's is not by itself
-    maker = AutoModel if is_known else AutoModelForImageTextToText
+def _without_weights(own: Any, text: Any) -> PreTrainedModel:
+    """The model of the text config, or the whole where transformers has none, all of zeros."""
+    config = text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else own
     with torch.device("meta"):
-        model = maker.from_config(
-            text if is_known else own,
+        model: PreTrainedModel = auto_class(config).from_config(
+            config,
             dtype=torch.bfloat16,
             attn_implementation="eager",  # what the config asks for may not be installed
-            experts_implementation="batched_mm",  # others look at what was computed
+            experts_implementation="eager",  # one by one: others copy weights
         )
-    decoder: nn.Module = model.get_decoder().eval()
-    return decoder
+    zeros: dict[Tensor, Tensor] = {}  # of each, where modules share it
+    for module in model.modules():
+        for own_tensors in (module._parameters, module._buffers):
+            for name, tensor in own_tensors.items():
+                if tensor is not None and tensor.is_meta:
+                    zero = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+                    if isinstance(tensor, nn.Parameter):
+                        zero = nn.Parameter(zero, requires_grad=False)
+                    own_tensors[name] = zeros.setdefault(tensor, zero)
+    return model.eval()
 
 
-class _Called:
-    """What the modules that a forward calls hold."""
+class _Products(TorchDispatchMode):
+    """Sees what weights multiply, and gives noise for it."""
 
-    def __init__(self) -> None:
-        self.weights = self.expert_weights = 0
-        self.used_weights = 0.0
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.values: dict[nn.Parameter, float] = defaultdict(float)  # multiplied with each token
+        self._owners = {_storage(weight): weight for weight in model.parameters()}
+        self._copies: list[Tensor] = []
+        self._noise = torch.Generator().manual_seed(0)
 
-    def count_in(self, model: "nn.Module", cache: object) -> None:
-        """What a forward of a few tokens calls, which fills the cache."""
-        import torch
-        from torch import nn
-        from transformers.pytorch_utils import Conv1D  # GPT-2's matrices
-
-        for module in model.modules():
-            if isinstance(module, nn.Linear | Conv1D):
-                module.register_forward_hook(self.count_linear)
-            elif _expert_weights(module):
-                module.register_forward_pre_hook(self.count_experts, with_kwargs=True)
-        takes = inspect.signature(model.forward).parameters
-        keyword = "cache_params" if "cache_params" in takes else "past_key_values"
-        with torch.device("meta"), torch.no_grad():
-            ids = torch.zeros(1, _TOKENS, dtype=torch.long)
-            model(input_ids=ids, use_cache=True, **{keyword: cache})
-
-    def count_linear(self, module: "nn.Linear | Conv1D", *unused: object) -> None:
-        self.weights += module.weight.numel()
-
-    def count_experts(
-        self, module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        """Which of them are a token's is given beside the hidden states; without, all are."""
-        own = _expert_weights(module)
-        given = {
-            **dict(zip(inspect.signature(module.forward).parameters, args, strict=False)),
-            **kwargs,
-        }
-        chosen = [value for name, value in given.items() if "ind" in name]  # top_k_index and such
-        num_experts = next(w.shape[0] for w in module.parameters(recurse=False) if w.ndim == 3)
-        share = chosen[0].shape[-1] / num_experts if chosen else 1.0
-        self.expert_weights += own
-        self.used_weights += own * share
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if name in ("mm", "addmm", "bmm", "baddbmm"):
+            left, right = args[-2:]
+            for weight, tokens in ((right, left.shape[-2]), (left, right.shape[-1])):
+                owner = self._owners.get(_storage(weight))
+                if owner is not None:
+                    self.values[owner] += weight.numel() * tokens / _TOKENS
+                    shape = (*left.shape[:-1], right.shape[-1])
+                    return torch.randn(shape, generator=self._noise, dtype=left.dtype)
+        elif name in ("_to_copy", "clone") and _storage(args[0]) in self._owners:
+            copy = torch.zeros((), dtype=kwargs.get("dtype") or args[0].dtype)
+            self._owners[_storage(copy)] = self._owners[_storage(args[0])]
+            self._copies.append(copy)  # its storage stays its own
+            return copy.expand(args[0].shape)
+        return func(*args, **kwargs)
 
 
-def _expert_weights(module: "nn.Module") -> int:
-    """Those of several experts in one tensor; a convolution's are not."""
-    weights = [w for w in module.parameters(recurse=False) if w.ndim == 3]
-    return 0 if hasattr(module, "kernel_size") else sum(w.numel() for w in weights)
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _num_windowed(text: Any) -> int:
@@ -172,3 +164,10 @@ def _num_windowed(text: Any) -> int:
         return sum(kind in _WINDOWED for kind in kinds)
     window = getattr(text, "use_sliding_window", True) and getattr(text, "sliding_window", None)
     return text.num_hidden_layers if window else 0
+
+
+def _heads(text: Any) -> int:
+    layers = getattr(text, "per_layer_config", None) or [text]
+    return round(
+        sum(getattr(one, "num_attention_heads", None) or 0 for one in layers) / len(layers)
+    )

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmspec.errors import ConfigError
-from mmspec.plan.built import BuiltModel, built_model
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,14 @@ class ModelShape:
     vocab: int
     sliding_layers: int = 0  # that see `window` tokens; the others see all
     window: int = 0
-    counted_weights: int | None = None  # linear layers and head, where they were counted otherwise
+    counted_weights: float | None = (
+        None  # linear layers and head, where they were counted otherwise
+    )
     counted_kv: float | None = None  # numbers that a token keeps in a layer, where counted
     keyless_layers: int = 0  # that keep a running state, and look at no keys
     shared_layers: int = 0  # that look at the keys of another
     state_bytes: int = 0  # of all running states of one row, or of a drafted node
-    looked_up: int = 0  # weights that no forward reads whole: an embedding that is not the head
+    looked_up: float = 0  # weights that no forward reads whole: an embedding that is not the head
     expert_weights: int = 0  # of all experts, beside the others
     expert_share: float = 1.0  # of them, that a token is multiplied by
     max_context: int = 0  # tokens that the model was made for; 0: not known
@@ -133,8 +134,10 @@ def read_object(path: Path) -> Mapping[str, object]:
 
 def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
     """The shape of a config.json's values. Raises ConfigError as `find_shape` does."""
+    from mmspec.plan.built import built_shape  # torch comes with it: a known shape needs none
+
     try:
-        return _shape(built_model(config), name)
+        return built_shape(config, name)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     except Exception as error:  # what a config may say has no end
@@ -142,29 +145,3 @@ def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
             f"{name}: its sizes are found by building the model without its weights, which failed "
             f"({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
         ) from error
-
-
-def _shape(found: BuiltModel, name: str) -> ModelShape:
-    text = found.text
-    window = getattr(text, "sliding_window", None) or getattr(text, "attention_chunk_size", None)
-    return ModelShape(
-        name,
-        text.num_hidden_layers,
-        text.hidden_size,
-        getattr(text, "num_attention_heads", None) or 0,
-        found.kv_heads,
-        found.head_dim,
-        0,  # counted
-        text.vocab_size,
-        sliding_layers=found.windowed,
-        window=window or 0,
-        counted_weights=found.weights + text.vocab_size * text.hidden_size,
-        counted_kv=found.kv_values,
-        keyless_layers=text.num_hidden_layers - found.attending,
-        shared_layers=found.attending - found.keeping,
-        state_bytes=found.state_bytes,
-        looked_up=found.looked_up,
-        expert_weights=found.expert_weights,
-        expert_share=found.expert_share,
-        max_context=getattr(text, "max_position_embeddings", None) or 0,
-    )

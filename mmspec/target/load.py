@@ -99,7 +99,7 @@ def load_model(
         )
     whole = config
     config = writing_config(config)
-    auto = _auto_class(config)
+    auto = auto_class(config)
     if context is not None:
         config = with_context(config, context)
     with _explained(source):
@@ -220,7 +220,7 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def _auto_class(config: PreTrainedConfig) -> type[_BaseAutoModelClass]:
+def auto_class(config: PreTrainedConfig) -> type[_BaseAutoModelClass]:
     """What of transformers loads the whole model, its encoders included."""
     kind = type(config)
     if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or _has_vision_code(config):

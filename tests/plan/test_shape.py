@@ -11,6 +11,7 @@ from families import EXCHANGEABLE, FAMILIES
 from families.hybrid import DECODABLE_HYBRID
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     Gemma3Config,
@@ -204,7 +205,44 @@ _PUBLISHED: dict[str, tuple[dict[str, object], float, float, int]] = {
             "vocab_size": 129_280, "n_routed_experts": 256, "num_experts_per_tok": 8,
             "first_k_dense_replace": 3, "q_lora_rank": 1536, **_MLA,
         },
-        671.0, 36.5, 70_272,
+        671.0, 36.62, 70_272,
+    ),
+    "dbrx": (
+        {
+            "model_type": "dbrx", "d_model": 6144, "n_heads": 48, "n_layers": 40,
+            "vocab_size": 100_352,
+            "attn_config": {"kv_n_heads": 8, "clip_qkv": 8, "rope_theta": 500_000},
+            "ffn_config": {
+                "ffn_hidden_size": 10_752, "moe_num_experts": 16, "moe_top_k": 4,
+                "ffn_act_fn": {"name": "silu"},
+            },
+        },
+        131.6, 35.85, 163_840,
+    ),
+    "jetmoe-8b": (
+        {
+            "model_type": "jetmoe", "hidden_size": 2048, "intermediate_size": 5632,
+            "num_hidden_layers": 24, "num_key_value_heads": 16, "kv_channels": 128,
+            "vocab_size": 32_000, "num_local_experts": 8, "num_experts_per_tok": 2,
+        },
+        8.52, 2.33, 196_608,
+    ),
+    "qwen3-omni-30b": (  # its thinker writes
+        {
+            "model_type": "qwen3_omni_moe", "enable_audio_output": False,
+            "thinker_config": {
+                "text_config": {
+                    "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4,
+                    "head_dim": 128, "num_hidden_layers": 48, "num_experts": 128,
+                    "num_experts_per_tok": 8, "moe_intermediate_size": 768, "vocab_size": 152_064,
+                },
+            },
+        },
+        30.5, 3.04, 98_304,
+    ),
+    "longcat-flash": (  # 27 of 560; transformers has rows for experts that do nothing too
+        {"model_type": "longcat_flash"},
+        741.0, 27.1, 64_512,
     ),
 }  # fmt: skip
 
@@ -251,6 +289,11 @@ def test_an_attention_that_is_not_installed_is_not_asked_for() -> None:
     assert shape_of(asked, "x") == shape_of(config, "x")
 
 
+def test_heads_that_differ_from_layer_to_layer_are_their_mean() -> None:
+    if "dots3_note_text" in CONFIG_MAPPING:  # not in transformers 5.17
+        assert shape_of({"model_type": "dots3_note_text"}, "x").heads == 82
+
+
 def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="llama-3-8b"):
         find_shape("llama-9")
@@ -264,7 +307,11 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     for config, told in (
         ({}, "unnamed: its config says model_type=None, which transformers"),
         ({"model_type": "nobody's"}, 'unnamed: its config says model_type="nobody\'s", which'),
-        ({"model_type": "t5"}, "t5 is an encoder-decoder model"),
+        ({"model_type": "t5"}, "is an encoder-decoder model"),
+        ({"model_type": "xlstm"}, r"has no cache for \(recurrent\)"),
+        ({"model_type": "recurrent_gemma"}, r"outside of its cache|\(recurrent\)"),
+        ({"model_type": "minimax"}, "MiniMax uses cache of its own"),
+        ({"model_type": "falcon", "alibi": True}, "adds biases"),
         ({"model_type": "llama", "num_hidden_layers": 0}, "num_hidden_layers=0; expected 1"),
         ({"model_type": "llama", "hidden_size": "a"}, "building the model without its weights"),
     ):
