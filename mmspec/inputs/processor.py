@@ -283,7 +283,7 @@ class InputProcessor:
         *,
         adds_special: bool,
     ) -> dict[str, object]:
-        options: dict[str, object] = {"return_tensors": "pt", "padding": False}
+        options: dict[str, object] = {"return_tensors": "pt"}
         if not adds_special:
             options["add_special_tokens"] = False
         try:

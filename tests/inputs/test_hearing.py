@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Gemma4Config
+from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
 from typer.testing import CliRunner
 
 import mmspec
 from inputs.hearing import folder, model, processor
 from inputs.media_families import build_family
 from inputs.test_audio import RATE, tone, wav
+from inputs.text_families import byte_level
+from inputs.video_stand_in import FrameCounter, with_video
 from mmspec.batch import Ledger, read_tasks, run_batch
 from mmspec.cli import app
 from mmspec.config import Config, DecodeConfig
@@ -66,6 +72,28 @@ def test_the_recording_matters_and_several_go_in_order() -> None:
     assert len(set(answers)) == 4
     both = [samples.astype(np.float32) for samples, _ in (low, high)]
     assert answers[2] == expected_tokens(*both)
+
+
+def test_recordings_of_different_lengths_are_padded_as_the_processor_does_it() -> None:
+    """Of a text alone there is nothing to pad; Gemma 4's recordings are rows of one tensor."""
+    names = {
+        f"{name}_token": f"<{name}>" for name in ("image", "boi", "eoi", "audio", "boa", "eoa")
+    }
+    theirs = with_video(
+        Gemma4Processor,
+        video_processor=FrameCounter(),
+        feature_extractor=Gemma4AudioFeatureExtractor(),
+        image_processor=Gemma4ImageProcessorPil(),
+        tokenizer=byte_level(tuple(names.values()), extra_special_tokens=names, pad_token="<boi>"),
+    )
+    config = Gemma4Config(audio_token_id=theirs.audio_token_id, audio_config={})
+    heard = [(tone(seconds=0.4), RATE), (tone(seconds=0.1), RATE)]
+    prompt = InputProcessor(theirs, config).encode("<audio> or <audio>?", audio=heard)
+    inputs = theirs(text=["<audio> or <audio>?"], audio=[one for one, _ in heard])
+    assert prompt.token_ids.tolist() == inputs["input_ids"][0]
+    features = prompt.model_inputs["input_features"]
+    assert torch.equal(features, torch.as_tensor(np.array(inputs["input_features"])))
+    assert len(features) == 2 and len(prompt.media) == 2
 
 
 def test_a_recording_at_another_rate_says_nearly_the_same() -> None:
