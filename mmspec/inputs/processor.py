@@ -300,7 +300,7 @@ class InputProcessor:
                 given["audio"] = list(media.audio)
                 given["audio_kwargs"] = {"sampling_rate": self.sampling_rate}
             return dict(self._processor(text=[text], **given, **options))
-        except (ValueError, TypeError, LookupError) as error:
+        except Exception as error:  # processors raise nearly anything
             owner = type(self._processor or self.tokenizer).__name__
             raise InputError(
                 f"{owner} does not take this prompt with {media.told}: {error}"

@@ -82,6 +82,18 @@ def test_what_the_template_refuses_is_an_input_error() -> None:
             text_processor("qwen").encode("x", template_arguments={"chat_template": chat_template})
 
 
+def test_whatever_a_processor_raises_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phi-4's extractor of a recording shorter than its window: RuntimeError."""
+    family = build_family("llava")
+
+    def fail(*unused: object, **options: object) -> None:
+        raise RuntimeError("maximum size for tensor is 20")
+
+    monkeypatch.setattr(type(family.processor), "__call__", fail)
+    with pytest.raises(InputError, match=r"LlavaProcessor does not take .* 1 image .* size for"):
+        InputProcessor(family.processor, family.config).encode("What?", images=RED)
+
+
 def test_named_templates_are_chosen_by_name() -> None:
     tokenizer = build_tokenizer("gpt2").__class__(
         tokenizer_object=build_tokenizer("gpt2").backend_tokenizer
