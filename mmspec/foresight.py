@@ -49,10 +49,10 @@ class Foresight:
         self._reading = Reading(*(tensor for _, *small in self._found for tensor in small))
 
     def choices(self, rows: Sequence[Row]) -> Tensor | None:
-        """(batch, 1) int64, on the device: what each of `rows` chooses behind node 0, where that is
-        all its tree has, and all of it is found there."""
+        """(batch, 1) int64, on the device: what each of `rows`, whose trees are node 0 alone,
+        chooses behind it; None where one needs the host for it."""
         parts = [part for group in self._groups for part in group]
-        if len(parts) != len(rows) or any(part.tree.num_nodes > 1 for part in parts):
+        if len(parts) != len(rows):
             return None
         tokens = [tokens for _, tokens, *_ in self._found]
         places = {part.row: place for place, part in enumerate(parts)}

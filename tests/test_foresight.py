@@ -1,5 +1,6 @@
 """Foresight: choices found for all nodes at once are those of the walk, at one wait a step."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
@@ -25,7 +26,7 @@ from mmspec.penalties import GeneratedTokenPenalty
 from mmspec.prefixes import Prefixes, apply, can_apply
 from mmspec.requests import Request, Result
 from mmspec.row import Row
-from mmspec.sampling import Sampler
+from mmspec.sampling import Choice, Sampler
 from mmspec.state import Prompt, Scores
 from mmspec.stream import TextStream, build_detokenizer
 from mmspec.tree import TokenTree
@@ -215,6 +216,34 @@ def test_choices_stand_in_the_order_of_the_rows_however_these_are_grouped() -> N
     assert chosen is not None
     walked = [row.choose(own) for row, own in zip(rows, logits, strict=True)]
     assert chosen.squeeze(1).tolist() == walked and len(set(walked)) == 3
+
+
+@pytest.mark.parametrize("value", [None, torch.nan])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_a_rule_weighs_a_row_as_alone_beside_one_without_drafts(
+    is_turned: bool, value: float | None
+) -> None:
+    q = logits_of(3)[:2].softmax(-1)
+    trees = [TokenTree.root(30), TokenTree.drafted((30, 31), (-1, 0), (1.0, 0.5), "", q=q)]
+    logits = [logits_of(1), logits_of(2)]
+    if value is not None:
+        logits[1][0, 5] = value
+    if is_turned:
+        trees.reverse()
+        logits.reverse()
+
+    def told(*places: int) -> list[dict[tuple[int, ...], Choice]]:
+        rows = [row_of(is_greedy=False) for _ in places]
+        scores = [Scores(logits[place]) for place in places]
+        own = [trees[place] for place in places]
+        foresee(VERIFIERS["speculative"], zip(rows, own, scores, strict=True)).tell()
+        return [dict(row.sampler._foreseen) for row in rows]
+
+    together = told(0, 1)
+    assert repr(together) == repr([*told(0), *told(1)])  # a NaN is none of its equals
+    drafted, plain = together[not is_turned], together[is_turned]
+    assert len(drafted[()].chances) == 1 and not plain[()].chances
+    assert math.isnan(drafted[()].value) == (value is not None)
 
 
 def row_of(is_greedy: bool) -> Row:
