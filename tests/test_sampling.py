@@ -177,6 +177,16 @@ def test_a_choice_depends_on_seed_and_place_and_logits_alone() -> None:
     assert len(tokens) > 2, "and so does the place"
 
 
+def test_a_drafter_is_told_the_noise_and_the_warping_that_choose_the_token() -> None:
+    sampler = sampler_of(temperature=0.7, top_k=9)
+    for place in range(NEW_TOKENS):
+        logits = logits_of(place).bfloat16()
+        warped = sampler.guide.warp(logits.unsqueeze(0))
+        assert torch.equal(warped[0], sampler.process(logits))
+        noise = sampler.guide.noise_at([len(PROMPT) + place], VOCAB_SIZE)
+        assert int((warped + noise).argmax()) == sampler.choose(logits)
+
+
 def test_choosing_leaves_the_logits_as_they_were() -> None:
     logits = logits_of(0)
     before = logits.clone()
