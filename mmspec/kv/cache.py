@@ -202,13 +202,12 @@ class KVCache(Cache):
     def planned(self, plan: WritePlan) -> Iterator[None]:
         """Within it, and within `writing`, a forward writes by another plan: behind what the row's
         forwards have written, or over what this one writes."""
-        own = [layer.plan for layer in self.flat_layers]
+        own = self.flat_layers[0].plan  # all have the same
         try:
             self._set_plan(plan)
             yield
         finally:
-            for layer, former in zip(self.flat_layers, own, strict=True):
-                layer.plan = former
+            self._set_plan(own)
 
     def tap(self, rows: Sequence[int], counts: Sequence[int]) -> QueryTap | None:
         """What a forward that writes `counts[i]` tokens of `rows[i]` tells its queries; None where

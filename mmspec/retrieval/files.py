@@ -108,7 +108,7 @@ def chunks(data: memoryview) -> Iterator[memoryview]:
 
 
 @contextmanager
-def full_disk_told(folder: Path, advice: str) -> Iterator[None]:
+def full_disk_told(folder: Path) -> Iterator[None]:
     """A full disk, or a file larger than this process may write, becomes a DatastoreError."""
     try:
         yield
@@ -117,5 +117,5 @@ def full_disk_told(folder: Path, advice: str) -> Iterator[None]:
             raise
         raise DatastoreError(
             f"{folder}: no room left to write ({error.strerror}); the datastore is as it was "
-            f"before, nothing of it is lost. Make room, then {advice}"
+            "before. Make room, then run the same again: it goes on where it was"
         ) from error

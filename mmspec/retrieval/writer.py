@@ -120,7 +120,7 @@ class DatastoreWriter:
         if not 2 <= segment_tokens < 2**32 - 1:
             raise DatastoreError(f"segment_tokens={segment_tokens}: expected 2 .. 2^32 - 2")
         self._stop_adding()
-        with self._full_disk_told():
+        with full_disk_told(self.folder):
             journal = self._unfinished()
             if journal is not None and (fresh or not journal.inputs or not inputs):
                 journal = None
@@ -194,17 +194,16 @@ class DatastoreWriter:
         """
         self._refuse_unfinished()
         wanted = frozenset(ids)
-        with self._full_disk_told():
+        with full_disk_told(self.folder):
             deletion = without_documents(self.folder, self.manifest, wanted)
-        if wanted - deletion.found:
-            missing = ", ".join(repr(name) for name in sorted(wanted - deletion.found)[:3])
-            self._tidy(None)
-            raise DatastoreError(
-                f"{self.folder}: no document with id {missing}; `mmspec index info --documents` "
-                "lists them. Nothing was deleted"
-            )
-        if deletion.found:
-            with self._full_disk_told():
+            if wanted - deletion.found:
+                missing = ", ".join(repr(name) for name in sorted(wanted - deletion.found)[:3])
+                self._tidy(None)
+                raise DatastoreError(
+                    f"{self.folder}: no document with id {missing}; `mmspec index info "
+                    "--documents` lists them. Nothing was deleted"
+                )
+            if deletion.found:
                 self._commit(without_keys(self.folder, deletion.manifest, deletion.positions))
         return len(deletion.found)
 
@@ -212,7 +211,7 @@ class DatastoreWriter:
         """Takes the deleted documents' tokens off the disk. Raises DatastoreError."""
         self._refuse_unfinished()
         if any(segment.deleted for segment in self.manifest.segments):
-            with self._full_disk_told():
+            with full_disk_told(self.folder):
                 self._commit(without_deleted(self.folder, self.manifest))
 
     def add_keys(
@@ -234,7 +233,7 @@ class DatastoreWriter:
         Raises DatastoreError where the keys that are there came from other weights.
         """
         self._refuse_unfinished()
-        with self._full_disk_told():
+        with full_disk_told(self.folder):
             manifest = with_keys(
                 self.folder,
                 self.manifest,
@@ -263,7 +262,7 @@ class DatastoreWriter:
                 f"{self.folder}: adding failed half-way; begin() again, which goes on from what is "
                 "safe on the disk"
             )
-        with self._full_disk_told():
+        with full_disk_told(self.folder):
             try:
                 yield
             except DatastoreError:  # refused before anything was done
@@ -306,6 +305,3 @@ class DatastoreWriter:
             if journal.current:
                 kept |= {stem_of(self.folder, journal.current).name + s for s in SUFFIXES}
         sweep(self.folder, kept)
-
-    def _full_disk_told(self) -> contextlib.AbstractContextManager[None]:
-        return full_disk_told(self.folder, "run the same again: it goes on where it was")

@@ -157,16 +157,13 @@ class Target:
     def packing(self) -> frozenset[nn.Module]:
         """The decoder layers that hand on a tuple, seen while they read a few tokens."""
         if self.found.packing is None:
-            self.found.packing = self._find_packing()
+            cache, inputs = self.new_cache(), cross.probe_inputs(self.model, 2)
+            prompt = Prompt(torch.ones(2, dtype=torch.long), model_inputs=inputs)
+            with self._lock, seeing_packing(self.model) as packing:
+                self.prefill(prompt, cache, cache.open(prompt.num_tokens))
+            cache.release()
+            self.found.packing = frozenset(packing)
         return self.found.packing
-
-    def _find_packing(self) -> frozenset[nn.Module]:
-        cache, inputs = self.new_cache(), cross.probe_inputs(self.model, 2)
-        prompt = Prompt(torch.ones(2, dtype=torch.long), model_inputs=inputs)
-        with self._lock, seeing_packing(self.model) as packing:
-            self.prefill(prompt, cache, cache.open(prompt.num_tokens))
-        cache.release()
-        return frozenset(packing)
 
     @property
     def device(self) -> torch.device:
@@ -276,7 +273,7 @@ class Target:
         if start == 0:
             cache.cross.forget(row)
         part = (self.model, prompt, start, stop, features)
-        seen = self.sights(prompt)
+        seen = cross.sights(prompt) if self.cross_layers else None
         if seen is None:
             reading = inputs_of(*part)
         else:
@@ -307,11 +304,6 @@ class Target:
         offsets = tuple(offset + stop - start - len(kept) for offset in offsets)
         hidden = {tap: states[0] for tap, states in read.hidden_states.items()}
         return Prefill(read.logits[0, -1], Placement(row, offsets), hidden, cache)
-
-    def sights(self, prompt: Prompt) -> Tensor | None:
-        """(seq, cells) bool: what the prompt's tokens see of its images, where the model reads
-        them beside the tokens; None where it has none, or puts them among the tokens."""
-        return cross.sights(prompt) if self.cross_layers else None
 
     def read(self, texts: Sequence[Sequence[int]], *, taps: Collection[int]) -> list[Hidden]:
         """The hidden states of texts without media, all in one forward that keeps nothing: of each
