@@ -19,9 +19,8 @@ from mmspec.errors import InputError
 from mmspec.words import counted
 
 if TYPE_CHECKING:
-    from mmspec import Engine, Request
+    from mmspec import Request
     from mmspec.check import CheckReport
-    from mmspec.check.stress import Stress
 
 EXIT_IDENTICAL, EXIT_NEAR_TIES, EXIT_BUG, EXIT_CHECK_MISTAKE = 0, 1, 2, 3
 _SHOWN = 3  # differences in full
@@ -92,7 +91,10 @@ def check(
             stressed = None
             if stress:
                 knowing = Stress(engine.target.vocab_size)
-                stressed = (_beside(engine, knowing, config, overrides or ()), knowing)
+                beside = mmspec.load(
+                    engine.target.model, config=config, overrides=overrides or (), drafter=knowing
+                )
+                stressed = (beside, knowing)
             report = run_check(
                 engine,
                 requests,
@@ -147,10 +149,3 @@ def _requests(
             for p in read_prompts(file)
         ]
     return requests
-
-
-def _beside(
-    engine: "Engine", drafter: "Stress", config: str | None, overrides: Sequence[str]
-) -> "Engine":
-    """The same load of the model under another drafter."""
-    return mmspec.load(engine.target.model, config=config, overrides=overrides, drafter=drafter)

@@ -1,7 +1,7 @@
 """POST /v1/chat/completions: messages, with images, tools and a predicted answer."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmspec.integrations.answer import finish_word
@@ -13,7 +13,6 @@ from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.form import (
     Heading,
-    JsonForm,
     Streaming,
     check_model,
     checked_request,
@@ -49,8 +48,8 @@ class ChatForm:
         messages = read_messages(fields.take_any("messages"), max_media=settings.max_media)
         options = read_options(fields, settings, namespace)
         options |= _length(fields) | _logprobs(fields) | _tools(fields) | _prediction(fields)
-        self.json_form = _json_form(fields)
-        for name in ("tools", "ignore_eos") if self.json_form else ():
+        self.json_schema: Mapping[str, Any] | None = _json_schema(fields)
+        for name in ("tools", "ignore_eos") if self.json_schema is not None else ():
             if options.get(name):
                 raise refused("response_format", f"JSON does not go with {name}; give one of them")
         arguments = fields.take("chat_template_kwargs", dict)
@@ -205,14 +204,14 @@ def _prediction(fields: Fields) -> dict[str, Any]:
     return {"prediction": content}
 
 
-def _json_form(fields: Fields) -> JsonForm | None:
-    """The form of the answer that the body asks for."""
+def _json_schema(fields: Fields) -> dict[str, Any] | None:
+    """Of the answer that the body asks for."""
     given = fields.take("response_format", dict)
     kind = "text" if given is None else given.get("type")
     if given is None or kind == "text":
         return None
     if kind == "json_object":
-        return JsonForm()
+        return {"type": "object"}
     described = given.get("json_schema")
     schema = described.get("schema") if isinstance(described, dict) else None
     if kind != "json_schema" or not isinstance(schema, dict):
@@ -221,7 +220,7 @@ def _json_form(fields: Fields) -> JsonForm | None:
             f'got {given!r:.80}; expected {{"type": "text"}}, {{"type": "json_object"}} or '
             '{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}',
         )
-    return JsonForm(schema)
+    return schema
 
 
 def _switches(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """POST /v1/completions: texts or tokens that go in as they are, without a chat template."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.form import (
     Heading,
-    JsonForm,
     Streaming,
     check_model,
     checked_request,
@@ -70,7 +69,7 @@ class CompletionForm:
         ]
         self.streams = self._streaming.is_on
         self.heading = Heading("text_completion", "cmpl", settings.name or "")
-        self.json_form: JsonForm | None = None  # asked for in chats alone
+        self.json_schema: Mapping[str, Any] | None = None  # asked for in chats alone
         self._has_logprobs = top is not None
         self._offsets: dict[int, int] = {}  # characters sent of each choice
 

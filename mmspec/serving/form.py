@@ -3,23 +3,16 @@
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mmspec.errors import InputError
+from mmspec.integrations.answer import speculation
 from mmspec.requests import FIELD_NAMES, Progress, Request, Result, build_request
 from mmspec.serving.call import Call, Step
 from mmspec.serving.errors import ApiError, in_clients_words, refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.settings import ServerSettings
-from mmspec.serving.usage import speculation, usage
-
-
-@dataclass(frozen=True)
-class JsonForm:
-    """That an answer is to have."""
-
-    schema: Mapping[str, Any] | None = None  # None: any object
+from mmspec.serving.usage import usage
 
 
 class Form(Protocol):
@@ -27,7 +20,7 @@ class Form(Protocol):
 
     requests: list[Request]
     streams: bool
-    json_form: JsonForm | None
+    json_schema: Mapping[str, Any] | None  # that the answers are to follow
     heading: "Heading"
 
     def whole(self, call: Call) -> dict[str, Any]:
@@ -80,9 +73,9 @@ class Streaming:
 
 
 def told(call: Call) -> dict[str, object]:
-    """Beside the choices of a whole answer."""
+    """Beside the choices of a whole answer; `mmspec` is of the first sample of the first prompt."""
     results = ended(call)
-    return {"usage": usage(results, call.predicted), "mmspec": speculation(results)}
+    return {"usage": usage(results, call.predicted), "mmspec": speculation(results[0])}
 
 
 def ended(call: Call) -> list[Result]:

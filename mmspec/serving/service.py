@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -21,7 +21,7 @@ from mmspec.serving.chat import ChatForm
 from mmspec.serving.completions import CompletionForm
 from mmspec.serving.errors import ApiError, as_api_error, refused
 from mmspec.serving.events import EventStream, events
-from mmspec.serving.form import Form, JsonForm
+from mmspec.serving.form import Form
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
 from mmspec.serving.pictures import Pictures
 from mmspec.serving.receiving import Leaving, Mailroom
@@ -113,8 +113,8 @@ class Service:
         body = await mail.read_json(request)
         # In another thread: a body may hold millions of tokens.
         form: Form = await asyncio.to_thread(kind, body, self._settings, namespace)
-        if form.json_form is not None:
-            await asyncio.to_thread(self._guide, form, form.json_form)
+        if form.json_schema is not None:
+            await asyncio.to_thread(self._guide, form, form.json_schema)
         call = Call(
             form.requests,
             self.scheduler,
@@ -145,11 +145,11 @@ class Service:
         stream = events(form, call, first, steps, _logged)
         return _Answer(EventStream(stream, lambda: self._end(request, call)))
 
-    def _guide(self, form: Form, json_form: JsonForm) -> None:
+    def _guide(self, form: Form, schema: Mapping[str, Any]) -> None:
         """The form's requests get no other answer than JSON. Raises ApiError, InputError."""
         try:
             guided = [
-                replace(one, logits_processors=[self._json.matching(json_form.schema)])
+                replace(one, logits_processors=[self._json.matching(schema)])
                 for one in form.requests
             ]
         except MissingExtraError as error:

@@ -1,6 +1,6 @@
 """What an answer took, in OpenAI's words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from mmspec.beginnings import num_shared
@@ -41,10 +41,3 @@ def num_found(predicted: Sequence[int], tokens: Sequence[int]) -> int:
     is_long = len(one) * len(other) > _MANY
     blocks = SequenceMatcher(None, one, other, autojunk=is_long).get_matching_blocks()
     return start + sum(block.size for block in blocks)
-
-
-def speculation(results: Sequence[Result]) -> Mapping[str, object]:
-    """mmspec's own part of a body: how the first sample of the first prompt was decoded."""
-    from mmspec.integrations.answer import speculation as of_one
-
-    return of_one(results[0])
