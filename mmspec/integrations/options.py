@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmspec.errors import InputError, nearest
+from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.requests import FIELD_NAMES, Messages, Request, build_request
@@ -41,13 +42,15 @@ def component_request(
     guide: JsonGuide,
 ) -> Request:
     """The request of a call's `options`: its passages put where they belong, and its `json_schema`
-    followed. Raises InputError."""
+    followed, whose objects have no other keys than it names unless it says so itself. Raises
+    InputError."""
     own = with_passages(options, prompt, placement=placement)
     schema: Any = own.pop("json_schema", None)
     if schema is not None:
         others = own.get("logits_processors") or ()
         assert isinstance(others, list | tuple)
-        own["logits_processors"] = [*others, guide.matching(schema)]
+        given = closed(schema) if isinstance(schema, Mapping) else schema
+        own["logits_processors"] = [*others, guide.matching(given)]
     return build_request(prompt, own)
 
 

@@ -213,10 +213,10 @@ def test_several_samples_are_several_replies(
 @pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
 def test_an_answer_follows_a_json_schema(generator: MmspecChatGenerator) -> None:
     schema = {"type": "object", "properties": {"name": {"enum": ["Anna", "Bob"]}}}
-    schema |= {"required": ["name"], "additionalProperties": False}
+    schema |= {"required": ["name"]}
     asked = {"json_schema": schema, "max_tokens": 90}
     answer = reply(generator.run(ASKED, generation_kwargs=asked))
-    assert json.loads(answer.text or "")["name"] in ("Anna", "Bob")
+    assert json.loads(answer.text or "") in ({"name": "Anna"}, {"name": "Bob"})
     assert answer.text == reply(asyncio.run(generator.run_async(ASKED, None, None, asked))).text
 
 

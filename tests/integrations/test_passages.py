@@ -8,7 +8,8 @@ from integrations.frameworks import saying
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.inputs.passages import Passage
-from mmspec.integrations.options import request_options
+from mmspec.integrations.guided import JsonGuide
+from mmspec.integrations.options import component_request, request_options
 from mmspec.integrations.passages import with_passages
 
 MESSAGES = [
@@ -59,3 +60,17 @@ def test_a_passage_is_drafted_from_wherever_it_goes(engine: Engine, placement: A
     assert (grew > len(passage)) == (placement == "prompt") and (grew == 0) == (
         placement == "drafter"
     )
+
+
+def test_a_component_s_objects_have_no_other_keys_than_their_schema_names(engine: Engine) -> None:
+    asked: list[Any] = []
+
+    class Guide(JsonGuide):
+        def matching(self, schema: Any = None) -> Any:
+            asked.append(schema)
+            return lambda ids, scores: scores
+
+    open_one = {"type": "object", "properties": {"b": {}}, "additionalProperties": True}
+    given = {"type": "object", "properties": {"a": open_one}}
+    component_request("Who?", {"json_schema": given}, placement="auto", guide=Guide(engine))
+    assert asked == [{**given, "additionalProperties": False}]

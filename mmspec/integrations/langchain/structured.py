@@ -12,15 +12,13 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import BaseModel
 
 from mmspec.integrations.answer import broken_form
-from mmspec.integrations.closed_schema import closed
 
 
 def json_schema(schema: Mapping[str, Any] | type) -> dict[str, Any]:
-    """Of a pydantic model, a TypedDict, or a JSON schema, whose objects have no other keys than it
-    names, unless it says so itself."""
-    is_written = isinstance(schema, Mapping) and "type" in schema
-    found = dict(schema) if is_written else convert_to_json_schema(schema)  # type: ignore[arg-type]
-    return closed(found)
+    """Of a pydantic model, a TypedDict, or a JSON schema."""
+    if isinstance(schema, Mapping) and "type" in schema:
+        return dict(schema)
+    return convert_to_json_schema(schema)
 
 
 class _Whole(BaseOutputParser[Any]):

@@ -24,7 +24,6 @@ from mmspec.errors import InputError
 from mmspec.integrations.answer import broken_form, metadata, model_name, usage
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
-from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.llamaindex.messages import as_message
@@ -247,7 +246,7 @@ class MmspecLLM(CustomLLM):
 
 
 def _with_form(form: type[BaseModel], call: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {**(call or {}), "json_schema": closed(form.model_json_schema())}
+    return {**(call or {}), "json_schema": form.model_json_schema()}
 
 
 def _read_form(form: type[Form], answer: ChatResponse) -> Form:
