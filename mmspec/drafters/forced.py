@@ -41,9 +41,7 @@ class ForcedSession:
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
         drafter = self._drafter
-        said = [
-            tuple(call_back(p.forced_tokens, tokens))[: max(budget, 0)] for p in self._processors
-        ]
+        said = [tuple(call_back(p.forced_tokens, tokens))[:budget] for p in self._processors]
         self._drafted = draft = max(said, key=len, default=())
         rates = [drafter.calibration.rate(_bucket(i), _BELIEVED) for i in range(len(draft))]
         return TokenTree.chain(tokens[-1], draft, rates, drafter.name)

@@ -79,10 +79,8 @@ class BoundCascade:
     ) -> list[TokenTree]:
         """One tree a session; each forward over the views verifies the lower trees of all."""
         own = [cast(CascadeSession, session) for session in sessions]
-        runs = [
-            session.begin(tokens, budget) if budget else None
-            for session, tokens in zip(own, texts, strict=True)
-        ]
+        pairs = zip(own, texts, strict=True)
+        runs = [session.begin(tokens, budget) for session, tokens in pairs]
         begun, time_s = [run for run in runs if run is not None], time.perf_counter()
         with ExitStack() as at_end:  # each run's, also where another's fails
             for run in begun:
@@ -132,7 +130,7 @@ class BoundCascade:
         self, session: CascadeSession, tokens: Sequence[int], budget: int
     ) -> TokenTree:
         """Of a text too short for a view: what the lower level says, if it may be handed on."""
-        if not budget or session.middle.must_draw:
+        if session.middle.must_draw:
             return TokenTree.root(tokens[-1])
         return propose_all(self.lower, [session.lower], [tokens], budget)[0]
 

@@ -79,7 +79,7 @@ class BoundDraftModel(ByModel):
         with self.lock:
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
-            ready = [s for s in own if budget and s.wording.can_continue and s.wording.ids]
+            ready = [s for s in own if s.wording.can_continue and s.wording.ids]
             self.read_late(ready)
             growths = [
                 self._trees.begin(s, tokens, s.placement, s.missing, budget=budget)

@@ -57,8 +57,6 @@ class BoundEagle:
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(EagleSession, session) for session in sessions]
-        if not budget:
-            return [TokenTree.root(tokens[-1]) for tokens in texts]
         with self.lock:
             growths, beside = [], []
             for session, tokens in zip(own, texts, strict=True):

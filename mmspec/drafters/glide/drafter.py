@@ -70,8 +70,6 @@ class BoundGlide:
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(GlideSession, session) for session in sessions]
-        if not budget:
-            return [TokenTree.root(tokens[-1]) for tokens in texts]
         with self.lock:
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)

@@ -74,8 +74,6 @@ class LookaheadSession:
         self._read(tokens)
         self._move(len(tokens))
         self.window.node0 = tokens[-1]
-        if budget <= 0:
-            return TokenTree.root(tokens[-1])
         trie = NgramTrie(tokens[-1], self._drafter.name, self._calibration)
         levels = self._drafter.ngram - 1
         most = max(budget // 2, min(budget, levels))

@@ -53,8 +53,6 @@ class BoundMedusa:
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
     ) -> list[TokenTree]:
         """One tree a session. All heads speak for all rows at once; one wait for the device."""
-        if budget <= 0:
-            return [TokenTree.root(tokens[-1]) for tokens in texts]
         own = [cast(MedusaSession, session) for session in sessions]
         logits = self._logits([session.state for session in own], budget)
         rows = zip(own, texts, logits.unbind(1), strict=True)
