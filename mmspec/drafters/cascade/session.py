@@ -68,12 +68,13 @@ class CascadeSession:
             self.middle.close()
 
     def begin(self, tokens: Sequence[int], budget: int) -> Run | None:
-        """A run from the text's end; None for a text that is too short for a view."""
-        placement = self.middle.catch_up(tokens)
-        if placement is None:
-            return None
+        """A run from the text's end; None for a text that is too short for a view, or too long for
+        a draft."""
         settings, guide, index = self._drafter.settings, self.middle.guide, len(tokens) - 1
-        depth = min(settings.max_depth, budget)
+        placement = self.middle.catch_up(tokens)
+        depth = min(settings.max_depth, budget, self._drafter.middle.room(len(tokens)))
+        if placement is None or depth <= 0:
+            return None
         branching: Branching
         if self.middle.must_draw:  # the length looks at no token
             branching = DrawnBranching(

@@ -69,9 +69,11 @@ class BoundCompressedKV(ByModel):
         own = [cast(CompressedKVSession, session) for session in sessions]
         growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
-            place, growth = session.catch_up(tokens) if budget else None, None
-            if place is not None:
-                growth = self._trees.begin(session, tokens, place, tokens[-1:], budget=budget)
+            room, growth = self.room(len(tokens)), None
+            place = session.catch_up(tokens)
+            if place is not None and room > 0:
+                chain = tokens[-1:]
+                growth = self._trees.begin(session, tokens, place, chain, budget=budget, room=room)
             growths.append(growth)
         grow_by_cache(self.model, [session.view for session in own], growths, cost=self.cost)
         return self._trees.proposed(own, growths, texts, budget)

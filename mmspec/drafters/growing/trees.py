@@ -1,5 +1,6 @@
 """GrowingTrees: how the trees of a drafter's sessions grow, and what is proposed of them."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,11 @@ class ByModel:
     """A drafter whose trees are scored by a whole model."""
 
     model: Target
+
+    def room(self, num_tokens: int) -> int:
+        """Levels of a tree that its context has room for behind so many tokens."""
+        context = self.model.max_positions
+        return sys.maxsize if context is None else context - num_tokens
 
     @property
     def recorded(self) -> Sequence[ScoreGraphs]:
@@ -64,11 +70,10 @@ class GrowingTrees:
         chain: Sequence[int],
         *,
         budget: int,
-        room: int | None = None,
+        room: int = sys.maxsize,
     ) -> Growth:
         """A tree below node 0, the last of the text's `tokens` and of the `chain` that is written
-        behind what the row holds. `room`: levels that there is room for, at least one; None: for
-        any number."""
+        behind what the row holds. `room`: levels that there is room for, at least one."""
         branching = self._branching(session, len(tokens) - 1, budget, room)
         return Growth(placement, chain, branching, self._drafter)
 
@@ -87,7 +92,7 @@ class GrowingTrees:
             for session, growth, tokens in zip(sessions, growths, texts, strict=True)
         ]
 
-    def _branching(self, session: Session, index: int, budget: int, room: int | None) -> Branching:
+    def _branching(self, session: Session, index: int, budget: int, room: int) -> Branching:
         """As the settings say, below node 0 at `index` of the text: tokens drawn from q in a shape
         that is set before; or the best ones, `settings.width` nodes a level going on, or a chain
         with what CaPE sets beside it, as deep as pays."""
@@ -96,7 +101,6 @@ class GrowingTrees:
         if session.must_draw:
             profile, first_draw = affordable(settings.profile[:room], budget), session.num_draws
             return DrawnBranching(guide, index, warp=warp, profile=profile, first_draw=first_draw)
-        depth = settings.max_depth if room is None else min(settings.max_depth, room)
         best = BestBranching(
             guide,
             index,
@@ -104,7 +108,7 @@ class GrowingTrees:
             warp=warp,
             is_coupled=self._is_coupled,
             top_k=settings.top_k if settings.cape is None else settings.cape.most,
-            max_depth=min(depth, budget, cost.affordable(session.prices)),
+            max_depth=min(settings.max_depth, room, budget, cost.affordable(session.prices)),
             min_confidence=max(
                 settings.min_confidence, cost.least_likely(session.prices, session.calibration)
             ),

@@ -144,9 +144,8 @@ class BoundLayerSkip(ByModel):
         self, session: LayerSkipSession, tokens: Sequence[int], budget: int
     ) -> Growth | None:
         """A tree within the target's context."""
-        context = self.model.max_positions
-        room = budget if context is None else context - len(tokens)
-        if min(budget, room) <= 0:
+        room = self.room(len(tokens))
+        if room <= 0:
             return None
         place, chain = session.placement, tokens[-1:]
         return self._trees.begin(session, tokens, place, chain, budget=budget, room=room)

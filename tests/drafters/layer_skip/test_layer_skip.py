@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, prompt_inputs
+from families import FAMILIES
 
 import mmspec
 from mmspec.drafters.growing.trees import GrowingTrees
@@ -188,24 +188,6 @@ def test_a_failed_trial_costs_the_drafter_and_not_the_text(
     monkeypatch.setattr(bound.model, "score", score)
     result = engine.generate(prompts(1)[0], temperature=0.0)
     assert result.tokens == plain.tokens
-
-
-@pytest.mark.parametrize("draw", ["coupled", "sample"])
-def test_drafts_end_at_the_context(draw: Any) -> None:
-    model = FAMILIES["gpt2"].build(torch.float64)  # has learned positions: none behind its context
-    context = model.config.max_position_embeddings
-    prompt = prompt_inputs(FAMILIES["gpt2"], "text", num_text_tokens=20)
-    ids = prompt["input_ids"].repeat(1, context // 20)[:, : context - 9]
-    drafter = LayerSkip(min_confidence=0.0, draw=draw)
-    rule = "speculative" if draw == "sample" else "coupled"
-    engine = engine_of(model, drafter, **{"decode.verifier": rule})
-    sampled: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "max_new_tokens": 9}
-    drawn = engine.generate({"input_ids": ids}, **sampled)
-    assert len(drawn.tokens) == 9 and drawn.stats.by_drafter["layer_skip"].proposed
-    result = engine.generate({"input_ids": ids}, max_new_tokens=9, temperature=0.0)
-    plain = engine.generate({"input_ids": ids}, max_new_tokens=9, temperature=0.0, speculate=False)
-    assert result.tokens == plain.tokens and len(result.tokens) == 9
-    assert result.stats.by_drafter["layer_skip"].proposed
 
 
 def test_mistakes_are_told() -> None:
