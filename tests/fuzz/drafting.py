@@ -138,7 +138,6 @@ def _draw_drafter(
         return compressed(draw, sure)
     if kind == "layer_skip":
         growth = growth_of(draw, sure)
-        growth.pop("draw"), growth.pop("profile")
         if target.state_kinds or draw.random() < 0.4:
             layers = [draw.randrange(2)]
             return LayerSkip(layers=layers, weights=draw.choice(["same", "int8"]), **growth)
