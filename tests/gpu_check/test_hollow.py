@@ -11,25 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("triton", reason="needs triton")
-_BARS = {
-    "smoke": 0,
-    "kernels": 1,
-    "exactness": 4,
-    "attention": 4,
-    "plain": 2,
-    "timings": 2,
-    "speed": 2,
-}
+_BARS = {"smoke": 0, "kernels": 1, "plain": 2, "timings": 2, "speed": 2}  # that it settles
 _MEASURING = ("plain", "timings", "speed")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", _BARS)
 def test_a_section_ends_and_compiles_nothing_late(section: str) -> None:
-    paths = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}", "TRITON_INTERPRET": "0"}
+    paths = [str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     run = subprocess.run(
         [sys.executable, "-m", "pretend.hollow", section, "20"],
-        env={**os.environ, **paths},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
         timeout=1800,

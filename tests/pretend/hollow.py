@@ -34,7 +34,7 @@ from pretend.memory import known_to_torch, on_cuda
 assert os.environ.get("TRITON_INTERPRET") == "0", "read when triton is imported"
 
 _SMALL = 1 << 14  # elements that are computed with
-_TOKEN = 97  # the best, wherever the best of many is asked for
+_TOKENS = (10, 98)  # the best is one of them, wherever the best of many is asked for
 _LAYERS = 5
 _CAPABILITY = 90
 _BYTES = 141 * 10**9
@@ -78,8 +78,10 @@ def _made(leaf: Any, lent: Mapping[int, Tensor], *, to_cuda: bool) -> Any:
         return lent[id(leaf)]
     made = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
     if made.numel() <= _SMALL:
-        is_index = not made.dtype.is_floating_point and made.dtype != torch.bool
-        made.fill_(_TOKEN if is_index else 0)
+        if made.dtype.is_floating_point or made.dtype == torch.bool:
+            made.zero_()
+        else:
+            made.random_(*_TOKENS)
     return on_cuda(made) if to_cuda else made
 
 
