@@ -80,7 +80,9 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
         "audio_soft_tokens_per_image": 6,  # two more than there are features
         "audio_token_id": 141,
     },
-    "glm5_next": {"text_config": {"num_key_value_heads": 4}},
+    "glm5_next": {
+        "text_config": {"num_key_value_heads": 4, "index_kpool": 2, "qk_rope_head_dim": 0},
+    },
     "glmasr": {"audio_config": _FOURFOLD},
     "granite4_vision": {
         "deepstack_layer_map": [[0, 0]],
@@ -118,6 +120,11 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "muse_glimmer": {"out_hidden_size": 256},  # four patches are one token
     "muse_spark": {"out_hidden_size": 256},
+    "nemotron_h_omni": {
+        "vision_config": {"video_temporal_patch_size": 2},
+        "image_token_id": 120,
+        "video_token_id": 121,
+    },
     "nemotron": {"num_key_value_heads": 2},
     "phi4_multimodal": {
         "vision_config": {"crop_size": 28},

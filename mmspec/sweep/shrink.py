@@ -94,7 +94,8 @@ def _left_out(config: PreTrainedConfig) -> dict[str, type[PreTrainedConfig]]:
     for name in ("vision_config", "audio_config"):
         known = config.sub_configs.get(name)
         tower = getattr(known, "config_class", known)  # from transformers 5.2x on it is a record
-        if isinstance(tower, type) and getattr(config, name, None) is None:
+        is_known = isinstance(tower, type) and issubclass(tower, PreTrainedConfig)
+        if is_known and getattr(config, name, None) is None:
             towers[name] = tower
     return towers
 
