@@ -1,6 +1,7 @@
 """The sweep over transformers' architectures: a handful by default, all of them with --slow."""
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -78,7 +79,7 @@ def test_what_a_model_sees_and_hears_is_found_by_asking_it(
     ("model_type", "reason"),
     [
         ("roformer", "takes no position_ids"),
-        ("recurrent_gemma", "outside of transformers' cache"),
+        ("recurrent_gemma", r"outside of transformers' cache|\(recurrent\)"),  # now, and in 5.17
         ("minimax", "does not decode a text by itself"),
         ("pp_formulanet", "is an encoder-decoder model"),  # and has no embeddings to ask for
     ],
@@ -88,7 +89,7 @@ def test_a_family_that_cannot_be_decoded_is_refused_with_its_reason(
 ) -> None:
     trial = one(model_type)
     assert trial.verdict == "refused"
-    assert reason in trial.reason
+    assert re.search(reason, trial.reason)
 
 
 def test_a_model_whose_tokens_see_later_ones_is_not_cut() -> None:
