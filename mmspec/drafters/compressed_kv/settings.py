@@ -57,12 +57,12 @@ class CompressedKV:
         _check("max_share", 0 < max_share <= 1, max_share, "in (0, 1]")
         self.trees = TreeSettings.checked(
             _NAME,
+            trees,
             max_depth=max_depth,
             top_k=top_k,
             width=width,
             min_confidence=min_confidence,
             branching=branching,
-            **trees,
         )
         _check("width", 1 <= width <= top_k**max_depth, width, "1 to the nodes of a level")
         self.policy = policy_named(policy) if isinstance(policy, str) else policy

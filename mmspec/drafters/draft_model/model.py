@@ -68,11 +68,11 @@ class DraftModel:
         """
         self.trees = TreeSettings.checked(
             _NAME,
+            trees,
             max_depth=max_depth,
             top_k=top_k,
             min_confidence=min_confidence,
             branching=branching,
-            **trees,
         )
         _check("thin_keep", 0 < thin_keep <= 1, thin_keep, "in (0, 1]")
         known = get_args(EarlyBegin)

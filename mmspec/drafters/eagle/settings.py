@@ -54,11 +54,11 @@ class Eagle:
         _check("dtype", dtype in _DTYPES, dtype, f"one of {', '.join(_DTYPES)}")
         self.trees = TreeSettings.checked(
             _NAME,
+            trees,
             max_depth=max_depth,
             top_k=top_k,
             min_confidence=min_confidence,
             branching=branching,
-            **trees,
         )
         _check("window", window >= _LEAST_WINDOW, window, f"at least {_LEAST_WINDOW} tokens")
         if not isinstance(head, EagleHead):

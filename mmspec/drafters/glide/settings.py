@@ -46,11 +46,11 @@ class Glide:
         _check("prompt_tokens", prompt_tokens >= 1, prompt_tokens, "at least 1")
         self.trees = TreeSettings.checked(
             _NAME,
+            trees,
             max_depth=max_depth,
             top_k=top_k,
             min_confidence=min_confidence,
             branching=branching,
-            **trees,
         )
         self.head = head if isinstance(head, GlideHead) else load(head, revision=revision)
         self.prompt_tokens = prompt_tokens

@@ -35,20 +35,27 @@ class TreeSettings:
     @staticmethod
     def checked(
         where: str,
+        options: TreeOptions,
         *,
         max_depth: int,
         top_k: int,
         min_confidence: float,
         width: int | None = None,
         branching: BranchingName = "best",
-        cape_thresholds: Sequence[float] = THRESHOLDS,
-        cape_widths: Sequence[int] = WIDTHS,
-        draw: Draw = "coupled",
-        profile: Sequence[int] = (),
     ) -> "TreeSettings":
-        """Of what a user has set in `where`, a section of the config. `width` None: `top_k`;
-        `profile` (): a chain of `max_depth`. Raises ConfigError for values that make no sense."""
-        check = partial(check_setting, where)
+        """Of what a user has set in `where`, a section of the config. `width` None: `top_k`.
+        Raises ConfigError for values that make no sense, TypeError for `options` that there are
+        not: they were a drafter's keywords."""
+        for name in options.keys() - TreeOptions.__annotations__.keys():
+            raise TypeError(f"{where} got an unexpected keyword argument {name!r}")
+        check, draw = partial(check_setting, where), options.get("draw", "coupled")
+        profile = options.get("profile", ())
+        cape = cape_of(
+            branching,
+            thresholds=options.get("cape_thresholds", THRESHOLDS),
+            widths=options.get("cape_widths", WIDTHS),
+            where=where,
+        )
         check("max_depth", max_depth >= 1, max_depth, "at least 1")
         check("top_k", top_k >= 1, top_k, "at least 1")
         check("min_confidence", 0 <= min_confidence <= 1, min_confidence, "in [0, 1]")
@@ -59,7 +66,7 @@ class TreeSettings:
             top_k=top_k,
             width=top_k if width is None else width,
             min_confidence=min_confidence,
-            cape=cape_of(branching, thresholds=cape_thresholds, widths=cape_widths, where=where),
+            cape=cape,
             draw=draw,
             profile=tuple(profile) or (1,) * max_depth,
         )

@@ -53,12 +53,12 @@ class LayerSkip:
         _check("layers", all(n >= 0 for n in layers), list(layers), "indices of layers, from 0")
         self.trees = TreeSettings.checked(
             _NAME,
+            trees,
             max_depth=max_depth,
             top_k=top_k,
             width=1,
             min_confidence=min_confidence,
             branching=branching,
-            **trees,
         )
         _check("trials", trials >= 0, trials, "0 (an even choice stays) or more")
         self.skip = skip

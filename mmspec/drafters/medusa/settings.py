@@ -62,11 +62,10 @@ class Medusa:
         _check("top_k", top_k >= 1, top_k, "at least 1")
         self.trees = TreeSettings.checked(
             _NAME,
+            {"draw": draw, "profile": profile},
             max_depth=depth,
             top_k=max((max(path) + 1 for path in paths), default=top_k),
             min_confidence=min_confidence,
-            draw=draw,
-            profile=profile,
         )
 
     def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundMedusa:

@@ -16,7 +16,7 @@ from mmspec.drafters.draw import draw_level
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing import together
 from mmspec.drafters.growing.branching import affordable
-from mmspec.drafters.growing.settings import Draw, TreeSettings
+from mmspec.drafters.growing.settings import Draw, TreeOptions, TreeSettings
 from mmspec.drafters.growing.together import grow
 from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.model_session import ModelSession
@@ -156,7 +156,7 @@ def test_rows_that_grow_together_grow_as_alone(
     rows: list[tuple[int, int]],
 ) -> None:
     settings = TreeSettings.checked(
-        "test", max_depth=max_depth, top_k=top_k, width=width, min_confidence=least
+        "test", {}, max_depth=max_depth, top_k=top_k, width=width, min_confidence=least
     )
     own = guide(is_greedy=is_greedy)
     texts = [tuple((row + n) % VOCAB for n in range(size)) for row, (size, _) in enumerate(rows)]
@@ -173,9 +173,8 @@ def test_rows_that_grow_together_grow_as_alone(
 def test_drawn_trees_have_the_shape_that_was_set_and_noise_of_their_own(
     profile: list[int], budget: int
 ) -> None:
-    settings = TreeSettings.checked(
-        "test", max_depth=1, top_k=1, min_confidence=0.0, draw="sample", profile=profile
-    )
+    options: TreeOptions = {"draw": "sample", "profile": profile}
+    settings = TreeSettings.checked("test", options, max_depth=1, top_k=1, min_confidence=0.0)
     own, text = guide(is_greedy=False), (1, 2, 3)
     one = session(own, draws=True)
     for _ in range(2):  # the second proposal draws anew
@@ -216,7 +215,8 @@ def test_a_chain_that_no_belief_can_end_is_read_once(
         return read(*tensors)
 
     monkeypatch.setattr(together, "read", counted)
-    settings = TreeSettings.checked("test", max_depth=4, top_k=1, min_confidence=0.0, draw=draw)
+    options: TreeOptions = {"draw": draw}
+    settings = TreeSettings.checked("test", options, max_depth=4, top_k=1, min_confidence=0.0)
     sessions = [session(own, draws=draw == "sample") for _ in range(2)]
     found, table = proposed(settings, sessions, texts, [2, 1], 9)
     assert len(waits) == 1 and table.calls == 4 and all(tree.num_nodes == 5 for tree in found)

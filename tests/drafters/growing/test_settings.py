@@ -14,7 +14,7 @@ from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
 from mmspec.drafters.growing.cape import Cape
-from mmspec.drafters.growing.settings import TreeSettings
+from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.errors import ConfigError
 
@@ -22,12 +22,13 @@ LEAST: dict[str, Any] = {"max_depth": 3, "top_k": 4, "min_confidence": 0.1}
 
 
 def test_what_is_left_out_is_a_chain_and_as_wide_as_a_node() -> None:
-    made = TreeSettings.checked("drafter.x", **LEAST)
+    made = TreeSettings.checked("drafter.x", {}, **LEAST)
     assert (made.width, made.profile, made.cape, made.draws) == (4, (1, 1, 1), None, False)
     assert made.deepest == 3
-    drawn = TreeSettings.checked("drafter.x", **LEAST, draw="sample", profile=[2, 1, 1, 1], width=1)
+    options: TreeOptions = {"draw": "sample", "profile": [2, 1, 1, 1]}
+    drawn = TreeSettings.checked("drafter.x", options, **LEAST, width=1)
     assert (drawn.width, drawn.draws, drawn.deepest) == (1, True, 4)
-    assert TreeSettings.checked("drafter.x", **LEAST, branching="cape").cape == Cape()
+    assert TreeSettings.checked("drafter.x", {}, **LEAST, branching="cape").cape == Cape()
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -59,6 +60,8 @@ def test_a_wrong_one_is_told_with_its_section(name: str) -> None:
             GROWN[name](**wrong)
 
 
-def test_one_that_is_not_there_is_a_wrong_argument() -> None:
-    with pytest.raises(TypeError, match="max_deph"):
-        LayerSkip(max_deph=3)  # type: ignore[call-arg]
+@pytest.mark.parametrize("name", GROWN)
+def test_one_that_is_not_there_is_a_wrong_argument(name: str) -> None:
+    for wrong in ("max_deph", *([] if name == "compressed_kv" else ["width"])):
+        with pytest.raises(TypeError, match=rf"drafter\.{name} got .* argument '{wrong}'"):
+            GROWN[name](**{wrong: 3})
