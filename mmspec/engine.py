@@ -58,6 +58,7 @@ from mmspec.target.probe import reason_against_watching
 from mmspec.target.taps import check_taps
 from mmspec.tree import TokenTree
 from mmspec.verify import VERIFIERS, Rule
+from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec.chat import Chat
@@ -158,6 +159,16 @@ class Engine:
         if not self._rule.only_chooses:  # a text depends on its trees: on no other row's, then
             own_share = self._drafts.nodes_of(max_rows)
             self._drafts = replace(self._drafts, max_nodes=own_share, max_states=None)
+        if self.drafters and max_nodes and state_bytes and not self._drafts.nodes_of(1):
+            rows = 1 if self._rule.only_chooses else max_rows
+            logger.warning(
+                "%s: decode.state_bytes=%d has no room for a drafted node's running states beside "
+                "node 0's, so nothing is drafted; expected %d bytes or more for %s",
+                type(target.model).__name__,
+                state_bytes,
+                2 * rows * target.state_bytes,
+                counted(rows, "request"),
+            )
         is_bitwise = exactness == "bitwise"
         self._decoded = target.bitwise(rows=max_rows, nodes=max_nodes + 1) if is_bitwise else target
         self._overlap = overlap

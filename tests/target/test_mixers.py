@@ -15,6 +15,7 @@ import mmspec
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.layer_skip import LayerSkip
+from mmspec.engine import Engine
 from mmspec.errors import ModelError
 from mmspec.kv import KVCache, StateKey
 from mmspec.kv.state_slots import StateSlots
@@ -409,6 +410,21 @@ def test_no_more_nodes_are_drafted_than_there_is_room_for_their_states() -> None
     texts, a_step = zip(*found.values(), strict=True)
     assert all(text == texts[0] for text in texts)
     assert a_step[0] == 0 and 0 < a_step[1] <= 2 and a_step[2] > 2, a_step
+
+
+@pytest.mark.parametrize(("verifier", "enough"), [("coupled", 2), ("recursive", 8)])
+def test_where_no_drafted_node_has_room_for_its_states_that_is_said(
+    verifier: str, enough: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = Target(FAMILIES["qwen3_5"].build(torch.float32))
+    drafter = LayerSkip(layers=[1], draw="sample")
+    for states, is_said in ((enough, False), (0, False), (enough - 1, True)):
+        Engine(target, None, [drafter], verifier=verifier, max_rows=4,
+               state_bytes=states * target.state_bytes)  # fmt: skip
+        assert bool(caplog.records) == is_said
+    (record,) = caplog.records
+    size = enough * target.state_bytes
+    assert f"expected {size} bytes or more for {enough // 2} request" in record.message
 
 
 @pytest.mark.parametrize("verifier", ["recursive", "typical_lossy"])
