@@ -15,8 +15,8 @@ class DraftSession(Protocol):
     """One request's drafting. Holds all of its state; closed when the request ends."""
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
-        """A tree below node 0 = `tokens[-1]` with at most `budget` drafted nodes, one or more;
-        `tokens` are the prompt's and the chosen ones. Where there is nothing worth scoring:
+        """A tree below node 0 = `tokens[-1]` with at most `budget` drafted nodes; `budget` is 1 or
+        more. `tokens` are the prompt's and the chosen ones. Where there is nothing worth scoring:
         `TokenTree.root`. It may be asked at any step, or not for many.
 
         `tokens` can be read only, and grow with the text: what is kept of them is a slice, which is

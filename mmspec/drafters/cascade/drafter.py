@@ -129,7 +129,8 @@ class BoundCascade:
     def _without_view(
         self, session: CascadeSession, tokens: Sequence[int], budget: int
     ) -> TokenTree:
-        """Of a text too short for a view: what the lower level says, if it may be handed on."""
+        """Of a text that the middle level has no run for: what the lower one says, if that may be
+        handed on."""
         if session.middle.must_draw:
             return TokenTree.root(tokens[-1])
         return propose_all(self.lower, [session.lower], [tokens], budget)[0]

@@ -68,8 +68,8 @@ class CascadeSession:
             self.middle.close()
 
     def begin(self, tokens: Sequence[int], budget: int) -> Run | None:
-        """A run from the text's end; None for a text that is too short for a view, or too long for
-        a draft."""
+        """A run from the text's end; None for a text that is too short for a view, or that the
+        context has no room behind."""
         settings, guide, index = self._drafter.settings, self.middle.guide, len(tokens) - 1
         placement = self.middle.catch_up(tokens)
         depth = min(settings.max_depth, budget, self._drafter.middle.room(len(tokens)))

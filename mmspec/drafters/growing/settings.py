@@ -16,8 +16,8 @@ class TreeOptions(TypedDict, total=False):
 
     cape_thresholds: Sequence[float]  # with branching="cape": as `Cape` has them
     cape_widths: Sequence[int]
-    draw: Draw  # "sample": tokens are drawn from q, for rules that divide by it,
-    profile: Sequence[int]  # so many children of each node by its depth; empty: a chain
+    draw: Draw  # "sample": tokens are drawn from q, for rules that divide by it
+    profile: Sequence[int]  # then: children of each node by its depth; (): a chain of `max_depth`
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def read_lessons(
     field: str = "text",
     on_broken: Callable[[MmspecError], None],
 ) -> Iterator[Lesson]:
-    """The lessons of all files, in order, one in memory at a time.
+    """The lessons of all files, in order, one in memory at a time; those of a JSON array together.
 
     A record of JSONL, a JSON array or Parquet holds a prompt as `read_prompts` takes it (`prompt`,
     `messages`, `turns`, with images, videos and audio) or `conversations` as ShareGPT and LLaVA
