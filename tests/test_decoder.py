@@ -4,8 +4,9 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -86,13 +87,7 @@ def test_a_row_has_committed_all_but_its_last_token_after_every_step(
 
     monkeypatch.setattr(KVCache, "commit", checked_commit)
     rows = [engine._row(build_request(r, {}), i) for i, r in enumerate(requests())]
-    steps = decoder.decode(
-        engine.target,
-        rows,
-        verify=coupled,
-        drafts=DraftSettings(FixedController(), lambda t: t, 12),
-        max_rows=2,
-    )
+    steps = steps_of(engine, rows, max_rows=2, max_nodes=12)
     for row in steps:
         assert len(cache.rows) <= 2, "more rows than places"
         if row.placement.row in cache.rows:
@@ -106,13 +101,7 @@ def test_a_row_has_committed_all_but_its_last_token_after_every_step(
 def test_rows_begin_as_places_become_free_in_order(engine: Engine) -> None:
     rows = [engine._row(build_request(r, {}), i) for i, r in enumerate(requests())]
     begun: list[int] = []
-    for row in decoder.decode(
-        engine.target,
-        rows,
-        verify=coupled,
-        drafts=DraftSettings(FixedController(), lambda t: t, 4),
-        max_rows=2,
-    ):
+    for row in steps_of(engine, rows, max_rows=2):
         if row.index not in begun:
             begun.append(row.index)
     assert begun == list(range(5))
@@ -145,6 +134,15 @@ class Counting:
                     raise counting.failure
 
         return Session()
+
+
+def steps_of(
+    engine: Engine, rows: Sequence[Row], *, max_rows: int, max_nodes: int = 4, **options: Any
+) -> Generator[Row]:
+    drafts = DraftSettings(FixedController(), lambda t: t, max_nodes)
+    return decoder.decode(
+        engine.target, rows, verify=coupled, drafts=drafts, max_rows=max_rows, **options
+    )
 
 
 def leases(store: PrefixStore) -> int:
@@ -184,14 +182,7 @@ def test_whoever_ends_leaves_no_session_no_slot_and_no_lease(
         for index, length in enumerate((10, 60, 20))
     ]
     rows = [engine._row(build_request(request, {}), i) for i, request in enumerate(given)]
-    steps = decoder.decode(
-        engine.target,
-        rows,
-        verify=coupled,
-        drafts=DraftSettings(FixedController(), lambda t: t, 4),
-        max_rows=2,
-        prefill=PrefillSettings(store, chunk_tokens=8),
-    )
+    steps = steps_of(engine, rows, max_rows=2, prefill=PrefillSettings(store, chunk_tokens=8))
 
     for row in steps:
         if rows[0].num_chosen == 2 and ending == "closed":
@@ -257,14 +248,7 @@ def test_where_a_device_is_lost_at_the_end_everything_is_closed_all_the_same(
     cache = engine.target.new_cache()
     monkeypatch.setattr(engine.target, "new_cache", lambda **_: cache)
     rows = [engine._row(build_request(requests()[1], {}), i) for i in range(3)]
-    steps = decoder.decode(
-        engine.target,
-        rows,
-        verify=coupled,
-        drafts=DraftSettings(FixedController(), lambda t: t, 4),
-        max_rows=3,
-        prefill=PrefillSettings(store),
-    )
+    steps = steps_of(engine, rows, max_rows=3, prefill=PrefillSettings(store))
     while not all(row.num_chosen for row in rows):
         next(steps)
     assert len(drafter.open) == len(cache.rows) == 3 and leases(store) > 0
@@ -282,18 +266,12 @@ def test_a_text_that_cannot_be_stored_holds_no_lease(monkeypatch: pytest.MonkeyP
     store = PrefixStore(2**20)
     engine = mmspec.load(FAMILIES["llama"].build(torch.float64))
 
-    def steps_of() -> Iterator[Row]:
-        return decoder.decode(
-            engine.target,
-            [engine._row(build_request(requests()[1], {}), 0)],
-            verify=coupled,
-            drafts=DraftSettings(FixedController(), lambda t: t, 4),
-            max_rows=1,
-            prefill=PrefillSettings(store),
-        )
+    def again() -> Iterator[Row]:
+        row = engine._row(build_request(requests()[1], {}), 0)
+        return steps_of(engine, [row], max_rows=1, prefill=PrefillSettings(store))
 
-    list(steps_of())
-    steps = steps_of()
+    list(again())
+    steps = again()
     next(steps)
     assert leases(store) > 0
     monkeypatch.setattr(store, "insert", lost)
