@@ -31,6 +31,7 @@ from mmspec.errors import InputError
 pytest.importorskip("langchain_core", reason="needs the extra 'langchain'")
 
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import (
@@ -380,6 +381,24 @@ def test_what_langchain_remembers_is_not_decoded_again(
     assert len({answer.content for answer in answers}) == len(PROMPTS)
     llm.batch(PROMPTS)
     assert sum(calls.sizes) == len(PROMPTS) - 1
+    new = answers[0].text + "?"
+    made = llm.generate([[HumanMessage(text)] for text in (new, PROMPTS[1], PROMPTS[2])])
+    counted = made.generations[0][0].message.usage_metadata["output_tokens"]
+    assert made.llm_output["token_usage"]["completion_tokens"] == counted
+
+
+def test_generate_takes_what_langchain_s_own_takes_by_place(llm: ChatMmspec) -> None:
+    begun: list[int] = []
+
+    class Handler(BaseCallbackHandler):
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            begun.append(1)
+
+    for prompts in (PROMPTS[:1], PROMPTS):
+        begun.clear()
+        messages = [[HumanMessage(prompt)] for prompt in prompts]
+        made = llm.generate(messages, ["never"], [Handler()])
+        assert len(made.run) == len(begun) == len(prompts)
 
 
 @pytest.mark.parametrize("outer", ["main", "generate", "thread", "task"])

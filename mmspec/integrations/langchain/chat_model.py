@@ -1,6 +1,7 @@
 """ChatMmspec: the chat model."""
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -174,12 +175,12 @@ class ChatMmspec(BaseChatModel):
         **kw: Any,
     ) -> LLMResult:
         """As in LangChain; the prompts are decoded together."""
-        ask = partial(super().generate, stop=stop, **kw)
+        ask = super().generate
         if len(messages) < 2:
-            return ask(messages, *args, run_id=run_id)
+            return ask(messages, stop, *args, run_id=run_id, **kw)
 
         def one(prompt: list[BaseMessage], run_id: Any) -> LLMResult:
-            return ask([prompt], *args, run_id=run_id)
+            return ask([prompt], stop, *args, run_id=run_id, **kw)
 
         with ContextThreadPoolExecutor(num_ahead(self._engine)) as pool:
             told = list(pool.map(one, messages, [run_id] + [None] * len(messages)))
@@ -199,10 +200,10 @@ class ChatMmspec(BaseChatModel):
         return super().batch(list(inputs), configs, **kwargs)
 
     def _combine_llm_outputs(self, llm_outputs: list[Any]) -> dict[str, Any]:
-        counts = [output["token_usage"] for output in llm_outputs if output]
-        names = counts[0] if counts else ()
-        total = {name: sum(count[name] for count in counts) for name in names}
-        return {"token_usage": total, "model_name": self.model}
+        total: Counter[str] = Counter()
+        for output in llm_outputs:
+            total.update(output["token_usage"] if output else {})  # None: a cache knew the answer
+        return {"token_usage": dict(total), "model_name": self.model}
 
     # What is asked, and what is told.
 
