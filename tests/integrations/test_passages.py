@@ -62,7 +62,31 @@ def test_a_passage_is_drafted_from_wherever_it_goes(engine: Engine, placement: A
     )
 
 
-def test_a_component_s_objects_have_no_other_keys_than_their_schema_names(engine: Engine) -> None:
+A = {"type": "object", "properties": {"a": {}}, "required": ["a"]}
+B = {"type": "object", "properties": {"b": {}}, "required": ["b"]}
+OPEN = {"type": "object", "properties": {"b": {}}, "additionalProperties": True}
+NESTED = {"type": "object", "properties": {"a": OPEN}}
+EITHER = {"anyOf": [A, B]}
+COMPOSED = (
+    {"allOf": [A, B]},
+    {**A, "anyOf": [B]},
+    {"items": {**A, **EITHER}},
+    {**A, "$ref": "#/$defs/b", "$defs": {"b": B}},
+)
+CLOSED = {"additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("given", "followed"),
+    [
+        (NESTED, {**NESTED, **CLOSED}),
+        (EITHER, {"anyOf": [{**A, **CLOSED}, {**B, **CLOSED}]}),
+        *((one, one) for one in COMPOSED),
+    ],
+)
+def test_a_component_s_objects_have_no_other_keys_than_their_schemas_name(
+    engine: Engine, given: dict[str, Any], followed: dict[str, Any]
+) -> None:
     asked: list[Any] = []
 
     class Guide(JsonGuide):
@@ -70,7 +94,5 @@ def test_a_component_s_objects_have_no_other_keys_than_their_schema_names(engine
             asked.append(schema)
             return lambda ids, scores: scores
 
-    open_one = {"type": "object", "properties": {"b": {}}, "additionalProperties": True}
-    given = {"type": "object", "properties": {"a": open_one}}
     component_request("Who?", {"json_schema": given}, placement="auto", guide=Guide(engine))
-    assert asked == [{**given, "additionalProperties": False}]
+    assert asked == [followed]
