@@ -22,9 +22,7 @@ class ModelShape:
     vocab: int
     sliding_layers: int = 0  # that see `window` tokens; the others see all
     window: int = 0
-    counted_weights: float | None = (
-        None  # linear layers and head, where they were counted otherwise
-    )
+    counted_weights: float | None = None  # matrices and head, where they were counted otherwise
     counted_kv: float | None = None  # numbers that a token keeps in a layer, where counted
     keyless_layers: int = 0  # that keep a running state, and look at no keys
     shared_layers: int = 0  # that look at the keys of another
