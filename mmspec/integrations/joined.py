@@ -11,16 +11,19 @@ from mmspec.answers import Stream, unbegun_result
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MmspecError
 from mmspec.integrations.joined_loop import JoinedLoop, joined_loop
-from mmspec.requests import Progress, Request, Result, check_streamed
+from mmspec.requests import Progress, Request, Result, check_streamed, while_wanted
 from mmspec.running_loop import Ticket
 from mmspec.stream import Piece
 
 News: TypeAlias = Progress | Exception
 
 
-def answer(engine: Engine, request: Request) -> Result:
-    """As `engine.generate(request)`, together with what other threads ask for."""
+def answer(engine: Engine, request: Request, is_wanted: Callable[[], bool] | None = None) -> Result:
+    """As `engine.generate(request)`, together with what other threads ask for. `is_wanted` is as
+    the request's own, and waits for nothing."""
     joined = joined_loop(engine, request)
+    if is_wanted is not None:
+        request = while_wanted(request, is_wanted)
     if _decodes_here(joined):
         return engine.generate(request)
     with closing(JoinedStream(joined, engine, request, tells_pieces=False)) as waited_for:

@@ -1,6 +1,7 @@
 """`mmspec.integrations.langchain`: the engine's own answers, through LangChain."""
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -173,6 +174,30 @@ def test_an_answer_that_nobody_waits_for_ends(
     asked = LEDGER if way == "ainvoke" else [LEDGER, LEDGER]
     ends = asyncio.run(cancelled(engine, monkeypatch, lambda: getattr(llm, way)(asked, **ENDLESS)))
     assert set(ends) == {"closed"}
+
+
+@pytest.mark.parametrize("way", ["batch", "generate"])
+def test_ctrl_c_ends_what_is_decoded(
+    way: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = InMemoryCache()
+    llm = ChatMmspec(engine=engine, temperature=0, cache=cache, options=ENDLESS)
+    ends, main = Ends(engine, monkeypatch.setattr), threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        assert ends.begun.wait(60)
+        time.sleep(0.2)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
+        pool.submit(interrupt)
+        if way == "batch":
+            llm.batch(PROMPTS * 10)
+        else:
+            llm.generate([[HumanMessage(prompt)] for prompt in PROMPTS * 10])
+    assert set(ends.reasons) == {"closed"}
+    assert not cache._cache
 
 
 def test_the_event_loop_goes_on_meanwhile(llm: ChatMmspec) -> None:

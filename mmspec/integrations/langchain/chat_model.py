@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list
+from langchain_core.runnables.config import get_config_list
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr
 
@@ -20,8 +20,9 @@ from mmspec.integrations.answer import finish_word, model_name, speculation, usa
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.joined import answer, answer_async
+from mmspec.integrations.joined import answer_async
 from mmspec.integrations.joined_loop import num_ahead
+from mmspec.integrations.langchain.each import answer_wanted, ask_each
 from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.options import component_request, component_settings, request_options
@@ -103,7 +104,7 @@ class ChatMmspec(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        return self._chat_result(request, answer(self._engine, request))
+        return self._chat_result(request, answer_wanted(self._engine, request))
 
     async def _agenerate(
         self,
@@ -176,28 +177,39 @@ class ChatMmspec(BaseChatModel):
     ) -> LLMResult:
         """As in LangChain; the prompts are decoded together."""
         ask = super().generate
-        if len(messages) < 2:
-            return ask(messages, stop, *args, run_id=run_id, **kw)
 
         def one(prompt: list[BaseMessage], run_id: Any) -> LLMResult:
             return ask([prompt], stop, *args, run_id=run_id, **kw)
 
-        with ContextThreadPoolExecutor(num_ahead(self._engine)) as pool:
-            told = list(pool.map(one, messages, [run_id] + [None] * len(messages)))
+        run_ids = [run_id] + [None] * len(messages)
+        told = ask_each(one, messages, run_ids, most=num_ahead(self._engine))
         return LLMResult(
             generations=[own.generations[0] for own in told],
             llm_output=self._combine_llm_outputs([own.llm_output for own in told]),
             run=[run for own in told for run in own.run or ()],
         )
 
-    def batch(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> list[Any]:
+    def batch(
+        self,
+        inputs: Sequence[Any],
+        config: Any = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[Any]:
         """As in LangChain, with as many threads as prompts are soon decoded."""
-        most = num_ahead(self._engine)
-        configs = [
-            {**one, "max_concurrency": one.get("max_concurrency") or most}
-            for one in get_config_list(config, len(inputs))
-        ]
-        return super().batch(list(inputs), configs, **kwargs)
+
+        def one(prompt: Any, config: Any) -> Any:
+            try:
+                return self.invoke(prompt, config, **kwargs)
+            except Exception as error:
+                if return_exceptions:
+                    return error
+                raise
+
+        configs = get_config_list(config, len(inputs))
+        bound = configs[0].get("max_concurrency") if configs else None
+        return ask_each(one, inputs, configs, most=bound or num_ahead(self._engine))
 
     def _combine_llm_outputs(self, llm_outputs: list[Any]) -> dict[str, Any]:
         total: Counter[str] = Counter()
