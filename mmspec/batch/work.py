@@ -151,7 +151,7 @@ def _prompts(path: Path) -> Iterator[Task]:
             yield from map(_prompt, read_records(path))
             return
         for number, line in read_lines(path):
-            error = not_utf8(path, number, line)
+            error = not_utf8(Record(path, number), line)
             request = None if error else Request(line.rstrip("\n"))
             yield Task(f"{path}#{number}", request, error)
     except InputError as error:

@@ -52,7 +52,7 @@ def read_prompts(path: str | Path) -> list[FilePrompt]:
 
 
 def _line_prompt(path: Path, number: int, line: str) -> FilePrompt:
-    if (error := not_utf8(path, number, line)) is not None:
+    if (error := not_utf8(Record(path, number), line)) is not None:
         raise error
     return FilePrompt(line.rstrip("\n"))
 

@@ -7,11 +7,11 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmspec.errors import InputError, MissingExtraError
 from mmspec.words import counted
@@ -36,11 +36,11 @@ class Record:
     number: int  # of the line or row, from 1
     values: Mapping[str, object] = field(default_factory=dict)
     error: InputError | None = None  # why it has no values
+    unit: Literal["line", "row"] = "line"  # that is numbered
 
     @property
     def where(self) -> str:
-        is_line = kind_of(self.path) in JSONL
-        return f"{self.path}, {'line' if is_line else 'row'} {self.number}"
+        return f"{self.path}, {self.unit} {self.number}"
 
     @property
     def id(self) -> str:
@@ -112,23 +112,26 @@ def decoded(line: bytes) -> str:
     return line.decode("utf-8-sig", errors=_BYTES_KEPT)
 
 
-def not_utf8(path: Path, number: int, line: str) -> InputError | None:
-    """Why a line that `read_lines` gave is no text, if so."""
+def not_utf8(record: Record, line: str) -> InputError | None:
+    """Why a record's line, as `read_lines` gave it, is no text, if so."""
     try:
         line.encode()
     except UnicodeEncodeError as error:
         byte = line[error.start].encode(errors=_BYTES_KEPT)
         return InputError(
-            f"{Record(path, number).where}: is not UTF-8 text: got the byte {byte!r} at character "
+            f"{record.where}: is not UTF-8 text: got the byte {byte!r} at character "
             f"{error.start + 1}; convert the file to UTF-8 first"
         )
     return None
 
 
-def parse_line(path: Path, number: int, line: str) -> Record:
+def parse_line(
+    path: Path, number: int, line: str, *, unit: Literal["line", "row"] = "line"
+) -> Record:
     """One line of JSONL, as `read_lines` gives it."""
-    if (error := not_utf8(path, number, line)) is not None:
-        return Record(path, number, error=error)
+    record = Record(path, number, unit=unit)
+    if (error := not_utf8(record, line)) is not None:
+        return replace(record, error=error)
     try:
         values: Any = json.loads(line)
     except (ValueError, RecursionError) as error:  # too deep, or a number of thousands of digits
@@ -138,10 +141,9 @@ def parse_line(path: Path, number: int, line: str) -> Record:
         why = f"is not JSON: {told}; expected one object a line"
     else:
         if isinstance(values, Mapping):
-            return Record(path, number, values)
+            return replace(record, values=values)
         why = f"got {type(values).__name__}, expected an object"
-    broken = Record(path, number)
-    return Record(path, number, error=InputError(f"{broken.where}: {why}"))
+    return replace(record, error=InputError(f"{record.where}: {why}"))
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
@@ -187,17 +189,17 @@ def _cells(rows: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
 
 
 def _table_record(path: Path, number: int, names: list[str], row: list[str] | csv.Error) -> Record:
-    where = Record(path, number).where
+    record = Record(path, number, unit="row")
     if isinstance(row, csv.Error):
-        error: InputError | None = InputError(f"{where}: is no CSV: {row}; {_QUOTES}")
+        error: InputError | None = InputError(f"{record.where}: is no CSV: {row}; {_QUOTES}")
     elif len(row) != len(names):
         got = counted(len(row), "column")
-        error = InputError(f"{where}: got {got}, expected {len(names)}, as there are names")
+        error = InputError(f"{record.where}: got {got}, expected {len(names)}, as there are names")
     else:
-        error = not_utf8(path, number, "\t".join(row))
+        error = not_utf8(record, "\t".join(row))
     if error is not None or isinstance(row, csv.Error):
-        return Record(path, number, error=error)
-    return Record(path, number, dict(zip(names, row, strict=True)))
+        return replace(record, error=error)
+    return replace(record, values=dict(zip(names, row, strict=True)))
 
 
 def _rows(path: Path) -> Iterator[Record]:
@@ -206,7 +208,7 @@ def _rows(path: Path) -> Iterator[Record]:
         number = 0
         try:
             for number, row in enumerate(rows, start=1):
-                yield Record(path, number, row)
+                yield Record(path, number, row, unit="row")
         # Of pyarrow, whose own are these three; and values that Python has no type for.
         except (OSError, ValueError, NotImplementedError, OverflowError) as error:
             raise InputError(

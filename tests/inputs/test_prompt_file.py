@@ -50,10 +50,11 @@ def test_jsonl_is_an_object_a_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_names_its_line(content: str, told: str, tmp_path: Path) -> None:
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(content)
-    with pytest.raises(InputError, match=told):
-        read_prompts(file)
+    for name in ("prompts.jsonl", "prompts.json"):
+        file = tmp_path / name
+        file.write_text(content)
+        with pytest.raises(InputError, match=told):
+            read_prompts(file)
 
 
 @pytest.mark.parametrize("name", ["x" * 600, "data:image/png;base64," + "A" * 700, "a/" * 400])
@@ -68,7 +69,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(InputError, match="not UTF-8"):
+    with pytest.raises(InputError, match="line 1: is not UTF-8"):
         read_prompts(tmp_path / "latin.txt")
     (tmp_path / "wide.txt").write_text("Hi", encoding="utf-16")
     with pytest.raises(InputError, match="is UTF-16; convert it to UTF-8 first"):

@@ -98,7 +98,7 @@ def _of_json(path: Path) -> Iterator[Record]:
             f"{path}: is not JSON: {error}; expected an array of objects, or one object a line"
         ) from error
     for number, values in enumerate(found, start=1):
-        yield parse_line(path, number, json.dumps(values, ensure_ascii=False))
+        yield parse_line(path, number, json.dumps(values, ensure_ascii=False), unit="row")
 
 
 def _lesson(record: Record, field: str) -> Lesson:
