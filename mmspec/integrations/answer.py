@@ -1,6 +1,7 @@
 """What an answer's metadata says, the same in every framework: plain values, ready for JSON."""
 
 import json
+from contextlib import suppress
 from typing import Literal
 
 from mmspec.engine import Engine
@@ -19,12 +20,10 @@ def finish_word(reason: FinishReason | None, *, calls_tools: bool = False) -> Fi
 
 def broken_form(text: str, reason: FinishWord) -> str | None:
     """Why an answer of a form is no value of it: its end is missing. None where it is whole."""
-    try:
-        if reason != "length":
-            json.loads(text)
+    with suppress(ValueError):
+        value = json.loads(text)
+        if reason != "length" or isinstance(value, dict | list | str):  # a number may go on
             return None
-    except ValueError:  # a stop string
-        pass
     return (
         f"the answer was cut off before its form ended: {text[-60:]!r}; ask for more max_tokens, "
         "and for no stop string that stands in it"

@@ -515,6 +515,18 @@ def test_a_part_of_a_form_is_no_value_of_it(engine: Engine, schema: Any, cut: An
     assert told["parsed"] is None and isinstance(told["parsing_error"], OutputParserException)
 
 
+@pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
+def test_a_form_that_is_whole_as_its_length_ends_is_a_value(engine: Engine) -> None:
+    schema = {"title": "A", "type": "object", "properties": {"a": {"enum": ["b"]}}}
+    schema["required"] = ["a"]
+    llm = ChatMmspec(engine=engine, temperature=0)
+    whole = llm.with_structured_output(schema, include_raw=True).invoke("a")
+    length = whole["raw"].usage_metadata["output_tokens"] - 1  # without the end of the answer
+    cut = llm.with_structured_output(schema, include_raw=True, max_tokens=length).invoke("a")
+    assert cut["raw"].response_metadata["finish_reason"] == "length"
+    assert cut["parsed"] == whole["parsed"] == {"a": "b"}
+
+
 def _waited_for(ask: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: asyncio.run(ask(text))
 
