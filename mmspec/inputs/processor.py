@@ -7,6 +7,7 @@ from inspect import signature
 from typing import NamedTuple, cast, get_args
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -300,6 +301,8 @@ class InputProcessor:
                 given["audio"] = list(media.audio)
                 given["audio_kwargs"] = {"sampling_rate": self.sampling_rate}
             return dict(self._processor(text=[text], **given, **options))
+        except (MemoryError, torch.OutOfMemoryError):  # no mistake of the prompt's
+            raise
         except Exception as error:  # processors raise nearly anything
             owner = type(self._processor or self.tokenizer).__name__
             raise InputError(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import LlamaConfig, LlavaConfig
 
@@ -91,6 +92,20 @@ def test_whatever_a_processor_raises_is_an_input_error(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(type(family.processor), "__call__", fail)
     with pytest.raises(InputError, match=r"LlavaProcessor does not take .* 1 image .* size for"):
+        InputProcessor(family.processor, family.config).encode("What?", images=RED)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError()])
+def test_a_machine_without_memory_is_no_mistake_of_the_prompt_s(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    family = build_family("llava")
+
+    def fail(*unused: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(family.processor), "__call__", fail)
+    with pytest.raises(type(error)):
         InputProcessor(family.processor, family.config).encode("What?", images=RED)
 
 
