@@ -65,7 +65,7 @@ def write_atomically(
     """`write` fills a file beside `path`, which then takes its place, on the disk for good. Its
     `mode` is less what the process's umask takes.
 
-    Raises OSError: nothing at `path` has changed then.
+    Raises OSError: at `path` is what was there before, or all that is new.
     """
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)

@@ -289,7 +289,12 @@ class DatastoreWriter:
             )
 
     def _commit(self, manifest: Manifest) -> None:
-        self.manifest = commit_manifest(self.folder, manifest)
+        try:
+            self.manifest = commit_manifest(self.folder, manifest)
+        except BaseException:
+            if (self.folder / MANIFEST).exists():  # the new one, where it failed behind that
+                self.manifest = read_manifest(self.folder)
+            raise
         self._forget_journal()
 
     def _forget_journal(self) -> None:

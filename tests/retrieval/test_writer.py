@@ -635,6 +635,30 @@ def test_what_failed_half_way_is_gone_on_with_from_the_disk_alone(
     assert [id for id in ids(store) if id.startswith("new")] == [one.id for one in new]
 
 
+@pytest.mark.parametrize("change", ["add", "delete"])
+def test_what_fails_once_the_manifest_is_there_has_been_done(
+    folder: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def synced(place: Path) -> None:
+        if read_manifest(place) != before:
+            raise KeyboardInterrupt
+
+    before = read_manifest(folder)
+    with DatastoreWriter.open(folder) as writer:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("mmspec.retrieval.files.sync_folder", synced)
+            if change == "add":
+                writer.begin()
+                writer.append(Document("new", "", [1, 2, 3]))
+                writer.commit()
+            else:
+                writer.delete(["d0"])
+        writer.begin()  # drops what is unfinished, and sweeps what no manifest knows
+    store = Datastore.open(folder)
+    store.check_integrity()
+    assert ("new" in ids(store), "d0" in ids(store)) == (change == "add", change == "add")
+
+
 def test_what_fills_the_disk_can_be_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(folder)
     with DatastoreWriter.open(folder) as writer:
