@@ -73,15 +73,16 @@ def inputs_of(
     seen: Tensor,
     is_first: bool,
 ) -> Iterator[dict[str, Tensor]]:
-    """Within it, one forward reads the prompt's tokens [start, stop), which see what `seen` (seq,
-    cells) says, with the inputs that it yields. The first forward of a row, `is_first`, reads all
-    its images, whatever of the text it begins with."""
+    """Within it, one forward reads the prompt's tokens [start, stop) with the inputs that it
+    yields. The tokens up to `stop` see what `seen` (stop, cells) says, on the model's device. The
+    first forward of a row, `is_first`, reads all its images, whatever of the text it begins with.
+    """
     each = token_inputs(prompt)
     inputs = dict(prompt.model_inputs if is_first else each)
     if start:  # with our own mask and positions there is nothing left for them to say
         inputs = {name: value for name, value in inputs.items() if name not in each}
     # Of the tokens before its own the model looks at none.
-    inputs[CROSS_MASK] = seen[None, :stop, None].long()
+    inputs[CROSS_MASK] = seen[None, :, None].long()
     with _encoded_once(model, inputs, features) as told:
         yield told
 

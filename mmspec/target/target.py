@@ -277,7 +277,9 @@ class Target:
         if seen is None:
             reading = inputs_of(*part)
         else:
-            reading = cross.inputs_of(*part, seen=seen, is_first=not cache.cross.holds(row))
+            is_first = not cache.cross.holds(row)
+            on_device = upload(seen[:stop], self.device)
+            reading = cross.inputs_of(*part, seen=on_device, is_first=is_first)
         inputs: dict[str, object] = {}
         if prompt.encoded:
             inputs["mm_encoder_outputs"] = dict(prompt.encoded)

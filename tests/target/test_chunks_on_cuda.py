@@ -4,11 +4,12 @@ text. On the pretended device."""
 import pretend
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, prompt_inputs
 from torch import Tensor
 
 from mmspec.attention import chunk
 from mmspec.attention.chunk_flash import ChunkFlash
+from mmspec.inputs import from_inputs
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.target.masks import MaskRule
@@ -59,3 +60,19 @@ def test_chunks_say_what_the_whole_prompt_does(
     torch.testing.assert_close(exact, expected, rtol=0, atol=2e-5)
     off = (rounded - expected).abs().max()
     assert (half - expected).abs().max() < 2 * off, "more than bfloat16 rounds"
+
+
+@pytest.mark.parametrize("family", ["llama", "mllama"])
+def test_a_later_chunk_waits_for_nothing(family: str) -> None:
+    layout = "text" if family == "llama" else "image_first"
+    model = FAMILIES[family].build(torch.float32)
+    inputs = prompt_inputs(FAMILIES[family], layout, num_text_tokens=20)  # type: ignore[arg-type]
+    prompt = from_inputs(inputs, model.config)
+    with pretend.device() as cuda:
+        target = Target(model.to("cuda"), attention="tree")
+        cache = target.new_cache()
+        row = cache.open(prompt.num_tokens)
+        target.prefill(prompt, cache, row, stop=14)
+        with cuda.counted() as waits:
+            target.prefill(prompt, cache, row, start=14)
+    assert not waits, [str(wait) for wait in waits]
