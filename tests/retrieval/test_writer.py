@@ -157,7 +157,7 @@ def test_positions_stay_right_whatever_is_merged_purged_and_merged_again(tmp_pat
     folder = tmp_path / "s"
     texts = {
         f"{part}{n}": [ord(part) % 32, n, *range(15)] if part in "ab" else [n]
-        for part, count in (("a", 5), ("b", 5), ("c", 9), ("d", 9))
+        for part, count in (("z", 1), ("a", 5), ("b", 5), ("c", 9), ("d", 9))
         for n in range(count)
     }
 
@@ -171,10 +171,10 @@ def test_positions_stay_right_whatever_is_merged_purged_and_merged_again(tmp_pat
             writer.purge()
 
     a, b = ([f"{part}{n}" for n in range(5)] for part in "ab")
-    add_each(a, b)
+    add_each(["z0"], a, b)
     purge("b0")  # the later one is written anew first
     purge("a0")
-    add_each(*([f"c{n}"] for n in range(9)))  # small ones, which are merged
+    add_each(*([f"c{n}"] for n in range(9)))  # small ones, merged with what is before a
     purge("a1", "a2", "b1", "b2")  # two small ones more
     add_each(*([f"d{n}"] for n in range(9)))
     store = Datastore.open(folder)
