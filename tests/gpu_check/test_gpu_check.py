@@ -47,6 +47,7 @@ from mmspec.gpu_check.replay import Acceptance, Costs
 from mmspec.gpu_check.report import summary_lines
 from mmspec.gpu_check.sections import Section
 from mmspec.gpu_check.setting import EARLY_BEGIN
+from mmspec.gpu_check.tables import step_table
 from mmspec.target import tower
 
 assert interpreted
@@ -436,6 +437,15 @@ def test_texts_that_part_are_told_with_their_margins(monkeypatch: pytest.MonkeyP
     assert rates["speculative"] == {"parted": 2, "tokens": 122}
     verdicts = {bar.verdict for bar in bars({"exactness": found}) if bar.number == 4}
     assert verdicts == {"missed", "met", "not measured"}
+
+
+def test_the_table_of_score_calls_has_no_row_of_drafts() -> None:
+    graph = {"score_ms": {"1": 4.0, "64": 5.0}, "roofline_share": 0.75}
+    scores = {"expected_ms": {"1": 3.0, "64": 3.5}, "graph": graph}
+    found = {"llama at 4096": scores, "llama at 4096, drafts": {"graph": {"same": {256: 1.0}}}}
+    assert [*step_table({"timings": {"found": found}})][2:] == [
+        "| llama at 4096 | 4.00 (3.00) | 5.00 (3.50) | 0.75 |"
+    ]
 
 
 def test_speed_measures_each_task_once_by_worth() -> None:
