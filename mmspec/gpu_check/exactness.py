@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -64,13 +64,11 @@ def check(setting: Setting, recorder: Recorder) -> None:
     processor = load_processor(path)
     drafters = DRAFTERS[:1] if setting.is_small else DRAFTERS
 
-    def engines(*overrides: str) -> Iterator[Engine]:
-        for name in drafters:
-            own = [*_overrides(setting), *overrides]
-            yield load(model, processor, drafter=name, overrides=own)
+    def engine(name: str, *overrides: str) -> Engine:
+        own = [*_overrides(setting), *overrides]
+        return load(model, processor, drafter=name, overrides=own)
 
     compared: list[Comparison] = []
-    standard, bitwise = engines(), engines(_BITWISE)
     longest_s = 0.0  # of a drafter
     for name in drafters:  # by turns, so that there is something of both when the time is over
         if setting.left_s < longest_s + _LAST_S and compared:
@@ -78,18 +76,19 @@ def check(setting: Setting, recorder: Recorder) -> None:
             continue
         begun = time.monotonic()
         with recorder.attempt(name):
-            report = _compared(next(standard), setting, is_stressed=name == drafters[0])
+            report = _compared(engine(name), setting, is_stressed=name == drafters[0])
             compared += report.comparisons
             recorder.found(name, [_row(one) for one in report.comparisons])
             _check_bugs(report, recorder, name)
             recorder.found("parted_per_token", _rates(compared))
         with recorder.attempt(f"{name}, bitwise"):
-            _check_bits(name, next(bitwise), setting, recorder)
+            _check_bits(name, engine(name, _BITWISE), setting, recorder)
         longest_s = max(longest_s, time.monotonic() - begun)
     recorder.found("dtype", str(dtype))
     with recorder.attempt("bitwise mode by graphs"):
         by_graphs, by_launches = (
-            next(engines(_BITWISE, f"decode.cuda_graphs={graphs}")) for graphs in ("auto", "never")
+            engine(drafters[0], _BITWISE, f"decode.cuda_graphs={graphs}")
+            for graphs in ("auto", "never")
         )
         _check_replays(by_graphs, by_launches, setting, recorder)
 

@@ -26,7 +26,7 @@ from mmspec.attention.rung import Rung
 from mmspec.check.difference import Difference
 from mmspec.check.run import PLAIN_BATCH, CheckReport, Comparison
 from mmspec.drafters.draft_model import model as draft_model
-from mmspec.errors import BackendWarning, ConfigError
+from mmspec.errors import BackendWarning, ConfigError, ModelError
 from mmspec.gpu_check import (
     SECTIONS,
     Setting,
@@ -106,6 +106,18 @@ def test_every_section_runs_and_writes_what_it_found(tmp_path: Path) -> None:
     assert speed["enlarged"]["same_best_share"] == 1.0
     assert speed["quoting, 1k"]["mmspec prompt_lookup"]["is_plain_text"]
     assert speed["replay"] and all("replayed" in row["label"] for row in speed["replay"])
+
+
+def test_a_drafter_that_does_not_load_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, drafter: str, overrides: list[str]) -> None:
+        raise ModelError(f"{drafter} with {overrides[-1]}")
+
+    monkeypatch.setattr(exactness, "load", refuse)
+    result = run_section("exactness", SECTIONS["exactness"], Setting(torch.device("cpu")))
+    asked = [*exactness.DRAFTERS, *(f"{name}, bitwise" for name in exactness.DRAFTERS)]
+    told = {failure.partition(": ")[0]: failure for failure in result.failures}
+    assert {*asked} <= {*told}
+    assert all(f"ModelError: {name.partition(',')[0]} with" in told[name] for name in asked)
 
 
 def test_a_run_that_is_ended_still_says_what_it_found(tmp_path: Path) -> None:
