@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from asked import Asked
 from families import FAMILIES, prompt_inputs
 from fuzz.judge import left_by
 from fuzz.play import at_once
@@ -16,7 +17,6 @@ from small_drafters import DRAWING, SMALL, small
 from torch import Tensor
 
 from mmspec.build_drafters import DRAFTERS
-from mmspec.drafters import asking
 from mmspec.drafters.base import DrafterForTarget
 from mmspec.drafters.draw import Drawing, draw_level
 from mmspec.drafters.growing import branching
@@ -32,30 +32,6 @@ from mmspec.tree import TokenTree
 VOCAB = 112
 # Those that hold keys and values of their own, or a view of the target's.
 HOLDERS = ("draft_model", "compressed_kv", "eagle", "eagle/version 1", "glide", "cascade")
-
-
-class Asked(NamedTuple):
-    """One drafter, for one row."""
-
-    drafter: str
-    text: list[int]
-    budget: int
-    tree: TokenTree
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
-    """What the engine's drafters were asked, and what they said."""
-    found, right = list[Asked](), asking.propose_all
-
-    def watching(drafter: Any, sessions: Any, texts: Any, budget: int) -> list[TokenTree]:
-        trees = right(drafter, sessions, texts, budget)
-        for text, tree in zip(texts, trees, strict=True):
-            found.append(Asked(drafter.name, list(text), budget, tree))
-        return trees
-
-    monkeypatch.setattr(asking, "propose_all", watching)
-    return found
 
 
 @cache

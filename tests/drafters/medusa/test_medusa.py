@@ -1,11 +1,12 @@
 """Medusa: heads speak of the right places, trees are the likeliest, drawn ones carry q."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import ragged
 import torch
+from asked import Asked
 from families import FAMILIES, prompt_inputs
 from lent import Lent
 from matrix import SAMPLINGS, letters, model_of
@@ -17,7 +18,7 @@ from mmspec.calibration import Calibration
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.heads import TargetEnds
-from mmspec.drafters.medusa import BoundMedusa, Medusa
+from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.medusa.best_paths import BestPaths
 from mmspec.drafters.medusa.drawn_paths import DrawnPaths
 from mmspec.drafters.medusa.session import MedusaSession
@@ -57,32 +58,11 @@ def accepted(results: Sequence[Result]) -> int:
 # ORACLE: what the heads read, and of which places they speak
 
 
-class Seen(NamedTuple):
-    text: list[int]
-    guide: DraftGuide
-    tree: TokenTree
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
-    """What was proposed, for which text."""
-    found, propose = list[Seen](), BoundMedusa.propose_together
-
-    def watching(self: BoundMedusa, sessions: Any, texts: Any, budget: int) -> list[TokenTree]:
-        trees = propose(self, sessions, texts, budget)
-        for session, text, tree in zip(sessions, texts, trees, strict=True):
-            found.append(Seen(list(text), session.guide, tree))
-        return trees
-
-    monkeypatch.setattr(BoundMedusa, "propose_together", watching)
-    return found
-
-
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("sampling", ["greedy", "t1"])
 @pytest.mark.parametrize("prefix", [0, 2**20])
 def test_head_k_says_the_token_k_plus_1_places_after_node_0(
-    sampling: str, own: bool, prefix: int, seen: list[Seen]
+    sampling: str, own: bool, prefix: int, asked: list[Asked]
 ) -> None:
     """Against a forward over the whole text: the state that chose node 0, under the noise of the
     token that a head speaks of. Also where the prompt's beginning was reused."""
@@ -93,12 +73,14 @@ def test_head_k_says_the_token_k_plus_1_places_after_node_0(
         results = engine.generate(requests_of(sampling))
     assert (results[0].stats.reused_tokens > 0) == bool(prefix)
     ends = TargetEnds(Target(model))
-    assert len(seen) > 30
-    for text, guide, tree in seen:
+    assert len(asked) > 30
+    for _, session, text, _, tree in asked:
+        assert isinstance(session, MedusaSession)
         with torch.no_grad():
             states = model(torch.tensor([text[:-1]]), output_hidden_states=True).hidden_states
             logits = head(states[-1][0, -1], ends.logits)
         places = [len(text) + k for k in range(HEADS)]
+        guide = session.guide
         scores = guide.warp(logits) + guide.noise_at(places, logits.shape[-1])
         assert tree.tokens[1:] == tuple(scores.argmax(-1).tolist()), f"at {len(text)} tokens"
 
