@@ -65,7 +65,7 @@ class Row:
         self._criteria = stopping_criteria
         self._is_wanted = is_wanted
         self._is_closed = False
-        self._drafted_by: list[str | None] = []  # of each chosen token; None: the target itself
+        self._drafted_by: dict[int, str] = {}  # of chosen tokens; the others are the target's own
 
     # The stages of the loop
 
@@ -74,7 +74,6 @@ class Row:
         self._placement = prefill.placement
         self.choose(prefill.logits)
         self.sampler.recorder.settle()
-        self._drafted_by.append(None)
         self.drafting.start(self.prompt, prefill, self.sampler.guide)
 
     @property
@@ -89,11 +88,12 @@ class Row:
         """What the target accepts of the tree; None if choosing failed, and with it the row."""
         if self.is_done:  # it failed before
             return None
+        first = self.num_chosen
         verdict = self.attempt(lambda: rule(tree, scores.logits, self))
         self.sampler.recorder.settle()
         if verdict is not None:
-            self._drafted_by += [tree.drafters[node] for node in verdict.path[1:]]
-        self._drafted_by += [None] * (self.num_chosen - len(self._drafted_by))
+            accepted = enumerate(verdict.path[1:], start=first)
+            self._drafted_by.update((place, tree.drafters[node]) for place, node in accepted)
         return verdict
 
     def observe(self, tree: TokenTree, verdict: Verdict | None, scores: Scores) -> None:
@@ -222,7 +222,7 @@ class Row:
 
     def take_pieces(self) -> list[Piece]:
         """The text that has become certain since the last call, by who drafted it."""
-        return [Piece(text, self._drafted_by[token]) for text, token in self._text.take()]
+        return [Piece(text, self._drafted_by.get(token)) for text, token in self._text.take()]
 
     def _finish(self, reason: FinishReason) -> None:
         self.finish_reason = reason

@@ -7,7 +7,7 @@ import pytest
 import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
-from matrix import model_of
+from matrix import letters, model_of
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
@@ -272,15 +272,19 @@ def test_samples_have_their_own_stopping_criteria() -> None:
     assert [len(sample.tokens) for sample in result.samples] == [4, 4, 4]
 
 
-def test_a_failing_criterion_ends_its_request_alone() -> None:
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_a_failing_criterion_ends_its_request_alone(num_tokens: int) -> None:
     def fails(ids: Tensor, scores: Any) -> bool:
-        raise KeyError("criterion")
+        if ids.shape[1] == prompt(0)["input_ids"].shape[1] + num_tokens:
+            raise KeyError("criterion")
+        return False
 
-    first, second = engine().generate(
-        [Request(prompt(0), stopping_criteria=[fails]), Request(prompt(1))],  # type: ignore[list-item]
-        **GREEDY,
-    )
+    requests = [Request(prompt(0), stopping_criteria=[fails]), Request(prompt(1))]  # type: ignore[list-item]
+    speaking = mmspec.load(model_of("llama", "float64"), letters())
+    first, second = speaking.generate(requests, **GREEDY)
     assert first.finish_reason == "error" and "criterion" in str(first.error)
+    free = speaking.generate(prompt(0), **GREEDY | {"max_new_tokens": num_tokens})
+    assert (first.tokens, first.text) == (free.tokens, free.text)
     assert second.error is None and len(second.tokens) == 16
 
 
