@@ -138,8 +138,19 @@ def unbegun_result(reason: FinishReason, error: MmspecError | None = None) -> Re
     return Result("", (), reason, None, StatsRecorder().finished(0), error=error)
 
 
-def _decoded_alone(tokenizer: PreTrainedTokenizerBase | None) -> Callable[[int], str] | None:
-    return None if tokenizer is None else (lambda token: str(tokenizer.decode([token])))
+def _decoded_alone(
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Callable[[int], str | None] | None:
+    if tokenizer is None:
+        return None
+
+    def decode(token: int) -> str | None:
+        try:
+            return str(tokenizer.decode([token]))
+        except Exception:  # slow ones fail beyond their vocabulary: no reason to end anything
+            return None
+
+    return decode
 
 
 def _together(samples: Mapping[int, Result]) -> Result:

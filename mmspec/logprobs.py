@@ -22,7 +22,7 @@ class Candidate:
 
     token: int
     logprob: float  # natural logarithm; -inf where a processor forbids the token
-    text: str | None = None  # the token decoded by itself; None without a tokenizer
+    text: str | None = None  # the token decoded by itself; None where no tokenizer can do so
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TokenLogprobs:
     chosen: Candidate
     top: tuple[Candidate, ...]  # falling; those that cannot be chosen are left out
 
-    def with_text(self, decode: Callable[[int], str]) -> "TokenLogprobs":
+    def with_text(self, decode: Callable[[int], str | None]) -> "TokenLogprobs":
         chosen, *top = (replace(c, text=decode(c.token)) for c in (self.chosen, *self.top))
         return TokenLogprobs(chosen, tuple(top))
 
@@ -112,7 +112,9 @@ class ScoreRecorder:
         self.settle()
         return _on_host(self._logprobs)
 
-    def take_logprobs(self, decode: Callable[[int], str] | None) -> tuple[TokenLogprobs, ...]:
+    def take_logprobs(
+        self, decode: Callable[[int], str | None] | None
+    ) -> tuple[TokenLogprobs, ...]:
         """Of the tokens recorded since the last call, copied to the host now."""
         self.settle()
         fresh, self._num_taken = self._logprobs[self._num_taken :], len(self._logprobs)
@@ -132,7 +134,9 @@ class ScoreRecorder:
             ids = some.to(part.device)
             self._prompt_logprobs.append(_likeliest(part, ids, self._prompt_top))
 
-    def kept(self, media: Sequence[range], decode: Callable[[int], str] | None) -> KeptScores:
+    def kept(
+        self, media: Sequence[range], decode: Callable[[int], str | None] | None
+    ) -> KeptScores:
         """All that was asked for. Prompt tokens within `media`, placeholders, have none."""
         # Nothing comes before a prompt's first token.
         prompt: list[TokenLogprobs | None] = []
@@ -151,7 +155,7 @@ class ScoreRecorder:
 T = TypeVar("T", TokenLogprobs, TokenLogprobs | None)
 
 
-def _named(places: Sequence[T], decode: Callable[[int], str] | None) -> tuple[T, ...]:
+def _named(places: Sequence[T], decode: Callable[[int], str | None] | None) -> tuple[T, ...]:
     if decode is None:
         return tuple(places)
     return tuple(place and place.with_text(decode) for place in places)

@@ -288,6 +288,29 @@ def test_a_failing_criterion_ends_its_request_alone(num_tokens: int) -> None:
     assert second.error is None and len(second.tokens) == 16
 
 
+def test_a_likely_token_that_the_tokenizer_fails_at_has_no_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As slow tokenizers do beyond their vocabulary. Nothing ends for it."""
+    speaking = mmspec.load(model_of("llama", "float64"), tokenizer := letters())
+    asked = GREEDY | {"logprobs": 3}
+    decode, free = tokenizer.decode, speaking.generate(prompt(), **asked)
+    assert free.logprobs is not None
+    bad = free.logprobs[1].top[2].token
+
+    def failing(ids: list[int]) -> Any:
+        if ids == [bad]:
+            raise ValueError("bytes must be in range(0, 256)")
+        return decode(ids)
+
+    monkeypatch.setattr(tokenizer, "decode", failing)
+    result = speaking.generate(prompt(), **asked)
+    assert result.tokens == free.tokens and result.logprobs is not None
+    for place, right in zip(result.logprobs, free.logprobs, strict=True):
+        for one, known in zip((place.chosen, *place.top), (right.chosen, *right.top), strict=True):
+            assert one.text == (None if one.token == bad else known.text)
+
+
 @pytest.mark.parametrize(
     "limit",
     [{"max_time": 1e-9}, {"generation_config": GenerationConfig(max_time=1e-9)}],
