@@ -2,102 +2,23 @@
 the best fixed budget where drafts pay, whatever the drafter is like."""
 
 import random
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import pytest
+from clocked import PLAIN_S, Simulated, World, always
 
-from mmspec.controller import AutoController, Controller, FixedController, Pace
+from mmspec.controller import AutoController, FixedController, Pace
 from mmspec.controller.preparing import Preparing
 from mmspec.state import Preparation, Verdict
 from mmspec.tree import TokenTree
 
-PLAIN_S = 0.010
-Draft = Callable[[random.Random, int], tuple[list[float], list[bool]]]
-# (random, token index) -> a chain's confidences, and which of its nodes the target would choose
-
-
-def step_s(nodes: int) -> float:
-    """A score call: twice a plain one at 20 nodes."""
-    return PLAIN_S * (1 + 0.05 * (nodes - 1))
-
-
-class World:
-    """Decodes one request after another with simulated drafters."""
-
-    def __init__(self, controller: Controller, seed: int = 0) -> None:
-        self.controller = controller
-        self.random = random.Random(seed)
-
-    def decode(
-        self,
-        drafters: dict[str, tuple[Draft, float]],
-        num_tokens: int = 200,
-        *,
-        first: Preparation | None = None,
-        first_s: float = 0.0,
-        max_tokens: int | None = None,
-    ) -> tuple[float, Pace]:
-        """Seconds that `num_tokens` took, against plain decoding, and the request's pace. Each
-        drafter has `first` to do, which takes `first_s`; the text had room for `max_tokens`."""
-        pace, tokens, clock = Pace(), 0, 0.0
-        ready = set(drafters if first is None else ())
-        while tokens < num_tokens:
-            pace.room = (max_tokens or num_tokens) - tokens
-            step = self.controller.step([pace], 100 + tokens)
-            tree, right, asked_s = TokenTree.root(1), {0: True}, list[float]()
-            for name, (draft, draft_s) in drafters.items():
-                if step.sleeps(0) or (name not in ready and not step.prepares(0, name, first)):
-                    continue
-                if not step.asks(0, name, tree):
-                    continue
-                if name not in ready:
-                    ready.add(name)
-                    clock += first_s
-                    asked_s.append(first_s)
-                    step.prepared(0, name, first, first_s)
-                confidence, hits = draft(self.random, tokens)
-                chain = TokenTree.chain(1, range(2, 2 + len(hits)), confidence, name)
-                merged = tree.merge(chain)
-                clock += draft_s
-                asked_s.append(draft_s)
-                step.learn(0, name, tree, merged, draft_s)
-                right |= {merged.path_to(node)[-1]: hit for node, hit in enumerate(hits, start=1)}
-                tree = merged
-            (scored,) = step.cut([tree])
-            path = [0]
-            while (child := scored.child(path[-1], path[-1] + 2)) and right[child]:
-                path.append(child)
-            seconds = step_s(scored.num_nodes)
-            clock += seconds
-            verdict = Verdict(tuple(path), tuple(range(len(path))))
-            step.spent(sum(asked_s))
-            step.observe([verdict], seconds)
-            tokens += len(path)
-        pace.lengths.observe(num_tokens)
-        return num_tokens * PLAIN_S / clock, pace
-
-
-def chain_of(length: int, confidence: float, hit: float) -> Draft:
-    """Claims `confidence` for each node; each is right with probability `hit`."""
-
-    def draft(draw: random.Random, token: int) -> tuple[list[float], list[bool]]:
-        return [confidence] * length, [draw.random() < hit for _ in range(length)]
-
-    return draft
-
-
-def nothing(draw: random.Random, token: int) -> tuple[list[float], list[bool]]:
-    return [], []
-
-
 # LAW: never slower
 
 BAD = {
-    "always wrong and sure of it": (chain_of(16, 0.95, 0.0), 0.0002),
-    "seldom right": (chain_of(16, 0.9, 0.05), 0.0002),
-    "dear and seldom right": (chain_of(8, 0.8, 0.1), 0.004),
-    "nothing to say, and slow in saying it": (nothing, 0.001),
+    "always wrong and sure of it": Simulated(always(16, 0.95, 0.0), 0.02),
+    "seldom right": Simulated(always(16, 0.9, 0.05), 0.02),
+    "dear and seldom right": Simulated(always(8, 0.8, 0.1), 0.4),
+    "nothing to say, and slow in saying it": Simulated(always(0, 0.0, 0.0), 0.1),
 }
 
 
@@ -111,7 +32,7 @@ def test_a_bad_drafter_costs_less_than_3_percent_within_200_tokens(name: str, se
 @pytest.mark.parametrize("hit", [0.0, 0.5])
 def test_a_drafter_ten_times_slower_than_the_target_is_asked_once(hit: float) -> None:
     world = World(AutoController())
-    slow = {"slow": (chain_of(4, 0.9, hit), 10 * PLAIN_S)}
+    slow = {"slow": Simulated(always(4, 0.9, hit), 10.0)}
     first, pace = world.decode(slow)
     assert pace.asked["slow"] == 1, "what it costs is known after it"
     assert first >= 0.94
@@ -121,53 +42,47 @@ def test_a_drafter_ten_times_slower_than_the_target_is_asked_once(hit: float) ->
 
 def test_a_good_drafter_whose_first_proposals_take_long_is_found_again() -> None:
     """As where kernels are compiled and graphs recorded."""
-    world, draft = World(AutoController()), chain_of(8, 0.9, 0.9)
-    _, pace = world.decode({"compiled": (draft, 40 * PLAIN_S)})
+    world, says = World(AutoController()), always(8, 0.9, 0.9)
+    _, pace = world.decode({"compiled": Simulated(says, 40.0)})
     assert pace.asked["compiled"] == 1
     for _ in range(20):
-        ratio, pace = world.decode({"compiled": (draft, 0.0002)})
+        ratio, pace = world.decode({"compiled": Simulated(says, 0.02)})
     assert ratio > 2.0, f"{ratio:.2f}x: {pace}"
 
 
 def test_a_bad_drafter_is_still_probed_and_found_when_it_turns_good() -> None:
-    def turning(draw: random.Random, token: int) -> tuple[list[float], list[bool]]:
-        return [0.9] * 8, [token > 300 and draw.random() < 0.95 for _ in range(8)]
+    def turning(draw: random.Random, at: int) -> list[tuple[float, bool]]:
+        return [(0.9, at > 300 and draw.random() < 0.95) for _ in range(8)]
 
-    world = World(AutoController())
-    ratio, pace = world.decode({"turning": (turning, 0.0002)}, num_tokens=900)
+    ratio, pace = World(AutoController()).decode({"turning": Simulated(turning, 0.02)}, 900)
     assert ratio > 1.5, f"{ratio:.2f}x: {pace}"
 
 
 # LAW: near the best
 
 GOOD = {
-    "copies": (chain_of(16, 0.9, 0.95), 0.0002),
-    "half right": (chain_of(8, 0.6, 0.6), 0.0002),
-    "a draft model": (chain_of(5, 0.8, 0.8), 0.004),
-    "modest": (chain_of(12, 0.1, 0.9), 0.0002),
+    "copies": Simulated(always(16, 0.9, 0.95), 0.02),
+    "half right": Simulated(always(8, 0.6, 0.6), 0.02),
+    "a draft model": Simulated(always(5, 0.8, 0.8), 0.4),
+    "modest": Simulated(always(12, 0.1, 0.9), 0.02),
 }
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_drafter_is_used_nearly_as_well_as_by_the_best_fixed_length(name: str) -> None:
-    draft, draft_s = GOOD[name]
-    best = 0.0
+    good, best = GOOD[name], 0.0
     for length in range(1, 17):
-
-        def cut(draw: random.Random, token: int, n: int = length) -> tuple[list[float], list[bool]]:
-            confidence, hits = draft(draw, token)
-            return confidence[:n], hits[:n]
-
-        fixed, _ = World(FixedController(), 1).decode({name: (cut, draft_s)}, 2000)
+        cut = replace(good, says=lambda draw, at, n=length: good.says(draw, at)[:n])
+        fixed, _ = World(FixedController()).decode({name: cut}, 2000)
         best = max(best, fixed)
-    ratio, _ = World(AutoController(), 1).decode({name: (draft, draft_s)}, 2000)
+    ratio, _ = World(AutoController()).decode({name: good}, 2000)
     assert ratio >= 0.93 * best, f"{ratio:.2f}x, the best fixed length {best:.2f}x"
 
 
 def test_a_dear_drafter_is_left_alone_where_a_cheap_one_does_it_all() -> None:
     both = {
-        "cheap": (chain_of(16, 0.95, 0.97), 0.0002),
-        "dear": (chain_of(4, 0.9, 0.0), 0.02),
+        "cheap": Simulated(always(16, 0.95, 0.97), 0.02),
+        "dear": Simulated(always(4, 0.9, 0.0), 2.0),
     }
     ratio, pace = World(AutoController()).decode(both, 2000)
     alone, _ = World(AutoController()).decode({"cheap": both["cheap"]}, 2000)
@@ -177,41 +92,40 @@ def test_a_dear_drafter_is_left_alone_where_a_cheap_one_does_it_all() -> None:
 
 # LAW: what it takes before a first draft
 
-GOOD_ONE = {"good": (chain_of(8, 0.9, 0.9), 0.0002)}
-BAD_ONE = {"bad": (chain_of(8, 0.9, 0.0), 0.0002)}
 
-
-def steps_taking(steps: float) -> dict[str, Any]:
-    return {"first": Preparation(steps=steps), "first_s": steps * PLAIN_S}
+def prepared(hit: float, steps: float, *, said: float | None = None) -> dict[str, Simulated]:
+    """One that takes `steps` for its preparation, and says that it takes `said`."""
+    first = Preparation(steps=steps if said is None else said)
+    return {"one": Simulated(always(8, 0.9, hit), 0.02, first=first, first_steps=steps)}
 
 
 def test_what_cannot_pay_in_the_tokens_left_is_not_prepared() -> None:
     world = World(AutoController())
     for _ in range(3):
-        world.decode(GOOD_ONE, 400, **steps_taking(1.0))  # it is known to be good
-    _, pace = world.decode(GOOD_ONE, 16, **steps_taking(20.0))
+        world.decode(prepared(0.9, 1.0), 400)  # it is known to be good
+    _, pace = world.decode(prepared(0.9, 20.0), 16)
     assert not pace.prepared_s and not pace.asked
-    assert pace.choices.unprepared_s["good"] == pytest.approx(20 * PLAIN_S, rel=0.2)
-    _, pace = world.decode(GOOD_ONE, 400, **steps_taking(20.0))
-    assert pace.prepared_s == {"good": 20 * PLAIN_S} and pace.asked["good"] > 20
+    assert pace.choices.unprepared_s["one"] == pytest.approx(20 * PLAIN_S, rel=0.2)
+    _, pace = world.decode(prepared(0.9, 20.0), 400)
+    assert pace.prepared_s == {"one": 20 * PLAIN_S} and pace.asked["one"] > 20
 
 
 def test_a_text_that_may_get_long_but_never_does_is_not_prepared_for() -> None:
     world = World(AutoController())
     for request in range(5):
-        ratio, pace = world.decode(GOOD_ONE, 20, max_tokens=2000, **steps_taking(10.0))
+        ratio, pace = world.decode(prepared(0.9, 10.0), 20, room=2000)
         assert not pace.prepared_s, f"request {request}: {ratio:.2f}x"
 
 
 def test_before_any_text_has_ended_one_is_prepared_for_that_has_become_long() -> None:
-    _, pace = World(AutoController()).decode(GOOD_ONE, 1000, **steps_taking(20.0))
-    assert 0 < pace.asked["good"] < 0.9 * sum(pace.budgets.values())
+    _, pace = World(AutoController()).decode(prepared(0.9, 20.0), 1000)
+    assert 0 < pace.asked["one"] < 0.9 * sum(pace.budgets.values())
 
 
 def test_a_preparation_that_never_pays_costs_a_fraction_of_all_time() -> None:
     world, ratios = World(AutoController()), list[float]()
     for _ in range(40):
-        ratio, _ = world.decode(BAD_ONE, 200, **steps_taking(10.0))
+        ratio, _ = world.decode(prepared(0.0, 10.0), 200)
         ratios.append(1 / ratio)
     total = sum(ratios) / len(ratios)
     assert total < 1.03, f"{total:.3f} of the plain time"
@@ -221,12 +135,11 @@ def test_a_preparation_that_never_pays_costs_a_fraction_of_all_time() -> None:
 @pytest.mark.parametrize("steps", [0.0, 0.5])
 def test_what_preparing_takes_is_measured_whatever_the_drafter_says(steps: float) -> None:
     """It says half a step, or nothing, and takes thirty, of which forty tokens save it less."""
-    world, prepared = World(AutoController()), list[bool]()
+    world, done = World(AutoController()), list[bool]()
     for _ in range(20):
-        first = Preparation(steps=steps)
-        _, pace = world.decode(GOOD_ONE, 40, first=first, first_s=30 * PLAIN_S)
-        prepared.append(bool(pace.prepared_s))
-    assert prepared[0] and sum(prepared) <= 2, prepared
+        _, pace = world.decode(prepared(0.9, 30.0, said=steps), 40)
+        done.append(bool(pace.prepared_s))
+    assert done[0] and sum(done) <= 2, done
 
 
 def test_who_may_not_be_prepared_is_weighed_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,9 +151,7 @@ def test_who_may_not_be_prepared_is_weighed_now_and_then(monkeypatch: pytest.Mon
         return is_worth(preparing, pace, drafter, due)
 
     monkeypatch.setattr(Preparing, "is_worth", counted)
-    ratio, pace = World(AutoController()).decode(
-        BAD_ONE, 400, first=Preparation(steps=50), first_s=50 * PLAIN_S
-    )
+    ratio, pace = World(AutoController()).decode(prepared(0.0, 50.0), 400)
     assert ratio > 0.99 and not pace.prepared_s
     assert 0 < len(weighed) < 400 / 3
 
@@ -248,7 +159,7 @@ def test_who_may_not_be_prepared_is_weighed_now_and_then(monkeypatch: pytest.Mon
 def test_a_good_drafter_is_prepared_for_every_request_once_it_has_shown_it() -> None:
     world, paces = World(AutoController()), list[Pace]()
     for _ in range(6):
-        ratio, pace = world.decode(GOOD_ONE, 300, **steps_taking(15.0))
+        ratio, pace = world.decode(prepared(0.9, 15.0), 300)
         paces.append(pace)
     assert all(pace.prepared_s for pace in paces[1:]) and ratio > 1.8, ratio
 
@@ -310,7 +221,7 @@ def test_the_first_step_is_plain_so_that_there_is_something_to_compare_with() ->
 
 def test_a_plain_step_is_measured_again_after_256_with_trees() -> None:
     world = World(controller := AutoController())
-    world.decode({"good": (chain_of(4, 0.95, 0.95), 0.0001)}, 300)
+    world.decode({"good": Simulated(always(4, 0.95, 0.95), 0.01)}, 300)
     assert controller.since_plain > 20, "all steps but the first few had trees"
     asked = []
     for steps in (255, 256):

@@ -2,54 +2,27 @@
 they bring pays."""
 
 import pytest
+from clocked import PLAIN_S, Simulated, World
 
-from mmspec.controller import AutoController, FixedController, Pace
-from mmspec.controller.interface import Controller
+from mmspec.controller import AutoController, Controller, FixedController, Pace
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
 
-PLAIN_S, DRAFT_S, CHAIN, SCOUTS = 0.010, 0.0001, 3, 40
+SCOUTS = 40
 
 
 def decode(
     controller: Controller, *, node_share: float, pays_after: int, num_tokens: int = 300
 ) -> tuple[float, int, Pace]:
-    """Against plain decoding, where a node costs `node_share` of a plain step and a chain of three
-    is right from the time on that so many scouts were scored: how many times as fast, scouts
-    scored, and the pace."""
-    pace, tokens, scouted, clock = Pace(), 0, 0, 0.0
-    while tokens < num_tokens:
-        step = controller.step([pace], 100 + tokens)
-        root, asked_s = TokenTree.root(1), 0.0
-        tree = root
-        if step.asks(0, "looking", root):
-            drafted = TokenTree.chain(1, range(2, 2 + CHAIN), [0.5] * CHAIN, "looking")
-            tree = drafted.merge(looking())
-            asked_s = DRAFT_S
-            step.learn(0, "looking", root, tree, DRAFT_S)
-        (scored,) = step.cut([tree])
-        scouted += len(scored.scouts)
-        path = [0]
-        if scouted >= pays_after:
-            while (child := scored.child(path[-1], path[-1] + 2)) is not None and child <= CHAIN:
-                path.append(child)
-        seconds = PLAIN_S * (1 + node_share * (scored.num_nodes - 1))
-        step.spent(asked_s)
-        step.observe([Verdict(tuple(path), tuple(range(len(path))))], seconds)
-        clock += seconds + asked_s
-        tokens += len(path)
-    return tokens * PLAIN_S / clock, scouted, pace
+    """Where a chain of three is right from the time on that so many scouts were scored: how many
+    times as fast as plain decoding, scouts scored, and the pace."""
+    world = World(controller, node_share=node_share)
 
+    def says(draw: object, at: int) -> list[tuple[float, bool]]:
+        return [(0.5, world.num_scouted >= pays_after)] * 3
 
-def looking() -> TokenTree:
-    chain = TokenTree.chain(1, range(100, 100 + SCOUTS), [0.02] * SCOUTS, "looking")
-    return TokenTree(
-        chain.tokens,
-        chain.parents,
-        chain.confidence,
-        chain.drafters,
-        scouts=frozenset(range(1, SCOUTS + 1)),
-    )
+    ratio, pace = world.decode({"looking": Simulated(says, 0.01, SCOUTS)}, num_tokens)
+    return ratio, world.num_scouted, pace
 
 
 @pytest.mark.parametrize("node_share", [0.002, 0.01, 0.05, 0.2])
@@ -71,11 +44,12 @@ def test_what_was_never_measured_is_tried_in_turn() -> None:
     controller = AutoController()
     for _ in range(3):
         controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    tree = Simulated(lambda draw, at: [], 0.0, SCOUTS).tree("looking", 1, [], 100)
     scored = list[int]()
     for _ in range(10):
         step = controller.step([Pace()], 50)
-        step.learn(0, "looking", TokenTree.root(1), looking(), DRAFT_S)
-        (tree,) = step.cut([looking()])
+        step.learn(0, "looking", TokenTree.root(1), tree, 0.01 * PLAIN_S)
+        (cut,) = step.cut([tree])
         step.observe([Verdict((0,), (1,))], PLAIN_S)
-        scored.append(len(tree.scouts))
+        scored.append(len(cut.scouts))
     assert scored == sorted(scored) and scored[0] == 2 and scored[-1] == SCOUTS
