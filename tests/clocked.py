@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from mmspec.controller import Controller, Pace
+from mmspec.controller import AutoController, Controller, Pace
 from mmspec.state import Preparation, Verdict
 from mmspec.tree import TokenTree
 
@@ -41,6 +41,19 @@ class Simulated:
 def always(length: int, believed: float, hit: float) -> Says:
     """Each node is right with probability `hit`."""
     return lambda draw, at: [(believed, draw.random() < hit) for _ in range(length)]
+
+
+def measured(*nodes: int, rows: int = 1, node_share: float = 0.05) -> AutoController:
+    """One that has measured steps of these sizes, of so many requests."""
+    controller = AutoController()
+    for size in nodes * 2:  # the first of a size does not count
+        controller.costs.observe_step(rows, size, 50, step_s(size, node_share))
+    return controller
+
+
+def step_s(nodes: int, node_share: float) -> float:
+    """A score call, where a node costs `node_share` of a plain step."""
+    return PLAIN_S * (1 + node_share * (nodes - 1))
 
 
 class World:
@@ -96,7 +109,7 @@ class World:
             path = [0]
             while (child := scored.child(path[-1], at + len(path))) is not None:
                 path.append(child)
-            seconds = PLAIN_S * (1 + self.node_share * (scored.num_nodes - 1))
+            seconds = step_s(scored.num_nodes, self.node_share)
             if is_begun:  # while they were asked
                 seconds = max(seconds - spent, 0.0)
             is_begun = overlaps and not is_late and scored.num_nodes == 1

@@ -157,16 +157,16 @@ class AutoStep(FixedStep):
         pinned = max(
             len(o.tree.scouts) if r in free else o.tree.num_nodes - 1 for r, o in outlooks.items()
         )
-        most = min(max(outlooks[row].tree.num_nodes for row in free) - 1, cost.most_nodes)
         rest = float(num_rows - len(free))
         tokens = [outlooks[row].tokens for row in free]
         least = rest + sum(row[0] for row in tokens)  # without drafts: one a row
         best, best_rate = 0, _MARGIN * least / cost.seconds(pinned)
-        for place, budget in enumerate(BUDGETS[: bisect_left(BUDGETS, most) + 1]):
+        places = min(max(map(len, tokens)), bisect_left(BUDGETS, cost.most_nodes) + 1)
+        for place in range(1, places):
             expected = rest + sum(row[min(place, len(row) - 1)] for row in tokens)
-            rate = expected / cost.seconds(max(budget, pinned))
-            if budget and rate > best_rate:
-                best, best_rate = budget, rate
+            rate = expected / cost.seconds(max(BUDGETS[place], pinned))
+            if rate > best_rate:
+                best, best_rate = BUDGETS[place], rate
         return best
 
     # What became of it

@@ -151,7 +151,7 @@ class AutoRow:
     def _expected_s(self, tree: TokenTree) -> float:
         """What a step saves by this tree, best cut, against plain steps."""
         cost = self._cost
-        if tree.num_nodes == 1 or not cost.is_known:
+        if tree.num_nodes == 1:
             return 0.0
         tokens = self.outlook(tree).with_scouts(0).tokens
         if self.pace.keeps_trees:  # scored whole, also where that is a loss

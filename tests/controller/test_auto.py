@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from clocked import PLAIN_S, Simulated, World, always
+from clocked import PLAIN_S, Simulated, World, always, measured
 
 from mmspec.controller import AutoController, FixedController, Pace
 from mmspec.controller.preparing import Preparing
@@ -165,9 +165,7 @@ def test_a_good_drafter_is_prepared_for_every_request_once_it_has_shown_it() -> 
 
 
 def test_who_pins_speculation_pays_for_it_alone() -> None:
-    controller = AutoController()
-    for _ in range(3):
-        controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    controller = measured(1)
     dear = Preparation(steps=1000.0)
     for speculate in ("auto", True):
         step = controller.step([Pace(speculate=speculate, room=9)], 50)  # type: ignore[arg-type]
@@ -198,9 +196,7 @@ def test_the_rows_of_a_batch_are_prepared_as_the_first_ones_pay() -> None:
 
 
 def test_work_that_can_wait_is_paid_from_what_was_saved() -> None:
-    controller = AutoController()
-    for _ in range(3):
-        controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    controller = measured(1)
     step, trial = controller.step([Pace()], 50), Preparation(steps=1.0, can_wait=True)
     done = 0
     while step.prepares(0, "searching", trial) and done < 100:
@@ -234,9 +230,7 @@ def test_a_plain_step_is_measured_again_after_256_with_trees() -> None:
 
 def test_what_an_ask_took_is_booked_where_the_step_itself_took_no_time() -> None:
     """As of one that was begun early, and had ended before the drafter had."""
-    controller, pace, root = AutoController(), Pace(room=100), TokenTree.root(1)
-    for _ in range(3):
-        controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    controller, pace, root = measured(1), Pace(room=100), TokenTree.root(1)
     step = controller.step([pace], 50)
     assert step.asks(0, "dear", root)
     step.learn(0, "dear", root, root, 2 * PLAIN_S)
@@ -255,9 +249,7 @@ def test_pinned_speculation_is_always_asked_and_never_cut() -> None:
 
 def test_a_row_is_drafted_for_beside_a_pinned_one() -> None:
     """No step of such a batch is plain, so there is no plain one to wait for."""
-    controller, asked = AutoController(), 0
-    for _ in range(3):
-        controller.costs.observe_step(1, 1, 50, 0.01)
+    controller, asked = measured(1), 0
     paces = [Pace(), Pace(speculate=True)]
     for _ in range(400):
         step = controller.step(paces, 50)
@@ -273,10 +265,7 @@ def test_a_row_is_drafted_for_beside_a_pinned_one() -> None:
 
 
 def test_a_pinned_rows_nodes_make_a_neighbours_nodes_free() -> None:
-    controller = AutoController()
-    for nodes in (1, 8):  # eight nodes cost as much as ten plain steps
-        for _ in range(3):
-            controller.costs.observe_step(2, nodes, 50, 0.01 if nodes == 1 else 0.1)
+    controller = measured(1, 9, rows=2, node_share=1.0)
     weak = TokenTree.chain(1, [2, 3], [0.3, 0.3], "any")
     pinned = TokenTree.chain(1, list(range(2, 9)), [0.5] * 7, "any")
     for speculate, scored in ((True, 3), ("auto", 1)):

@@ -4,7 +4,7 @@ and about plain decoding where none of them is ever right."""
 import random
 
 import pytest
-from clocked import PLAIN_S, Simulated, World, always
+from clocked import PLAIN_S, Simulated, World, always, measured
 
 from mmspec.controller import AutoController, Pace, auto_row
 from mmspec.controller.account import Account
@@ -17,14 +17,6 @@ NODE_SHARE = 0.075  # as the bundled model's: 20 nodes beside node 0 cost a plai
 
 def world(seed: int = 0) -> World:
     return World(AutoController(), seed, node_share=NODE_SHARE)
-
-
-def measured(*nodes: int) -> AutoController:
-    """One that has measured steps of these sizes."""
-    controller = AutoController()
-    for size in nodes * 2:
-        controller.costs.observe_step(1, size, 50, PLAIN_S * (1 + NODE_SHARE * (size - 1)))
-    return controller
 
 
 def in_bursts(draw: random.Random, at: int) -> list[tuple[float, bool]]:

@@ -2,7 +2,7 @@
 they bring pays."""
 
 import pytest
-from clocked import PLAIN_S, Simulated, World
+from clocked import PLAIN_S, Simulated, World, measured
 
 from mmspec.controller import AutoController, Controller, FixedController, Pace
 from mmspec.state import Verdict
@@ -41,9 +41,7 @@ def test_scouts_that_pay_in_the_end_are_scored_until_then(node_share: float) -> 
 
 
 def test_what_was_never_measured_is_tried_in_turn() -> None:
-    controller = AutoController()
-    for _ in range(3):
-        controller.costs.observe_step(1, 1, 50, PLAIN_S)
+    controller = measured(1)
     tree = Simulated(lambda draw, at: [], 0.0, SCOUTS).tree("looking", 1, [], 100)
     scored = list[int]()
     for _ in range(10):
