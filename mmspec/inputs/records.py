@@ -125,11 +125,9 @@ def not_utf8(record: Record, line: str) -> InputError | None:
     return None
 
 
-def parse_line(
-    path: Path, number: int, line: str, *, unit: Literal["line", "row"] = "line"
-) -> Record:
+def parse_line(path: Path, number: int, line: str) -> Record:
     """One line of JSONL, as `read_lines` gives it."""
-    record = Record(path, number, unit=unit)
+    record = Record(path, number)
     if (error := not_utf8(record, line)) is not None:
         return replace(record, error=error)
     try:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import InputProcessor
-from mmspec.inputs.messages import Message, build_conversation
+from mmspec.inputs.messages import Message, build_conversation, check_text
 from mmspec.requests import Request
 from mmspec.state import MediaKind, Prompt
 from mmspec.training.heads.lessons import Lesson, text_of
@@ -158,9 +158,9 @@ class ExampleMaker:
                 yield start, stop + has_end
 
     def _tokens(self, text: str) -> list[int]:
-        """Of a text alone; what looks like a control token in it is text."""
+        """Of a text alone; what looks like a control token in it is text. Raises InputError."""
         found = self._inputs.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+            check_text(text), add_special_tokens=False, split_special_tokens=True, verbose=False
         )
         return list(found["input_ids"])
 

@@ -96,6 +96,27 @@ def _end(path: Path) -> str:
     return f"{caught.value}; expected an array of objects, or one object a line"
 
 
+@pytest.mark.parametrize("name", ["all.jsonl", "all.json"])
+def test_half_a_character_costs_its_own_record_alone(
+    nano: Engine, tmp_path: Path, name: str
+) -> None:
+    """As scraped chats have it, an emoji cut in two; no tokenizer takes it."""
+    half = "so \ud83d"
+    rows: list[dict[str, object]] = [
+        {"prompt": half, "answer": "Hm."},
+        {"prompt": "Hm?", "answer": half},
+        {"text": f"a text and {half}"},
+        {"prompt": "Why?", "answer": "So."},
+        {"text": "a text of its own"},
+    ]
+    path = tmp_path / name
+    lines = [json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]")
+    found = prepare(nano, [str(path)], DataSettings(held_out=0), tmp_path)
+    assert [one.id for one in found.examples] == [f"{path}#4", f"{path}#5"]
+    assert found.num_broken == 3 and all("lone surrogate" in why for why in found.broken)
+
+
 def test_documents_are_texts_or_are_asked_about(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Title")
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
