@@ -1,10 +1,11 @@
 """Files, folders and globs -> lessons: a prompt with its answer, or without; a text by itself."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 from mmspec.batch.work import MEDIA, find_inputs, no_prompt, read_tasks
 from mmspec.errors import InputError, MmspecError
@@ -13,10 +14,11 @@ from mmspec.inputs.messages import Message
 from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
 from mmspec.inputs.records import Record, is_of_records, read_lines, read_records
 from mmspec.requests import Request
+from mmspec.state import MediaKind
 
 _ANSWERS = ("answer", "response", "completion", "output")
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
-_IMAGE_MARK = "<image>"  # in LLaVA's data
+_KINDS = get_args(MediaKind)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def _of_json(path: Path) -> Iterator[Record]:
             yield replace(record, values=values)
         else:
             got = type(values).__name__
-            yield replace(record, error=InputError(f"{record.where}: got {got}, expected an object"))
+            yield replace(
+                record, error=InputError(f"{record.where}: got {got}, expected an object")
+            )
 
 
 def _lesson(record: Record, field: str) -> Lesson:
@@ -111,7 +115,7 @@ def _lesson(record: Record, field: str) -> Lesson:
         raise record.error
     values = dict(record.values)
     if values.get("conversations"):
-        values["messages"] = _messages(values["conversations"], record.where)
+        values["messages"] = _messages(values, record.where)
     if not any(values.get(key) for key in PROMPT_FIELDS):
         text = values.get(field)
         if not isinstance(text, str):
@@ -150,9 +154,14 @@ def text_of(message: Message) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _messages(turns: object, where: str) -> list[dict[str, object]]:
-    """Chat messages of ShareGPT's turns; LLaVA's "<image>" marks become images."""
+def _messages(values: Mapping[str, object], where: str) -> list[dict[str, object]]:
+    """Chat messages of ShareGPT's turns. LLaVA's marks, as "<image>", become the media that the
+    record brings, also a video where that is what it brings; elsewhere they are text, as in XML."""
+    marks = {f"<{kind}>": kind for kind in _KINDS if values.get(kind) or values.get(f"{kind}s")}
+    if "<video>" in marks:
+        marks.setdefault("<image>", "video")
     messages: list[dict[str, object]] = []
+    turns = values["conversations"]
     for turn in turns if isinstance(turns, list) else [turns]:
         said = turn.get("value") if isinstance(turn, Mapping) else None
         if not isinstance(said, str) or not isinstance(turn, Mapping):
@@ -160,19 +169,21 @@ def _messages(turns: object, where: str) -> list[dict[str, object]]:
                 f'{where}: conversations: got {turn!r:.80}; expected {{"from": ..., "value": ...}}'
             )
         speaker = str(turn.get("from"))
-        messages.append({"role": _SPEAKERS.get(speaker, speaker), "content": _content(said)})
+        messages.append({"role": _SPEAKERS.get(speaker, speaker), "content": _content(said, marks)})
     while messages and messages[0]["role"] == "assistant":
         messages.pop(0)  # shared conversations often begin in the middle
     return messages
 
 
-def _content(said: str) -> str | list[dict[str, str]]:
-    pieces = said.split(_IMAGE_MARK)
+def _content(said: str, marks: Mapping[str, str]) -> str | list[dict[str, str]]:
+    """`marks`: the kinds of media that they stand for."""
+    pieces = re.split(f"({'|'.join(marks)})", said) if marks else [said]
     if len(pieces) == 1:
         return said
     parts: list[dict[str, str]] = []
-    for number, piece in enumerate(pieces):
-        parts += [{"type": "image"}] * (number > 0)
-        if piece.strip("\n"):
+    for piece in pieces:
+        if piece in marks:
+            parts.append({"type": marks[piece]})
+        elif piece.strip("\n"):
             parts.append({"type": "text", "text": piece.strip("\n")})
     return parts

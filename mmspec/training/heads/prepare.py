@@ -3,6 +3,7 @@ have no answer."""
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -147,19 +148,21 @@ def prepare(
 def _lessons(
     data: Sequence[str], settings: DataSettings, broken: list[MmspecError]
 ) -> list[Lesson]:
-    """The lessons, each id once; without their answers where those are not wanted."""
-    seen: set[str] = set()
-    found: list[Lesson] = []
+    """The lessons, each with an id of its own, whose answer is found by it: LLaVA's are those of
+    pictures, many of them asked about several times. Without their answers where those are not
+    wanted."""
+    times: Counter[str] = Counter()
+    found: dict[str, Lesson] = {}
     for lesson in read_lessons(
         data, prompt=settings.prompt, field=settings.field, on_broken=broken.append
     ):
-        if lesson.id in seen:
-            broken.append(InputError(f"{lesson.id}: this id was there before"))
-            continue
-        seen.add(lesson.id)
+        name = lesson.id
+        while name in found:
+            times[lesson.id] += 1
+            name = f"{lesson.id} ({times[lesson.id] + 1})"
         is_own = settings.answers == "own" and lesson.request is not None
-        found.append(replace(lesson, answer=None) if is_own else lesson)
-    return found
+        found[name] = replace(lesson, id=name, answer=None if is_own else lesson.answer)
+    return list(found.values())
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

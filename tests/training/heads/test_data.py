@@ -68,6 +68,25 @@ def test_every_form_of_a_line_is_read(tmp_path: Path) -> None:
     assert len(broken) == 2 and "line 6" in broken[0] and "line 7" in broken[1]
 
 
+def test_a_mark_stands_for_what_the_record_brings(tmp_path: Path) -> None:
+    said = "<image>\nWhat is <video>?"
+    turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "That."}]
+    path = written(
+        tmp_path / "marks.jsonl",
+        {"conversations": turns},  # of a picture in XML, say
+        {"image": "a.png", "conversations": turns},
+        {"video": "a.mp4", "conversations": turns},
+    )
+    lessons, _ = read(path)
+    contents = [lesson.request.prompt[0]["content"] for lesson in lessons]  # type: ignore
+    picture, film = {"type": "image"}, {"type": "video"}
+    assert contents == [
+        said,
+        [picture, {"type": "text", "text": "What is <video>?"}],
+        [film, {"type": "text", "text": "What is "}, film, {"type": "text", "text": "?"}],
+    ]
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_array_of_objects_is_read_as_its_lines_would_be(
     tmp_path: Path, indent: int | None
@@ -274,7 +293,8 @@ def test_prompts_are_answered_by_the_target_once(nano: Engine, tmp_path: Path) -
         tmp_path / "p.jsonl",
         {"id": "a", "prompt": "Repeat: ab"},
         {"id": "b", "prompt": "Repeat: cd", "answer": "cd"},
-        {"id": "b", "prompt": "again"},
+        {"id": "b", "prompt": "Repeat: ef", "answer": "ef"},
+        {"id": "b", "prompt": "Repeat: gh"},
         {"id": "c", "prompt": "Hm?", "image": "none.png"},
     )
     settings = DataSettings(max_new_tokens=8, held_out=0.5)
@@ -288,11 +308,15 @@ def test_prompts_are_answered_by_the_target_once(nano: Engine, tmp_path: Path) -
     examples = {one.id: one for one in (*found.examples, *found.held_out)}
     assert examples["a"].tokens[examples["a"].learned].tolist() == list(own.tokens)
     assert examples["b"].tokens[examples["b"].learned].tolist() == [*said("cd"), EOS]
-    assert found.num_broken == 2 and len(found.held_out) == 1 and told[-1] == (1, 2)
+    # Of a picture that is asked about several times all questions have its id.
+    assert examples["b (2)"].tokens[examples["b (2)"].learned].tolist() == [*said("ef"), EOS]
+    own = nano.generate("Repeat: gh", max_new_tokens=8)
+    assert examples["b (3)"].tokens[examples["b (3)"].learned].tolist() == list(own.tokens)
+    assert found.num_broken == 1 and len(found.held_out) == 2 and told[-1] == (2, 3)
     assert any("none.png" in why for why in found.broken)
     told.clear()
     again = prepare(nano, [path], settings, tmp_path, on_answers=on_answers)
-    assert again.fingerprint == found.fingerprint and set(told) == {(0, 2)}
+    assert again.fingerprint == found.fingerprint and set(told) == {(0, 3)}
     counts = again.learned_counts(nano.target.vocab_size)
     assert counts.sum() == sum(one.learned.sum() for one in again.examples)
     every = prepare(nano, [path], DataSettings(answers="own", max_new_tokens=8), tmp_path / "own")
