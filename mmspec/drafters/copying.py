@@ -6,7 +6,6 @@ found best first.
 """
 
 from collections.abc import Callable, Sequence
-from math import exp
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -19,7 +18,6 @@ from mmspec.tree import TokenTree
 # A match of so many tokens is believed at one half, before any was seen: of texts that have
 # nothing to do with this one a few tokens agree by chance, and of a large corpus the more so.
 _HALF_MATCH = {"online": 2.0, "generated": 4.0, "suffix": 6.0, "dense": 6.0}
-_NEAR_MATCH, _NEAR_SCALE = 8.0, 0.5  # tokens that a neighbour at distance 0 counts, and its decay
 
 
 class Bucket(NamedTuple):
@@ -107,14 +105,11 @@ def _bucket(branch: Branch, heaviest: Continuation) -> Bucket:
         match.bit_length(),
         support,
         int(branch.share * 3.999),
-        -1 if distance is None else int(min(max(distance, 0.0), 1.0) * 7.999),
+        -1 if distance is None else int(min(distance, 1.0) * 7.999),
     )
 
 
 def _prior(branch: Branch, heaviest: Continuation) -> float:
     """What is believed of a node before any was seen: longer matches and agreement count."""
-    length = float(branch.match_length + branch.depth - 1)
-    if heaviest.distance is not None:  # as `Continuation.weight` compares it with a match
-        near = _NEAR_MATCH * exp(-max(heaviest.distance, 0.0) / _NEAR_SCALE)
-        length = max(length, near + branch.depth - 1)
+    length = max(branch.match_length, heaviest.worth) + branch.depth - 1
     return branch.share * length / (length + _HALF_MATCH[heaviest.source])

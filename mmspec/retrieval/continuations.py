@@ -13,8 +13,8 @@ SOURCE_WEIGHTS: Mapping[str, float] = {
     "suffix": 0.5,  # a corpus
     "dense": 0.5,  # a corpus, by hidden states
 }
-_DENSE_MATCH = 8  # tokens: a neighbour at distance 0 is worth a match of so many
-_DENSE_SCALE = 0.25  # distance at which that has fallen to 1/e
+_NEAR_MATCH = 8.0  # tokens: a neighbour at distance 0 is worth a match of so many
+_NEAR_SCALE = 0.5  # distance at which that has fallen to 1/e
 
 
 def before_separator(tokens: Sequence[int]) -> list[int]:
@@ -33,12 +33,16 @@ class Continuation(NamedTuple):
     distance: float | None = None  # of hidden states, squared, 0 .. 4; None: matched by tokens
     origin: int = -1  # where its source found it, as the source counts; -1: it does not say
 
+    @property
+    def worth(self) -> float:
+        """Tokens that its match counts as: those that agree, or what its neighbour's nearness is
+        worth, whichever is more."""
+        if self.distance is None:
+            return float(self.match_length)
+        return max(self.match_length, _NEAR_MATCH * exp(-self.distance / _NEAR_SCALE))
+
     def weight(self) -> float:
-        """(match length)^2: a longer match knows more of the context, and several shorter ones
-        that agree still count. Neighbours weigh exp(-distance / scale) (kNN-LM, arXiv 1911.00172,
-        eq. 2), or their matching tokens, whichever is more."""
-        weight = float(self.match_length**2)
-        if self.distance is not None:
-            near = exp(-self.distance / _DENSE_SCALE)
-            weight = max(weight, _DENSE_MATCH**2 * near)
-        return SOURCE_WEIGHTS[self.source] * weight
+        """worth^2: a longer match knows more of the context, and several shorter ones that agree
+        still count. Neighbours so weigh exp(-distance / scale) (kNN-LM, arXiv 1911.00172, eq. 2).
+        """
+        return SOURCE_WEIGHTS[self.source] * self.worth**2
