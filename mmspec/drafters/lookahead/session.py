@@ -97,15 +97,14 @@ class LookaheadSession:
         self._num_chosen = len(verdict.tokens)
         if scores.choice is not None:
             self._choices = [scores.choice(path) for path in proposal.paths]
+            columns = sum(choice is not None for choice in self._choices)
         else:
-            self._choose_later(tree, proposal, scores)
-        is_scored = [choice is not None for choice in self._choices]
-        columns = len(self._unsettled.columns) if self._unsettled else sum(is_scored)
+            columns = self._choose_later(tree, proposal, scores)
         self._harvest.observe(_num_found(proposal, verdict), columns)
 
-    def _choose_later(self, tree: TokenTree, proposal: Guessed, scores: Scores) -> None:
+    def _choose_later(self, tree: TokenTree, proposal: Guessed, scores: Scores) -> int:
         """What the target says of the window was not found with the step's own choices. The time
-        that it takes is the next proposal's, if there is one."""
+        that it takes is the next proposal's, if there is one. Returns the columns scored."""
         ends = [_node(tree, path) for path in proposal.paths]
         nodes = [node for node in ends if node is not None]
         if nodes:
@@ -115,6 +114,7 @@ class LookaheadSession:
                 scores.logits.index_select(0, upload(nodes, scores.logits.device)),
                 tuple(self._num_tokens + tree.depths[node] for node in nodes),
             )
+        return len(nodes)
 
     def close(self) -> None:
         pass

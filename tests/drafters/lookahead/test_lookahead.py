@@ -23,7 +23,7 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.requests import Request
-from mmspec.state import Prefill, Prices, Prompt
+from mmspec.state import Prefill, Prices, Prompt, Scores, Verdict
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -224,6 +224,30 @@ def test_prices_decide_on_the_window_and_not_on_what_the_text_says(
     tree = session.propose([5, 6, 7] * 4, 64)
     assert tree.child(0, 5) is not None, "what followed 7 before"
     assert (len(tree.scouts) > 2) == has_window
+
+
+@pytest.mark.parametrize("choosing", ["host", "device"])
+@pytest.mark.parametrize("reads", [True, False])
+def test_what_the_text_says_is_not_the_windows_merit(reads: bool, choosing: str) -> None:
+    """Of a text in circles, tokens 0 to 2, all is accepted: found by the window, or read before."""
+    guide = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=12)
+    text, says = [0, 1, 2] * 4, [1, 2, 0]
+    lookahead = Lookahead(window=1 if reads else 6, ngram=3, pool_from_prompt=reads)
+    session = LookaheadSession(lookahead, Prompt(torch.tensor(text)), guide)
+    trees = list[TokenTree]()
+    for _ in range(40):
+        session.prices = Prices(token_s=1.0, node_s=0.04)
+        trees.append(tree := session.propose(text, 16))
+        path = [0]
+        while (node := tree.child(path[-1], says[tree.tokens[path[-1]]])) is not None:
+            path.append(node)
+        chosen = tuple(says[tree.tokens[node]] for node in path)
+        logits = torch.eye(3)[[says[token] for token in tree.tokens]]
+        choice = None if choosing == "host" else lambda path: says[path[-1]]
+        session.observe(tree, Verdict(tuple(path), chosen), Scores(logits, choice=choice))
+        text += chosen
+    assert len(text) > 100, "hardly anything was drafted"
+    assert trees[0].scouts and bool(trees[-1].scouts) == (not reads)
 
 
 # LAW: what comes of it
