@@ -8,8 +8,6 @@ from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
 from mmspec.drafters.forwards import ForwardCost
-from mmspec.drafters.growing.growth import Growth
-from mmspec.drafters.growing.together import grow_by_cache
 from mmspec.drafters.growing.trees import ByModel, GrowingTrees
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache, KVView
@@ -67,16 +65,11 @@ class BoundCompressedKV(ByModel):
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(CompressedKVSession, session) for session in sessions]
-        growths: list[Growth | None] = []
-        for session, tokens in zip(own, texts, strict=True):
-            room, growth = self.room(len(tokens)), None
-            place = session.catch_up(tokens)
-            if place is not None and room > 0:
-                chain = tokens[-1:]
-                growth = self._trees.begin(session, tokens, place, chain, budget=budget, room=room)
-            growths.append(growth)
-        grow_by_cache(self.model, [session.view for session in own], growths, cost=self.cost)
-        return self._trees.proposed(own, growths, texts, budget)
+        held = [
+            (session.view, session.catch_up(tokens))
+            for session, tokens in zip(own, texts, strict=True)
+        ]
+        return self.behind_texts(self._trees, own, texts, held, budget)
 
     def free(self, view: KVView, source_row: int) -> None:
         """The row's request ended; the last one takes the view with it."""

@@ -59,20 +59,6 @@ def grow(model: Scorer, cache: KVCache, growths: Sequence[Growth], *, cost: Forw
     cost.observe(time.perf_counter() - begun, sum(growth.depth for growth in growths))
 
 
-def grow_by_cache(
-    model: Scorer,
-    caches: Sequence[KVCache],
-    growths: Sequence[Growth | None],
-    *,
-    cost: ForwardCost,
-) -> None:
-    """`grow` for rows of several caches, one cache after the other; None: a row without a tree."""
-    for cache in dict.fromkeys(caches):
-        pairs = zip(caches, growths, strict=True)
-        own = [growth for at, growth in pairs if at is cache and growth is not None]
-        grow(model, cache, own, cost=cost)
-
-
 def _settle(growths: Sequence[Growth]) -> None:
     known = iter(read(*(tensor for growth in growths for tensor in growth.unsettled)))
     for growth in growths:

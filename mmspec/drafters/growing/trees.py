@@ -10,7 +10,9 @@ from mmspec.drafters.growing.branching import BestBranching, DrawnBranching, War
 from mmspec.drafters.growing.cape import CapeBranching
 from mmspec.drafters.growing.growth import Branching, Growth
 from mmspec.drafters.growing.settings import TreeSettings
+from mmspec.drafters.growing.together import grow
 from mmspec.drafters.model_session import ModelSession
+from mmspec.kv import KVCache
 from mmspec.state import Placement
 from mmspec.target import Target
 from mmspec.target.graphs import ScoreGraphs
@@ -37,6 +39,29 @@ class ByModel:
     def free_recorded(self) -> None:
         self.model.free()
 
+    def behind_texts(
+        self,
+        trees: "GrowingTrees",
+        sessions: Sequence[Session],
+        texts: Sequence[Sequence[int]],
+        held: Sequence[tuple[KVCache, Placement | None]],
+        budget: int,
+    ) -> list[TokenTree]:
+        """Of texts whose keys are `held` but for the last token's: one tree a session, one cache
+        after the other. Node 0 alone for a row without a place, or without room behind it."""
+        growths: list[Growth | None] = []
+        for session, tokens, (_, place) in zip(sessions, texts, held, strict=True):
+            room, growth = self.room(len(tokens)), None
+            if place is not None and room > 0:
+                chain = tokens[-1:]
+                growth = trees.begin(session, tokens, place, chain, budget=budget, room=room)
+            growths.append(growth)
+        for cache in dict.fromkeys(cache for cache, _ in held):
+            pairs = zip(held, growths, strict=True)
+            own = [growth for (at, _), growth in pairs if at is cache and growth is not None]
+            grow(self.model, cache, own, cost=trees.cost)
+        return trees.proposed(sessions, growths, texts, budget)
+
 
 class GrowingTrees:
     """Those of one drafter. It has all rows grow together (`together`) between `begin` and
@@ -56,7 +81,7 @@ class GrowingTrees:
         forward says (nodes, vocab) to what the request warps; None: the same. Not `is_coupled`:
         they grow in another tokenizer's tokens, of which nobody tells what became of them."""
         self.settings = settings
-        self._cost = cost
+        self.cost = cost
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._crop = crop
@@ -96,7 +121,7 @@ class GrowingTrees:
         """As the settings say, below node 0 at `index` of the text: tokens drawn from q in a shape
         that is set before; or the best ones, `settings.width` nodes a level going on, or a chain
         with what CaPE sets beside it, as deep as pays."""
-        settings, cost, guide, crop = self.settings, self._cost, session.guide, self._crop
+        settings, cost, guide, crop = self.settings, self.cost, session.guide, self._crop
         warp = guide.warp if crop is None else lambda logits: guide.warp(crop(logits))
         if session.must_draw:
             profile, first_draw = affordable(settings.profile[:room], budget), session.num_draws

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, cast
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
 from mmspec.drafters.forwards import ForwardCost
-from mmspec.drafters.growing.growth import Growth
-from mmspec.drafters.growing.together import grow_by_cache
 from mmspec.drafters.growing.trees import ByModel, GrowingTrees
 from mmspec.drafters.layer_skip.search import SkipSearch
 from mmspec.drafters.layer_skip.session import LayerSkipSession
@@ -68,18 +66,17 @@ class BoundLayerSkip(ByModel):
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(LayerSkipSession, session) for session in sessions]
-        growths: list[Growth | None] = []
         for session, tokens in zip(own, texts, strict=True):
             held = session.cache.length(session.placement.row)
             assert held == len(tokens) - 1, "the cache is not the text's"
             session.num_untried += 1
-            growths.append(self._growth(session, tokens, budget))
         with self._lock:
             self._skipped.skipped = skipped = self.skipped
-            grow_by_cache(self.model, [session.cache for session in own], growths, cost=self.cost)
+            places = [(session.cache, session.placement) for session in own]
+            trees = self.behind_texts(self._trees, own, texts, places, budget)
         for session in own:
             session.skipped = skipped
-        return self._trees.proposed(own, growths, texts, budget)
+        return trees
 
     def observed(self, skipped: frozenset[int], matched: int, tested: int) -> None:
         """What became of a draft that left out `skipped`."""
@@ -139,13 +136,3 @@ class BoundLayerSkip(ByModel):
         said = scores.argmax(dim=-1).tolist()
         chosen = session.text[first : first + count]
         return sum(a == b for a, b in zip(said, chosen, strict=True))
-
-    def _growth(
-        self, session: LayerSkipSession, tokens: Sequence[int], budget: int
-    ) -> Growth | None:
-        """A tree within the target's context."""
-        room = self.room(len(tokens))
-        if room <= 0:
-            return None
-        place, chain = session.placement, tokens[-1:]
-        return self._trees.begin(session, tokens, place, chain, budget=budget, room=room)

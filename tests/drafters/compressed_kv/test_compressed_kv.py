@@ -17,7 +17,7 @@ from mmspec.config import CompressedKVConfig
 from mmspec.drafters.base import DrawingDrafter, WatchingDrafter
 from mmspec.drafters.compressed_kv import BoundCompressedKV, CompressedKV
 from mmspec.drafters.compressed_kv.session import CompressedKVSession
-from mmspec.drafters.growing.together import grow_by_cache
+from mmspec.drafters.growing.together import grow
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.kv import KVView
@@ -232,11 +232,11 @@ def test_behind_a_view_there_is_room_for_all_that_a_draft_writes(
     engine = engine_of("llama", draw=draw, top_k=2, width=2, max_depth=5)
     room, written = bound(engine).settings.size.room, list[int]()
 
-    def watching(model: Any, caches: Any, growths: Any, *, cost: Any) -> None:
-        grow_by_cache(model, caches, growths, cost=cost)
-        written.extend(growth.num_written for growth in growths if growth is not None)
+    def watching(model: Any, cache: Any, growths: Any, *, cost: Any) -> None:
+        grow(model, cache, growths, cost=cost)
+        written.extend(growth.num_written for growth in growths)
 
-    monkeypatch.setattr("mmspec.drafters.compressed_kv.drafter.grow_by_cache", watching)
+    monkeypatch.setattr("mmspec.drafters.growing.trees.grow", watching)
     engine.generate(requests_of("llama", SAMPLINGS["greedy"], ["text"] * 3))
     assert max(written) == room == 9
 
