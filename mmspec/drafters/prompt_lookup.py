@@ -32,7 +32,6 @@ class PromptLookup(BoundRetrieval):
         ConfigError for values that make no sense."""
         check_setting("drafter.prompt_lookup", "max_matches", max_matches >= 1, max_matches, ">= 1")
         most, longest = min(max_matches, MAX_PLACES), min(max_match, DEPTH)
-        limits = Limits(most, min_match, longest, drafter=self.name)
-        source = OnlineSource(limits)
-        super().__init__([source], limits, max_depth=max_depth, min_confidence=min_confidence)
+        limits = Limits(most, min_match, longest, max_depth, min_confidence, drafter=self.name)
+        super().__init__([OnlineSource(limits)], limits)
         self.calibration = Calibration(decay=0.998)  # of all requests: rates, no request's text

@@ -42,7 +42,8 @@ def observe(session: RetrievalSession, tree: TokenTree, path: tuple[int, ...]) -
 
 
 def test_values_that_make_no_sense_are_refused_by_their_names() -> None:
-    for name, value in (("max_matches", 0), ("min_match", 0), ("min_match", 33), ("max_match", 0)):
+    for name, value in (("max_matches", 0), ("min_match", 0), ("min_match", 33), ("max_match", 0),
+                        ("max_depth", 0), ("min_confidence", -1)):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"drafter\.prompt_lookup\.{name}={value}"):
             PromptLookup(**{name: value})
     assert started([1, 2, 1], max_matches=99).propose([1, 2, 1], 1).tokens == (1, 2)

@@ -350,6 +350,8 @@ def test_a_datastore_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         {"min_match": 0},
         {"min_match": 9, "max_match": 8},
         {"max_match": 65},
+        {"max_depth": 0},
+        {"min_confidence": 15},
         {"generated_bytes": -1},
     ],
 )

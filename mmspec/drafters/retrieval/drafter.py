@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +17,7 @@ from mmspec.drafters.retrieval.session import RetrievalSession
 from mmspec.drafters.retrieval.source import Source
 from mmspec.drafters.retrieval.store import OpenStore
 from mmspec.drafters.retrieval.suffix import SuffixSource
-from mmspec.errors import ConfigError
+from mmspec.errors import ConfigError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.inputs.text_tokens import TextTokens
 from mmspec.retrieval import Continuation, Datastore
@@ -60,16 +61,12 @@ class Retrieval:
                     f"drafter.retrieval.sources={list(sources)}: expected each at most once of "
                     f"{', '.join(SOURCES)}"
                 )
-        if generated_bytes < 0:
-            raise ConfigError(
-                f"drafter.retrieval.generated_bytes={generated_bytes}: expected 0 (off) or more"
-            )
+        check = partial(check_setting, "drafter.retrieval")
+        check("generated_bytes", generated_bytes >= 0, generated_bytes, "0 (off) or more")
         folders = [datastores] if isinstance(datastores, str | Path) else datastores
         self.datastores = [Path(folder) for folder in folders]
         self.sources = tuple(sources)
-        self.limits = Limits(max_places, min_match, max_match)
-        self.max_depth = max_depth
-        self.min_confidence = min_confidence
+        self.limits = Limits(max_places, min_match, max_match, max_depth, min_confidence)
         self.generated_bytes = generated_bytes
         self.generated_path = None if generated_path is None else Path(generated_path)
 
@@ -106,8 +103,7 @@ class Retrieval:
                 sources.append(
                     GeneratedSource(self.limits, max_bytes=most, path=path, tokenizer=tokenizer)
                 )
-        depth, least = self.max_depth, self.min_confidence
-        return BoundRetrieval(sources, self.limits, max_depth=depth, min_confidence=least)
+        return BoundRetrieval(sources, self.limits)
 
 
 class BoundRetrieval:
@@ -115,12 +111,8 @@ class BoundRetrieval:
 
     name = Retrieval.name
 
-    def __init__(
-        self, sources: Sequence[Source], limits: Limits, *, max_depth: int, min_confidence: float
-    ) -> None:
-        self.min_match = limits.min_match
-        self.min_confidence = min_confidence
-        self._max_depth = max_depth
+    def __init__(self, sources: Sequence[Source], limits: Limits) -> None:
+        self.limits = limits
         self.sources = {source.name: source for source in sources}
         self.taps = Taps(frozenset(tap for source in sources for tap in source.taps))
         self.learns = any(source.learns for source in sources)
@@ -141,12 +133,11 @@ class BoundRetrieval:
         own = cast("Sequence[RetrievalSession]", sessions)
         queries = [session.query(tokens) for session, tokens in zip(own, texts, strict=True)]
         found: list[list[Continuation]] = [[] for _ in own]
-        length = min(self._max_depth, budget)
-        if length > 0:
-            with self.lock:
-                for source in self.sources.values():
-                    for row, more in zip(found, source.find(queries, length=length), strict=True):
-                        row += more
+        length = min(self.limits.max_depth, budget)
+        with self.lock:
+            for source in self.sources.values():
+                for row, more in zip(found, source.find(queries, length=length), strict=True):
+                    row += more
         return [
             session.draft(tokens[-1], row, budget)
             for session, tokens, row in zip(own, texts, found, strict=True)

@@ -26,7 +26,7 @@ class RetrievalSession:
     def __init__(self, drafter: "BoundRetrieval", prompt: Prompt, prefill: Prefill) -> None:
         self._drafter = drafter
         self._namespace = prompt.namespace
-        self._text = OwnText(prompt, min_match=drafter.min_match)
+        self._text = OwnText(prompt, min_match=drafter.limits.min_match)
         self._lead = self._text.tail(_LEAD)
         # Where the states are found, once a look-up asks for them: copies, as a prompt's are many.
         self._layers = drafter.taps.layers
@@ -35,7 +35,7 @@ class RetrievalSession:
         }
         self._copier = Copier(
             drafter.name,
-            min_confidence=drafter.min_confidence,
+            min_confidence=drafter.limits.min_confidence,
             shared=drafter.calibration,
             was_useful=drafter.was_useful if drafter.learns else None,
         )
