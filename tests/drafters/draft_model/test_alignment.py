@@ -94,6 +94,17 @@ def test_nothing_is_added_to_a_text_and_nothing_left_out(name: str) -> None:
     assert codec.decode([*ids, codec.tokenizer.eos_token_id]) == f"{TEXT}</s>"
 
 
+def test_a_texts_end_is_the_longest_that_begins_with_a_whole_character() -> None:
+    codec = Codec(byte_level(0))  # a byte a token
+    for text, end in (("😀😀", "😀😀"), ("😀😀a", "😀a"), ("a" * 9, "a" * 8), ("é" * 5, "é" * 4)):
+        ids = codec.encode(text)
+        assert len(ids) == len(text.encode()) and codec.tail(ids) == end
+        assert codec.seam(ids) == (codec.encode(end), end)
+    half = codec.encode("😀")[:3]
+    assert codec.tail(half) == "" and codec.seam(half) == ([], "")
+    assert codec.tail([]) == "" and codec.seam([]) == ([], "")
+
+
 @PAIRS
 @pytest.mark.parametrize("seed", range(3))
 def test_the_draft_model_reads_the_text_and_encodes_again_only_at_the_seam(
