@@ -64,17 +64,15 @@ class BoundEagle:
                 place, (chain, features) = session.placement, session.waiting(tokens)
                 growths.append(self._trees.begin(session, tokens, place, chain, budget=budget))
                 beside.append(features)
-            counts = [features.shape[0] for features in beside]
-            scorer = EagleScorer(self.head, self._graphs)
-            projected = self.head.project(torch.cat(beside)).split(counts)
-            for session, part in zip(own, projected, strict=True):
-                scorer.feed(session.placement.row, part)
+            rows = [session.placement.row for session in own]
+            counts = {row: part.shape[0] for row, part in zip(rows, beside, strict=True)}
+            projected = self.head.project(torch.cat(beside))
+            scorer = EagleScorer(self.head, projected, counts, self._graphs)
             grow(scorer, self.cache, growths, cost=self.cost)
             drafts = self._trees.proposed(own, growths, texts, budget)
             # Of what was written the chain has the target's own features: that stays. Nothing may
             # fail from here on: a session that has read cannot be asked for the same text again.
-            rows = [session.placement.row for session in own]
-            self.cache.commit(dict(zip(rows, map(range, counts), strict=True)))
+            self.cache.commit({row: range(count) for row, count in counts.items()})
             for session in own:
                 session.has_read()
             return drafts

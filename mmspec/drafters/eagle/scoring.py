@@ -1,6 +1,7 @@
 """EagleScorer: scores growing trees by a head that reads a feature beside each token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,24 +16,28 @@ from mmspec.uploads import upload
 
 
 class EagleScorer:
-    """For one proposal of some rows: what stands beside a tree's first tokens is fed, the feature
-    beside any other is what the head has said of its parent. Nothing waits for the device."""
+    """For one proposal of some rows: beside any token behind a tree's first ones stands what the
+    head has said of its parent. Nothing waits for the device."""
 
-    def __init__(self, head: BoundHead, graphs: EagleGraphs | None = None) -> None:
-        """`graphs`: the head's, where its levels are recorded."""
+    def __init__(
+        self,
+        head: BoundHead,
+        features: Tensor,
+        counts: Mapping[int, int],
+        graphs: EagleGraphs | None = None,
+    ) -> None:
+        """`features` (tokens, hidden) stand beside the first `counts` tokens of each row's tree,
+        node 0 of the growth among them, one row after the other. `graphs`: the head's, where its
+        levels are recorded."""
         self._head = head
         self._graphs = graphs
-        self._pool: Tensor | None = None  # (states, hidden): fed, then what came of each forward
-        self._fed: dict[int, range] = {}  # row -> where its features lie
-        self._said: dict[int, list[int]] = {}  # row -> where the states of its written nodes lie
-
-    def feed(self, row: int, features: Tensor) -> None:
-        """`features` (tokens, hidden) beside the first tokens of the row's tree, node 0 of the
-        growth among them; once for each row."""
-        start = 0 if self._pool is None else self._pool.shape[0]
-        self._fed[row] = range(start, start + features.shape[0])
-        self._said[row] = []
-        self._pool = features if self._pool is None else torch.cat([self._pool, features])
+        self._pool = features  # (states, hidden), and behind them what came of each forward
+        ends = accumulate(counts.values())
+        # By row: where its features lie, and where the states of its written nodes do.
+        self._fed = {
+            row: range(end - counts[row], end) for row, end in zip(counts, ends, strict=True)
+        }
+        self._said: dict[int, list[int]] = {row: [] for row in counts}
 
     def score(
         self,
@@ -45,7 +50,6 @@ class EagleScorer:
     ) -> list[Scores]:
         """As `Target.score`, but that `logits` are those of the new nodes without children."""
         head, pool = self._head, self._pool
-        assert pool is not None, "no row was fed"
         done = list(written) or [0] * len(trees)
         with (
             torch.no_grad(),
@@ -81,7 +85,6 @@ class EagleScorer:
         nodes: NewNodes,
     ) -> Tensor:
         """(batch, nodes, hidden) what stands beside the new nodes."""
-        assert self._pool is not None, "no row was fed"
         places: list[int] = []
         width = max(nodes.counts)
         for placement, tree, old in zip(placements, trees, written, strict=True):

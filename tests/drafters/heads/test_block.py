@@ -129,7 +129,7 @@ def test_each_path_of_ragged_rows_is_scored_as_its_whole_sequence(
     cache, draw = KVCache(2), torch.Generator().manual_seed(1)
     texts: list[tuple[list[int], Tensor, int]] = []  # committed ids, features of all, offset
     places = [Placement(cache.open(4), (offset,)) for offset in (0, 9, 31)]
-    scorer, trees = EagleScorer(head), []
+    trees, beside = list[TokenTree](), list[Tensor]()
     for place, committed, (chain, parents) in zip(places, (7, 1, 12), TREES.values(), strict=True):
         ids = torch.randint(VOCAB, (committed + len(parents),), generator=draw).tolist()
         features = torch.randn(committed + chain, HIDDEN, generator=draw, dtype=torch.float64)
@@ -141,8 +141,10 @@ def test_each_path_of_ragged_rows_is_scored_as_its_whole_sequence(
         nodes = len(parents)
         tree = TokenTree(tuple(ids[committed:]), parents, (1.0,) * nodes, ("",) * nodes)
         trees.append(tree)
-        scorer.feed(place.row, features[committed:])
+        beside.append(features[committed:])
     chains = [chain for chain, _ in TREES.values()]
+    rows = [place.row for place in places]
+    scorer = EagleScorer(head, torch.cat(beside), dict(zip(rows, chains, strict=True)))
     first = [tree.keep(range(chain)) for tree, chain in zip(trees, chains, strict=True)]
     scorer.score(first, cache, places)
     written = dict(zip(places, chains, strict=True))

@@ -124,9 +124,9 @@ def chain_logits(
     assert isinstance(head, EagleHead)
     bound = BoundHead(head, target, dtype=torch.float32)
     features = bound.project(bound.joined({tap: batch.hidden[tap][row] for tap in bound.taps}))
-    scorer, cache = EagleScorer(bound), KVCache(1)
+    cache = KVCache(1)
     slot = cache.open(SEQ)
-    scorer.feed(slot, features[: at + 1])
+    scorer = EagleScorer(bound, features[: at + 1], {slot: at + 1})
     tokens, placement = batch.ids[row].tolist(), Placement(slot, (0,))
     logits, done = torch.zeros(0), 0
     for depth in range(step + 1):
