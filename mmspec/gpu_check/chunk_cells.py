@@ -1,12 +1,12 @@
 """A prompt's later chunk: attention behind a long text, beside all its scores in float32."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mmspec.attention import ChunkCall, LayerRule, Reach
+from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 from mmspec.kv import FlatLayer
 
@@ -33,14 +33,14 @@ _CELLS = (
 )
 
 
-def failures(setting: Setting) -> Iterator[str]:
-    """What differs by more than rounding."""
+def check(setting: Setting, recorder: Recorder) -> None:
+    errors: dict[str, float] = {}
     for cell in _CELLS:
         if setting.is_small:
             cell = replace(cell, committed=cell.committed // 64, count=cell.count // 16 + 1)
-        error = _largest_error(cell, setting)
-        if not error <= _BOUND:
-            yield f"attention of a chunk, {cell}: off by {error:.2g}"
+        error = errors[str(cell)] = _largest_error(cell, setting)
+        recorder.found("chunks", errors)
+        recorder.check(error <= _BOUND, f"attention of a chunk, {cell}: off by {error:.2g}")
 
 
 def _largest_error(cell: _Cell, setting: Setting) -> float:

@@ -1,6 +1,6 @@
 """Kernels that begin before the one ahead has ended, beside the same in a row: the same bits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmspec.attention.conformance import Case, build
 from mmspec.attention.triton_tree import TritonTree
+from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import EARLY_BEGIN, Setting
 
 _LAYERS, _HIDDEN, _INTERMEDIATE, _COMMITTED = 8, 4096, 14_336, 4000
@@ -36,11 +37,15 @@ def why_not(setting: Setting) -> str | None:
     return None if can_begin_early(setting.device) else "this GPU knows no early begin"
 
 
-def rows(setting: Setting) -> Iterator[EarlyRow | str]:
-    """Times of the second halves of some blocks with attention ahead, at an 8B's sizes; or what
-    differs, in words."""
+def check(setting: Setting, recorder: Recorder) -> None:
+    """The second halves of some blocks with attention ahead, at an 8B's sizes."""
+    reason = why_not(setting)
+    if reason is not None:
+        recorder.missing(f"early begin of kernels: {reason}")
+        return
     from mmspec.target.triton_kit import replayed_ms
 
+    rows: list[EarlyRow] = []
     shape = (_INTERMEDIATE, _HIDDEN)
     weights = [
         [_drawn(setting, *size) for size in (shape, shape, shape[::-1])] for _ in range(_LAYERS)
@@ -56,14 +61,15 @@ def rows(setting: Setting) -> Iterator[EarlyRow | str]:
             with torch.no_grad():
                 times.append(1000 * replayed_ms(run, setting.device) / _LAYERS)
                 found.append([tensor.clone() for tensor in made])
+                are_equal = True
                 for _ in range(_ROUNDS):
                     run()
-                    if not all(map(torch.equal, found[0], made)):
-                        yield f"early begin: {count} rows: other bits"
-                        break
-        if not all(map(torch.equal, *found)):
-            yield f"early begin: {count} rows: other bits in a graph"
-        yield EarlyRow(count, *times)
+                    are_equal = are_equal and all(map(torch.equal, found[0], made))
+            recorder.check(are_equal, f"early begin: {count} rows: other bits")
+        is_equal = all(map(torch.equal, *found))
+        recorder.check(is_equal, f"early begin: {count} rows: other bits in a graph")
+        rows.append(EarlyRow(count, *times))
+        recorder.found("early", rows)
 
 
 def _run(

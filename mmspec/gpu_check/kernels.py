@@ -1,8 +1,8 @@
 """Section `kernels`: every kernel beside its reference, on this device."""
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 
@@ -38,12 +38,12 @@ def check(setting: Setting, recorder: Recorder) -> None:
     """Noise, top-p, KV writes and commits, kernels that begin early, tree attention by each
     backend, a prompt's chunks."""
     parts = {
-        "noise": _check_noise,
-        "nucleus": _check_nucleus,
-        "KV": _check_kv,
-        "early begin": _check_early,
+        "noise": noise_cells.check,
+        "nucleus": nucleus_cells.check,
+        "KV": kv_cells.check,
+        "early begin": early_cells.check,
         "attention": _check_attention,
-        "chunks": _check_chunks,
+        "chunks": chunk_cells.check,
     }
     for what, own in parts.items():
         if what in _BY_KERNELS_ALONE and not setting.has_kernels:
@@ -102,54 +102,3 @@ def _cases(setting: Setting, recorder: Recorder) -> Iterator[tuple[Case, torch.d
     yield from ((case, setting.dtype) for case in spread)
     for dtype in _OTHER_DTYPES:
         yield from ((case, dtype) for case in CASES[::_STEP])
-
-
-def _check_kv(setting: Setting, recorder: Recorder) -> None:
-    _tell("kv", kv_cells.failures(setting), recorder)
-
-
-def _check_chunks(setting: Setting, recorder: Recorder) -> None:
-    _tell("chunks", chunk_cells.failures(setting), recorder)
-
-
-def _tell(name: str, failures: Iterable[str], recorder: Recorder) -> None:
-    found = list(failures)
-    for what in found:
-        recorder.check(False, what)
-    recorder.found(name, {"failures": len(found)})
-
-
-def _check_early(setting: Setting, recorder: Recorder) -> None:
-    reason = early_cells.why_not(setting)
-    if reason is not None:
-        recorder.missing(f"early begin of kernels: {reason}")
-        return
-    rows = list(early_cells.rows(setting))
-    recorder.found("early", [asdict(row) for row in rows if not isinstance(row, str)])
-    for row in rows:
-        if isinstance(row, str):
-            recorder.check(False, row)
-
-
-def _check_noise(setting: Setting, recorder: Recorder) -> None:
-    if not setting.is_cuda and not setting.has_kernels:
-        recorder.missing("noise on a GPU: this is the CPU, compared with itself")
-    found = noise_cells.compare(setting)
-    recorder.found("noise", found)
-    recorder.check(found.are_bits_equal, "noise: other random bits than on the CPU")
-    recorder.check(
-        found.share <= noise_cells.MOST_DIFFERING,
-        f"noise: {found.share:.1e} of its values differ from the CPU's",
-    )
-    recorder.check(
-        found.most_error <= noise_cells.MOST_ERROR,
-        f"noise: a value is off from the CPU's by {found.most_error:.1e}",
-    )
-
-
-def _check_nucleus(setting: Setting, recorder: Recorder) -> None:
-    found = nucleus_cells.compare(setting)
-    recorder.found("nucleus", found)
-    for row in found:
-        what = f"top-p of {row.rows} rows: kept probabilities are {row.most_off:.1e} apart"
-        recorder.check(row.is_right, what)

@@ -2,26 +2,30 @@
 
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 
 _LAYERS = 3
 
 
-def failures(setting: Setting) -> Iterator[str]:
-    """What differs, in words."""
+def check(setting: Setting, recorder: Recorder) -> None:
     dtypes = (torch.float32,) if setting.is_small else (torch.float32, torch.bfloat16)
     dims = (16,) if setting.is_small else (64, 80, 128, 256)
-    for dtype in dtypes:
-        for head_dim in dims:
-            yield from _write_failures(setting.device, dtype, head_dim)
-            yield from _commit_failures(setting.device, dtype, head_dim)
+    compared = 0
+    for dtype, head_dim in product(dtypes, dims):
+        given = (setting.device, dtype, head_dim)
+        for what, are_equal in (*_writes(*given), _commit(*given)):
+            recorder.check(are_equal, f"{what} of {head_dim}, {dtype}: other bits in the buffers")
+            compared += 1
+    recorder.found("kv cells", compared)
 
 
-def _write_failures(device: torch.device, dtype: torch.dtype, head_dim: int) -> Iterator[str]:
+def _writes(device: torch.device, dtype: torch.dtype, head_dim: int) -> Iterator[tuple[str, bool]]:
     kernels = import_module("mmspec.kv.kernels")
     for kv_heads in (1, 3, 8):
         counts, first = [5, 0, 9, 1], [2, 30, 40, 60]
@@ -36,11 +40,10 @@ def _write_failures(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
                 buffer[first[row] : first[row] + count] = own[row, :, :count].transpose(0, 1)
         place = {"first": torch.tensor(first), "counts": torch.tensor(counts)}
         kernels.write(*buffers, *states, **{name: t.to(device) for name, t in place.items()})
-        if not all(map(torch.equal, buffers, expected)):
-            yield f"kv write: {kv_heads} heads of {head_dim}, {dtype}: other bits in the buffers"
+        yield f"kv write: {kv_heads} heads", all(map(torch.equal, buffers, expected))
 
 
-def _commit_failures(device: torch.device, dtype: torch.dtype, head_dim: int) -> Iterator[str]:
+def _commit(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, bool]:
     moves_of = import_module("mmspec.kv.moves")
     buffers = [_drawn(device, dtype, 64, 8, head_dim) for _ in range(2 * _LAYERS)]
     paths = [(4, (0, 2, 3, 9)), (20, (1, 5)), (40, (0, 1)), (50, ())]
@@ -50,8 +53,7 @@ def _commit_failures(device: torch.device, dtype: torch.dtype, head_dim: int) ->
             for place, node in enumerate(path):
                 new[end + place] = old[end + node]
     moves_of.PathMover(buffers).move([moves_of.Move(end, path) for end, path in paths])
-    if not all(map(torch.equal, buffers, expected)):
-        yield f"kv commit: heads of {head_dim}, {dtype}: other bits in the buffers"
+    return "kv commit: heads", all(map(torch.equal, buffers, expected))
 
 
 def _drawn(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:

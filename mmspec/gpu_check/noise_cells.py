@@ -7,10 +7,11 @@ from importlib import import_module
 import torch
 
 from mmspec import noise
+from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 
-MOST_DIFFERING = 1e-6  # share of float32 values; the aim is 1e-7, of which few draws can tell
-MOST_ERROR = 2.4e-7  # of a value, or of 1 where it is smaller: two units in the last place
+_MOST_DIFFERING = 1e-6  # share of float32 values; the aim is 1e-7, of which few draws can tell
+_MOST_ERROR = 2.4e-7  # of a value, or of 1 where it is smaller: two units in the last place
 _VOCAB = 128_256
 
 
@@ -28,7 +29,23 @@ class NoiseFound:
         return self.differing / self.values
 
 
-def compare(setting: Setting) -> NoiseFound:
+def check(setting: Setting, recorder: Recorder) -> None:
+    if not setting.is_cuda and not setting.has_kernels:
+        recorder.missing("noise on a GPU: this is the CPU, compared with itself")
+    found = _compared(setting)
+    recorder.found("noise", found)
+    recorder.check(found.are_bits_equal, "noise: other random bits than on the CPU")
+    recorder.check(
+        found.share <= _MOST_DIFFERING,
+        f"noise: {found.share:.1e} of its values differ from the CPU's",
+    )
+    recorder.check(
+        found.most_error <= _MOST_ERROR,
+        f"noise: a value is off from the CPU's by {found.most_error:.1e}",
+    )
+
+
+def _compared(setting: Setting) -> NoiseFound:
     """Over many positions of several seeds, one of them larger than 32 bits. By the kernels where
     they run: decoding would do without kernels that fail, which is to be seen here."""
     places, vocab = (3, 2500) if setting.is_small else (200, _VOCAB)

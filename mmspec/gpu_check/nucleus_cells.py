@@ -8,6 +8,7 @@ import torch
 from transformers import TopPLogitsWarper
 
 from mmspec.gpu_check.clock import Clock
+from mmspec.gpu_check.recorder import Recorder
 from mmspec.gpu_check.setting import Setting
 
 _TOP_P = 0.9
@@ -22,18 +23,14 @@ class NucleusFound:
     most_off: float  # by how much the probabilities that the two keep of a row differ
     ms: dict[str, float]
 
-    @property
-    def is_right(self) -> bool:
-        return self.most_off <= _BORDER
 
-
-def compare(setting: Setting) -> list[NucleusFound]:
+def check(setting: Setting, recorder: Recorder) -> None:
     """For a plain step and for trees, with logits as a model in 16 bits gives them."""
     vocab, counts = (60, (2,)) if setting.is_small else (128_256, (1, 8, 64))
     nucleus = import_module("mmspec.nucleus_kernels").nucleus
     theirs = TopPLogitsWarper(_TOP_P)
     clock = Clock(setting.device)
-    found = []
+    found: list[NucleusFound] = []
     for rows in counts:
         generator = torch.Generator(setting.device).manual_seed(rows)
         scores = 3 * torch.randn(rows, vocab, generator=generator, device=setting.device)
@@ -48,4 +45,6 @@ def compare(setting: Setting) -> list[NucleusFound]:
         }
         times = {} if setting.is_small else clock.medians_ms(works)
         found.append(NucleusFound(rows, off, times))
-    return found
+        recorder.found("nucleus", found)
+        what = f"top-p of {rows} rows: kept probabilities are {off:.1e} apart"
+        recorder.check(off <= _BORDER, what)

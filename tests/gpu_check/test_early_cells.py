@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from mmspec.attention.kernels import early
 from mmspec.gpu_check import early_cells
+from mmspec.gpu_check.recorder import Recorder, SectionResult
 from mmspec.gpu_check.setting import Setting
 from mmspec.target import triton_kit
 from mmspec.target.kernels import norm, skinny
@@ -24,6 +25,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LAYERS": 1, "INTERMEDIATE": 64, "COMMITTED": 40, "ROUNDS": 1}.items():
         monkeypatch.setattr(early_cells, f"_{name}", value)
     monkeypatch.setattr(early_cells, "_COUNTS", (2,))
+    monkeypatch.setattr(early_cells, "why_not", lambda setting: None)
 
     def clock(run: Callable[[], object], device: object) -> float:
         run()
@@ -40,10 +42,11 @@ def test_other_bits_are_told(small: None, error: float, monkeypatch: pytest.Monk
         return multiply(*args) + error * is_early
 
     monkeypatch.setattr(skinny, "multiply", wrong)
-    rows = list(early_cells.rows(Setting(torch.device(DEVICE))))
-    assert isinstance(rows[-1], early_cells.EarlyRow) and rows[-1].rows == 2
-    assert [row for row in rows if isinstance(row, str)] == (
+    result = SectionResult("early")
+    early_cells.check(Setting(torch.device(DEVICE)), Recorder(result, lambda: None))
+    assert result.failures == (
         ["early begin: 2 rows: other bits", "early begin: 2 rows: other bits in a graph"]
         if error
         else []
     )
+    assert result.found["early"] == [early_cells.EarlyRow(2, *[1000.0] * 2)]
