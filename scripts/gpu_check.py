@@ -3,7 +3,7 @@
     python scripts/gpu_check.py --smoke                       does everything run at all? 4 minutes
     python scripts/gpu_check.py --out build/gpu_check.json
     python scripts/gpu_check.py --only kernels timings --minutes 4
-    python scripts/gpu_check.py --only train --train
+    python scripts/gpu_check.py --only train
     python scripts/gpu_check.py --device cpu --small          runs everything once, measures nothing
 
 Runs from a checkout, without installing. The file is rewritten with every finding, so that nothing
@@ -40,7 +40,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny shapes, no measurement")
     parser.add_argument("--smoke", action="store_true", help="all of it once, --small, on the GPU")
     parser.add_argument("--resume", action="store_true", help="keep what --out holds already")
-    parser.add_argument("--train", action="store_true", help="also the section train")
     parser.add_argument("--without", nargs="+", default=[], metavar="PART", help=WITHOUT)
     parser.add_argument("--section", help=argparse.SUPPRESS)  # this process's own
     args = parser.parse_args()
@@ -95,11 +94,11 @@ def conduct(args: argparse.Namespace) -> int:
         launcher = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
         own = [sys.executable, *launcher, "--section", section, "--out", str(part)]
         own += ["--device", args.device]
-        own += [flag for flag in ("--small", "--train") if getattr(args, flag[2:])]
+        own += ["--small"] if args.small else []
         return own + (["--without", *args.without, *without] if args.without or without else [])
 
     try:
-        shares = shares_of(args.only, trains=args.train)
+        shares = shares_of(args.only)
     except MmspecError as error:
         raise SystemExit(f"gpu_check: {error}") from error
     left = args.minutes - (time.monotonic() - BEGUN) / 60
@@ -151,7 +150,7 @@ def run_one(args: argparse.Namespace) -> int:
             raise SystemExit("gpu_check: torch sees no GPU here; --device cpu --small tries all")
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
-    setting = Setting(device, args.small, float(told) / 60, args.train, tuple(args.without))
+    setting = Setting(device, args.small, float(told) / 60, tuple(args.without))
     run_section(args.section, SECTIONS[args.section], setting, out=args.out)
     return 0
 

@@ -41,10 +41,7 @@ class Trained:
 
 
 def check(setting: Setting, recorder: Recorder) -> None:
-    """Trains within the time that is left, then measures. Left out unless it is asked for."""
-    if not setting.trains:
-        recorder.missing("not asked for (--train)")
-        return
+    """Trains within the time that is left, then measures."""
     left_s = setting.left_s
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -26,7 +26,7 @@ class Section:
     title: str
     check: Callable[[Setting, Recorder], None]
     share: float  # of the time for all of them
-    is_extra: bool = False  # run where it is named, or asked for
+    is_extra: bool = False  # run where it is named
 
 
 SECTIONS: dict[str, Section] = {
@@ -46,12 +46,12 @@ SECTIONS: dict[str, Section] = {
 }
 
 
-def shares_of(names: Sequence[str], *, trains: bool) -> dict[str, float]:
+def shares_of(names: Sequence[str]) -> dict[str, float]:
     """Of the time, by section: of those that `names` names, in their own order; none named: of all
-    but the extra ones, with `trains` of those too.
+    but the extra ones.
     Raises ConfigError for a name that is none."""
     unknown = [name for name in names if name not in SECTIONS]
     if unknown:
         raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(SECTIONS)}")
-    asked = names or [name for name, own in SECTIONS.items() if trains or not own.is_extra]
+    asked = names or [name for name, own in SECTIONS.items() if not own.is_extra]
     return {name: section.share for name, section in SECTIONS.items() if name in asked}

@@ -26,7 +26,6 @@ class Setting:
     device: torch.device
     is_small: bool = False  # tiny shapes: shows that everything runs, and measures nothing
     minutes: float = 9.0  # for a section
-    trains: bool = False  # the section `train` trains its models; else it is left out
     without: tuple[str, ...] = ()  # what an earlier try did not survive: backends, parts of _KEYS
     begun_s: float = field(default_factory=time.monotonic)
 

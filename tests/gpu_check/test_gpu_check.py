@@ -374,7 +374,7 @@ def test_what_did_not_survive_an_early_begin_is_tried_without(
 
     for module in (build_target, draft_model):
         monkeypatch.setattr(module, "quick_blocks", noted)
-    setting = replace(small(), without=(EARLY_BEGIN,), trains=True)
+    setting = replace(small(), without=(EARLY_BEGIN,))
     result = section_of(section, setting)
     assert result.status == "passed", result.error or result.failures
     assert told and not any(told)
@@ -393,10 +393,10 @@ def test_an_attempt_that_fails_is_told_and_the_section_goes_on() -> None:
 
 
 def test_sections_are_chosen_by_name_in_their_own_order() -> None:
-    assert list(shares_of(["attention", "kernels"], trains=False)) == ["kernels", "attention"]
-    assert "train" not in shares_of([], trains=False) and "train" in shares_of([], trains=True)
+    assert list(shares_of(["attention", "kernels"])) == ["kernels", "attention"]
+    assert "train" not in shares_of([]) and "train" in shares_of(["train"])
     with pytest.raises(ConfigError, match="section 'atention': expected some of smoke"):
-        shares_of(["atention"], trains=False)
+        shares_of(["atention"])
 
 
 def test_a_missing_package_is_named_with_the_way_to_bring_it() -> None:
@@ -477,7 +477,7 @@ def test_replayed_speed_is_tokens_over_priced_steps() -> None:
 
 @pytest.mark.slow
 def test_the_reference_target_gets_a_draft_model_and_heads(tmp_path: Path) -> None:
-    small = Setting(torch.device("cpu"), is_small=True, trains=True)
+    small = Setting(torch.device("cpu"), is_small=True)
     section = section_of("train", small)
     assert section.status == "passed", section.error or section.failures
     assert not section.missing

@@ -209,7 +209,7 @@ def run(name: str, *, minutes: float) -> dict[str, object]:
         patch.setattr(conformance, "_largest_error", lambda *found: (0.0, ""))
         patch.setattr(gpu_linears, "timed", drawn)
         patch.setattr(triton_parts, "pays", lambda *given: pays(*given) is not None)
-        setting = Setting(torch.device("cuda:0"), minutes=minutes, trains=True)
+        setting = Setting(torch.device("cuda:0"), minutes=minutes)
         found = plain_of(run_section(name, SECTIONS[name], setting))
     told = [*report_lines({name: found}, is_small=False)]
     return {**found, "told": told, "bars": [*verdicts({name: found})], "compiled late": late}
