@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmspec.attention.call import TreeCall
 from mmspec.attention.reach import Reach
-from mmspec.attention.rows import Attended
+from mmspec.attention.rows import Attended, merge
 from mmspec.attention.rung import LayerRule
 from mmspec.attention.setbacks import SETBACKS, Way
 from mmspec.attention.tensors import WORD_BITS, TreeTensors
@@ -80,11 +80,11 @@ def finish_plainly(
     out = torch.einsum("bnkgt,btkd->bnkgd", weights, values[slots].to(wide))
     if prefix is not None:
         is_empty = (tensors.committed == 0)[:, None, None, None]
-        before = prefix.lse.to(wide).masked_fill(is_empty, float("-inf"))
-        share = torch.sigmoid(before - lse).unsqueeze(-1)
-        lse = torch.logaddexp(before, lse)
-        seen = prefix.out.to(wide).masked_fill(is_empty.unsqueeze(-1), 0.0)
-        out = torch.lerp(out, seen, share)
+        before = Attended(
+            prefix.out.to(wide).masked_fill(is_empty.unsqueeze(-1), 0.0),
+            prefix.lse.to(wide).masked_fill(is_empty, float("-inf")),
+        )
+        out, lse = merge(Attended(out, lse), before)
     if rule.sinks is not None:
         sinks = rule.sinks.to(wide).view(kv_heads, -1)
         out = out * torch.sigmoid(lse - sinks).unsqueeze(-1)
