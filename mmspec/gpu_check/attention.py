@@ -45,14 +45,14 @@ def check(setting: Setting, recorder: Recorder) -> None:
     }
     table: list[Timed] = []
     for shape in _shapes(bench, setting):
-        if setting.left_s < 10:
-            recorder.missing("attention: no time left for all shapes")
+        if lacking := setting.lacks(seconds=10):
+            recorder.missing(f"attention of all shapes: {lacking}")
             break
-        text = _text(shape)
-        if not setting.has_memory(8 * shape.kv_bytes(torch.bfloat16)):
-            recorder.missing(f"attention, {text}: no room")
+        what = f"attention, {_text(shape)}"
+        if lacking := setting.lacks(num_bytes=8 * shape.kv_bytes(torch.bfloat16)):
+            recorder.missing(f"{what}: {lacking}")
             continue
-        with recorder.attempt(f"attention, {text}"):
+        with recorder.attempt(what):
             table.append(_timed(bench, shape, rungs, setting, recorder))
         recorder.found("table", table)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmspec.gpu_check.bars import verdicts
-from mmspec.gpu_check.recorder import write_json
+from mmspec.gpu_check.recorder import SectionResult, plain, write_json
 
 # (section, file for what it finds, what to do without) -> a command that does nothing before it
 # reads a line of its standard input, the seconds that it has.
@@ -244,7 +244,4 @@ def _with_first(first: Found, again: Found) -> Found:
 
 
 def _blank(name: str) -> Found:
-    return {
-        "title": name, "status": "running", "seconds": 0.0, "failures": [], "missing": [],
-        "found": {}, "error": None, "doing": None,
-    }  # fmt: skip
+    return plain(SectionResult(name))

@@ -95,10 +95,10 @@ def _cases(setting: Setting, recorder: Recorder) -> Iterator[tuple[Case, torch.d
         yield from ((case, setting.dtype) for case in small[::_STEP])
         return
     spread = [case for first in range(_STEP) for case in CASES[first::_STEP]]
-    if setting.is_cuda and setting.has_memory(10 * 2**30):
-        spread.insert(0, FAR)
+    if lacking := setting.lacks(num_bytes=10 * 2**30):  # two buffers of 4 GiB, and the reference
+        recorder.missing(f"attention far into a buffer: {lacking}")
     else:
-        recorder.missing("attention far into a buffer: no room for buffers of 4 GiB")
+        spread.insert(0, FAR)
     yield from ((case, setting.dtype) for case in spread)
     for dtype in _OTHER_DTYPES:
         yield from ((case, dtype) for case in CASES[::_STEP])

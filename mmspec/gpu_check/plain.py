@@ -51,10 +51,10 @@ def check_compiled(setting: Setting, recorder: Recorder) -> None:
 
 
 def _has_room(setting: Setting, recorder: Recorder) -> bool:
-    has_room = setting.has_memory(2 * stored_bytes(_shape(setting), _PROMPT))
-    if not has_room:
-        recorder.missing("no room for two models of 8B")
-    return has_room
+    lacking = setting.lacks(num_bytes=2 * stored_bytes(_shape(setting), _PROMPT))
+    if lacking:
+        recorder.missing(f"two models: {lacking}")
+    return not lacking
 
 
 def _shape(setting: Setting) -> ModelShape:
@@ -85,8 +85,8 @@ def _check(setting: Setting, recorder: Recorder, way: str) -> None:
     untouched = random_model(shape, setting)
     with recorder.attempt(f"transformers, {way}"):
         _compare(ours, untouched, prompt, tokens, way, recorder)
-    if way == EAGER and setting.left_s < _PREFILL_S and not setting.is_small:
-        recorder.missing("prefill: no time left")
+    if way == EAGER and (lacking := setting.lacks(seconds=_PREFILL_S)):
+        recorder.missing(f"prefill: {lacking}")
     elif way == EAGER:
         with recorder.attempt("prefill"):
             recorder.found("prefill", prefill.compared(engine.target, untouched, setting))

@@ -107,8 +107,8 @@ def _measure(folder: Path, heads: Mapping[str, str], setting: Setting, recorder:
     for name, why in lineup.refused.items():
         recorder.missing(f"{name}: {why}")
     for task in _tasks(setting):
-        if setting.left_s < 20 and not setting.is_small:
-            recorder.missing(f"{task.name}: no time left")
+        if lacking := setting.lacks(seconds=20):
+            recorder.missing(f"{task.name}: {lacking}")
             continue
         try:
             measured = measure(

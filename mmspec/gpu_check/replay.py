@@ -60,8 +60,8 @@ class Costs:
 def replayed(model: PreTrainedModel, setting: Setting, recorder: Recorder) -> None:
     """compressed_kv and cascade over the `model`, as an 8B with a context of 128k."""
     shape, context = enlarged_shape(setting), 512 if setting.is_small else CONTEXT
-    if not setting.has_memory(4 * shape.kv_values * shape.layers * context):
-        recorder.missing("replay: no room for the KV of 128k tokens")
+    if lacking := setting.lacks(num_bytes=4 * shape.kv_values * shape.layers * context):
+        recorder.missing(f"replay: {lacking}")
         return
     seen = _acceptances(setting)
     recorder.found("replay: what the small model accepted", seen)

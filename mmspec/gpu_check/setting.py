@@ -65,9 +65,15 @@ class Setting:
             return True
         return False
 
-    def has_memory(self, num_bytes: float) -> bool:
+    def lacks(self, *, seconds: float = 0.0, num_bytes: float = 0.0) -> str:
+        """What is not left of them, in words; "": nothing. A small run ends whatever its time."""
+        if self.left_s < seconds and not self.is_small:
+            return "no time left"
+        return "" if self._has_memory(num_bytes) else f"no room for {num_bytes / 2**30:.1f} GiB"
+
+    def _has_memory(self, num_bytes: float) -> bool:
         """Whether so much, and a tenth of it, is free on the device."""
-        if not self.is_cuda:
+        if not num_bytes or not self.is_cuda:
             return num_bytes < 2**31
         torch.cuda.empty_cache()
         return 1.1 * num_bytes < torch.cuda.mem_get_info(self.device)[0]

@@ -33,8 +33,8 @@ _DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "cascade")
 
 def check(setting: Setting, recorder: Recorder) -> None:
     """Copying and open-ended tasks; then long contexts, with replayed acceptance."""
-    if not setting.has_memory(stored_bytes(enlarged_shape(setting), 8192)):
-        recorder.missing("no room for the enlarged model")
+    if lacking := setting.lacks(num_bytes=stored_bytes(enlarged_shape(setting), 8192)):
+        recorder.missing(f"the enlarged model: {lacking}")
         return
     model = enlarged_model(setting, recorder)
     stack_weights(model)  # as in a model that mmspec has loaded
@@ -43,8 +43,8 @@ def check(setting: Setting, recorder: Recorder) -> None:
     inputs = engines[PLAIN][1].inputs
     assert inputs is not None
     for task in _tasks(setting):
-        if setting.left_s < 60 and not setting.is_small:
-            recorder.missing(f"{task.name}: no time left")
+        if lacking := setting.lacks(seconds=60):
+            recorder.missing(f"{task.name}: {lacking}")
             continue
         with recorder.attempt(task.name):
             # Graphs are recorded in those before the last: one takes as long as a text does.

@@ -37,18 +37,17 @@ def check(setting: Setting, recorder: Recorder) -> None:
     recorder.found("what", "random weights: timings only")
     recorder.found("copy_bytes_per_s", bandwidth)
     for shape in timed_shapes(setting):
-        if setting.left_s < _LEAST_S:
-            recorder.missing(f"{shape.name}: no time left")
-            continue
-        if not setting.has_memory(stored_bytes(shape, 0)):
-            recorder.missing(f"{shape.name}: no room for its weights")
+        if lacking := setting.lacks(seconds=_LEAST_S, num_bytes=stored_bytes(shape, 0)):
+            recorder.missing(f"{shape.name}: {lacking}")
             continue
         with recorder.attempt(shape.name):
             _time_model(loaded_model(shape, setting), shape, setting, recorder, bandwidth)
         setting.free()
-    if setting.left_s > _LEAST_S or setting.is_small:
-        with recorder.attempt("low-bit products"):
-            recorder.found("low_bit", product_table(setting, recorder))
+    if lacking := setting.lacks(seconds=_LEAST_S):
+        recorder.missing(f"low-bit products: {lacking}")
+        return
+    with recorder.attempt("low-bit products"):
+        recorder.found("low_bit", product_table(setting, recorder))
 
 
 def _time_model(
@@ -63,11 +62,9 @@ def _time_model(
     contexts = _SMALL_CONTEXTS if setting.is_small else CONTEXTS
     for context in contexts:
         name = f"{shape.name} at {context}"
-        if setting.left_s < _LEAST_S:
-            recorder.missing(f"{name}: no time left")
-            continue
-        if not setting.has_memory(2 * shape.kv_values * shape.layers * context):
-            recorder.missing(f"{name}: no room for its KV")
+        kv_bytes = 2 * shape.kv_values * shape.layers * context
+        if lacking := setting.lacks(seconds=_LEAST_S, num_bytes=kv_bytes):
+            recorder.missing(f"{name}: {lacking}")
             continue
         with recorder.attempt(name):
             recorder.found(name, _scores(targets, model, shape, setting, context, bandwidth))
@@ -75,8 +72,8 @@ def _time_model(
     drafting = contexts if setting.is_small else (131_072, 32_768) if is_first else ()
     for context in drafting:
         name = f"{shape.name} at {context}"
-        if setting.left_s < _LEAST_S and not setting.is_small:
-            recorder.missing(f"{name}, drafts: no time left")
+        if lacking := setting.lacks(seconds=_LEAST_S):
+            recorder.missing(f"{name}, drafts: {lacking}")
             continue
         with recorder.attempt(f"{name}, drafts"):
             drafts = draft_calls(targets, shape, setting, context, recorder)

@@ -39,6 +39,7 @@ from mmspec.gpu_check import (
     shares_of,
     smoke,
     speed,
+    timings,
 )
 from mmspec.gpu_check.bars import LEAST_CHANCE, bars
 from mmspec.gpu_check.exactness import chance
@@ -458,6 +459,17 @@ def test_the_table_of_score_calls_has_no_row_of_drafts() -> None:
     assert [*step_table({"timings": {"found": found}})][2:] == [
         "| llama at 4096 | 4.00 (3.00) | 5.00 (3.50) | 0.75 |"
     ]
+
+
+def test_what_there_is_no_time_or_room_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = replace(small(), is_small=False, minutes=0.0)
+    assert over.lacks(seconds=1.0, num_bytes=2**40) == "no time left"
+    assert replace(over, is_small=True).lacks(seconds=1.0) == ""
+    assert replace(over, minutes=1.0).lacks(num_bytes=2**40) == "no room for 1024.0 GiB"
+    monkeypatch.setattr(timings, "copy_bandwidth", lambda device, num_bytes: 1e9)
+    told = Recorder(SectionResult(""), lambda: None)
+    timings.check(over, told)
+    assert told.result.missing[-1] == "low-bit products: no time left"
 
 
 def test_speed_measures_each_task_once_by_worth() -> None:
