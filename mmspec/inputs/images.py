@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmspec.errors import InputError, TooLargeError
 from mmspec.inputs.limits import InputLimits, Spending
-from mmspec.inputs.sources import describe, read_source
+from mmspec.inputs.sources import describe, is_of_machine, read_source
 
 
 @runtime_checkable
@@ -58,6 +58,8 @@ def open_image(
         try:
             source.load()
         except Exception as error:  # as in `upright_rgb`
+            if is_of_machine(error):
+                raise
             raise InputError(
                 f"the PIL image cannot be decoded ({type(error).__name__}: {error}): its file is "
                 "damaged, or was closed; give its path, or call its load() while it is open"
@@ -94,6 +96,8 @@ def read_open_file(file: BinaryFile) -> bytes:
         file.seek(0)  # the same file may have been read before, by an earlier turn
         data = file.read()
     except (OSError, ValueError) as error:
+        if is_of_machine(error):
+            raise
         raise InputError(
             f"cannot read the file object {file!r:.80}: {error}; expected one that is open for "
             "reading, or its bytes"
@@ -124,6 +128,8 @@ def open_encoded(
             f"{name} is over Pillow's own limit on pixels ({error}); shrink the image"
         ) from error
     except Exception as error:  # broken headers raise nearly anything
+        if is_of_machine(error):
+            raise
         if data.startswith(_SIGNATURES):
             raise _damaged(name, error) from error
         raise InputError(
@@ -179,6 +185,8 @@ def upright_rgb(image: Image.Image, *, name: str) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # decoders raise nearly anything on broken data
+        if is_of_machine(error):
+            raise
         raise _damaged(name, error) from error
     try:
         image = ImageOps.exif_transpose(image)

@@ -7,7 +7,6 @@ from inspect import signature
 from typing import NamedTuple, cast, get_args
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
@@ -21,6 +20,7 @@ from mmspec.inputs.messages import Conversation, Message, build_conversation, ch
 from mmspec.inputs.passages import PassageBlock, Passages, passage_list
 from mmspec.inputs.prepared import from_inputs
 from mmspec.inputs.prompt_text import PromptText
+from mmspec.inputs.sources import is_of_machine
 from mmspec.inputs.template import ToolSpec
 from mmspec.inputs.videos import VideoSource, open_video
 from mmspec.state import Prompt
@@ -301,9 +301,9 @@ class InputProcessor:
                 given["audio"] = list(media.audio)
                 given["audio_kwargs"] = {"sampling_rate": self.sampling_rate}
             return dict(self._processor(text=[text], **given, **options))
-        except (MemoryError, torch.OutOfMemoryError):  # no mistake of the prompt's
-            raise
         except Exception as error:  # processors raise nearly anything
+            if is_of_machine(error):
+                raise
             owner = type(self._processor or self.tokenizer).__name__
             raise InputError(
                 f"{owner} does not take this prompt with {media.told}: {error}"

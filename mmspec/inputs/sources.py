@@ -2,17 +2,30 @@
 
 import base64
 import binascii
+import errno
 import os
 import urllib.parse
 import urllib.request
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from mmspec.errors import InputError, TooLargeError
 from mmspec.inputs.download import download
 from mmspec.inputs.limits import InputLimits, Spending
 
 _BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0")  # how PNG, JPEG, GIF, WebP, BMP begin
+_OF_PATHS = (  # what the system says of a path that is wrong; of a disk it says other things
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+)
 
 
 def read_source(
@@ -26,7 +39,8 @@ def read_source(
     `source`: bytes, a path, or a `data:`, `file:`, `http:` or `https:` URL. They are counted in
     `spending`, the request's own.
     Raises InputError: no such file, a folder, an empty file, more than `limits.max_image_bytes`,
-    a malformed data URL, a URL that is not allowed or cannot be fetched.
+    a malformed data URL, a URL that is not allowed or cannot be fetched. A disk's failure is the
+    OSError that it is.
     """
     if isinstance(source, bytes):
         data = source
@@ -52,6 +66,13 @@ def describe(source: object) -> str:
         text = os.fspath(source)
         return repr(text if len(text) <= 160 else f"{text[:60]}...{text[-60:]}")
     return f"a {type(source).__name__}"
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Whether what a decoder or a processor raised says nothing of what it was given: no memory is
+    left, or a file could not be read. A decoder's own OSError has no number."""
+    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return is_memory or (isinstance(error, OSError) and error.errno is not None)
 
 
 def _check_size(num_bytes: int, name: str, limits: InputLimits) -> None:
@@ -92,7 +113,7 @@ def _read_file(source: str | os.PathLike[str], limits: InputLimits) -> bytes:
         _check_size(path.stat().st_size, name, limits)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # InputError is a ValueError too
-        if isinstance(error, InputError):
+        if isinstance(error, InputError) or getattr(error, "errno", errno.EINVAL) not in _OF_PATHS:
             raise
         raise InputError(
             f"cannot read {name}: {getattr(error, 'strerror', None) or error}; expected the path "

@@ -21,7 +21,7 @@ from mmspec.inputs.images import (
     upright_rgb,
 )
 from mmspec.inputs.limits import InputLimits, Spending
-from mmspec.inputs.sources import describe, read_source
+from mmspec.inputs.sources import describe, is_of_machine, read_source
 
 VideoSource = (
     str | os.PathLike[str] | bytes | BinaryFile | np.ndarray | Tensor | Sequence[ImageSource]
@@ -124,9 +124,9 @@ def _with_pil(data: bytes, name: str, limits: InputLimits) -> Iterator[Image.Ima
         for index in range(num_frames):
             image.seek(index)
             yield upright_rgb(image, name=name)
-    except InputError:
-        raise
     except Exception as error:  # decoders raise nearly anything on broken data
+        if isinstance(error, InputError) or is_of_machine(error):
+            raise
         raise InputError(
             f"{name} is a truncated or damaged animation ({error}); copy or download the file again"
         ) from error

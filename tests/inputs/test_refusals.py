@@ -1,10 +1,14 @@
 """Requests that cannot become prompts: each a clear InputError that says how to mend it."""
 
+import errno
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import LlamaConfig, LlavaConfig
+from PIL import GifImagePlugin, Image, ImageFile
+from transformers import LlamaConfig, LlavaConfig, Qwen2VLProcessor
 
 from inputs.media_families import build_family
 from inputs.text_families import build_tokenizer
@@ -13,6 +17,15 @@ from mmspec.inputs import InputLimits, InputProcessor, Message
 
 RED = Image.new("RGB", (28, 28), (255, 0, 0))
 BLUE = Image.new("RGB", (28, 28), (0, 0, 255))
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    RED.save(file, kind, **options)
+    return file.getvalue()
+
+
+PNG, GIF = encoded("PNG"), encoded("GIF", save_all=True, append_images=[BLUE])
 
 
 def image_message(text: str) -> list[Message]:
@@ -95,18 +108,46 @@ def test_whatever_a_processor_raises_is_an_input_error(monkeypatch: pytest.Monke
         InputProcessor(family.processor, family.config).encode("What?", images=RED)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError()])
-def test_a_machine_without_memory_is_no_mistake_of_the_prompt_s(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
+LOST = OSError(errno.EIO, "Input/output error")
+
+
+class LostFile(io.BytesIO):
+    """Opened before the disk was lost."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise LOST
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(), LOST], ids=repr)
+@pytest.mark.parametrize(
+    ("owner", "name", "given"),
+    [
+        (Path, "read_bytes", {"images": __file__}),
+        (Path, "is_dir", {"images": __file__}),
+        (LostFile, "read", {"images": LostFile()}),
+        (Image, "open", {"images": PNG}),
+        (ImageFile.ImageFile, "load", {"images": PNG}),
+        (ImageFile.ImageFile, "load", {"images": Image.open(io.BytesIO(PNG))}),
+        (GifImagePlugin.GifImageFile, "seek", {"videos": GIF}),
+        (Qwen2VLProcessor, "__call__", {"images": RED}),
+    ],
+)
+def test_a_machine_that_fails_is_no_mistake_of_the_prompt_s(
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    owner: object,
+    name: str,
+    given: dict[str, object],
 ) -> None:
-    family = build_family("llava")
+    family = build_family("qwen2_vl")
 
     def fail(*unused: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(type(family.processor), "__call__", fail)
-    with pytest.raises(type(error)):
-        InputProcessor(family.processor, family.config).encode("What?", images=RED)
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(type(error)) as caught:
+        InputProcessor(family.processor, family.config).encode("What?", **given)  # type: ignore[arg-type]
+    assert caught.value is error
 
 
 def test_named_templates_are_chosen_by_name() -> None:
