@@ -32,7 +32,7 @@ from mmspec.drafters.base import (
 from mmspec.drafters.forced import Forced
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
-from mmspec.errors import ConfigError, InputError, MmspecError, check_one_of
+from mmspec.errors import ConfigError, DecodeError, InputError, MmspecError, check_one_of
 from mmspec.inputs import ControlMode, ImageSource, InputProcessor
 from mmspec.inputs.media_shares import MediaShares
 from mmspec.kv import PrefixStore
@@ -354,7 +354,9 @@ class Engine:
                 except Exception as error:  # raised again by `generate`, or shown in the Result
                     failure = error if isinstance(error, MmspecError) else None
                     if failure is None:
-                        failure = InputError(f"{type(error).__name__}: {error}")
+                        failure = DecodeError(
+                            f"before its first token: {type(error).__name__}: {error}"
+                        )
                         failure.__cause__ = error
                     answers.expect(index, num_begun + 1)  # samples behind a failed one don't begin
                     answers.add(index, number, unbegun_result("error", failure))

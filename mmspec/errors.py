@@ -26,7 +26,8 @@ class ModelError(MmspecError):
 
 
 class DecodeError(MmspecError):
-    """A request failed while it was being decoded; other requests of its batch go on."""
+    """A request failed while it was prepared or decoded, by no mistake that is known to be its own;
+    other requests of its batch go on."""
 
 
 class DatastoreError(MmspecError):

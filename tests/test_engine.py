@@ -1,12 +1,14 @@
 """The engine as its users meet it: real processor, template, images, batch, streams, errors."""
 
 import copy
+import errno
 import gc
 import pickle
 import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -289,6 +291,22 @@ def test_a_request_that_cannot_begin_leaves_the_others_alone(engine: mmspec.Engi
     first, failed, last = engine.generate([good, bad, good])
     assert first.tokens == last.tokens and len(first.tokens) == 40
     assert isinstance(failed.error, InputError) and "no such file.png" in str(failed.error)
+
+
+def test_what_fails_of_itself_while_a_prompt_is_prepared_is_told_as_no_mistake_of_its(
+    engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", lost)
+    good, bad = Request(TEXT, seed=1, **SAMPLED), Request(TEXT, images=__file__)
+    failed, last = engine.generate([bad, good])
+    assert len(last.tokens) == 40
+    assert type(failed.error) is DecodeError and "Input/output error" in str(failed.error)
+    with pytest.raises(DecodeError) as caught:
+        engine.generate(bad)
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 def test_each_prompt_of_a_batch_has_its_own_images(
