@@ -10,15 +10,33 @@ from torch import Tensor
 
 from mmspec.state import MediaKind, MediaSpan, Prompt
 
-_PIXELS = {
+PIXELS: dict[
+    MediaKind, tuple[str, ...]
+] = {  # under which name each kind's encoder gets what it reads
     "image": ("pixel_values", "image_pixel_values"),
     "video": ("pixel_values_videos",),
-    "audio": ("input_features", "input_values", "audio_input_features"),
+    "audio": (
+        "input_features",
+        "input_values",
+        "audio_input_features",
+        "audio_values",
+        "audio_embeds",
+    ),
 }
-_AUDIO_PARTS = ("audio", "input_features", "input_values", "feature_attention_mask", "padding_mask")
+_WORDS: dict[MediaKind, tuple[str, ...]] = {  # in the names of a kind's tensors; the first kind's
+    "video": ("video", "second_per_grid"),
+    "audio": (
+        "audio",
+        "input_features",
+        "input_values",
+        "feature_attention_mask",
+        "padding_mask",
+    ),
+    "image": ("image", "pixel", "spatial_shapes"),
+}
+_GRIDS = ("grid_thw", "grid_hw")  # how the names end of tensors that count a medium's patches
 CROSS_MASK = "cross_attention_mask"  # which tokens see an image: it says nothing of the image
 _VIEWS = "pixel_values_local"  # of an image any number, also none (DeepSeek-OCR 2)
-_VIDEO_INPUTS = ("second_per_grid_ts",)  # beside those with "video" in their name
 
 
 @dataclass(frozen=True)
@@ -75,16 +93,17 @@ class Media:
 
 
 def token_inputs(prompt: Prompt) -> dict[str, Tensor]:
-    """The model's inputs that say something of each token, (1, seq), such as token_type_ids. A mask
-    of a recording's frames, or of an image's patches, that are as many, is none."""
-    return {
-        name: value
-        for name, value in prompt.model_inputs.items()
-        if value.shape == (1, prompt.num_tokens)
-        and not value.is_floating_point()
-        and not name.startswith("pixel_")
-        and _kind_of(name) != "audio"
-    }
+    """The model's inputs that say something of each token, (1, seq), such as token_type_ids."""
+    shape = (1, prompt.num_tokens)
+    inputs = prompt.model_inputs.items()
+    return {name: value for name, value in inputs if says_of_tokens(name, value, shape)}
+
+
+def says_of_tokens(name: str, value: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether it says something of each of so many tokens, (batch, seq). A mask of a recording's
+    frames, or of an image's patches, that are as many, does not."""
+    is_medium = name.startswith("pixel_") or kind_of(name) == "audio"
+    return value.shape == shape and not value.is_floating_point() and not is_medium
 
 
 def split_media(prompt: Prompt) -> Media | None:
@@ -93,7 +112,7 @@ def split_media(prompt: Prompt) -> Media | None:
     inputs = {n: v for n, v in prompt.model_inputs.items() if n not in others}
     by_kind: dict[MediaKind, dict[str, Tensor]] = {}
     for name, value in inputs.items():
-        by_kind.setdefault(_kind_of(name), {})[name] = value
+        by_kind.setdefault(kind_of(name) or "image", {})[name] = value
     if set(by_kind) != {span.kind for span in prompt.media}:
         return None
     items: dict[MediaKind, tuple[MediaItem, ...]] = {}
@@ -103,10 +122,15 @@ def split_media(prompt: Prompt) -> Media | None:
     return Media(items, prompt.media)
 
 
-def _kind_of(name: str) -> MediaKind:
-    if "video" in name or name in _VIDEO_INPUTS:
-        return "video"
-    return "audio" if any(part in name for part in _AUDIO_PARTS) else "image"
+def kind_of(name: str) -> MediaKind | None:
+    """Of which media a model's input of this name says something, if it is one of those known."""
+    kinds = (kind for kind, words in _WORDS.items() if any(word in name for word in words))
+    return next(kinds, None)
+
+
+def grids_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """(media, axes): how many patches each medium has along each axis, where that is told."""
+    return next((value for name, value in tensors.items() if name.endswith(_GRIDS)), None)
 
 
 def join(items: Sequence[MediaItem]) -> dict[str, Tensor]:
@@ -126,10 +150,10 @@ def _split(
     """`spans`: the lengths of the kind's runs of placeholders."""
     total = sum(spans)
     whole = (MediaItem(kind, 0, total, tensors),)
-    pixels = next((tensors[name] for name in _PIXELS[kind] if name in tensors), None)
+    pixels = next((tensors[name] for name in PIXELS[kind] if name in tensors), None)
     if pixels is None or _VIEWS in tensors:
         return whole
-    grid = next((tensor for name, tensor in tensors.items() if name.endswith("grid_thw")), None)
+    grid = grids_of(tensors)
     # Tiles of one row are many along axis 1 (Idefics3, SmolVLM), unless a size an image says that
     # they belong to one image; so are images of several tiles (Mllama).
     axis = int(kind == "image" and pixels.ndim >= 5 and "image_sizes" not in tensors)

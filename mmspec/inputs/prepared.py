@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from mmspec.encoders.media import PIXELS, kind_of
 from mmspec.errors import InputError
 from mmspec.inputs.spans import find_spans, placeholder_ids
 from mmspec.state import Prompt
@@ -13,16 +14,7 @@ from mmspec.state import Prompt
 # What a processor's output holds beside the model's inputs: two that Prompt carries in its own
 # way, training targets, and notes for the caller.
 _NOT_INPUTS = ("input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask")
-
-_IMAGE_FEATURES = ("pixel_values", "image_pixel_values", "image_embeds", "image_patches")
-_VIDEO_FEATURES = ("pixel_values_videos", "video_embeds")
-AUDIO_FEATURES = (
-    "input_features",
-    "input_values",
-    "audio_input_features",
-    "audio_values",
-    "audio_embeds",
-)
+_PIXELS = {name for names in PIXELS.values() for name in names}
 
 
 def from_inputs(
@@ -91,14 +83,15 @@ def _check_media(
         kind: sum(int((token_ids == one).sum()) for one in ids)
         for kind, ids in (("image", image_ids), ("video", video_ids))
     }
-    features = [name for name in model_inputs if name.startswith(_IMAGE_FEATURES + _VIDEO_FEATURES)]
-    heard = [name for name in model_inputs if name.startswith(AUDIO_FEATURES)]
-    # A model of one's own may call them as it likes.
-    is_given = features or any(
-        value.is_floating_point() for name, value in model_inputs.items() if name not in heard
-    )
+    given = {
+        name: kind_of(name)
+        for name, value in model_inputs.items()
+        if value.is_floating_point() or name in _PIXELS
+    }
+    heard = [name for name, kind in given.items() if kind == "audio"]
+    seen = [name for name, kind in given.items() if kind in ("image", "video")]
     for kind, count in counts.items():
-        if count and not is_given:
+        if count and len(given) == len(heard):  # a model of one's own may call pixels as it likes
             raise InputError(
                 f"the prompt has {count} {kind} placeholder tokens and no pixel values; give the "
                 f"{kind}, or take the placeholder out of the text"
@@ -111,8 +104,8 @@ def _check_media(
             f"inputs {heard or 'no audio features'}; expected both or neither: give the recording "
             "and put its placeholder into the text"
         )
-    if features and (image_ids or video_ids) and not any(counts.values()):
+    if seen and (image_ids or video_ids) and not any(counts.values()):
         raise InputError(
-            f"got {features} and no image or video placeholder token in the prompt; expected "
+            f"got {seen} and no image or video placeholder token in the prompt; expected "
             f"ids {sorted(image_ids | video_ids)}: put the placeholder into the text"
         )

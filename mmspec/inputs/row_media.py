@@ -8,39 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from mmspec.encoders.media import PIXELS, grids_of, kind_of
 from mmspec.errors import InputError
-from mmspec.inputs.prepared import AUDIO_FEATURES
 from mmspec.inputs.spans import placeholder_ids
 from mmspec.state import MediaKind, MediaSpan
 
-_BY_ROW = ("idefics2", "idefics3", "smolvlm")  # their pixels are (batch, images, ...)
 _RATIOS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # of Mllama's images
-_PIXELS: dict[MediaKind, tuple[str, ...]] = {
-    "image": ("pixel_values", "image_pixel_values"),
-    "video": ("pixel_values_videos",),
-    "audio": AUDIO_FEATURES,
-}
 _SIZES = ("image_sizes", "spatial_shapes", "image_position_ids")  # what says if images are alike
-_GRIDS: dict[MediaKind, str] = {"image": "image_grid_thw", "video": "video_grid_thw"}
-_BESIDE: dict[MediaKind, tuple[str, ...]] = {  # (media, ...) each, beside the pixels
-    "image": (
-        "image_sizes",
-        "image_attention_mask",
-        "pixel_attention_mask",
-        "pixel_mask",
-        "spatial_shapes",
-        "image_position_ids",
-        "image_merge_sizes",
-    ),
-    "video": ("second_per_grid_ts", "image_sizes_videos", "video_merge_sizes"),
-    "audio": (
-        "feature_attention_mask",
-        "input_features_mask",
-        "padding_mask",
-        "audio_embed_sizes",
-        "audio_attention_mask",
-    ),
-}
+_COUNTS = "batch_num_images"  # (batch,) how many are each row's
 
 _Parts = list[dict[str, Tensor]]  # of each row
 
@@ -48,22 +23,23 @@ _Parts = list[dict[str, Tensor]]  # of each row
 def media_of_rows(
     tokens: Sequence[Tensor],
     spans: Sequence[tuple[MediaSpan, ...]],
-    model_inputs: Mapping[str, object],
+    model_inputs: Mapping[str, Tensor],
     config: PreTrainedConfig,
     repeats: int,
 ) -> Iterator[tuple[_Parts, set[str]]]:
-    """The rows' own images, videos, then audio: (inputs of each row, names that are done with)."""
-    for kind, names in _PIXELS.items():
-        name = next((n for n in names if isinstance(model_inputs.get(n), Tensor)), None)
-        if name == "pixel_values" and isinstance(model_inputs.get("aspect_ratio_ids"), Tensor):
+    """The rows' own images, videos, then audio: (inputs of each row, names that are done with).
+    `model_inputs` are those that say nothing of tokens."""
+    for kind, names in PIXELS.items():
+        name = next((one for one in names if one in model_inputs), None)
+        if name == "pixel_values" and "aspect_ratio_ids" in model_inputs:
             yield _beside_tokens(model_inputs)
             continue
         if name is None or len(tokens) == 1:
             continue  # one row: all is its own
         runs = [[s.stop - s.start for s in row if s.kind == kind] for row in spans]
-        once = {n: v[::repeats] for n, v in model_inputs.items() if isinstance(v, Tensor)}
+        own = {n: value[::repeats] for n, value in model_inputs.items() if kind_of(n) == kind}
         wanted = placeholders_of_rows(kind, tokens, config)
-        parts, taken = _raw(kind, name, wanted[::repeats], runs[::repeats], once, config)
+        parts, taken = _raw(kind, name, wanted[::repeats], runs[::repeats], own, config)
         yield [part for part in parts for _ in range(repeats)], taken
 
 
@@ -81,12 +57,10 @@ def placeholders_of_rows(
     return counts
 
 
-def _beside_tokens(model_inputs: Mapping[str, object]) -> tuple[_Parts, set[str]]:
+def _beside_tokens(model_inputs: Mapping[str, Tensor]) -> tuple[_Parts, set[str]]:
     """Of images that are read beside the tokens (Mllama), (batch, images, ...): those behind a
     row's own have no aspect ratio."""
-    tensors = {
-        name: value for name in _RATIOS if isinstance(value := model_inputs.get(name), Tensor)
-    }
+    tensors = {name: model_inputs[name] for name in _RATIOS if name in model_inputs}
     counts = (tensors["aspect_ratio_ids"] > 0).sum(dim=1).tolist()
     parts = [
         {name: value[row : row + 1, :count] for name, value in tensors.items()} if count else {}
@@ -100,51 +74,38 @@ def _raw(
     pixels_name: str,
     wanted: Sequence[int],
     runs: Sequence[Sequence[int]],
-    model_inputs: Mapping[str, object],
+    own: Mapping[str, Tensor],
     config: PreTrainedConfig,
 ) -> tuple[_Parts, set[str]]:
-    """From pixels: of the rows, of patches with a grid a medium, or of one medium after another."""
-    pixels = model_inputs[pixels_name]
-    assert isinstance(pixels, Tensor)
-    beside = {
-        name: value
-        for name in (_GRIDS.get(kind, ""), *_BESIDE[kind])
-        if isinstance(value := model_inputs.get(name), Tensor)
-    }
-    names = {pixels_name, *beside}
-    counts = model_inputs.get("batch_num_images") if kind == "image" else None
-    grids = beside.get(_GRIDS.get(kind, ""))
-    if len(wanted) == 1:  # all is its own
-        media, rows = [0, pixels.shape[0]], [slice(None)]
-    elif grids is not None:
-        sizes = grids.prod(dim=1).tolist()
-        media = _borders(_merged(kind, grids, beside, wanted, config), wanted, kind)
-        ends = [0, *accumulate(sizes)]
-        rows = [slice(ends[first], ends[last]) for first, last in pairwise(media)]
-    elif config.model_type in _BY_ROW:
-        media = list(range(len(wanted) + 1))
-        rows = [slice(row, row + 1) for row in range(len(wanted))]
+    """From pixels: of the rows, of patches with a grid a medium, or of one medium after another.
+    `own` are all of the kind's tensors; one that is as long as neither pixels nor media is left."""
+    if len(wanted) == 1:
+        return [dict(own)], set(own)
+    pixels, counts, grids = own[pixels_name], own.get(_COUNTS), grids_of(own)
+    if grids is not None:
+        media = _borders(_merged(kind, grids, own, wanted, config), wanted, kind)
+        ends = [0, *accumulate(grids.prod(dim=1).tolist())]
+        borders = {pixels.shape[0]: [ends[medium] for medium in media], len(grids): media}
+    elif pixels.ndim == 5 and "pixel_attention_mask" in own:  # (batch, images, ...): Idefics
+        borders = {pixels.shape[0]: list(range(len(wanted) + 1))}
+    elif counts is not None:
+        borders = {pixels.shape[0]: [0, *accumulate(counts.tolist())]}
     else:
-        if isinstance(counts, Tensor):
-            media = [0, *accumulate(counts.tolist())]
-            names.add("batch_num_images")
-        else:
-            each = [length for row in runs for length in row]
-            if kind != "audio" or len(each) != pixels.shape[0]:  # recordings stand apart
-                counted = [len(row) for row in runs]
-                each = _lengths(pixels.shape[0], wanted, counted, beside)
-            media = _borders(each, wanted, kind)
-        rows = [slice(first, last) for first, last in pairwise(media)]
-    parts: _Parts = []
-    for row, (first, last) in enumerate(pairwise(media)):
-        part: dict[str, Tensor] = {}
-        if wanted[row]:
-            part = {name: value[first:last] for name, value in beside.items()}
-            part[pixels_name] = pixels[rows[row]]
-            if isinstance(counts, Tensor):
-                part["batch_num_images"] = counts[row : row + 1]
-        parts.append(part)
-    return parts, names
+        each = [length for row in runs for length in row]
+        if kind != "audio" or len(each) != pixels.shape[0]:  # recordings stand apart
+            each = _lengths(pixels.shape[0], wanted, [len(row) for row in runs], own)
+        borders = {pixels.shape[0]: _borders(each, wanted, kind)}
+    parts: _Parts = [{} for _ in wanted]
+    taken = set()
+    for name, value in own.items():
+        places = range(len(wanted) + 1) if name == _COUNTS else borders.get(value.shape[0])
+        if places is None:
+            continue
+        taken.add(name)
+        for part, count, (first, last) in zip(parts, wanted, pairwise(places), strict=True):
+            if count:
+                part[name] = value[first:last]
+    return parts, taken
 
 
 def _merged(

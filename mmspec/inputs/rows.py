@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
-from mmspec.encoders.media import CROSS_MASK, MediaItem
+from mmspec.encoders.media import CROSS_MASK, MediaItem, kind_of, says_of_tokens
 from mmspec.encoders.outputs import FeatureError, split_output
 from mmspec.errors import InputError
 from mmspec.inputs.row_media import media_of_rows, placeholders_of_rows
@@ -46,8 +46,14 @@ def split_rows(
     spans = [find_spans(ids, config) for ids in tokens]
     own: list[dict[str, Tensor]] = [{} for _ in tokens]
     taken = {"attention_mask", "cache_position"}
+    media_inputs = {
+        name: value
+        for name, value in model_inputs.items()
+        if isinstance(value, Tensor) and not says_of_tokens(name, value, input_ids.shape)
+    }
     _check_positions(model_inputs.get("position_ids"), kept)
-    for parts, names in media_of_rows(tokens, spans, model_inputs, config, repeats):
+    made = _made(model_inputs.get("mm_encoder_outputs"))
+    for parts, names in media_of_rows(tokens, spans, media_inputs, config, repeats):
         taken |= names
         for inputs, part in zip(own, parts, strict=True):
             inputs.update(part)
@@ -66,14 +72,13 @@ def split_rows(
             continue  # the same for all: counted from 0
         elif len(tokens) == 1:
             own[0][name] = value
-        else:
+        elif kind_of(name) not in made:  # its encoder has read it
             raise InputError(
                 f"got {name} of shape {tuple(value.shape)} in a batch of {len(tokens)}; it cannot "
                 "be told which row each part belongs to: expected one prompt a call"
             )
-    encoded = _encoded(model_inputs.get("mm_encoder_outputs"), tokens, config)
-    found = zip(tokens, own, encoded, spans, strict=True)
-    return [Prompt(ids, given, media, encoded=made) for ids, given, made, media in found]
+    found = zip(tokens, own, _encoded(made, tokens, config), spans, strict=True)
+    return [Prompt(ids, given, media, encoded=part) for ids, given, part, media in found]
 
 
 def _check_positions(positions: object, kept: Tensor) -> None:
@@ -92,12 +97,16 @@ def _check_positions(positions: object, kept: Tensor) -> None:
 _Outputs = dict[MediaKind, ModelOutput]
 
 
-def _encoded(given: object, tokens: Sequence[Tensor], config: PreTrainedConfig) -> list[_Outputs]:
-    """Each row's part of what encoders have made: as many features as it has placeholders."""
+def _made(outputs: object) -> _Outputs:
+    """What encoders have made already, for all rows."""
+    given = outputs if isinstance(outputs, Mapping) else {}
+    return {kind: output for kind, output in given.items() if output is not None}
+
+
+def _encoded(made: _Outputs, tokens: Sequence[Tensor], config: PreTrainedConfig) -> list[_Outputs]:
+    """Each row's part of it: as many features as it has placeholders."""
     rows: list[_Outputs] = [{} for _ in tokens]
-    for kind, output in given.items() if isinstance(given, Mapping) else ():
-        if output is None:
-            continue
+    for kind, output in made.items():
         wanted = placeholders_of_rows(kind, tokens, config)
         if len(tokens) == 1:
             rows[0][kind] = output

@@ -20,7 +20,7 @@ _SIZES: tuple[tuple[str, float], ...] = (
         r"|text_hidden_size|projection_dim|embedding_size|word_embed_proj_dim|dim"
         r"|encoder_hidden_size|projector_hidden_size|projection_hidden_size|adapter_out_dim"
         r"|patch_embed_hidden_size|language_dim|input_size|ple_embed_dim|tokenizer_hidden_size"
-        r"|downsample_hidden_size|qformer_hidden_size|audio_hidden_size",
+        r"|downsample_hidden_size|qformer_hidden_size|audio_hidden_size|vision_hidden_size",
         64,
     ),
     (r"hidden_size_per_layer_input|embedding_dim", 64),

@@ -13,18 +13,20 @@ IDS = torch.tensor([[1, 7, 7, 2]])
 PIXELS = torch.zeros(1, 3, 4, 4)
 
 
-def test_a_good_batch_of_one_is_taken_as_it_is() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_a_good_batch_of_one_is_taken_as_it_is(dtype: torch.dtype) -> None:
+    pixels = PIXELS.to(dtype)
     inputs = {
         "input_ids": IDS.int(),
         "attention_mask": torch.ones(1, 4),
-        "pixel_values": PIXELS,
+        "pixel_values": pixels,
         "labels": IDS,
         "note": "no tensor",
     }
     prompt = from_inputs(inputs, CONFIG)
     assert prompt.token_ids.tolist() == [1, 7, 7, 2] and prompt.token_ids.dtype == torch.int64
     assert list(prompt.model_inputs) == ["pixel_values"]
-    assert prompt.model_inputs["pixel_values"] is PIXELS
+    assert prompt.model_inputs["pixel_values"] is pixels
     assert [(span.start, span.stop) for span in prompt.media] == [(1, 3)]
     assert len(inputs) == 5
 

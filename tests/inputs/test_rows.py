@@ -75,12 +75,18 @@ def test_images_of_one_size_follow_the_placeholders() -> None:
     assert "pixel_values" not in third
 
 
-def test_patches_follow_their_grids() -> None:
+@pytest.mark.parametrize("name", ["image_grid_thw", "image_grid_hw"])
+def test_patches_follow_their_grids(name: str) -> None:
+    """With what else there is a patch or a medium, by whatever name."""
     grids = torch.tensor([[1, 2, 4], [1, 4, 2], [1, 2, 4]])  # 8 patches, 2 tokens each
-    first, second, third = split("qwen2_vl", pixel_values=torch.arange(24), image_grid_thw=grids)
+    grids = grids if name == "image_grid_thw" else grids[:, 1:]
+    given = {"pixel_values": torch.arange(24), name: grids}
+    beside = {"image_of_patch": torch.arange(24), "image_scales": torch.arange(3)}
+    first, second, third = split("qwen2_vl", **given, **beside)
     assert first["pixel_values"].tolist() == list(range(8))
     assert second["pixel_values"].tolist() == list(range(8, 24))
-    assert second["image_grid_thw"].tolist() == [[1, 4, 2], [1, 2, 4]]
+    assert torch.equal(second["pixel_values"], second["image_of_patch"])
+    assert torch.equal(second[name], grids[1:]) and second["image_scales"].tolist() == [1, 2]
     assert not third
 
 
@@ -143,10 +149,10 @@ def test_images_of_one_prompt_are_its_own_whatever_their_sizes() -> None:
 
 
 def test_rows_of_images_stay_rows() -> None:
-    pixels, mask = torch.arange(6).reshape(3, 2), torch.ones(3, 2)
+    pixels, mask = torch.arange(6).reshape(3, 2, 1, 1, 1), torch.ones(3, 2, 1, 1)
     first, second, third = split("smolvlm", pixel_values=pixels, pixel_attention_mask=mask)
-    assert first["pixel_values"].tolist() == [[0, 1]]
-    assert second["pixel_attention_mask"].shape == (1, 2)
+    assert first["pixel_values"].flatten().tolist() == [0, 1]
+    assert second["pixel_attention_mask"].shape == (1, 2, 1, 1)
     assert not third
 
 
@@ -206,6 +212,17 @@ def test_of_one_prompt_what_was_encoded_is_taken_as_it_is() -> None:
     assert prompt.encoded == {"image": output}
     with pytest.raises(InputError, match="images of a batch of 3"):
         encoded(output)
+
+
+def test_what_stands_beside_media_that_were_encoded_is_done_with() -> None:
+    """Qwen2.5-VL's seconds a frame, of which its positions were made."""
+    made = {"image": Encoded(pooler_output=torch.zeros(6, 4)), "video": None}
+    given = {"attention_mask": MASK, "mm_encoder_outputs": made}
+    for prompt in split_rows(ROWS, {**given, "image_scales": torch.ones(3)}, config()):
+        assert not prompt.model_inputs
+    for name in ("second_per_grid_ts", "adapter_states"):
+        with pytest.raises(InputError, match=name):
+            split_rows(ROWS, {**given, name: torch.ones(3)}, config())
 
 
 SIZES = torch.tensor([[28, 28], [28, 56], [56, 56]])
