@@ -65,6 +65,7 @@ def _of_image(model: PreTrainedModel, sizes: _Sizes, noise: _Noise, seed: int) -
     for form in _on_grids("pixel_values", "image_grid_thw", sizes, noise, frames=1, seed=seed):
         yield {**form, **merged}
         yield form
+        yield {"pixel_values": form["pixel_values"], "image_grid_hw": form["image_grid_thw"][:, 1:]}
     yield from _of_patches("pixel_values", "image_position_ids", sizes, noise, frames=1, seed=seed)
     size = torch.tensor([[side, side]])
     if sizes.tiles:  # of which the first is filled
