@@ -86,14 +86,18 @@ class KVCache(Cache):
     def open(self, capacity: int) -> int:
         """A new, empty row with room for `capacity` tokens (it grows when it needs more);
         returns its number."""
-        if self.pool is not None and not self._regions.num_slots:
+        if self.pool is not None and not self.flat_layers[0].num_slots:
             buffers, slots = self.pool.take()
             for layer, spare in zip(self.flat_layers, buffers, strict=False):
                 layer.spare = spare
             if self.states is not None:
                 self.states.slots = slots or self.states.slots
         row = self._regions.open(max(capacity, 1))
-        self._fit_buffers()
+        try:
+            self._fit_buffers(self._regions.num_slots)
+        except BaseException:
+            self._regions.close(row)  # others may find memory
+            raise
         if self.states is not None:
             self.states.open(row)
         return row
@@ -299,16 +303,13 @@ class KVCache(Cache):
             self.states.cut(row, region.length)
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if regions overlap or overflow, or a buffer has another size."""
+        """Raises AssertionError if regions overlap or overflow, or a buffer is too small."""
         self._regions.check_integrity()
         for index, layer in enumerate(self.flat_layers):
             if layer.is_initialized:
-                least = self._regions.num_slots
                 for buffer in (layer.keys, layer.values):
-                    size = buffer.shape[0]
-                    assert size == layer.num_slots, f"layer {index}: size differs"
-                    assert size == least or self.pool, f"layer {index}: size differs"
-                    assert size >= least, f"layer {index}: too small"
+                    assert buffer.shape[0] >= layer.num_slots, f"layer {index}: too small"
+                assert layer.num_slots >= self._regions.num_slots, f"layer {index}: too small"
 
     def _move(self, moves: Sequence[Move]) -> None:
         """Moves accepted nodes to where they stay, in all layers."""
@@ -332,36 +333,27 @@ class KVCache(Cache):
         if needed <= region.capacity:
             return
         larger = min(int(region.capacity * _GROWTH), region.capacity + _MOST_GROWTH)
-        moved = self._regions.grow(row, max(needed, larger))
-        if self._fit_buffers(moved) or not moved:
-            return
-        spans = [(*places, self._used(number)) for number, places in moved.items()]
-        for layer in self.flat_layers:
-            layer.move(
-                torch.cat([torch.arange(new, new + used) for _, new, used in spans]),
-                torch.cat([torch.arange(old, old + used) for old, _, used in spans]),
-            )
+        after = self._regions.grown(row, max(needed, larger))
+        self._fit_buffers(after.num_slots)
+        to, of = list[Tensor](), list[Tensor]()
+        for number, old in self._regions.rows.items():
+            new, used = after.rows[number].start, old.length + self._written.get(number, 0)
+            if new != old.start:
+                to.append(torch.arange(new, new + used))
+                of.append(torch.arange(old.start, old.start + used))
+        if to:
+            for layer in self.flat_layers:
+                layer.move(torch.cat(to), torch.cat(of))
+        self._regions = after
 
-    def _used(self, row: int) -> int:
-        """Tokens of the row that the buffers hold, committed or not."""
-        return self._regions.rows[row].length + self._written.get(row, 0)
-
-    def _fit_buffers(self, moved: Mapping[int, tuple[int, int]] | None = None) -> bool:
-        """Gives the buffers room for all regions, a layer at a time, so that never all of them are
-        there twice; the rows that `moved` come to their new places with it. False: there was
-        room."""
-        if all(layer.num_slots >= self._regions.num_slots for layer in self.flat_layers):
-            return False
-        spans = []
-        for number, region in self._regions.rows.items():
-            old, new = (moved or {}).get(number, (region.start, region.start))
-            spans.append((old, new, self._used(number)))
+    def _fit_buffers(self, num_slots: int) -> None:
+        """Gives the buffers room for so many, a layer at a time, so that never all of them are
+        there twice. Where memory does not suffice, what the rows hold stays as it is."""
+        size = num_slots if self.pool is None else self.pool.rounded(num_slots)
         self._addresses = None
-        needed = self._regions.num_slots
-        size = needed if self.pool is None else self.pool.rounded(needed)
         for layer in self.flat_layers:
-            layer.resize(max(size, layer.num_slots), spans)
-        return True
+            if layer.num_slots < num_slots or not layer.is_initialized:
+                layer.resize(size)
 
     def _set_plan(self, plan: WritePlan | None) -> None:
         for layer in self.flat_layers:

@@ -1,6 +1,5 @@
 """One layer's keys and values: flat buffers, tokens first, as a transformers cache layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -159,12 +158,11 @@ class FlatLayer(CacheLayerMixin):
             return buffer[start:stop].transpose(0, 1).unsqueeze(0)
         return buffer[plan.indices(buffer.device)[2]].transpose(1, 2)
 
-    def resize(self, num_slots: int, spans: Sequence[tuple[int, int, int]]) -> None:
-        """New buffers of `num_slots`, one after the other; of what the old ones hold come along the
-        `spans`: (old start, new start, tokens)."""
+    def resize(self, num_slots: int) -> None:
+        """New buffers of `num_slots`, one after the other, that hold what the old ones do."""
         if self.is_initialized:
-            self.keys = _resized(self.keys, num_slots, spans)
-            self.values = _resized(self.values, num_slots, spans)
+            self.keys = _resized(self.keys, num_slots)
+            self.values = _resized(self.values, num_slots)
         self.num_slots = num_slots
 
     def release(self) -> None:
@@ -207,8 +205,10 @@ class FlatLayer(CacheLayerMixin):
         return -1
 
 
-def _resized(buffer: Tensor, num_slots: int, spans: Sequence[tuple[int, int, int]]) -> Tensor:
+def _resized(buffer: Tensor, num_slots: int) -> Tensor:
+    held = buffer.shape[0]
+    if held >= num_slots:  # there was memory for this one before, but not for another
+        return buffer
     larger = buffer.new_zeros(num_slots, *buffer.shape[1:])
-    for old, new, count in spans:
-        larger[new : new + count] = buffer[old : old + count]
+    larger[:held] = buffer
     return larger

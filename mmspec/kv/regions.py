@@ -1,6 +1,6 @@
 """Which slots of the flat buffers belong to which row: a first-fit allocator."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass
@@ -17,66 +17,56 @@ class Region:
 class Regions:
     """Rows by number, each with its region. Freed slots are used again."""
 
-    num_slots: int = 0
     rows: dict[int, Region] = field(default_factory=dict)
     _next_row: int = 0
 
+    @property
+    def num_slots(self) -> int:
+        """That the rows reach to."""
+        return max((region.start + region.capacity for region in self.rows.values()), default=0)
+
     def open(self, capacity: int) -> int:
-        """A new row with an empty region of `capacity` slots; returns its number."""
+        """A new row with an empty region of `capacity` slots, the first gap that is large enough;
+        returns its number."""
         row, self._next_row = self._next_row, self._next_row + 1
-        self.rows[row] = Region(self._find(capacity), capacity)
+        self.rows[row] = Region(self._gap(capacity), capacity)
         return row
 
     def close(self, row: int) -> None:
         """Gives the row's slots back. Closing a closed row does nothing."""
         self.rows.pop(row, None)
 
-    def grow(self, row: int, capacity: int) -> dict[int, tuple[int, int]]:
-        """Gives the row a region of `capacity` slots: by the free ones behind it, or in a gap
-        that is large enough; else `num_slots` grows to what all rows need, one behind the other.
-        Returns row -> (old start, new start) of those that moved, for the caller to copy; more
-        slots than there were say that all is to be copied into new buffers."""
-        region = self.rows[row]
+    def grown(self, row: int, capacity: int) -> "Regions":
+        """These, but with `capacity` slots for the row: by the free ones behind it, or in a gap
+        between others; else all rows lie one behind the other."""
+        after = replace(self, rows={number: replace(one) for number, one in self.rows.items()})
+        region, gap = after.rows[row], self._gap(capacity)
         behind = [r.start for r in self.rows.values() if r.start > region.start]
-        if region.start + capacity <= min(behind, default=self.num_slots):
-            region.capacity = capacity
-            return {}
-        gap = self._gap(capacity)
-        if gap is not None:
-            old, region.start, region.capacity = region.start, gap, capacity
-            return {row: (old, gap)}
         region.capacity = capacity
-        moved, end = {}, 0
-        for number, other in sorted(self.rows.items(), key=lambda item: item[1].start):
-            if other.start != end:
-                moved[number] = (other.start, end)
-            other.start = end
-            end += other.capacity
-        self.num_slots = max(self.num_slots, end)
-        return moved
+        if behind and region.start + capacity <= min(behind):
+            return after
+        if gap < self.num_slots:
+            region.start = gap
+            return after
+        end = 0
+        for one in sorted(after.rows.values(), key=lambda one: one.start):
+            one.start = end
+            end += one.capacity
+        return after
 
-    def _find(self, capacity: int) -> int:
-        """The first gap of `capacity` slots; at the end, where `num_slots` grows, if need be."""
-        gap = self._gap(capacity)
-        if gap is None:
-            gap = max((r.start + r.capacity for r in self.rows.values()), default=0)
-            self.num_slots = max(self.num_slots, gap + capacity)
-        return gap
-
-    def _gap(self, capacity: int) -> int | None:
-        """The first gap of `capacity` slots among those that there are."""
-        start = 0
+    def _gap(self, capacity: int) -> int:
+        """Where the first `capacity` free slots begin; behind all rows there are always enough."""
+        end = 0
         for region in sorted(self.rows.values(), key=lambda region: region.start):
-            if region.start - start >= capacity:
-                return start
-            start = region.start + region.capacity
-        return start if start + capacity <= self.num_slots else None
+            if region.start - end >= capacity:
+                break
+            end = region.start + region.capacity
+        return end
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if regions overlap, overflow or leave the buffer."""
+        """Raises AssertionError if regions overlap or overflow."""
         end = 0
         for region in sorted(self.rows.values(), key=lambda region: region.start):
             assert region.start >= end, f"regions overlap at slot {region.start}"
             assert 0 <= region.length <= region.capacity, f"row overflows its region: {region}"
             end = region.start + region.capacity
-        assert end <= self.num_slots, f"regions reach slot {end} of {self.num_slots}"

@@ -1,7 +1,9 @@
 """KVCache: every row against a plain list of marks, forwards played by marked tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -61,6 +63,21 @@ def prefilled(*prompts: Sequence[int], capacity: int = 8) -> tuple[KVCache, list
         cache.commit({row: range(len(prompt))})
         rows.append(row)
     return cache, rows
+
+
+@contextmanager
+def scarce_memory(patch: pytest.MonkeyPatch, failing: int) -> Iterator[None]:
+    """The buffer that is made after `failing` others finds no memory."""
+    zeros, calls = Tensor.new_zeros, count()
+
+    def scarce(self: Tensor, *shape: int) -> Tensor:
+        if next(calls) == failing:
+            raise torch.OutOfMemoryError("no memory for a buffer")
+        return zeros(self, *shape)
+
+    with patch.context() as within:
+        within.setattr(Tensor, "new_zeros", scarce)
+        yield
 
 
 # LAW
@@ -314,7 +331,25 @@ def test_release_gives_all_memory_back_and_the_cache_can_be_used_again() -> None
     assert forward(cache, [row], [[4, 5]]) == [[4, 5]]
 
 
-def test_check_integrity_finds_a_buffer_of_another_size() -> None:
+@pytest.mark.parametrize("failing", range(2 * NUM_LAYERS))
+def test_a_row_that_finds_no_memory_takes_none_from_those_behind_it(
+    monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Its region and its first buffers, if some were made."""
+    cache = KVCache(NUM_LAYERS)
+    large = cache.open(1000)
+    with scarce_memory(monkeypatch, failing), pytest.raises(torch.OutOfMemoryError):
+        forward(cache, [large], [[1, 2, 3]])
+    cache.close(large)
+    row = cache.open(8)
+    assert forward(cache, [row], [[4, 5]]) == [[4, 5]]
+    made = sum(buffer.shape[0] for buffer in cache.buffers)
+    has_both = failing - failing % 2  # buffers of layers that were whole
+    assert made == has_both * 1000 + (2 * NUM_LAYERS - has_both) * 8
+    cache.check_integrity()
+
+
+def test_check_integrity_finds_a_buffer_that_is_too_small() -> None:
     cache, _ = prefilled([1, 2])
     layer = cache.flat_layers[1]
     layer.values = layer.values[:-1]
@@ -343,6 +378,17 @@ class RowsAreLists(RuleBasedStateMachine):
         row = self.cache.open(capacity)
         assert row not in self.rows, f"row {row} was given twice"
         self.rows[row] = []
+
+    @precondition(lambda self: self.cache.num_bytes)
+    @rule(failing=st.integers(0, 2 * NUM_LAYERS - 1), data=st.data())
+    def find_no_memory(self, failing: int, data: st.DataObject) -> None:
+        """A row opens, or grows, where there is memory for some of its buffers at most."""
+        row = data.draw(st.sampled_from([None, *sorted(self.rows)]))
+        with scarce_memory(pytest.MonkeyPatch(), failing), suppress(torch.OutOfMemoryError):
+            if row is None:
+                self.cache.close(self.cache.open(1000))
+            else:
+                forward(self.cache, [row], [self.marks(1000)])
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
