@@ -35,20 +35,31 @@ class Appender:
             segment = Segment(folder, record, vocab_size=journal.vocab_size)
             self._ids.update(name.id for name in segment.names)
 
-    def append(self, document: Document) -> None:
-        """Raises DatastoreError: an id that is there already, a token outside of the vocabulary.
-        Raises OSError."""
+    def checked(self, document: Document) -> NDArray[np.int64]:
+        """Its tokens. Raises DatastoreError: an id that is there already, a token that is no
+        integer or outside of the vocabulary; nothing is changed then."""
         if document.id in self._ids:
             raise DatastoreError(
                 f"{self.folder}: document {document.id!r} ({document.source}) is there already; "
                 "delete it first, or give it another id"
             )
-        tokens = np.asarray(document.tokens, np.int64).reshape(-1)
+        tokens = np.asarray(document.tokens).reshape(-1)
+        if not (isinstance(document.id, str) and isinstance(document.source, str)) or (
+            len(tokens) and tokens.dtype.kind not in "iu"
+        ):
+            raise DatastoreError(
+                f"document {document.id!r}: got {tokens[:3].tolist()} ..., from "
+                f"{document.source!r}; expected integer tokens, and strings as its id and source"
+            )
         if len(tokens) and int(tokens.max()) >= self.journal.vocab_size:
             raise DatastoreError(
                 f"document {document.id!r}: token {int(tokens.max())} lies outside of the "
                 f"vocabulary of {self.journal.vocab_size}; was it made by another tokenizer?"
             )
+        return tokens.astype(np.int64)
+
+    def append(self, document: Document, tokens: NDArray[np.int64]) -> None:
+        """The document, whose `tokens` were checked. Raises OSError."""
         self._ids.add(document.id)
         name, size = DocumentName(document.id, document.source), self.journal.segment_tokens - 1
         for start in range(0, max(len(tokens), 1), size):

@@ -157,13 +157,14 @@ class DatastoreWriter:
     def append(self, document: Document) -> None:
         """Adds one document. It counts when `commit` has returned.
 
-        Raises DatastoreError: an id that is there already, a token outside of the vocabulary, no
-        room on the disk. After anything but the first two, `begin` again.
+        Raises DatastoreError: an id that is there already, a token that is no integer or outside of
+        the vocabulary; or no room on the disk: after that, as after any other error, `begin` again.
         """
         if self._appender is None:
             raise RuntimeError("append() before begin(), or when all of the inputs are in")
+        tokens = self._appender.checked(document)
         with self._adding():
-            self._appender.append(document)
+            self._appender.append(document, tokens)
 
     def commit(self) -> Manifest:
         """Makes what was appended part of the datastore, all of it at once. Raises DatastoreError:
@@ -222,7 +223,7 @@ class DatastoreWriter:
         fingerprint: str,
         probe: Sequence[float] = (),
         expected: int = 0,
-    ) -> Manifest:
+    ) -> None:
         """Adds hidden states to the dense index, or begins it, in one commit.
 
         `fingerprint` names the weights that made them and `probe` is a hidden state (dim,) of some
@@ -245,7 +246,6 @@ class DatastoreWriter:
             )
             if manifest != self.manifest:
                 self._commit(manifest)
-        return self.manifest
 
     def _stop_adding(self) -> None:
         """Appends no more. Before another begins: what this one has in memory it writes now."""
@@ -265,8 +265,6 @@ class DatastoreWriter:
         with full_disk_told(self.folder):
             try:
                 yield
-            except DatastoreError:  # refused before anything was done
-                raise
             except BaseException:
                 self._has_failed = True
                 raise

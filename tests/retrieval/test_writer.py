@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,27 @@ def test_an_id_is_given_once(folder: Path) -> None:
                 writer.append(Document(taken, "again", [1]))
 
 
-def test_a_token_of_another_vocabulary_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (Document("new", "new", [1, VOCAB]), f"token {VOCAB} lies outside"),
+        (Document("new", "new", [1, 2**63]), "expected integer tokens"),
+        (Document("new", "new", [1.0, 2.5]), "got .1.0, 2.5. .*expected integer tokens"),
+        (Document("new", "new", [1, None]), "expected integer tokens"),
+        (Document("new", "new", "a text"), "expected integer tokens"),
+        (Document("new", Path("new.txt"), [1]), "strings as its id and source"),
+    ],
+)
+def test_what_is_no_document_is_refused_and_the_next_one_is_taken(
+    folder: Path, wrong: Document, message: str
+) -> None:
     with DatastoreWriter.open(folder) as writer:
         writer.begin()
-        with pytest.raises(DatastoreError, match=f"token {VOCAB} lies outside"):
-            writer.append(Document("new", "new", [1, VOCAB]))
+        with pytest.raises(DatastoreError, match=message):
+            writer.append(wrong)
+        writer.append(Document("new", "new", np.array([[1, 2]], np.uint16)))
+        writer.commit()
+    assert ids(Datastore.open(folder))[-1] == "new"
 
 
 @pytest.mark.parametrize(("limit", "merged"), [(12, 1), (2, 5)])
@@ -419,6 +435,12 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, entry: s
     assert [path.name for path in tmp_path.iterdir()] == [entry]
 
 
+def test_a_vocabulary_of_no_tokens_leaves_no_folder_behind(tmp_path: Path) -> None:
+    with pytest.raises(DatastoreError, match="vocab_size=0"):
+        DatastoreWriter.create(tmp_path / "s", tokenizer=TOKENIZER, vocab_size=0)
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DatastoreError, match="cannot be written: Not a directory"):
@@ -528,9 +550,18 @@ def test_other_inputs_do_not_go_on_with_an_unfinished_build(tmp_path: Path) -> N
     with DatastoreWriter.create(folder, tokenizer=TOKENIZER, vocab_size=VOCAB) as writer:
         with pytest.raises(DatastoreError, match="an unfinished build is waiting here"):
             writer.begin(inputs="two")
-        with pytest.raises(DatastoreError, match="unfinished add"):
-            writer.delete(["a"])
+        batch = KeyBatch(np.zeros(1, np.int64), np.ones((1, 2), np.float32))
+        changes: list[Callable[[], object]] = [
+            lambda: writer.delete(["a"]),
+            writer.purge,
+            lambda: writer.add_keys([batch], dim=2, fingerprint="w"),
+        ]
+        for change in changes:
+            with pytest.raises(DatastoreError, match="unfinished add"):
+                change()
         assert writer.begin(inputs="two", fresh=True) == 0
+        with pytest.raises(DatastoreError, match="unfinished add"):
+            writer.delete(["a"])  # begun, and nothing is written yet
         writer.append(Document("b", "", [4, 5, 6]))
         writer.commit()
     assert ids(Datastore.open(folder)) == ["b"]
