@@ -67,9 +67,7 @@ class Datastore(Lookups):
                 # A writer may have replaced the file after the manifest was read.
                 manifest, before = read_manifest(path), manifest
                 if manifest == before:
-                    raise damaged(
-                        f"{error.filename}: this file of the datastore is gone"
-                    ) from error
+                    raise damaged(f"{error.filename}: this file is gone") from error
 
     def latest(self) -> "Datastore":
         """This datastore as it is on the disk now: itself where nothing was committed since.
@@ -122,10 +120,7 @@ class Datastore(Lookups):
                 check_file(self.folder, record.file, contents=True)
                 self._dense = DenseIndex.open(self.folder / record.file.name, dim=record.dim)
             except FileNotFoundError as error:
-                raise DatastoreError(
-                    f"{error.filename}: the dense index has been replaced or deleted since this "
-                    "datastore was opened; take latest()"
-                ) from error
+                raise self._gone(error) from error
         return self._dense
 
     def nearest(self, queries: Keys, *, limit: int = 32) -> Neighbours:
@@ -145,9 +140,18 @@ class Datastore(Lookups):
             try:
                 check_file(self.folder, file, contents=True)
             except FileNotFoundError as error:
-                raise damaged(f"{error.filename}: this file is gone") from error
+                raise self._gone(error) from error
         for segment in self.segments:
             segment.check_integrity()
+
+    def _gone(self, error: FileNotFoundError) -> DatastoreError:
+        """For a file that was there when this datastore was opened."""
+        if read_manifest(self.folder) == self.manifest:
+            return damaged(f"{error.filename}: this file is gone")
+        return DatastoreError(
+            f"{error.filename}: a writer has replaced this file since the datastore was opened; "
+            "open it anew (`latest()`)"
+        )
 
     def documents(self, segment: SegmentRecord) -> list[DocumentName]:
         """The names of a segment's documents, those deleted left out."""

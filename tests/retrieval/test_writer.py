@@ -230,6 +230,8 @@ def test_a_reader_keeps_what_it_opened_while_a_writer_adds_and_deletes(folder: P
         writer.commit()
     assert store.continuations([41]) == before
     assert not store.longest([42]).num_places
+    with pytest.raises(DatastoreError, match="a writer has replaced this file"):
+        store.check_integrity()
     now = store.latest()
     assert now.longest([41, 42]).length == 2
     assert now.latest() is now
@@ -401,8 +403,9 @@ def test_damage_is_named(folder: Path, suffix: str) -> None:
     with pytest.raises(DatastoreError, match=f"{path.name}.*SHA-256"):
         store.check_integrity()
     path.unlink()
-    with pytest.raises(DatastoreError, match=f"{path.name}: this file of the datastore is gone"):
-        Datastore.open(folder)
+    for looks in (lambda: Datastore.open(folder), store.check_integrity):
+        with pytest.raises(DatastoreError, match=f"{path.name}: this file is gone; restore"):
+            looks()
 
 
 def test_a_damaged_shard_read_unchecked_gives_no_token_outside_of_the_vocabulary(
