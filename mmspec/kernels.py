@@ -26,7 +26,9 @@ _FATAL = (
     "uncorrectable ECC error", "uncorrectable NVLink error", "ERROR_ILLEGAL_ADDRESS",
     "cudaErrorIllegalAddress", "ERROR_LAUNCH_FAILED", "cudaErrorLaunchFailure",
 )  # fmt: skip
-_USED_UP = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # not only torch asks for memory
+_USED_UP = (  # not only torch asks for memory, and on the host it has no error of its own for it
+    "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DefaultCPUAllocator: can't allocate memory",
+)  # fmt: skip
 
 
 class SetAside(RuntimeError):
@@ -89,10 +91,15 @@ class Kernels:
 def raise_if_lost(error: Exception, device: torch.device) -> None:
     """The error again, if it says that the device is lost or its memory is used up, or that a
     recording has ended; one of work queued earlier that is known only now."""
-    is_used_up = isinstance(error, torch.OutOfMemoryError) or _says(error, _USED_UP)
-    if is_used_up or isinstance(error, SetAside) or says_lost(error):
+    if says_used_up(error) or isinstance(error, SetAside) or says_lost(error):
         raise error
     settle(device)
+
+
+def says_used_up(error: Exception) -> bool:
+    """Whether the error says that there is no memory left."""
+    is_said = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return is_said or _says(error, _USED_UP)
 
 
 def says_lost(error: Exception) -> bool:

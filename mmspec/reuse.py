@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import NamedTuple
 
-import torch
-
 from mmspec.encoders.media import Media
+from mmspec.kernels import says_used_up
 from mmspec.kv import KVCache, Lease, PrefixStore
 from mmspec.row import Row
 from mmspec.state import Prompt
@@ -116,6 +115,8 @@ class Reuse:
     def _insert(self, text: StoredText, keys: Sequence[Hashable], slot: int) -> None:
         try:
             self._store.insert(text.namespace, text.weights, keys, self._cache, slot)
-        except torch.OutOfMemoryError:  # what is kept must never cost a text
+        except Exception as error:  # what is kept must never cost a text
+            if not says_used_up(error):
+                raise
             logger.warning("no memory to keep a text's KV: the prefix store is cleared")
             self._store.clear()

@@ -345,8 +345,9 @@ def test_what_a_token_takes_to_read_is_told_where_enough_were_read() -> None:
     assert again.drafting.pace.token_s is None, "one token says nothing"
 
 
+@pytest.mark.parametrize("place", ["GPU", "host"])
 def test_no_memory_to_keep_a_text_costs_what_is_kept_and_no_text(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = mmspec.load(model_of("llama", "float64"), config=STORES)
     inputs = prompt_inputs(FAMILIES["llama"], "text")
@@ -354,6 +355,8 @@ def test_no_memory_to_keep_a_text_costs_what_is_kept_and_no_text(
     text = engine.generate(inputs, **options).tokens
 
     def full(*_: object) -> None:
+        if place == "host":
+            torch.empty(2**60)
         raise torch.OutOfMemoryError("no memory for a copy")
 
     monkeypatch.setattr(PrefixStore, "insert", full)
