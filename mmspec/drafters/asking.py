@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-import torch
-
 from mmspec.drafters.base import BatchDrafter, Drafter, DraftSession
-from mmspec.kernels import says_lost
+from mmspec.kernels import says_lost, says_used_up
 from mmspec.tree import TokenTree
 
 
@@ -52,9 +50,9 @@ def ask_each(
     if together and len(sessions) > 1 and _proposes_together(drafter):
         try:
             return Asked(tuple(propose_all(drafter, sessions, texts, budget)))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            return Asked((error,) * len(sessions))
         except Exception as error:  # told by the rows alone, or by the answers
+            if says_used_up(error):
+                return Asked((error,) * len(sessions))
             if says_lost(error):
                 raise
             failure = error
