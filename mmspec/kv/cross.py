@@ -76,9 +76,6 @@ class CrossLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
-    def get_max_cache_shape(self) -> int:  # the name before transformers 5.2x
-        return -1
-
 
 class CrossStates:
     """All cross-attention layers of a cache, and which cells (tiles of its images) a row's newest

@@ -201,9 +201,6 @@ class FlatLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
-    def get_max_cache_shape(self) -> int:  # the name before transformers 5.2x
-        return -1
-
 
 def _resized(buffer: Tensor, num_slots: int) -> Tensor:
     held = buffer.shape[0]
