@@ -147,11 +147,7 @@ def info(
         if verify:
             with stderr.status("Checking"):
                 opened.check_integrity()
-        names = [
-            name
-            for segment in opened.manifest.segments
-            for name in (opened.documents(segment) if documents else ())
-        ]
+        names = [name for one in opened.segments for name in one.names] if documents else []
         if as_json:
             values = {**asdict(opened.manifest), **_counts(opened.manifest)}
             if documents:

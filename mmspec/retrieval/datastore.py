@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from mmspec.errors import DatastoreError
-from mmspec.retrieval.corpus import DocumentName
 from mmspec.retrieval.dense_index import DenseIndex
 from mmspec.retrieval.exact_vectors import Keys, Neighbours
 from mmspec.retrieval.files import check_file, damaged
 from mmspec.retrieval.lookups import Lookups
-from mmspec.retrieval.manifest import Manifest, SegmentRecord, read_manifest
+from mmspec.retrieval.manifest import Manifest, read_manifest
 from mmspec.retrieval.segment import Segment
 
 VERIFY_BYTES = 64 * 2**20  # datastores up to this size are checked in full when they are opened
@@ -152,7 +151,3 @@ class Datastore(Lookups):
             f"{error.filename}: a writer has replaced this file since the datastore was opened; "
             "open it anew (`latest()`)"
         )
-
-    def documents(self, segment: SegmentRecord) -> list[DocumentName]:
-        """The names of a segment's documents, those deleted left out."""
-        return self.segments[self.manifest.segments.index(segment)].names

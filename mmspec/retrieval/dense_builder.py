@@ -43,26 +43,16 @@ class DenseBuilder:
                 NO_FAISS,
             )
 
-    @classmethod
-    def load(
-        cls,
-        path: Path,
-        *,
-        dim: int,
-        components: int = COMPONENTS,
-        exact_below: int = EXACT_BELOW,
-    ) -> "DenseBuilder":
-        """An index that is there, to be changed. `path` must have been checked by its checksum;
-        once it is projected, it keeps its own number of components."""
-        builder = cls(dim, components=components, exact_below=exact_below)
+    def load(self, path: Path) -> None:
+        """Takes in an index that is there, in place of its own, to be changed. `path` must have
+        been checked by its checksum; once it is projected, it keeps its number of components."""
         if path.suffix == ".vectors":
-            builder._vectors = ExactVectors.read(path)
-        else:
-            faiss = loaded_faiss()
-            builder._index = faiss.read_index(str(path))
-            if builder._index.chain.size() > 1:
-                builder._components = faiss.extract_index_ivf(builder._index).d
-        return builder
+            self._vectors = ExactVectors.read(path)
+            return
+        faiss = loaded_faiss()
+        self._index = faiss.read_index(str(path))
+        if self._index.chain.size() > 1:
+            self._components = faiss.extract_index_ivf(self._index).d
 
     def __len__(self) -> int:
         """Keys."""

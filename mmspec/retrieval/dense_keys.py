@@ -68,7 +68,9 @@ def without_keys(folder: Path, manifest: Manifest, positions: Iterable[range]) -
 
 def _opened(folder: Path, record: DenseRecord) -> DenseBuilder:
     check_file(folder, record.file, contents=True)
-    return DenseBuilder.load(folder / record.file.name, dim=record.dim)
+    builder = DenseBuilder(record.dim)
+    builder.load(folder / record.file.name)
+    return builder
 
 
 def _written(folder: Path, builder: DenseBuilder, number: int, *, expected: int = 0) -> FileRecord:

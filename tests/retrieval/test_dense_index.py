@@ -113,7 +113,8 @@ def test_it_grows_from_a_handful_to_compressed_and_keeps_every_key(tmp_path: Pat
         hits = np.mean([n in row for n, row in enumerate(found)])
         assert hits >= 0.98, (stop, hits)
         path = tmp_path / f"{stop}.faiss"
-        builder = DenseBuilder.load(path, dim=DIM, components=8, exact_below=500)
+        builder = DenseBuilder(DIM, components=8, exact_below=500)
+        builder.load(path)
     assert len(builder) == 900
 
 

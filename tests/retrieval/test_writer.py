@@ -49,7 +49,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def ids(store: Datastore) -> list[str]:
-    return [name.id for segment in store.manifest.segments for name in store.documents(segment)]
+    return [name.id for segment in store.segments for name in segment.names]
 
 
 # LAW: what is added and deleted
