@@ -128,7 +128,8 @@ def _draw_call(draw: random.Random, name: str) -> Call:
             body |= {"logprobs": True, "top_logprobs": options["logprobs"]}
         if draw.random() < 0.2:
             options["template_arguments"] = body["chat_template_kwargs"] = {"mood": 7}
-        if name in WRITING and "ignore_eos" not in options and draw.random() < 0.2:
+        may_end = not {"ignore_eos", "min_new_tokens"} & options.keys()  # where its JSON does
+        if name in WRITING and may_end and draw.random() < 0.2:
             schema = draw_schema(draw, depth=1)
             with may_refuse(InputError):
                 options["logits_processors"] = [guide_of(name).matching(schema)]
