@@ -5,7 +5,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -19,8 +19,12 @@ class ToolCall:
     arguments: Mapping[str, object]
     id: str
 
+    @property
+    def arguments_json(self) -> str:
+        return json.dumps(self.arguments, ensure_ascii=False)
 
-def called(name: str, arguments: object, call_id: str | None) -> dict[str, object]:
+
+def called(name: object, arguments: object, call_id: object) -> dict[str, object]:
     """A call as it stands in an earlier message, whichever framework's that was."""
     function = {"name": name, "arguments": arguments}
     return {"type": "function", "id": call_id, "function": function}
@@ -39,34 +43,46 @@ class ToolCallReader:
 
     def push(self, text: str) -> str:
         """The text that has become certain with some more of the answer."""
+        return _text(self.parts(text))
+
+    def finish(self) -> str:
+        """The answer has ended: the text that was held back."""
+        return _text(self.parts("", is_last=True))
+
+    def parts(self, text: str, *, is_last: bool = False) -> list[str | ToolCall]:
+        """What has become certain with some more of the answer, in its order. Where it has ended,
+        its rest: some models end on the call itself, so that the closing tag is missing."""
         self._held += text
-        certain = ""
+        certain = list[str | ToolCall]()
         while (start := self._held.find(_OPEN)) >= 0:
-            certain += self._held[:start]
+            certain.append(self._held[:start])
             self._held = self._held[start:]
             end = self._held.find(_CLOSE)
             if end < 0:
-                return certain
+                break
             block, self._held = self._held[: end + len(_CLOSE)], self._held[end + len(_CLOSE) :]
-            certain += self._read(block)
-        undecided = _overlap(self._held, _OPEN)
-        cut = len(self._held) - undecided
-        certain, self._held = certain + self._held[:cut], self._held[cut:]
+            certain.append(self._read(block))
+        is_open = self._held.startswith(_OPEN)
+        if is_last:
+            certain.append(self._read(self._held) if is_open else self._held)
+            self._held = ""
+        elif not is_open:
+            cut = len(self._held) - _overlap(self._held, _OPEN)
+            certain.append(self._held[:cut])
+            self._held = self._held[cut:]
         return certain
 
-    def finish(self) -> str:
-        """The answer has ended: the text that was held back. Some models end on the call itself,
-        so that the closing tag is missing."""
-        held, self._held = self._held, ""
-        return self._read(held) if held.startswith(_OPEN) else held
-
-    def _read(self, block: str) -> str:
-        """Joins `calls` what the block says; returns the block where that is no call."""
+    def _read(self, block: str) -> str | ToolCall:
+        """What the block says joins `calls`; the block itself where that is no call."""
         call = _parsed(block.removeprefix(_OPEN).removesuffix(_CLOSE))
         if call is None:
             return block
         self.calls.append(call)
-        return ""
+        return call
+
+
+def _text(parts: Sequence[str | ToolCall]) -> str:
+    return "".join(part for part in parts if isinstance(part, str))
 
 
 def _parsed(text: str) -> ToolCall | None:

@@ -3,9 +3,9 @@
     app = create_app(engine, ServerSettings(api_keys=("...",)))   # any ASGI server runs it
     run(engine, host="127.0.0.1", port=8000)                      # uvicorn
 
-A request's way: `app` (routes, keys, size) -> `chat` or `completions` (body -> requests) ->
-`call` (admitted, prepared, waited for) -> `scheduler` (one thread, one decode loop) -> the same
-form again (results -> body, steps -> events).
+A request's way: `app` (routes, keys, size) -> `chat`, `responses` or `completions` (body ->
+requests) -> `call` (admitted, prepared, waited for) -> `scheduler` (one thread, one decode loop) ->
+the same form again (results -> body, steps -> events).
 """
 
 from typing import TYPE_CHECKING

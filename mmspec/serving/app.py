@@ -36,6 +36,7 @@ def build_app(engine: Engine, settings: ServerSettings) -> Starlette:
         routes=[
             Route("/v1/chat/completions", service.chat, methods=["POST"]),
             Route("/v1/completions", service.completions, methods=["POST"]),
+            Route("/v1/responses", service.responses, methods=["POST"]),
             Route("/v1/models", service.models),
             Route("/v1/models/{name:path}", service.models),
             Route("/health", service.health),
@@ -66,7 +67,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = (
         f"{request.method} {request.url.path}: {error.detail}; expected POST /v1/chat/completions, "
-        "POST /v1/completions or GET /v1/models"
+        "POST /v1/responses, POST /v1/completions or GET /v1/models"
     )
     return error_response(ApiError(error.status_code, message, headers=error.headers or {}))
 

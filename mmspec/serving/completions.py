@@ -1,6 +1,6 @@
 """POST /v1/completions: texts or tokens that go in as they are, without a chat template."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,13 +11,11 @@ from mmspec.serving.call import Call, Step
 from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.form import (
-    Heading,
-    Streaming,
+    ChoicesForm,
     check_model,
     checked_request,
     ended,
     ends,
-    told,
 )
 from mmspec.serving.logprobs import of_completion, told_places
 from mmspec.serving.options import read_options
@@ -32,12 +30,14 @@ _REFUSED = {
 }
 
 
-class CompletionForm:
+class CompletionForm(ChoicesForm):
     """One text completion, of one or several prompts."""
 
     def __init__(self, body: object, settings: ServerSettings, namespace: str) -> None:
         """Raises ApiError."""
         fields = Fields(body)
+        kind = "text_completion"
+        super().__init__(fields, settings, kind=kind, chunk=kind, prefix="cmpl")
         check_model(fields, settings)
         prompts = _prompts(fields.take_any("prompt"))
         options = read_options(fields, settings, namespace)
@@ -60,16 +60,12 @@ class CompletionForm:
                 f"got {counted(len(prompts), 'prompt')} with n={self._n}; expected at most "
                 f"{counted(settings.max_samples, 'answer')} a call",
             )
-        self._streaming = Streaming(fields)
         fields.refuse(_REFUSED)
         fields.finish()
         self.requests = [
             checked_request(prompt, {**options, "raw": isinstance(prompt, str)})
             for prompt in prompts
         ]
-        self.streams = self._streaming.is_on
-        self.heading = Heading("text_completion", "cmpl", settings.name or "")
-        self.json_schema: Mapping[str, Any] | None = None  # asked for in chats alone
         self._has_logprobs = top is not None
         self._offsets: dict[int, int] = {}  # characters sent of each choice
 
@@ -79,7 +75,7 @@ class CompletionForm:
             for number, result in enumerate(ended(call))
             for sample in result.samples
         ]
-        return self.heading.body(choices, told(call))
+        return self.body(choices, call)
 
     def events(self, step: Step) -> Iterator[dict[str, Any]]:
         progress = step.progress
@@ -98,10 +94,7 @@ class CompletionForm:
             "logprobs": of_completion(places, offset) if self._has_logprobs else None,
             "finish_reason": finish_word(progress.finish_reason) if ends(progress) else None,
         }
-        yield self.heading.event([choice], self._streaming.usage)
-
-    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
-        return self._streaming.last_events(self.heading, call)
+        yield self.event(choice)
 
     def _choice(self, index: int, sample: Result) -> dict[str, Any]:
         places = sample.logprobs

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmspec.errors import ConfigError, InputError, MissingExtraError, TooLargeError
 
@@ -20,7 +21,7 @@ class ApiError(Exception):
         return self.message
 
     @property
-    def body(self) -> dict[str, object]:
+    def body(self) -> dict[str, Any]:
         return {
             "error": {
                 "message": self.message,
@@ -43,23 +44,22 @@ _TYPES = {
 }
 
 
-def as_api_error(error: BaseException) -> ApiError:
+def as_api_error(error: BaseException, length_name: str = "max_tokens") -> ApiError:
     """What became of a request, for its client: its own mistake is told in full, of anything else
-    no more than that it happened."""
+    no more than that it happened. `length_name`: of the field that says how long an answer is."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, TooLargeError):
         return ApiError(413, str(error), code="request_too_large")
     if isinstance(error, InputError | ConfigError | MissingExtraError):  # of what was sent
-        return ApiError(400, in_clients_words(error))
+        return ApiError(400, in_clients_words(error, length_name))
     return ApiError(500, "the request failed; the server's log says why", code="internal_error")
 
 
-def in_clients_words(error: Exception) -> str:
+def in_clients_words(error: Exception, length_name: str) -> str:
     """The message, with OpenAI's names for what it speaks of."""
-    return (
-        str(error).replace("max_new_tokens", "max_tokens").replace("min_new_tokens", "min_tokens")
-    )
+    told = str(error).replace("max_new_tokens", length_name)
+    return told.replace("min_new_tokens", "min_tokens")
 
 
 def refused(param: str, message: str) -> ApiError:

@@ -39,7 +39,7 @@ async def events(
     steps: AsyncIterator[Step],
     as_told: Callable[[Exception], ApiError],
 ) -> AsyncIterator[str]:
-    """One event an object, the error of a call that fails among them, and [DONE]. `first` is the
+    """One event an object, the error of a call that fails among them. `first` is the
     first of `steps`, which are read on behind it; `as_told` makes an error its client's."""
     coming = first
     try:
@@ -59,11 +59,12 @@ async def events(
             yield _written(event)
     except Exception as error:
         call.failure = as_told(error)
-        yield _written(call.failure.body)
+        yield _written(form.failure(call.failure))
     finally:
         coming.cancel()
-    yield "data: [DONE]\n\n"
+    yield form.last_line
 
 
 def _written(body: dict[str, object]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    kind = f"event: {body['type']}\n" if "type" in body else ""
+    return f"{kind}data: {json.dumps(body, ensure_ascii=False)}\n\n"

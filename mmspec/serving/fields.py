@@ -1,7 +1,7 @@
 """Fields of a JSON body, read with their types; what is there and not read is a mistake."""
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmspec.errors import nearest
 from mmspec.serving.errors import ApiError, refused
@@ -24,6 +24,7 @@ class Fields:
     def __init__(self, body: object) -> None:
         if not isinstance(body, dict):
             raise ApiError(400, f"got a body of type {type(body).__name__}; expected a JSON object")
+        self.given: dict[str, Any] = body
         self._left: dict[str, object] = dict(body)
         self._known: set[str] = set()
 

@@ -21,7 +21,8 @@ class Form(Protocol):
     requests: list[Request]
     streams: bool
     json_schema: Mapping[str, Any] | None  # that the answers are to follow
-    heading: "Heading"
+    length_name: str  # the field that says how long an answer is
+    last_line: str  # of a stream
 
     def whole(self, call: Call) -> dict[str, Any]:
         """The body, once all have ended."""
@@ -32,47 +33,57 @@ class Form(Protocol):
     def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
         """What is sent when all have ended."""
 
-
-class Heading:
-    """What all bodies and events of a request begin with."""
-
-    def __init__(self, kind: str, prefix: str, model: str) -> None:
-        self.id = f"{prefix}-{uuid.uuid4().hex}"
-        self._rest = {"object": kind, "created": int(time.time()), "model": model}
-
-    def body(self, choices: list[dict[str, Any]], more: Mapping[str, object]) -> dict[str, Any]:
-        return {"id": self.id, **self._rest, "choices": choices, **more}
-
-    def event(self, choices: list[dict[str, Any]], more: Mapping[str, object]) -> dict[str, Any]:
-        kind = str(self._rest["object"])
-        kind = kind if kind.endswith("_completion") else f"{kind}.chunk"
-        return {**self.body(choices, more), "object": kind}
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        """What is sent in their place where the call fails."""
 
 
-class Streaming:
-    """How a body asks for events."""
+class ChoicesForm:
+    """What chats and completions write alike: a heading and choices, whole or in chunks."""
 
-    def __init__(self, fields: Fields) -> None:
-        self.is_on = fields.take("stream", bool) or False
-        options = fields.take("stream_options", dict)
-        if options and not self.is_on:
-            raise refused("stream_options", "got them without stream=true; leave them out")
-        own = Fields(options or {})
-        self.tells_usage = own.take("include_usage", bool) or False
-        own.ignore(["include_obfuscation"])
-        own.finish()
+    length_name = "max_tokens"
+    last_line = "data: [DONE]\n\n"
+    json_schema: Mapping[str, Any] | None = None
 
-    @property
-    def usage(self) -> dict[str, object]:
-        """In all events but the last, where usage is told at all."""
-        return {"usage": None} if self.tells_usage else {}
+    def __init__(
+        self, fields: Fields, settings: ServerSettings, *, kind: str, chunk: str, prefix: str
+    ) -> None:
+        self.streams, self._tells_usage = read_streaming(fields)
+        self._kind, self._chunk = kind, chunk
+        self._id = f"{prefix}-{uuid.uuid4().hex}"
+        self._created, self._model = int(time.time()), settings.name
 
-    def last_events(self, heading: Heading, call: Call) -> Iterator[dict[str, Any]]:
-        if self.tells_usage:
-            yield heading.event([], told(call))
+    def body(self, choices: list[dict[str, Any]], call: Call) -> dict[str, Any]:
+        return {**self._heading(self._kind), "choices": choices, **told(call)}
+
+    def event(self, choice: dict[str, Any]) -> dict[str, Any]:
+        usage = {"usage": None} if self._tells_usage else {}
+        return {**self._heading(self._chunk), "choices": [choice], **usage}
+
+    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
+        if self._tells_usage:
+            yield {**self._heading(self._chunk), "choices": [], **told(call)}
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        return error.body
+
+    def _heading(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
 
-def told(call: Call) -> dict[str, object]:
+def read_streaming(fields: Fields) -> tuple[bool, bool]:
+    """Whether events are asked for, and usage in the last of them."""
+    is_on = fields.take("stream", bool) or False
+    options = fields.take("stream_options", dict)
+    if options and not is_on:
+        raise refused("stream_options", "got them without stream=true; leave them out")
+    own = Fields(options or {})
+    tells_usage = own.take("include_usage", bool) or False
+    own.ignore(["include_obfuscation"])
+    own.finish()
+    return is_on, tells_usage
+
+
+def told(call: Call) -> dict[str, Any]:
     """Beside the choices of a whole answer; `mmspec` is of the first sample of the first prompt."""
     results = ended(call)
     return {"usage": usage(results, call.predicted), "mmspec": speculation(results[0])}
@@ -94,12 +105,14 @@ def check_model(fields: Fields, settings: ServerSettings) -> None:
         )
 
 
-def checked_request(prompt: object, options: Mapping[str, Any]) -> Request:
+def checked_request(
+    prompt: object, options: Mapping[str, Any], length_name: str = ChoicesForm.length_name
+) -> Request:
     """Raises ApiError that names the field."""
     try:
         return build_request(prompt, options)
     except InputError as error:
-        message = in_clients_words(error)
+        message = in_clients_words(error, length_name)
         is_field = str(error).partition("=")[0] in FIELD_NAMES
         param = message.partition("=")[0] if is_field else None
         raise ApiError(400, message, param=param) from error

@@ -2,12 +2,14 @@
 must not name files of this machine."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmspec.integrations.tool_calls import called
 from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
 
-_MEDIA = {"image_url": "image", "video_url": "video"}
+_MEDIA = {"image_url": "image", "input_image": "image", "video_url": "video"}
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
@@ -15,19 +17,23 @@ def read_messages(given: object, *, max_media: int) -> list[dict[str, Any]]:
     """Raises ApiError; what is wrong with an image or a role the engine says later."""
     if not isinstance(given, list) or not given:
         raise refused("messages", f"got {given!r:.80}; expected a list of one or more messages")
-    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
+    messages = [read_message(message, f"messages[{index}]") for index, message in enumerate(given)]
+    check_media(messages, "messages", max_media=max_media)
+    return messages
+
+
+def check_media(messages: Sequence[Mapping[str, Any]], where: str, *, max_media: int) -> None:
+    """Raises ApiError where they are too many."""
     contents = [message["content"] for message in messages]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     num_media = sum(part["type"] != "text" for part in parts)
     if num_media > max_media:
         raise refused(
-            "messages",
-            f"got {num_media} images, videos and recordings; expected {max_media} or less",
+            where, f"got {num_media} images, videos and recordings; expected {max_media} or less"
         )
-    return messages
 
 
-def _message(given: object, where: str) -> dict[str, Any]:
+def read_message(given: object, where: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise refused(where, f'got {given!r:.80}; expected {{"role": "user", "content": "..."}}')
     fields = Fields(given)
@@ -60,11 +66,12 @@ def _part(given: object, where: str) -> dict[str, Any]:
     if kind in _TEXTS:
         return {"type": "text", "text": given.get(kind if kind == "refusal" else "text")}
     if kind in _MEDIA:
-        url = given.get(kind)
+        name = "image_url" if kind == "input_image" else kind
+        url = given.get(name)
         if isinstance(url, dict):
             url = url.get("url")
         if not isinstance(url, str):
-            raise refused(where, f'expected {{"type": "{kind}", "{kind}": {{"url": "data:..."}}}}')
+            raise refused(where, f'expected {{"type": "{kind}", "{name}": {{"url": "data:..."}}}}')
         if url[:8].lower().startswith(("data:", "http://", "https://")):
             return {"type": _MEDIA[kind], "url": url}
         raise refused(
@@ -86,15 +93,18 @@ def _part(given: object, where: str) -> dict[str, Any]:
 
 
 def _call(given: object, where: str) -> dict[str, Any]:
-    """With its arguments as an object, which chat templates write out."""
     function = given.get("function") if isinstance(given, dict) else None
     if not isinstance(given, dict) or not isinstance(function, dict):
         raise refused(where, f"got {given!r:.80}; expected a call of a function")
+    return read_call(function, given.get("id"), where)
+
+
+def read_call(function: Mapping[str, Any], call_id: object, where: str) -> dict[str, Any]:
+    """With its arguments as an object, which chat templates write out."""
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise refused(where, f"the arguments are no JSON: {error}") from error
-    called = {"name": function.get("name"), "arguments": arguments}
-    return {"type": "function", "id": given.get("id"), "function": called}
+    return called(function.get("name"), arguments, call_id)

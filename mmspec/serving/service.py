@@ -13,18 +13,19 @@ from starlette.responses import JSONResponse, Response
 
 import mmspec
 from mmspec.engine import Engine
-from mmspec.errors import MissingExtraError
+from mmspec.errors import InputError
 from mmspec.integrations.guided import JsonGuide
 from mmspec.serving.access import Access
 from mmspec.serving.call import Call, Step
 from mmspec.serving.chat import ChatForm
 from mmspec.serving.completions import CompletionForm
-from mmspec.serving.errors import ApiError, as_api_error, refused
+from mmspec.serving.errors import ApiError, as_api_error
 from mmspec.serving.events import EventStream, events
 from mmspec.serving.form import Form
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
 from mmspec.serving.pictures import Pictures
 from mmspec.serving.receiving import Leaving, Mailroom
+from mmspec.serving.responses import ResponseForm
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
 from mmspec.words import counted
@@ -32,6 +33,7 @@ from mmspec.words import counted
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("mmspec.serving.access")
 
+FormType = type[ChatForm] | type[CompletionForm] | type[ResponseForm]
 _OPENING_S = 10.0  # a stream that has nothing to say for so long begins all the same
 _GONE = 499  # nginx's word for a client that left
 
@@ -61,6 +63,9 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         return await self._told(request, self._answer(request, CompletionForm))
+
+    async def responses(self, request: Request) -> Response:
+        return await self._told(request, self._answer(request, ResponseForm))
 
     async def models(self, request: Request) -> Response:
         return await self._told(request, self._models(request))
@@ -98,15 +103,11 @@ class Service:
             raise ApiError(404, f"no model {name!r:.80} here", code="model_not_found")
         return _Answer(JSONResponse({"object": "list", "data": [model]} if name is None else model))
 
-    async def _answer(
-        self, request: Request, kind: type[ChatForm] | type[CompletionForm]
-    ) -> _Answer:
+    async def _answer(self, request: Request, kind: FormType) -> _Answer:
         with ExitStack() as held:
             return await self._answer_mail(request, kind, held)
 
-    async def _answer_mail(
-        self, request: Request, kind: type[ChatForm] | type[CompletionForm], held: ExitStack
-    ) -> _Answer:
+    async def _answer_mail(self, request: Request, kind: FormType, held: ExitStack) -> _Answer:
         """`held` is what the request takes until its prompts are prepared."""
         namespace = self._access.namespace(request.headers.get("authorization"))
         mail = held.enter_context(self._mailroom.opened())
@@ -137,24 +138,21 @@ class Service:
                 await leaving.unless(asyncio.wait([first], timeout=_OPENING_S))
                 if first.done():
                     first.result()
-        except BaseException:
+        except BaseException as error:
             if first is not None:
                 first.cancel()
             call.close()
+            if isinstance(error, InputError):
+                raise as_api_error(error, form.length_name) from error
             raise
         stream = events(form, call, first, steps, _logged)
         return _Answer(EventStream(stream, lambda: self._end(request, call)))
 
     def _guide(self, form: Form, schema: Mapping[str, Any]) -> None:
-        """The form's requests get no other answer than JSON. Raises ApiError, InputError."""
-        try:
-            guided = [
-                replace(one, logits_processors=[self._json.matching(schema)])
-                for one in form.requests
-            ]
-        except MissingExtraError as error:
-            raise refused("response_format", str(error)) from error
-        form.requests[:] = guided
+        """The form's requests are answered in JSON. Raises InputError, MissingExtraError."""
+        form.requests[:] = [
+            replace(one, logits_processors=[self._json.matching(schema)]) for one in form.requests
+        ]
 
     async def _counted(self, call: Call) -> AsyncIterator[Step]:
         async for step in call.steps():

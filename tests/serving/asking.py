@@ -4,13 +4,20 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import httpx2
+import pytest
+from integrations.frameworks import with_tools
 from starlette.applications import Starlette
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+import mmspec
+
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 SAMPLED = {"temperature": 1.0, "seed": 7, "ignore_eos": True}
+needs_guided = pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
 
 
 def asked(text: str = "Say something.", **fields: Any) -> dict[str, Any]:
@@ -25,6 +32,22 @@ def events(text: str) -> list[dict[str, Any]]:
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def make_it_say(
+    engine: mmspec.Engine, words: str, monkeypatch: pytest.MonkeyPatch
+) -> list[str | None]:
+    """The model has no other answer. Gives the texts of the prompts to come."""
+    options, prepare, prompts = with_tools(engine, words), engine.prepare, list[str | None]()
+    options.pop("max_tokens")
+
+    def prepared(request: mmspec.Request) -> mmspec.Request:
+        made = prepare(replace(request, **options))
+        prompts.append(made.prompt.text)  # type: ignore[union-attr]
+        return made
+
+    monkeypatch.setattr(engine, "prepare", prepared)
+    return prompts
 
 
 @asynccontextmanager

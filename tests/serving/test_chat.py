@@ -1,18 +1,14 @@
 import base64
 import json
-from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from integrations.frameworks import ADD, CALL, png, with_tools
+from integrations.frameworks import ADD, CALL, png
 from PIL import Image
-from serving.asking import CHAT, SAMPLED, asked, events
+from serving.asking import CHAT, SAMPLED, asked, events, make_it_say, needs_guided
 from starlette.testclient import TestClient
 
 import mmspec
-
-needs_guided = pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
 
 
 def text_of(body: dict[str, Any], index: int = 0) -> str:
@@ -229,19 +225,3 @@ def test_json_comes_in_the_form_that_is_asked_for(client: TestClient) -> None:
     wrong = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "b"}}}
     refused = client.post(CHAT, json={**body, "response_format": wrong})
     assert refused.status_code == 400 and "JSON schema" in refused.text
-
-
-def make_it_say(
-    engine: mmspec.Engine, words: str, monkeypatch: pytest.MonkeyPatch
-) -> list[str | None]:
-    """The model has no other answer. Gives the texts of the prompts to come."""
-    options, prepare, prompts = with_tools(engine, words), engine.prepare, list[str | None]()
-    options.pop("max_tokens")
-
-    def prepared(request: mmspec.Request) -> mmspec.Request:
-        made = prepare(replace(request, **options))
-        prompts.append(made.prompt.text)  # type: ignore[union-attr]
-        return made
-
-    monkeypatch.setattr(engine, "prepare", prepared)
-    return prompts

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 import pytest
-from serving.asking import CHAT, TEXT, asked
+from serving.asking import CHAT, RESPONSES, TEXT, asked
 from starlette.testclient import TestClient
 
 import mmspec
@@ -198,15 +198,17 @@ def test_what_openai_s_client_may_send_has_an_answer(client: TestClient) -> None
     openai = pytest.importorskip("openai")
     from openai.types import completion_create_params as of_text
     from openai.types.chat import completion_create_params as of_chat
+    from openai.types.responses import response_create_params as of_response
 
     assert openai
     for path, params, begun in (
-        (CHAT, of_chat, asked()),
-        (TEXT, of_text, {"prompt": "a", "max_tokens": 1}),
+        (CHAT, of_chat.CompletionCreateParamsBase, asked()),
+        (TEXT, of_text.CompletionCreateParamsBase, {"prompt": "a", "max_tokens": 1}),
+        (RESPONSES, of_response.ResponseCreateParamsBase, {"input": "a", "max_output_tokens": 1}),
     ):
-        for name in params.CompletionCreateParamsBase.__annotations__:
+        for name in params.__annotations__:
             body = {**begun, name: begun.get(name, {"no": "such"})}
-            error = client.post(path, json=body).json().get("error", {})
+            error = client.post(path, json=body).json().get("error") or {}
             assert f"unknown field {name!r}" not in error.get("message", "")
 
 

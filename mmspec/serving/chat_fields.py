@@ -1,0 +1,129 @@
+"""What chats and responses ask for alike, though each has names of its own for some of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmspec.serving.errors import refused
+from mmspec.serving.fields import Fields
+
+_MOST_TOP = 20
+_EFFORT = (
+    "is no option of this model; expected chat_template_kwargs, where its template has a switch"
+)
+REFUSED = {
+    "moderation": "nothing here moderates; leave it out",
+    "reasoning": _EFFORT,
+    "reasoning_effort": _EFFORT,
+    "verbosity": "is no option of this model; say it in a message",
+}
+
+
+def read_chat_fields(fields: Fields) -> dict[str, Any]:
+    """Options of a request: a predicted answer, and switches of the chat template."""
+    fields.refuse(REFUSED)
+    options = _prediction(fields)
+    arguments = fields.take("chat_template_kwargs", dict)
+    if arguments:
+        options["template_arguments"] = _switches(arguments)
+    return options
+
+
+def read_length(fields: Fields, name: str) -> int | None:
+    """Tokens of the answer."""
+    length = fields.take(name, int)
+    if length is not None and length < 1:
+        raise refused(name, f"got {length}; expected a whole number >= 1")
+    return length
+
+
+def read_top(fields: Fields) -> int | None:
+    """How many tokens are told beside each one that was chosen."""
+    top = fields.take("top_logprobs", int)
+    if top is not None and not 0 <= top <= _MOST_TOP:
+        raise refused("top_logprobs", f"got {top}; expected 0 to {_MOST_TOP}")
+    return top
+
+
+def read_tools(fields: Fields, *, is_flat: bool) -> dict[str, Any]:
+    """Tools as templates read them, where they may be called. A flat one is its function."""
+    tools, choice = fields.take("tools", list), fields.take_any("tool_choice")
+    if fields.take("parallel_tool_calls", bool) is False:
+        raise refused("parallel_tool_calls", "a model's own text decides how many it makes")
+    if choice not in (None, "auto", "none"):
+        raise refused(
+            "tool_choice",
+            f"got {choice!r:.80}; expected 'auto' or 'none': a model's own text decides whether it "
+            "calls a tool",
+        )
+    found = [_tool(tool, is_flat=is_flat) for tool in tools or ()]
+    return {"tools": found} if found and choice != "none" else {}
+
+
+def _tool(given: object, *, is_flat: bool) -> Mapping[str, Any]:
+    tool: dict[str, Any] = given if isinstance(given, dict) else {}
+    if is_flat and tool.get("type") == "function":
+        described = {name: value for name, value in tool.items() if name != "type"}
+        tool = {"type": "function", "function": described}
+    function = tool.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        inside = '"name": ...' if is_flat else '"function": {"name": ...}'
+        raise refused("tools", f'got {given!r:.80}; expected {{"type": "function", {inside}}}')
+    return tool
+
+
+def read_schema(
+    given: Mapping[str, Any] | None, name: str, options: Mapping[str, Any], *, is_flat: bool
+) -> Mapping[str, Any] | None:
+    """That the field `name` wants the answer to follow. A flat one stands beside its type."""
+    if given is None or given.get("type") == "text":
+        return None
+    schema = _schema(given, name, is_flat=is_flat)
+    for other in ("tools", "ignore_eos"):
+        if options.get(other):
+            raise refused(name, f"JSON does not go with {other}; give one of them")
+    return schema
+
+
+def _schema(given: Mapping[str, Any], name: str, *, is_flat: bool) -> Mapping[str, Any]:
+    if given.get("type") == "json_object":
+        return {"type": "object"}
+    described = given if is_flat else given.get("json_schema")
+    schema = described.get("schema") if isinstance(described, Mapping) else None
+    if given.get("type") == "json_schema" and isinstance(schema, dict):
+        return schema
+    inside = '"name": "...", "schema": {...}'
+    inside = inside if is_flat else f'"json_schema": {{{inside}}}'
+    raise refused(
+        name,
+        f'got {given!r:.80}; expected {{"type": "text"}}, {{"type": "json_object"}} or '
+        f'{{"type": "json_schema", {inside}}}',
+    )
+
+
+def _prediction(fields: Fields) -> dict[str, Any]:
+    given = fields.take("prediction", dict)
+    if given is None:
+        return {}
+    own = Fields(given)
+    kind, content = own.take("type", str), own.take_any("content")
+    own.finish()
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        known = [text for text in texts if isinstance(text, str)]
+        content = "".join(known) if len(known) == len(texts) else None
+    if kind != "content" or not isinstance(content, str):
+        raise refused(
+            "prediction", f'got {given!r:.80}; expected {{"type": "content", "content": "..."}}'
+        )
+    return {"prediction": content}
+
+
+def _switches(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Variables of the chat template: nothing that could stand for text of a message."""
+    for name, value in arguments.items():
+        if not isinstance(value, bool | int | float | None) or name == "chat_template":
+            raise refused(
+                "chat_template_kwargs",
+                f"got {name}={value!r:.60}; expected switches and numbers, as enable_thinking",
+            )
+    return arguments

@@ -1,0 +1,181 @@
+"""POST /v1/responses: what a chat asks and answers, in the form that OpenAI's clients lead with.
+Nothing is kept of an answer: a client sends the whole conversation each time."""
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmspec.integrations.answer import finish_word
+from mmspec.row import FinishReason
+from mmspec.serving.call import Call, Step
+from mmspec.serving.chat_fields import (
+    REFUSED,
+    read_chat_fields,
+    read_length,
+    read_schema,
+    read_tools,
+    read_top,
+)
+from mmspec.serving.errors import ApiError, refused
+from mmspec.serving.fields import Fields
+from mmspec.serving.form import check_model, checked_request, ended, ends, read_streaming, told
+from mmspec.serving.logprobs import told_places
+from mmspec.serving.options import read_options
+from mmspec.serving.response_items import Output, read_input
+from mmspec.serving.settings import ServerSettings
+
+_LOGPROBS = "message.output_text.logprobs"
+_NEVER_HERE = ("reasoning.encrypted_content",)  # may be asked for: an answer without it is whole
+_IGNORED = ("max_tool_calls", "image", "access_programs")  # of a server's tools; of the cloud
+_UNKEPT = "no answer is kept here"
+_REFUSED = {
+    "store": f"{_UNKEPT}; expected false, or nothing",
+    "previous_response_id": f"{_UNKEPT}; expected the whole conversation as input",
+    "conversation": f"{_UNKEPT}; expected the whole conversation as input",
+    "background": f"{_UNKEPT} to be fetched later; expected stream=true, or nothing",
+    "messages": "is a chat's name; expected input",
+    "max_tokens": "is a chat's name; expected max_output_tokens",
+    "response_format": "is a chat's name; expected text with a format",
+    "background_options": f"{_UNKEPT} to be fetched later; leave it out",
+    "prompt": "no prompts are kept here; expected instructions and input",
+    "context_management": "nothing is left out of a conversation here; send less of it",
+}
+_TOLD: dict[str, object] = {  # of the body, and where it says nothing
+    "instructions": None,
+    "max_output_tokens": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "store": False,
+    "temperature": None,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": None,
+    "top_p": None,
+    "truncation": "disabled",
+}
+
+
+class ResponseForm:
+    """One response."""
+
+    length_name = "max_output_tokens"
+    last_line = ""  # the last event says that it is the last
+
+    def __init__(self, body: object, settings: ServerSettings, namespace: str) -> None:
+        """Raises ApiError."""
+        fields = Fields(body)
+        fields.refuse(_REFUSED)
+        check_model(fields, settings)
+        messages = read_input(fields.take_any("input"), max_media=settings.max_media)
+        instructions = fields.take("instructions", str)
+        if instructions:
+            messages.insert(0, {"role": "system", "content": instructions})
+        fields.take("metadata", dict)  # which is told again
+        options = read_options(fields, settings, namespace) | read_chat_fields(fields)
+        if options.pop("n", 1) != 1:
+            raise refused("n", "a response is one answer; ask several times")
+        length = read_length(fields, self.length_name)
+        if length is not None:
+            options["max_new_tokens"] = length
+        options |= read_tools(fields, is_flat=True) | _logprobs(fields)
+        if "tools" in options and "logprobs" in options:
+            raise refused("top_logprobs", "tokens of calls have none; leave out these or tools")
+        text = Fields(fields.take("text", dict) or {})
+        form = text.take("format", dict)
+        text.refuse(REFUSED)
+        text.finish()
+        self.json_schema = read_schema(form, "text.format", options, is_flat=True)
+        if fields.take("truncation", str) not in (None, "disabled"):
+            raise refused("truncation", "nothing is cut off an input here; expected 'disabled'")
+        fields.ignore(_IGNORED)
+        self.streams, _ = read_streaming(fields)
+        fields.finish()
+        self.requests = [checked_request(messages, options, self.length_name)]
+        self._output = Output(has_tools="tools" in options)
+        self._num_events = 0
+        given = {name: fields.given.get(name) for name in _TOLD}
+        self._heading = {
+            "id": f"resp_{uuid.uuid4().hex}",
+            "object": "response",
+            "created_at": int(time.time()),
+            "model": settings.name,
+            **_TOLD,
+            **{name: value for name, value in given.items() if value is not None},
+        }
+
+    def whole(self, call: Call) -> dict[str, Any]:
+        (result,) = ended(call)
+        places = told_places(result.logprobs or (), result.finish_reason)
+        list(self._output.push(result.text, places))
+        list(self._output.finish(is_cut=_is_cut(result.finish_reason)))
+        return self._ended(call)
+
+    def events(self, step: Step) -> Iterator[dict[str, Any]]:
+        progress = step.progress
+        if progress.result is not None or not progress.num_tokens:
+            return
+        if not self._num_events:
+            for word in ("created", "in_progress"):
+                yield self._numbered({"type": f"response.{word}", "response": self._begun()})
+        text = "".join(piece.text for piece in progress.pieces)
+        places = told_places(progress.logprobs, progress.finish_reason)
+        yield from map(self._numbered, self._output.push(text, places))
+        if ends(progress):
+            end = self._output.finish(is_cut=_is_cut(progress.finish_reason))
+            yield from map(self._numbered, end)
+
+    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
+        response = self._ended(call)
+        kind = f"response.{response['status']}"
+        yield self._numbered({"type": kind, "response": response})
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        """Told twice: as OpenAI's server does, by which its client raises, and as it describes."""
+        return self._numbered({**error.body["error"], **error.body, "type": "error"})
+
+    def _numbered(self, event: dict[str, Any]) -> dict[str, Any]:
+        self._num_events += 1
+        return {"sequence_number": self._num_events - 1, **event}
+
+    def _begun(self) -> dict[str, Any]:
+        return {**self._heading, **_state("in_progress"), "output": [], "usage": None}
+
+    def _ended(self, call: Call) -> dict[str, Any]:
+        (result,) = ended(call)
+        status = "incomplete" if _is_cut(result.finish_reason) else "completed"
+        figures = told(call)
+        state = {**_state(status), "output": self._output.items, "usage": _usage(figures["usage"])}
+        return {**self._heading, **state, "mmspec": figures["mmspec"]}
+
+
+def _logprobs(fields: Fields) -> dict[str, Any]:
+    top, wanted = read_top(fields), fields.take("include", list) or []
+    for name in wanted:
+        if name not in (_LOGPROBS, *_NEVER_HERE):
+            raise refused("include", f"got {name!r:.80}; expected {_LOGPROBS!r}, or nothing")
+    if top is None and _LOGPROBS not in wanted:
+        return {}
+    return {"logprobs": top or 0}
+
+
+def _is_cut(reason: FinishReason | None) -> bool:
+    return finish_word(reason) == "length"
+
+
+def _state(status: str) -> dict[str, Any]:
+    why = {"reason": "max_output_tokens"} if status == "incomplete" else None
+    return {"status": status, "error": None, "incomplete_details": why}
+
+
+def _usage(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A chat's figures by their names here."""
+    return {
+        "input_tokens": told["prompt_tokens"],
+        "input_tokens_details": {"cache_write_tokens": 0, **told["prompt_tokens_details"]},
+        "output_tokens": told["completion_tokens"],
+        "output_tokens_details": {"reasoning_tokens": 0, **told["completion_tokens_details"]},
+        "total_tokens": told["total_tokens"],
+    }
