@@ -163,6 +163,14 @@ class InputProcessor:
             draft_texts=beside,
         )
 
+    def shows_tools(self, template_arguments: Mapping[str, object] | None = None) -> bool:
+        """Whether the chat template writes tools into the prompt."""
+        try:
+            template = self._texts.find_template(template_arguments, [{}])
+        except InputError:  # several, and none is the default
+            return False
+        return template is not None and "tools" in template.source
+
     def draft_texts(self, passages: Passages) -> tuple[tuple[int, ...], ...]:
         """`Prompt.draft_texts` for a prompt that is processed already: none of the passages is
         put into it. Raises InputError for what is no passage."""
