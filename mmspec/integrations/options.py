@@ -7,6 +7,7 @@ from mmspec.errors import InputError, nearest
 from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.passages import Placement, with_passages
+from mmspec.integrations.tool_calls import call_schema
 from mmspec.requests import FIELD_NAMES, Messages, Request, build_request
 
 _NAMES = {
@@ -42,10 +43,19 @@ def component_request(
     guide: JsonGuide,
 ) -> Request:
     """The request of a call's `options`: its passages put where they belong, and its `json_schema`
-    followed, whose objects have no other keys than it names unless it says so itself. Raises
-    InputError."""
+    followed, whose objects have no other keys than it names unless it says so itself. So is the
+    call of a tool that `tool_choice` wants; with "none" the tools are left out. Raises InputError,
+    MissingExtraError."""
     own = with_passages(options, prompt, placement=placement)
     schema: Any = own.pop("json_schema", None)
+    choice = own.pop("tool_choice", None)
+    if choice == "none":
+        own.pop("tools", None)
+    tools: Any = own.get("tools") or ()
+    call = call_schema(tools, choice)
+    if schema is not None and call is not None:
+        raise InputError("got json_schema and a tool_choice that forces a call; give one of them")
+    schema = call or schema
     if schema is not None:
         others = own.get("logits_processors") or ()
         assert isinstance(others, list | tuple)
@@ -56,10 +66,7 @@ def component_request(
 
 def request_options(*layers: Mapping[str, object]) -> dict[str, object]:
     """Options of a request from a component's settings and its call's; later layers win, and None
-    says nothing. `tool_choice` "none" leaves the tools out.
-
-    Raises InputError: one option under two names in a layer, a tool that has to be called.
-    """
+    says nothing. Raises InputError for one option under two names in a layer."""
     options: dict[str, object] = {}
     for layer in layers:
         seen: dict[str, str] = {}
@@ -70,12 +77,4 @@ def request_options(*layers: Mapping[str, object]) -> dict[str, object]:
             if name in seen:
                 raise InputError(f"got {seen[name]}= and {given}=, which say the same; give one")
             seen[name], options[name] = given, value
-    choice = options.pop("tool_choice", "auto")
-    if choice == "none":
-        options.pop("tools", None)
-    elif choice != "auto":
-        raise InputError(
-            f"tool_choice={choice!r}: expected 'auto' or 'none'; a model's own text decides "
-            "whether it calls a tool"
-        )
     return options

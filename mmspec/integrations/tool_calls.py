@@ -1,14 +1,24 @@
 """Tool calls in a model's text, in the form that most chat templates teach:
 
 <tool_call>{"name": "search", "arguments": {"query": "rain"}}</tool_call>
+
+or, as Llama 3 writes them, an answer that is the object alone.
 """
 
 import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from transformers.utils import get_json_schema
+
+from mmspec.errors import InputError
+from mmspec.inputs.template import ToolSpec
+from mmspec.integrations.closed_schema import closed
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_BARE = '{"name":'  # what an answer that is a call begins with, blanks aside
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,54 @@ def called(name: object, arguments: object, call_id: object) -> dict[str, object
     return {"type": "function", "id": call_id, "function": function}
 
 
+def call_schema(tools: Sequence[ToolSpec], choice: object) -> dict[str, Any] | None:
+    """JSON schema of the call that `tool_choice` wants made, whichever framework's word it is: of
+    any tool ("required", "any", True), or of one by its name. None for "auto" and "none".
+
+    Raises InputError for one that is no tool's name."""
+    if choice in (None, False, "auto", "none"):
+        return None
+    functions = [_function(tool) for tool in tools]
+    names = [function.get("name") for function in functions]
+    if choice not in ("required", "any", True):
+        told = choice.get("function", choice) if isinstance(choice, Mapping) else {"name": choice}
+        wanted = told.get("name") if isinstance(told, Mapping) else None
+        functions = [one for one in functions if one.get("name") == wanted]
+    if not functions:
+        expected = ["auto", "none", "required", *names]
+        raise InputError(f"tool_choice={choice!r:.80}: expected one of {expected}, of given tools")
+    return {"anyOf": [_schema(function, number) for number, function in enumerate(functions)]}
+
+
+def _function(tool: ToolSpec) -> Mapping[str, Any]:
+    described: Mapping[str, Any] = tool if isinstance(tool, Mapping) else get_json_schema(tool)
+    return described.get("function", described)
+
+
+def _schema(function: Mapping[str, Any], number: int) -> dict[str, Any]:
+    given = closed(function.get("parameters") or {"type": "object", "properties": {}})
+    place = f"#/anyOf/{number}/properties/arguments"
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": _moved(given, place)},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema that now stands at this place: what it refers to stands below it."""
+    if isinstance(schema, list):
+        return [_moved(one, place) for one in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved = {key: _moved(value, place) for key, value in schema.items()}
+    target = moved.get("$ref")
+    if isinstance(target, str) and target.startswith("#"):
+        moved["$ref"] = place + target[1:]
+    return moved
+
+
 class ToolCallReader:
     """Parts an answer, as it comes, into its text and the calls in it.
 
@@ -40,6 +98,7 @@ class ToolCallReader:
     def __init__(self) -> None:
         self.calls: list[ToolCall] = []
         self._held = ""
+        self._may_be_bare = True  # nothing of the answer is decided yet
 
     def push(self, text: str) -> str:
         """The text that has become certain with some more of the answer."""
@@ -54,6 +113,13 @@ class ToolCallReader:
         its rest: some models end on the call itself, so that the closing tag is missing."""
         self._held += text
         certain = list[str | ToolCall]()
+        if self._may_be_bare:
+            self._may_be_bare = _BARE.startswith(_unspaced(self._held))
+            if self._may_be_bare and not is_last:
+                return certain
+            if self._may_be_bare and (call := _parsed(self._held, is_bare=True)) is not None:
+                self.calls.append(call)
+                return [call]
         while (start := self._held.find(_OPEN)) >= 0:
             certain.append(self._held[:start])
             self._held = self._held[start:]
@@ -85,9 +151,17 @@ def _text(parts: Sequence[str | ToolCall]) -> str:
     return "".join(part for part in parts if isinstance(part, str))
 
 
-def _parsed(text: str) -> ToolCall | None:
+def _unspaced(text: str) -> str:
+    """Its beginning, which is enough to tell."""
+    return "".join(text.lstrip()[:40].split())[: len(_BARE)]
+
+
+def _parsed(text: str, *, is_bare: bool = False) -> ToolCall | None:
+    """A bare one has its two keys and no others: any other object is an answer."""
     try:
         call = json.loads(text)
+        if is_bare and call.keys() not in ({"name", "arguments"}, {"name", "parameters"}):
+            return None
         arguments = call.get("arguments", call.get("parameters", {}))
         if isinstance(arguments, str):
             arguments = json.loads(arguments)

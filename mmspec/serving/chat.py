@@ -49,9 +49,10 @@ class ChatForm(ChoicesForm):
         messages = read_messages(fields.take_any("messages"), max_media=settings.max_media)
         options = read_options(fields, settings, namespace)
         options |= _length(fields) | _logprobs(fields) | read_chat_fields(fields)
-        options |= read_tools(fields, is_flat=False)
+        tools, call = read_tools(fields, is_flat=False)
+        options |= tools
         form = fields.take("response_format", dict)
-        self.json_schema = read_schema(form, "response_format", options, is_flat=False)
+        self.json_schema = call or read_schema(form, "response_format", options, is_flat=False)
         fields.refuse(_REFUSED)
         _check_modalities(fields)
         fields.finish()

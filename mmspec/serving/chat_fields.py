@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmspec.serving.errors import refused
+from mmspec.errors import InputError
+from mmspec.integrations.tool_calls import call_schema
+from mmspec.serving.errors import ApiError, refused
 from mmspec.serving.fields import Fields
 
 _MOST_TOP = 20
@@ -44,19 +46,18 @@ def read_top(fields: Fields) -> int | None:
     return top
 
 
-def read_tools(fields: Fields, *, is_flat: bool) -> dict[str, Any]:
-    """Tools as templates read them, where they may be called. A flat one is its function."""
+def read_tools(fields: Fields, *, is_flat: bool) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Tools as templates read them, where they may be called, and the schema of the call that has
+    to be made, if any. A flat tool is its function."""
     tools, choice = fields.take("tools", list), fields.take_any("tool_choice")
-    if fields.take("parallel_tool_calls", bool) is False:
-        raise refused("parallel_tool_calls", "a model's own text decides how many it makes")
-    if choice not in (None, "auto", "none"):
-        raise refused(
-            "tool_choice",
-            f"got {choice!r:.80}; expected 'auto' or 'none': a model's own text decides whether it "
-            "calls a tool",
-        )
     found = [_tool(tool, is_flat=is_flat) for tool in tools or ()]
-    return {"tools": found} if found and choice != "none" else {}
+    try:
+        schema = call_schema(found, choice)
+    except InputError as error:
+        raise ApiError(400, str(error), param="tool_choice") from error
+    if fields.take("parallel_tool_calls", bool) is False and schema is None:
+        raise refused("parallel_tool_calls", "a model's own text decides how many it makes")
+    return {"tools": found} if found and choice != "none" else {}, schema
 
 
 def _tool(given: object, *, is_flat: bool) -> Mapping[str, Any]:

@@ -80,14 +80,15 @@ class ResponseForm:
         length = read_length(fields, self.length_name)
         if length is not None:
             options["max_new_tokens"] = length
-        options |= read_tools(fields, is_flat=True) | _logprobs(fields)
+        tools, call = read_tools(fields, is_flat=True)
+        options |= tools | _logprobs(fields)
         if "tools" in options and "logprobs" in options:
             raise refused("top_logprobs", "tokens of calls have none; leave out these or tools")
         text = Fields(fields.take("text", dict) or {})
         form = text.take("format", dict)
         text.refuse(REFUSED)
         text.finish()
-        self.json_schema = read_schema(form, "text.format", options, is_flat=True)
+        self.json_schema = call or read_schema(form, "text.format", options, is_flat=True)
         if fields.take("truncation", str) not in (None, "disabled"):
             raise refused("truncation", "nothing is cut off an input here; expected 'disabled'")
         fields.ignore(_IGNORED)

@@ -308,9 +308,22 @@ def test_tools_are_shown_and_their_calls_are_read(llm: ChatMmspec, engine: Engin
     assert '[add {"a": 1, "b": 2}]' in text and "<|tool|>3" in text and text.startswith("<s>add")
 
 
-def test_a_tool_cannot_be_forced(llm: ChatMmspec) -> None:
-    with pytest.raises(InputError, match="tool_choice='any'"):
-        llm.bind_tools([ADD], tool_choice="any")
+@pytest.mark.parametrize("choice", ["any", True, "add", {"type": "function", "name": "add"}])
+def test_a_call_that_has_to_be_made_follows_the_tool(
+    llm: ChatMmspec, engine: Engine, choice: Any
+) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra 'guided'")
+    shown = with_tools(engine, "")["template_arguments"]
+    bound = llm.bind_tools([ADD], tool_choice=choice, template_arguments=shown, max_tokens=400)
+    answer = bound.invoke("1 + 2?")
+    (call,) = answer.tool_calls
+    assert call["name"] == "add" and call["args"].keys() <= {"a", "b"}
+    assert not answer.content and answer.response_metadata["finish_reason"] == "tool_calls"
+
+
+def test_tools_may_be_left_out_and_a_choice_names_one_of_them(llm: ChatMmspec) -> None:
+    with pytest.raises(InputError, match=r"tool_choice='ad'.*'add'"):
+        llm.bind_tools([ADD], tool_choice="ad")
     request = llm._request([HumanMessage("x")], None, {"tools": [ADD], "tool_choice": "none"})
     assert request.tools is None
 

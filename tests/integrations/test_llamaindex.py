@@ -26,6 +26,7 @@ from mmspec.errors import InputError
 
 pytest.importorskip("llama_index.core", reason="needs the extra 'llamaindex'")
 
+from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import (
     AudioBlock,
     ChatMessage,
@@ -38,6 +39,8 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.selectors.utils import get_selector_from_llm
+from llama_index.core.tools import FunctionTool
 
 from mmspec.integrations.llamaindex import MmspecLLM, PassageSynthesizer
 
@@ -186,6 +189,68 @@ def test_tools_are_shown_and_their_calls_are_read(llm: MmspecLLM, engine: Engine
     told = ChatMessage("3", role=MessageRole.TOOL, additional_kwargs={"tool_call_id": "1"})
     final = llm.chat([*asked, answer.message, told], tools=[ADD], **with_tools(engine, "It is 3."))
     assert final.message.content == "It is 3."
+
+
+def add(a: int, b: int) -> int:
+    """Adds."""
+    return a + b
+
+
+TOOL = FunctionTool.from_defaults(add)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_an_agent_calls_its_tools(engine: Engine, streams: bool) -> None:
+    """Each answer is forced by what was said before: the call, then the sum."""
+    calls, told = with_tools(engine, CALL), saying(engine, "It is 3.")
+    assert engine.tokenizer is not None
+    decode, name = engine.tokenizer.decode, "prefix_allowed_tokens_fn"
+
+    def allowed(index: int, ids: Any) -> Any:
+        return (told if "<|tool|>" in decode(ids) else calls)[name](index, ids)
+
+    options = {**calls, name: allowed}
+    llm = MmspecLLM(engine=engine, temperature=0, **options)
+    assert llm.metadata.is_function_calling_model
+    agent = FunctionAgent(tools=[TOOL], llm=llm, streaming=streams)
+
+    async def ask() -> Any:
+        return await agent.run("1 + 2?")
+
+    answer = asyncio.run(ask())
+    (call,) = answer.tool_calls
+    assert str(answer) == "It is 3."
+    assert (call.tool_kwargs, call.tool_output.raw_output) == ({"a": 1, "b": 2}, 3)
+
+
+def test_calls_are_predicted_and_made(engine: Engine) -> None:
+    llm = MmspecLLM(engine=engine, temperature=0, **with_tools(engine, CALL + CALL))
+    assert llm.predict_and_call([TOOL], "1 + 2?").response == "3"
+    both = asyncio.run(llm.apredict_and_call([TOOL], "?", allow_parallel_tool_calls=True))
+    assert both.response == "3\n\n3"
+    mute = MmspecLLM(engine=engine, temperature=0, **with_tools(engine, "No."))
+    with pytest.raises(InputError, match=r"it said 'No\.'.*tool_required"):
+        mute.predict_and_call([TOOL], "1 + 2?")
+
+
+def test_a_call_that_is_required_follows_the_tool(engine: Engine) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra 'guided'")
+    shown = with_tools(engine, "")["template_arguments"]
+    llm = MmspecLLM(engine=engine, temperature=0, max_tokens=400, template_arguments=shown)
+    answer = llm.chat_with_tools([TOOL], "1 + 2?", tool_required=True)
+    (call,) = llm.get_tool_calls_from_response(answer)
+    assert call.tool_name == "add" and call.tool_kwargs.keys() == {"a", "b"}
+    *_, last = llm.stream_chat_with_tools([TOOL], "1 + 2?", tool_choice="add")
+    (same,) = llm.get_tool_calls_from_response(last)
+    assert same.tool_kwargs == call.tool_kwargs
+    chosen = get_selector_from_llm(llm).select(["A list.", "A table."], "Which?")
+    assert len(chosen.selections) == 1
+
+
+def test_a_model_whose_template_knows_no_tools_does_not_say_that_it_calls_them(
+    llm: MmspecLLM,
+) -> None:
+    assert not llm.metadata.is_function_calling_model
 
 
 def test_its_metadata_and_settings_are_told(llm: MmspecLLM, engine: Engine) -> None:

@@ -1,8 +1,10 @@
 """Tool calls in an answer's text, however it is cut into pieces."""
 
+import json
+
 import pytest
 
-from mmspec.integrations.tool_calls import ToolCallReader, read_answer
+from mmspec.integrations.tool_calls import ToolCallReader, call_schema, read_answer
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<b>"}}\n</tool_call>'
 OTHER = '<tool_call>{"name": "g", "parameters": "{\\"y\\": 1}"}</tool_call>'
@@ -37,3 +39,49 @@ def test_a_call_at_the_end_needs_no_closing_tag() -> None:
     told, calls = read_answer('Well. <tool_call>{"name": "f", "arguments": {}}')
     assert told == "Well." and [call.name for call in calls] == ["f"]
     assert read_answer('<tool_call>{"name": "f", "argu')[0] == '<tool_call>{"name": "f", "argu'
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (' {"name": "f", "parameters": {"x": 1}}\n', 1),
+        ('{ "name" : "f", "arguments": {}}', 1),
+        ('{"name": "Bob", "age": 3}', 0),
+        ('{"name": "f", "arguments": {}, "why": 1}', 0),
+        ('{"name": "f", "arguments": {}} is how', 0),
+        ('{"names": []}', 0),
+        ("  ", 0),
+        ("", 0),
+    ],
+)
+def test_an_answer_that_is_a_call_alone_needs_no_tags(size: int, text: str, calls: int) -> None:
+    reader = ToolCallReader()
+    told = "".join(reader.push(text[n : n + size]) for n in range(0, len(text), size))
+    told += reader.finish()
+    assert (told, len(reader.calls)) == ("" if calls else text, calls)
+
+
+def test_parts_stand_in_the_order_of_the_text() -> None:
+    reader = ToolCallReader()
+    parts = reader.parts(f"a {CALL}{OTHER} b") + reader.parts("", is_last=True)
+    names = [part if isinstance(part, str) else part.name for part in parts]
+    assert [name for name in names if name] == ["a ", "f", "g", " b"]
+
+
+def test_schemas_of_calls_keep_what_they_refer_to() -> None:
+    guidance = pytest.importorskip("llguidance", reason="needs the extra 'guided'")
+
+    def tool(name: str, values: list[int]) -> dict[str, object]:
+        properties = {"x": {"$ref": "#/$defs/X"}}
+        parameters = {"type": "object", "properties": properties, "$defs": {"X": {"enum": values}}}
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    tools = [tool("f", [1]), tool("g", [2])]
+    for choice, names in (("required", ["f", "g"]), ("g", ["g"]), (None, []), ("none", [])):
+        schema = call_schema(tools, choice)
+        found = [] if schema is None else schema["anyOf"]
+        assert [one["properties"]["name"]["const"] for one in found] == names
+        if schema is not None:
+            grammar = guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+            assert guidance.LLMatcher.validate_grammar_with_warnings(grammar, None) == (False, [])

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from integrations.frameworks import with_tools
+from integrations.frameworks import TOOL_TEMPLATE, with_tools
 from starlette.applications import Starlette
 
 import mmspec
@@ -32,6 +32,14 @@ def events(text: str) -> list[dict[str, Any]]:
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def with_template(engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's chat template knows tools."""
+    prepare, arguments = engine.prepare, {"chat_template": TOOL_TEMPLATE}
+    monkeypatch.setattr(
+        engine, "prepare", lambda request: prepare(request, template_arguments=arguments)
+    )
 
 
 def make_it_say(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from integrations.frameworks import ADD, CALL, png
 from PIL import Image
-from serving.asking import CHAT, RESPONSES, SAMPLED, asked, make_it_say, needs_guided
+from serving.asking import CHAT, RESPONSES, SAMPLED, asked, make_it_say, needs_guided, with_template
 from starlette.testclient import TestClient
 
 import mmspec
@@ -198,6 +198,27 @@ def test_an_answer_follows_a_schema(client: TestClient) -> None:
     assert text_of(free.json()).lstrip().startswith("{")
 
 
+@needs_guided
+def test_a_call_that_has_to_be_made_is_made(
+    client: TestClient, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_template(engine, monkeypatch)
+    body = respond(tools=[FLAT_ADD], max_output_tokens=600, ignore_eos=False)
+    named: object = {"type": "function", "name": "add"}
+    for choice in ("required", named):
+        made = client.post(RESPONSES, json={**body, "tool_choice": choice}).json()
+        (item,) = made["output"]
+        assert made["status"] == "completed" and item["type"] == "function_call"
+        arguments = json.loads(item["arguments"])
+        assert item["name"] == "add" and arguments.keys() <= {"a", "b"}
+        assert all(isinstance(value, int) for value in arguments.values())
+    chat = asked(tools=[ADD], tool_choice="required", max_tokens=600, ignore_eos=False)
+    (choice,) = client.post(CHAT, json={**chat, "parallel_tool_calls": False}).json()["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == arguments
+    assert choice["finish_reason"] == "tool_calls"
+
+
 @pytest.mark.parametrize(
     ("fields", "told", "param"),
     [
@@ -219,7 +240,7 @@ def test_an_answer_follows_a_schema(client: TestClient) -> None:
         ({"text": {"format": {"type": "json_object"}}}, "ignore_eos", "text.format"),
         ({"tools": [{"type": "web_search"}]}, '"name"', "tools"),
         ({"tools": [ADD]}, '{"type": "function", "name": ...}', "tools"),
-        ({"tools": [FLAT_ADD], "tool_choice": "required"}, "'auto' or 'none'", "tool_choice"),
+        ({"tools": [FLAT_ADD], "tool_choice": "maybe"}, "'required', 'add'", "tool_choice"),
         ({"tools": [FLAT_ADD], "top_logprobs": 1}, "leave out", "top_logprobs"),
         ({"max_output_tokens": 0}, "max_output_tokens: got 0", "max_output_tokens"),
         ({"max_output_tokens": 10**6}, "set max_output_tokens <=", None),

@@ -27,7 +27,7 @@ from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.options import component_request, component_settings, request_options
 from mmspec.integrations.passages import Placement
-from mmspec.integrations.tool_calls import ToolCall, read_answer
+from mmspec.integrations.tool_calls import ToolCall, call_schema, read_answer
 from mmspec.requests import Request, Result
 
 # Of a call's keywords, those that LangChain itself reads.
@@ -223,13 +223,13 @@ class ChatMmspec(BaseChatModel):
         self,
         tools: Sequence[Mapping[str, Any] | type | Callable[..., Any]],
         *,
-        tool_choice: str | None = None,
+        tool_choice: str | bool | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The model with tools, as LangChain writes them. `tool_choice` is "auto" or "none"."""
-        if tool_choice not in (None, "auto", "none"):
-            request_options({"tool_choice": tool_choice})  # raises
+        """The model with tools, as LangChain writes them. `tool_choice`: "auto", "none", "any" or a
+        tool's name; a call that has to be made follows its schema (the extra 'guided')."""
         schemas = [convert_to_openai_tool(tool) for tool in tools]
+        call_schema(schemas, tool_choice)  # raises
         return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
 
     def with_structured_output(

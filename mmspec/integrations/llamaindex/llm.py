@@ -16,8 +16,10 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.tools.types import BaseTool
 
 from mmspec.engine import Engine
 from mmspec.errors import InputError
@@ -36,7 +38,7 @@ from mmspec.requests import Messages, Request, Result
 Form = TypeVar("Form", bound=BaseModel)
 
 
-class MmspecLLM(CustomLLM):
+class MmspecLLM(FunctionCallingLLM):
     """A Hugging Face model, decoded by mmspec, as a LlamaIndex LLM: text and images, streaming.
 
     `model` is loaded as `mmspec.load` does; an `engine` that is there already is shared. Calls may
@@ -45,8 +47,11 @@ class MmspecLLM(CustomLLM):
     A call's keywords are fields of `mmspec.Request`, `max_tokens` among them, and override the
     settings here. `passages=[...]` are the texts that were retrieved: see
     `mmspec.integrations.passages`. `response.raw` holds model, finish_reason, usage and, under
-    "mmspec", what was drafted and accepted. Tool calls are read in the form
-    <tool_call>{...}</tool_call>.
+    "mmspec", what was drafted and accepted.
+
+    A model whose chat template knows tools calls them, in agents too; its calls are read from
+    <tool_call>{...}</tool_call>, or from an answer that is such an object. A call that has to be
+    made (`tool_required`) follows the tools' schemas by a grammar.
 
     Answers of a form (`as_structured_llm`, `structured_predict`) follow it by a grammar: no token
     that leads out of it can be chosen, and those that it forces are drafted. The model does not see
@@ -88,6 +93,8 @@ class MmspecLLM(CustomLLM):
             **({} if context is None else {"context_window": context}),
             num_output=self.max_tokens or DEFAULT_MAX_NEW_TOKENS,
             is_chat_model=True,
+            is_function_calling_model=self._engine.inputs is not None
+            and self._engine.inputs.shows_tools(self.options.get("template_arguments")),
             model_name=self.model,
         )
 
@@ -146,6 +153,58 @@ class MmspecLLM(CustomLLM):
     ) -> AsyncIterator[CompletionResponse]:
         stream = self._astreamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
         return _completions(stream)
+
+    # Tools.
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: object = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        asked = ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg
+        messages = [*(chat_history or ()), *([] if asked is None else [asked])]
+        shown = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+        choice = tool_choice or ("required" if tool_required else None)
+        return {"messages": messages, "tools": shown, "tool_choice": choice, **kwargs}
+
+    def _validate_chat_with_tools_response(
+        self,
+        response: ChatResponse,
+        tools: Sequence[BaseTool],
+        allow_parallel_tool_calls: bool = False,
+        **kwargs: Any,
+    ) -> ChatResponse:
+        """Where calls side by side are not allowed the first one stays."""
+        if not allow_parallel_tool_calls:
+            calls = [b for b in response.message.blocks if isinstance(b, ToolCallBlock)]
+            blocks = [b for b in response.message.blocks if b not in calls[1:]]
+            response.message.blocks = blocks
+        return response
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        calls = [
+            ToolSelection(
+                tool_id=block.tool_call_id or "",
+                tool_name=block.tool_name,
+                tool_kwargs=block.tool_kwargs,
+            )
+            for block in response.message.blocks
+            if isinstance(block, ToolCallBlock)
+        ]
+        if error_on_no_tool_call and not calls:
+            raise InputError(
+                f"the model called no tool; it said {response.message.content!r:.80}: say in the "
+                "prompt when to call one, or ask with tool_required=True"
+            )
+        return calls
 
     # Answers of a form. A stream of one has it whole: a part of it is no value yet.
 
