@@ -3,7 +3,7 @@
     python scripts/gpu_check.py --smoke                       does everything run at all? 4 minutes
     python scripts/gpu_check.py --out build/gpu_check.json
     python scripts/gpu_check.py --only kernels timings --minutes 4
-    python scripts/gpu_check.py --only train
+    python scripts/gpu_check.py --only train                  or --train: the rest as well
     python scripts/gpu_check.py --device cpu --small          runs everything once, measures nothing
 
 Runs from a checkout, without installing. The file is rewritten with every finding, so that nothing
@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="tiny shapes, no measurement")
     parser.add_argument("--smoke", action="store_true", help="all of it once, --small, on the GPU")
     parser.add_argument("--resume", action="store_true", help="keep what --out holds already")
+    parser.add_argument("--train", action="store_true", help="also the section train")
     parser.add_argument("--without", nargs="+", default=[], metavar="PART", help=WITHOUT)
     parser.add_argument("--section", help=argparse.SUPPRESS)  # this process's own
     args = parser.parse_args()
@@ -98,7 +99,7 @@ def conduct(args: argparse.Namespace) -> int:
         return own + (["--without", *args.without, *without] if args.without or without else [])
 
     try:
-        shares = shares_of(args.only)
+        shares = shares_of(args.only, trains=args.train)
     except MmspecError as error:
         raise SystemExit(f"gpu_check: {error}") from error
     left = args.minutes - (time.monotonic() - BEGUN) / 60

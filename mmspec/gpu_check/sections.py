@@ -46,12 +46,13 @@ SECTIONS: dict[str, Section] = {
 }
 
 
-def shares_of(names: Sequence[str]) -> dict[str, float]:
+def shares_of(names: Sequence[str], *, trains: bool = False) -> dict[str, float]:
     """Of the time, by section: of those that `names` names, in their own order; none named: of all
-    but the extra ones.
+    but the extra ones. With `trains` of `train`, too.
     Raises ConfigError for a name that is none."""
     unknown = [name for name in names if name not in SECTIONS]
     if unknown:
         raise ConfigError(f"section {unknown[0]!r}: expected some of {', '.join(SECTIONS)}")
     asked = names or [name for name, own in SECTIONS.items() if not own.is_extra]
+    asked = [*asked, "train"] if trains else asked
     return {name: section.share for name, section in SECTIONS.items() if name in asked}

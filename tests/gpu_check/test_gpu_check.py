@@ -395,7 +395,8 @@ def test_an_attempt_that_fails_is_told_and_the_section_goes_on() -> None:
 
 def test_sections_are_chosen_by_name_in_their_own_order() -> None:
     assert list(shares_of(["attention", "kernels"])) == ["kernels", "attention"]
-    assert "train" not in shares_of([]) and "train" in shares_of(["train"])
+    assert "train" not in shares_of([]) and "train" in shares_of([], trains=True)
+    assert list(shares_of(["kernels"], trains=True)) == ["kernels", "train"]
     with pytest.raises(ConfigError, match="section 'atention': expected some of smoke"):
         shares_of(["atention"])
 
