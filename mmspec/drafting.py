@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from mmspec.state import Prefill, Preparation, Prompt, Scores, Taps, Verdict
 from mmspec.tree import TokenTree
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Opened(NamedTuple):
@@ -64,36 +65,35 @@ class Drafting:
         """Opens a session of every drafter."""
         self._device = prefill.logits.device
         for drafter in self.drafters:
-            try:
-                session = drafter.start(prompt, prefill, guide)
-                self.opened[drafter.name] = Opened(
-                    session,
-                    session if isinstance(session, PricedSession) else None,
-                    session if isinstance(session, PreparedSession) else None,
-                )
-            except Exception as error:
-                self.failed(drafter.name, error)
+            self._attempt(drafter.name, partial(self._open, drafter, prompt, prefill, guide))
+
+    def _open(self, drafter: Drafter, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> None:
+        session = drafter.start(prompt, prefill, guide)
+        self.opened[drafter.name] = Opened(
+            session,
+            session if isinstance(session, PricedSession) else None,
+            session if isinstance(session, PreparedSession) else None,
+        )
 
     def preparation(self, name: str, num_tokens: int) -> Preparation | None:
         """What the drafter has to do before it proposes for a text of `num_tokens`."""
         prepared = self.opened[name].prepared
-        try:
-            return None if prepared is None else prepared.preparation(num_tokens)
-        except Exception as error:
-            self.failed(name, error)
+        if prepared is None:
             return None
+        return self._attempt(name, partial(prepared.preparation, num_tokens))
 
     def prepare(self, drafter: Drafter, tokens: Sequence[int]) -> float:
         """Has the drafter do it, and returns what that took."""
-        begun, prepared = time.perf_counter(), self.opened[drafter.name].prepared
-        assert prepared is not None, "nothing was due"
-        try:
-            prepared.prepare(TokenView(tokens))
-            if not _reads_text_alone(drafter):  # what the device does is none of its own
-                self.wait()
-        except Exception as error:
-            self.failed(drafter.name, error)
+        begun = time.perf_counter()
+        self._attempt(drafter.name, partial(self._prepare, drafter, tokens))
         return time.perf_counter() - begun
+
+    def _prepare(self, drafter: Drafter, tokens: Sequence[int]) -> None:
+        prepared = self.opened[drafter.name].prepared
+        assert prepared is not None, "nothing was due"
+        prepared.prepare(TokenView(tokens))
+        if not _reads_text_alone(drafter):  # what the device does is none of its own
+            self.wait()
 
     def wait(self) -> None:
         """For what was launched on the target's device, so that the clock sees it."""
@@ -103,10 +103,7 @@ class Drafting:
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
         """Tells every drafter what became of the step's tree."""
         for name, opened in list(self.opened.items()):
-            try:
-                opened.session.observe(tree, verdict, scores)
-            except Exception as error:
-                self.failed(name, error)
+            self._attempt(name, partial(opened.session.observe, tree, verdict, scores))
 
     def close(self, chosen: Sequence[int] = ()) -> None:
         """The request ended with the tokens `chosen`, or nobody waits for it any more."""
@@ -114,22 +111,23 @@ class Drafting:
             self.pace.lengths.observe(len(chosen))
         with ExitStack() as at_end:  # each is closed, also where another has lost the device
             for name in self.opened:
-                at_end.callback(self._close, name, chosen)
+                at_end.callback(self._attempt, name, partial(self._close, name, chosen))
 
     def _close(self, name: str, chosen: Sequence[int]) -> None:
-        try:
-            with closing(self.opened.pop(name).session) as session:
-                if isinstance(session, LearningSession):
-                    session.learn(chosen)
-        except Exception as error:
-            self.failed(name, error)
+        with closing(self.opened.pop(name).session) as session:
+            if isinstance(session, LearningSession):
+                session.learn(chosen)
 
-    def failed(self, name: str, error: Exception) -> None:
-        """The drafter is left out, and plain decoding goes on. Raises what says that the device is
-        lost: what comes next would fail too."""
-        if says_lost(error):
-            raise error
-        self.leave_out(name, error)  # logged with its traceback
+    def _attempt(self, name: str, call: Callable[[], T]) -> T | None:
+        """What the drafter says. Where it fails it is left out, and plain decoding goes on. Raises
+        what says that the device is lost: what comes next would fail too."""
+        try:
+            return call()
+        except Exception as error:
+            if says_lost(error):
+                raise
+            self.leave_out(name, error)  # logged with its traceback
+            return None
 
     def leave_out(self, name: str, error: Exception, *, rows: int = 1) -> None:
         """The drafter failed: this request goes on without it, and so do others of its batch where
@@ -240,7 +238,7 @@ def propose(
                 priced.prices = step.prices(index, name)
         asking = time.perf_counter()
         proposed = _ask(drafter, [rows[index] for index in asked], max_nodes, vocab_size)
-        seconds = (time.perf_counter() - asking) / max(len(asked), 1)
+        seconds = (time.perf_counter() - asking) / len(asked)
         for index, tree in zip(asked, proposed, strict=True):
             before = trees[index]
             if tree is not None:

@@ -1,7 +1,7 @@
 """Sampler: the target's logits at one place -> the one token that the seed chooses there."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -271,7 +271,7 @@ class Sampler:
             device=self._ids.device,
         )
 
-    @property
+    @cached_property
     def guide(self) -> DraftGuide:
         """What a drafter may follow of this request's sampling."""
         return DraftGuide(
