@@ -88,10 +88,11 @@ class AutoRow:
         is_paused = account.balance_s < cost_s
         node_s = self._cost.probe_s
         probe_s = cost_s + node_s
+        loss_s = -(worth or 0.0)
         if self.pace.keeps_trees:  # scored whole
-            probe_s = max(probe_s, -(worth or 0.0))
-        elif worth is not None and not is_paused:  # the rest of its cost comes back
-            probe_s = min(probe_s, max(-worth, _LEAST_LOSS * cost_s) + node_s)
+            probe_s = max(probe_s, loss_s)
+        elif not is_paused:  # the rest of its cost comes back
+            probe_s = min(probe_s, max(loss_s, _LEAST_LOSS * cost_s) + node_s)
         wait_s = account.wait_s(standing, cost_s if pays else math.inf, probe_s)
         if wait_s == 0.0:
             self._probes[drafter] = "paused" if is_paused else "doubted"

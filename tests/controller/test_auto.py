@@ -29,6 +29,15 @@ def test_a_bad_drafter_costs_less_than_3_percent_within_200_tokens(name: str, se
     assert ratio >= 0.97, f"{name}: {ratio:.3f}x plain, {pace}"
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_one_known_to_be_bad_costs_a_quarter_of_a_step_and_half_a_percent(name: str) -> None:
+    """Of each later request: what it is looked at for, in case that its text suits it."""
+    world = World(AutoController())
+    ratios = [world.decode({name: BAD[name]})[0] for _ in range(12)]
+    lost = [200 / ratio - 200 for ratio in ratios[4:]]
+    assert sum(lost) / len(lost) <= 0.25 + 0.005 * 200, lost
+
+
 @pytest.mark.parametrize("hit", [0.0, 0.5])
 def test_a_drafter_ten_times_slower_than_the_target_is_asked_once(hit: float) -> None:
     world = World(AutoController())

@@ -54,6 +54,18 @@ def test_a_drawn_tree_is_scored_whole_and_is_worth_what_all_of_it_is(
         assert controller.step([pace], 50).asks(0, "d", ROOT) == (probe > max(lost, 0.5))
 
 
+@pytest.mark.parametrize(("usual_s", "counted_s"), [(DRAFT_S, 2 * DRAFT_S), (None, 2 * PLAIN_S)])
+def test_one_slow_proposal_counts_for_twice_the_usual(
+    usual_s: float | None, counted_s: float
+) -> None:
+    """Before any was measured for two plain steps: the first pays for what is done only once."""
+    controller, pace = measured(1), Pace()
+    if usual_s is not None:
+        controller.costs.observe_draft("d", usual_s)
+    controller.step([pace], 50).learn(0, "d", ROOT, ROOT, 40 * PLAIN_S)
+    assert pace.worth.at("d", 0) == pytest.approx(-counted_s)
+
+
 @pytest.mark.parametrize("is_drawn", [False, True])
 @pytest.mark.parametrize("probe", [0.45, 0.55])
 def test_one_that_has_lost_what_it_may_is_looked_at_now_and_then(
@@ -64,6 +76,19 @@ def test_one_that_has_lost_what_it_may_is_looked_at_now_and_then(
     controller.costs.observe_draft("d", DRAFT_S)
     step = controller.step([pace_of(0.1, probe, keeps_trees=is_drawn)], 50)
     assert step.asks(0, "d", ROOT) == (probe > 0.5)
+
+
+@pytest.mark.parametrize(("saved", "steps"), [(1.0, 10), (-1.0, 32)])
+def test_one_that_is_believed_to_pay_waits_for_its_own_time_alone(saved: float, steps: int) -> None:
+    """Which it earns by half a percent of each step. The other has lost too much for another look,
+    but may have become quicker meanwhile."""
+    controller, pace = measured(1, node_share=NODE_SHARE), pace_of(0.25, -1.0)
+    controller.costs.observe_draft("d", DRAFT_S)
+    pace.worth.learn("d", 0, saved * PLAIN_S, cost_steps=0.3)
+    step = controller.step([pace], 50)
+    assert not step.asks(0, "d", ROOT)
+    step.observe([Verdict((0,), (2,))], PLAIN_S)
+    assert pace.sleep_s == pytest.approx((steps - 1) * PLAIN_S)
 
 
 @pytest.mark.parametrize(
