@@ -89,31 +89,32 @@ class BoundLayerSkip(ByModel):
         """Whether trials are still made."""
         return self.search is not None and not self.search.is_over
 
-    def is_trial_due(self, session: LayerSkipSession) -> bool:
+    def is_trial_due(self, session: LayerSkipSession, num_tokens: int) -> bool:
         """Whether the search goes on, and the session was asked often enough since its last one."""
-        settings = self.settings
-        is_time = session.num_untried + 1 >= settings.trial_every
-        return self.is_searching and is_time and session.trial(settings.trial_tokens) is not None
+        is_time = session.num_untried + 1 >= self.settings.trial_every
+        return self.is_searching and is_time and session.trial(num_tokens) is not None
 
-    def try_out(self, session: LayerSkipSession) -> None:
-        """One trial of the search on what the session's target chose last, if one is due: what
-        would another set of layers have said of each of these tokens?"""
+    def try_out(self, session: LayerSkipSession, tokens: Sequence[int]) -> None:
+        """One trial of the search on what the session's target chose last of `tokens`, if one is
+        due: what would another set of layers have said of each of these tokens?"""
         with self._lock:
-            if self.search is None or not self.is_trial_due(session):
+            if self.search is None or not self.is_trial_due(session, len(tokens)):
                 return
             session.num_untried = -1  # the proposal that follows is the trial's
             skipped, count = self.search.propose(), self.settings.trial_tokens
-            matched = self._matched(session, skipped)
+            matched = self._matched(session, tokens, skipped)
             self.search.learn(skipped, matched, count, is_trial=True)
 
-    def _matched(self, session: LayerSkipSession, skipped: frozenset[int]) -> int:
+    def _matched(
+        self, session: LayerSkipSession, tokens: Sequence[int], skipped: frozenset[int]
+    ) -> int:
         """How many of the newest chosen tokens the layers left in would have chosen as well. The
         row's keys of these tokens are put aside for the time of it."""
         cache, row, count = session.cache, session.placement.row, self.settings.trial_tokens
-        trial, states = session.trial(count), cache.states
+        trial, states = session.trial(len(tokens)), cache.states
         assert trial is not None, "there is nothing to try it on"
         start, length = trial.start, cache.length(row)
-        asked = session.text[start : start + count]
+        asked = tokens[start : start + count]
         kept, state = cache.read(row, start, length), None if states is None else states.held(row)
         cache.truncate(row, start)
         if states is not None:
@@ -134,5 +135,5 @@ class BoundLayerSkip(ByModel):
             places = range(first, first + count)
             scores = scores + guide.noise_at(places, scores.shape[-1], device=scores.device)
         said = scores.argmax(dim=-1).tolist()
-        chosen = session.text[first : first + count]
+        chosen = tokens[first : first + count]
         return sum(a == b for a, b in zip(said, chosen, strict=True))

@@ -45,24 +45,19 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
         super().__init__(drafter, guide)
         self.placement = placement
         self.cache = cache
-        self.text: list[int] = prompt.token_ids.tolist()  # as far as it was told
         self.num_untried = 0  # proposals since the last trial
         self._num_prompt = prompt.num_tokens
         self.skipped: frozenset[int] = frozenset()  # layers that its newest draft left out
         self._mark: Mark | None = None
 
-    @property
-    def num_told(self) -> int:
-        """Chosen tokens that it knows of."""
-        return len(self.text) - self._num_prompt
-
-    def trial(self, count: int) -> Trial | None:
-        """Where a trial of `count` chosen tokens begins: at the newest ones; with running states
-        behind the place that was marked. None where there are not as many."""
+    def trial(self, num_tokens: int) -> Trial | None:
+        """Where a trial begins in a text of `num_tokens`: at the newest that were chosen; with
+        running states behind the place that was marked. None where there are not as many."""
+        count, mark = self._drafter.settings.trial_tokens, self._mark
         if self.cache.states is None:
-            return Trial(len(self.text) - 1 - count) if self.num_told >= count else None
-        mark = self._mark
-        if mark is None or len(self.text) - 1 - mark.length < count:
+            has_all = num_tokens - self._num_prompt >= count
+            return Trial(num_tokens - 1 - count) if has_all else None
+        if mark is None or num_tokens - 1 - mark.length < count:
             return None
         if mark.epoch != self.cache.epoch(self.placement.row):
             return None
@@ -78,17 +73,14 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
 
     def preparation(self, num_tokens: int) -> Preparation | None:
         """A trial of the drafter's search, now and then: about one forward."""
-        if not self._drafter.is_trial_due(self):
+        if not self._drafter.is_trial_due(self, num_tokens):
             return None
         return Preparation(steps=1.0, can_wait=True)
 
     def prepare(self, tokens: Sequence[int]) -> None:
-        self._drafter.try_out(self)
+        self._drafter.try_out(self, tokens)
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        if not self.num_told:
-            self.text.append(tree.tokens[0])  # the prompt's last logits chose it
-        self.text += verdict.tokens
         if self._drafter.is_searching and self._is_mark_old:
             self.mark()
         proposal = self._proposal

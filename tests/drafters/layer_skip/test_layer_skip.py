@@ -1,5 +1,6 @@
 """layer_skip: the target's text, drafted by fewer of its layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -125,11 +126,11 @@ def test_a_trial_leaves_every_key_as_it_was() -> None:
     checked = 0
     original = bound._matched
 
-    def compared(session: Any, skipped: frozenset[int]) -> int:
+    def compared(session: Any, *given: Any) -> int:
         nonlocal checked
         row = session.placement.row
         before = session.cache.read(row, 0, session.cache.length(row))
-        matched = original(session, skipped)
+        matched = original(session, *given)
         after = session.cache.read(row, 0, session.cache.length(row))
         for old, new in zip(before, after, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
@@ -152,10 +153,10 @@ def test_a_trial_of_all_layers_says_what_was_chosen(family: str) -> None:
     assert isinstance(bound, BoundLayerSkip)
     original, told = bound._matched, list[int]()
 
-    def tried(session: Any, skipped: frozenset[int]) -> int:
+    def tried(session: Any, tokens: Sequence[int], skipped: frozenset[int]) -> int:
         states, row = session.cache.states, session.placement.row
         before = None if states is None else states.held(row)
-        matched = original(session, frozenset() if len(told) % 2 else skipped)
+        matched = original(session, tokens, frozenset() if len(told) % 2 else skipped)
         assert states is None or states.held(row) is before
         told.append(matched)
         return matched
