@@ -131,7 +131,7 @@ def train(
     )
     waiting = [at for at in _EVALUATED_AT if at > _progress(state, settings)]
     saved_s = state.trained_s
-    is_whole, place = True, state.place  # False while weights are written: that is not saved
+    is_whole = True  # False while weights are written: that is not saved
     try:
         # 2. What the head is worth as it is: before the first step, or where that was interrupted
         if log.last_step != state.step:
@@ -154,12 +154,16 @@ def train(
             rate = (settings.rate or method.rate) * rate_share(
                 progress, warmup=settings.warmup, decay=settings.decay
             )
-            losses, tokens = _step(state, reader, examples, data, settings)
+            drawn = [next(data) for _ in range(settings.accumulate)]
+            taken = [[examples[index] for index in chosen] for chosen, _ in drawn]
+            losses = _step(state, reader, taken, settings)
+            tokens = sum(example.num_tokens for some in taken for example in some)
             is_whole = False
             optimizer.step(rate)
             state.step += 1
             state.tokens += tokens
-            is_whole, place = True, state.place
+            state.place = drawn[-1][1]
+            is_whole = True
             spent_s = clock_s(device.type) - begun_s
             # 4. Bookkeeping
             state.trained_s += spent_s
@@ -190,7 +194,6 @@ def train(
         raise
     except KeyboardInterrupt:
         if is_whole:  # the step that was begun is done again
-            state.place = place
             state.save(folder, run, dtype=dtype)
         raise
     state.save(folder, run, dtype=dtype)
@@ -199,20 +202,15 @@ def train(
 def _step(
     state: _State,
     reader: FeatureReader,
-    examples: Sequence[Example],
-    data: Iterator[tuple[list[int], Place]],
+    taken: Sequence[Sequence[Example]],
     settings: Settings,
-) -> tuple[dict[str, float], int]:
-    """Gradients of as many batches as a step takes; moves the place. Returns losses and tokens."""
+) -> dict[str, float]:
+    """Gradients of the batches of a step. Returns its losses."""
     module = state.method.module
     module.train()
     device = next(module.parameters()).device
     generator = torch.Generator().manual_seed((settings.seed * 2**32 + state.step) % 2**63)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    taken = []
-    for _ in range(settings.accumulate):
-        chosen, state.place = next(data)
-        taken.append([examples[index] for index in chosen])
     # A token counts as much in a short batch as in a long one.
     counts = learned_counts(example.learned for some in taken for example in some)
     parts: dict[str, torch.Tensor] = {}
@@ -226,8 +224,7 @@ def _step(
         for name, value in {"loss": losses.total.detach(), **losses.parts}.items():
             parts[name] = parts.get(name, 0) + value.float()
     values = torch.stack(list(parts.values())).tolist()
-    tokens = sum(example.num_tokens for some in taken for example in some)
-    return dict(zip(parts, values, strict=True)), tokens
+    return dict(zip(parts, values, strict=True))
 
 
 def _evaluated(
