@@ -5,7 +5,7 @@ from contextlib import aclosing
 from typing import Self
 
 from mmspec.engine import Engine
-from mmspec.integrations.joined import AsyncAnswer, stream
+from mmspec.integrations.joined import AsyncAnswer, IsWanted, stream
 from mmspec.integrations.tool_calls import ToolCall, ToolCallReader
 from mmspec.requests import Request, Result
 from mmspec.stream import Piece
@@ -37,10 +37,10 @@ class _Told:
 class AnswerStream(_Told):
     """A context manager that yields the text; leaving it early ends the decoding."""
 
-    def __init__(self, engine: Engine, request: Request) -> None:
+    def __init__(self, engine: Engine, request: Request, is_wanted: IsWanted = None) -> None:
         super().__init__()
         self._begin(request)
-        self._stream = stream(engine, request)
+        self._stream = stream(engine, request, is_wanted)
 
     def __iter__(self) -> Iterator[str]:
         for piece in self._stream:

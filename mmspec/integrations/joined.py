@@ -16,14 +16,13 @@ from mmspec.running_loop import Ticket
 from mmspec.stream import Piece
 
 News: TypeAlias = Progress | Exception
+IsWanted: TypeAlias = Callable[[], bool] | None  # as a request's own; one that waits for nothing
 
 
-def answer(engine: Engine, request: Request, is_wanted: Callable[[], bool] | None = None) -> Result:
-    """As `engine.generate(request)`, together with what other threads ask for. `is_wanted` is as
-    the request's own, and waits for nothing."""
+def answer(engine: Engine, request: Request, is_wanted: IsWanted = None) -> Result:
+    """As `engine.generate(request)`, together with what other threads ask for."""
     joined = joined_loop(engine, request)
-    if is_wanted is not None:
-        request = while_wanted(request, is_wanted)
+    request = request if is_wanted is None else while_wanted(request, is_wanted)
     if _decodes_here(joined):
         return engine.generate(request)
     with closing(JoinedStream(joined, engine, request, tells_pieces=False)) as waited_for:
@@ -32,9 +31,10 @@ def answer(engine: Engine, request: Request, is_wanted: Callable[[], bool] | Non
         return waited_for.result
 
 
-def stream(engine: Engine, request: Request) -> "Stream | JoinedStream":
+def stream(engine: Engine, request: Request, is_wanted: IsWanted = None) -> "Stream | JoinedStream":
     """As `engine.stream(request)`, together with what other threads ask for."""
     joined = joined_loop(engine, request)
+    request = request if is_wanted is None else while_wanted(request, is_wanted)
     if _decodes_here(joined):
         return engine.stream(request)
     check_streamed(request)

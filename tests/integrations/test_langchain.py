@@ -44,6 +44,7 @@ from langchain_core.messages import (
 )
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
+from langchain_core.tracers._streaming import _StreamingCallbackHandler
 from pydantic import BaseModel, Field
 
 from mmspec.integrations.langchain import ChatMmspec
@@ -176,7 +177,17 @@ def test_an_answer_that_nobody_waits_for_ends(
     assert set(ends) == {"closed"}
 
 
-@pytest.mark.parametrize("way", ["batch", "generate"])
+class Streams(BaseCallbackHandler, _StreamingCallbackHandler[Any]):
+    """LangChain streams the answers of a model that has one."""
+
+    def tap_output_aiter(self, run_id: Any, output: Any) -> Any:
+        return output
+
+    def tap_output_iter(self, run_id: Any, output: Any) -> Any:
+        return output
+
+
+@pytest.mark.parametrize("way", ["batch", "streaming batch", "generate"])
 def test_ctrl_c_ends_what_is_decoded(
     way: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,8 +203,9 @@ def test_ctrl_c_ends_what_is_decoded(
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
         pool.submit(interrupt)
-        if way == "batch":
-            llm.batch(PROMPTS * 10)
+        if way.endswith("batch"):
+            handlers: list[Any] = [Streams()] if way.startswith("streaming") else []
+            llm.batch(PROMPTS * 10, {"callbacks": handlers})
         else:
             llm.generate([[HumanMessage(prompt)] for prompt in PROMPTS * 10])
     assert set(ends.reasons) == {"closed"}

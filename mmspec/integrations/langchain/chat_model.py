@@ -20,9 +20,9 @@ from mmspec.integrations.answer import finish_word, model_name, speculation, usa
 from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.joined import answer_async
+from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.joined_loop import num_ahead
-from mmspec.integrations.langchain.each import answer_wanted, ask_each
+from mmspec.integrations.langchain.each import ask_each, check_wanted, still_wanted
 from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.options import component_request, component_settings, request_options
@@ -104,7 +104,9 @@ class ChatMmspec(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         request = self._request(messages, stop, kwargs)
-        return self._chat_result(request, answer_wanted(self._engine, request))
+        result = answer(self._engine, request, still_wanted())
+        check_wanted()
+        return self._chat_result(request, result)
 
     async def _agenerate(
         self,
@@ -138,10 +140,12 @@ class ChatMmspec(BaseChatModel):
         run_manager: Any = None,
         **kwargs: Any,
     ) -> Generator[ChatGenerationChunk, None, None]:
-        with AnswerStream(self._engine, self._request(messages, stop, kwargs)) as answer:
-            for text in answer:
+        request = self._request(messages, stop, kwargs)
+        with AnswerStream(self._engine, request, still_wanted()) as streamed:
+            for text in streamed:
                 yield _told(run_manager, AIMessageChunk(content=text))
-        yield _told(run_manager, self._last_chunk(answer))
+        check_wanted()
+        yield _told(run_manager, self._last_chunk(streamed))
 
     async def _astream(
         self,

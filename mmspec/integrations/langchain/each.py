@@ -8,10 +8,6 @@ from typing import TypeVar
 
 from langchain_core.runnables.config import ContextThreadPoolExecutor
 
-from mmspec.engine import Engine
-from mmspec.integrations.joined import answer
-from mmspec.requests import Request, Result
-
 One = TypeVar("One")
 Own = TypeVar("Own")
 Told = TypeVar("Told")
@@ -40,13 +36,16 @@ def ask_each(
         _INTERRUPTED.reset(token)
 
 
-def answer_wanted(engine: Engine, request: Request) -> Result:
-    """The answer. Raises CancelledError, so that no cache keeps a part of it, where it is wanted no
-    more."""
+def still_wanted() -> Callable[[], bool] | None:
+    """Asked between steps of what this thread decodes: False once its call was interrupted. None
+    outside such a call."""
     interrupted = _INTERRUPTED.get()
-    if interrupted is None:
-        return answer(engine, request)
-    result = answer(engine, request, is_wanted=lambda: not interrupted.is_set())
-    if interrupted.is_set():
+    return None if interrupted is None else lambda: not interrupted.is_set()
+
+
+def check_wanted() -> None:
+    """Raises CancelledError, so that no cache keeps a part of an answer, once its call was
+    interrupted."""
+    interrupted = _INTERRUPTED.get()
+    if interrupted is not None and interrupted.is_set():
         raise CancelledError("the call was interrupted")
-    return result
