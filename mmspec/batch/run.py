@@ -38,7 +38,7 @@ class Tally:
     new_tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)  # the first ones, each with its id
+    failures: list[str] = field(default_factory=list)  # the first ones, each with its place
 
     @property
     def num_done(self) -> int:
@@ -77,9 +77,8 @@ def run_batch(
         ledger.write(values if asked is None else {**values, "asked": asked})
         tally.num_failed += 1
         if len(tally.failures) < _FAILURES_KEPT:
-            place = task.id.rpartition("#")[0]
-            is_named = str(error).startswith((task.id, f"'{task.id}'", f"{place}, "))
-            tally.failures.append(str(error) if is_named else f"{task.id}: {error}")
+            is_placed = error is task.error
+            tally.failures.append(str(error) if is_placed else f"{task.id}: {error}")
         tally.seconds = time.perf_counter() - begun
         on_progress(tally)
 

@@ -38,7 +38,7 @@ class Task:
 
     id: str  # the file's path; of a record its "id", or the path and its number, as of a PDF's page
     request: Request | None  # without seed and sampling; None where it cannot be read, or need not
-    error: MmspecError | None = None
+    error: MmspecError | None = None  # why it cannot be read, with its place: a file's line or page
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
