@@ -88,7 +88,8 @@ def _part(given: object, where: str) -> dict[str, Any]:
         return {"type": "audio", "base64": data}
     raise refused(
         where,
-        f"got a part of type {kind!r:.40}; expected text, image_url, video_url or input_audio",
+        f"got a part of type {kind!r:.40}; expected one of {', '.join((*_TEXTS, *_MEDIA))}, "
+        "input_audio",
     )
 
 

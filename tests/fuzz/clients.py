@@ -25,7 +25,7 @@ from .report import Refused, Report, may_refuse
 from .speakers import SEEING, WRITING, asked_plainly, draw_engine, draw_media, plain_speaker
 
 SHARED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}  # ours -> OpenAI's
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,10 @@ def _draw_call(draw: random.Random, name: str) -> Call:
             with may_refuse(InputError):
                 options["logits_processors"] = [guide_of(name).matching(schema)]
             body["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
-        return Call(CHAT, body, [Request(own, **options)], **timing)
+        asked = [Request(own, **options)]
+        if "n" not in options and draw.random() < 0.4:
+            return Call(RESPONSES, _as_response(body), asked, **timing)
+        return Call(CHAT, body, asked, **timing)
     texts = [draw.choice(QUESTIONS) for _ in range(draw.choice([1, 1, 2]))]
     body["prompt"] = texts if len(texts) > 1 or draw.random() < 0.5 else texts[0]
     if draw.random() < 0.3:
@@ -143,6 +146,19 @@ def _draw_call(draw: random.Random, name: str) -> Call:
         asked = [Request(Prompt(torch.tensor(one)), **options) for one in tokens]
         return Call(TEXT, body, asked, **timing)
     return Call(TEXT, body, [Request(text, raw=True, **options) for text in texts], **timing)
+
+
+def _as_response(chat: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a response that asks the same."""
+    body = {name: value for name, value in chat.items() if name != "stream_options"}
+    body["input"] = body.pop("messages")
+    body["max_output_tokens"] = body.pop("max_tokens")
+    if body.pop("logprobs", False):
+        body["include"] = ["message.output_text.logprobs"]
+    form = body.pop("response_format", None)
+    if form is not None:
+        body["text"] = {"format": {"type": "json_schema", "name": "f", **form["json_schema"]}}
+    return body
 
 
 def _as_sent(content: Any) -> Any:
@@ -187,7 +203,12 @@ def _compared(call: Call, status: int | None, text: str, exact: float) -> Iterat
         if not has_left:
             yield f"status {status}: {text}"
         return
-    if call.body.get("stream"):
+    if call.path == RESPONSES:
+        is_whole, choices, usage = _response(text, streams=bool(call.body.get("stream")))
+        if not is_whole and not has_left:
+            yield f"a response that did not end: {text[-200:]}"
+            return
+    elif call.body.get("stream"):
         events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
         is_whole = bool(events) and events[-1] == "[DONE]"
         if not is_whole and not has_left:
@@ -253,6 +274,28 @@ def _choice(choice: Mapping[str, Any]) -> dict[str, Any]:
     if "tokens" in logprobs:
         pairs = list(zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True))
     return {"text": text, "logprobs": pairs, "finish_reason": choice.get("finish_reason")}
+
+
+def _response(text: str, *, streams: bool) -> tuple[bool, list[Any], dict[str, int] | None]:
+    """(whether it has ended, its answer as a choice, usage by a chat's names)"""
+    if streams:
+        events = [json.loads(one.partition("data: ")[2]) for one in text.split("\n\n") if one]
+        deltas = [one for one in events if one["type"] == "response.output_text.delta"]
+        told = "".join(one["delta"] for one in deltas)
+        pairs = [(p["token"], p["logprob"]) for one in deltas for p in one["logprobs"]]
+        if not events or not events[-1]["type"].endswith(("completed", "incomplete")):
+            return False, [{"text": told, "logprobs": pairs, "finish_reason": None}], None
+        body = events[-1]["response"]
+        assert told == body["output"][0]["content"][0]["text"]
+    else:
+        body = json.loads(text)
+    (item,) = body["output"]
+    (part,) = item["content"]
+    pairs = [(place["token"], place["logprob"]) for place in part["logprobs"]]
+    word = "length" if body["status"] == "incomplete" else "stop"
+    usage = body["usage"]
+    counts = {"prompt_tokens": usage["input_tokens"], "completion_tokens": usage["output_tokens"]}
+    return True, [{"text": part["text"], "logprobs": pairs, "finish_reason": word}], counts
 
 
 def _joined(bodies: Sequence[Mapping[str, Any]], count: int) -> list[Any]:

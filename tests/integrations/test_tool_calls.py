@@ -7,7 +7,7 @@ import pytest
 from mmspec.integrations.tool_calls import ToolCallReader, call_schema, read_answer
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<b>"}}\n</tool_call>'
-OTHER = '<tool_call>{"name": "g", "parameters": "{\\"y\\": 1}"}</tool_call>'
+OTHER = '<tool_call>{"name": "g", "why": 1, "parameters": "{\\"y\\": 1}"}</tool_call>'
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
