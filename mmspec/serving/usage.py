@@ -1,9 +1,11 @@
 """What an answer took, in OpenAI's words."""
 
+from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from mmspec.beginnings import num_shared
+from mmspec.integrations.answer import usage as answer_usage
 from mmspec.requests import Result
 
 _MANY = 2**24  # pairs of tokens from which on frequent ones are no beginnings of a match
@@ -11,18 +13,16 @@ _MANY = 2**24  # pairs of tokens from which on frequent ones are no beginnings o
 
 def usage(results: Sequence[Result], predicted: Sequence[Sequence[int]] = ()) -> dict[str, object]:
     """Of a call's prompts. `predicted` are the tokens of each one's predicted answer."""
-    prompt = sum(result.stats.prompt_tokens for result in results)
-    samples = [sample for result in results for sample in result.samples]
-    completion = sum(len(sample.tokens) for sample in samples)
+    counts = Counter[str]()
+    for result in results:
+        counts.update(answer_usage(result))
     accepted = rejected = 0
     for result, tokens in zip(results, predicted, strict=False):
         for sample in result.samples if tokens else ():
             found = num_found(tokens, sample.tokens)
             accepted, rejected = accepted + found, rejected + len(tokens) - found
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
+        **counts,
         "prompt_tokens_details": {
             "cached_tokens": sum(result.stats.reused_tokens for result in results)
         },
