@@ -262,17 +262,11 @@ def test_what_cannot_be_followed_is_refused_with_what_to_do_instead(
 def test_a_stream_that_fails_says_so_last(
     client: TestClient, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, going, *told, last = failed_stream(client, engine, monkeypatch)
+    break_after(engine, 5, monkeypatch)
+    begun, going, *told, last = streamed(client, respond())
     assert begun["type"] == "response.created" and told
     assert last["type"] == "error" and last["code"] == last["error"]["code"] == "internal_error"
     assert going["type"] == "response.in_progress"
-
-
-def failed_stream(
-    client: TestClient, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
-) -> list[dict[str, Any]]:
-    break_after(engine, 5, monkeypatch)
-    return streamed(client, respond())
 
 
 def break_after(engine: mmspec.Engine, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
