@@ -15,9 +15,18 @@ from starlette.routing import Route
 
 from mmspec.engine import Engine
 from mmspec.integrations.answer import model_name
+from mmspec.serving.chat import ChatForm
+from mmspec.serving.completions import CompletionForm
 from mmspec.serving.errors import ApiError
-from mmspec.serving.service import Service, error_response
+from mmspec.serving.responses import ResponseForm
+from mmspec.serving.service import FormType, Service, error_response
 from mmspec.serving.settings import ServerSettings
+
+_FORMS: dict[str, FormType] = {
+    "/v1/chat/completions": ChatForm,
+    "/v1/responses": ResponseForm,
+    "/v1/completions": CompletionForm,
+}
 
 
 def build_app(engine: Engine, settings: ServerSettings) -> Starlette:
@@ -34,9 +43,7 @@ def build_app(engine: Engine, settings: ServerSettings) -> Starlette:
 
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", service.chat, methods=["POST"]),
-            Route("/v1/completions", service.completions, methods=["POST"]),
-            Route("/v1/responses", service.responses, methods=["POST"]),
+            *(Route(path, service.answering(f), methods=["POST"]) for path, f in _FORMS.items()),
             Route("/v1/models", service.models),
             Route("/v1/models/{name:path}", service.models),
             Route("/health", service.health),
@@ -65,10 +72,9 @@ def _cross_origin(settings: ServerSettings) -> list[Middleware]:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = (
-        f"{request.method} {request.url.path}: {error.detail}; expected POST /v1/chat/completions, "
-        "POST /v1/responses, POST /v1/completions or GET /v1/models"
-    )
+    expected = ", ".join(f"POST {path}" for path in _FORMS)
+    asked = f"{request.method} {request.url.path}"
+    message = f"{asked}: {error.detail}; expected {expected} or GET /v1/models"
     return error_response(ApiError(error.status_code, message, headers=error.headers or {}))
 
 

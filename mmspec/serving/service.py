@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,15 +17,12 @@ from mmspec.errors import InputError
 from mmspec.integrations.guided import JsonGuide
 from mmspec.serving.access import Access
 from mmspec.serving.call import Call, Step
-from mmspec.serving.chat import ChatForm
-from mmspec.serving.completions import CompletionForm
 from mmspec.serving.errors import ApiError, as_api_error
 from mmspec.serving.events import EventStream, events
 from mmspec.serving.form import Form
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
 from mmspec.serving.pictures import Pictures
 from mmspec.serving.receiving import Leaving, Mailroom
-from mmspec.serving.responses import ResponseForm
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
 from mmspec.words import counted
@@ -33,7 +30,7 @@ from mmspec.words import counted
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("mmspec.serving.access")
 
-FormType = type[ChatForm] | type[CompletionForm] | type[ResponseForm]
+FormType = Callable[[object, ServerSettings, str], Form]  # of a body, for a client's namespace
 _OPENING_S = 10.0  # a stream that has nothing to say for so long begins all the same
 _GONE = 499  # nginx's word for a client that left
 
@@ -58,14 +55,13 @@ class Service:
         self._metrics = Metrics(self.scheduler)
         self._created = int(time.time())
 
-    async def chat(self, request: Request) -> Response:
-        return await self._told(request, self._answer(request, ChatForm))
+    def answering(self, form: FormType) -> Callable[[Request], Awaitable[Response]]:
+        """The method of the route that is asked in this form."""
 
-    async def completions(self, request: Request) -> Response:
-        return await self._told(request, self._answer(request, CompletionForm))
+        async def answer(request: Request) -> Response:
+            return await self._told(request, self._answer(request, form))
 
-    async def responses(self, request: Request) -> Response:
-        return await self._told(request, self._answer(request, ResponseForm))
+        return answer
 
     async def models(self, request: Request) -> Response:
         return await self._told(request, self._models(request))
@@ -113,7 +109,7 @@ class Service:
         mail = held.enter_context(self._mailroom.opened())
         body = await mail.read_json(request)
         # In another thread: a body may hold millions of tokens.
-        form: Form = await asyncio.to_thread(kind, body, self._settings, namespace)
+        form = await asyncio.to_thread(kind, body, self._settings, namespace)
         if form.json_schema is not None:
             await asyncio.to_thread(self._guide, form, form.json_schema)
         call = Call(
