@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from mmspec.errors import ConfigError, ModelError
 from mmspec.plan.shape import ModelShape
 from mmspec.target.bundles import writing_config
-from mmspec.target.families import refuse_unsupported
+from mmspec.target.families import refuse_unsupported, refuse_what_it_asks_for
 from mmspec.target.load import auto_class
 from mmspec.target.stateful import cache_keyword, state_kinds
 
@@ -37,8 +37,15 @@ def built_shape(config: Mapping[str, object], name: str) -> ModelShape:
     if not text.num_hidden_layers:
         raise ConfigError("its config says num_hidden_layers=0; expected 1 or more")
     text.tie_word_embeddings = getattr(own, "tie_word_embeddings", False)  # a whole's own word
+    auto = auto_class(own)
+    if type(own) not in auto._model_mapping:
+        raise ConfigError(
+            f"{auto.__name__} of transformers {transformers.__version__} loads no {own.model_type}; "
+            "expected a kind of model that writes text"
+        )
     model = _without_weights(own, text)
     try:
+        refuse_what_it_asks_for(auto._model_mapping[type(own)])
         refuse_unsupported(model)
     except ModelError as error:
         raise ConfigError(str(error)) from None
@@ -86,6 +93,7 @@ def built_shape(config: Mapping[str, object], name: str) -> ModelShape:
         expert_weights=expert_weights,
         expert_share=used / expert_weights if experts else 1.0,
         max_context=getattr(text, "max_position_embeddings", None) or 0,
+        head_width=model.get_output_embeddings().weight.shape[-1],
     )
 
 

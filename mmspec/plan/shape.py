@@ -31,6 +31,7 @@ class ModelShape:
     expert_weights: int = 0  # of all experts, beside the others
     expert_share: float = 1.0  # of them, that a token is multiplied by
     max_context: int = 0  # tokens that the model was made for; 0: not known
+    head_width: int = 0  # of what the head reads, where it is not as wide as the layers
 
     @property
     def group(self) -> int:
@@ -39,7 +40,7 @@ class ModelShape:
 
     @property
     def head_weights(self) -> int:
-        return self.vocab * self.hidden
+        return self.vocab * (self.head_width or self.hidden)
 
     @property
     def layer_weights(self) -> float:

@@ -24,6 +24,7 @@ _SEES_WHOLE_PROMPT = (
     "paligemma", "pi0", "git", "hrm_text", "molmo2", "gemma4", "gemma4_unified", "diffusion_gemma",
     "step3p7", "unlimited_ocr", "deepseek_ocr2",
 )  # fmt: skip
+_OF_TEXTS = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 _BIASES = ("build_alibi_tensor", "build_mpt_alibi_tensor")  # methods of Bloom's and MPT's decoders
 _ROPE_BY_LENGTH = ("dynamic", "longrope")  # a longer prompt rotates all of its keys anew
 
@@ -116,6 +117,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} has layers of a kind that mmspec has no cache for ({what}). Use transformers' "
             "generate for it."
         )
+    refuse_what_it_asks_for(type(model))
     has_states_alone = "cache_params" in inspect.signature(model.forward).parameters
     if has_states_alone and not state_kinds(config):
         raise ModelError(
@@ -133,6 +135,23 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         raise ModelError(
             f"{name}.forward takes no position_ids (fixed positions): the nodes of a token tree "
             "cannot be told where they stand. Use transformers' generate for it."
+        )
+
+
+def refuse_what_it_asks_for(kind: type[PreTrainedModel]) -> None:
+    """Raises ModelError for a model that reads no text without a medium (BLIP-2)."""
+    _, *inputs = inspect.signature(kind.forward).parameters.values()
+    needed = [
+        one.name
+        for one in inputs
+        if one.default is one.empty
+        and one.kind is one.POSITIONAL_OR_KEYWORD
+        and one.name not in _OF_TEXTS
+    ]
+    if needed:
+        raise ModelError(
+            f"{kind.__name__}.forward asks for {', '.join(needed)} with every part of a text: it "
+            "does not decode one by itself. Use transformers' generate for it."
         )
 
 

@@ -18,6 +18,7 @@ from transformers import (
     Mamba2Config,
     MambaConfig,
     PreTrainedConfig,
+    RemBertConfig,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -289,6 +290,29 @@ def test_an_attention_that_is_not_installed_is_not_asked_for() -> None:
     assert shape_of(asked, "x") == shape_of(config, "x")
 
 
+def test_a_head_may_be_wider_than_the_layers() -> None:
+    config = RemBertConfig(
+        vocab_size=112,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        input_embedding_size=16,
+        output_embedding_size=256,
+        is_decoder=True,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    shape = shape_of(config.to_dict(), "rembert")
+    assert shape.head_weights == model.get_output_embeddings().weight.numel()
+    beside = sum(one.in_features * one.out_features for one in _linears(model.cls)) - 112 * 256
+    own = sum(one.in_features * one.out_features for one in _linears(model.rembert))
+    assert shape.layers * shape.layer_weights == own + beside
+
+
+def _linears(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear)]
+
+
 def test_heads_that_differ_from_layer_to_layer_are_their_mean() -> None:
     if "dots3_note_text" in CONFIG_MAPPING:  # not in transformers 5.17
         assert shape_of({"model_type": "dots3_note_text"}, "x").heads == 82
@@ -308,6 +332,9 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         ({}, "unnamed: its config says model_type=None, which transformers"),
         ({"model_type": "nobody's"}, 'unnamed: its config says model_type="nobody\'s", which'),
         ({"model_type": "t5"}, "is an encoder-decoder model"),
+        ({"model_type": "evolla"}, "AutoModelForCausalLM of transformers .* loads no evolla"),
+        ({"model_type": "siglip"}, "loads no siglip"),
+        ({"model_type": "blip-2"}, "asks for pixel_values with every part of a text"),
         ({"model_type": "xlstm"}, r"has no cache for \(recurrent\)"),
         ({"model_type": "recurrent_gemma"}, r"outside of its cache|\(recurrent\)"),
         ({"model_type": "minimax"}, "MiniMax uses cache of its own"),
