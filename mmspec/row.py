@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from traceback import clear_frames
 from typing import Literal, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from transformers import MaxTimeCriteria, StoppingCriteria
 from mmspec.callbacks import call_back
 from mmspec.drafting import Drafting
 from mmspec.errors import DecodeError, MmspecError
+from mmspec.kernels import says_used_up
 from mmspec.sampling import Sampler
 from mmspec.state import Placement, Prefill, Prompt, Scores, Verdict
 from mmspec.stats import StatsRecorder
@@ -192,6 +194,8 @@ class Row:
         except MmspecError as error:
             self.fail(error)
         except Exception as error:  # raised again by Engine.generate, or shown in Result.error
+            if says_used_up(error):  # what it was thrown out of would keep what it had
+                clear_frames(error.__traceback__)
             failure = DecodeError(
                 f"after {counted(self.num_chosen, 'token')}: {type(error).__name__}: {error}"
             )

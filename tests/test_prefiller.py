@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -364,6 +365,24 @@ def test_no_memory_to_keep_a_text_costs_what_is_kept_and_no_text(
     assert result.tokens == text and result.stats.reused_tokens > 0
     assert "no memory to keep a text's KV" in caplog.text
     assert engine.cache_info().prefixes.num_tokens == 0
+
+
+def test_an_error_for_want_of_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the request's result, and in it are the frames that it was raised in."""
+    engine = mmspec.load(model_of("llama", "float64"), config=STORES)
+    large = list[ReferenceType[torch.Tensor]]()
+
+    def scarce(*unused: object, **asked: object) -> None:
+        states = torch.ones(9)
+        large.append(ref(states))
+        raise torch.OutOfMemoryError("no memory for the next layer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "update", scarce)
+        request = Request(prompt_inputs(FAMILIES["llama"], "text"), max_new_tokens=2)
+        results = engine.generate([request, request])
+    assert all("no memory for the next layer" in str(result.error) for result in results)
+    assert [one() for one in large] == [None, None]
 
 
 def test_no_lease_is_left_behind_by_a_stream_that_is_closed_early() -> None:
