@@ -10,7 +10,6 @@ import numpy as np
 from mmspec.errors import MissingExtraError
 from mmspec.retrieval.exact_vectors import ExactVectors, Keys, Positions
 from mmspec.retrieval.faiss_index import NO_FAISS, faiss_or_none, loaded_faiss, positions_in
-from mmspec.retrieval.files import chunks
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +50,10 @@ class DenseBuilder:
             return
         faiss = loaded_faiss()
         self._index = faiss.read_index(str(path))
+        held = faiss.extract_index_ivf(self._index)
+        held.set_direct_map_type(faiss.DirectMap.NoMap)  # older builders left one in some
         if self._index.chain.size() > 1:
-            self._components = faiss.extract_index_ivf(self._index).d
+            self._components = held.d
 
     def __len__(self) -> int:
         """Keys."""
@@ -95,8 +96,7 @@ class DenseBuilder:
             self._vectors.write(file)
             return
         self._absorb(expected)
-        for chunk in chunks(memoryview(self._faiss.serialize_index(self._index))):
-            file.write(chunk)
+        file.write(self._faiss.serialize_index(self._index).data)
 
     def _absorb(self, expected: int) -> None:
         """Moves what is staged into the index, whose form grows with its number of keys."""
@@ -129,11 +129,11 @@ class DenseBuilder:
         fewer where there are not enough vectors to learn so many from."""
         faiss, old = self._faiss, self._index
         held = faiss.extract_index_ivf(old)
-        positions = positions_in(faiss, held)
-        held.set_direct_map_type(faiss.DirectMap.Hashtable)
-        num_lists = min(num_lists, 2 ** int(np.log2(len(positions) / 39)))
+        num_lists = min(num_lists, 2 ** int(np.log2(held.ntotal / 39)))
         if num_lists <= held.nlist:
             return
+        positions = positions_in(faiss, held)
+        held.set_direct_map_type(faiss.DirectMap.Hashtable)
         codes = faiss.index_factory(self._components, f"IVF{num_lists},SQ8")
         codes.cp.min_points_per_centroid = 1
         size = min(len(positions), _LEARNT_FROM * num_lists)

@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 from mmspec.errors import DatastoreError
 
-_CHUNK_BYTES = 2**20
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -98,13 +97,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def chunks(data: memoryview) -> Iterator[memoryview]:
-    """`data` in pieces, so that a full disk is noticed early."""
-    flat = data.cast("B")
-    for start in range(0, len(flat), _CHUNK_BYTES):
-        yield flat[start : start + _CHUNK_BYTES]
 
 
 @contextmanager

@@ -119,6 +119,22 @@ def test_it_grows_from_a_handful_to_compressed_and_keeps_every_key(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("with_faiss")
+def test_a_part_of_a_large_index_forgets_keys_as_any_other(tmp_path: Path) -> None:
+    """Of 900 keys no more lists are learnt than of 700, though a million are to come."""
+    keys = states(900)
+    builder = DenseBuilder(DIM, components=8, exact_below=500)
+    for name, stop in (("first", 700), ("second", 900)):
+        builder.add(np.arange(len(builder), stop), keys[len(builder) : stop], expected=10**6)
+        with (tmp_path / f"{name}.faiss").open("wb") as file:
+            builder.write(file, expected=10**6)
+    builder = DenseBuilder(DIM)
+    builder.load(tmp_path / "second.faiss")
+    builder.remove(range(0, 900, 2))
+    found = built(builder, tmp_path / "left").search(keys[:9], limit=1).positions
+    assert len(builder) == 450 and (found % 2 == 1).all()
+
+
+@pytest.mark.usefixtures("with_faiss")
 def test_an_index_that_has_outgrown_its_lists_is_laid_out_anew(tmp_path: Path) -> None:
     import faiss
 
