@@ -224,6 +224,12 @@ def test_the_first_step_is_plain_so_that_there_is_something_to_compare_with() ->
     assert step.cut([TokenTree.chain(1, [2], [0.9], "any")])[0].num_nodes == 1
 
 
+@pytest.mark.parametrize(("rows", "context"), [(1, 50), (2, 50), (1, 64)])
+def test_so_is_the_first_one_of_a_size(rows: int, context: int) -> None:
+    step = measured(1).step([Pace() for _ in range(rows)], context)
+    assert step.asks(0, "any", TokenTree.root(1)) == ((rows, context) == (1, 50))
+
+
 def test_a_plain_step_is_measured_again_after_256_with_trees() -> None:
     world = World(controller := AutoController())
     world.decode({"good": Simulated(always(4, 0.95, 0.95), 0.01)}, 300)
