@@ -69,8 +69,8 @@ class ScoreRecorder:
         self._prompt_logprobs: list[_Likeliest] = []
         self._has_prompt = False
         self._unsettled: list[tuple[Tensor, int]] = []
-        self.scores: list[Tensor] = []  # (vocab,) float32 each
-        self.logits: list[Tensor] = []  # (vocab,) float32 each
+        self.scores: list[Tensor] = []  # (1, vocab) float32 each, as stopping criteria get them
+        self.logits: list[Tensor] = []  # (1, vocab) float32 each
         self._top = top
         self._of = of
         self._prompt_top = prompt_top
@@ -93,9 +93,9 @@ class ScoreRecorder:
         if self._top is not None:
             self._unsettled.append((logits if self._of == "raw" else scores, token))
         if self._keeps_scores:
-            self.scores.append(scores.to(torch.float32, copy=True))
+            self.scores.append(scores.unsqueeze(0).to(torch.float32, copy=True))
         if self._keeps_logits:
-            self.logits.append(logits.to(torch.float32, copy=True))
+            self.logits.append(logits.unsqueeze(0).to(torch.float32, copy=True))
 
     def settle(self) -> None:
         """What was recorded is worked up: the logits may be overwritten now. Waits for no device;
@@ -163,7 +163,7 @@ def _named(places: Sequence[T], decode: Callable[[int], str | None] | None) -> t
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:
     """(tokens, vocab); (0, 0) of a text that failed before its first token."""
-    return torch.stack(list(rows)) if rows else torch.zeros(0, 0)
+    return torch.cat(list(rows)) if rows else torch.zeros(0, 0)
 
 
 class _Likeliest(NamedTuple):

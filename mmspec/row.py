@@ -176,7 +176,7 @@ class Row:
         """Asks every one of transformers' stopping criteria: they may keep state."""
         if not self._criteria:
             return False
-        kept = tuple(scores.unsqueeze(0) for scores in self.sampler.recorder.scores) or None
+        kept = tuple(self.sampler.recorder.scores) or None
         return any([self._meets(criterion, kept) for criterion in self._criteria])
 
     def _meets(self, criterion: StoppingCriteria, kept: tuple[Tensor, ...] | None) -> bool:

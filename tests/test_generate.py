@@ -251,7 +251,7 @@ class Watches(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: object) -> Tensor:
         self.seen.append(input_ids[0].tolist())
-        self.scores.append(None if scores is None else len(scores))
+        self.scores.append(scores and sum(map(len, scores)))  # (1, vocab) each
         return torch.full((1,), len(self.seen) == self.most)
 
 
