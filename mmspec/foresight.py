@@ -22,7 +22,7 @@ from mmspec.sampling import Choice, best_of
 from mmspec.state import Scores
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
-from mmspec.verify import Nodes, Rule, Verifier, Weigh
+from mmspec.verify import Nodes, Rule, Verifier, Weigh, coupled
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def foresee(rule: Verifier, steps: Iterable[tuple[Row, TokenTree, Scores]]) -> F
     parts = list[_Part]()
     for row, tree, scores in steps:
         if row.sampler.can_foresee and isinstance(rule, Rule):
-            # A greedy request, or node 0 alone, is walked by the target's choices.
-            chooses = rule.only_chooses or row.is_greedy or tree.num_nodes == 1
+            chooses = rule.only_chooses or rule.walk_of(tree, row) is coupled
             if chooses or _weighs(rule, tree, scores.logits):
                 weigh = None if chooses else rule.weigh
                 part = row.attempt(partial(_part, row, tree, scores.logits, weigh))

@@ -5,12 +5,13 @@ not sample. The other lossless ones keep the target's distribution, for trees th
 docs/verification.md has their conditions.
 """
 
-from mmspec.verify.base import Chooser, Rule, Verifier
+from mmspec.verify.base import Chooser, Verifier
 from mmspec.verify.block import block
 from mmspec.verify.block import weigh as weigh_by_block
 from mmspec.verify.coupled import coupled
 from mmspec.verify.recursive import recursive
 from mmspec.verify.rejection import weigh as weigh_by_rejection
+from mmspec.verify.rule import Rule
 from mmspec.verify.speculative import speculative
 from mmspec.verify.typical import Typical
 from mmspec.verify.weighing import Nodes, Odds, Weigh, Weighed

@@ -1,7 +1,6 @@
 """What every verification rule takes and gives."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -47,22 +46,3 @@ class Chooser(Protocol):
 
 # (tree, logits (nodes, vocab), the row) -> what was accepted
 Verifier = Callable[[TokenTree, Tensor, Chooser], Verdict]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A verification rule, and what the engine must know of it. Itself a Verifier.
-
-    A walk that only chooses, or that asks for nothing but `weigh`, waits once a step for the
-    device, whatever the tree and however many rows.
-    """
-
-    walk: Verifier
-    weigh: Weigh | None = None  # what the walk weighs nodes by; None: it may be anything
-    only_chooses: bool = False  # takes of the logits the row's own choices, at nodes of the tree
-    needs_q: bool = False  # takes trees that were drawn, whole: none pruned, none merged
-    is_greedy_only: bool = False  # requests that sample are refused
-    is_lossless: bool = True  # the texts have the target's own distribution
-
-    def __call__(self, tree: TokenTree, logits: Tensor, row: Chooser) -> Verdict:
-        return self.walk(tree, logits, row)

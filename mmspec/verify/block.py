@@ -7,7 +7,6 @@ from mmspec.state import Verdict
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 from mmspec.verify.base import Chooser
-from mmspec.verify.coupled import coupled
 from mmspec.verify.drawn import drawn_from, fair, refuse_undrawn
 from mmspec.verify.weighing import Nodes, Weighed
 
@@ -51,12 +50,9 @@ def block(tree: TokenTree, logits: Tensor, row: Chooser) -> Verdict:
     token after the other does. `logits` (nodes, vocab). Looks at the target's distribution at every
     node before it chooses: the request's processors may depend on the tokens alone.
 
-    Keeps the target's distribution, not the seed's own text. A greedy request is the greedy walk,
-    which takes any tree. Raises ConfigError for a tree that is no chain or was not drawn, and for
-    processors that may keep state.
+    Keeps the target's distribution, not the seed's own text. Raises ConfigError for a tree that is
+    no chain or was not drawn, and for processors that may keep state.
     """
-    if row.is_greedy or tree.num_nodes == 1:
-        return coupled(tree, logits, row)
     refuse_undrawn(tree, logits, rule="block", only_chains=True)
     odds = row.weigh(weigh, tree, logits, range(tree.num_nodes), at=0)
     uniforms, length = row.uniforms(tree.num_nodes), 0

@@ -6,7 +6,6 @@ from torch import Tensor
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
 from mmspec.verify.base import Chooser
-from mmspec.verify.coupled import coupled
 from mmspec.verify.drawn import refuse_undrawn
 from mmspec.verify.rejection import walk
 
@@ -15,10 +14,8 @@ def recursive(tree: TokenTree, logits: Tensor, row: Chooser) -> Verdict:
     """Tests the children of each node in the order they were drawn in, and goes down to the one
     that is accepted. `logits` (nodes, vocab). On a chain it is speculative sampling.
 
-    Keeps the target's distribution, not the seed's own text. A greedy request is the greedy walk,
-    which takes any tree. Raises ConfigError for a tree that was not drawn.
+    Keeps the target's distribution, not the seed's own text. Raises ConfigError for a tree that was
+    not drawn.
     """
-    if row.is_greedy or tree.num_nodes == 1:
-        return coupled(tree, logits, row)
     refuse_undrawn(tree, logits, rule="recursive")
     return walk(tree, logits, row, rule="recursive")

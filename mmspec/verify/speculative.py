@@ -6,7 +6,6 @@ from torch import Tensor
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
 from mmspec.verify.base import Chooser
-from mmspec.verify.coupled import coupled
 from mmspec.verify.drawn import refuse_undrawn
 from mmspec.verify.rejection import walk
 
@@ -14,10 +13,8 @@ from mmspec.verify.rejection import walk
 def speculative(tree: TokenTree, logits: Tensor, row: Chooser) -> Verdict:
     """Accepts a chain's nodes one after the other, until one is rejected. `logits` (nodes, vocab).
 
-    Keeps the target's distribution, not the seed's own text. A greedy request is the greedy walk,
-    which takes any tree. Raises ConfigError for a tree that is no chain or was not drawn.
+    Keeps the target's distribution, not the seed's own text. Raises ConfigError for a tree that is
+    no chain or was not drawn.
     """
-    if row.is_greedy or tree.num_nodes == 1:
-        return coupled(tree, logits, row)
     refuse_undrawn(tree, logits, rule="speculative", only_chains=True)
     return walk(tree, logits, row, rule="speculative")

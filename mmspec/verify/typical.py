@@ -10,8 +10,8 @@ from torch import Tensor
 from mmspec.errors import ConfigError
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
-from mmspec.verify.base import Chooser, Rule
-from mmspec.verify.coupled import coupled
+from mmspec.verify.base import Chooser
+from mmspec.verify.rule import Rule
 from mmspec.verify.weighing import Nodes, Odds, Weighed
 
 
@@ -25,7 +25,7 @@ def threshold(p: Tensor, *, epsilon: float, delta: float) -> Tensor:
 @dataclass(frozen=True)
 class Typical:
     """LOSSY: accepts every drafted token that the target finds likely enough, however seldom it
-    would choose it. Takes any tree. A greedy request is exact: the greedy walk.
+    would choose it. Takes any tree.
 
     Of several accepted paths the longest is taken, then the likelier. The token after it is the
     target's own choice. The request's processors may depend on the tokens alone (ConfigError).
@@ -53,8 +53,6 @@ class Typical:
 
     def __call__(self, tree: TokenTree, logits: Tensor, row: Chooser) -> Verdict:
         """`logits` (nodes, vocab)."""
-        if row.is_greedy:
-            return coupled(tree, logits, row)
         likely, odds = {0: 1.0}, dict[int, Odds]()  # of the nodes whose whole path is typical
         for node in range(tree.num_nodes):
             if node in likely:

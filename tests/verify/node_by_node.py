@@ -11,7 +11,7 @@ from torch import Tensor
 from mmspec.row import Row
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
-from mmspec.verify import Odds, Rule, coupled
+from mmspec.verify import Odds, Rule
 
 
 def probabilities(row: Row, logits: Tensor, ahead: Sequence[int] = ()) -> Tensor:
@@ -33,8 +33,7 @@ def normalised(p: Tensor) -> Tensor:
 
 def recursive(tree: TokenTree, logits: Tensor, row: Row) -> Verdict:
     """Sequoia, arXiv 2402.12374 algorithm 2; on a chain arXiv 2211.17192 algorithm 1."""
-    if row.is_greedy or tree.q is None:
-        return coupled(tree, logits, row)
+    assert tree.q is not None
     uniforms, path, tokens = row.uniforms(tree.num_nodes), [0], list[int]()
     while children := tree.children(path[-1]):
         p, q = probabilities(row, logits[path[-1]]), normalised(tree.q[path[-1]].double())
@@ -58,8 +57,7 @@ def recursive(tree: TokenTree, logits: Tensor, row: Row) -> Verdict:
 
 def block(tree: TokenTree, logits: Tensor, row: Row) -> Verdict:
     """arXiv 2403.10444 algorithm 2."""
-    if row.is_greedy or tree.q is None:
-        return coupled(tree, logits, row)
+    assert tree.q is not None
     drafted, uniforms = tree.tokens[1:], row.uniforms(tree.num_nodes)
     p = [probabilities(row, logits[n], drafted[:n]) for n in range(tree.num_nodes)]
     q = [normalised(row_of_q.double()) for row_of_q in tree.q[:-1]]

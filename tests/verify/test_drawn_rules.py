@@ -29,10 +29,7 @@ from mmspec.verify import (
     Verifier,
     Weigh,
     Weighed,
-    block,
-    recursive,
     rejection,
-    speculative,
 )
 from mmspec.verify.block import weigh as weigh_block
 from mmspec.verify.rejection import residual
@@ -226,7 +223,9 @@ def largest_error(world: World, rule: Verifier, draft: Drafter) -> float:
 
 # LAW: the texts are the target's
 
-CHAINS = (speculative, recursive, block)
+speculative, recursive, block = CHAINS = [
+    VERIFIERS[n] for n in ("speculative", "recursive", "block")
+]
 WORLDS = (
     World(2, 5),
     World(2, 5, seed=1, eos=1),
@@ -234,7 +233,7 @@ WORLDS = (
     World(3, 4, seed=3, eos=0, sharpness=8.0),
     World(4, 3, seed=4, num_likely=2),
 )
-name = lambda value: getattr(value, "__name__", None)  # noqa: E731
+name = lambda value: getattr(getattr(value, "walk", value), "__name__", None)  # noqa: E731
 
 
 @pytest.mark.parametrize("rule", CHAINS, ids=name)
@@ -313,7 +312,7 @@ def test_a_certain_target_gets_the_greedy_walk(rule: Verifier) -> None:
     assert found[text] == pytest.approx(1.0, abs=EXACT)
 
 
-@pytest.mark.parametrize("rule", [*CHAINS, Typical()], ids=name)
+@pytest.mark.parametrize("rule", [*CHAINS, Typical().rule], ids=name)
 def test_a_greedy_request_is_the_greedy_walk_down_any_tree(rule: Verifier) -> None:
     class Greedy(EnumeratedRow):
         is_greedy = True

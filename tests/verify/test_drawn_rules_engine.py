@@ -22,9 +22,10 @@ from mmspec.drafters.draw import Drawn, draw_children
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
-from mmspec.sampling import Sampler
+from mmspec.sampling import Choosing, Sampler
+from mmspec.state import Verdict
 from mmspec.tree import TokenTree
-from mmspec.verify import Rule, Typical
+from mmspec.verify import VERIFIERS, Chooser, Rule, Typical
 
 RULES = {"speculative": (1, 1, 1), "recursive": (2, 2), "block": (1, 1, 1)}
 VOCAB = 112
@@ -305,6 +306,27 @@ def test_a_rule_with_parameters_of_ones_own() -> None:
     engine = Engine(engine_of("typical_lossy", drafter).target, None, [drafter], verifier=rule)
     result = engine.generate(inputs(), seed=1, temperature=1.0, max_new_tokens=4)
     assert result.stats.is_lossless is False
+
+
+@pytest.mark.parametrize("choosing", ["host", "device"])
+def test_a_rule_of_ones_own_walks_where_something_is_drafted_and_drawn(choosing: Choosing) -> None:
+    """All else is the target's own choices, which are what was found of each node ahead."""
+    known, walked = VERIFIERS["recursive"], list[TokenTree]()
+
+    def walk(tree: TokenTree, logits: Tensor, row: Chooser) -> Verdict:
+        walked.append(tree)
+        return known.walk(tree, logits, row)
+
+    drafter = SamplingDrafter(target_logits_of, (2, 1))
+    rule = Rule(walk, known.weigh, needs_q=True)
+    target = engine_of("recursive", drafter).target
+    engine = Engine(target, None, [drafter], verifier=rule, choosing=choosing, controller="fixed")
+    plain, options = Engine(target, None), {"seed": 1, "max_new_tokens": 8}
+    for own in ({"temperature": 0.0}, {"temperature": 1.0, "speculate": False}):
+        found, right = (e.generate(inputs(), **options, **own) for e in (engine, plain))
+        assert found.tokens == right.tokens and not walked
+    engine.generate(inputs(), temperature=1.0, **options)
+    assert walked and all(tree.num_nodes > 1 for tree in walked)
 
 
 # What is refused
