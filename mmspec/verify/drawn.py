@@ -64,9 +64,8 @@ def _got(tree: TokenTree, rule: str) -> str:
 
 def _unfair(tree: TokenTree, rule: str) -> str:
     assert tree.q is not None, "the tree was not refused"
-    q = tree.q.cpu()
-    sums = q[sorted(set(tree.parents[1:]))].sum(-1)
-    drawn = q[list(tree.parents[1:]), list(tree.tokens[1:])]
+    q = tree.q.cpu()[list(tree.parents[1:])]  # (drafted nodes, vocab)
+    sums, drawn = q.sum(-1), q[range(len(q)), list(tree.tokens[1:])]
     return (
         f"{_got(tree, rule)} whose q cannot be what they were drawn from: rows sum to "
         f"{float(sums.min()):.4g} to {float(sums.max()):.4g}, the drawn tokens' least "

@@ -222,6 +222,9 @@ def test_the_first_step_is_plain_so_that_there_is_something_to_compare_with() ->
     step = AutoController().step([pace], 10)
     assert not step.asks(0, "any", TokenTree.root(1))
     assert step.cut([TokenTree.chain(1, [2], [0.9], "any")])[0].num_nodes == 1
+    beside_pinned = AutoController().step([Pace(), Pace(speculate=True)], 10)
+    asked = [beside_pinned.asks(row, "any", TokenTree.root(1)) for row in (0, 1)]
+    assert asked == [False, True]
 
 
 @pytest.mark.parametrize(("rows", "context"), [(1, 50), (2, 50), (1, 64)])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmspec.controller.costs import CostModel
+from mmspec.state import Preparation
 
 BUDGETS = (0, 1, 3, 8, 16)
 
@@ -88,6 +89,20 @@ def test_one_slow_proposal_is_believed_less_and_less() -> None:
         costs.observe_step(1, 1, 100, 1.0)
     assert costs.draft_s("once") == pytest.approx(0.1)
     assert costs.draft_s("slow") == 3.0
+
+
+def test_what_is_due_takes_what_the_target_takes_for_such_work() -> None:
+    """Corrected, from the second time on, by how far that was wrong for the drafter."""
+    costs, took = CostModel(), {"plain_s": 0.1, "node_s": 0.01}
+    due = Preparation(steps=2.0, tokens=10.0, seconds=0.5)
+    assert costs.preparation_s("d", due, **took) == pytest.approx(0.2 + 0.1 + 0.5)
+    costs.observe_prompt(0.03)
+    assert costs.preparation_s("d", due, **took) == pytest.approx(1.0)
+    for seconds, expected in ((50.0, 1.0), (3.0, 3.0), (5.0, 4.0)):
+        costs.observe_preparation("d", due, seconds, **took)
+        assert costs.preparation_s("d", due, **took) == pytest.approx(expected)
+    assert costs.preparation_s("other", due, **took) == pytest.approx(1.0)
+    assert costs.preparation_s("d", Preparation(), **took) > 0.0, "so that it is corrected, too"
 
 
 def test_steps_of_other_threads_may_be_measured_while_one_is_weighed() -> None:

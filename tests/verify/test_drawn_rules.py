@@ -590,7 +590,8 @@ def test_a_tree_without_q_is_refused(rule: Verifier) -> None:
 
 @pytest.mark.parametrize("rule", [speculative, block], ids=name)
 def test_chain_rules_refuse_what_is_no_chain(rule: Verifier) -> None:
-    with pytest.raises(ConfigError, match=r"not a chain.*verifier=recursive"):
+    nodes = f"tree of {DRAWN_TREE.num_nodes - 1} drafted nodes"
+    with pytest.raises(ConfigError, match=f"{nodes} that is not a chain.*verifier=recursive"):
         verify(rule, DRAWN_TREE)
 
 
@@ -607,6 +608,7 @@ def test_node_0_alone_is_plain_sampling(rule: Verifier) -> None:
     [
         (lambda q: q.log(), "cannot be what they were drawn from"),
         (lambda q: 2 * q, "rows sum to 2"),
+        (lambda q: torch.cat([2 * q[:1], q[1:]]), "rows sum to 1 to 2"),
         (lambda q: torch.eye(3)[[(DRAWN_CHAIN.tokens[1] + 1) % 3] * 3], "least probability is 0"),
         (lambda q: q[:, :2], "expected the target's vocabulary"),
         (lambda q: q * torch.nan, "cannot be what they were drawn from"),
