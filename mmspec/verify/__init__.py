@@ -35,8 +35,5 @@ __all__ = [
     "Verifier",
     "Weigh",
     "Weighed",
-    "block",
     "coupled",
-    "recursive",
-    "speculative",
 ]
