@@ -126,7 +126,7 @@ def _lesson(record: Record, field: str) -> Lesson:
         return Lesson(record.id, text=text)
     found = prompt_of(replace(record, values=values))
     request = Request(found.prompt, images=found.images, videos=found.videos, audio=found.audio)
-    said = (value for key in _ANSWERS if isinstance(value := values.get(key), str))
+    said = (value for key in _ANSWERS if isinstance(value := values.get(key), str) and value)
     return _split(Lesson(record.id, request, next(said, None)))
 
 

@@ -68,6 +68,14 @@ def test_every_form_of_a_line_is_read(tmp_path: Path) -> None:
     assert len(broken) == 2 and "line 6" in broken[0] and "line 7" in broken[1]
 
 
+def test_an_empty_answer_is_left_out(tmp_path: Path) -> None:
+    """As a table has it for rows without one."""
+    path = written(tmp_path / "a.csv", "prompt,answer,output", "Hm?,,", "Why?,,So.", "Ha?,Ho.,")
+    lessons, _ = read(path)
+    assert [lesson.answer for lesson in lessons] == [None, "So.", "Ho."]
+    assert [lesson.is_open for lesson in lessons] == [True, False, False]
+
+
 def test_a_mark_stands_for_what_the_record_brings(tmp_path: Path) -> None:
     said = "<image>\nWhat is <video>?"
     turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "That."}]
