@@ -51,10 +51,36 @@ def test_every_set_has_the_same_size_and_leaves_the_ends(num_layers: int, share:
         assert num_layers <= 3 or num_layers - 1 not in one
 
 
-def test_a_set_that_agrees_with_all_ends_the_search() -> None:
+@pytest.mark.parametrize(
+    ("matched", "tested", "is_over"), [(63, 63, False), (64, 64, True), (97, 99, False)]
+)
+def test_a_set_that_agrees_with_all_ends_the_search(
+    matched: int, tested: int, is_over: bool
+) -> None:
     search = SkipSearch(8, 0.5, trials=100)
-    search.learn(search.best, 80, 80)
-    assert search.is_over
+    search.learn(search.best, matched, tested)
+    assert search.is_over == is_over
+
+
+def test_trials_alone_are_counted() -> None:
+    search = SkipSearch(8, 0.5, trials=2)
+    for is_trial, is_over in ((False, False), (True, False), (False, False), (True, True)):
+        search.learn(search.best, 1, 2, is_trial=is_trial)
+        assert search.is_over == is_over
+
+
+def test_a_set_is_judged_by_what_was_seen_of_it_and_of_its_layers() -> None:
+    search = SkipSearch(8, 0.5, trials=100)  # 3 or 4 of the layers 1 to 6
+    one = search.best
+    other = frozenset(range(1, 7)) - one
+    assert search.agreement(one) == search.agreement(other) == 0.5, "nothing is known"
+    found = []
+    for _ in range(9):
+        search.learn(one, 6, 24)
+        found.append(search.agreement(one))
+    assert found == sorted(found, reverse=True) and 0.25 < found[-1] < 0.26
+    assert search.agreement(other) == 0.5, "of its layers nothing was seen"
+    assert 0.25 < search.agreement(frozenset([*sorted(one)[1:], *other])) < 0.5
 
 
 def test_one_seed_gives_one_search() -> None:
