@@ -27,7 +27,7 @@ class Bucket(NamedTuple):
     match: int  # log2 of the match length at the node, path below the match included
     support: int  # 0: one place, 1: two or three, 2: more
     share: int  # quarter of the siblings' weight
-    distance: int = -1  # eighths of the hidden states' squared distance; -1: matched by tokens
+    distance: int  # eighths of the hidden states' squared distance; -1: matched by tokens
 
 
 class Copier:

@@ -28,6 +28,7 @@ def test_a_copy_is_believed_by_what_agrees_with_it() -> None:
         assert found == pytest.approx([n / (n + 6) for n in (worth, worth + 1)], rel=1e-5)
     apart = [Continuation([5], 4), Continuation([5], 4), Continuation([6], 4)]
     assert rates(Copier("x", min_confidence=0.0), apart) == pytest.approx([4 / 9, 2 / 9])
+    assert rates(Copier("x", min_confidence=0.5), [Continuation([5, 6], 2)]) == (0.5,)
 
 
 ONE = Continuation([5], 4)
@@ -41,7 +42,7 @@ ONE = Continuation([5], 4)
         ([ONE] * 3, [ONE] * 4, False),
         ([ONE] * 4, [ONE] * 9, True),
         ([ONE], [Continuation([5], 5)], True),  # as long a match, about
-        ([ONE], [Continuation([5], 8)], False),
+        ([Continuation([5], 7)], [Continuation([5], 8)], False),
         ([ONE], [Continuation([5], 4, "suffix")], False),
         ([Continuation([5], 4, "dense", 0.2)], [Continuation([5], 4, "dense", 0.24)], True),
         ([Continuation([5], 4, "dense", 0.2)], [Continuation([5], 4, "dense", 0.3)], False),
