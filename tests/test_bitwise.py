@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, prompt_inputs
-from matrix import DRAFTERS, KNOWING, Cell, letters, model_of, run_cell
+from matrix import DRAFTERS, Cell, letters, model_of, must_accept, run_cell
 
 import mmspec
 import mmspec.attention.interface
@@ -41,23 +41,27 @@ def _cells(dtype: Any, *, is_whole: bool) -> list[Cell]:
     return cells
 
 
-def _check(cell: Cell) -> None:
+def _accepted(cell: Cell) -> int:
+    """How many drafted tokens; none of the text's differs."""
     outcome = run_cell(cell, max_nodes=9)
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
-    if any(name in cell.drafter for name in KNOWING):
-        assert outcome.accepted > 0, "no drafted token was accepted: this cell proves nothing"
+    return outcome.accepted
 
 
 @pytest.mark.parametrize("cell", _cells("bfloat16", is_whole=False), ids=str)
 def test_no_bit_differs_from_plain_decoding(cell: Cell) -> None:
-    _check(cell)
+    accepted = _accepted(cell)
+    assert accepted or not must_accept(cell), "no draft was accepted: this cell proves nothing"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_no_bit_differs_in_the_whole_matrix(dtype: str) -> None:
-    for cell in _cells(dtype, is_whole=True):
-        _check(cell)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_no_bit_differs_in_the_whole_matrix(drafter: str, dtype: str) -> None:
+    """A drafter that guesses may guess all of one short text wrong, not all texts."""
+    cells = [cell for cell in _cells(dtype, is_whole=True) if cell.drafter == drafter]
+    accepted = [_accepted(cell) for cell in cells]
+    assert any(accepted) or not must_accept(cells[0])
 
 
 def engine_of(
