@@ -343,7 +343,8 @@ def _kv(*, is_quick: bool) -> Launches:
 def _noise(*, is_quick: bool) -> Launches:
     for vocab in (128_256,) if is_quick else (128_256, 152_064, 32_000, 264):
         places, scores = [noise.Place(7, 0, 3)], _empty(1, vocab, dtype=torch.float32)
-        yield lambda s=scores, p=places: noise_kernels.choose(s, p)
+        for given in (scores, scores.bfloat16()):  # as a model's head leaves them
+            yield lambda s=given, p=places: noise_kernels.choose(s, p)
         yield lambda s=scores: nucleus_kernels.nucleus(s, 0.9)
         yield lambda p=places, v=vocab: noise_kernels.gumbel_at(p, v, device="cpu")
         tokens = torch.zeros(9, dtype=torch.int64)

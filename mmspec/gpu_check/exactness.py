@@ -21,6 +21,7 @@ from mmspec.target.load import load_model, load_processor, resolve_path
 MODEL = "tiny-vlm"
 DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "layer_skip", "cascade", "lookahead")
 _ROWS = 3
+_TOKENS, _SEEDS = 48, (1, 2)  # of each text
 _BITWISE = "decode.exactness=bitwise"
 _LAST_S = 12.0  # of the time, for what comes behind the drafters
 _SMALL = ("decode.max_nodes=5",)  # bitwise mode computes as many at every step
@@ -141,9 +142,9 @@ def _compared(engine: Engine, setting: Setting, *, is_stressed: bool) -> CheckRe
     return run_check(
         engine,
         requests[1:4:2] if setting.is_small else requests,
-        seeds=() if setting.is_small else (1, 2),
+        seeds=() if setting.is_small else _SEEDS,
         sampling={"temperature": 1.0, "top_k": 0},
-        max_new_tokens=6 if setting.is_small else 48,
+        max_new_tokens=6 if setting.is_small else _TOKENS,
         stressed=stressed,
     )
 

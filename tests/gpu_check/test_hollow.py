@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("triton", reason="needs triton")
 # Bars that it settles.
-_BARS = {"smoke": 0, "kernels": 1, "attention": 4, "plain": 2, "timings": 2, "speed": 2}
+_BARS = {"smoke": 0, "kernels": 1, "attention": 4, "plain": 2, "timings": 2, "speed": 2,
+         "exactness": 4}  # fmt: skip
 _MEASURING = ("plain", "timings", "speed")
 
 

@@ -1,7 +1,8 @@
 """A pretended device that computes nothing large: real sizes, without their time and memory.
 
 Shapes, views, waits, and what is small, are as on the other one. Large results are memory that is
-never touched, which takes none. Triton's kernels are not run, nor compiled: what would be is told.
+never touched, which takes none and holds zeros: whatever is decoded says the same, everywhere.
+Triton's kernels are not run, nor compiled: what would be is told.
 Not beside Triton's interpreter: TRITON_INTERPRET=0.
 
     TRITON_INTERPRET=0 python -m pretend.hollow SECTION     a section of gpu_check, as JSON
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -76,13 +78,17 @@ def _made(leaf: Any, lent: Mapping[int, Tensor], *, to_cuda: bool) -> Any:
         return leaf
     if id(leaf) in lent:
         return lent[id(leaf)]
-    made = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
-    if made.numel() <= _SMALL:
-        if made.dtype.is_floating_point or made.dtype == torch.bool:
-            made.zero_()
-        else:
-            made.random_(*_TOKENS)
+    made = _zeros(leaf)
+    if made.numel() <= _SMALL and not (made.dtype.is_floating_point or made.dtype == torch.bool):
+        made.random_(*_TOKENS)
     return on_cuda(made) if to_cuda else made
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Memory that the system says is 0, and has not been touched."""
+    span = 1 + sum((n - 1) * step for n, step in zip(like.shape, like.stride(), strict=True))
+    space = np.zeros(span * like.element_size() if like.numel() else 0, dtype=np.uint8)
+    return torch.from_numpy(space).view(like.dtype).as_strided(like.shape, like.stride())
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -103,6 +109,8 @@ def hollow() -> Iterator[None]:
         patch.setattr(runtime, "Capture", _no_capture)
         patch.setattr(runtime, "gc", SimpleNamespace(collect=_nothing))  # each time it took long
         patch.setattr(runtime, "_take_launches", _nothing)
+        # A kernel that is not run leaves no values.
+        patch.setattr(sys.modules[Device.__module__], "spoil", Tensor.zero_)
         patch.setattr(runtime._PROPERTIES, "total_memory", _BYTES)
         runtime.take_place_of_cuda(pretended, patch)
         with Numbered(), pretended:
@@ -177,6 +185,7 @@ def run(name: str, *, minutes: float) -> dict[str, object]:
             SECTIONS,
             Setting,
             clock,
+            exactness,
             plain,
             report_lines,
             run_section,
@@ -190,6 +199,8 @@ def run(name: str, *, minutes: float) -> dict[str, object]:
         for module, tokens, pairs in ((plain, 6, 3), (speed, 24, 2)):
             patch.setattr(module, "_TOKENS", tokens)
             patch.setattr(module, "_PAIRS", pairs)
+        patch.setattr(exactness, "_TOKENS", 4)
+        patch.setattr(exactness, "_SEEDS", (1,))
         few = clock.Clock.samples_ms
 
         def samples_ms(self: Any, works: Any) -> Any:
