@@ -24,6 +24,7 @@ from mmspec.row import Row
 from mmspec.state import Placement, Scores, Verdict
 from mmspec.target import Target
 from mmspec.target.attached import Attention
+from mmspec.target.cuts import Cuts
 from mmspec.target.probe import probe
 from mmspec.tree import TokenTree
 from mmspec.verify import Verifier
@@ -170,7 +171,7 @@ def an_image_is_known_by_its_tokens(patch: pytest.MonkeyPatch) -> None:
 
 def a_block_is_cut(patch: pytest.MonkeyPatch) -> None:
     """Wrong border: the first part of an image whose tokens see each other is computed alone."""
-    patch.setattr("mmspec.target.families._MEDIA_BLOCKS", ())
+    patch.setattr("mmspec.target.target.prompt_cuts", lambda model: Cuts())
 
 
 def a_chunk_misses_the_token_before_it(patch: pytest.MonkeyPatch) -> None:

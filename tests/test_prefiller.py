@@ -15,7 +15,7 @@ from families import EXCHANGEABLE, FAMILIES, Layout, layouts_of, prompt_inputs
 from families.hybrid import DECODABLE_HYBRID
 from families.vision import FIRST_MEDIA_TOKEN
 from matrix import engine_of, model_of
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
@@ -439,9 +439,24 @@ def test_positions_that_depend_on_the_length_forbid_cuts(rope_type: str) -> None
     rope = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0}
     if rope_type == "longrope":
         rope |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    model = model_of("llama", "float64")
+    assert prompt_cuts(model).whole_because is None
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters=rope)
-    assert prompt_cuts(config).whole_because
-    assert prompt_cuts(LlamaConfig(hidden_size=64, num_attention_heads=4)).whole_because is None
+    with torch.device("meta"):
+        assert prompt_cuts(LlamaForCausalLM(config)).whole_because
+
+
+def test_masks_by_kinds_of_token_forbid_cuts_whatever_the_family(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A family of tomorrow: nobody here has heard of it."""
+    for name in ("gemma3", "llava"):
+        model = model_of(name, "float64")
+        known = prompt_cuts(model)
+        monkeypatch.setattr(model.config, "model_type", "tomorrow's")
+        cuts = prompt_cuts(model)
+        assert (cuts.whole_because is None) == (name == "llava") and not cuts.has_blocks
+        assert known.whole_because is None and known.has_blocks == (name == "gemma3")
 
 
 def test_nothing_is_cut_within_a_block() -> None:

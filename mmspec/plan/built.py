@@ -40,8 +40,8 @@ def built_shape(config: Mapping[str, object], name: str) -> ModelShape:
     auto = auto_class(own)
     if type(own) not in auto._model_mapping:
         raise ConfigError(
-            f"{auto.__name__} of transformers {transformers.__version__} loads no {own.model_type}; "
-            "expected a kind of model that writes text"
+            f"{auto.__name__} of transformers {transformers.__version__} loads no "
+            f"{own.model_type}; expected a kind of model that writes text"
         )
     model = _without_weights(own, text)
     try:

@@ -18,25 +18,34 @@ _WITHOUT_ATTENTION = ("linear_attention", "conv", "mlp", "moe")  # a running sta
 _ATTENDING = {"hybrid": "full_attention", "hybrid_sliding": "sliding_attention"}  # beside a state
 _FIRST_POSITION = {"paligemma": 1}  # position of the first token, 0 elsewhere
 
-# Whose tokens see later ones: those of the same image, or the whole prompt.
+# Whose tokens see later ones: those of the same image; or who knows which, beside the families
+# whose class makes masks of its own by what kind of token each is.
 _MEDIA_BLOCKS = ("gemma3", "shieldgemma2")
-_SEES_WHOLE_PROMPT = (
-    "paligemma", "pi0", "git", "hrm_text", "molmo2", "gemma4", "gemma4_unified", "diffusion_gemma",
-    "step3p7", "unlimited_ocr", "deepseek_ocr2",
-)  # fmt: skip
+_SEE_LATER = ("git", "step3p7", "deepseek_ocr2", "diffusion_gemma")
 _OF_TEXTS = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 _BIASES = ("build_alibi_tensor", "build_mpt_alibi_tensor")  # methods of Bloom's and MPT's decoders
 _ROPE_BY_LENGTH = ("dynamic", "longrope")  # a longer prompt rotates all of its keys anew
 
 
-def prompt_cuts(config: PreTrainedConfig) -> Cuts:
-    """Where the family's prompts may be cut; whoever is not known here is taken for causal."""
+def prompt_cuts(model: PreTrainedModel) -> Cuts:
+    """Where the model's prompts may be cut. Who shows none of this is taken for causal: of text
+    alone the probe tells."""
+    config = model.config
     text = config.get_text_config(decoder=True)
-    if {config.model_type, text.model_type} & set(_SEES_WHOLE_PROMPT):
+    has_blocks = config.model_type in _MEDIA_BLOCKS
+    sees_later = _masks_by_kind(model) or config.model_type in _SEE_LATER
+    if sees_later and not has_blocks:
         return Cuts(f"in {config.model_type} the prompt's tokens see later ones")
     for rope in _ropes_by_length(text):
         return Cuts(f"{rope['rope_type']} positions depend on the prompt's length")
-    return Cuts(has_blocks=config.model_type in _MEDIA_BLOCKS)
+    return Cuts(has_blocks=has_blocks)
+
+
+def _masks_by_kind(model: PreTrainedModel) -> bool:
+    """Whether the masks of its prompts depend on which tokens are text (token_type_ids)."""
+    rule = getattr(model, "create_masks_for_generate", None)
+    names = () if rule is None else inspect.signature(rule).parameters
+    return any("token_type_ids" in name for name in names)
 
 
 def _ropes_by_length(text: PreTrainedConfig) -> list[dict[str, object]]:

@@ -89,7 +89,7 @@ class Target:
         self._cache_keyword = cache_keyword(model)
         self.cross_layers = cross.cross_layers(model.config)
         # Narrowed where the encoders turn out unusual.
-        self.cuts = replace(prompt_cuts(model.config), has_whole_media=not gives_features(model))
+        self.cuts = replace(prompt_cuts(model), has_whole_media=not gives_features(model))
         self._shape: tuple[int, int] | None = None  # (rows, nodes) of all score calls; None: any
         self._lock = forward_lock(model)
         self.graphs: ScoreGraphs | None = None

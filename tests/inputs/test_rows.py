@@ -178,6 +178,7 @@ def test_the_number_of_images_a_row_is_believed() -> None:
     )
     assert first["pixel_values"].tolist() == [0] and first["batch_num_images"].tolist() == [1]
     assert second["pixel_values"].tolist() == [1, 2]
+    assert second["batch_num_images"].tolist() == [2]
 
 
 def test_features_made_already_follow_the_placeholders() -> None:
