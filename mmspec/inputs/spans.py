@@ -1,5 +1,8 @@
 """Where the images, videos and recordings sit in the token sequence."""
 
+from itertools import pairwise
+
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -27,19 +30,12 @@ def find_spans(token_ids: Tensor, config: PreTrainedConfig) -> tuple[MediaSpan, 
     `token_ids`: (seq,). One run is one span: an image that the processor cuts into tiles with
     other tokens between them gives a span a tile; two images with nothing between give one span.
     """
-    kinds: dict[int, MediaKind] = {}
-    kinds.update(dict.fromkeys(placeholder_ids(config, "audio"), "audio"))
-    kinds.update(dict.fromkeys(placeholder_ids(config, "video"), "video"))
-    kinds.update(dict.fromkeys(placeholder_ids(config, "image"), "image"))  # where they share one
-    spans: list[MediaSpan] = []
-    if not kinds:
-        return ()
-    for position, token in enumerate(token_ids.tolist()):
-        kind = kinds.get(token)
-        if kind is None:
-            continue
-        if spans and spans[-1].stop == position and spans[-1].kind == kind:
-            spans[-1] = MediaSpan(kind, spans[-1].start, position + 1)
-        else:
-            spans.append(MediaSpan(kind, position, position + 1))
-    return tuple(spans)
+    kinds: tuple[MediaKind, ...] = ("audio", "video", "image")  # the last where they share a token
+    ids = token_ids.numpy()
+    of = np.zeros(ids.shape, np.int8)  # 0 is text
+    for number, kind in enumerate(kinds, start=1):
+        for one in placeholder_ids(config, kind):
+            of[ids == one] = number
+    borders = np.flatnonzero(np.diff(of, prepend=-1, append=-1)).tolist()
+    runs = ((int(of[start]), start, stop) for start, stop in pairwise(borders))
+    return tuple(MediaSpan(kinds[number - 1], *run) for number, *run in runs if number)
