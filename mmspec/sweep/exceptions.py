@@ -21,10 +21,7 @@ _CODES = range(32)  # of a codebook, each a token of its own
 _LETTERS = str.maketrans("0123456789", "ABCDEFGHIJ")  # as Chameleon writes a code
 
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "aria": {
-        "text_config": {"moe_num_experts": 4, "moe_topk": 2},
-        "projector_patch_to_query_dict": {16: 4},
-    },
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
     "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {"encoder_hash_byte_group_vocab": 512},
     "chameleon": {
@@ -59,7 +56,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
             "<|extra_200|>": 121,
             **{f"<|visual token {code:06}|>": 124 + code for code in _CODES},
         },
-        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1, 2], "hidden_size": 64},
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1, 2]},
     },
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": _MROPE}},
     "falcon_h1": {"mamba_d_ssm": 128},
@@ -93,7 +90,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "hunyuan_vl": {"text_config": {"rope_parameters": {**_MROPE, "mrope_section": [2] * 4}}},
     "lfm2": _CONV,
-    "lfm2_moe": {**_CONV, "num_experts": 4, "num_experts_per_tok": 2},
+    "lfm2_moe": _CONV,
     "lfm2_vl": {"text_config": _CONV},
     "llama4": {
         "vision_config": {
