@@ -1,5 +1,7 @@
 """Items of media: each placeholder token is its own image's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import FAMILIES, Layout, prompt_inputs
@@ -145,3 +147,12 @@ def test_a_mask_of_patches_is_the_images_where_the_tokens_are_as_many() -> None:
     media = split_media(prompt)
     assert media is not None
     assert set(media.items["image"][0].tensors) == set(inputs)
+
+
+def test_what_is_said_of_all_tiles_at_once_keeps_them_together() -> None:
+    """As of rows of images (Idefics3): their axis is the second."""
+    prompt = Prompt(torch.zeros(10, dtype=torch.long), {}, (MediaSpan("image", 1, 9),))
+    for beside, num_items in ((torch.ones(1, 2), 2), (torch.ones(2), 1), (torch.ones(1, 3), 1)):
+        inputs = {"pixel_values": torch.rand(1, 2, 3, 4, 4), "image_scales": beside}
+        media = split_media(replace(prompt, model_inputs=inputs))
+        assert media is not None and len(media.items["image"]) == num_items
