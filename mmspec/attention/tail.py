@@ -68,11 +68,12 @@ def finish_plainly(
     tensors = call.tensors(query.device)
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     own = query.transpose(1, 2).unflatten(2, (kv_heads, -1)).to(wide)  # (batch, nodes, kv, group,)
-    slots = _tail_slots(tensors, keys.shape[0])
+    visible = _seen(tensors)
+    slots = _tail_slots(tensors, visible)
     scores = torch.einsum("bnkgd,btkd->bnkgt", own, keys[slots].to(wide)) * rule.scaling
     if rule.softcap is not None:
         scores = torch.tanh(scores / rule.softcap) * rule.softcap
-    hidden = ~_seen(tensors)[:, :, None, None, :]
+    hidden = ~visible[:, :, None, None, :]
     # The lowest finite score: a padding node sees nothing, and softmax of -inf alone is NaN.
     scores = scores.masked_fill(hidden, torch.finfo(wide).min)
     lse = torch.logsumexp(scores, dim=-1)
@@ -93,11 +94,11 @@ def finish_plainly(
     return out.reshape(batch, nodes, heads, -1).to(query.dtype)
 
 
-def _tail_slots(tensors: TreeTensors, num_slots: int) -> Tensor:
-    """(batch, tail), the last slot of the buffer for what lies beyond it."""
-    columns = torch.arange(tensors.depths.shape[1], device=tensors.starts.device)
-    first = tensors.starts + tensors.committed
-    return (first[:, None] + columns).clamp_(max=num_slots - 1)
+def _tail_slots(tensors: TreeTensors, visible: Tensor) -> Tensor:
+    """(batch, tail). In place of what no node of a row sees, its first token: there may lie another
+    request's, and of NaN a weight of 0 makes NaN."""
+    columns = torch.arange(visible.shape[2], device=visible.device) * visible.any(dim=1)
+    return (tensors.starts + tensors.committed)[:, None] + columns
 
 
 def _seen(tensors: TreeTensors) -> Tensor:
