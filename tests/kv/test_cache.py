@@ -216,14 +216,6 @@ def test_each_row_commits_its_own_path() -> None:
     assert [contents(cache, row) for row in rows] == [[1, 2, 3, 4, 20], [5, 30, 32], [6, 7]]
 
 
-def test_some_rows_may_sit_a_forward_out() -> None:
-    cache, rows = prefilled([1, 2], [3], [4, 5])
-    view = forward(cache, [rows[2], rows[0]], [[40], [10, 11]])
-    assert view[0][:3] == [4, 5, 40]
-    assert view[1] == [1, 2, 10, 11]
-    assert contents(cache, rows[1]) == [3]
-
-
 def test_growth_keeps_what_every_row_holds() -> None:
     cache, (row, other) = prefilled([1, 2, 3], [5, 6], capacity=4)
     forward(cache, [other], [[60, 61]])  # not committed yet: they come along
@@ -301,13 +293,6 @@ def test_a_long_row_grows_by_a_bounded_step() -> None:
     cache, (row,) = prefilled(range(9000), capacity=9000)
     forward(cache, [row], [[1]])
     assert cache.flat_layers[0].num_slots == 9000 + 4096
-
-
-def test_growth_in_a_batch_keeps_every_row() -> None:
-    cache, rows = prefilled([1, 2, 3], [5, 6], capacity=3)
-    view = forward(cache, rows, [[20, 21], [30, 31]])
-    assert view[0] == [1, 2, 3, 20, 21]
-    assert view[1][:4] == [5, 6, 30, 31]
 
 
 def test_closed_rows_slots_are_used_again() -> None:
