@@ -37,7 +37,7 @@ def media_of_rows(
         if name is None or len(tokens) == 1:
             continue  # one row: all is its own
         runs = [[s.stop - s.start for s in row if s.kind == kind] for row in spans]
-        own = {n: value[::repeats] for n, value in model_inputs.items() if kind_of(n) == kind}
+        own = {n: v[::repeats] for n, v in model_inputs.items() if v.ndim and kind_of(n) == kind}
         wanted = placeholders_of_rows(kind, tokens, config)
         parts, taken = _raw(kind, name, wanted[::repeats], runs[::repeats], own, config)
         yield [part for part in parts for _ in range(repeats)], taken

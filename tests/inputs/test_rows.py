@@ -236,6 +236,7 @@ SIZES = torch.tensor([[28, 28], [28, 56], [56, 56]])
         ("llava", {"position_ids": MASK.cumsum(1).flip(1)}, "go up by one"),
         ("llava", {"adapter_states": torch.zeros(5, 2)}, "adapter_states"),
         ("llava", {"pixel_values": torch.zeros(4)}, "different sizes"),
+        ("llava", {"pixel_values": SIZES, "image_scale": torch.tensor(2.0)}, "image_scale"),
         ("llava_next", {"pixel_values": torch.zeros(3), "image_sizes": SIZES}, "different sizes"),
         (
             "qwen2_vl",
