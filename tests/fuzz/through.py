@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from families import FAMILIES, layouts_of
@@ -15,10 +15,8 @@ import mmspec
 from mmspec.engine import Engine
 
 from .cases import MARKS, Inputs, draw_prompt
+from .report import Report, may_refuse
 from .steering import Parity, StopsAfter, allowed_tokens
-
-if TYPE_CHECKING:
-    from .report import Report
 
 
 class Columns(BaseStreamer):
@@ -40,7 +38,7 @@ def played_through(
     drafters: Sequence[Any],
     plain: Engine,
     family: str,
-    report: "Report",
+    report: Report,
 ) -> Iterator[str]:
     model = plain.target.model
     prompts = _prompts(draw, family)
@@ -61,18 +59,19 @@ def played_through(
     batch = _batch(prompts)
     longest = max(lengths)
     before = copy.deepcopy(model.generation_config)
-    told = model.generate(
-        **_as_model(batch, model),
-        custom_generate=mmspec.custom_generate,
-        drafter=list(drafters),
-        controller="fixed",
-        max_nodes=draw.choice([3, 20]),
-        seed=seed,
-        num_return_sequences=samples,
-        streamer=streamer,
-        **kept,
-        **_made(options),
-    )
+    with may_refuse():  # without a processor there, a drafter may be refused
+        told = model.generate(
+            **_as_model(batch, model),
+            custom_generate=mmspec.custom_generate,
+            drafter=list(drafters),
+            controller="fixed",
+            max_nodes=draw.choice([3, 20]),
+            seed=seed,
+            num_return_sequences=samples,
+            streamer=streamer,
+            **kept,
+            **_made(options),
+        )
     got = told.sequences if kept else told
     if model.generation_config != before:
         yield "the model's generation_config was changed"
