@@ -129,7 +129,9 @@ def test_every_tile_fits_its_device(
     cells = [(size, tile) for size, tiles in table.items() for tile in tiles]
     cells += [(80, table[128][0]), (96, table[128][-1])]  # padded head sizes
     answers = compiled([request(arch, dtype, size, tile, use) for size, tile in cells])
+    # A few registers over, in the uses that do more, are not worth a smaller tile; float32, whose
+    # products are not for tensor cores, takes more of them.
+    most = 512 if dtype == "fp32" else 0 if use == "plain" else 64
     for (size, tile), answer in zip(cells, answers, strict=True):
         assert_fits(answer, tile, arch, f"{size} {tile}")
-        # A few registers over, in the uses that do more, are not worth a smaller tile.
-        assert answer["stack_bytes"] <= (0 if use == "plain" else 64), f"{size} {tile}: {answer}"
+        assert answer["stack_bytes"] <= most, f"{size} {tile}: {answer}"

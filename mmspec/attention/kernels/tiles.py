@@ -40,7 +40,7 @@ SMALL: dict[int, Tiles] = {  # 2 bytes an element, other devices
 WIDE: dict[int, Tiles] = {  # 4 bytes an element: not for tensor cores
     64: (Tile(16, 64, 4, 2), Tile(32, 32, 4, 2)),
     128: (Tile(16, 32, 4, 2),),
-    256: (Tile(16, 16, 4, 2),),
+    256: (Tile(16, 16, 4, 2, 1),),
 }
 
 
