@@ -44,6 +44,7 @@ def test_asks_that_saved_buy_more_of_their_own_kind() -> None:
     assert account.beside(1).probe_s == 0.0
     account.turned_out(2, 100.0, is_probe=False, plain_s=PLAIN_S)
     assert asks.probe_s == 20 * PLAIN_S
+    assert asks.saved_s == pytest.approx(0.75 * 0.002 + 0.25 * 100.0)
 
 
 def test_an_ask_that_lost_is_paid_by_its_kind_first_and_then_by_the_drafter() -> None:
@@ -72,6 +73,7 @@ def test_preparations_stop_when_they_have_cost_8_plain_steps_more_than_they_save
 def test_a_preparation_must_be_able_to_save_twice_its_cost() -> None:
     """Before anything is known a token is hoped to save a fifth of a plain step."""
     outlay = Outlay.opened(PLAIN_S)
+    assert outlay.allows(PLAIN_S, 10.01, PLAIN_S) and not outlay.allows(PLAIN_S, 9, PLAIN_S)
     assert outlay.could_pay(PLAIN_S, 10.01, PLAIN_S) and not outlay.could_pay(PLAIN_S, 9, PLAIN_S)
     for _ in range(2):
         outlay.saved(6 * PLAIN_S, 12, PLAIN_S)
