@@ -24,7 +24,7 @@ class _Told:
         return self._reader.calls if self._reader else ()
 
     def _begin(self, request: Request) -> None:
-        self._reader = ToolCallReader() if request.tools else None
+        self._reader = ToolCallReader(request.tools) if request.tools else None
 
     def _read(self, piece: Piece) -> str:
         return self._reader.push(piece.text) if self._reader else piece.text

@@ -2,7 +2,7 @@
 
 <tool_call>{"name": "search", "arguments": {"query": "rain"}}</tool_call>
 
-or, as Llama 3 writes them, an answer that is the object alone.
+or, as Llama 3 writes them, an answer that is the object alone, of a tool that was given.
 """
 
 import json
@@ -18,7 +18,7 @@ from mmspec.inputs.template import ToolSpec
 from mmspec.integrations.closed_schema import closed
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_BARE = '{"name":'  # what an answer that is a call begins with, blanks aside
+_BLANKS = 200  # in the beginning of a call alone; more of them only hold more text back
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,12 @@ class ToolCall:
 
     @property
     def arguments_json(self) -> str:
-        return json.dumps(self.arguments, ensure_ascii=False)
+        told = json.dumps(self.arguments, ensure_ascii=False)
+        try:
+            told.encode()
+        except UnicodeEncodeError:  # half a character
+            return json.dumps(self.arguments)
+        return told
 
 
 def called(name: object, arguments: object, call_id: object) -> dict[str, object]:
@@ -62,6 +67,12 @@ def call_schema(tools: Sequence[ToolSpec], choice: object) -> dict[str, Any] | N
 def _function(tool: ToolSpec) -> Mapping[str, Any]:
     described: Mapping[str, Any] = tool if isinstance(tool, Mapping) else get_json_schema(tool)
     return described.get("function", described)
+
+
+def _name(tool: ToolSpec) -> object:
+    if isinstance(tool, Mapping):
+        return _function(tool).get("name")
+    return getattr(tool, "__name__", None)
 
 
 def _schema(function: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -95,9 +106,17 @@ class ToolCallReader:
     and is no call stays text, tags included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tools: Sequence[ToolSpec]) -> None:
+        """`tools` are those that may be called without tags: any other object is an answer."""
         self.calls: list[ToolCall] = []
         self._held = ""
+        self._names = [_name(tool) for tool in tools]
+        self._heads = [  # what a call alone begins with, blanks aside
+            _unspaced(f'{{"name":{json.dumps(name, ensure_ascii=False)},"{key}":')
+            for name in self._names
+            for key in ("arguments", "parameters")
+        ]
+        self._looked_at = _BLANKS + max(map(len, self._heads), default=0)
         self._may_be_bare = True  # nothing of the answer is decided yet
 
     def push(self, text: str) -> str:
@@ -114,10 +133,13 @@ class ToolCallReader:
         self._held += text
         certain = list[str | ToolCall]()
         if self._may_be_bare:
-            self._may_be_bare = _BARE.startswith(_unspaced(self._held))
+            begun = _unspaced(self._held.lstrip()[: self._looked_at])
+            self._may_be_bare = any(
+                head.startswith(begun) or begun.startswith(head) for head in self._heads
+            )
             if self._may_be_bare and not is_last:
                 return certain
-            if self._may_be_bare and (call := _parsed(self._held, is_bare=True)) is not None:
+            if self._may_be_bare and (call := self._bare()) is not None:
                 self.calls.append(call)
                 return [call]
         while (start := self._held.find(_OPEN)) >= 0:
@@ -138,6 +160,11 @@ class ToolCallReader:
             self._held = self._held[cut:]
         return certain
 
+    def _bare(self) -> ToolCall | None:
+        """What is held, where it calls a tool that was given."""
+        call = _parsed(self._held, is_bare=True)
+        return call if call is not None and call.name in self._names else None
+
     def _read(self, block: str) -> str | ToolCall:
         """What the block says joins `calls`; the block itself where that is no call."""
         call = _parsed(block.removeprefix(_OPEN).removesuffix(_CLOSE))
@@ -152,12 +179,11 @@ def _text(parts: Sequence[str | ToolCall]) -> str:
 
 
 def _unspaced(text: str) -> str:
-    """Its beginning, which is enough to tell."""
-    return "".join(text.lstrip()[:40].split())[: len(_BARE)]
+    return "".join(text.split())
 
 
 def _parsed(text: str, *, is_bare: bool = False) -> ToolCall | None:
-    """A bare one has its two keys and no others: any other object is an answer."""
+    """A bare one has its two keys and no others."""
     try:
         call = json.loads(text)
         if is_bare and call.keys() not in ({"name", "arguments"}, {"name", "parameters"}):
@@ -165,19 +191,20 @@ def _parsed(text: str, *, is_bare: bool = False) -> ToolCall | None:
         arguments = call.get("arguments", call.get("parameters", {}))
         if isinstance(arguments, str):
             arguments = json.loads(arguments)
-    except (ValueError, AttributeError):
-        return None
-    name = call.get("name")
-    if not isinstance(name, str) or not isinstance(arguments, dict):
+        name = call.get("name")
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            return None
+        name.encode()
+    except (ValueError, AttributeError, RecursionError):  # no JSON, no object, half a character
         return None
     return ToolCall(name, arguments, f"call_{uuid.uuid4().hex}")
 
 
-def read_answer(text: str, *, has_tools: bool = True) -> tuple[str, list[ToolCall]]:
+def read_answer(text: str, tools: Sequence[ToolSpec] | None) -> tuple[str, list[ToolCall]]:
     """A whole answer's text without the calls, and the calls; without tools there are none."""
-    if not has_tools:
+    if not tools:
         return text, []
-    reader = ToolCallReader()
+    reader = ToolCallReader(tools)
     certain = reader.push(text)
     certain += reader.finish()
     return (certain.strip() if reader.calls else certain), reader.calls

@@ -57,7 +57,7 @@ class ChatForm(ChoicesForm):
         _check_modalities(fields)
         fields.finish()
         self.requests = [checked_request(messages, options)]
-        self._has_tools = "tools" in options
+        self._tools = self.requests[0].tools
         self._has_logprobs = "logprobs" in options
         self._readers: dict[int, ToolCallReader] = {}  # by sample
         self._begun: set[int] = set()
@@ -81,16 +81,16 @@ class ChatForm(ChoicesForm):
         if calls:
             yield self._event(index, {"tool_calls": calls})
         if ends(progress):
-            has_calls = bool(self._readers[index].calls) if self._has_tools else False
+            has_calls = bool(self._readers[index].calls) if self._tools else False
             word = finish_word(progress.finish_reason, calls_tools=has_calls)
             yield self._event(index, {}, finish_reason=word)
 
     def _read(self, progress: Progress) -> tuple[str, list[dict[str, Any]]]:
         """The new text and the calls that were completed with it."""
         text = "".join(piece.text for piece in progress.pieces)
-        if not self._has_tools:
+        if not self._tools:
             return text, []
-        reader = self._readers.setdefault(progress.sample, ToolCallReader())
+        reader = self._readers.setdefault(progress.sample, ToolCallReader(self._tools))
         num_before = len(reader.calls)
         text = reader.push(text)
         if ends(progress):
@@ -114,7 +114,7 @@ class ChatForm(ChoicesForm):
         return self.event(choice)
 
     def _choice(self, sample: Result) -> dict[str, Any]:
-        text, calls = read_answer(sample.text, has_tools=self._has_tools)
+        text, calls = read_answer(sample.text, self._tools)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if calls:
             message["content"] = text or None

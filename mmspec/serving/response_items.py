@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mmspec.inputs.template import ToolSpec
 from mmspec.integrations.tool_calls import ToolCall, ToolCallReader
 from mmspec.logprobs import TokenLogprobs
 from mmspec.serving.errors import refused
@@ -55,9 +56,9 @@ class Output:
     Blank text beside calls is not told.
     """
 
-    def __init__(self, *, has_tools: bool) -> None:
+    def __init__(self, tools: Sequence[ToolSpec] | None) -> None:
         self.items: list[dict[str, Any]] = []  # which are whole
-        self._reader = ToolCallReader() if has_tools else None
+        self._reader = ToolCallReader(tools) if tools else None
         self._held = ""  # text that is yet to be told, and the log-probabilities of its tokens
         self._places: list[dict[str, Any]] = []
         self._message: _Message | None = None  # which goes on

@@ -95,7 +95,7 @@ class ResponseForm:
         self.streams, _ = read_streaming(fields)
         fields.finish()
         self.requests = [checked_request(messages, options, self.length_name)]
-        self._output = Output(has_tools="tools" in options)
+        self._output = Output(self.requests[0].tools)
         self._num_events = 0
         given = {name: fields.given.get(name) for name in _TOLD}
         self._heading = {

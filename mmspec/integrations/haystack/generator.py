@@ -215,7 +215,7 @@ class MmspecChatGenerator:
         return [self._reply(sample, request, i) for i, sample in enumerate(alone)]
 
     def _reply(self, result: Result, request: Request, index: int = 0) -> ChatMessage:
-        text, calls = read_answer(result.text, has_tools=bool(request.tools))
+        text, calls = read_answer(result.text, request.tools)
         model = self.model or model_name(self._ready)
         return ChatMessage.from_assistant(
             text,

@@ -122,7 +122,7 @@ class ChatMmspec(BaseChatModel):
     def _chat_result(self, request: Request, result: Result) -> ChatResult:
         generations = []
         for sample in result.samples:
-            text, calls = read_answer(sample.text, has_tools=bool(request.tools))
+            text, calls = read_answer(sample.text, request.tools)
             message = AIMessage(
                 content=text,
                 tool_calls=[tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in calls],

@@ -255,7 +255,7 @@ class MmspecLLM(FunctionCallingLLM):
         return self._request([as_message(message) for message in messages], call)
 
     def _chat_response(self, request: Request, result: Result) -> ChatResponse:
-        text, calls = read_answer(result.text, has_tools=bool(request.tools))
+        text, calls = read_answer(result.text, request.tools)
         return self._response(result, text, calls)
 
     def _request(
