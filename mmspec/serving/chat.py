@@ -49,10 +49,11 @@ class ChatForm(ChoicesForm):
         messages = read_messages(fields.take_any("messages"), max_media=settings.max_media)
         options = read_options(fields, settings, namespace)
         options |= _length(fields) | _logprobs(fields) | read_chat_fields(fields)
-        tools, call = read_tools(fields, is_flat=False)
+        tools, call = read_tools(fields, options, is_flat=False)
         options |= tools
         form = fields.take("response_format", dict)
-        self.json_schema = call or read_schema(form, "response_format", options, is_flat=False)
+        schema = read_schema(form, "response_format", options, is_flat=False)
+        self.json_schema = call or schema
         fields.refuse(_REFUSED)
         _check_modalities(fields)
         fields.finish()

@@ -46,15 +46,21 @@ def read_top(fields: Fields) -> int | None:
     return top
 
 
-def read_tools(fields: Fields, *, is_flat: bool) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+def read_tools(
+    fields: Fields, options: Mapping[str, Any], *, is_flat: bool
+) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
     """Tools as templates read them, where they may be called, and the schema of the call that has
-    to be made, if any. A flat tool is its function."""
+    to be made, if any. A flat tool is its function. `options` are the request's others."""
     tools, choice = fields.take("tools", list), fields.take_any("tool_choice")
     found = [_tool(tool, is_flat=is_flat) for tool in tools or ()]
     try:
         schema = call_schema(found, choice)
     except InputError as error:
         raise ApiError(400, str(error), param="tool_choice") from error
+    except RecursionError as error:
+        raise refused("tools", "their parameters are nested too deep") from error
+    if schema is not None and options.get("ignore_eos"):
+        raise refused("tool_choice", "a call ends by itself; leave out ignore_eos, or ask for none")
     if fields.take("parallel_tool_calls", bool) is False and schema is None:
         raise refused("parallel_tool_calls", "a model's own text decides how many it makes")
     return {"tools": found} if found and choice != "none" else {}, schema

@@ -80,7 +80,7 @@ class ResponseForm:
         length = read_length(fields, self.length_name)
         if length is not None:
             options["max_new_tokens"] = length
-        tools, call = read_tools(fields, is_flat=True)
+        tools, call = read_tools(fields, options, is_flat=True)
         options |= tools | _logprobs(fields)
         if "tools" in options and "logprobs" in options:
             raise refused("top_logprobs", "tokens of calls have none; leave out these or tools")
@@ -88,7 +88,8 @@ class ResponseForm:
         form = text.take("format", dict)
         text.refuse(REFUSED)
         text.finish()
-        self.json_schema = call or read_schema(form, "text.format", options, is_flat=True)
+        schema = read_schema(form, "text.format", options, is_flat=True)
+        self.json_schema = call or schema
         if fields.take("truncation", str) not in (None, "disabled"):
             raise refused("truncation", "nothing is cut off an input here; expected 'disabled'")
         fields.ignore(_IGNORED)

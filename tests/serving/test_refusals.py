@@ -21,6 +21,14 @@ def image(**part: Any) -> dict[str, Any]:
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """A tool with objects in objects."""
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return {"type": "function", "function": {"name": "f", "parameters": schema}}
+
+
 @pytest.mark.parametrize(
     ("body", "told", "param"),
     [
@@ -61,6 +69,23 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         (asked(tools=[TOOL], tool_choice="maybe"), "'required', 'f'", "tool_choice"),
         (asked(tools=[TOOL], tool_choice={"type": "function"}), "'required'", "tool_choice"),
         (asked(tool_choice="required"), "of given tools", "tool_choice"),
+        (asked(tools=[TOOL], tool_choice="required"), "ignore_eos", "tool_choice"),
+        (
+            asked(tools=[TOOL], tool_choice="f", ignore_eos=False, response_format={"type": "xml"}),
+            "'xml'",
+            "response_format",
+        ),
+        (
+            asked(
+                tools=[TOOL],
+                tool_choice="f",
+                ignore_eos=False,
+                response_format={"type": "json_object"},
+            ),
+            "does not go with tools",
+            "response_format",
+        ),
+        (asked(tools=[nested(450)], tool_choice="f"), "nested too deep", "tools"),
         (asked(tools=[TOOL]), "chat template does not use them", None),
         (asked(tools=[TOOL], parallel_tool_calls=False), "how many", "parallel_tool_calls"),
         (asked(response_format={"type": "xml"}), "'xml'", "response_format"),
