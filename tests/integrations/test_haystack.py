@@ -172,29 +172,52 @@ def test_threads_load_the_model_once(monkeypatch: pytest.MonkeyPatch, engine: En
     assert len(loads) == 1
 
 
+ADD = Tool(
+    name="add",
+    description="Adds.",
+    parameters={"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+    function=lambda a, b: a + b,
+)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_call_that_has_to_be_made_follows_the_tool(
+    generator: MmspecChatGenerator, engine: Engine, streams: bool
+) -> None:
+    pytest.importorskip("llguidance", reason="needs the extra 'guided'")
+    shown = with_tools(engine, "")["template_arguments"]
+    options = {"template_arguments": shown, "max_tokens": 400, "temperature": 0}
+    chunks: list[StreamingChunk] = []
+    made = reply(
+        generator.run(
+            [ChatMessage.from_user("1 + 2?")],
+            tools=[ADD],
+            generation_kwargs={**options, "tool_choice": "required"},
+            streaming_callback=chunks.append if streams else None,
+        )
+    )
+    assert made.tool_call is not None and made.tool_call.tool_name == "add"
+    assert isinstance(made.tool_call.arguments["a"], int)
+    assert not made.text and not "".join(chunk.content for chunk in chunks)
+
+
 def test_tools_are_shown_and_their_calls_are_read(
     generator: MmspecChatGenerator, engine: Engine
 ) -> None:
-    add = Tool(
-        name="add",
-        description="Adds.",
-        parameters={"type": "object", "properties": {"a": {"type": "integer"}}},
-        function=lambda a, b: a + b,
-    )
     asked = ChatMessage.from_user("1 + 2?")
     options = with_tools(engine, f"Well. {CALL}")
-    answer = reply(generator.run([asked], tools=[add], generation_kwargs=options))
+    answer = reply(generator.run([asked], tools=[ADD], generation_kwargs=options))
     assert answer.text == "Well." and answer.meta["finish_reason"] == "tool_calls"
     assert answer.tool_call is not None
     assert (answer.tool_call.tool_name, answer.tool_call.arguments) == ("add", {"a": 1, "b": 2})
     chunks: list[StreamingChunk] = []
     options = with_tools(engine, CALL)
-    generator.run([asked], tools=[add], generation_kwargs=options, streaming_callback=chunks.append)
+    generator.run([asked], tools=[ADD], generation_kwargs=options, streaming_callback=chunks.append)
     (delta,) = [call for chunk in chunks for call in chunk.tool_calls or ()]
     assert delta.tool_name == "add" and "tool_call" not in "".join(c.content for c in chunks)
     told = ChatMessage.from_tool("3", origin=answer.tool_call)
     options = with_tools(engine, "It is 3.")
-    final = generator.run([asked, answer, told], tools=[add], generation_kwargs=options)
+    final = generator.run([asked, answer, told], tools=[ADD], generation_kwargs=options)
     assert reply(final).text == "It is 3."
 
 
