@@ -52,12 +52,12 @@ def call_schema(tools: Sequence[ToolSpec], choice: object) -> dict[str, Any] | N
     Raises InputError for one that is no tool's name."""
     if choice in (None, False, "auto", "none"):
         return None
-    functions = [_function(tool) for tool in tools]
-    names = [function.get("name") for function in functions]
+    functions = [one for one in map(_function, tools) if isinstance(one.get("name"), str)]
+    names = [function["name"] for function in functions]
     if choice not in ("required", "any", True):
         told = choice.get("function", choice) if isinstance(choice, Mapping) else {"name": choice}
         wanted = told.get("name") if isinstance(told, Mapping) else None
-        functions = [one for one in functions if one.get("name") == wanted]
+        functions = [one for one in functions if one["name"] == wanted]
     if not functions:
         expected = ["auto", "none", "required", *names]
         raise InputError(f"tool_choice={choice!r:.80}: expected one of {expected}, of given tools")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mmspec.errors import InputError
 from mmspec.integrations.tool_calls import ToolCallReader, call_schema, read_answer
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<b>"}}\n</tool_call>'
@@ -93,6 +94,14 @@ def test_parts_stand_in_the_order_of_the_text() -> None:
     parts = reader.parts(f"a {CALL}{OTHER} b") + reader.parts("", is_last=True)
     names = [part if isinstance(part, str) else part.name for part in parts]
     assert [name for name in names if name] == ["a ", "f", "g", " b"]
+
+
+@pytest.mark.parametrize("choice", ["required", "h", {"type": "web_search"}, ["f"]])
+def test_a_call_that_cannot_be_made_is_refused(choice: object) -> None:
+    unnamed = {"type": "web_search"}  # which frameworks pass on as it is
+    tools = [unnamed] if choice == "required" else [unnamed, *TOOLS]
+    with pytest.raises(InputError, match=r"tool_choice=.* expected one of .*'required'"):
+        call_schema(tools, choice)
 
 
 def test_schemas_of_calls_keep_what_they_refer_to() -> None:
