@@ -32,7 +32,7 @@ from mmspec.drafters.base import (
 from mmspec.drafters.forced import Forced
 from mmspec.drafting import Drafting, DraftSettings
 from mmspec.encoders.features import FeatureCache
-from mmspec.errors import ConfigError, DecodeError, InputError, MmspecError, check_one_of
+from mmspec.errors import ConfigError, InputError, check_one_of, failed_to_begin
 from mmspec.inputs import ControlMode, ImageSource, InputProcessor
 from mmspec.inputs.media_shares import MediaShares
 from mmspec.kv import PrefixStore
@@ -352,14 +352,8 @@ class Engine:
                         num_begun += 1
                         yield row
                 except Exception as error:  # raised again by `generate`, or shown in the Result
-                    failure = error if isinstance(error, MmspecError) else None
-                    if failure is None:
-                        failure = DecodeError(
-                            f"before its first token: {type(error).__name__}: {error}"
-                        )
-                        failure.__cause__ = error
                     answers.expect(index, num_begun + 1)  # samples behind a failed one don't begin
-                    answers.add(index, number, unbegun_result("error", failure))
+                    answers.add(index, number, unbegun_result("error", failed_to_begin(error)))
 
         pieces: dict[Row, list[Piece]] = {}  # of those that are decoded
         with closing(self._decode(rows())) as decoded:

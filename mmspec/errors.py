@@ -46,6 +46,15 @@ class BackendWarning(UserWarning):
     """An attention backend or a kernel failed; something else computes in its place."""
 
 
+def failed_to_begin(error: Exception) -> MmspecError:
+    """What is told where a request fails before its first token: the error, if it is mmspec's."""
+    if isinstance(error, MmspecError):
+        return error
+    failure = DecodeError(f"before its first token: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
 def check_setting(section: str, name: str, is_right: bool, got: object, expected: str) -> None:
     """Raises ConfigError for a value of `section`.`name` that is not right."""
     if not is_right:

@@ -9,7 +9,7 @@ from typing import Self, TypeAlias
 
 from mmspec.answers import Stream, unbegun_result
 from mmspec.engine import Engine
-from mmspec.errors import InputError, MmspecError
+from mmspec.errors import failed_to_begin
 from mmspec.integrations.joined_loop import JoinedLoop, joined_loop
 from mmspec.requests import Progress, Request, Result, check_streamed, while_wanted
 from mmspec.running_loop import Ticket
@@ -163,10 +163,9 @@ def _prepared(engine: Engine, request: Request) -> Request:
     """Its prompt processed here, so that the others need not wait for it. Raises MmspecError."""
     try:
         return engine.prepare(request)
-    except MmspecError:
-        raise
     except Exception as error:
-        raise InputError(f"{type(error).__name__}: {error}") from error
+        failure = failed_to_begin(error)
+        raise failure from failure.__cause__
 
 
 def _is_heard(news: News, *, tells_pieces: bool) -> bool:

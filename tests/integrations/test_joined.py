@@ -1,6 +1,7 @@
 """Calls of several threads and tasks join one running loop, and nobody's answer depends on it."""
 
 import asyncio
+import errno
 import gc
 import subprocess
 import sys
@@ -73,6 +74,20 @@ def test_the_main_thread_decodes_for_itself(
 ) -> None:
     monkeypatch.setattr(joined_loop.JoinedLoop, "submit", None)
     assert answer(engine, ASKED[0]).tokens == alone[0]
+
+
+@pytest.mark.parametrize(
+    "ask", [answer, lambda *of: asyncio.run(answer_async(of[0], lambda: of[1]))]
+)
+def test_what_fails_while_a_prompt_is_prepared_is_no_mistake_of_its(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, ask: Any
+) -> None:
+    def lost(*prompt: object, **options: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(engine.inputs, "encode", lost)
+    with pytest.raises(DecodeError, match=r"before its first token: OSError: .*Input/output error"):
+        ask(engine, ASKED[0])
 
 
 def test_a_request_that_fails_fails_alone(engine: Engine, alone: list[tuple[int, ...]]) -> None:
