@@ -212,11 +212,38 @@ def test_a_call_that_has_to_be_made_is_made(
         arguments = json.loads(item["arguments"])
         assert item["name"] == "add" and arguments.keys() <= {"a", "b"}
         assert all(isinstance(value, int) for value in arguments.values())
+        *told, last = streamed(client, {**body, "tool_choice": choice})
+        assert rebuilt(told) == last["response"]["output"]
+        assert unnamed(rebuilt(told)) == unnamed([item])
     chat = asked(tools=[ADD], tool_choice="required", max_tokens=600, ignore_eos=False)
     (choice,) = client.post(CHAT, json={**chat, "parallel_tool_calls": False}).json()["choices"]
     (call,) = choice["message"]["tool_calls"]
     assert json.loads(call["function"]["arguments"]) == arguments
     assert choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("begun", [f"I add. {CALL}\n", ""])
+@pytest.mark.parametrize("half", [CALL[:30], '{"name": "add", "argum'])
+def test_half_a_call_is_text(
+    client: TestClient,
+    engine: mmspec.Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: str,
+    half: str,
+) -> None:
+    make_it_say(engine, begun + half + "more", monkeypatch)
+    assert engine.tokenizer is not None
+    length = len(engine.tokenizer.encode(begun + half, add_special_tokens=False))
+    body = respond("Add.", tools=[FLAT_ADD], max_output_tokens=length, ignore_eos=False)
+    whole = client.post(RESPONSES, json=body).json()
+    *told, last = streamed(client, body)
+    assert whole["status"] == last["response"]["status"] == "incomplete"
+    assert rebuilt(told) == last["response"]["output"]
+    assert unnamed(whole["output"]) == unnamed(rebuilt(told))
+    *before, cut = whole["output"]
+    assert cut["status"] == "incomplete" and cut["content"][0]["text"].strip() == half
+    assert {item["status"] for item in before} <= {"completed"}
+    assert [item["type"] for item in before] == (["message", "function_call"] if begun else [])
 
 
 @pytest.mark.parametrize(
