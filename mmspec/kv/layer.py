@@ -91,7 +91,7 @@ class FlatLayer(CacheLayerMixin):
         # Zeros: what lies behind a mask must be finite, for 0 * NaN is NaN.
         if spare is not None and self._fits(spare, (key_states, value_states)):
             self.keys, self.values = (buffer.zero_() for buffer in spare)
-            self.num_slots = spare[0].shape[0]
+            self.num_slots = min(buffer.shape[0] for buffer in spare)
         else:
             self.keys, self.values = (
                 states.new_zeros(self.num_slots, states.shape[1], states.shape[3])

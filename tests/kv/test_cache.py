@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from mmspec.kv import KVCache, QueryLog
+from mmspec.kv import BufferPool, KVCache, QueryLog
 
 NUM_LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 3
 
@@ -332,6 +332,24 @@ def test_a_row_that_finds_no_memory_takes_none_from_those_behind_it(
     has_both = failing - failing % 2  # buffers of layers that were whole
     assert made == has_both * 1000 + (2 * NUM_LAYERS - has_both) * 8
     cache.check_integrity()
+
+
+@pytest.mark.parametrize("failing", range(2 * NUM_LAYERS))
+def test_buffers_of_which_some_could_not_grow_serve_the_next_cache(
+    monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    pool, rows = BufferPool(least_slots=4), list[int]()
+    first, second = KVCache(NUM_LAYERS, pool=pool), KVCache(NUM_LAYERS, pool=pool)
+    forward(first, [first.open(3)], [[1, 2, 3]])
+    with scarce_memory(monkeypatch, failing), pytest.raises(torch.OutOfMemoryError):
+        first.open(40)
+    first.release()
+    for marks in (range(3), range(30)):
+        rows.append(second.open(len(marks)))
+        forward(second, rows[-1:], [marks])
+        second.commit({rows[-1]: range(len(marks))})
+    assert [contents(second, row) for row in rows] == [[*range(3)], [*range(30)]]
+    second.check_integrity()
 
 
 def test_check_integrity_finds_a_buffer_that_is_too_small() -> None:
