@@ -155,12 +155,15 @@ class KVCache(Cache):
     def addresses(self) -> tuple[int, ...]:
         """Where the buffers lie: what was captured over them is good while this stays as it is."""
         states = () if self.states is None else self.states.slots.addresses
+        return (*self._found_addresses(), *states)
+
+    def _found_addresses(self) -> tuple[int, ...]:
         if self._addresses is not None:
-            return (*self._addresses, *states)
+            return self._addresses
         found = tuple(buffer.data_ptr() for buffer in self.buffers)
         if len(found) == 2 * len(self.flat_layers):  # a layer allocates its own at its first write
             self._addresses = found
-        return (*found, *states)
+        return found
 
     @property
     def num_bytes(self) -> int:
@@ -316,7 +319,7 @@ class KVCache(Cache):
         buffers = self.buffers
         kinds = {buffer.device.type for buffer in buffers}
         if kinds and all(map(has_kernels, kinds)):
-            if self._mover is None or self._mover.addresses != self.addresses:
+            if self._mover is None or self._mover.addresses != self._found_addresses():
                 self._mover = PathMover(buffers)
             if self._mover.move(moves):
                 return
@@ -350,9 +353,9 @@ class KVCache(Cache):
         """Gives the buffers room for so many, a layer at a time, so that never all of them are
         there twice. Where memory does not suffice, what the rows hold stays as it is."""
         size = num_slots if self.pool is None else self.pool.rounded(num_slots)
-        self._addresses = None
         for layer in self.flat_layers:
             if layer.num_slots < num_slots or not layer.is_initialized:
+                self._addresses = None
                 layer.resize(size)
 
     def _set_plan(self, plan: WritePlan | None) -> None:

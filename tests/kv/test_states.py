@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import mmspec.kv.cache
 from mmspec.attention import RowNodes, TreeCall
 from mmspec.kv import (
     KVCache,
@@ -252,6 +253,31 @@ def test_slots_are_free_once_nobody_holds_them_and_stay_where_they_are() -> None
     held = [slots.take(1)[0] for _ in range(100)]
     assert len({one.slot for one in held} | {0, 1}) == 102
     assert state_of(cache, row) == after([1, 2, *[20, 21, 23] * 40]), "they moved"
+
+
+def test_what_moves_nodes_is_made_once_for_buffers_that_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = list[int]()
+
+    class Mover:
+        def __init__(self, buffers: Sequence[Tensor]) -> None:
+            self.addresses = tuple(buffer.data_ptr() for buffer in buffers)
+            made.append(len(buffers))
+
+        def move(self, moves: object) -> bool:
+            return True
+
+    monkeypatch.setattr(mmspec.kv.cache, "has_kernels", lambda device: True)
+    monkeypatch.setattr(mmspec.kv.cache, "PathMover", Mover)
+    cache = KVCache(3, states=KINDS)
+    read(cache, row := cache.open(80), [1, 2])
+    for index in (0, 2):
+        cache.flat_layers[index].put(0, torch.ones(2, 1, 1), torch.ones(2, 1, 1))
+        for _ in range(3):
+            score(cache, [row], [TREE])
+            cache.commit({row: (0, 2)})
+    assert made == [2, 4], "once more where another layer has its own"
 
 
 # Going back
