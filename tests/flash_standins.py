@@ -49,6 +49,7 @@ def flash_attn_3_with_kvcache(
     its own."""
     assert return_softmax_lse and not causal and window_size == (-1, -1)
     spans = _cached_spans(q, k_cache, cache_seqlens, cache_batch_idx, cache_leftpad)
+    _read_whole_blocks(k_cache, v_cache, spans)
     out, lse = _attend(q, k_cache, v_cache, spans, softmax_scale, softcap, empty=float("-inf"))
     return out, lse, q.new_empty(0), q.new_empty(0)
 
@@ -130,11 +131,17 @@ def flash_attn_4_varlen_func(
         begins = cu_seqlens_k.tolist()[:-1]
         used = seqused_k.tolist()
         spans = [(0, begin, begin + count) for begin, count in zip(begins, used, strict=True)]
-        for begin, count in zip(begins, used, strict=True):  # blocks are read whole: 0 * NaN is NaN
-            read = slice(begin, begin - count // -_BLOCK * _BLOCK)
-            assert bool(k[read].isfinite().all()) and bool(v[read].isfinite().all())
         k, v = k.unsqueeze(0), v.unsqueeze(0)
+        _read_whole_blocks(k, v, spans)
     return _attend(q, k, v, spans, softmax_scale, softcap, empty=float("-inf"))
+
+
+def _read_whole_blocks(k: Tensor, v: Tensor, spans: Sequence[tuple[int, int, int]]) -> None:
+    """Of 3 and 4: what lies behind a row, another's keys and values, is weighed with 0, and of NaN
+    that makes NaN (flash-attention's issues 1745 and 2374)."""
+    for row, begin, stop in spans:
+        read = slice(begin, begin - (stop - begin) // -_BLOCK * _BLOCK)
+        assert bool(k[row, read].isfinite().all()) and bool(v[row, read].isfinite().all())
 
 
 def torch_flash(

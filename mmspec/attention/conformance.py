@@ -41,7 +41,8 @@ BOUNDS = {
     torch.float64: 1e-11,
 }
 _SOFTCAP_SLACK = 4  # hardware's tanh is exact to 2**-11 only, and some kernels take it
-_BETWEEN = 50.0  # what lies between the rows: finite as in a cache, and seen if it is read
+# What lies between the rows: seen if it is read, but finite, as FlashAttention 3 and 4 want it.
+_BETWEEN = 50.0
 _SLACK_SLOTS = 7
 
 

@@ -131,6 +131,19 @@ def test_offsets_are_wider_than_32_bits(splits: int) -> None:
     assert outcome.verdict == "passed", outcome
 
 
+@pytest.mark.parametrize("name", [*OWN, "torch_flash", "flash_attn_2", "triton"])
+def test_what_another_request_has_overflowed_to_is_not_read(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But by FlashAttention 3 and 4, whose stand-ins refuse it."""
+    monkeypatch.setattr(conformance, "_BETWEEN", torch.nan)
+    rung = STANDINS.get(name) or RUNGS[name]
+    device = KERNEL_DEVICE if name == "triton" else CPU
+    case = replace(QUICK, committed=(20, 0, 7), nodes=(9, 2, 1))
+    outcome = check(rung, case, dtype=torch.bfloat16, device=device)
+    assert outcome.verdict == "passed", outcome
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
