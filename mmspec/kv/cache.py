@@ -336,7 +336,9 @@ class KVCache(Cache):
         if needed <= region.capacity:
             return
         larger = min(int(region.capacity * _GROWTH), region.capacity + _MOST_GROWTH)
-        after = self._regions.grown(row, max(needed, larger))
+        made = [layer.num_slots for layer in self.flat_layers if layer.is_initialized]
+        capacity = max(needed, larger)
+        after = self._regions.grown(row, capacity, num_slots=min(made, default=0))
         self._fit_buffers(after.num_slots)
         to, of = list[Tensor](), list[Tensor]()
         for number, old in self._regions.rows.items():

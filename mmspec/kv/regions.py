@@ -36,14 +36,14 @@ class Regions:
         """Gives the row's slots back. Closing a closed row does nothing."""
         self.rows.pop(row, None)
 
-    def grown(self, row: int, capacity: int) -> "Regions":
-        """These, but with `capacity` slots for the row: by the free ones behind it, or in a gap
-        between others; else all rows lie one behind the other."""
+    def grown(self, row: int, capacity: int, *, num_slots: int = 0) -> "Regions":
+        """These, but with `capacity` slots for the row: by the free ones behind it, of `num_slots`
+        that there are, or in a gap between others; else all rows lie one behind the other."""
         after = replace(self, rows={number: replace(one) for number, one in self.rows.items()})
         region, gap = after.rows[row], self._gap(capacity)
-        behind = [r.start for r in self.rows.values() if r.start > region.start]
+        behind = (r.start for r in self.rows.values() if r.start > region.start)
         region.capacity = capacity
-        if behind and region.start + capacity <= min(behind):
+        if region.start + capacity <= min(behind, default=num_slots):
             return after
         if gap < self.num_slots:
             region.start = gap

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from mmspec.kv import BufferPool, KVCache, QueryLog
+from mmspec.kv import BufferPool, FlatLayer, KVCache, QueryLog
 
 NUM_LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 3
 
@@ -287,6 +287,23 @@ def test_what_is_read_beside_a_text_goes_with_its_row() -> None:
     assert cache.cross.num_bytes == 80
     cache.close(row)
     assert cache.cross.num_bytes == 0
+
+
+def test_the_last_row_grows_where_it_is_while_the_buffers_have_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though there are holes before it, which moving all rows together would close."""
+    cache = KVCache(NUM_LAYERS, pool=BufferPool(least_slots=24))
+    gone, other, row = (cache.open(4) for _ in range(3))
+    forward(cache, [other, row], [[1, 2], [3, 4]])
+    cache.commit({other: (0, 1), row: (0, 1)})
+    cache.close(gone)
+    with monkeypatch.context() as patch:
+        patch.setattr(FlatLayer, "move", None)
+        forward(cache, [row], [[*range(10)]])
+    forward(cache, [row], [[*range(30)]])  # no room any more
+    assert cache.region(row).start == 4
+    assert [contents(cache, one) for one in (other, row)] == [[1, 2], [3, 4]]
 
 
 def test_a_long_row_grows_by_a_bounded_step() -> None:
