@@ -9,14 +9,13 @@ import urllib.request
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from mmspec.errors import InputError, TooLargeError
 from mmspec.inputs.download import download
 from mmspec.inputs.limits import InputLimits, Spending
+from mmspec.kernels import says_used_up
 
 _BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0")  # how PNG, JPEG, GIF, WebP, BMP begin
-_OF_PATHS = (  # what the system says of a path that is wrong; of a disk it says other things
+_MISTAKES = (  # what the system says of a wrong path or file object; of a disk it says other things
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
@@ -25,6 +24,8 @@ _OF_PATHS = (  # what the system says of a path that is wrong; of a disk it says
     errno.ENAMETOOLONG,
     errno.ELOOP,
     errno.EINVAL,
+    errno.EBADF,  # closed, or open for writing alone
+    errno.ESPIPE,  # a pipe
 )
 
 
@@ -69,10 +70,11 @@ def describe(source: object) -> str:
 
 
 def is_of_machine(error: Exception) -> bool:
-    """Whether what a decoder or a processor raised says nothing of what it was given: no memory is
-    left, or a file could not be read. A decoder's own OSError has no number."""
-    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return is_memory or (isinstance(error, OSError) and error.errno is not None)
+    """Whether what reading, decoding or processing a source raised says nothing of the source: no
+    memory is left, or a disk has failed. A decoder's own OSError has no number."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _MISTAKES
+    return says_used_up(error)
 
 
 def _check_size(num_bytes: int, name: str, limits: InputLimits) -> None:
@@ -113,7 +115,7 @@ def _read_file(source: str | os.PathLike[str], limits: InputLimits) -> bytes:
         _check_size(path.stat().st_size, name, limits)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # InputError is a ValueError too
-        if isinstance(error, InputError) or getattr(error, "errno", errno.EINVAL) not in _OF_PATHS:
+        if isinstance(error, InputError) or is_of_machine(error):
             raise
         raise InputError(
             f"cannot read {name}: {getattr(error, 'strerror', None) or error}; expected the path "

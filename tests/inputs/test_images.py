@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -196,6 +197,18 @@ def test_folders_pipes_and_closed_doors_are_refused(tmp_path: Path) -> None:
     closed.close()
     with pytest.raises(InputError, match=r"the PIL image.* or was closed"):
         open_image(closed)
+
+
+def test_a_file_object_that_the_system_does_not_read_is_refused() -> None:
+    """Where Python itself holds nothing against it: the system's error has a number."""
+    reading, writing = os.pipe()
+    with (
+        os.fdopen(reading, "rb", buffering=0) as pipe,
+        os.fdopen(writing, "rb", buffering=0) as written,
+    ):
+        for file in (pipe, written):
+            with pytest.raises(InputError, match="open for reading"):
+                open_image(file)
 
 
 def test_the_limits_can_be_moved_and_pillows_globals_stay() -> None:

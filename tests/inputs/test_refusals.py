@@ -109,6 +109,7 @@ def test_whatever_a_processor_raises_is_an_input_error(monkeypatch: pytest.Monke
 
 
 LOST = OSError(errno.EIO, "Input/output error")
+FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory")  # as PyTorch says it on a CPU
 
 
 class LostFile(io.BytesIO):
@@ -118,7 +119,7 @@ class LostFile(io.BytesIO):
         raise LOST
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(), LOST], ids=repr)
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(), FULL, LOST], ids=repr)
 @pytest.mark.parametrize(
     ("owner", "name", "given"),
     [
