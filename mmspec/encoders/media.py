@@ -10,9 +10,8 @@ from torch import Tensor
 
 from mmspec.state import MediaKind, MediaSpan, Prompt
 
-PIXELS: dict[
-    MediaKind, tuple[str, ...]
-] = {  # under which name each kind's encoder gets what it reads
+# Under which name each kind's encoder gets what it reads.
+PIXELS: dict[MediaKind, tuple[str, ...]] = {
     "image": ("pixel_values", "image_pixel_values"),
     "video": ("pixel_values_videos",),
     "audio": (
@@ -23,8 +22,11 @@ PIXELS: dict[
         "audio_embeds",
     ),
 }
-_WORDS: dict[MediaKind, tuple[str, ...]] = {  # in the names of a kind's tensors; the first kind's
+# In the names of a kind's tensors. A name with words of two kinds is the first one's: videos have
+# pixels, too, and of the words of audio some say little.
+_WORDS: dict[MediaKind, tuple[str, ...]] = {
     "video": ("video", "second_per_grid"),
+    "image": ("image", "pixel", "spatial_shapes"),
     "audio": (
         "audio",
         "input_features",
@@ -32,7 +34,6 @@ _WORDS: dict[MediaKind, tuple[str, ...]] = {  # in the names of a kind's tensors
         "feature_attention_mask",
         "padding_mask",
     ),
-    "image": ("image", "pixel", "spatial_shapes"),
 }
 _GRIDS = ("grid_thw", "grid_hw")  # how the names end of tensors that count a medium's patches
 CROSS_MASK = "cross_attention_mask"  # which tokens see an image: it says nothing of the image

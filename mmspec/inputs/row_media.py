@@ -119,7 +119,7 @@ def _merged(
     patches = grids.prod(dim=1)
     merges = beside.get(f"{kind}_merge_sizes")  # a medium's own (VideoLLaMA 3)
     if merges is None:
-        merge = getattr(config.vision_config, "spatial_merge_size", None)
+        merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", None)
         if merge is None:  # told by what there is; each is at least one
             own = patches * sum(wanted) // patches.sum()
             return [max(int(count), 1) for count in own]
@@ -157,7 +157,7 @@ def _borders(lengths: Sequence[int], wanted: Sequence[int], kind: str) -> list[i
                 f"placeholders: expected each row's {kind}s, in order, to fill its placeholders"
             )
         borders.append(medium)
-    if any(lengths[medium:]):
+    if medium < len(lengths):
         raise InputError(
             f"got {len(lengths)} {kind}s, of which {len(lengths) - medium} have no placeholders"
         )

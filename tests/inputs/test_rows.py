@@ -226,6 +226,35 @@ def test_what_stands_beside_media_that_were_encoded_is_done_with() -> None:
             split_rows(ROWS, {**given, name: torch.ones(3)}, config())
 
 
+def test_a_name_of_an_image_is_an_images_whatever_else_it_says() -> None:
+    """Three images of rows (2, 1), three recordings of rows (1, 2)."""
+    rows = torch.tensor([[I, 1, I, 2, 9, 3], [I, 1, 9, 2, 9, 3]])
+    own = SimpleNamespace(model_type="own", image_token_id=I, audio_token_id=9)
+    names = ("pixel_values", "image_padding_mask", "input_features", "padding_mask")
+    first, second = split_rows(rows, dict.fromkeys(names, torch.arange(3)), cast(Any, own))
+    assert [first.model_inputs[name].tolist() for name in names] == [[0, 1]] * 2 + [[0]] * 2
+    assert [second.model_inputs[name].tolist() for name in names] == [[2]] * 2 + [[1, 2]] * 2
+
+
+def test_patches_are_merged_as_there_are_tokens_where_no_config_says_how() -> None:
+    own = SimpleNamespace(model_type="own", image_token_id=I)
+    grids = torch.tensor([[2, 2], [2, 2], [2, 2]])  # 4 patches, 2 tokens each
+    inputs = {"attention_mask": MASK, "pixel_values": torch.arange(12), "image_grid_hw": grids}
+    prompts = split_rows(ROWS, inputs, cast(Any, own))
+    pixels = [prompt.model_inputs.get("pixel_values") for prompt in prompts]
+    assert [None if one is None else one.tolist() for one in pixels] == [
+        [0, 1, 2, 3],
+        list(range(4, 12)),
+        None,
+    ]
+
+
+def test_pixels_without_any_placeholder_are_refused() -> None:
+    """A model that reads them elsewhere (GIT) gives each row its own; it was given none."""
+    with pytest.raises(InputError, match="2 images, of which 2 have no placeholders"):
+        split_rows(torch.full((2, 4), 5), {"pixel_values": torch.zeros(2, 3)}, config())
+
+
 SIZES = torch.tensor([[28, 28], [28, 56], [56, 56]])
 
 
