@@ -76,7 +76,7 @@ class ExampleMaker:
         elif lesson.answer is not None:
             said = [*self._tokens(lesson.answer), *self._end]
         else:
-            raise InputError(f"{lesson.id}: has no answer")
+            raise InputError("has no answer")
         tokens = np.array([*prompt.token_ids.tolist(), *said], np.int64)
         learned = np.zeros(len(tokens), np.bool_)
         learned[prompt.num_tokens :] = True
@@ -99,9 +99,7 @@ class ExampleMaker:
         parts = [tokens[start : start + size] for start in range(0, len(tokens), size)]
         found = [part for part in parts if len(part) >= _LEAST_TOKENS]
         if not found:
-            raise InputError(
-                f"{lesson.id}: holds {counted(len(tokens), 'token')}; expected {_LEAST_TOKENS}"
-            )
+            raise InputError(f"holds {counted(len(tokens), 'token')}; expected {_LEAST_TOKENS}")
         for number, part in enumerate(found):
             name = lesson.id if len(found) == 1 else f"{lesson.id}#{number}"
             whole = np.concatenate([np.array(lead, np.int64), part])
@@ -111,7 +109,7 @@ class ExampleMaker:
         size = self._max_tokens
         if example.request is not None and example.num_before > size:
             raise InputError(
-                f"{example.id}: its prompt with images has {example.num_before} tokens; expected "
+                f"its prompt with images has {example.num_before} tokens; expected "
                 f"train.max_tokens={size} at most"
             )
         cut = replace(
@@ -122,7 +120,7 @@ class ExampleMaker:
         )
         if not cut.num_learned:
             raise InputError(
-                f"{example.id}: nothing to learn within the first train.max_tokens={size} of its "
+                f"nothing to learn within the first train.max_tokens={size} of its "
                 f"{example.num_tokens} tokens ({example.num_before} of them the prompt's)"
             )
         return cut
@@ -218,8 +216,6 @@ def make_examples(
     for lesson in lessons:
         try:
             examples += maker.make(lesson, answers)
-        except InputError as error:
-            message = str(error)
-            told = message if message.startswith(lesson.id) else f"{lesson.id}: {message}"
-            on_broken(InputError(told))
+        except (InputError, OSError) as error:  # a disk that fails costs no other lesson either
+            on_broken(InputError(f"{lesson.id}: {error}"))
     return examples

@@ -1,5 +1,6 @@
 """Files -> lessons -> examples: what is asked, what is learned, and what is left out and said."""
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -256,13 +257,26 @@ def test_long_texts_are_cut(nano: Engine) -> None:
         made(nano, Lesson("x", Request("a" * 30), "Ho"), max_tokens=11)
 
 
-def test_what_gives_no_example_is_named(nano: Engine) -> None:
+def test_what_gives_no_example_is_named_and_costs_no_other(
+    nano: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", lost)
+    lessons = [
+        Lesson("a", Request("Hi", images=("/none.png",)), "x"),
+        Lesson("b", Request("Hi"), "yes"),
+        Lesson("got", text="half \ud83d"),  # the message begins with the same word
+        Lesson("c", Request("Hi", images=(__file__,)), "x"),
+        Lesson("d", Request("Hi")),
+    ]
     broken: list[InputError] = []
-    request = Request("Hi", images=("/none.png",))
-    lessons = [Lesson("a", request, "x"), Lesson("b", Request("Hi"), "yes")]
     found = make_examples(lessons, maker(nano), {}, on_broken=broken.append)
     assert [one.id for one in found] == ["b"]
-    assert str(broken[0]).startswith("a: ") and "none.png" in str(broken[0])
+    named = ("a: no such file: '/none.png'", "got: got a text", "c: [Errno 5]", "d: has no answer")
+    for error, beginning in zip(broken, named, strict=True):
+        assert str(error).startswith(beginning)
 
 
 def test_an_epoch_holds_each_example_once_and_little_padding() -> None:
