@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mmspec.errors import InputError
 from mmspec.inputs.messages import check_text
+from mmspec.inputs.template import TEMPLATE_ERRORS
 
 DEFAULT_TEMPLATE = """\
 {% for passage in passages %}
@@ -78,7 +79,7 @@ class PassageBlock:
         try:
             found = find_undeclared_variables(environment.parse(source))
             compiled = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             raise InputError(f"passage_template is no Jinja template: {error}") from error
         if found != _NAMES:
             raise InputError(
@@ -95,7 +96,7 @@ class PassageBlock:
         ]
         try:
             return self.template.render(passages=changed, question=question)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except TEMPLATE_ERRORS as error:
             raise InputError(f"passage_template does not take these passages: {error}") from error
 
     def put_into(

@@ -13,7 +13,11 @@ ToolSpec = Mapping[str, object] | Callable[..., object]
 """A JSON schema, or a function with type hints and a docstring."""
 
 _PROBE = "qzxprobeqzx"
-_ERRORS = (ValueError, TypeError, LookupError, AttributeError, jinja2.TemplateError)
+# What a template may fail with, as a small program: `tojson` of what is nested too deep, say.
+TEMPLATE_ERRORS = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+    jinja2.TemplateError,
+)  # fmt: skip
 
 
 class ChatTemplate:
@@ -66,7 +70,7 @@ class ChatTemplate:
             extra["documents"] = [dict(document) for document in documents]
         try:
             return self._apply(messages, is_begun=conversation.is_begun, extra=extra)
-        except _ERRORS as error:
+        except TEMPLATE_ERRORS as error:
             raise InputError(
                 f"the chat template does not take these messages: {error}; roles in order: "
                 f"{[message['role'] for message in messages]}"
@@ -119,7 +123,7 @@ class ChatTemplate:
             for messages in self._probe_chats({"role": role, "content": content}):
                 try:
                     text = self._apply(messages, is_begun=False, extra={})
-                except _ERRORS:
+                except TEMPLATE_ERRORS:
                     continue
                 if _PROBE in text and not any(mark in text for mark in ("'text'", '"text"')):
                     return form

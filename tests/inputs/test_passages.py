@@ -120,7 +120,9 @@ def test_a_template_sees_text_id_and_source() -> None:
         ("{{ question }}", r"uses \['question'\]; expected both"),
         ("{{ passages }}{{ question }}{{ query }}", "no other variable"),
         ("{% for", "no Jinja"),
+        (5, "no Jinja"),
         ("{{ passages[7].text }}{{ question }}", "does not take these passages"),
+        ("{{ passages[0].text }}{{ question }}{{ 1 // 0 }}", "does not take these passages"),
         ("{{ passages.__class__.__mro__ }}{{ question }}", "does not take these passages"),
     ],
 )

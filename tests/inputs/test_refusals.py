@@ -91,9 +91,16 @@ def test_a_placeholder_id_without_an_image_is_refused_for_a_bare_tokenizer() -> 
 
 def test_what_the_template_refuses_is_an_input_error() -> None:
     template = "{{ raise_exception('roles must alternate') }}"
-    for chat_template in (template, "{% for", "{{ messages[7].content.x }}"):
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for chat_template in (
+        *(template, "{% for", "{{ messages[7].content.x }}"),
+        *("{{ 1 // 0 }}", "{{ deep | tojson }}"),
+    ):
+        arguments = {"chat_template": chat_template, "deep": deep}
         with pytest.raises(InputError, match="chat template does not take"):
-            text_processor("qwen").encode("x", template_arguments={"chat_template": chat_template})
+            text_processor("qwen").encode("x", template_arguments=arguments)
 
 
 def test_whatever_a_processor_raises_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
