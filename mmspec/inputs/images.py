@@ -95,7 +95,7 @@ def read_open_file(file: BinaryFile) -> bytes:
     try:
         file.seek(0)  # the same file may have been read before, by an earlier turn
         data = file.read()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a file of one's own, or of gzip, may raise anything
         if is_of_machine(error):
             raise
         raise InputError(

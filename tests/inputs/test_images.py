@@ -1,6 +1,7 @@
 """Opening images: every source and mode gives upright RGB, every bad one a clear InputError."""
 
 import base64
+import gzip
 import io
 import os
 import struct
@@ -169,6 +170,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
         ("/9j/4AAQSkZJRgABAQ", ["no such file", "data: URL"]),
         (io.StringIO("text"), ["reads str", 'open(path, "rb")']),
         (SHUT, ["closed file", "open for reading"]),
+        (gzip.open(io.BytesIO(gzip.compress(b"cut off")[:-9])), ["end-of-stream", "open for"]),
         (None, ["NoneType"]),
     ],
 )
