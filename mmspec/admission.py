@@ -113,11 +113,12 @@ class Admission:
         is_text = torch.ones(prompt.num_tokens, dtype=torch.bool)
         for span in prompt.media:  # some families' placeholders lie outside of the embedding
             is_text[span.start : span.stop] = False
-        highest = int(prompt.token_ids[is_text].max()) if is_text.any() else 0
-        if highest >= self._target.num_embeddings:
+        ids, most = prompt.token_ids[is_text], self._target.num_embeddings
+        unknown = ids[(ids < 0) | (ids >= most)]
+        if unknown.numel():
             raise InputError(
-                f"token id {highest} in the prompt: the model's vocabulary has "
-                f"{self._target.num_embeddings} entries; is this the model's own tokenizer?"
+                f"token id {int(unknown[0])} in the prompt: the model's vocabulary has {most} "
+                "entries; is this the model's own tokenizer?"
             )
 
     def _beside(self, request: Request) -> tuple[tuple[int, ...], ...]:

@@ -556,8 +556,9 @@ def test_a_generation_config_that_asks_for_beams_is_refused() -> None:
 def test_what_is_no_prompt_is_refused(engine: mmspec.Engine) -> None:
     with pytest.raises(InputError, match=r"no tokens|empty"):
         engine.generate("", raw=True)
-    with pytest.raises(InputError, match="vocabulary has"):
-        engine.generate({"input_ids": torch.tensor([[5, 10**6]])})
+    for token in (10**6, -100):  # as labels have it
+        with pytest.raises(InputError, match=f"token id {token} in the prompt: .*vocabulary has"):
+            engine.generate({"input_ids": torch.tensor([[5, token]])})
     with pytest.raises(InputError, match="no tokenizer or processor"):
         plain_llama().generate("text")
     for wrong, told in (
