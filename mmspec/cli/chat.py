@@ -128,7 +128,10 @@ class _Conversation:
         from mmspec.inputs import open_image
 
         inputs = self._engine.inputs
-        open_image(image, limits=inputs.limits if inputs is not None else None)
+        try:
+            open_image(image, limits=inputs.limits if inputs is not None else None)
+        except OSError as error:  # of the disk: the conversation goes on without it
+            raise InputError(f"/image: {error}") from error
         self.images.append(image)
 
     def _begin(self) -> "Chat":

@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,23 @@ def test_an_image_is_shown_and_mistakes_do_not_end_the_conversation(
     assert len(figures) == 2
     prompts = [int(line.split(" of ")[1].split()[0].replace(",", "")) for line in figures]
     assert prompts[0] - prompts[1] >= 256, "only the first question had the image"
+
+
+def test_a_disk_that_fails_costs_its_image_alone(
+    vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = tmp_path / "red.png", Path.read_bytes
+    Image.new("RGB", (40, 30), "red").save(path)
+
+    def failing(own: Path) -> bytes:
+        if own == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(own)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    run = chat(vlm, "--max-new-tokens", 2, text=f"/image {path}\nwhat?\n")
+    assert run.exit_code == 0 and "Input/output error" in run.stderr
+    assert run.stderr.count("tokens/s") == 1
 
 
 def test_the_same_seed_gives_the_same_conversation(vlm: Path) -> None:
