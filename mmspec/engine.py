@@ -110,6 +110,11 @@ class Engine:
         many are drafted. Without `inputs` only processed prompts are taken."""
         if isinstance(verifier, str):
             check_one_of("verifier", verifier, VERIFIERS)
+        elif not isinstance(verifier, Rule):
+            raise ConfigError(
+                f"verifier={verifier!r:.80}: expected one of {', '.join(VERIFIERS)}, or a "
+                "mmspec.verify.Rule; a function goes in as Rule(function)"
+            )
         if isinstance(controller, str):
             check_one_of("controller", controller, CONTROLLERS)
         check_one_of("choosing", choosing, CHOOSING)

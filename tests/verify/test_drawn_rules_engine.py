@@ -332,6 +332,12 @@ def test_a_rule_of_ones_own_walks_where_something_is_drafted_and_drawn(choosing:
 # What is refused
 
 
+def test_what_is_no_rule_is_refused_with_the_way_to_make_one() -> None:
+    walk = Typical(epsilon=0.2, delta=0.5)
+    with pytest.raises(ConfigError, match=r"expected one of coupled.*Rule\(function\)"):
+        Engine(engine_of("block").target, None, [], verifier=walk)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("verifier", RULES)
 def test_a_drafter_without_q_is_refused_when_the_engine_is_built(verifier: str) -> None:
     with pytest.raises(ConfigError, match=r"prompt_lookup does not.*verifier=coupled"):
