@@ -65,8 +65,17 @@ def call_schema(tools: Sequence[ToolSpec], choice: object) -> dict[str, Any] | N
 
 
 def _function(tool: ToolSpec) -> Mapping[str, Any]:
-    described: Mapping[str, Any] = tool if isinstance(tool, Mapping) else get_json_schema(tool)
-    return described.get("function", described)
+    described = tool
+    if not isinstance(described, Mapping):
+        try:
+            described = get_json_schema(tool)
+        except Exception as error:  # it raises nearly anything, of missing types and docs, too
+            raise InputError(
+                f"tools: got {tool!r:.80}; expected JSON schemas, or functions with types and a "
+                f"docstring that tells of each argument: {error}"
+            ) from error
+    function = described.get("function", described)
+    return function if isinstance(function, Mapping) else {}
 
 
 def _name(tool: ToolSpec) -> object:

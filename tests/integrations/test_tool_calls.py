@@ -1,6 +1,7 @@
 """Tool calls in an answer's text, however it is cut into pieces."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,23 @@ def test_a_call_that_cannot_be_made_is_refused(choice: object) -> None:
     tools = [unnamed] if choice == "required" else [unnamed, *TOOLS]
     with pytest.raises(InputError, match=r"tool_choice=.* expected one of .*'required'"):
         call_schema(tools, choice)
+
+
+def untold(word):  # type: ignore[no-untyped-def]
+    return word
+
+
+@pytest.mark.parametrize("tool", [3, untold, "f"])
+def test_what_is_no_tool_is_refused_where_it_has_to_be_called(tool: Any) -> None:
+    with pytest.raises(InputError, match=r"tools: got .*; expected JSON schemas, or functions"):
+        call_schema([tool], "required")
+
+
+def test_a_tool_that_is_nothing_cannot_be_called() -> None:
+    nothing: Any = {"type": "function", "function": "f"}
+    with pytest.raises(InputError, match="tool_choice='f'"):
+        call_schema([nothing], "f")
+    assert read_answer(CALL, [nothing])[1], "its template may know what it is"
 
 
 def test_schemas_of_calls_keep_what_they_refer_to() -> None:
