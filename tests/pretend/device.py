@@ -307,7 +307,15 @@ class Numbered(TorchFunctionMode):
             place = named.pop("device", None)
             made = func(*args, **named)
             return made if place is None else made.to(place)
+        if func is Tensor.__getitem__:  # of a list it makes a tensor, likewise
+            own, index = args
+            index = tuple(map(_as_index, index)) if isinstance(index, tuple) else _as_index(index)
+            args = (own, index)
         return func(*args, **named)
+
+
+def _as_index(part: Any) -> Any:
+    return torch.tensor(part) if isinstance(part, list) else part
 
 
 def _numbered(argument: Any) -> Any:
