@@ -136,12 +136,17 @@ def parse_line(path: Path, number: int, line: str) -> Record:
         told = str(error)
         if isinstance(error, json.JSONDecodeError):  # whose own line is that of the text: 1 or 2
             told = f"{error.msg} at character {error.pos + 1}"
-        why = f"is not JSON: {told}; expected one object a line"
-    else:
-        if isinstance(values, Mapping):
-            return replace(record, values=values)
-        why = f"got {type(values).__name__}, expected an object"
-    return replace(record, error=InputError(f"{record.where}: {why}"))
+        why = f"{record.where}: is not JSON: {told}; expected one object a line"
+        return replace(record, error=InputError(why))
+    return with_values(record, values)
+
+
+def with_values(record: Record, values: object) -> Record:
+    """The record, with what JSON says at its place: an object, or that it is none."""
+    if isinstance(values, Mapping):
+        return replace(record, values=values)
+    why = f"{record.where}: got {type(values).__name__}, expected an object"
+    return replace(record, error=InputError(why))
 
 
 def unreadable(path: Path, error: Exception) -> InputError:

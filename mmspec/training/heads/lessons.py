@@ -12,7 +12,7 @@ from mmspec.errors import InputError, MmspecError
 from mmspec.inputs.documents import read_documents
 from mmspec.inputs.messages import Message
 from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
-from mmspec.inputs.records import Record, is_of_records, read_lines, read_records
+from mmspec.inputs.records import Record, is_of_records, read_lines, read_records, with_values
 from mmspec.requests import Request
 from mmspec.state import MediaKind
 
@@ -100,14 +100,7 @@ def _of_json(path: Path) -> Iterator[Record]:
             f"{path}: is not JSON: {error}; expected an array of objects, or one object a line"
         ) from error
     for number, values in enumerate(found, start=1):
-        record = Record(path, number, unit="row")
-        if isinstance(values, Mapping):
-            yield replace(record, values=values)
-        else:
-            got = type(values).__name__
-            yield replace(
-                record, error=InputError(f"{record.where}: got {got}, expected an object")
-            )
+        yield with_values(Record(path, number, unit="row"), values)
 
 
 def _lesson(record: Record, field: str) -> Lesson:
