@@ -175,21 +175,24 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
 
 @cache
 def covering_cells() -> tuple[Cell, ...]:
-    """Of each family one cell of each kind of `IN_TURN`, with other options every time; and every
-    pair of the options of the other drafters once for every three families that have the same,
-    who share a cover of them (two, where there are no more). Each time they have it with the
-    options' names exchanged, so that together they meet most triples too. Of the hybrids, which
-    keep their states alike, all but `WIDE_HYBRIDS` have fewer drafters."""
+    """Of each family one cell of each kind of `IN_TURN`, with those options of which its drafter
+    has met the fewest pairs before; and every pair of the options of the other drafters once for
+    every three families that have the same, who share a cover of them (two, where there are no
+    more). Each time they have it with the options' names exchanged, so that together they meet
+    most triples too. Of the hybrids, which keep their states alike, all but `WIDE_HYBRIDS` have
+    fewer drafters."""
     chosen: list[Cell] = []
     met: Counter[tuple[tuple[object, ...], ...]] = Counter()
+    pairs_met: Counter[tuple[tuple[int, object], ...]] = Counter()
     for number, (name, family) in enumerate(FAMILIES.items()):
         is_narrow = has_states(name) and name not in WIDE_HYBRIDS
         rest = (SAMPLINGS, BATCHES, LAYOUTS[family.kind], CONTROLLERS, REUSES)
-        for place, kind in enumerate(IN_TURN[:-2] if is_narrow else IN_TURN):
-            drafter = kind[number % len(kind)]
-            fixed = [c for c in product((drafter,), *rest) if c[4] == "fixed"]
-            at = number * 5 + number // len(kind) + place * 7
-            chosen.append(Cell(name, *fixed[at % len(fixed)]))
+        for kind in IN_TURN[:-2] if is_narrow else IN_TURN:
+            fixed = product((kind[number % len(kind)],), *rest[:3], ("fixed",), REUSES)
+            pairs = {options: [*combinations(enumerate(options), 2)] for options in fixed}
+            rarest = min(pairs, key=lambda o: sum(pairs_met[pair] for pair in pairs[o]))
+            pairs_met.update(pairs[rarest])
+            chosen.append(Cell(name, *rarest))
         apart = {drafter for kind in IN_TURN for drafter in kind}
         own = [d for d in DRAFTERS if d not in apart]
         own = [d for d in own if d in ("adversary", "layer_skip")] if is_narrow else own
@@ -230,6 +233,8 @@ def must_accept(cell: Cell) -> bool:
     guesses = any(name in cell.drafter for name in GUESSING) and cell.sampling == "warped"
     if cell.family == "mpt":  # scores one path: of several candidates the likeliest alone
         guesses |= any(name in cell.drafter for name in (*GUESSING, "medusa_own"))
+    if cell.drafter == "medusa_own":  # right once in seven steps or so
+        guesses |= cell.batch == 1
     knows = any(name in cell.drafter for name in KNOWING) and not guesses
     return knows and cell.controller == "fixed"
 

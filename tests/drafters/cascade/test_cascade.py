@@ -102,22 +102,6 @@ def test_over_a_view_of_everything_all_that_is_handed_on_is_accepted(
     assert_plain(engine, requests, results)
 
 
-@pytest.mark.parametrize(
-    ("policy", "sampling"), [*zip(("window", "snapkv", "topk_chunks"), SAMPLINGS, strict=True)]
-)
-@pytest.mark.parametrize(
-    ("family", "layout"), [("mistral_sliding", "text"), ("qwen2_5_vl", "image_middle")]
-)
-def test_a_small_view_changes_no_token(
-    family: str, layout: str, policy: str, sampling: str
-) -> None:
-    engine = engine_of(family, {**SMALL, "policy": policy})
-    requests = requests_of(family, SAMPLINGS[sampling], layout)
-    results = engine.generate(requests)
-    assert_plain(engine, requests, results)
-    assert acceptance(results) > 0
-
-
 def test_a_right_lower_level_saves_forwards_over_the_view(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
