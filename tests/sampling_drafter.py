@@ -6,18 +6,9 @@ import torch
 from torch import Tensor
 
 from mmspec.draft_guide import DraftGuide
-from mmspec.drafters.draw import Drawn, draw_children
+from mmspec.drafters.draw import draw_children
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
-
-Draw = Callable[[Tensor, int, DraftGuide, int, int], Drawn]
-
-
-def from_noise(logits: Tensor, k: int, guide: DraftGuide, position: int, node: int) -> Drawn:
-    """The library's own draw."""
-    return draw_children(
-        logits, k, seed=guide.seed, sample=guide.sample, position=position, draw=node
-    )
 
 
 class SamplingDrafter:
@@ -27,15 +18,9 @@ class SamplingDrafter:
     name = "sampling"
     draws = True
 
-    def __init__(
-        self,
-        say: Callable[[Sequence[int]], Tensor],
-        widths: Sequence[int],
-        draw: Draw = from_noise,
-    ) -> None:
+    def __init__(self, say: Callable[[Sequence[int]], Tensor], widths: Sequence[int]) -> None:
         self.say = say
         self.widths = tuple(widths)
-        self.draw = draw
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> "SamplingSession":
         return SamplingSession(self, guide)
@@ -56,7 +41,14 @@ class SamplingSession:
             below = list[int]()
             for node in level:
                 logits = self._guide.warp(self._drafter.say(paths[node]).unsqueeze(0))[0]
-                children = self._drafter.draw(logits, width, self._guide, place, node)
+                children = draw_children(
+                    logits,
+                    width,
+                    seed=self._guide.seed,
+                    sample=self._guide.sample,
+                    position=place,
+                    draw=node,
+                )
                 q.append(children.q)
                 for token in children.tokens:
                     below.append(len(drawn))

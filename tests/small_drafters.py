@@ -41,8 +41,9 @@ SMALL: dict[str, Callable[..., AnyDrafter]] = {
     "retrieval": lambda: Retrieval(
         sources=["online", "generated"], min_match=1, min_confidence=0.0, max_depth=6
     ),
-    "draft_model": lambda **o: DraftModel(stranger(), max_depth=3, min_confidence=0.0, **o),
+    "draft_model": lambda **o: DraftModel(stranger(119), max_depth=3, min_confidence=0.0, **o),
     "compressed_kv": lambda **o: CompressedKV(max_depth=3, **VIEW, **o),
+    "compressed_kv/cape": lambda: CompressedKV(max_depth=3, branching="cape", **VIEW),
     "layer_skip": lambda **o: LayerSkip(layers=[0], max_depth=3, min_confidence=0.0, **o),
     "layer_skip/searching": lambda: LayerSkip(
         max_depth=3, trial_tokens=4, trial_every=2, min_confidence=0.0
@@ -56,8 +57,14 @@ SMALL: dict[str, Callable[..., AnyDrafter]] = {
     "medusa": lambda **o: Medusa(unfitted(model(), spread=0.02), min_confidence=0.0, **o),
     "lookahead": lambda: Lookahead(window=4, ngram=3, guess_set=4),
 }
-# Those that copy, or search by what the target chose.
-NEVER_DRAW = ("prompt_lookup", "retrieval", "lookahead", "layer_skip/searching")
+# Those that copy, search by what the target chose, or branch as they believe.
+NEVER_DRAW = (
+    "prompt_lookup",
+    "retrieval",
+    "lookahead",
+    "layer_skip/searching",
+    "compressed_kv/cape",
+)
 DRAWING = [name for name in SMALL if name not in NEVER_DRAW]
 
 

@@ -31,7 +31,15 @@ from mmspec.tree import TokenTree
 
 VOCAB = 112
 # Those that hold keys and values of their own, or a view of the target's.
-HOLDERS = ("draft_model", "compressed_kv", "eagle", "eagle/version 1", "glide", "cascade")
+HOLDERS = (
+    "draft_model",
+    "compressed_kv",
+    "compressed_kv/cape",
+    "eagle",
+    "eagle/version 1",
+    "glide",
+    "cascade",
+)
 
 
 @cache
@@ -153,7 +161,7 @@ def drawing(rule: str, name: str, profile: Sequence[int] = ()) -> Engine:
 
 
 @cache
-def target_texts() -> Mapping[tuple[int, ...], float]:
+def target_texts(eos: int | None = None) -> Mapping[tuple[int, ...], float]:
     """From the model's own logits."""
 
     def logits(ids: tuple[int, ...]) -> Tensor:
@@ -161,11 +169,17 @@ def target_texts() -> Mapping[tuple[int, ...], float]:
             return model_of("llama", "float64")(torch.tensor([ids])).logits[0, -1]
 
     (request,) = requests_of()[:1]
-    return texts_of(logits, tuple(request.prompt["input_ids"][0].tolist()), OPTIONS)  # type: ignore[index,call-overload]
+    options = {**OPTIONS, "eos_token_id": [] if eos is None else [eos]}
+    return texts_of(logits, tuple(request.prompt["input_ids"][0].tolist()), options)  # type: ignore[index,call-overload]
 
 
 def enumerated(
-    rule: str, name: str, patch: pytest.MonkeyPatch, *, spoil: bool = False
+    rule: str,
+    name: str,
+    patch: pytest.MonkeyPatch,
+    *,
+    eos: int | None = None,
+    spoil: bool = False,
 ) -> Mapping[tuple[int, ...], float]:
     """The texts' distribution over all draws, acceptances and choices of the engine itself."""
     trace = Trace()
@@ -191,7 +205,7 @@ def enumerated(
     def program(run: Trace) -> tuple[int, ...]:
         nonlocal trace
         trace = run
-        return engine.generate(request.prompt, seed=0, **OPTIONS).tokens
+        return engine.generate(request.prompt, seed=0, eos_token_id=eos, **OPTIONS).tokens
 
     return distribution(program)
 
@@ -201,8 +215,12 @@ def enumerated(
 def test_texts_of_drawn_trees_have_the_targets_distribution(
     rule: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, own = enumerated(rule, name, monkeypatch), target_texts()
-    assert len(own) == 8 and found.keys() == own.keys()
+    """Every other drafter's texts may end in the middle of the likeliest one."""
+    eos = None
+    if DRAWING.index(name) % 2:
+        eos = max(target_texts().items(), key=lambda text: text[1])[0][1]
+    found, own = enumerated(rule, name, monkeypatch, eos=eos), target_texts(eos)
+    assert (len(own) == 8) == (eos is None) and found.keys() == own.keys()
     error = max(abs(found[text] - own[text]) for text in own)
     assert error < 1e-6, f"largest error {error} (processors work in float32)"
 

@@ -10,19 +10,18 @@ import pytest
 import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
-from outcomes import Trace, distribution, texts_of
+from outcomes import distribution, texts_of
 from sampling_drafter import SamplingDrafter, SamplingSession
 from torch import Tensor
 from transformers import LogitsProcessor
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
-from mmspec.draft_guide import DraftGuide
-from mmspec.drafters.draw import Drawn, draw_children
+from mmspec.drafters.draw import draw_children
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
-from mmspec.sampling import Choosing, Sampler
+from mmspec.sampling import Choosing
 from mmspec.state import Verdict
 from mmspec.tree import TokenTree
 from mmspec.verify import VERIFIERS, Chooser, Rule, Typical
@@ -61,83 +60,13 @@ def engine_of(
     return mmspec.load(model or llama(), config=Config(decode=decode), drafter=drafter)
 
 
-# LAW: every outcome of an engine's run, summed
-
-
-def enumerated(
-    verifier: str, widths: Sequence[int], options: dict[str, Any], patch: pytest.MonkeyPatch
-) -> dict[tuple[int, ...], float]:
-    """The texts' distribution over all draws, acceptances and choices of the engine itself."""
-    trace = Trace()
-
-    def pick(self: Sampler, scores: Tensor) -> int:
-        return trace.draw(torch.softmax(scores.double(), -1))
-
-    def draw(logits: Tensor, k: int, guide: DraftGuide, position: int, node: int) -> Drawn:
-        return trace.draw_children(torch.softmax(logits.double(), -1), k)
-
-    patch.setattr(Sampler, "pick", pick)
-    patch.setattr(Sampler, "uniforms", lambda self, count: trace.uniforms(count))
-    engine = engine_of(verifier, SamplingDrafter(say, widths, draw))
-
-    def program(run: Trace) -> tuple[int, ...]:
-        nonlocal trace
-        trace = run
-        return engine.generate(inputs(), seed=0, **options).tokens
-
-    return distribution(program)
-
-
 def target_texts(options: dict[str, Any]) -> dict[tuple[int, ...], float]:
-    """The same from the model's own logits."""
+    """Their probabilities, from the model's own logits."""
     return texts_of(target_logits, tuple(inputs()["input_ids"][0].tolist()), options)
 
 
-slow = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    ("verifier", "widths", "length", "stops"),
-    [
-        ("speculative", (1,), 3, True),
-        ("recursive", (2,), 3, True),
-        ("block", (1, 1), 4, True),
-        pytest.param("speculative", (1, 1), 4, False, marks=slow),
-        pytest.param("recursive", (2, 1), 4, False, marks=slow),
-        pytest.param("block", (1, 1), 4, False, marks=slow),
-    ],
-)
-def test_an_engines_texts_have_the_targets_distribution(
-    verifier: str,
-    widths: Sequence[int],
-    length: int,
-    stops: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    options: dict[str, Any] = {"temperature": 1.5, "top_k": 2, "max_new_tokens": length}
-    if stops:  # a token in the middle of the likeliest text
-        options["eos_token_id"] = [max(target_texts(options).items(), key=lambda t: t[1])[0][1]]
-    found, own = enumerated(verifier, widths, options, monkeypatch), target_texts(options)
-    assert len(own) >= 4 and found.keys() == own.keys()
-    error = max(abs(found[text] - own[text]) for text in own)
-    assert error < 1e-6, f"largest error {error} (processors work in float32)"
-
-
-def test_that_enumeration_catches_a_q_that_was_not_warped(monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"temperature": 1.5, "top_k": 2, "max_new_tokens": 3}
-    draw_all = Trace.draw_children
-
-    def unwarped(self: Trace, q: Tensor, k: int) -> Drawn:
-        tokens = draw_all(self, q, k).tokens
-        return Drawn(tokens, torch.softmax(torch.where(q > 0, q.log() / 3, -torch.inf), -1))
-
-    monkeypatch.setattr(Trace, "draw_children", unwarped)
-    found, own = enumerated("speculative", (1,), options, monkeypatch), target_texts(options)
-    assert max(abs(found.get(text, 0.0) - own[text]) for text in own) > 0.01
-
-
-@slow
-def test_the_real_noise_draws_from_that_distribution() -> None:
+@pytest.mark.slow
+def test_the_real_noise_draws_from_the_targets_distribution() -> None:
     """Chi-square of whole texts over seeds; block, whose steps look at more than they keep."""
     options: dict[str, Any] = {"temperature": 1.5, "top_k": 2, "max_new_tokens": 3}
     engine, own = engine_of("block"), target_texts(options)

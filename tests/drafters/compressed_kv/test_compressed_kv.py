@@ -1,7 +1,6 @@
 """compressed_kv in the engine: what it drafts from, what it keeps, what it never does."""
 
 from collections.abc import Sequence
-from itertools import cycle
 from typing import Any
 
 import pytest
@@ -107,64 +106,6 @@ def test_a_window_sees_in_a_small_view_what_it_sees_in_the_text(family: str) -> 
     two layers."""
     results = engine_of(family, max_depth=3).generate(requests_of(family, SAMPLED, ["text"] * 3))
     assert acceptance(results) == 1.0 if family == "mistral_sliding" else acceptance(results) < 1.0
-
-
-def positions_are_those_of_slots(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(KVView, "num_hidden", lambda self, row: 0)
-
-
-def committed_tokens_do_not_join(patch: pytest.MonkeyPatch) -> None:
-    right = KVView.catch_up
-
-    def wrong(self: KVView, row: int) -> bool:
-        return row in self._shown or right(self, row)
-
-    patch.setattr(KVView, "catch_up", wrong)
-
-
-def drafts_stay_in_the_view(patch: pytest.MonkeyPatch) -> None:
-    """What was drafted is taken for what was chosen."""
-    right = KVView._join
-
-    def wrong(self: KVView, source_row: int, shown: Any, start: int, stop: int) -> None:
-        region = self._regions.rows[shown.row]
-        kept = [(t.clone(), u.clone()) for t, u in ((f.keys, f.values) for f in self.flat_layers)]
-        right(self, source_row, shown, start, stop)
-        for layer, (keys, values) in zip(self.flat_layers, kept, strict=True):
-            layer.put(0, keys, values)
-        assert region.length
-
-    patch.setattr(KVView, "_join", wrong)
-
-
-@pytest.mark.parametrize(
-    "fault", [positions_are_those_of_slots, committed_tokens_do_not_join, drafts_stay_in_the_view]
-)
-def test_a_fault_of_the_view_costs_acceptance_and_no_token(
-    fault: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests = requests_of("mistral_sliding", SAMPLED, ["text"] * 3)
-    engine = engine_of("mistral_sliding", top_k=2, width=2, max_depth=3)
-    right = accepted(engine.generate(requests))
-    fault(monkeypatch)
-    results = engine.generate(requests)
-    assert accepted(results) < 0.9 * right
-    assert_plain(engine, requests, results)
-
-
-POLICY_NAMES = ("window", "snapkv", "topk_chunks", "visual", "window+snapkv")
-
-
-@pytest.mark.parametrize(
-    ("policy", "sampling"), [*zip(POLICY_NAMES, cycle(SAMPLINGS), strict=False)]
-)
-def test_side_branches_and_small_views_change_no_token(policy: str, sampling: str) -> None:
-    engine = engine_of("qwen2_vl", policy=policy, top_k=3, width=2, max_depth=4)
-    layouts = ["image_middle", "text", "image_last"]
-    requests = requests_of("qwen2_vl", SAMPLINGS[sampling], layouts)
-    results = engine.generate(requests)
-    assert_plain(engine, requests, results)
-    assert accepted(results) > 0
 
 
 @pytest.mark.parametrize("verifier", ["speculative", "block", "recursive"])
@@ -359,26 +300,6 @@ def test_of_a_reused_prompt_the_watched_tokens_are_computed_again() -> None:
 
 
 # Confidence, settings
-
-
-def test_confidence_is_learnt_and_an_unlikely_path_is_not_followed() -> None:
-    requests = requests_of("qwen2", SAMPLED, ["text"] * 3)
-    eager = engine_of("qwen2", max_depth=6).generate(requests)
-    careful_engine = engine_of("qwen2", max_depth=6, min_confidence=0.5)
-    careful = careful_engine.generate(requests)
-    assert_plain(careful_engine, requests, careful)
-    assert acceptance(careful) > acceptance(eager) + 0.05
-
-    right, sessions = BoundCompressedKV.start, list[CompressedKVSession]()
-    with pytest.MonkeyPatch.context() as patch:
-
-        def watching(self: BoundCompressedKV, *args: Any) -> CompressedKVSession:
-            sessions.append(right(self, *args))
-            return sessions[-1]
-
-        patch.setattr(BoundCompressedKV, "start", watching)
-        engine_of("qwen2", max_depth=6).generate(requests)
-    assert all(session.calibration._seen for session in sessions)
 
 
 def test_what_makes_no_sense_is_refused() -> None:

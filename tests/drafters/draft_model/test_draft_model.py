@@ -11,13 +11,11 @@ from draft_models import padded, stranger
 from families import FAMILIES, prompt_inputs
 from matrix import SAMPLINGS, model_of
 from ragged import requests_of, target_of
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.draft_model import DraftModel
-from mmspec.drafters.draft_model import session as session_module
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
 from mmspec.drafters.draft_model.session import DraftModelSession
 from mmspec.drafters.draft_model.wording import SharedWording
@@ -128,66 +126,6 @@ def test_with_side_branches_the_best_path_is_among_them() -> None:
         results = engine.generate(requests_of("llama", sampling, ["text"] * 3))
         for result in results:  # a full depth at each step, but for the end of the text
             assert sum(n for length, n in result.stats.accepted_lengths.items() if length < 4) <= 1
-
-
-def stale_keys_stay(patch: pytest.MonkeyPatch) -> None:
-    """As many nodes as were accepted are kept, but the first ones written."""
-    right = session_module.held_path
-    patch.setattr(session_module, "held_path", lambda *args: list(range(len(right(*args)))))
-
-
-def nothing_is_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """The written nodes are taken for what the target chose, whatever it chose."""
-
-    def wrong(written: Any, ids: Sequence[int]) -> list[int]:
-        path, node = [0], 0
-        while len(path) < len(ids):
-            below = [n for n, parent in enumerate(written.parents) if parent == node]
-            if not below:
-                break
-            node = below[-1]
-            path.append(node)
-        return path[: max(len(ids) - 1, 0)]
-
-    patch.setattr(session_module, "held_path", wrong)
-
-
-def positions_are_one_off(patch: pytest.MonkeyPatch) -> None:
-    """The draft model's text stands one place too late after its prompt."""
-    right = Target.prefill
-
-    def wrong(self: Target, *args: Any, **options: Any) -> Any:
-        prefill = right(self, *args, **options)
-        if not getattr(args[1], "is_drafts", False):
-            return prefill
-        place = prefill.placement
-        later = tuple(offset + 1 for offset in place.position_offsets)
-        return type(prefill)(prefill.logits, type(place)(place.row, later))
-
-    patch.setattr(Target, "prefill", wrong)
-
-
-@pytest.mark.parametrize("fault", [stale_keys_stay, nothing_is_forgotten, positions_are_one_off])
-def test_a_fault_in_its_cache_costs_acceptance_and_no_token(
-    fault: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A text cannot tell that the draft model's keys are wrong; acceptance does."""
-    requests = requests_of("llama", SAMPLED, ["text"] * 3)
-
-    def depth(engine: Engine) -> float:
-        results = engine.generate(requests)
-        assert_plain(engine, requests, results)
-        return sum(result.stats.tokens_per_step for result in results) / 3
-
-    monkeypatch.setattr(KVCache, "is_drafts", False, raising=False)
-    # Two children a node, so that accepted paths do not lie in the order they were written in.
-    engines = [engine_of("llama", top_k=2, max_depth=4, max_nodes=64) for _ in range(2)]
-    for engine in engines:
-        bound(engine).cache.is_drafts = True  # type: ignore[attr-defined]
-    right = depth(engines[0])
-    assert right > 4.4
-    fault(monkeypatch)
-    assert depth(engines[1]) < right - 0.5
 
 
 def test_what_was_accepted_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,29 +257,6 @@ def test_padded_vocabularies_draft_what_both_have(size: int) -> None:
         assert 0.3 < acceptance(results) < 1.0
 
 
-def test_confidence_is_learnt_from_what_becomes_of_the_drafts() -> None:
-    """A stranger's drafts are believed less and less, a twin's more and more."""
-    believed: dict[str, list[float]] = {}
-    for name, draft in (("twin", None), ("stranger", stranger())):
-        engine = engine_of("llama", draft, top_k=2, max_depth=3, max_nodes=14)
-        seen = believed[name] = []
-        right = BoundDraftModel.propose_together
-
-        def watching(self: Any, *args: Any, seen: list[float] = seen, right: Any = right) -> Any:
-            trees = right(self, *args)
-            seen += [max(tree.cumulative_confidence[1:]) for tree in trees if tree.num_nodes > 1]
-            return trees
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(BoundDraftModel, "propose_together", watching)
-            engine.generate(
-                requests_of("llama", SAMPLED, ["text"] * 3)[0], max_new_tokens=80, temperature=1.0
-            )
-    early, late = believed["twin"][:5], believed["twin"][-5:]
-    assert sum(late) > sum(early) and min(late) > 0.8
-    assert sum(believed["stranger"][-20:]) < 0.5 * sum(believed["stranger"][:5]) * 4
-
-
 def test_an_unlikely_path_is_not_followed() -> None:
     """A level that is not worth it costs no forward."""
     counted = []
@@ -377,40 +292,3 @@ def test_what_makes_no_sense_is_refused() -> None:
         from families import REFUSED
 
         DraftModel(REFUSED["falcon_alibi"].build(torch.float64))
-
-
-# The sampled draws
-
-
-def test_drawn_trees_have_a_fixed_shape_and_carry_q() -> None:
-    engine = engine_of(
-        "llama", padded(model_of("llama", "float64"), 120), draw="sample", profile=[3, 2, 1]
-    )
-    drafter = bound(engine)
-    for budget, shape in ((64, [3, 6, 6]), (9, [3, 6]), (8, [3, 3]), (2, [2])):
-        request = requests_of("llama", SAMPLINGS["t1"], ["text"] * 3)[0]
-        row = engine._row(request, 0)
-        tokens = [*row.tokens, 7]
-        session = drafter.start(row.prompt, None, row.sampler.guide)  # type: ignore[arg-type]
-        first, second = (session.propose(tokens, budget) for _ in range(2))
-        assert first.tokens != second.tokens, "the noise of one draw was used again"
-        for tree in (first, second):
-            tree.check_integrity(112)
-            depths = list(tree.depths)
-            assert [depths.count(d + 1) for d in range(max(depths))] == shape
-            q = tree.q
-            assert q is not None and q.shape == (tree.num_nodes, 112)
-            inner = sorted(set(tree.parents[1:]))
-            torch.testing.assert_close(q[inner].sum(-1), torch.ones(len(inner)), atol=1e-5, rtol=0)
-            for node in inner:
-                assert_q(
-                    engine, q[node], [*tokens[:-1], *(tree.tokens[n] for n in tree.path_to(node))]
-                )
-        session.close()
-
-
-def assert_q(engine: Engine, q: Tensor, text: list[int]) -> None:
-    """q is the model's own distribution after `text`."""
-    with torch.no_grad():
-        logits = engine.target.model(torch.tensor([text])).logits[0, -1]
-    torch.testing.assert_close(q, torch.softmax(logits.float(), -1), atol=1e-6, rtol=0)

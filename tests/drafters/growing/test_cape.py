@@ -5,23 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from eagle_heads import fitted
-from families import FAMILIES, prompt_inputs
-from glide_heads import drawn, target_of
 from matrix import model_of
 from torch import Tensor
 
 import mmspec
 from mmspec.draft_guide import DraftGuide
-from mmspec.drafters.compressed_kv import CompressedKV
-from mmspec.drafters.draft_model import DraftModel
-from mmspec.drafters.eagle import Eagle
-from mmspec.drafters.glide import Glide
 from mmspec.drafters.growing.branching import BestBranching
 from mmspec.drafters.growing.cape import Cape, CapeBranching
 from mmspec.drafters.growing.growth import Growth
-from mmspec.drafters.layer_skip import LayerSkip
-from mmspec.requests import Request
 from mmspec.state import Placement
 from mmspec.tree import TokenTree
 
@@ -95,45 +86,6 @@ def test_one_candidate_everywhere_is_a_set_chain() -> None:
     growth, tree = grown([0.9, 0.1], cape=Cape((0.5,), (1, 1)))
     assert growth.branching.is_set and tree.is_chain
     assert not grown([0.9], cape=Cape((0.5,), (2, 1)))[0].branching.is_set
-
-
-CAPE: dict[str, Any] = {"branching": "cape", "min_confidence": 0.0, "max_depth": 3}
-DRAFTERS: dict[str, Any] = {
-    "eagle": lambda: Eagle(fitted(model_of("llama", "float64"), 3), **CAPE),
-    "glide": lambda: Glide(drawn(target_of("llama")), **CAPE),
-    "draft_model": lambda: DraftModel(model_of("llama", "float64"), **CAPE),
-    "compressed_kv": lambda: CompressedKV(budget=12, recent=5, max_share=1.0, **CAPE),
-    "layer_skip": lambda: LayerSkip(**CAPE),
-}
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", DRAFTERS)
-def test_the_text_is_the_plain_one(name: str, temperature: float) -> None:
-    engine = mmspec.load(
-        model_of("llama", "float64"),
-        drafter=DRAFTERS[name](),
-        overrides={"decode.controller": "fixed", "decode.max_nodes": 16, "cache.prefix_bytes": 0},
-    )
-    requests = [
-        Request(
-            prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=length, seed=row),
-            max_new_tokens=16,
-            temperature=temperature,
-            top_k=0,
-            seed=row,
-        )
-        for row, length in enumerate((25, 14, 19))
-    ]
-    drafted = engine.generate(requests)
-    plain = engine.generate(requests, speculate=False)
-    assert [r.tokens for r in drafted] == [r.tokens for r in plain]
-    counts = [r.stats.by_drafter[name] for r in drafted]
-    assert all(
-        count.proposed > 2 * result.stats.steps
-        for count, result in zip(counts, drafted, strict=True)
-    ), "leaves were scored"
-    assert sum(count.accepted for count in counts) > 0
 
 
 def test_a_budget_keeps_the_likeliest_of_chain_and_leaves() -> None:

@@ -58,11 +58,10 @@ def prompts(count: int) -> list[Request]:
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("weights", ["same", "int8"])
-def test_the_text_is_the_plain_one(sampling: str, weights: Any) -> None:
+def test_rough_weights_leave_the_text_the_plain_one(sampling: str) -> None:
     model = deep_model()
     drafter = LayerSkip(
-        weights=weights, min_confidence=0.0, max_depth=3, top_k=2, trial_tokens=6, trial_every=2
+        weights="int8", min_confidence=0.0, max_depth=3, top_k=2, trial_tokens=6, trial_every=2
     )
     engine = engine_of(model, drafter)
     drafted = engine.generate(prompts(3), **SAMPLINGS[sampling])

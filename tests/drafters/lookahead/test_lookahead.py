@@ -278,15 +278,6 @@ def test_a_text_in_circles_is_drafted_by_ngrams(settings: dict[str, Any], least:
     assert result.stats.tokens_per_step > least
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_guesses_are_accepted_whatever_the_sampling(sampling: str) -> None:
-    engine = engine_of(Lookahead(window=6, ngram=3, guess_set=6), max_nodes=20)
-    result = engine.generate(request_of(sampling, tokens=80))
-    plain = engine.generate(request_of(sampling, tokens=80), speculate=False)
-    assert result.tokens == plain.tokens
-    assert result.stats.by_drafter["lookahead"].accepted > 2
-
-
 @pytest.mark.parametrize("budget", [0, 1, 2, 3, 4, 7, 8, 15, 31, 64])
 def test_a_smaller_budget_has_fewer_columns(budget: int) -> None:
     drafter = Watched(window=15, ngram=5, guess_set=15)
