@@ -1,6 +1,6 @@
 """retrieval: what each source proposes, what it never may, and that it learns what is accepted."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +13,11 @@ from draft_models import letters
 from torch import Tensor
 
 from mmspec.draft_guide import DraftGuide
-from mmspec.drafters import own_text
-from mmspec.drafters.base import BatchDrafter, DrafterForTarget, LearningDrafter, LearningSession
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.drafters.retrieval.drafter import BoundRetrieval
 from mmspec.drafters.retrieval.session import RetrievalSession
 from mmspec.errors import ConfigError, DatastoreError
-from mmspec.retrieval import DatastoreWriter, GeneratedStore
+from mmspec.retrieval import DatastoreWriter
 from mmspec.state import MediaSpan, Placement, Prefill, Prompt, Scores, Taps, Verdict
 from mmspec.target.taps import LateHidden
 from mmspec.tree import TokenTree
@@ -69,13 +67,6 @@ def observe(session: RetrievalSession, tree: TokenTree, path: tuple[int, ...]) -
 
 
 # LAW: the sources
-
-
-def test_the_protocols_of_the_loop_are_met() -> None:
-    drafter = bound()
-    assert isinstance(Retrieval(), DrafterForTarget)
-    assert isinstance(drafter, BatchDrafter) and isinstance(drafter, LearningDrafter)
-    assert isinstance(started(drafter, [1]), LearningSession)
 
 
 def test_a_datastore_continues_the_longest_end_of_the_text(tmp_path: Path) -> None:
@@ -132,13 +123,6 @@ def test_an_image_is_never_proposed(source: str) -> None:
     assert tree.tokens[1:] == (() if source == "online" else (9,))
 
 
-def test_texts_beside_the_prompt_are_copied_from() -> None:
-    drafter = bound(sources=["online"])
-    session = started(drafter, [50], beside=[[1, 2, 3, 4], [3, 9]])
-    assert session.propose([50], 8) == TokenTree.root(50)
-    assert paths(session.propose([50, 1, 2], 8)) == {(3,), (3, 4)}
-
-
 def test_no_match_crosses_two_texts_beside_the_prompt() -> None:
     session = started(bound(sources=["online"]), [50, 3, 9], beside=[[1, 2, 3], [9, 8, 7], [5, 50]])
     assert session.propose([50, 3, 9], 8) == TokenTree.root(9)
@@ -188,13 +172,6 @@ def test_states_that_no_look_up_asks_for_are_not_made() -> None:
     scores = Scores(torch.zeros(1, 1), hidden=LateHidden({4: never}))
     session.observe(TokenTree.root(2), Verdict((0,), (3,)), scores)
     session.propose([1, 2, 3, 1, 2, 3], 4)
-
-
-def test_the_budget_is_kept(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "s", [[1, 2, 3, *range(40, 60)]])
-    session = started(bound(store), [1, 2, 3])
-    for budget in (0, 1, 5):
-        assert session.propose([1, 2, 3], budget).num_nodes == 1 + budget
 
 
 # LAW: what was generated
@@ -363,26 +340,6 @@ def test_settings_that_mean_nothing_are_refused(options: dict[str, Any]) -> None
 # LAW: confidence
 
 
-@pytest.mark.parametrize(("accepted", "path"), [(True, (0, 1)), (False, (0,))])
-def test_confidence_follows_what_the_target_accepts(
-    accepted: bool, path: tuple[int, ...], tmp_path: Path
-) -> None:
-    store = write_store(tmp_path / "s", [[1, 2, 3, 40]])
-    drafter = bound(store, sources=["suffix"])
-    session = started(drafter, [1, 2, 3])
-    tree = session.propose([1, 2, 3], 1)
-    before = tree.confidence[1]
-    for _ in range(3):
-        observe(session, tree, path)
-        tree = session.propose([1, 2, 3], 1)
-        assert (tree.confidence[1] > before) is accepted
-        before = tree.confidence[1]
-    later = started(drafter, [1, 2, 3]).propose([1, 2, 3], 1)
-    first = bound(store, sources=["suffix"])
-    fresh = started(first, [1, 2, 3]).propose([1, 2, 3], 1)
-    assert (later.confidence[1] > fresh.confidence[1]) is accepted, "later requests begin there"
-
-
 def test_sources_are_calibrated_apart(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", [[1, 2, 3, 40]])
     drafter = bound(store, max_depth=1)
@@ -409,50 +366,3 @@ def test_the_state_that_chose_the_newest_token_is_the_querys() -> None:
     query = session.query([1, 2, 5, 6, 8])
     assert query.tail == [1, 2, 5, 6, 8]
     assert query.hidden[3].tolist() == [0, 0, 1, 0], "node 1's: after 6 the target chose 8"
-
-
-# The laws can fail: each of these faults is caught by one of them.
-
-
-def namespaces_are_one(patch: pytest.MonkeyPatch) -> None:
-    matches = GeneratedStore.matches
-
-    def of_all(self: GeneratedStore, query: Sequence[int], *, namespace: str, **how: int) -> Any:
-        return [
-            m for name in self.namespaces() for m in matches(self, query, namespace=name, **how)
-        ]
-
-    patch.setattr(GeneratedStore, "matches", of_all)
-
-
-def images_are_words(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(own_text, "prompt_tokens", lambda prompt: prompt.token_ids.tolist())
-
-
-def texts_run_into_each_other(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(own_text, "SEPARATOR", 9)
-
-
-def what_is_accepted_is_not_told(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BoundRetrieval, "was_useful", lambda self, continuation: None)
-
-
-@pytest.mark.parametrize(
-    ("fault", "law"),
-    [
-        (namespaces_are_one, test_no_text_of_one_namespace_drafts_for_another),
-        (images_are_words, lambda: test_an_image_is_never_proposed("online")),
-        (images_are_words, lambda: test_an_image_is_never_proposed("generated")),
-        (texts_run_into_each_other, test_no_match_crosses_two_texts_beside_the_prompt),
-        (what_is_accepted_is_not_told, test_what_is_useful_leaves_last),
-    ],
-)
-def test_the_fault_is_caught(
-    fault: Callable[[pytest.MonkeyPatch], None],
-    law: Callable[[], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    law()
-    fault(monkeypatch)
-    with pytest.raises(AssertionError):
-        law()
