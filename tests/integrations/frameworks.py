@@ -5,7 +5,7 @@ import base64
 import io
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from PIL import Image
@@ -15,6 +15,7 @@ from mmspec.answers import Stream
 from mmspec.engine import Engine
 from mmspec.requests import Result
 
+T = TypeVar("T")
 LEDGER = (
     "Entry 12345: Anna bought 3 pears.\nEntry 54321: Bob sold 4 plums to Carl.\nQuote entry 54321."
 )
@@ -144,3 +145,20 @@ async def cancelled(
     with pytest.raises(asyncio.CancelledError):
         await task
     return await asyncio.to_thread(lambda: ends.reasons)
+
+
+async def with_ticks(work: Awaitable[T]) -> tuple[T, int]:
+    """What comes of `work`, and how often the event loop did something else meanwhile."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(tick())
+    try:
+        return await work, ticks
+    finally:
+        ticking.cancel()

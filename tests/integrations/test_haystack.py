@@ -150,14 +150,6 @@ def test_one_with_an_engine_cannot_be_written(generator: MmspecChatGenerator) ->
         generator.to_dict()
 
 
-def test_threads_share_a_model(generator: MmspecChatGenerator) -> None:
-    prompts = [LEDGER, LEDGER.replace("Bob", "Eve"), "Hello there"]
-    alone = [reply(generator.run(prompt)).text for prompt in prompts]
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda prompt: reply(generator.run(prompt)).text, prompts * 3))
-    assert together == alone * 3
-
-
 def test_threads_load_the_model_once(monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
     loads: list[object] = []
 

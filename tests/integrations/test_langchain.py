@@ -22,6 +22,7 @@ from integrations.frameworks import (
     png_base64,
     saying,
     watched_streams,
+    with_ticks,
     with_tools,
 )
 from PIL import Image
@@ -76,7 +77,6 @@ def test_the_answer_is_the_engines_and_says_how_it_was_made(
 def test_a_conversation_reaches_the_template_with_its_roles(
     llm: ChatMmspec, engine: Engine
 ) -> None:
-    seen: list[Any] = []
     messages = [
         SystemMessage("Be brief."),
         HumanMessage("Hi"),
@@ -213,25 +213,12 @@ def test_ctrl_c_ends_what_is_decoded(
 
 
 def test_the_event_loop_goes_on_meanwhile(llm: ChatMmspec) -> None:
-    async def both() -> tuple[list[str], int]:
-        ticks, is_over = 0, False
+    async def both() -> list[str]:
+        pieces = [str(chunk.content) async for chunk in llm.astream(LEDGER)]
+        return ["".join(pieces), (await llm.ainvoke(LEDGER)).content]
 
-        async def tick() -> None:
-            nonlocal ticks
-            while not is_over:
-                ticks += 1
-                await asyncio.sleep(0)
-
-        ticking = asyncio.create_task(tick())
-        pieces = [chunk.content async for chunk in llm.astream(LEDGER)]
-        answer = await llm.ainvoke(LEDGER)
-        is_over = True
-        await ticking
-        return [*pieces, answer.content], ticks
-
-    (*pieces, answer), ticks = asyncio.run(both())
-    assert "".join(pieces) == answer == llm.invoke(LEDGER).content
-    assert ticks > 20
+    answers, ticks = asyncio.run(with_ticks(both()))
+    assert set(answers) == {llm.invoke(LEDGER).content} and ticks > 20
 
 
 def test_streams_are_decoded_together(
@@ -284,13 +271,6 @@ def test_a_prompt_that_fails_leaves_the_rest_of_the_batch(llm: ChatMmspec) -> No
     with pytest.raises(InputError, match="context"):
         llm.batch([LEDGER, long])
     assert [m.content for m in llm.batch([LEDGER, LEDGER])] == [good.content] * 2
-
-
-def test_threads_share_a_model(llm: ChatMmspec) -> None:
-    alone = [llm.invoke(prompt).content for prompt in PROMPTS]
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda prompt: llm.invoke(prompt).content, PROMPTS * 4))
-    assert together == alone * 4
 
 
 def test_tools_are_shown_and_their_calls_are_read(llm: ChatMmspec, engine: Engine) -> None:

@@ -1,7 +1,6 @@
 """`mmspec.integrations.llamaindex`: the engine's own answers, through LlamaIndex."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from integrations.frameworks import (
     png,
     saying,
     watched_streams,
+    with_ticks,
     with_tools,
 )
 from PIL import Image
@@ -120,29 +120,16 @@ def test_an_answer_that_nobody_waits_for_ends(
 
 
 def test_async_answers_are_the_same_and_the_event_loop_goes_on(llm: MmspecLLM) -> None:
-    async def ask() -> tuple[list[str], int]:
-        ticks, is_over = 0, False
-
-        async def tick() -> None:
-            nonlocal ticks
-            while not is_over:
-                ticks += 1
-                await asyncio.sleep(0)
-
-        ticking = asyncio.create_task(tick())
-        answers = [
+    async def ask() -> list[str]:
+        return [
             (await llm.achat(ASKED)).message.content,
             (await llm.acomplete(LEDGER)).text,
             "".join([piece.delta async for piece in await llm.astream_chat(ASKED)]),
             "".join([piece.delta async for piece in await llm.astream_complete(LEDGER)]),
         ]
-        is_over = True
-        await ticking
-        return answers, ticks
 
-    answers, ticks = asyncio.run(ask())
-    assert set(answers) == {llm.complete(LEDGER).text}
-    assert ticks > 20
+    answers, ticks = asyncio.run(with_ticks(ask()))
+    assert set(answers) == {llm.complete(LEDGER).text} and ticks > 20
 
 
 def test_a_stream_that_is_left_ends_the_decoding(
@@ -168,14 +155,6 @@ def test_an_async_stream_that_is_left_ends_the_decoding(
 
     asyncio.run(leave())
     assert ends.reasons == ["closed"]
-
-
-def test_threads_share_a_model(llm: MmspecLLM) -> None:
-    prompts = [LEDGER, LEDGER.replace("Bob", "Eve"), "Hello there"]
-    alone = [llm.complete(prompt).text for prompt in prompts]
-    with ThreadPoolExecutor(6) as pool:
-        together = list(pool.map(lambda prompt: llm.complete(prompt).text, prompts * 3))
-    assert together == alone * 3
 
 
 def test_tools_are_shown_and_their_calls_are_read(llm: MmspecLLM, engine: Engine) -> None:
