@@ -171,15 +171,6 @@ def test_a_processor_that_raises_ends_its_own_row_only(engine: mmspec.Engine) ->
         engine.generate(Request(TEXT, seed=1, logits_processors=[RaisesAt(10)], **SAMPLED))
 
 
-@pytest.mark.parametrize("said", [None, torch.zeros(1, 5), 3])
-def test_a_processor_that_returns_no_scores_is_told(engine: mmspec.Engine, said: object) -> None:
-    def forgets(ids: Tensor, scores: Tensor) -> object:
-        return said
-
-    with pytest.raises(DecodeError, match=r"logits processors \(forgets\) gave .* expected"):
-        engine.generate(TEXT, logits_processors=[forgets], temperature=0)
-
-
 def test_a_list_of_chats_is_a_batch_and_a_list_of_messages_is_not(engine: mmspec.Engine) -> None:
     chats = [[{"role": "user", "content": text}] for text in ("One.", "Two, and more.")]
     options = {"max_new_tokens": 5, "temperature": 0}
@@ -524,6 +515,14 @@ def test_drafts_never_reach_past_the_context() -> None:
         ({"reuse": "no"}, "reuse='no': expected True or False"),
         ({"do_sample": "no"}, "do_sample='no': expected True or False"),
         ({"n": None}, "n=None: expected a whole number"),
+        ({"n": 0}, "n=0"),
+        ({"n": True}, "n=True"),
+        ({"logprobs": -1}, "logprobs=-1"),
+        ({"logprobs_of": "cooked"}, "'raw' or 'processed'"),
+        ({"max_time": 0}, "seconds > 0"),
+        ({"sample": 2**32 - 1, "n": 2}, "2\\^32"),
+        ({"stopping_criteria": [3]}, "StoppingCriteria"),
+        ({"num_return_sequences": 2}, "here: n="),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(
@@ -614,28 +613,6 @@ def test_a_result_is_shown_by_its_text(engine: mmspec.Engine) -> None:
         f"Result(text={result.text!r}, finish_reason='length', seed=1, error=None, sample=0, "
         "others=())"
     )
-
-
-def test_a_drafter_that_fails_costs_no_text(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        name = "broken"
-
-        def start(self, prompt: object, prefill: object, guide: object) -> "Broken":
-            return self
-
-        def propose(self, tokens: object, budget: int) -> object:
-            raise RuntimeError("no draft today")
-
-        def observe(self, *_: object) -> None: ...
-
-        def close(self) -> None: ...
-
-    model = FAMILIES["llama"].build(torch.float64)
-    engine = mmspec.load(model, drafter=Broken())  # type: ignore[arg-type]
-    result = engine.generate(llama_inputs(), seed=1, **SAMPLED)
-    assert result.tokens == plain_llama().generate(llama_inputs(), seed=1, **SAMPLED).tokens
-    warnings = [record for record in caplog.records if "no draft today" in record.message]
-    assert len(warnings) == 1, "one clear warning, not one a step"
 
 
 def test_the_models_generation_config_gives_the_defaults() -> None:

@@ -321,24 +321,6 @@ def test_the_time_limit_ends_a_text_after_the_token_in_hand(limit: dict[str, Any
     assert result.finish_reason == "stop" and len(result.tokens) == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"n": 0}, "n=0"),
-        ({"n": True}, "n=True"),
-        ({"logprobs": -1}, "logprobs=-1"),
-        ({"logprobs_of": "cooked"}, "'raw' or 'processed'"),
-        ({"max_time": 0}, "seconds > 0"),
-        ({"sample": 2**32 - 1, "n": 2}, "2\\^32"),
-        ({"stopping_criteria": [3]}, "StoppingCriteria"),
-        ({"num_return_sequences": 2}, "here: n="),
-    ],
-)
-def test_impossible_wishes_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        engine().generate(prompt(), **options)
-
-
 def test_a_stream_is_of_one_sample() -> None:
     with pytest.raises(InputError, match="n=2"):
         engine().stream(prompt(), n=2)

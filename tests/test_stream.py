@@ -210,17 +210,6 @@ def test_a_piece_prints_as_its_text() -> None:
 # LAW: text and stop strings
 
 
-def test_without_stop_strings_text_comes_at_once() -> None:
-    stream = TextStream(Spelled(["ab", "", "c"]))
-    stream.push(0)
-    assert stream.take() == [("ab", 0)]
-    stream.push(1)
-    assert stream.take() == []
-    stream.push(2)
-    assert stream.take() == [("c", 2)]
-    assert stream.take() == [], "each text is released once"
-
-
 def test_the_end_of_a_text_that_a_stop_string_could_begin_with_is_held_back() -> None:
     stream = TextStream(Spelled(["a\n", "b\n", "\nc"]), stop=["\n\n"])
     stream.push(0)
@@ -230,25 +219,6 @@ def test_the_end_of_a_text_that_a_stop_string_could_begin_with_is_held_back() ->
     stream.push(2)
     assert stream.is_stopped
     assert stream.take() == []
-
-
-def test_the_text_ends_before_a_stop_string_over_token_borders() -> None:
-    stream = TextStream(Spelled(["the end", "</a", "ns", "wer> and more"]), stop=["</answer>"])
-    assert text_of(streamed(stream, 4)) == "the end"
-    assert stream.is_stopped
-
-
-def test_the_earliest_of_overlapping_stop_strings_ends_the_text() -> None:
-    texts = ["x", "a", "b", "c", "y"]
-    assert text_of(streamed(TextStream(Spelled(texts), stop=["bc", "abc"]), 5)) == "x"
-    assert text_of(streamed(TextStream(Spelled(texts), stop=["b", "abc"]), 5)) == "xa"
-    assert text_of(streamed(TextStream(Spelled(["xabcy"]), stop=["b", "abc"]), 1)) == "x"
-
-
-def test_a_stop_string_that_repeats_itself_is_found() -> None:
-    stream = TextStream(Spelled(["a", "a", "a", "b"]), stop=["aab"])
-    assert text_of(streamed(stream, 4)) == "a"
-    assert stream.is_stopped
 
 
 def test_what_is_held_at_the_end_is_text() -> None:

@@ -137,20 +137,6 @@ def test_what_was_written_is_forgotten_by_a_cut_and_by_what_is_appended() -> Non
                 pass
 
 
-def test_rolling_back_is_not_committing() -> None:
-    cache, (row,) = prefilled([1, 2, 3])
-    forward(cache, [row], [[20, 21, 22]])
-    assert cache.length(row) == 3
-    assert forward(cache, [row], [[30]]) == [[1, 2, 3, 30]], "what was not committed is forgotten"
-
-
-def test_an_empty_path_keeps_nothing() -> None:
-    cache, (row,) = prefilled([1, 2])
-    forward(cache, [row], [[20, 21]])
-    cache.commit({row: ()})
-    assert contents(cache, row) == [1, 2]
-
-
 def test_one_forward_is_committed_once() -> None:
     cache, (row,) = prefilled([1, 2])
     forward(cache, [row], [[20, 21]])
@@ -159,19 +145,11 @@ def test_one_forward_is_committed_once() -> None:
         cache.commit({row: (0,)})
 
 
-@pytest.mark.parametrize("path", [(0, 2), (1, 0), (0, 0)])
+@pytest.mark.parametrize("path", [(0, 4), (1, 0), (0, 0), (0, 2, 2), (0, 3, 2)])
 def test_commit_refuses_a_path_that_is_not_there(path: tuple[int, ...]) -> None:
     cache, (row,) = prefilled([1, 2])
-    forward(cache, [row], [[20, 21]])
-    with pytest.raises(AssertionError, match=r"row 0|increasing"):
-        cache.commit({row: path})
-
-
-@pytest.mark.parametrize("path", [(0, 2, 2), (0, 3, 2)])
-def test_commit_refuses_a_path_that_turns_back_late(path: tuple[int, ...]) -> None:
-    cache, (row,) = prefilled([1, 2])
     forward(cache, [row], [[20, 21, 22, 23]])
-    with pytest.raises(AssertionError, match="increasing"):
+    with pytest.raises(AssertionError, match="row 0" if 4 in path else "increasing"):
         cache.commit({row: path})
 
 
@@ -207,13 +185,6 @@ def test_ragged_rows_see_their_own_tokens_in_order() -> None:
     assert view[1][:4] == [5, 30, 31, 32]
     assert view[2][:4] == [6, 7, 40, 41]
     assert [row[4:] for row in view[1:]] == [[5], [6]], "past its end a row shows its first token"
-
-
-def test_each_row_commits_its_own_path() -> None:
-    cache, rows = prefilled([1, 2, 3, 4], [5], [6, 7])
-    forward(cache, rows, [[20, 21], [30, 31, 32], [40]])
-    cache.commit({rows[0]: (0,), rows[1]: (0, 2)})  # the third row failed
-    assert [contents(cache, row) for row in rows] == [[1, 2, 3, 4, 20], [5, 30, 32], [6, 7]]
 
 
 def test_growth_keeps_what_every_row_holds() -> None:
@@ -310,17 +281,6 @@ def test_a_long_row_grows_by_a_bounded_step() -> None:
     cache, (row,) = prefilled(range(9000), capacity=9000)
     forward(cache, [row], [[1]])
     assert cache.flat_layers[0].num_slots == 9000 + 4096
-
-
-def test_closed_rows_slots_are_used_again() -> None:
-    cache, rows = prefilled([1, 2], [3], [4])
-    num_bytes = cache.num_bytes
-    cache.close(rows[1])
-    row = cache.open(8)
-    forward(cache, [row], [[7, 8, 9]])
-    cache.commit({row: (0, 1, 2)})
-    assert cache.num_bytes == num_bytes, "the closed row's region was free"
-    assert [contents(cache, one) for one in (rows[0], row, rows[2])] == [[1, 2], [7, 8, 9], [4]]
 
 
 def test_release_gives_all_memory_back_and_the_cache_can_be_used_again() -> None:
