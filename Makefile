@@ -1,6 +1,7 @@
 # Every target does its own set-up in .venv; only Python 3.11+ and make are needed.
 #   make demo ARGS="--seed 3"            other pictures and texts
 #   make bench ARGS="--pairs 9 --force"  options of mmspec bench
+#   make matrix ARGS="--cells 500"       so many cells, drawn at random
 #   make demo PYTHON=python3.12          another interpreter
 #   make demo TORCH="torch==2.11.0"      another torch; pip options may follow the version
 PYTHON ?= python3
@@ -16,7 +17,7 @@ help:
 	@echo "make demo    the bundled model transcribes, captions and quotes, with and without drafts"
 	@echo "make test    the default tests: CPU, no network"
 	@echo "make check   formatting, lint and types"
-	@echo "make matrix  every cell of the exactness matrix, to build/matrix.json"
+	@echo "make matrix  every cell of the exactness matrix, to build/matrix.json: hours"
 	@echo "make bench   what mmspec and its datastore cost; the bundled model against transformers"
 	@echo "make clean   remove build outputs and caches (.venv stays)"
 
@@ -32,7 +33,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy -p mmspec
 
 matrix: $(INSTALLED)
-	$(BIN)/python scripts/matrix.py --out build/matrix.json
+	$(BIN)/python scripts/matrix.py --out build/matrix.json $(ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/mmspec bench tiny-vlm --out build/bench.json $(ARGS)
