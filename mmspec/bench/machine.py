@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from mmspec.errors import ConfigError
+from mmspec.words import counted
 
 _QUIET_LOAD = 0.5  # processes: what a desktop or a daemon needs now and then
 _QUIET_SHARE = 0.25  # of the cores that the measurement leaves free
@@ -51,9 +52,9 @@ def refuse_if_busy(machine: Machine) -> None:
     if machine.load_before is not None and machine.load_before > allowed:
         raise ConfigError(
             f"this machine's load is {machine.load_before:.2f}; expected at most {allowed:.2f} "
-            f"for {machine.threads} threads on {machine.cores} cores: other work would be measured "
-            "too. Wait until it is quiet (it is a mean over a minute), or measure anyway with "
-            "--force"
+            f"for {counted(machine.threads, 'thread')} on {counted(machine.cores, 'core')}: other "
+            "work would be measured too. Wait until it is quiet (it is a mean over a minute), or "
+            "measure anyway with --force"
         )
 
 

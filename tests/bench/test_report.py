@@ -211,5 +211,6 @@ def test_a_busy_machine_is_refused(
     if not is_busy:
         refuse_if_busy(machine)
         return
-    with pytest.raises(ConfigError, match=r"load is .*--force"):
+    who = "1 thread" if threads == 1 else f"{threads} threads"
+    with pytest.raises(ConfigError, match=rf"load is .* for {who} on {cores} cores: .*--force"):
         refuse_if_busy(machine)
