@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from draft_models import byte_level, letters, shuffled, stranger, text_only
+from draft_models import shuffled, text_only
 from families import FAMILIES, prompt_inputs
 from matrix import model_of
 from PIL import Image
@@ -222,58 +222,3 @@ def test_a_recording_is_told_in_no_pictures_words() -> None:
     heard, described = Prompt(torch.arange(4), media=(sound,)), Captions(lambda image: "a page")
     assert described.can_tell(heard), "no image is missing"
     assert described.of(heard) == [""]
-
-
-# What transformers' assisted generation refuses or crashes on
-
-
-def refused_by_transformers(
-    model: PreTrainedModel, draft: Any, inputs: Any, **options: Any
-) -> None:
-    native = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    with pytest.raises(Exception):  # noqa: B017 - of many kinds, a crash among them
-        model.generate(
-            **native, assistant_model=draft, max_new_tokens=8, do_sample=False, **options
-        )
-
-
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"])
-def test_a_text_only_drafter_for_a_family_that_transformers_refuses_it_for(family: str) -> None:
-    target, draft = target_of(family), stranger()
-    model = target.model
-    inputs = prompt_inputs(FAMILIES[family], "image_middle", num_text_tokens=20)
-    refused_by_transformers(model, draft, inputs)
-    engine = Engine(target, None, [DraftModel(draft, min_confidence=0.0)], controller="fixed")
-    for temperature in (0.0, 1.0):
-        checked(engine, prompt=inputs, max_new_tokens=12, temperature=temperature, seed=1)
-
-
-@pytest.mark.parametrize("family", ["llama", "llava", "qwen2_5_vl", "gemma3"])
-def test_a_batch_is_drafted_for_together(family: str) -> None:
-    model, draft = model_of(family, "float64"), stranger()
-    layout: Any = "text" if FAMILIES[family].kind == "text" else "image_middle"
-    rows = [prompt_inputs(FAMILIES[family], layout, num_text_tokens=n) for n in (20, 20, 14)]
-    both = {name: torch.cat([value, rows[1][name]]) for name, value in rows[0].items()}
-    refused_by_transformers(model, draft, both)
-    engine = mmspec.load(model, config=FIXED, drafter=DraftModel(draft, min_confidence=0.0))
-    requests = [mmspec.Request(row, max_new_tokens=12, temperature=0.0) for row in rows]
-    for request, result in zip(requests, engine.generate(requests), strict=True):
-        assert result.tokens == engine.generate(request, speculate=False).tokens
-        assert "draft_model" in result.stats.by_drafter
-
-
-def test_a_cache_of_fixed_buffers_takes_drafts() -> None:
-    """transformers rolls back by cropping, which a static cache cannot; ours does not commit."""
-    model, draft = model_of("llava", "float64"), stranger()
-    inputs = prompt_inputs(FAMILIES["llava"], "image_middle", num_text_tokens=20)
-    refused_by_transformers(model, draft, inputs, cache_implementation="static")
-    engine = mmspec.load(model, config=FIXED, drafter=DraftModel(draft, min_confidence=0.0))
-    checked(engine, prompt=inputs, max_new_tokens=12, temperature=0.0)
-
-
-def test_another_tokenizer_with_images() -> None:
-    model = model_of("qwen2_5_vl", "float64")
-    draft = DraftModel(stranger(319), byte_level(), min_confidence=0.0)
-    engine = mmspec.load(model, letters(), config=FIXED, drafter=draft)
-    inputs = prompt_inputs(FAMILIES["qwen2_5_vl"], "image_middle", num_text_tokens=20)
-    checked(engine, prompt=inputs, max_new_tokens=16, temperature=1.0, top_k=0, seed=2)
