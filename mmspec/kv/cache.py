@@ -25,6 +25,7 @@ from mmspec.kv.slots import has_kernels
 from mmspec.kv.state_layer import FlatStateLayer, StateKind, StateLayer
 from mmspec.kv.state_slots import StateBlock
 from mmspec.kv.states import RunningStates
+from mmspec.uploads import upload
 
 Segment = tuple[tuple[Tensor, Tensor] | None, ...]
 """Keys and values of some tokens, a pair of (tokens, kv_heads, head_dim) a layer; None for a layer
@@ -324,9 +325,17 @@ class KVCache(Cache):
             if self._mover.move(moves):
                 return
         pairs = [pair for move in moves for pair in move.pairs]
-        of, to = torch.tensor(pairs).unbind(dim=1)
-        for layer in self.flat_layers:
-            layer.move(to, of)
+        self._copy_slots(*torch.tensor(pairs).T.contiguous())
+
+    def _copy_slots(self, source: Tensor, destination: Tensor) -> None:
+        """Copies the slots `source` (tokens,) to `destination` (tokens,), in all layers; they may
+        overlap."""
+        device = source.device
+        for buffer in self.buffers:
+            if buffer.device != device:  # once for neighbouring layers
+                device = buffer.device
+                source, destination = upload(source, device), upload(destination, device)
+            buffer.index_copy_(0, destination, buffer.index_select(0, source))
 
     # Room
 
@@ -347,8 +356,7 @@ class KVCache(Cache):
                 to.append(torch.arange(new, new + used))
                 of.append(torch.arange(old.start, old.start + used))
         if to:
-            for layer in self.flat_layers:
-                layer.move(torch.cat(to), torch.cat(of))
+            self._copy_slots(torch.cat(of), torch.cat(to))
         self._regions = after
 
     def _fit_buffers(self, num_slots: int) -> None:

@@ -170,13 +170,6 @@ class FlatLayer(CacheLayerMixin):
         self.keys = self.values = None  # type: ignore[assignment]  # as before the first update
         self.is_initialized, self.num_slots, self.spare = False, 0, None
 
-    def move(self, destination: Tensor, source: Tensor) -> None:
-        """Copies the slots `source` (tokens,) to `destination` (tokens,); they may overlap."""
-        if self.is_initialized:
-            for buffer in (self.keys, self.values):
-                to, of = destination.to(buffer.device), source.to(buffer.device)
-                buffer.index_copy_(0, to, buffer.index_select(0, of))
-
     def read(self, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
         """A copy of the slots [start, stop): keys and values, each (tokens, kv_heads, head_dim);
         None before the first `update`."""

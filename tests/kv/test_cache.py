@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from mmspec.kv import BufferPool, FlatLayer, KVCache, QueryLog
+from mmspec.kv import BufferPool, KVCache, QueryLog
 
 NUM_LAYERS, KV_HEADS, HEAD_DIM = 2, 2, 3
 
@@ -270,7 +270,7 @@ def test_the_last_row_grows_where_it_is_while_the_buffers_have_room(
     cache.commit({other: (0, 1), row: (0, 1)})
     cache.close(gone)
     with monkeypatch.context() as patch:
-        patch.setattr(FlatLayer, "move", None)
+        patch.setattr(KVCache, "_copy_slots", None)
         forward(cache, [row], [[*range(10)]])
     forward(cache, [row], [[*range(30)]])  # no room any more
     assert cache.region(row).start == 4
