@@ -134,12 +134,12 @@ class Attachments:
                 return
             plan.is_viewed = False
             call = call or self.tree_call(trees, cache, plan, written)
-            stack.enter_context(self._checked(call))
             if tower is not None:
                 yield tower, {KEYWORD: call}
-                return
-            stack.enter_context(attached(self._text_config))
-            yield None, self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+            else:
+                stack.enter_context(attached(self._text_config))
+                yield None, self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+            self._check(call)
 
     @contextmanager
     def reading(
@@ -155,16 +155,13 @@ class Attachments:
         place = (plan.starts[0], plan.lengths[0], plan.counts[0])
         with attached(self._text_config):
             call = ChunkCall(*place, cache.flat_layers, self._reaches)
-            with self._checked(call):
-                yield self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+            yield self._called(call, like.new_zeros(1, 1, 1, 1, device=device))
+            self._check(call)
 
-    @contextmanager
-    def _checked(self, call: TreeCall | ChunkCall) -> Iterator[None]:
-        """Raises ModelError where fewer layers attended as they were told than in forwards before:
-        the others saw no mask at all."""
-        before = call.num_attended
-        yield
-        count = call.num_attended - before
+    def _check(self, call: TreeCall | ChunkCall) -> None:
+        """Raises ModelError where fewer layers attended as the call tells them than in forwards
+        before: the others saw no mask at all."""
+        count = call.num_attended
         if not self.others and count < self._num_attending:
             raise ModelError(
                 f"of the model's {self._num_attending} layers {count} attend through mmspec: were "

@@ -286,7 +286,8 @@ class Target:
         if "logits_to_keep" in self._parameters:
             inputs["logits_to_keep"] = 1 if on_logits is None else 0
         with (
-            self._forward(),
+            self._lock,
+            torch.no_grad(),
             cache.writing([row], [stop - start]) as plan,
             nullcontext() if cache.states is None else cache.states.following(),
             reading as told,
@@ -315,7 +316,7 @@ class Target:
         mask = (torch.arange(ids.shape[1]) < lengths).long()  # padding stands behind the text
         last = {"logits_to_keep": 1} if "logits_to_keep" in self._parameters else {}
         positions, told = self._text_positions(*ids.shape), {"attention_mask": mask.to(self.device)}
-        with self._forward():
+        with self._lock, torch.no_grad():
             read = self._run(None, ids, positions, None, taps, {**told, **last})
         return [
             {tap: states[row, : len(text)] for tap, states in read.hidden_states.items()}
@@ -378,7 +379,7 @@ class Target:
             size = len(trees), max(counts)
             assert not any(done), "in bitwise mode a tree is scored in one call"
             assert size[0] <= self._shape[0] and size[1] <= self._shape[1], f"{size}: too large"
-        with self._forward(), cache.writing(rows, counts, after=done) as plan:
+        with self._lock, torch.no_grad(), cache.writing(rows, counts, after=done) as plan:
             computed: Computed | None = None
             levels = None
             if cache.states is not None:
@@ -487,11 +488,6 @@ class Target:
     def _placed(self, value: Tensor) -> Tensor:
         """On the model's device; pixels and the like in the model's dtype."""
         return value.to(self.device, self.dtype if value.is_floating_point() else None)
-
-    @contextmanager
-    def _forward(self) -> Iterator[None]:
-        with self._lock, torch.no_grad():
-            yield
 
 
 def input_device(embedding: nn.Module, weight: Tensor) -> torch.device:
