@@ -99,7 +99,8 @@ def layer_reaches(config: PreTrainedConfig, rule: MaskRule) -> tuple[Reach, ...]
     """How far back each of the text model's layers looks, by layer index."""
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or rule.kinds[:1] * text.num_hidden_layers
-    return tuple(rule.reach(_ATTENDING.get(kind, kind)) for kind in kinds)
+    of_kind = {kind: rule.reach(_ATTENDING.get(kind, kind)) for kind in kinds}
+    return tuple(of_kind[kind] for kind in kinds)  # the same object: each layer looks it up
 
 
 def index_layers(config: PreTrainedConfig) -> tuple[int, ...]:

@@ -5,7 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import LlamaConfig
 
+from mmspec.attention.reach import Reach
+from mmspec.target.families import layer_reaches
 from mmspec.target.masks import LayerKind, MaskRule
 from mmspec.tree import TokenTree
 
@@ -132,3 +135,11 @@ def test_masks_of_ragged_rows_follow_the_rule(rows: list[tuple[TokenTree, int]])
                 for node in range(tree.num_nodes)
             ]
             assert drawn(mask[row])[: tree.num_nodes] == expected, f"{kind}, row {row}"
+
+
+def test_layers_of_one_kind_share_what_tells_how_far_they_look() -> None:
+    """Each looks it up in every forward: the same object is found without comparing fields."""
+    kinds = ["full_attention", "sliding_attention"] * 3
+    reaches = layer_reaches(LlamaConfig(num_hidden_layers=6, layer_types=kinds), RULE)
+    assert reaches == (Reach(), Reach(window=WINDOW)) * 3
+    assert len(set(map(id, reaches))) == 2
