@@ -295,9 +295,10 @@ def test_a_failing_hook_ends_its_request_alone_and_leaves_no_lease() -> None:
     def broken(done: int, of: int) -> None:
         raise ValueError("the bar is closed")
 
+    engine.generate(good)  # what is stored is leased by both
     results = engine.generate([replace(good, on_prefill=broken), good])
     assert "the bar is closed" in str(results[0].error)
-    assert results[1].error is None
+    assert results[1].error is None and results[1].stats.reused_tokens
     store = engine._prefill.prefixes
     assert store is not None
     assert all(not node.num_users for root in store._roots.values() for node in root.below())
@@ -340,7 +341,7 @@ def test_what_a_token_takes_to_read_is_told_where_enough_were_read() -> None:
     prefilled(target, row, settings)
     most_s = time.perf_counter() - begun
     told = row.drafting.pace.token_s
-    assert told is not None and row.stats.seconds["prefill"] <= 100 * told <= most_s
+    assert told is not None and 0.0 < row.stats.seconds["prefill"] <= 100 * told <= most_s
     prefilled(target, again, settings)
     assert again.stats.reused_tokens == 99
     assert again.drafting.pace.token_s is None, "one token says nothing"
