@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmspec.pieces import in_pieces, process, sums
-from mmspec.prefixes import Prefixes, apply, cumulates, looks_at_scores_alone
+from mmspec.prefixes import Prefixes, apply, cumulates, looks_at_scores_alone, no_tokens
 from mmspec.reads import Reading
 from mmspec.row import Row
 from mmspec.sampling import Choice, best_of
@@ -156,16 +156,11 @@ def _warped(warpers: LogitsProcessorList, scores: Tensor, is_bitwise: bool) -> T
         return scores
     count = scores.shape[0]
     if is_bitwise:
-        return process(warpers, _nothing(scores), scores)
+        return process(warpers, no_tokens(scores), scores)
     if count == 1 and any(map(cumulates, warpers)):
         # CUDA sums up a single row by an algorithm of its own, whose order is not fixed.
         scores = scores.repeat(2, 1)
-    return warpers(_nothing(scores), scores)[:count]
-
-
-def _nothing(scores: Tensor) -> Tensor:
-    """(nodes, 0): for those that look at no token."""
-    return torch.empty(scores.shape[0], 0, dtype=torch.long, device=scores.device)
+    return warpers(no_tokens(scores), scores)[:count]
 
 
 def _sameness(part: _Part) -> Hashable:

@@ -92,11 +92,6 @@ class Prefixes:
         """(nodes, seq + deepest): behind each prefix `NO_TOKEN`."""
         return self._even([NO_TOKEN] * len(self.paths))
 
-    @property
-    def without(self) -> Tensor:
-        """(nodes, 0): for those that look at no token."""
-        return self._ids.new_empty(len(self.paths), 0)
-
     def _even(self, endings: list[int]) -> Tensor:
         deepest = self.depths[-1]
         pairs = zip(self.paths, endings, strict=True)
@@ -128,6 +123,11 @@ def looks_at_scores_alone(processor: LogitsProcessor) -> bool:
     return _FORMS.get(type(processor)) is _without_tokens
 
 
+def no_tokens(scores: Tensor) -> Tensor:
+    """(nodes, 0) int64: for those that look at `scores` (nodes, vocab) alone."""
+    return scores.new_empty(scores.shape[0], 0, dtype=torch.long)
+
+
 def cumulates(processor: LogitsProcessor) -> bool:
     """Whether it sums up the sorted probabilities by torch."""
     return type(processor) in (TopPLogitsWarper, TypicalLogitsWarper)
@@ -137,7 +137,7 @@ _Form = Callable[[LogitsProcessor, Prefixes, Tensor], Tensor]
 
 
 def _without_tokens(processor: LogitsProcessor, prefixes: Prefixes, scores: Tensor) -> Tensor:
-    return processor(prefixes.without, scores)
+    return processor(no_tokens(scores), scores)
 
 
 def _of_token_sets(processor: LogitsProcessor, prefixes: Prefixes, scores: Tensor) -> Tensor:
