@@ -11,7 +11,7 @@ from families import FAMILIES
 from fuzz import run
 
 from mmspec.config import CacheConfig, DecodeConfig, DrafterConfig
-from mmspec.kv import KVCache, PrefixStore
+from mmspec.kv import PrefixStore
 from mmspec.requests import Request
 from mmspec.retrieval.generated import GeneratedStore
 from mmspec.target import Target
@@ -102,7 +102,7 @@ def test_drafts_that_namespaces_share_are_found(monkeypatch: pytest.MonkeyPatch)
 def test_a_commit_that_leaves_keys_where_they_were_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(KVCache, "_copy_slots", lambda self, source, destination: None)
+    monkeypatch.setattr("mmspec.kv.cache.move_slots", lambda buffers, of, to: None)
     assert any("first mismatch at token" in each for each in run(9107).wrong)
 
 

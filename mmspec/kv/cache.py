@@ -18,14 +18,13 @@ from transformers.cache_utils import Cache
 from mmspec.kv.buffers import BufferPool
 from mmspec.kv.cross import CrossStates
 from mmspec.kv.layer import FlatLayer, WritePlan
-from mmspec.kv.moves import Move, PathMover
+from mmspec.kv.moves import Move, PathMover, move_slots
 from mmspec.kv.queries import QueryLog, QueryTap
 from mmspec.kv.regions import Region, Regions
 from mmspec.kv.slots import has_kernels
 from mmspec.kv.state_layer import FlatStateLayer, StateKind, StateLayer
 from mmspec.kv.state_slots import StateBlock
 from mmspec.kv.states import RunningStates
-from mmspec.uploads import upload
 
 Segment = tuple[tuple[Tensor, Tensor] | None, ...]
 """Keys and values of some tokens, a pair of (tokens, kv_heads, head_dim) a layer; None for a layer
@@ -224,23 +223,26 @@ class KVCache(Cache):
 
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
         """Keeps, for each row, the tokens at `path` of those written, in that order, and forgets
-        the others. A path is increasing; an empty one keeps nothing."""
-        if self.queries is not None:
-            self.queries.commit(paths)
+        the others. A path is increasing; an empty one keeps nothing. Where it fails no row has
+        come to hold anything else, and what was written is forgotten."""
+        written = {row: self._written.pop(row, 0) for row in paths}
         moves: list[Move] = []
         for row, path in paths.items():
             region = self._regions.rows[row]
-            written = self._written.pop(row, 0)
-            assert not path or path[-1] < written, f"row {row}: {tuple(path)} of {written} tokens"
-            end = region.start + region.length
+            is_there = not path or path[-1] < written[row]
+            assert is_there, f"row {row}: {tuple(path)} of {written[row]} tokens"
             assert list(path) == sorted(set(path)), f"a path is increasing, got {tuple(path)}"
-            if len(path) and path[-1] != len(path) - 1:
-                moves.append(Move(end, path))
+            if path and path[-1] != len(path) - 1:
+                moves.append(Move(region.start + region.length, path))
+        if moves:
+            self._move(moves)
+        if self.queries is not None:
+            self.queries.commit(paths)
+        for row, path in paths.items():  # this takes no memory
+            region = self._regions.rows[row]
             if self.states is not None:
                 self.states.commit(row, path, length=region.length)
             region.length += len(path)
-        if moves:
-            self._move(moves)
 
     def truncate(self, row: int, length: int) -> None:
         """Forgets the row's committed tokens from `length` on, and what was written behind them.
@@ -325,17 +327,7 @@ class KVCache(Cache):
             if self._mover.move(moves):
                 return
         pairs = [pair for move in moves for pair in move.pairs]
-        self._copy_slots(*torch.tensor(pairs).T.contiguous())
-
-    def _copy_slots(self, source: Tensor, destination: Tensor) -> None:
-        """Copies the slots `source` (tokens,) to `destination` (tokens,), in all layers; they may
-        overlap."""
-        device = source.device
-        for buffer in self.buffers:
-            if buffer.device != device:  # once for neighbouring layers
-                device = buffer.device
-                source, destination = upload(source, device), upload(destination, device)
-            buffer.index_copy_(0, destination, buffer.index_select(0, source))
+        move_slots(buffers, *torch.tensor(pairs).T.contiguous())
 
     # Room
 
@@ -349,14 +341,14 @@ class KVCache(Cache):
         capacity = max(needed, larger)
         after = self._regions.grown(row, capacity, num_slots=min(made, default=0))
         self._fit_buffers(after.num_slots)
-        to, of = list[Tensor](), list[Tensor]()
+        of, to = list[Tensor](), list[Tensor]()
         for number, old in self._regions.rows.items():
             new, used = after.rows[number].start, old.length + self._written.get(number, 0)
             if new != old.start:
-                to.append(torch.arange(new, new + used))
                 of.append(torch.arange(old.start, old.start + used))
-        if to:
-            self._copy_slots(torch.cat(of), torch.cat(to))
+                to.append(torch.arange(new, new + used))
+        if of:
+            move_slots(self.buffers, torch.cat(of), torch.cat(to))
         self._regions = after
 
     def _fit_buffers(self, num_slots: int) -> None:

@@ -161,8 +161,8 @@ class FlatLayer(CacheLayerMixin):
     def resize(self, num_slots: int) -> None:
         """New buffers of `num_slots`, one after the other, that hold what the old ones do."""
         if self.is_initialized:
-            self.keys = _resized(self.keys, num_slots)
-            self.values = _resized(self.values, num_slots)
+            self.keys = resized(self.keys, num_slots)
+            self.values = resized(self.values, num_slots)
         self.num_slots = num_slots
 
     def release(self) -> None:
@@ -195,7 +195,8 @@ class FlatLayer(CacheLayerMixin):
         return -1
 
 
-def _resized(buffer: Tensor, num_slots: int) -> Tensor:
+def resized(buffer: Tensor, num_slots: int) -> Tensor:
+    """A buffer of `num_slots`, the first dimension, that holds what this one does."""
     held = buffer.shape[0]
     if held >= num_slots:  # there was memory for this one before, but not for another
         return buffer

@@ -1,11 +1,13 @@
-"""Moves: what a commit does to the buffers: a row's accepted nodes come to lie side by side."""
+"""Moves: a row's accepted nodes come to lie side by side, and rows make room for one that grows."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mmspec.kv.slots import KERNELS
+from mmspec.uploads import upload
 
 
 class Move(NamedTuple):
@@ -48,3 +50,27 @@ class PathMover:
             for table in others:
                 commit(table, moves)
         return is_moved
+
+
+def move_slots(buffers: Sequence[Tensor], of: Tensor, to: Tensor) -> None:
+    """Copies the slots `of` (tokens,) of each buffer to `to` (tokens,); they may overlap. All the
+    memory for it is taken first: where there is none, nothing was moved."""
+    rooms: dict[tuple[object, ...], _Room] = {}
+    each = list[_Room]()
+    for buffer in buffers:
+        kind = buffer.device, buffer.dtype, buffer.shape[1:]
+        if kind not in rooms:
+            held = buffer.new_empty(len(of), *buffer.shape[1:])
+            rooms[kind] = _Room(held, upload(of, buffer.device), upload(to, buffer.device))
+        each.append(rooms[kind])
+    for buffer, (held, source, destination) in zip(buffers, each, strict=True):
+        torch.index_select(buffer, 0, source, out=held)
+        buffer.index_copy_(0, destination, held)
+
+
+class _Room(NamedTuple):
+    """What a move needs for the buffers of one kind."""
+
+    held: Tensor  # (tokens, kv_heads, head_dim), what is on its way
+    source: Tensor  # (tokens,)
+    destination: Tensor

@@ -28,21 +28,22 @@ class _Piece:
     states: dict[int, Tensor] = field(default_factory=dict)  # layer -> (tokens, heads, head_dim)
     scalings: dict[int, float] = field(default_factory=dict)
 
-    def keep(self, path: Sequence[int]) -> None:
-        """Forgets all but the tokens at `path` of those that the forward wrote."""
+    def at(self, path: Sequence[int]) -> "_Piece":
+        """Of the tokens at `path` of those that the forward wrote."""
         kept = [index - self.first for index in path if index >= self.first]
-        if len(kept) < self.count - self.first and self.states:
-            places = upload(kept, next(iter(self.states.values())).device)
-            self.states = {
-                layer: states.index_select(0, places.to(states.device))  # of models in parts
-                for layer, states in self.states.items()
+        states = self.states
+        if len(kept) < self.count - self.first and states:
+            places = upload(kept, next(iter(states.values())).device)
+            states = {
+                layer: each.index_select(0, places.to(each.device))  # of models in parts
+                for layer, each in states.items()
             }
-        self.count, self.first = len(kept), 0
+        return _Piece(len(kept), states=states, scalings=self.scalings)
 
-    def drop(self, count: int) -> None:
-        """Forgets the first `count` tokens."""
-        self.states = {layer: states[count:].clone() for layer, states in self.states.items()}
-        self.count -= count
+    def newest(self, count: int) -> "_Piece":
+        """Of the last `count` tokens."""
+        states = {layer: each[-count:].clone() for layer, each in self.states.items()}
+        return _Piece(count, states=states, scalings=self.scalings)
 
     @property
     def num_bytes(self) -> int:
@@ -83,22 +84,27 @@ class QueryLog:
         return QueryTap(pieces, self.num_tokens)
 
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
-        """The rows' tokens at `path` of those written stay."""
-        for row, path in paths.items():
-            piece = self._written.pop(row, None)
-            if piece is None or not piece.states:
-                self._committed.pop(row, None)  # what was not seen leaves a gap
-                continue
-            piece.keep(path)
-            if not piece.count:
-                continue
-            pieces = self._committed.setdefault(row, deque())
-            pieces.append(piece)
-            excess = sum(piece.count for piece in pieces) - self.num_tokens
-            while excess >= pieces[0].count:
-                excess -= pieces.popleft().count
-            if excess > self.num_tokens // 2:  # not each time: it costs a copy
-                pieces[0].drop(excess)
+        """The rows' tokens at `path` of those written stay. Where it fails all is as it was."""
+        after = {row: self._after(row, path) for row, path in paths.items()}
+        for row, pieces in after.items():
+            self._written.pop(row, None)
+            self._committed[row] = pieces
+
+    def _after(self, row: int, path: Sequence[int]) -> deque[_Piece]:
+        """What is known of the row once its tokens at `path` of those written are committed."""
+        piece = self._written.get(row)
+        if piece is None or not piece.states:
+            return deque()  # what was not seen leaves a gap
+        pieces, kept = deque(self._committed.get(row, ())), piece.at(path)
+        if not kept.count:
+            return pieces
+        pieces.append(kept)
+        excess = sum(piece.count for piece in pieces) - self.num_tokens
+        while excess >= pieces[0].count:
+            excess -= pieces.popleft().count
+        if excess > self.num_tokens // 2:  # not each time: it costs a copy
+            pieces[0] = pieces[0].newest(pieces[0].count - excess)
+        return pieces
 
     def read(self, row: int, layer: int) -> NewestQueries | None:
         """None where nothing is known of the row's newest token in this layer."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mmspec.kv.layer import resized
 from mmspec.kv.state_layer import StateKey
 
 ZEROS = 0  # the slot that padding goes on from: nobody writes to it
@@ -120,8 +121,6 @@ class StateSlots:
     def _grow(self, least: int) -> None:
         size, former = rounded_up(least), self._num_slots
         for key, buffer in self.buffers.items():  # one after the other: never all of them twice
-            larger = buffer.new_zeros(size, *buffer.shape[1:])
-            larger[:former].copy_(buffer)
-            self.buffers[key] = larger
+            self.buffers[key] = resized(buffer, size)
         self._free += range(former, size)
         self._num_slots = size

@@ -131,8 +131,8 @@ class KVView(KVCache):
         if self._is_due(source_row, shown, length):
             self._refresh(source_row, shown)
         elif shown.seen < length:
-            shown.updates += 1
             self._join(source_row, shown, shown.seen, length)
+            shown.updates += 1
         shown.seen, shown.epoch = length, self.source.epoch(source_row)
         shown.shown = self.length(shown.row)
         self._share_state(source_row, shown)
@@ -211,6 +211,7 @@ class KVView(KVCache):
     def _refresh(self, source_row: int, shown: _Shown) -> None:
         region, of = self._regions.rows[shown.row], self.source.region(source_row)
         self.truncate(shown.row, 0)
+        shown.epoch = -1  # until all is chosen: there may be no memory for it
         for index, layer, own in self._layers():
             keys, values = (t[of.start : of.start + of.length] for t in (layer.keys, layer.values))
             chosen = self._choose(index, source_row, keys, shown)

@@ -1,15 +1,15 @@
 """KVCache: every row against a plain list of marks, forwards played by marked tensors."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import count
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scarce import Scarce, each_scarcity
 from torch import Tensor
 
 from mmspec.kv import BufferPool, KVCache, QueryLog
@@ -63,21 +63,6 @@ def prefilled(*prompts: Sequence[int], capacity: int = 8) -> tuple[KVCache, list
         cache.commit({row: range(len(prompt))})
         rows.append(row)
     return cache, rows
-
-
-@contextmanager
-def scarce_memory(patch: pytest.MonkeyPatch, failing: int) -> Iterator[None]:
-    """The buffer that is made after `failing` others finds no memory."""
-    zeros, calls = Tensor.new_zeros, count()
-
-    def scarce(self: Tensor, *shape: int) -> Tensor:
-        if next(calls) == failing:
-            raise torch.OutOfMemoryError("no memory for a buffer")
-        return zeros(self, *shape)
-
-    with patch.context() as within:
-        within.setattr(Tensor, "new_zeros", scarce)
-        yield
 
 
 # LAW
@@ -270,7 +255,7 @@ def test_the_last_row_grows_where_it_is_while_the_buffers_have_room(
     cache.commit({other: (0, 1), row: (0, 1)})
     cache.close(gone)
     with monkeypatch.context() as patch:
-        patch.setattr(KVCache, "_copy_slots", None)
+        patch.setattr("mmspec.kv.cache.move_slots", None)
         forward(cache, [row], [[*range(10)]])
     forward(cache, [row], [[*range(30)]])  # no room any more
     assert cache.region(row).start == 4
@@ -293,40 +278,79 @@ def test_release_gives_all_memory_back_and_the_cache_can_be_used_again() -> None
     assert forward(cache, [row], [[4, 5]]) == [[4, 5]]
 
 
-@pytest.mark.parametrize("failing", range(2 * NUM_LAYERS))
-def test_a_row_that_finds_no_memory_takes_none_from_those_behind_it(
-    monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
+def test_a_row_that_finds_no_memory_takes_none_from_those_behind_it() -> None:
     """Its region and its first buffers, if some were made."""
-    cache = KVCache(NUM_LAYERS)
-    large = cache.open(1000)
-    with scarce_memory(monkeypatch, failing), pytest.raises(torch.OutOfMemoryError):
-        forward(cache, [large], [[1, 2, 3]])
-    cache.close(large)
-    row = cache.open(8)
-    assert forward(cache, [row], [[4, 5]]) == [[4, 5]]
-    made = sum(buffer.shape[0] for buffer in cache.buffers)
-    has_both = failing - failing % 2  # buffers of layers that were whole
-    assert made == has_both * 1000 + (2 * NUM_LAYERS - has_both) * 8
-    cache.check_integrity()
+    for scarce in each_scarcity():
+        cache = KVCache(NUM_LAYERS)
+        large = cache.open(1000)
+        with suppress(torch.OutOfMemoryError), scarce:
+            forward(cache, [large], [[1, 2, 3]])
+        sizes = [1000 if layer.is_initialized else 8 for layer in cache.flat_layers]
+        cache.close(large)
+        row = cache.open(8)
+        assert forward(cache, [row], [[4, 5]]) == [[4, 5]]
+        assert [buffer.shape[0] for buffer in cache.buffers[::2]] == sizes
+        cache.check_integrity()
 
 
-@pytest.mark.parametrize("failing", range(2 * NUM_LAYERS))
-def test_buffers_of_which_some_could_not_grow_serve_the_next_cache(
-    monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    pool, rows = BufferPool(least_slots=4), list[int]()
-    first, second = KVCache(NUM_LAYERS, pool=pool), KVCache(NUM_LAYERS, pool=pool)
-    forward(first, [first.open(3)], [[1, 2, 3]])
-    with scarce_memory(monkeypatch, failing), pytest.raises(torch.OutOfMemoryError):
-        first.open(40)
-    first.release()
-    for marks in (range(3), range(30)):
-        rows.append(second.open(len(marks)))
-        forward(second, rows[-1:], [marks])
-        second.commit({rows[-1]: range(len(marks))})
-    assert [contents(second, row) for row in rows] == [[*range(3)], [*range(30)]]
-    second.check_integrity()
+def test_buffers_of_which_some_could_not_grow_serve_the_next_cache() -> None:
+    for scarce in each_scarcity():
+        pool, rows = BufferPool(least_slots=4), list[int]()
+        first, second = KVCache(NUM_LAYERS, pool=pool), KVCache(NUM_LAYERS, pool=pool)
+        forward(first, [first.open(3)], [[1, 2, 3]])
+        with suppress(torch.OutOfMemoryError), scarce:
+            first.open(40)
+        first.release()
+        for marks in (range(3), range(30)):
+            rows.append(second.open(len(marks)))
+            forward(second, rows[-1:], [marks])
+            second.commit({rows[-1]: range(len(marks))})
+        assert [contents(second, row) for row in rows] == [[*range(3)], [*range(30)]]
+        second.check_integrity()
+
+
+def test_rows_that_find_no_memory_to_move_stay_where_they_are() -> None:
+    """All of them: the one that grows, and those before and behind it with what they wrote."""
+    for scarce in each_scarcity():
+        cache, (gone, first, row, last) = prefilled([9], [1, 2], [3, 4], [5, 6])
+        cache.close(gone)
+        forward(cache, [last], [[60, 61, 62]])
+        with suppress(torch.OutOfMemoryError), scarce:
+            forward(cache, [row], [range(10, 30)])
+        cache.commit({last: (0, 2)})
+        held = [contents(cache, one) for one in (first, row, last)]
+        assert held == [[1, 2], [3, 4], [5, 6, 60, 62]], scarce
+        assert forward(cache, [row], [range(10, 30)]) == [[3, 4, *range(10, 30)]]
+        cache.check_integrity()
+
+
+def test_a_commit_that_finds_no_memory_keeps_nothing_of_any_row() -> None:
+    """Nor does it let anybody keep later what it may have moved."""
+    for scarce in each_scarcity():
+        cache, rows = prefilled([1, 2], [3])
+        cache.queries = log = QueryLog(3)
+        for mark in (20, 30):
+            with cache.writing(rows, [3, 2]):
+                tap = log.tap(rows, [3, 2])
+                for layer in range(NUM_LAYERS):
+                    states = marked([[mark, mark + 1, mark + 2], [mark + 5, mark + 6]], layer)
+                    cache.update(states, -states, layer)
+                    tap.take(layer, states, 1.0)
+            if mark == 20:
+                cache.commit({rows[0]: (0,), rows[1]: (0,)})
+        with suppress(torch.OutOfMemoryError), scarce:
+            cache.commit({rows[0]: (0, 2), rows[1]: (1,)})
+        new = [[], []] if scarce.has_failed else [[30, 32], [36]]
+        held = [contents(cache, row) for row in rows]
+        assert held == [[1, 2, 20, *new[0]], [3, 25, *new[1]]], scarce
+        for row, marks in zip(rows, held, strict=True):
+            read = log.read(row, NUM_LAYERS - 1)
+            assert read is not None
+            newest = (read.states[:, 0, 0] - 1000).int().tolist()
+            assert newest == marks[-len(newest) :], "they are asked for by others' tokens"
+        for row in rows:
+            with pytest.raises(AssertionError, match="of 0 tokens"):
+                cache.commit({row: (0,)})
 
 
 def test_check_integrity_finds_a_buffer_that_is_too_small() -> None:
@@ -360,11 +384,11 @@ class RowsAreLists(RuleBasedStateMachine):
         self.rows[row] = []
 
     @precondition(lambda self: self.cache.num_bytes)
-    @rule(failing=st.integers(0, 2 * NUM_LAYERS - 1), data=st.data())
+    @rule(failing=st.integers(0, 40), data=st.data())
     def find_no_memory(self, failing: int, data: st.DataObject) -> None:
-        """A row opens, or grows, where there is memory for some of its buffers at most."""
+        """A row opens, or grows, where there is memory for some of what that takes."""
         row = data.draw(st.sampled_from([None, *sorted(self.rows)]))
-        with scarce_memory(pytest.MonkeyPatch(), failing), suppress(torch.OutOfMemoryError):
+        with suppress(torch.OutOfMemoryError), Scarce(failing):
             if row is None:
                 self.cache.close(self.cache.open(1000))
             else:

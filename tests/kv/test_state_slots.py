@@ -1,6 +1,9 @@
 """StateSlots: whose a slot is, and where the buffers lie."""
 
+from contextlib import suppress
+
 import torch
+from scarce import each_scarcity
 
 from mmspec.kv import BufferPool, StateKey
 from mmspec.kv.state_slots import NOWHERE, ZEROS, StateSlots
@@ -46,3 +49,16 @@ def test_buffers_of_another_size_are_others_wherever_they_lie() -> None:
     before = slots.addresses
     held = slots.take(20)
     assert held and slots.addresses != before
+
+
+def test_slots_that_find_no_memory_to_grow_grow_once_there_is_some() -> None:
+    for scarce in each_scarcity():
+        slots = StateSlots()
+        (held,) = slots.take(1)
+        slots.put(held, {**state(3.0), StateKey(1, "recurrent", 0): torch.full((1, 2), 4.0)})
+        with suppress(torch.OutOfMemoryError), scarce:
+            slots.take(20)
+        more = slots.take(30)
+        assert len({one.slot for one in more} - {ZEROS, NOWHERE, held.slot}) == 30
+        assert [float(each.mean()) for each in slots.copy(held).tensors.values()] == [3.0, 4.0]
+        assert len({buffer.shape[0] for buffer in slots.buffers.values()}) == 1

@@ -1,12 +1,14 @@
 """KVView: what it shows is the source's own, now. Keys say which token, layer and head they are."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scarce import each_scarcity
 from torch import Tensor
 
 from mmspec.kv import KVCache, KVView, QueryLog, ViewSize
@@ -147,6 +149,30 @@ def test_a_layer_is_asked_for_by_its_own_number_whichever_layers_keep_keys() -> 
         assert view.catch_up(row)
         assert asked == others, "which layer's queries its policy looks at"
         asked.clear()
+
+
+def test_a_view_that_found_no_memory_shows_what_it_should_the_next_time() -> None:
+    """Whether it was about to open or to choose anew."""
+    for steps in ([20], [20, 8], [20, 2, 12]):
+        for scarce in each_scarcity():
+            cache = KVCache(NUM_LAYERS)
+            row, model = cache.open(50), _Model(size := ViewSize(8, 4, 4), None)
+            view, text = KVView(cache, EveryOther(None), size), list[int]()
+            view.follow(row)
+            for number, count in enumerate(steps, 1):
+                marks = list(range(len(text), len(text) + count))
+                write(cache, [row], [marks])
+                cache.commit({row: range(count)})
+                text += marks
+                if number == len(steps):
+                    with suppress(torch.OutOfMemoryError), scarce:
+                        view.catch_up(row)
+                view.catch_up(row)
+                model.catch_up(text)
+            expected = [model.marks(text, False, head) for head in range(KV_HEADS)]
+            for layer in range(NUM_LAYERS):
+                found = [shown(view, row, layer, head) for head in range(KV_HEADS)]
+                assert found == expected, (steps, layer)
 
 
 @settings(max_examples=40, stateful_step_count=25)
