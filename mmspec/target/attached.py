@@ -5,12 +5,11 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmspec.attention import CallPaths, ChunkCall, RowNodes, TreeCall
+from mmspec.attention import CallPaths, ChunkCall, TreeCall
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD, attached
 from mmspec.errors import ModelError
 from mmspec.kv import KVCache, Levels, LevelSlots, QueryTap, WritePlan
@@ -18,7 +17,7 @@ from mmspec.target.biases import SlotBiases
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import layer_reaches
 from mmspec.target.linears import Linears
-from mmspec.target.masks import MaskRule, Masks, on_device
+from mmspec.target.masks import MaskRule, Masks, nodes_of, on_device
 from mmspec.target.mixers import Mixers
 from mmspec.target.tower import TextTower
 from mmspec.tree import TokenTree
@@ -98,20 +97,17 @@ class Attachments:
     @contextmanager
     def scoring(
         self,
-        trees: Sequence[TokenTree],
+        call: TreeCall,
         cache: KVCache,
         plan: WritePlan,
         *,
-        written: Sequence[int],
         like: Tensor,
         device: torch.device,
-        call: TreeCall | None = None,
         levels: Levels | LevelSlots | None = None,
     ) -> Iterator[tuple[TextTower | None, ForwardInputs]]:
-        """Within it, one forward scores the trees' nodes behind the first `written` ones, whose
-        keys are there already; yields who runs it (None: the model) and the keywords that it needs
-        for it. `like` has the model's dtype, `device` is where its inputs go; `call`: what
-        attention is told, in place of a call made of the trees, `levels`: mixers."""
+        """Within it, one forward scores the call's nodes; yields who runs it (None: the model) and
+        the keywords that it needs for it. `like` has the model's dtype, `device` is where its
+        inputs go; `levels`: what mixers are told."""
         with ExitStack() as stack:
             tower = self._tower()
             if tower is None:
@@ -125,15 +121,12 @@ class Attachments:
                 assert levels is not None, "mixers score by levels"
                 stack.enter_context(self.mixers.attached(cache, levels))
             if self.attention == "model":
-                lengths = [end - old for end, old in zip(plan.lengths, written, strict=True)]
-                mask = self._mask_rule.build(trees, lengths, like.dtype, written=written)
-                mask = on_device(mask, device)
+                mask = on_device(self._mask_rule.build(call.rows, like.dtype), device)
                 if self._biases is not None:
-                    mask = self._biases.by_depth(mask, trees, lengths)
+                    mask = self._biases.by_depth(mask, call.rows)
                 yield None, stack.enter_context(self.masked(mask))
                 return
             plan.is_viewed = False
-            call = call or self.tree_call(trees, cache, plan, written)
             if tower is not None:
                 yield tower, {KEYWORD: call}
             else:
@@ -211,11 +204,8 @@ class Attachments:
         plan: WritePlan,
         written: Sequence[int],
     ) -> TreeCall:
-        """What attention is told of the trees' nodes behind the first `written` ones."""
-        placed = zip(trees, plan.starts, plan.lengths, written, strict=True)
-        rows = [
-            RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
-            for tree, start, end, old in placed
-        ]
+        """What attention is told of the trees' nodes behind the first `written` ones, whose keys
+        are there already."""
+        rows = nodes_of(trees, plan, written)
         paths = CallPaths() if self._is_bitwise else None
         return TreeCall(rows, cache.flat_layers, self._reaches, backend=self.backend, paths=paths)

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from mmspec.attention import RowNodes
 from mmspec.target.masks import Masks
-from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
 _PREFIX = "mmspec_told_over_"
@@ -38,15 +38,14 @@ class SlotBiases:
         decoder = model.get_decoder()
         return SlotBiases(model) if hasattr(decoder, "build_alibi_tensor") else None
 
-    def by_depth(self, mask: Masks, trees: Sequence[TokenTree], lengths: Sequence[int]) -> Tensor:
-        """The additive mask (batch, 1, nodes, columns) with what makes the nodes' biases, behind
-        `lengths` committed tokens, go by their depths: (batch, heads, nodes, columns) where there
-        is anything."""
+    def by_depth(self, mask: Masks, rows: Sequence[RowNodes]) -> Tensor:
+        """The additive mask (batch, 1, nodes, columns) with what makes the rows' biases go by
+        their nodes' depths: (batch, heads, nodes, columns) where there is anything."""
         assert isinstance(mask, Tensor), "models with biases have one kind of layer"
         slots = torch.arange(mask.shape[-1])
-        places = slots.repeat(len(trees), 1)  # (batch, columns)
-        for row, (tree, length) in enumerate(zip(trees, lengths, strict=True)):
-            places[row, length : length + tree.num_nodes] = length + torch.tensor(tree.depths)
+        places = slots.repeat(len(rows), 1)  # (batch, columns)
+        for own, row in zip(places, rows, strict=True):
+            own[row.committed : row.num_columns] = row.committed + torch.from_numpy(row.depths)
         if bool((places == slots).all()):
             return mask
         # Asked of the model, so that they round as its own do.

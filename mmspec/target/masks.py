@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmspec.attention import Reach, RowNodes
+from mmspec.kv import WritePlan
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -33,25 +34,13 @@ class MaskRule:
     as_dict: bool  # one mask a kind in a dict, or one for all layers
     unmasked: tuple[str, ...] = ()  # kinds that attend to nothing, and are told so in the dict
 
-    def build(
-        self,
-        trees: Sequence[TokenTree],
-        lengths: Sequence[int],
-        dtype: torch.dtype,
-        *,
-        written: Sequence[int] = (),
-    ) -> Masks:
+    def build(self, rows: Sequence[RowNodes], dtype: torch.dtype) -> Masks:
         """Additive masks, (batch, 1, nodes, columns): 0 where a node may look, the dtype's minimum
         elsewhere (a boolean mask would be *added* by eager attention).
 
-        `lengths` are the rows' committed tokens. Rows shorter than the longest are padded: columns
-        past a row's end are never seen, and a padding node sees just the row's first token. With
-        `written` the first so many nodes of each tree are keys only: the others are the queries.
+        Rows shorter than the longest are padded: columns past a row's end are never seen, and a
+        padding node sees just the row's first token.
         """
-        rows = [
-            RowNodes(0, length, tree.ancestor_mask[done:], np.array(tree.depths))
-            for tree, length, done in zip(trees, lengths, written or [0] * len(trees), strict=True)
-        ]
         nodes, columns = max(row.num_nodes for row in rows), max(row.num_columns for row in rows)
         masks: dict[str, Tensor] = {}
         for kind in self.kinds:
@@ -110,6 +99,16 @@ class MaskRule:
         if kind == "sliding_attention":
             return Reach(window=self.window)
         return Reach(chunk=self.chunk) if kind == "chunked_attention" else Reach()
+
+
+def nodes_of(trees: Sequence[TokenTree], plan: WritePlan, written: Sequence[int]) -> list[RowNodes]:
+    """Of each tree the nodes behind the first `written` ones, which a forward by the plan
+    computes."""
+    placed = zip(trees, plan.starts, plan.lengths, written, strict=True)
+    return [
+        RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
+        for tree, start, end, old in placed
+    ]
 
 
 def on_device(masks: Masks, device: torch.device) -> Masks:

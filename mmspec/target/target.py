@@ -380,15 +380,14 @@ class Target:
             assert not any(done), "in bitwise mode a tree is scored in one call"
             assert size[0] <= self._shape[0] and size[1] <= self._shape[1], f"{size}: too large"
         with self._lock, torch.no_grad(), cache.writing(rows, counts, after=done) as plan:
-            computed: Computed | None = None
             levels = None
             if cache.states is not None:
                 levels = cache.states.levels([tree.parents for tree in trees], done)
+            tree_call = self.attachments.tree_call(trees, cache, plan, done)
             seen = cache.cross.seen(rows)
-            beside = {} if seen is None else {CROSS_MASK: cross.told_to_nodes(seen, plan)}
+            computed: Computed | None = None
             # What is recorded knows of no images beside the tokens.
             if seen is None and (self.graphs is not None or self._shape is not None):
-                tree_call = self.attachments.tree_call(trees, cache, plan, done)
                 computed = self._by_inputs(
                     ScoreCall(
                         ids, positions, tree_call, plan, cache, rows, taps, self._shape, levels
@@ -397,16 +396,16 @@ class Target:
             if computed is None:
                 with (
                     self.attachments.scoring(
-                        trees,
+                        tree_call,
                         cache,
                         plan,
-                        written=done,
                         like=self._first,
                         device=self.device,
                         levels=levels,
                     ) as (tower, inputs),
                     self.attachments.tapped(cache.tap(rows, counts)) as watched,
                 ):
+                    beside = {} if seen is None else {CROSS_MASK: cross.told_to_nodes(seen, plan)}
                     told = {**beside, **inputs, **watched}
                     computed = self._run(tower, ids, positions, cache, taps, told)
         hidden = late(computed.hidden_states)
@@ -445,13 +444,11 @@ class Target:
         with (
             call.cache.planned(plan),
             self.attachments.scoring(
-                (),
+                given.tree_call(call, rows=rows),
                 call.cache,
                 plan,
-                written=(),
                 like=self._first,
                 device=self.device,
-                call=given.tree_call(call, rows=rows),
                 levels=given.levels,
             ) as (tower, inputs),
             self.attachments.tapped(tap) as tapped,

@@ -7,10 +7,11 @@ import torch
 from families import FAMILIES
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 
+from mmspec.kv import WritePlan
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.target.biases import SlotBiases
-from mmspec.target.masks import MaskRule
+from mmspec.target.masks import MaskRule, nodes_of
 from mmspec.target.probe import probe
 from mmspec.tree import TokenTree
 
@@ -58,12 +59,13 @@ def test_only_what_stands_elsewhere_is_moved() -> None:
     biases = SlotBiases.of(FAMILIES["bloom"].build(torch.float32))
     assert biases is not None
     chain = TokenTree.chain(40, [41, 42], [0.9, 0.9], "a")
-    mask = RULE.build([chain], [5], torch.float32)
+    rows = nodes_of([chain], WritePlan([0], [5], [3]), [0])
+    mask = RULE.build(rows, torch.float32)
+    assert biases.by_depth(mask, rows) is mask
+    rows = nodes_of([TREE], WritePlan([0], [5], [7]), [0])
+    mask = RULE.build(rows, torch.float32)
     assert isinstance(mask, torch.Tensor)
-    assert biases.by_depth(mask, [chain], [5]) is mask
-    mask = RULE.build([TREE], [5], torch.float32)
-    assert isinstance(mask, torch.Tensor)
-    moved = biases.by_depth(mask, [TREE], [5])
+    moved = biases.by_depth(mask, rows)
     assert moved.shape == (1, 4, 7, 12)
     assert torch.equal(moved[..., :7], mask[..., :7].expand(1, 4, 7, 7))
     seen = (moved - mask)[0, :, 6, [8, 10, 11]]  # of node 6: its ancestors 3 and 5, and itself

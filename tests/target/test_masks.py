@@ -1,5 +1,7 @@
 """Masks: full, sliding and chunked layers, against the rule a pair of tokens at a time."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,9 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig
 
+from mmspec.attention import RowNodes
 from mmspec.attention.reach import Reach
+from mmspec.kv import WritePlan
 from mmspec.target.families import layer_reaches
-from mmspec.target.masks import LayerKind, MaskRule
+from mmspec.target.masks import LayerKind, MaskRule, nodes_of
 from mmspec.tree import TokenTree
 
 WINDOW, CHUNK = 3, 4
@@ -36,6 +40,12 @@ def trees(draw: st.DrawFn) -> TokenTree:
         parents.append(draw(st.integers(0, node - 1)))
     count = len(parents)
     return TokenTree(tuple(range(count)), tuple(parents), (1.0,) * count, ("",) * count)
+
+
+def below(trees: Sequence[TokenTree], lengths: Sequence[int]) -> list[RowNodes]:
+    """The trees behind so many committed tokens."""
+    counts = [tree.num_nodes for tree in trees]
+    return nodes_of(trees, WritePlan([0] * len(trees), list(lengths), counts), [0] * len(trees))
 
 
 def drawn(mask: Tensor) -> list[str]:
@@ -65,7 +75,7 @@ def may_look(kind: LayerKind, tree: TokenTree, length: int, node: int, column: i
 
 
 def test_a_node_sees_the_prefix_and_its_ancestors() -> None:
-    mask = RULE.build([FIVE], [2], torch.float32)["full_attention"]
+    mask = RULE.build(below([FIVE], [2]), torch.float32)["full_attention"]
     assert drawn(mask[0]) == [
         "xxx....",  # 0
         "xxxx...",  # 1
@@ -77,7 +87,7 @@ def test_a_node_sees_the_prefix_and_its_ancestors() -> None:
 
 def test_a_window_counts_depths_not_nodes() -> None:
     #  positions: prefix 0 1 2 3, node 0 at 4, nodes 1 2 at 5, nodes 3 4 at 6
-    mask = RULE.build([FIVE], [4], torch.float32)["sliding_attention"]
+    mask = RULE.build(below([FIVE], [4]), torch.float32)["sliding_attention"]
     assert drawn(mask[0]) == [
         "..xxx....",  # 0 sees positions 2 3 4
         "...xxx...",  # 1 sees 3 4 5
@@ -89,12 +99,12 @@ def test_a_window_counts_depths_not_nodes() -> None:
 
 def test_a_chunk_begins_anew() -> None:
     #  chunks of 4: prefix 0 1 and node 0 at 2, nodes 1 2 at 3 | nodes 3 4 at 4
-    mask = RULE.build([FIVE], [2], torch.float32)["chunked_attention"]
+    mask = RULE.build(below([FIVE], [2]), torch.float32)["chunked_attention"]
     assert drawn(mask[0]) == ["xxx....", "xxxx...", "xxx.x..", ".....x.", "......x"]
 
 
 def test_short_rows_are_padded_and_padding_sees_one_token() -> None:
-    masks = RULE.build([FIVE, TokenTree.root(7)], [0, 3], torch.float32)
+    masks = RULE.build(below([FIVE, TokenTree.root(7)], [0, 3]), torch.float32)
     assert drawn(masks["full_attention"][1]) == ["xxxx."] + ["x...."] * 4
     # A row of only -inf would make NaN of the padding, and 0 * NaN of its neighbours.
     assert all(bool((mask == 0).any(-1).all()) for mask in masks.values())
@@ -102,7 +112,7 @@ def test_short_rows_are_padded_and_padding_sees_one_token() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_a_mask_is_added_to_scores_of_its_dtype(dtype: torch.dtype) -> None:
-    for mask in RULE.build([FIVE], [3], dtype).values():
+    for mask in RULE.build(below([FIVE], [3]), dtype).values():
         assert mask.dtype == dtype
         assert mask.shape == (1, 1, 5, 8)
         assert set(mask.unique().tolist()) == {0.0, torch.finfo(dtype).min}
@@ -110,9 +120,9 @@ def test_a_mask_is_added_to_scores_of_its_dtype(dtype: torch.dtype) -> None:
 
 def test_one_kind_of_layer_may_take_the_mask_alone() -> None:
     alone = MaskRule(("sliding_attention",), WINDOW, None, as_dict=False)
-    mask = alone.build([FIVE], [4], torch.float32)
+    mask = alone.build(below([FIVE], [4]), torch.float32)
     assert isinstance(mask, Tensor)
-    assert torch.equal(mask, RULE.build([FIVE], [4], torch.float32)["sliding_attention"])
+    assert torch.equal(mask, RULE.build(below([FIVE], [4]), torch.float32)["sliding_attention"])
 
 
 # ORACLE
@@ -120,7 +130,9 @@ def test_one_kind_of_layer_may_take_the_mask_alone() -> None:
 
 @given(st.lists(st.tuples(trees(), st.integers(0, 9)), min_size=1, max_size=3))
 def test_masks_of_ragged_rows_follow_the_rule(rows: list[tuple[TokenTree, int]]) -> None:
-    masks = RULE.build([tree for tree, _ in rows], [length for _, length in rows], torch.float32)
+    masks = RULE.build(
+        below([tree for tree, _ in rows], [length for _, length in rows]), torch.float32
+    )
     assert masks.keys() == set(RULE.kinds)
     nodes = max(tree.num_nodes for tree, _ in rows)
     columns = max(length + tree.num_nodes for tree, length in rows)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmspec.attention import Reach, RowNodes, TreeCall
+from mmspec.attention import Reach, TreeCall
 from mmspec.drafters.heads.attention import OverCache
 from mmspec.kv import KVCache, WritePlan
 from mmspec.state import Placement
+from mmspec.target.masks import nodes_of
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -93,16 +94,7 @@ def writing_nodes(
     given = torch.from_numpy(tokens) if ids is None else ids
     with cache.writing(rows, counts, after=done) as plan:
         plan.is_viewed = False
-        call = TreeCall(
-            [
-                RowNodes(start, end - old, tree.ancestor_mask[old:], np.array(tree.depths))
-                for tree, start, end, old in zip(
-                    trees, plan.starts, plan.lengths, done, strict=True
-                )
-            ],
-            cache.flat_layers,
-            reaches,
-        )
+        call = TreeCall(nodes_of(trees, plan, done), cache.flat_layers, reaches)
         leaves = tuple(_leaves(tree, old) for tree, old in zip(trees, done, strict=True))
         places = torch.from_numpy(positions)
         yield NewNodes(given, places, counts, leaves, cache, tuple(rows), plan, call, device)
