@@ -112,7 +112,8 @@ class Prefiller:
         text = self._texts.pop(row, None)
         if text is not None and self._reuse is not None:
             try:
-                self._reuse.keep(text, row)
+                if row.error is None:
+                    self._reuse.keep(text, row)
             finally:
                 text.lease.release()
         if row.is_prefilled:
@@ -136,7 +137,7 @@ class Prefiller:
             if row.on_prefill is not None:
                 call_back(row.on_prefill, held, row.prompt.num_tokens)
             if pending.text is not None and self._reuse is not None:
-                self._reuse.keep_prompt(pending.text, prefill.placement.row)
+                self._reuse.keep_prompt(pending.text, prefill)
         except BaseException:
             self._abandon(pending)
             raise

@@ -15,6 +15,7 @@ from families import EXCHANGEABLE, FAMILIES, Layout, layouts_of, prompt_inputs
 from families.hybrid import DECODABLE_HYBRID
 from families.vision import FIRST_MEDIA_TOKEN
 from matrix import engine_of, model_of
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
@@ -366,6 +367,35 @@ def test_no_memory_to_keep_a_text_costs_what_is_kept_and_no_text(
     assert result.tokens == text and result.stats.reused_tokens > 0
     assert "no memory to keep a text's KV" in caplog.text
     assert engine.cache_info().prefixes.num_tokens == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_what_a_forward_made_nan_of_is_found_by_no_later_request(family: str) -> None:
+    """Nor by the row that comes to lie in its slots."""
+    model = model_of(family, "float64")
+    engine = mmspec.load(model, config=STORES, overrides=["decode.prefill_chunk=16"])
+    inputs = [prompt_inputs(FAMILIES[family], "text", seed=seed) for seed in range(2)]
+    plain = [engine.generate(each, max_new_tokens=4, reuse=False).tokens for each in inputs]
+    first, *_ = (m[0] for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
+    calls, most = list[int](), 1
+
+    def fail(module: nn.Module, given: object, out: Any) -> Any:
+        calls.append(1)
+        states = out[0] if isinstance(out, tuple) else out
+        if len(calls) == most:
+            states.fill_(torch.nan)
+
+    while len(calls) + 1 >= most:
+        calls.clear()
+        engine.clear_cache()
+        hook = first.register_forward_hook(fail)
+        results = engine.generate([Request(each, max_new_tokens=4) for each in inputs])
+        hook.remove()
+        for tokens, result in zip(plain, results, strict=True):
+            assert result.error is not None or result.tokens == tokens
+        for tokens, each in zip(plain, inputs, strict=True):
+            assert engine.generate(each, max_new_tokens=4).tokens == tokens, f"forward {most}"
+        most += 1
 
 
 def test_an_error_for_want_of_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
