@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scarce import each_scarcity
 
 from mmspec.kv import KVCache, PrefixStore
 from mmspec.kv import prefix as prefix_module
@@ -135,26 +137,20 @@ def test_a_text_as_large_as_the_store_is_kept_and_nothing_else() -> None:
     assert [*store._roots] == [("", 0)]
 
 
-@pytest.mark.parametrize("copies", [0, 1])
-def test_no_memory_to_split_a_text_leaves_the_store_as_it_was(
-    copies: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, left = PrefixStore(2**20), iter(range(copies))
-    put(store, [1, 2, 3, 4])
-    part = prefix_module._part
-
-    def scarce(segment: Segment, start: int, stop: int | None) -> Segment:
-        if next(left, None) is None:
-            raise torch.OutOfMemoryError("no memory for a copy")
-        return part(segment, start, stop)
-
-    monkeypatch.setattr(prefix_module, "_part", scarce)
-    with pytest.raises(torch.OutOfMemoryError):
-        put(store, [1, 2, 5])
-    store.check_integrity()
-    assert found(store, [1, 2, 3, 4]) == 4
-    store.clear()
-    assert store.info.num_bytes == 0
+def test_a_text_that_finds_no_memory_leaves_the_others_as_they_were() -> None:
+    """It would split one, and makes another give way."""
+    for scarce in each_scarcity():
+        store = PrefixStore(7 * BYTES_PER_TOKEN)
+        put(store, [9, 9])
+        put(store, [1, 2, 3, 4])
+        with suppress(torch.OutOfMemoryError), scarce:
+            put(store, [1, 2, 5, 6])
+        store.check_integrity()
+        assert found(store, [1, 2, 3, 4]) == 4
+        assert found(store, [1, 2, 5, 6]) == (2 if scarce.has_failed else 4)
+        assert found(store, [9, 9]) == (2 if scarce.has_failed else 0)
+        store.clear()
+        assert store.info.num_bytes == 0
 
 
 def test_namespaces_and_weights_never_meet() -> None:

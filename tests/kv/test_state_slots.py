@@ -24,6 +24,7 @@ def test_slots_stay_whose_they_are_while_the_buffers_grow() -> None:
     assert not {one.slot for one in more} & {ZEROS, NOWHERE, *(one.slot for one in held)}
     for value, one in enumerate(held, 1):
         assert (slots.copy(one).tensors[SUM] == value).all()
+    assert slots.buffers[SUM].shape[0] == 28, "27, and at most a quarter more"
     size = slots.num_bytes
     del more
     for _ in range(5):  # what nobody holds any more is taken again
