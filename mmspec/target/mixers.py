@@ -8,8 +8,8 @@ all nodes.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mmspec.attention.interface import KEYWORD, TAP_KEYWORD
 from mmspec.kv import KVCache, Levels, LevelSlots, StateKey, StateLayer
 from mmspec.kv.state_slots import StateSlots
-from mmspec.target.untouched import Place, places_in
+from mmspec.target.untouched import Place, forwarding, places_in
 
 
 @dataclass(eq=False)
@@ -65,35 +65,20 @@ class Mixers:
         self.each = tuple(mixers)
         self.state_bytes = state_bytes
 
-    @contextmanager
-    def attached(self, cache: KVCache, levels: Levels | LevelSlots) -> Iterator[None]:
+    def attached(self, cache: KVCache, levels: Levels | LevelSlots) -> AbstractContextManager[None]:
         """Within it, one forward computes the nodes of `levels`, and leaves their states there."""
-        assert cache.states is not None
-        with ExitStack() as stack:
-            for mixer in self.each:
-                layer = cache.states.layers[mixer.layer]
-                own = mixer.module.forward
-                forward = partial(mixer.forward, own, layer, cache.states.slots, levels)
-                stack.enter_context(_forwarding(mixer.module, forward))
-            yield
+        states = cache.states
+        assert states is not None
+        forwards = []
+        for mixer in self.each:
+            given = mixer.module.forward, states.layers[mixer.layer], states.slots, levels
+            forwards.append((mixer.module, partial(mixer.forward, *given)))
+        return forwarding(forwards, over_own=True)
 
 
 def is_states(value: object) -> bool:
     """Whether a mixer's argument is what it mixes, (batch, seq, hidden)."""
     return isinstance(value, Tensor) and value.ndim == 3
-
-
-@contextmanager
-def _forwarding(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module with another forward; what it had of its own before, it has again after."""
-    former = module.__dict__.get("forward")
-    try:
-        module.__dict__["forward"] = forward
-        yield
-    finally:
-        module.__dict__.pop("forward", None)
-        if former is not None:
-            module.__dict__["forward"] = former
 
 
 class _Call:
@@ -133,14 +118,13 @@ class _Call:
         last = mixer.output
         if last is not None and not mixer.is_alone(last):
             last = None
-        project = None if last is None else last.forward
-        with ExitStack() as stack:
-            at, left = _At(), dict[StateKey, Tensor]()
-            for module in inputs:
-                known = _Known(module.forward(self._hidden), at)
-                stack.enter_context(_forwarding(module, known))
-            if last is not None:
-                stack.enter_context(_forwarding(last, _Delay(delayed)))
+        at, left = _At(), dict[StateKey, Tensor]()
+        others: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = [
+            (module, _Known(module.forward(self._hidden), at)) for module in inputs
+        ]
+        if last is not None:
+            others.append((last, _Delay(delayed)))
+        with forwarding(others, over_own=True):
             levels = self._levels
             for size, source, own in zip(levels.sizes, levels.sources, levels.slots, strict=True):
                 at.nodes = nodes = range(at.nodes.stop, at.nodes.stop + size)
@@ -152,8 +136,8 @@ class _Call:
                 taken = states.taken(mixer.layer)
                 made = {key: taken[key] for key in mixer.keys if key in taken}
                 left = slots.scatter(made, own)
-        if project is not None:
-            return self._by_place(project(torch.cat(delayed)))
+        if last is not None:
+            return self._by_place(last.forward(torch.cat(delayed)))
         return self._joined(outputs)
 
     def _by_node(self, value: Any) -> Any:

@@ -80,14 +80,19 @@ def is_plain(module: nn.Module) -> bool:
 
 
 @contextmanager
-def forwarding(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Modules with other forwards within it, in whatever thread; those that somebody else has given
-    one keep that."""
-    taken = [item for item in forwards if "forward" not in item[0].__dict__]
+def forwarding(
+    forwards: Iterable[tuple[nn.Module, Callable[..., Any]]], *, over_own: bool = False
+) -> Iterator[None]:
+    """Modules with other forwards within it, in whatever thread. Those that somebody else has given
+    one keep that; with `over_own` they have it again after."""
+    given = [(module, forward, module.__dict__.get("forward")) for module, forward in forwards]
+    taken = [item for item in given if over_own or item[2] is None]
     try:
-        for module, forward in taken:  # __dict__: nn.Module's own setattr takes a microsecond
+        for module, forward, _ in taken:  # __dict__: nn.Module's own setattr takes a microsecond
             module.__dict__["forward"] = forward
         yield
     finally:
-        for module, _ in taken:
+        for module, _, former in taken:
             module.__dict__.pop("forward", None)
+            if former is not None:
+                module.__dict__["forward"] = former
