@@ -216,10 +216,13 @@ class KVCache(Cache):
         finally:
             self._set_plan(own)
 
-    def tap(self, rows: Sequence[int], counts: Sequence[int]) -> QueryTap | None:
+    def tap(
+        self, rows: Sequence[int], counts: Sequence[int], *, is_prompt: bool = False
+    ) -> QueryTap | None:
         """What a forward that writes `counts[i]` tokens of `rows[i]` tells its queries; None where
         nobody reads them."""
-        return None if self.queries is None else self.queries.tap(rows, counts)
+        log = self.queries
+        return None if log is None else log.tap(rows, counts, is_prompt=is_prompt)
 
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
         """Keeps, for each row, the tokens at `path` of those written, in that order, and forgets

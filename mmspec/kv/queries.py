@@ -53,14 +53,12 @@ class _Piece:
 class QueryTap:
     """Takes one forward's queries, a layer at a time."""
 
-    def __init__(self, pieces: Sequence[_Piece], num_tokens: int) -> None:
+    def __init__(self, pieces: Sequence[_Piece]) -> None:
         self._pieces = pieces  # (batch,)
-        self._num_tokens = num_tokens
 
     def take(self, layer: int, query: Tensor, scaling: float) -> None:
         """`query` (batch, heads, tokens, head_dim), the rows padded to the longest."""
         for row, piece in enumerate(self._pieces):
-            piece.first = max(piece.count - self._num_tokens, 0)
             states = query[row, :, piece.first : piece.count].transpose(0, 1)
             # A copy where the forward had more: a slice would keep all of it in memory.
             is_all = piece.first == 0 and len(self._pieces) == 1
@@ -77,11 +75,15 @@ class QueryLog:
         self._written: dict[int, _Piece] = {}
         self._committed: dict[int, deque[_Piece]] = {}
 
-    def tap(self, rows: Sequence[int], counts: Sequence[int]) -> QueryTap:
-        """Of a forward that writes `counts[i]` tokens behind the committed ones of `rows[i]`."""
-        pieces = [_Piece(count) for count in counts]
+    def tap(
+        self, rows: Sequence[int], counts: Sequence[int], *, is_prompt: bool = False
+    ) -> QueryTap:
+        """Of a forward that writes `counts[i]` tokens behind the committed ones of `rows[i]`; of a
+        prompt, which is committed to its end, it takes the newest alone."""
+        most = self.num_tokens if is_prompt else max(counts)
+        pieces = [_Piece(count, max(count - most, 0)) for count in counts]
         self._written.update(zip(rows, pieces, strict=True))
-        return QueryTap(pieces, self.num_tokens)
+        return QueryTap(pieces)
 
     def commit(self, paths: Mapping[int, Sequence[int]]) -> None:
         """The rows' tokens at `path` of those written stay. Where it fails all is as it was."""

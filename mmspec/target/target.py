@@ -292,7 +292,7 @@ class Target:
             nullcontext() if cache.states is None else cache.states.following(),
             reading as told,
             self._reading(prompt, cache, plan, start, stop) as attended,
-            self.attachments.tapped(cache.tap([row], [stop - start])) as watched,
+            self.attachments.tapped(cache.tap([row], [stop - start], is_prompt=True)) as watched,
         ):
             inputs |= {n: self._placed(v) for n, v in told.items() if n != "position_ids"}
             ids = prompt.token_ids[start:stop].unsqueeze(0)

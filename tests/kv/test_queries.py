@@ -17,9 +17,9 @@ from mmspec.target.attached import Attention
 from mmspec.tree import TokenTree
 
 
-def wrote(log: QueryLog, row: int, marks: Sequence[int]) -> None:
+def wrote(log: QueryLog, row: int, marks: Sequence[int], *, is_prompt: bool = False) -> None:
     """One forward of one layer, one head, head_dim 1."""
-    tap = log.tap([row], [len(marks)])
+    tap = log.tap([row], [len(marks)], is_prompt=is_prompt)
     tap.take(0, torch.tensor(marks, dtype=torch.float64).view(1, 1, -1, 1), 1.0)
 
 
@@ -48,6 +48,24 @@ def test_it_keeps_the_newest_committed_tokens_and_no_other() -> None:
         log.commit({0: [0]})
         assert held(log, 0) == list(range(mark - 3, mark + 1))
         assert log.num_bytes <= log.most_bytes(0) == 6 * 8, "older ones are not kept for long"
+
+
+def test_of_a_tree_with_more_nodes_than_are_kept_the_path_is() -> None:
+    """Whichever nodes it takes: the newest ones of a tree are other drafts' mostly."""
+    log = QueryLog(3)
+    wrote(log, 0, range(5))
+    log.commit({0: range(5)})
+    wrote(log, 0, range(10, 30))
+    log.commit({0: [0, 1]})
+    assert held(log, 0) == [4, 10, 11]
+
+
+def test_of_a_prompt_none_but_the_newest_are_copied() -> None:
+    log = QueryLog(3)
+    wrote(log, 0, range(1000), is_prompt=True)
+    assert log.num_bytes == 3 * 8
+    log.commit({0: range(1000)})
+    assert held(log, 0) == [997, 998, 999]
 
 
 def test_a_forward_that_was_not_seen_leaves_no_gap_unnoticed() -> None:

@@ -170,7 +170,7 @@ class HeldQueries(QueryTap):
     """A tap that only holds what it is told: whose tokens they are is known at each replay."""
 
     def __init__(self) -> None:
-        super().__init__((), 0)
+        super().__init__(())
         self.held: list[Queries] = []
 
     def take(self, layer: int, query: Tensor, scaling: float) -> None:
