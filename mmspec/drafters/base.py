@@ -121,7 +121,8 @@ class TextDrafter(Drafter, Protocol):
 
 @runtime_checkable
 class BatchDrafter(Drafter, Protocol):
-    """A drafter that proposes for several requests in one go, as a model does."""
+    """A drafter that proposes for several requests in one go, as a model does: for rows of one
+    decode loop, and so of one cache of the target's."""
 
     def propose_together(
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int

@@ -20,10 +20,9 @@ from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import BoundCompressedKV
 from mmspec.drafters.forwards import ForwardCost
-from mmspec.drafters.growing.growth import Candidates
 from mmspec.drafters.proposal import Proposal
 from mmspec.reads import read
-from mmspec.state import Prefill, Prompt, Scores, Taps
+from mmspec.state import Prefill, Prompt, Taps
 from mmspec.target import Target
 from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
@@ -97,16 +96,12 @@ class BoundCascade:
 
     def _advance(self, runs: Sequence[Run]) -> None:
         """One forward of the middle level, over the lower level's trees, and one wait for it."""
-        trees, scored = self._lower_trees(runs), list[tuple[Run, TokenTree, Scores, Candidates]]()
-        for view in dict.fromkeys(run.view for run in runs):
-            own = [(run, tree) for run, tree in zip(runs, trees, strict=True) if run.view is view]
-            scores = self.middle.model.score(
-                [tree for _, tree in own], view, [run.placement for run, _ in own]
-            )
-            for (run, tree), score in zip(own, scores, strict=True):
-                scored.append((run, tree, score, run.find(tree, score)))
-        known = iter(read(*(t for *_, found in scored for t in (found.tokens, found.beliefs))))
-        for run, tree, score, found in scored:
+        trees = self._lower_trees(runs)
+        scores = self.middle.model.score(trees, runs[0].view, [run.placement for run in runs])
+        scored = list(zip(runs, trees, scores, strict=True))
+        candidates = [run.find(tree, score) for run, tree, score in scored]
+        known = iter(read(*(t for found in candidates for t in (found.tokens, found.beliefs))))
+        for (run, tree, score), found in zip(scored, candidates, strict=True):
             run.verify(tree, score, found, next(known), next(known))
 
     def _lower_trees(self, runs: Sequence[Run]) -> list[TokenTree]:

@@ -65,11 +65,11 @@ class BoundCompressedKV(ByModel):
     ) -> list[TokenTree]:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(CompressedKVSession, session) for session in sessions]
-        held = [
-            (session.view, session.catch_up(tokens))
+        starts = [
+            self.behind(tokens, session.catch_up(tokens))
             for session, tokens in zip(own, texts, strict=True)
         ]
-        return self.behind_texts(self._trees, own, texts, held, budget)
+        return self._trees.grown(self.model, own[0].view, own, texts, starts, budget)
 
     def free(self, view: KVView, source_row: int) -> None:
         """The row's request ended; the last one takes the view with it."""

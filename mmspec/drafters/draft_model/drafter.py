@@ -13,8 +13,7 @@ from mmspec.drafters.draft_model.session import CHUNK, DraftModelSession
 from mmspec.drafters.draft_model.vocabulary import shared_vocabulary
 from mmspec.drafters.draft_model.wording import SharedTexts
 from mmspec.drafters.forwards import ForwardCost, num_weights
-from mmspec.drafters.growing.together import grow
-from mmspec.drafters.growing.trees import ByModel, GrowingTrees
+from mmspec.drafters.growing.trees import ByModel, GrowingTrees, Start
 from mmspec.errors import ConfigError
 from mmspec.inputs import InputProcessor
 from mmspec.state import Prefill, Prompt
@@ -81,15 +80,8 @@ class BoundDraftModel(ByModel):
                 session.catch_up(tokens)
             ready = [s for s in own if s.wording.can_continue and s.wording.ids]
             self.read_late(ready)
-            growths = [
-                self._trees.begin(s, tokens, s.placement, s.missing, budget=budget)
-                if s in ready
-                else None
-                for s, tokens in zip(own, texts, strict=True)
-            ]
-            growing = [growth for growth in growths if growth is not None]
-            grow(self.model, self.cache, growing, cost=self.cost)
-            return self._trees.proposed(own, growths, texts, budget)
+            starts = [Start(s.placement, s.missing) if s in ready else None for s in own]
+            return self._trees.grown(self.model, self.cache, own, texts, starts, budget)
 
     def read_late(self, sessions: Sequence[DraftModelSession]) -> None:
         """Reads what was chosen while nobody asked, all rows together, in chunks."""

@@ -14,8 +14,7 @@ from mmspec.drafters.eagle.graphs import EagleGraphs
 from mmspec.drafters.eagle.scoring import EagleScorer, read_text
 from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
-from mmspec.drafters.growing.together import grow
-from mmspec.drafters.growing.trees import GrowingTrees
+from mmspec.drafters.growing.trees import GrowingTrees, Start
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Taps
 from mmspec.target import Target
@@ -58,18 +57,17 @@ class BoundEagle:
         """One tree a session; a level is one forward over the new nodes of all of them."""
         own = [cast(EagleSession, session) for session in sessions]
         with self.lock:
-            growths, beside = [], []
+            starts, beside = [], []
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
-                place, (chain, features) = session.placement, session.waiting(tokens)
-                growths.append(self._trees.begin(session, tokens, place, chain, budget=budget))
+                chain, features = session.waiting(tokens)
+                starts.append(Start(session.placement, chain))
                 beside.append(features)
             rows = [session.placement.row for session in own]
             counts = {row: part.shape[0] for row, part in zip(rows, beside, strict=True)}
             projected = self.head.project(torch.cat(beside))
             scorer = EagleScorer(self.head, projected, counts, self._graphs)
-            grow(scorer, self.cache, growths, cost=self.cost)
-            drafts = self._trees.proposed(own, growths, texts, budget)
+            drafts = self._trees.grown(scorer, self.cache, own, texts, starts, budget)
             # Of what was written the chain has the target's own features: that stays. Nothing may
             # fail from here on: a session that has read cannot be asked for the same text again.
             self.cache.commit({row: range(count) for row, count in counts.items()})

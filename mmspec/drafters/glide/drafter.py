@@ -13,8 +13,7 @@ from mmspec.drafters.glide.layer_kv import layer_kv
 from mmspec.drafters.glide.module import GlideHead
 from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.drafters.glide.session import FEW, GlideSession
-from mmspec.drafters.growing.together import grow
-from mmspec.drafters.growing.trees import GrowingTrees
+from mmspec.drafters.growing.trees import GrowingTrees, Start
 from mmspec.drafters.heads import TargetEnds, placed
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache
@@ -74,33 +73,23 @@ class BoundGlide:
             for session, tokens in zip(own, texts, strict=True):
                 session.catch_up(tokens)
             self.read_late(own)
-            growths = [
-                self._trees.begin(s, tokens, s.placement, s.missing, budget=budget)
-                for s, tokens in zip(own, texts, strict=True)
-            ]
-            for cache in dict.fromkeys(session.target_cache for session in own):
-                pairs = zip(own, growths, strict=True)
-                together = [(s, g) for s, g in pairs if s.target_cache is cache]
-                scorer = self._scorer(cache, [session for session, _ in together])
-                grow(scorer, self.cache, [growth for _, growth in together], cost=self.cost)
-            return self._trees.proposed(own, growths, texts, budget)
+            starts = [Start(session.placement, session.missing) for session in own]
+            return self._trees.grown(self._scorer(own), self.cache, own, texts, starts, budget)
 
     def read_late(self, sessions: Sequence[GlideSession]) -> None:
         """Reads the prompts' ends, and what was chosen while nobody asked, all rows together, in
         chunks."""
-        for cache in dict.fromkeys(session.target_cache for session in sessions):
-            own = [session for session in sessions if session.target_cache is cache]
-            while late := [session for session in own if len(session.missing) > FEW]:
-                chunks = [session.missing[:-1][:_CHUNK] for session in late]
-                trees = [TokenTree.chain(c[0], c[1:], (1.0,) * len(c[1:]), "") for c in chunks]
-                placements = [session.placement for session in late]
-                self._scorer(cache, late).read(trees, self.cache, placements)
-                for session, chunk in zip(late, chunks, strict=True):
-                    session.keep(range(len(chunk)))
+        while late := [session for session in sessions if len(session.missing) > FEW]:
+            chunks = [session.missing[:-1][:_CHUNK] for session in late]
+            trees = [TokenTree.chain(c[0], c[1:], (1.0,) * len(c[1:]), "") for c in chunks]
+            placements = [session.placement for session in late]
+            self._scorer(late).read(trees, self.cache, placements)
+            for session, chunk in zip(late, chunks, strict=True):
+                session.keep(range(len(chunk)))
 
-    def _scorer(self, cache: KVCache, sessions: Sequence[GlideSession]) -> GlideScorer:
+    def _scorer(self, sessions: Sequence[GlideSession]) -> GlideScorer:
         sights = {session.placement.row: session.sight for session in sessions}
-        return GlideScorer(self.head, cache, sights, self._graphs)
+        return GlideScorer(self.head, sessions[0].target_cache, sights, self._graphs)
 
 
 def check_fits(head: GlideHead, target: Target, ends: TargetEnds) -> None:

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing.branching import BestBranching, DrawnBranching, Warp, affordable
 from mmspec.drafters.growing.cape import CapeBranching
 from mmspec.drafters.growing.growth import Branching, Growth
 from mmspec.drafters.growing.settings import TreeSettings
-from mmspec.drafters.growing.together import grow
+from mmspec.drafters.growing.together import Scorer, grow
 from mmspec.drafters.model_session import ModelSession
 from mmspec.kv import KVCache
 from mmspec.state import Placement
@@ -19,6 +19,14 @@ from mmspec.target.graphs import ScoreGraphs
 from mmspec.tree import TokenTree
 
 Session = ModelSession[Any]  # whichever drafter it is of
+
+
+class Start(NamedTuple):
+    """Where a row's tree grows from."""
+
+    placement: Placement
+    chain: Sequence[int]  # the text's last tokens, whose keys are not held: node 0 the last of them
+    room: int = sys.maxsize  # levels that there is room for, at least one
 
 
 class ByModel:
@@ -39,33 +47,15 @@ class ByModel:
     def free_recorded(self) -> None:
         self.model.free()
 
-    def behind_texts(
-        self,
-        trees: "GrowingTrees",
-        sessions: Sequence[Session],
-        texts: Sequence[Sequence[int]],
-        held: Sequence[tuple[KVCache, Placement | None]],
-        budget: int,
-    ) -> list[TokenTree]:
-        """Of texts whose keys are `held` but for the last token's: one tree a session, one cache
-        after the other. Node 0 alone for a row without a place, or without room behind it."""
-        growths: list[Growth | None] = []
-        for session, tokens, (_, place) in zip(sessions, texts, held, strict=True):
-            room, growth = self.room(len(tokens)), None
-            if place is not None and room > 0:
-                chain = tokens[-1:]
-                growth = trees.begin(session, tokens, place, chain, budget=budget, room=room)
-            growths.append(growth)
-        for cache in dict.fromkeys(cache for cache, _ in held):
-            pairs = zip(held, growths, strict=True)
-            own = [growth for (at, _), growth in pairs if at is cache and growth is not None]
-            grow(self.model, cache, own, cost=trees.cost)
-        return trees.proposed(sessions, growths, texts, budget)
+    def behind(self, tokens: Sequence[int], placement: Placement | None) -> Start | None:
+        """Of a text whose keys are held but for the last token's; None without a place for it, or
+        without room behind it."""
+        room = self.room(len(tokens))
+        return None if placement is None or room <= 0 else Start(placement, tokens[-1:], room)
 
 
 class GrowingTrees:
-    """Those of one drafter. It has all rows grow together (`together`) between `begin` and
-    `proposed`."""
+    """Those of one drafter."""
 
     def __init__(
         self,
@@ -81,35 +71,35 @@ class GrowingTrees:
         forward says (nodes, vocab) to what the request warps; None: the same. Not `is_coupled`:
         they grow in another tokenizer's tokens, of which nobody tells what became of them."""
         self.settings = settings
-        self.cost = cost
+        self._cost = cost
         self._drafter = drafter
         self._vocab_size = vocab_size
         self._crop = crop
         self._is_coupled = is_coupled
 
-    def begin(
+    def grown(
         self,
-        session: Session,
-        tokens: Sequence[int],
-        placement: Placement,
-        chain: Sequence[int],
-        *,
-        budget: int,
-        room: int = sys.maxsize,
-    ) -> Growth:
-        """A tree below node 0, the last of the text's `tokens` and of the `chain` that is written
-        behind what the row holds. `room`: levels that there is room for, at least one."""
-        branching = self._branching(session, len(tokens) - 1, budget, room)
-        return Growth(placement, chain, branching, self._drafter)
-
-    def proposed(
-        self,
+        model: Scorer,
+        cache: KVCache,
         sessions: Sequence[Session],
-        growths: Sequence[Growth | None],
         texts: Sequence[Sequence[int]],
+        starts: Sequence[Start | None],
         budget: int,
     ) -> list[TokenTree]:
-        """One tree a session; node 0 alone where none has grown."""
+        """One tree a session, all rows growing together; node 0 alone for one without a start. The
+        chains and what was scored of the trees are written behind what the rows of `cache` hold."""
+        growths = [
+            None
+            if start is None
+            else Growth(
+                start.placement,
+                start.chain,
+                self._branching(session, len(tokens) - 1, budget, start.room),
+                self._drafter,
+            )
+            for session, tokens, start in zip(sessions, texts, starts, strict=True)
+        ]
+        grow(model, cache, [one for one in growths if one is not None], cost=self._cost)
         return [
             TokenTree.root(tokens[-1])
             if growth is None
@@ -121,7 +111,7 @@ class GrowingTrees:
         """As the settings say, below node 0 at `index` of the text: tokens drawn from q in a shape
         that is set before; or the best ones, `settings.width` nodes a level going on, or a chain
         with what CaPE sets beside it, as deep as pays."""
-        settings, cost, guide, crop = self.settings, self.cost, session.guide, self._crop
+        settings, cost, guide, crop = self.settings, self._cost, session.guide, self._crop
         warp = guide.warp if crop is None else lambda logits: guide.warp(crop(logits))
         if session.must_draw:
             profile, first_draw = affordable(settings.profile[:room], budget), session.num_draws

@@ -72,8 +72,11 @@ class BoundLayerSkip(ByModel):
             session.num_untried += 1
         with self._lock:
             self._skipped.skipped = skipped = self.skipped
-            places = [(session.cache, session.placement) for session in own]
-            trees = self.behind_texts(self._trees, own, texts, places, budget)
+            starts = [
+                self.behind(tokens, session.placement)
+                for session, tokens in zip(own, texts, strict=True)
+            ]
+            trees = self._trees.grown(self.model, own[0].cache, own, texts, starts, budget)
         for session in own:
             session.skipped = skipped
         return trees

@@ -17,9 +17,9 @@ from torch import Tensor
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.eagle import Eagle, EagleHead
-from mmspec.drafters.eagle import drafter as eagle_drafter
 from mmspec.drafters.eagle import session as eagle_session
 from mmspec.drafters.eagle.drafter import BoundEagle
+from mmspec.drafters.growing import trees
 from mmspec.drafters.growing.growth import Growth
 from mmspec.drafters.growing.together import grow as grow_together
 from mmspec.requests import Request
@@ -83,7 +83,7 @@ def listening(patch: pytest.MonkeyPatch, *, every: int = 1) -> list[Said]:
         grow_together(scorer, cache, growths, cost=cost)
 
     patch.setattr(BoundEagle, "propose_together", together)
-    patch.setattr(eagle_drafter, "grow", grow)
+    patch.setattr(trees, "grow", grow)
     return heard
 
 

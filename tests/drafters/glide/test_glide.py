@@ -23,6 +23,7 @@ from mmspec.drafters.glide.session import GlideSession
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.inputs import from_inputs
+from mmspec.kv import KVCache
 from mmspec.requests import Request, Result
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
@@ -84,9 +85,9 @@ def test_prompts_in_chunks_and_known_ones_change_no_token(cell: Cell) -> None:
 class Decoding:
     """Plain decoding of one prompt, beside which sessions draft."""
 
-    def __init__(self, target: Target, prompt: Prompt) -> None:
+    def __init__(self, target: Target, prompt: Prompt, cache: KVCache | None = None) -> None:
         self.target, self.prompt = target, prompt
-        self.cache = target.new_cache()
+        self.cache = target.new_cache() if cache is None else cache
         self.row = self.cache.open(4)
         self.prefill: Prefill = target.prefill(prompt, self.cache, self.row)
         self.tokens = [*prompt.token_ids.tolist(), int(self.prefill.logits.argmax())]
@@ -184,9 +185,11 @@ def test_it_sees_images_by_the_targets_keys() -> None:
 
 def test_rows_of_a_batch_draft_as_they_do_alone() -> None:
     drafter, target = bound(fitted("llama")[0]), target_of("llama")
-    decodings = [Decoding(target, text_prompt(length, seed=length)) for length in (9, 40, 70)]
+    cache = target.new_cache()
+    prompts = [text_prompt(length, seed=length) for length in (9, 40, 70)]
+    decodings = [Decoding(target, prompt, cache) for prompt in prompts]
     alone = [d.session(drafter).propose(d.tokens, 9) for d in decodings]
-    sessions = [d.session(drafter) for d in decodings]  # of three caches: three decode loops
+    sessions = [d.session(drafter) for d in decodings]
     assert drafter.propose_together(sessions, [d.tokens for d in decodings], 9) == alone
 
 

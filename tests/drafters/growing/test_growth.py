@@ -17,8 +17,7 @@ from mmspec.drafters.forwards import ForwardCost
 from mmspec.drafters.growing import together
 from mmspec.drafters.growing.branching import affordable
 from mmspec.drafters.growing.settings import Draw, TreeOptions, TreeSettings
-from mmspec.drafters.growing.together import grow
-from mmspec.drafters.growing.trees import GrowingTrees
+from mmspec.drafters.growing.trees import GrowingTrees, Start
 from mmspec.drafters.model_session import ModelSession
 from mmspec.noise import DRAFT_STREAM
 from mmspec.reads import read
@@ -83,13 +82,12 @@ def proposed(
     """`chains`: how many of each text's newest tokens are not in the cache."""
     table = Table()
     trees = GrowingTrees(settings, ForwardCost(), "test", VOCAB)
-    growths = [
-        trees.begin(own, text, Placement(row, (0,)), text[-size:], budget=budget)
-        for row, (own, text, size) in enumerate(zip(sessions, texts, chains, strict=True))
+    starts = [
+        Start(Placement(row, (0,)), text[-size:])
+        for row, (text, size) in enumerate(zip(texts, chains, strict=True))
     ]
     cache: Any = None
-    grow(table, cache, growths, cost=ForwardCost())
-    found = trees.proposed(sessions, growths, texts, budget)
+    found = trees.grown(table, cache, sessions, texts, starts, budget)
     for tree in found:
         tree.check_integrity(VOCAB)
     return found, table

@@ -99,11 +99,11 @@ def test_a_draft_counts_for_the_layers_that_it_left_out(monkeypatch: pytest.Monk
     bound = engine.drafters[0]
     assert isinstance(bound, BoundLayerSkip) and bound.search is not None
     search, used, told = bound.search, bound.skipped, list[frozenset[int]]()
-    proposed = GrowingTrees.proposed
+    grown = GrowingTrees.grown
 
     def meanwhile(*args: Any, **options: Any) -> Any:
         search.best = other
-        return proposed(*args, **options)
+        return grown(*args, **options)
 
     def learn(skipped: frozenset[int], matched: int, tested: int) -> None:
         told.append(skipped)
@@ -112,7 +112,7 @@ def test_a_draft_counts_for_the_layers_that_it_left_out(monkeypatch: pytest.Monk
     search.learn(other := frozenset({1, 2}), 0, 1)
     assert bound.skipped == used != other
     monkeypatch.setattr(search, "learn", learn)
-    monkeypatch.setattr(GrowingTrees, "proposed", meanwhile)
+    monkeypatch.setattr(GrowingTrees, "grown", meanwhile)
     engine.generate(prompts(1)[0], max_new_tokens=8)
     assert set(told) == {used}
 
