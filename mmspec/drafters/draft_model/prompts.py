@@ -83,8 +83,12 @@ class PromptReader:
     def _given(self, prompt: Prompt) -> Prompt | None:
         """The prompt with its media for the draft model's own eyes; None without any, or where
         they cannot be given."""
-        if self._takes_inputs:
-            return replace(prompt, images=(), videos=(), audio=())
+        if self._takes_inputs and not prompt.encoded:  # by the target's own encoders
+            tokens = prompt.token_ids
+            read = torch.tensor(self._texts.read_prompt([tokens.tolist()]))
+            for span in prompt.media:  # the placeholders are the same
+                read[span.start : span.stop] = tokens[span.start : span.stop]
+            return replace(prompt, token_ids=read, images=(), videos=(), audio=())
         if not prompt.media:
             return None
         if self._inputs is not None and prompt.text is not None and self._target_inputs is not None:
@@ -102,7 +106,7 @@ class PromptReader:
             except InputError as error:
                 self._warn(str(error))
                 return None
-        self._warn("the prompt came processed, without its images, and the processors differ")
+        self._warn("the prompt came processed, without its images, as the target alone takes it")
         return None
 
     def _pieces(self, prompt: Prompt) -> Iterator[list[int] | str]:

@@ -8,22 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from draft_models import shuffled, text_only
+from draft_models import padded, shuffled, text_only
 from families import FAMILIES, prompt_inputs
 from matrix import model_of
 from PIL import Image
 from ragged import target_of
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers.utils import ModelOutput
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.captions import Captions
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
-from mmspec.drafters.draft_model.prompts import takes_same_inputs, thinned
+from mmspec.drafters.draft_model.prompts import PromptReader, takes_same_inputs, thinned
+from mmspec.drafters.draft_model.vocabulary import SharedVocabulary
+from mmspec.drafters.draft_model.wording import SharedTexts
 from mmspec.engine import Engine
+from mmspec.inputs import from_inputs
+from mmspec.inputs.rows import split_rows
 from mmspec.requests import Result
 from mmspec.state import MediaSpan, Prompt
+from mmspec.target import Target
 from mmspec.target.load import load_model, load_processor, resolve_path
 
 VISION = [family.name for family in FAMILIES.values() if family.kind == "vision"]
@@ -190,6 +196,45 @@ def test_no_policy_changes_a_token_on_any_family(family: str, images: Any) -> No
     engine = Engine(target, None, [DraftModel(target, images=images)], controller="fixed")
     inputs = prompt_inputs(FAMILIES[family], "two_images", num_text_tokens=20)
     checked(engine, prompt=inputs, max_new_tokens=16, temperature=1.0, top_k=0, seed=2)
+
+
+def test_ids_that_a_model_that_sees_does_not_know_are_none_to_it() -> None:
+    """Of a target with tokens of its own: the draft model has no embedding for them."""
+    draft = model_of("llava", "float64")
+    drafter = DraftModel(draft, top_k=1, min_confidence=0.0)
+    engine = Engine(Target(padded(draft, 120)), None, [drafter], controller="fixed")
+    inputs = prompt_inputs(FAMILIES["llava"], "image_middle", num_text_tokens=20)
+    inputs["input_ids"][0, [0, -1]] = 117
+    result = checked(engine, prompt=inputs, max_new_tokens=12, temperature=0.0, ignore_eos=True)
+    read = bound(engine).prompts.read(from_inputs(inputs, draft.config))
+    assert read.prompt.media and 117 not in [*read.prompt.token_ids.tolist(), *read.text_ids]
+    assert result.stats.by_drafter["draft_model"].proposed
+
+
+def test_placeholders_are_given_as_they_are() -> None:
+    """Some families' lie beyond the embedding."""
+    texts = SharedTexts(SharedVocabulary(112, 90, frozenset({5}), stand_in=0), None)
+    media = (MediaSpan("image", 1, 3),)
+    prompt = Prompt(torch.tensor([5, 100, 101, 100, 7]), media=media)
+    reader = PromptReader(texts, "give", takes_inputs=True, inputs=None, target_inputs=None,
+                          captions=None, thin_keep=1.0)  # fmt: skip
+    read = reader.read(prompt)
+    assert read.prompt.token_ids.tolist() == [0, 100, 101, 0, 7] and read.text_ids == [0, 0, 7]
+
+
+def test_what_the_targets_encoders_have_made_is_not_for_other_eyes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """transformers' generate hands it on in place of the pictures."""
+    model = model_of("llava", "float64")
+    engine = Engine(target_of("llava"), None, [DraftModel(model)], controller="fixed")
+    ids = prompt_inputs(FAMILIES["llava"], "image_middle", num_text_tokens=20)["input_ids"]
+    made = {"image": ModelOutput(pooler_output=torch.zeros(1, 4, 32))}
+    (prompt,) = split_rows(ids, {"mm_encoder_outputs": made}, model.config)
+    assert prompt.media and prompt.encoded
+    read = bound(engine).prompts.read(prompt).prompt
+    assert not read.encoded and not read.media and 0 < read.num_tokens < prompt.num_tokens
+    assert "images are left out for the draft model" in caplog.text
 
 
 @pytest.mark.parametrize("family", [f for f in VISION if FAMILIES[f].takes_video])
