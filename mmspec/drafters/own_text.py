@@ -41,10 +41,8 @@ class OwnText:
         self.index.truncate(self._num_beside + num_tokens)
 
     def tail(self, count: int) -> list[int]:
-        """The text's last tokens, at most `count`."""
-        if self._prompt is not None:
-            return prompt_tokens(self._prompt)[-count:] if count else []
-        size = len(self.index) - self._num_beside
+        """The last tokens of the text, as far as it has grown: at most `count`."""
+        size = max(len(self.index) - self._num_beside, 0)
         return self.index.tokens[len(self.index) - min(count, size) :]
 
     def continuations(

@@ -279,6 +279,6 @@ def test_texts_beside_the_prompt_are_apart_and_stay_when_a_draft_is_taken_back()
     session.take_back(3)
     assert session.propose([9, 1, 2], 8) == first
     own = OwnText(prompt)
-    for _ in range(2):  # before anything is indexed, and behind that
-        assert own.tail(64) == [9, 1, 2] and own.tail(2) == [1, 2] and own.tail(0) == []
-        own.grow([9, 1, 2])
+    assert own.tail(64) == [], "nothing is indexed"
+    own.grow([9, 1, 2])
+    assert own.tail(64) == [9, 1, 2] and own.tail(2) == [1, 2] and own.tail(0) == []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mmspec.drafters.copying import Copier
-from mmspec.drafters.own_text import OwnText
+from mmspec.drafters.own_text import OwnText, prompt_tokens
 from mmspec.drafters.retrieval.source import Query
 from mmspec.retrieval import Continuation
 from mmspec.state import Prefill, Preparation, Prompt, Scores, Verdict
@@ -27,7 +27,7 @@ class RetrievalSession:
         self._drafter = drafter
         self._namespace = prompt.namespace
         self._text = OwnText(prompt, min_match=drafter.limits.min_match)
-        self._lead = self._text.tail(_LEAD)
+        self._lead = prompt_tokens(prompt)[-_LEAD:]
         # Where the states are found, once a look-up asks for them: copies, as a prompt's are many.
         self._layers = drafter.taps.layers
         self._hidden: Mapping[int, Tensor] = {
