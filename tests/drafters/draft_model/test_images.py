@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
-from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.draft_model import DraftModel, captions
 from mmspec.drafters.draft_model.captions import Captions
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
 from mmspec.drafters.draft_model.prompts import PromptReader, takes_same_inputs, thinned
@@ -48,6 +48,11 @@ def tiny() -> tuple[PreTrainedModel, Any]:
     """The bundled model in float64, and its processor."""
     path = resolve_path("tiny-vlm")
     return load_model(path, dtype="float64"), load_processor(path)
+
+
+def width(image: Image.Image) -> str:
+    """A caption."""
+    return str(image.width)
 
 
 def engine_of(drafter: DraftModel) -> Engine:
@@ -153,8 +158,11 @@ def test_the_models_own_words_are_a_caption(sees: bool) -> None:
         temperature=0,
         speculate=False,
     )
-    text = processor.tokenizer.decode(read(engine, **ASK, images=picture())[0])
-    assert plain.text.strip() and plain.text.strip() in text
+    assert engine.inputs is not None
+    prompt, own = engine.inputs.encode(ASK["prompt"], images=picture()), bound(engine).prompts
+    assert own._captions is not None and own._captions.of(prompt) == [plain.text.strip()] != [""]
+    text = processor.tokenizer.decode(own.read(prompt).prompt.token_ids)
+    assert plain.text.strip() in text
 
 
 def test_an_other_processors_model_looks_for_itself() -> None:
@@ -173,14 +181,12 @@ def test_an_other_processors_model_looks_for_itself() -> None:
     checked(engine, **ASK, images=picture())
 
 
-def test_images_that_cannot_be_given_are_left_out_and_that_is_said_once(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("images", ["give", "caption"])
+def test_images_that_cannot_be_given_or_told_are_left_out_and_that_is_said_once(
+    images: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = mmspec.load(
-        model_of("llava", "float64"),
-        config=FIXED,
-        drafter=DraftModel(model_of("smolvlm", "float64")),
-    )
+    draft = DraftModel(model_of("smolvlm", "float64"), images=images, caption=width)
+    engine = mmspec.load(model_of("llava", "float64"), config=FIXED, drafter=draft)
     inputs = prompt_inputs(FAMILIES["llava"], "image_middle")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
@@ -259,6 +265,27 @@ def test_more_spans_than_images_are_told_at_the_first() -> None:
     prompt = Prompt(torch.arange(4), media=spans, images=(picture(),))
     assert Captions(lambda image: "a page").of(prompt) == ["a page", "", ""]
     assert not Captions(lambda image: "").can_tell(Prompt(torch.arange(4), media=spans))
+
+
+def test_a_video_is_told_by_its_middle_frame() -> None:
+    frames, image = tuple(Image.new("RGB", (n, 1)) for n in (1, 2, 3)), Image.new("RGB", (4, 1))
+    media = (MediaSpan("video", 0, 1), MediaSpan("image", 1, 2))
+    prompt = Prompt(torch.arange(2), media=media, images=(image,), videos=(frames,))
+    assert Captions(width).of(prompt) == ["2", "4"]
+
+
+def test_the_captions_that_were_asked_for_last_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(captions, "_REMEMBERED", 2)
+    described = list[int]()
+    remembered = Captions(lambda image: described.append(image.width) or width(image))
+    for size in (1, 2, 1, 3, 1, 2):
+        prompt = Prompt(
+            torch.arange(1), media=(MediaSpan("image", 0, 1),), images=(Image.new("L", (size, 1)),)
+        )
+        assert remembered.of(prompt) == [str(size)]
+    assert described == [1, 2, 3, 2]
 
 
 def test_a_recording_is_told_in_no_pictures_words() -> None:
