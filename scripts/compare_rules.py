@@ -20,8 +20,8 @@ from torch import Tensor
 
 from mmspec.bench.harness import write_report
 from mmspec.bench.machine import this_machine
-from mmspec.drafters.draw import draw_children
-from mmspec.noise import gumbel
+from mmspec.drafters.draw import draw_level
+from mmspec.noise import DRAFT_STREAM, Place, gumbel
 from mmspec.verify import Nodes, Weigh
 from mmspec.verify.block import weigh as weigh_block
 from mmspec.verify.rejection import weigh as weigh_rejection
@@ -47,8 +47,8 @@ class Pair:
 
     def drawn(self, k: int) -> list[int]:
         """`k` children without replacement, with noise of their own."""
-        place = self.place
-        return draw_children(self.drafter, k, seed=0, sample=0, position=place, draw=0).tokens
+        place = Place(0, 0, self.place, DRAFT_STREAM)
+        return draw_level(self.drafter.unsqueeze(0), k, [place]).tokens[0].tolist()
 
 
 def pairs(sigma: float, count: int, first: int = 0) -> list[Pair]:

@@ -7,15 +7,20 @@ exactly: all that is ever asked of one is on which side of a threshold it lies.
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from mmspec.drafters.draw import Drawn
-
 T = TypeVar("T")
 H = TypeVar("H", bound=Hashable)
+
+
+class Drawn(NamedTuple):
+    """The children of one node, and what they were drawn from."""
+
+    tokens: list[int]  # in the order they were drawn in
+    q: Tensor  # (vocab,)
 
 
 class Trace:
@@ -47,7 +52,7 @@ class Trace:
         return self.choose(probabilities.tolist())
 
     def draw_children(self, q: Tensor, k: int) -> Drawn:
-        """As `drafters.draw.draw_children`, of all its outcomes."""
+        """As `drafters.draw.draw_level` does, of all its outcomes."""
         left, tokens = q.double().clone(), list[int]()
         for _ in range(min(k, int((q > 0).sum()))):
             tokens.append(self.draw(left))

@@ -3,12 +3,24 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from outcomes import Drawn
 from torch import Tensor
 
 from mmspec.draft_guide import DraftGuide
-from mmspec.drafters.draw import draw_children
+from mmspec.drafters.draw import draw_level
+from mmspec.noise import DRAFT_STREAM, Place
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
+
+
+def draw_children(
+    logits: Tensor, k: int, *, seed: int, sample: int, position: int, draw: int
+) -> Drawn:
+    """The library's own draw, of one node: fewer than `k` where q has fewer."""
+    place = Place(seed, sample, position, DRAFT_STREAM + draw)
+    drawn = draw_level(logits.unsqueeze(0), k, [place])
+    tokens = drawn.tokens[0][drawn.rates[0] > 0.0]
+    return Drawn(tokens.tolist(), drawn.q[0])
 
 
 class SamplingDrafter:

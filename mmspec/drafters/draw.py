@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmspec.noise import DRAFT_STREAM, Place, gumbel_at
-from mmspec.reads import read
+from mmspec.noise import Place, gumbel_at
 
 
 class Drawing(NamedTuple):
@@ -18,17 +17,14 @@ class Drawing(NamedTuple):
     q: Tensor  # (nodes, vocab) float32 probabilities that they were drawn from
 
 
-class Drawn(NamedTuple):
-    """The children of one node, and what they were drawn from."""
-
-    tokens: list[int]  # in the order they were drawn in
-    q: Tensor  # (vocab,) float32 probabilities, on the device of the logits
-
-
 def draw_level(logits: Tensor, k: int, places: Sequence[Place]) -> Drawing:
     """Draws `k` tokens for each row of `logits` (nodes, vocab), one after the other without
     replacement, from q = softmax(row). With `k` = 1 that is one sample of q. `places` (nodes,) say
-    whose noise it is, each with a stream of its own. Nothing waits for the device.
+    whose noise it is, each with a stream of its own: no two draws of a text share it, nor one the
+    target's or the verifier's. Nothing waits for the device.
+
+    `logits` are warped as the request warps the target's (`DraftGuide.warp`). `k` and whether to
+    draw may depend on the path down to the node, never on what is drawn here.
 
     The largest k of log q + Gumbel noise, from the largest down, are a draw without replacement
     (Gumbel-top-k: Kool, van Hoof, Welling, arXiv 1903.06059).
@@ -40,20 +36,3 @@ def draw_level(logits: Tensor, k: int, places: Sequence[Place]) -> Drawing:
     drawable = torch.where(q > 0.0, scores + noise, -torch.inf)
     tokens = drawable.topk(min(k, scores.shape[1]), dim=-1).indices
     return Drawing(tokens, q.gather(1, tokens), q)
-
-
-def draw_children(
-    logits: Tensor, k: int, *, seed: int, sample: int, position: int, draw: int
-) -> Drawn:
-    """Draws `k` tokens of `logits` (vocab,) as `draw_level` does; fewer where q has fewer.
-
-    `logits` are warped as the request warps the target's (`DraftGuide.warp`). `k` and whether to
-    draw may depend on the path down to the node, never on what is drawn here. `position`, a place
-    in the generated text, and `draw` together name every draw of a text once, so that no two share
-    noise, nor one the target's or the verifier's.
-    """
-    place = Place(seed, sample, position, DRAFT_STREAM + draw)
-    drawing = draw_level(logits.unsqueeze(0), k, [place])
-    (tokens,), (rates,) = read(drawing.tokens, drawing.rates)
-    drawn = [int(token) for token, rate in zip(tokens, rates, strict=True) if rate > 0.0]
-    return Drawn(drawn, drawing.q[0])

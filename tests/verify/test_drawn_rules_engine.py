@@ -11,13 +11,12 @@ import torch
 from adversary import Adversary
 from families import FAMILIES, prompt_inputs
 from outcomes import distribution, texts_of
-from sampling_drafter import SamplingDrafter, SamplingSession
+from sampling_drafter import SamplingDrafter, SamplingSession, draw_children
 from torch import Tensor
 from transformers import LogitsProcessor
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
-from mmspec.drafters.draw import draw_children
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
