@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from mmspec.calibration import Calibration
 from mmspec.callbacks import call_back
 from mmspec.draft_guide import DraftGuide, ForcingProcessor
-from mmspec.drafters.walked import walked
+from mmspec.drafters.proposal import Proposal
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
 
@@ -37,26 +37,22 @@ class ForcedSession:
     def __init__(self, drafter: Forced, processors: Sequence[ForcingProcessor]) -> None:
         self._drafter = drafter
         self._processors = processors
-        self._drafted: tuple[int, ...] = ()
+        self._proposal: Proposal | None = None
 
     def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
-        drafter = self._drafter
+        drafter, calibration = self._drafter, self._drafter.calibration
         said = [tuple(call_back(p.forced_tokens, tokens))[:budget] for p in self._processors]
-        self._drafted = draft = max(said, key=len, default=())
-        rates = [drafter.calibration.rate(_bucket(i), _BELIEVED) for i in range(len(draft))]
-        return TokenTree.chain(tokens[-1], draft, rates, drafter.name)
+        draft = max(said, key=len, default=())
+        buckets = [min(place, _DEEPEST) for place in range(len(draft))]
+        rates = [calibration.rate(bucket, _BELIEVED) for bucket in buckets]
+        tree = TokenTree.chain(tokens[-1], draft, rates, drafter.name)
+        self._proposal = Proposal(tree, (None, *buckets))
+        return tree
 
     def observe(self, tree: TokenTree, verdict: Verdict, scores: Scores) -> None:
-        chosen = [token for _, token in walked(tree, verdict.tokens)]
-        for place, (drafted, token) in enumerate(zip(self._drafted, chosen, strict=False)):
-            self._drafter.calibration.observe(_bucket(place), drafted == token)
-            if drafted != token:
-                break
-        self._drafted = ()
+        proposal, self._proposal = self._proposal, None
+        if proposal is not None:
+            proposal.teach(self._drafter.calibration, verdict.tokens)
 
     def close(self) -> None:
         pass
-
-
-def _bucket(place: int) -> int:
-    return min(place, _DEEPEST)
