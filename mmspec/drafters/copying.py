@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.proposal import Choice, Proposal, ProposalBuilder
-from mmspec.drafters.walked import walked
+from mmspec.drafters.walked import held_path
 from mmspec.retrieval import Branch, Continuation, Trie
 from mmspec.tree import TokenTree
 
@@ -73,9 +73,9 @@ class Copier:
             return
         proposal.teach(self._calibration, tokens)
         if self._was_useful is not None:
-            chosen = [proposal.tree.child(*step) for step in walked(proposal.tree, tokens)]
-            nodes = [self._branches[node] for node in chosen if node is not None]
-            for place in sorted({place for branch in nodes for place in branch.places}):
+            tree = proposal.tree
+            accepted = [self._branches[n] for n in held_path(tree, (tree.tokens[0], *tokens))[1:]]
+            for place in sorted({place for branch in accepted for place in branch.places}):
                 self._was_useful(self._trie.continuations[place])
 
     def take_back(self) -> None:

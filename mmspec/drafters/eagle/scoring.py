@@ -50,20 +50,19 @@ class EagleScorer:
     ) -> list[Scores]:
         """As `Target.score`, but that `logits` are those of the new nodes without children."""
         head, pool = self._head, self._pool
-        done = list(written) or [0] * len(trees)
         with (
             torch.no_grad(),
             writing_nodes(
                 trees,
                 cache,
                 placements,
-                written=done,
+                written=written,
                 ids=ids,
                 reaches=head.reaches,
                 device=head.device,
             ) as nodes,
         ):
-            features = self._beside(trees, placements, done, nodes)
+            features = self._beside(trees, placements, nodes)
             computed = None if self._graphs is None else self._graphs.compute(nodes, features)
             if computed is None:
                 states = head.states(nodes.ids, features, nodes.positions, nodes.attend)
@@ -81,17 +80,16 @@ class EagleScorer:
         self,
         trees: Sequence[TokenTree],
         placements: Sequence[Placement],
-        written: Sequence[int],
         nodes: NewNodes,
     ) -> Tensor:
         """(batch, nodes, hidden) what stands beside the new nodes."""
         places: list[int] = []
         width = max(nodes.counts)
-        for placement, tree, old in zip(placements, trees, written, strict=True):
+        for placement, tree, count in zip(placements, trees, nodes.counts, strict=True):
             fed, said = self._fed[placement.row], self._said[placement.row]
             own = [
                 fed[node] if node < len(fed) else said[tree.parents[node]]
-                for node in range(old, tree.num_nodes)
+                for node in range(tree.num_nodes - count, tree.num_nodes)
             ]
             places += [*own, *[0] * (width - len(own))]
         there = upload(places, self._pool.device)

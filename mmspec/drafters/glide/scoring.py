@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,12 +96,6 @@ class GlideScorer:
         """Within it, one forward of the head."""
         head, target_cache = self._head, self._target_cache
         sights = [self._sights[placement.row] for placement in placements]
-        done = list(written) or [0] * len(trees)
-        borders = []
-        for tree, placement, old, sight in zip(trees, placements, done, sights, strict=True):
-            first = cache.length(placement.row) + placement.position_offsets[0]
-            places = first + np.array(tree.depths[old:])
-            borders.append(places.clip(1, sight.committed))
         with writing_nodes(
             trees,
             cache,
@@ -115,6 +108,12 @@ class GlideScorer:
             offsets = torch.tensor([sight.position_offsets for sight in sights])  # (batch, planes)
             positions = nodes.places + offsets.T.unsqueeze(-1)
             rows = [sight.row for sight in sights]
+            borders = [
+                places[:count].clip(1, sight.committed)
+                for places, count, sight in zip(
+                    nodes.places.numpy(), nodes.counts, sights, strict=True
+                )
+            ]
             yield nodes, Glance(target_cache, positions, glimpse_call(target_cache, rows, borders))
 
 

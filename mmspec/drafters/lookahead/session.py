@@ -14,7 +14,7 @@ from mmspec.drafters.lookahead.pool import NgramPool
 from mmspec.drafters.lookahead.trie import Guessed, NgramTrie
 from mmspec.drafters.lookahead.window import Window
 from mmspec.drafters.own_text import prompt_tokens
-from mmspec.drafters.walked import walked
+from mmspec.drafters.walked import held_path
 from mmspec.reads import read
 from mmspec.state import Preparation, Prices, Prompt, Scores, Verdict
 from mmspec.tree import TokenTree
@@ -175,6 +175,5 @@ def _node(tree: TokenTree, path: Sequence[int]) -> int | None:
 
 def _num_found(proposal: Guessed, verdict: Verdict) -> int:
     """Of the accepted tokens, those that the window alone had brought."""
-    accepted = verdict.tokens[: verdict.num_accepted]
-    nodes = (proposal.tree.child(node, token) for node, token in walked(proposal.tree, accepted))
-    return sum(proposal.found[node] for node in nodes if node is not None)
+    text = (proposal.tree.tokens[0], *verdict.tokens[: verdict.num_accepted])
+    return sum(proposal.found[node] for node in held_path(proposal.tree, text))
