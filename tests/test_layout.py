@@ -28,7 +28,7 @@ FLOORS = (
     {"prefiller"},
     {"overlap"},
     {"decoder", "requests", "result_html"},
-    {"admission", "answers"},
+    {"admission", "answers", "reading"},
     {"chat", "engine"},
     {"build_drafters", "build_target", "running_loop"},
     {"build"},

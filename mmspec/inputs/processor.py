@@ -165,11 +165,20 @@ class InputProcessor:
 
     def shows_tools(self, template_arguments: Mapping[str, object] | None = None) -> bool:
         """Whether the chat template writes tools into the prompt."""
+        return "tools" in self.template_source(template_arguments, [{}])
+
+    def template_source(
+        self,
+        template_arguments: Mapping[str, object] | None = None,
+        tools: Sequence[ToolSpec] | None = None,
+    ) -> str:
+        """The chat template; "" where there is none, or several and none is the default."""
         try:
-            template = self._texts.find_template(template_arguments, [{}])
-        except InputError:  # several, and none is the default
-            return False
-        return template is not None and "tools" in template.source
+            with self._lock:
+                template = self._texts.find_template(template_arguments, tools)
+        except InputError:
+            return ""
+        return "" if template is None else template.source
 
     def draft_texts(self, passages: Passages) -> tuple[tuple[int, ...], ...]:
         """`Prompt.draft_texts` for a prompt that is processed already: none of the passages is

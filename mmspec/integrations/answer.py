@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Literal
 
 from mmspec.engine import Engine
+from mmspec.reading import Answer
 from mmspec.requests import Result
 from mmspec.row import FinishReason
 
@@ -64,12 +65,15 @@ def speculation(result: Result) -> dict[str, object]:
     }
 
 
-def metadata(result: Result, *, model: str, calls_tools: bool) -> dict[str, object]:
+def metadata(result: Result, answer: Answer, *, model: str) -> dict[str, object]:
     """All of it."""
+    figures: dict[str, object] = {**usage(result)}
+    if answer.reasoning_tokens:
+        figures["completion_tokens_details"] = {"reasoning_tokens": answer.reasoning_tokens}
     return {
         "model": model,
-        "finish_reason": finish_word(result.finish_reason, calls_tools=calls_tools),
-        "usage": usage(result),
+        "finish_reason": finish_word(result.finish_reason, calls_tools=bool(answer.calls)),
+        "usage": figures,
         "mmspec": speculation(result),
     }
 

@@ -1,52 +1,94 @@
-"""One answer as frameworks stream it: its text as it becomes certain, tool calls apart."""
+"""Answers as frameworks tell them: what is asked for, decoded with what others ask, and read."""
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
-from typing import Self
+from dataclasses import replace
+from typing import NamedTuple, Self
 
 from mmspec.engine import Engine
-from mmspec.integrations.joined import AsyncAnswer, IsWanted, stream
-from mmspec.integrations.tool_calls import ToolCall, ToolCallReader
+from mmspec.integrations.joined import (
+    AsyncAnswer,
+    IsWanted,
+    answer,
+    answer_async,
+    prepared,
+    stream,
+)
+from mmspec.reading import Answer, Reading, Reasoning
 from mmspec.requests import Request, Result
-from mmspec.stream import Piece
 
 
-class _Told:
-    """Once the answer has ended, `rest`, `calls` and `result` are the whole answer's."""
+class Told(NamedTuple):
+    """One sample."""
+
+    result: Result
+    answer: Answer
+
+
+def ask(engine: Engine, request: Request, is_wanted: IsWanted = None) -> list[Told]:
+    """All samples of the request. Raises MmspecError."""
+    reading = Reading(engine.inputs, prepared(engine, request))
+    return _told(reading, answer(engine, reading.request, is_wanted))
+
+
+async def ask_async(engine: Engine, make: Callable[[], Request]) -> list[Told]:
+    """The same for an event loop, of the request that `make` makes in another thread."""
+    made = _Made(engine, make)
+    _, result = await answer_async(engine, made)
+    return _told(made.reading, result)
+
+
+class _Made:
+    """Makes a request, and remembers how its answer is read."""
+
+    def __init__(self, engine: Engine, make: Callable[[], Request]) -> None:
+        self.reading: Reading
+        self._engine, self._make = engine, make
+
+    def __call__(self) -> Request:
+        request = prepared(self._engine, self._make())
+        self.reading = Reading(self._engine.inputs, request)
+        return self.reading.request
+
+
+def _told(reading: Reading, result: Result) -> list[Told]:
+    return [Told(replace(one, others=()), reading.answer(one)) for one in result.samples]
+
+
+class _Stream:
+    """Yields text and reasoning; `told` once the answer has ended."""
 
     def __init__(self) -> None:
-        self.rest = ""  # text that might have become a call
-        self.result: Result
-        self._reader: ToolCallReader | None = None
+        self.told: Told
+        self._reading: Reading
 
-    @property
-    def calls(self) -> Sequence[ToolCall]:
-        return self._reader.calls if self._reader else ()
+    def _begin(self, reading: Reading) -> None:
+        self._reading, self._reader = reading, reading.reader()
 
-    def _begin(self, request: Request) -> None:
-        self._reader = ToolCallReader(request.tools) if request.tools else None
+    def _read(self, text: str, *, is_last: bool = False) -> list[str | Reasoning]:
+        parts = self._reader.parts(text, is_last=is_last)
+        return [part for part in parts if isinstance(part, str | Reasoning)]
 
-    def _read(self, piece: Piece) -> str:
-        return self._reader.push(piece.text) if self._reader else piece.text
+    def _end(self, result: Result) -> list[str | Reasoning]:
+        """What might have become a call."""
+        rest = self._read("", is_last=True)
+        whole = replace(self._reading.answer(result), calls=tuple(self._reader.calls))
+        self.told = Told(result, whole)
+        return rest
 
-    def _end(self, result: Result) -> None:
-        self.result = result
-        self.rest = self._reader.finish() if self._reader else ""
 
-
-class AnswerStream(_Told):
-    """A context manager that yields the text; leaving it early ends the decoding."""
+class AnswerStream(_Stream):
+    """A context manager; leaving it early ends the decoding."""
 
     def __init__(self, engine: Engine, request: Request, is_wanted: IsWanted = None) -> None:
         super().__init__()
-        self._begin(request)
-        self._stream = stream(engine, request, is_wanted)
+        self._begin(Reading(engine.inputs, prepared(engine, request)))
+        self._stream = stream(engine, self._reading.request, is_wanted)
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[str | Reasoning]:
         for piece in self._stream:
-            if text := self._read(piece):
-                yield text
-        self._end(self._stream.result)
+            yield from self._read(piece.text)
+        yield from self._end(self._stream.result)
 
     def __enter__(self) -> Self:
         return self
@@ -55,25 +97,25 @@ class AnswerStream(_Told):
         self._stream.close()
 
 
-class AsyncAnswerStream(_Told):
+class AsyncAnswerStream(_Stream):
     """The same for an event loop, of the request that `make` makes in another thread."""
 
     def __init__(self, engine: Engine, make: Callable[[], Request]) -> None:
         super().__init__()
-        self.request: Request
-        self._answer = AsyncAnswer(engine, make, tells_pieces=True)
+        self._made = _Made(engine, make)
+        self._answer = AsyncAnswer(engine, self._made, tells_pieces=True)
 
-    async def __aiter__(self) -> AsyncIterator[str]:
+    async def __aiter__(self) -> AsyncIterator[str | Reasoning]:
         async with aclosing(self._answer.pieces()) as pieces:
             async for piece in pieces:
-                if text := self._read(piece):
-                    yield text
-        self._end(self._answer.result)
+                for part in self._read(piece.text):
+                    yield part
+        for part in self._end(self._answer.result):
+            yield part
 
     async def __aenter__(self) -> Self:
         await self._answer.__aenter__()
-        self.request = self._answer.request
-        self._begin(self.request)
+        self._begin(self._made.reading)
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -9,7 +9,8 @@ Needs `pip install 'mmspec[guided]'`.
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,13 +23,15 @@ from mmspec.engine import Engine
 from mmspec.errors import InputError, MissingExtraError
 from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.json_ahead import JsonAhead
+from mmspec.reading import Thought
 from mmspec.uploads import upload
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _STYLE_TOKENS = 512  # of the answer, that are looked at for how it is written
-_BLANKS = r"[ \n\t]{1,20}"  # between two tokens of JSON: no model is to write blanks for ever
+# Between two tokens of JSON: no model is to write blanks for ever.
+_STYLE = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n\t]{1,20}"}
 
 
 @runtime_checkable
@@ -48,10 +51,13 @@ class JsonGuide:
         self._tokenizer: LLTokenizer | None = None
         self._ahead: JsonAhead
 
-    def matching(self, schema: Mapping[str, Any] | Form | None = None) -> "GrammarProcessor":
+    def matching(
+        self, schema: Mapping[str, Any] | Form | None = None, *, behind: str = ""
+    ) -> "GrammarProcessor":
         """For answers that are JSON of this schema, or of a pydantic model, with the keys that it
         names and no others; None: any object. One is enough for all requests of an engine; in
-        transformers' own generate it is one prompt's.
+        transformers' own generate it is one prompt's. `behind`: what comes first, as llguidance's
+        Lark writes it.
 
         Raises InputError for a schema that is none or that llguidance does not follow in full, and
         for a model without a fast tokenizer that llguidance can read; MissingExtraError."""
@@ -66,10 +72,11 @@ class JsonGuide:
                 self._tokenizer = self._read_tokenizer()
                 self._ahead = JsonAhead(self._tokenizer)
         try:
-            given = json.dumps(_schema_of(schema))
-            grammar = LLMatcher.grammar_from_json_schema(
-                given, overrides={"whitespace_flexible": True, "whitespace_pattern": _BLANKS}
-            )
+            given = {"x-guidance": _STYLE, **_schema_of(schema)}
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(given))
+            if behind:
+                lark = f"start: {behind} json\njson: %json {json.dumps(given)}\n"
+                grammar = LLMatcher.grammar_from_lark(lark)
         except (ValueError, TypeError) as error:
             raise InputError(f"got a JSON schema that is none: {error}") from error
         is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
@@ -79,9 +86,10 @@ class JsonGuide:
                 "JSON Schema that llguidance knows"
             )
         # Compiled here, which takes seconds for a large schema, and no more in the decode loop.
-        return GrammarProcessor(
-            self._tokenizer, LLMatcher(self._tokenizer, grammar, log_level=0), self._ahead
-        )
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        made = GrammarProcessor(self._tokenizer, matcher, self._ahead)
+        made.again = partial(self.matching, schema)
+        return made
 
     def _read_tokenizer(self) -> "LLTokenizer":
         from llguidance.hf import from_tokenizer
@@ -141,6 +149,7 @@ class GrammarProcessor(LogitsProcessor):
         self._matcher = matcher.deep_copy()
         self._prompt_length = prompt_length
         self._followed: tuple[int, ...] = ()
+        self.again: Callable[..., GrammarProcessor] | None = None  # with something before it
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`input_ids` (nodes, seq), `scores` (nodes, vocab)."""
@@ -152,6 +161,13 @@ class GrammarProcessor(LogitsProcessor):
                 allowed = upload(self._allowed(scores.shape[1]), scores.device)
                 judged[node].masked_fill_(~allowed, -torch.inf)
         return judged
+
+    def behind(self, thought: Thought) -> "GrammarProcessor":
+        """One whose grammar begins behind the reasoning, where the model thinks."""
+        assert self.again is not None, "a request's own is not made for another"
+        opening, closing = (" ".join(f"<[{token}]>" for token in ids) for ids in thought)
+        lark = rf"{opening} /(?s:.*)/ {closing} /[ \n]{{0,8}}/"
+        return self.again(behind=f"({lark})?" if opening else lark)
 
     def for_request(self, prompt_length: int) -> "GrammarProcessor":
         """One of its own for each, so that it may be given to many."""

@@ -66,7 +66,7 @@ class JoinedStream:
         self._joined = joined
         self._tells_pieces = tells_pieces
         self._news: SimpleQueue[News] = SimpleQueue()
-        self._ticket = joined.submit(engine, _prepared(engine, request), self._tell)
+        self._ticket = joined.submit(engine, prepared(engine, request), self._tell)
 
     def __iter__(self) -> Iterator[Piece]:
         while True:
@@ -111,7 +111,7 @@ class AsyncAnswer:
         await ahead.acquire()
         self._place = ahead
         try:
-            self.request = await asyncio.to_thread(_prepared, self._engine, made)
+            self.request = await asyncio.to_thread(prepared, self._engine, made)
             if self._joined.is_mine:  # an event loop within a request's own callback
                 result = self._engine.generate(self.request)
                 self._hear(Progress(0, pieces=result.pieces, result=result))
@@ -159,7 +159,7 @@ class AsyncAnswer:
             place.release()
 
 
-def _prepared(engine: Engine, request: Request) -> Request:
+def prepared(engine: Engine, request: Request) -> Request:
     """Its prompt processed here, so that the others need not wait for it. Raises MmspecError."""
     try:
         return engine.prepare(request)

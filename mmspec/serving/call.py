@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from mmspec.engine import Engine
 from mmspec.params import requested_max_new_tokens
@@ -17,6 +17,7 @@ from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
 
 T = TypeVar("T")
+Prepare: TypeAlias = Callable[[Engine, Request], Request]
 
 
 class Step(NamedTuple):
@@ -36,6 +37,7 @@ class Call:
         settings: ServerSettings,
         pictures: Pictures,
         *,
+        prepare: Prepare,
         tells_steps: bool,
     ) -> None:
         """In an event loop. Without `tells_steps` it hears of the ends alone. Raises ApiError where
@@ -49,6 +51,7 @@ class Call:
         self._settings = settings
         self._pictures = pictures
         self._num_pixels = 0  # that its prompts hold
+        self._prepare = prepare
         self._tells_steps = tells_steps
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[tuple[int, Progress | Exception]] = asyncio.Queue()
@@ -94,11 +97,12 @@ class Call:
         return time.monotonic() - self.tickets[0].arrived_at
 
     async def _prepared(self, engine: Engine, request: Request) -> tuple[Request, tuple[int, ...]]:
+        prepare = partial(_prepare, self._prepare, engine, request, self._settings)
         if not has_media(request):
-            return await asyncio.to_thread(_prepare, engine, request, self._settings)
+            return await asyncio.to_thread(prepare)
         # A thread goes on where nobody waits for it any more, and keeps its place for so long.
         await self._pictures.opening.acquire()
-        opened = asyncio.ensure_future(asyncio.to_thread(_prepare, engine, request, self._settings))
+        opened = asyncio.ensure_future(asyncio.to_thread(prepare))
         opened.add_done_callback(lambda _: self._pictures.opening.release())
         prepared, predicted = await asyncio.shield(opened)
         held = num_pixels(prepared.prompt)  # type: ignore[arg-type]  # processed
@@ -125,13 +129,13 @@ class Call:
 
 
 def _prepare(
-    engine: Engine, request: Request, settings: ServerSettings
+    prepare: Prepare, engine: Engine, request: Request, settings: ServerSettings
 ) -> tuple[Request, tuple[int, ...]]:
     """The processed request, with a bound on its answer, and the tokens of its prediction."""
     predicted: tuple[int, ...] = ()
     if request.prediction and engine.inputs is not None:
         predicted = engine.inputs.answer_tokens(request.prediction)
-    prepared = engine.prepare(request)
+    prepared = prepare(engine, request)
     length, model = prepared.prompt.num_tokens, engine.target.model  # type: ignore[union-attr]
     if requested_max_new_tokens(model, prepared, prompt_length=length) is None:
         room = settings.default_max_tokens

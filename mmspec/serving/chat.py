@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mmspec.engine import Engine
 from mmspec.integrations.answer import finish_word
-from mmspec.integrations.tool_calls import ToolCall, ToolCallReader, called, read_answer
+from mmspec.integrations.tool_calls import called
 from mmspec.logprobs import TokenLogprobs
-from mmspec.requests import Progress, Result
+from mmspec.reading import AnswerReader, Reading, Reasoning, ToolCall
+from mmspec.requests import Progress, Request, Result
 from mmspec.serving.call import Call, Step
 from mmspec.serving.chat_fields import (
     read_chat_fields,
@@ -58,10 +60,12 @@ class ChatForm(ChoicesForm):
         _check_modalities(fields)
         fields.finish()
         self.requests = [checked_request(messages, options)]
-        self._tools = self.requests[0].tools
         self._has_logprobs = "logprobs" in options
-        self._readers: dict[int, ToolCallReader] = {}  # by sample
-        self._begun: set[int] = set()
+        self._readers: dict[int, AnswerReader] = {}  # by sample
+
+    def prepare(self, engine: Engine, request: Request) -> Request:
+        self._reading = Reading(engine.inputs, super().prepare(engine, request))
+        return self._reading.request
 
     def whole(self, call: Call) -> dict[str, Any]:
         (result,) = ended(call)
@@ -72,32 +76,36 @@ class ChatForm(ChoicesForm):
         if progress.result is not None or not progress.num_tokens:
             return
         index = progress.sample
-        if index not in self._begun:
-            self._begun.add(index)
+        if index not in self._readers:
+            self._readers[index] = self._read.reader()
             yield self._event(index, {"role": "assistant", "content": ""})
-        text, calls = self._read(progress)
+        reader = self._readers[index]
         places = told_places(progress.logprobs, progress.finish_reason)
-        if text or places:
-            yield self._event(index, {"content": text}, places)
-        if calls:
-            yield self._event(index, {"tool_calls": calls})
+        for delta in self._deltas(reader, progress):
+            yield self._event(index, delta, places)
+            places = ()
+        if places:  # of tokens whose text is held back, or a mark
+            yield self._event(index, {"content": ""}, places)
         if ends(progress):
-            has_calls = bool(self._readers[index].calls) if self._tools else False
-            word = finish_word(progress.finish_reason, calls_tools=has_calls)
+            word = finish_word(progress.finish_reason, calls_tools=bool(reader.calls))
             yield self._event(index, {}, finish_reason=word)
 
-    def _read(self, progress: Progress) -> tuple[str, list[dict[str, Any]]]:
-        """The new text and the calls that were completed with it."""
-        text = "".join(piece.text for piece in progress.pieces)
-        if not self._tools:
-            return text, []
-        reader = self._readers.setdefault(progress.sample, ToolCallReader(self._tools))
-        num_before = len(reader.calls)
-        text = reader.push(text)
-        if ends(progress):
-            text += reader.finish()
-        new = list(enumerate(reader.calls))[num_before:]
-        return text, [{"index": number, **_as_call(call)} for number, call in new]
+    @property
+    def _read(self) -> Reading:
+        assert self._reading is not None, "its request was prepared"
+        return self._reading
+
+    def _deltas(self, reader: AnswerReader, progress: Progress) -> Iterator[dict[str, Any]]:
+        """What the step has brought."""
+        text, number = "".join(piece.text for piece in progress.pieces), len(reader.calls)
+        for part in reader.parts(text, is_last=ends(progress)):
+            if isinstance(part, ToolCall):
+                yield {"tool_calls": [{"index": number, **_as_call(part)}]}
+                number += 1
+            elif isinstance(part, Reasoning):
+                yield {"reasoning_content": part.text}
+            else:
+                yield {"content": part}
 
     def _event(
         self,
@@ -115,11 +123,13 @@ class ChatForm(ChoicesForm):
         return self.event(choice)
 
     def _choice(self, sample: Result) -> dict[str, Any]:
-        text, calls = read_answer(sample.text, self._tools)
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if calls:
-            message["content"] = text or None
-            message["tool_calls"] = [_as_call(call) for call in calls]
+        answer = self._read.answer(sample)
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [_as_call(call) for call in answer.calls]
         places = sample.logprobs
         return {
             "index": sample.sample,
@@ -127,7 +137,7 @@ class ChatForm(ChoicesForm):
             "logprobs": None
             if places is None
             else of_chat(told_places(places, sample.finish_reason)),
-            "finish_reason": finish_word(sample.finish_reason, calls_tools=bool(calls)),
+            "finish_reason": finish_word(sample.finish_reason, calls_tools=bool(answer.calls)),
         }
 
 

@@ -5,8 +5,10 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.integrations.answer import speculation
+from mmspec.reading import Reading
 from mmspec.requests import FIELD_NAMES, Progress, Request, Result, build_request
 from mmspec.serving.call import Call, Step
 from mmspec.serving.errors import ApiError, in_clients_words, refused
@@ -23,6 +25,9 @@ class Form(Protocol):
     json_schema: Mapping[str, Any] | None  # that the answers are to follow
     length_name: str  # the field that says how long an answer is
     last_line: str  # of a stream
+
+    def prepare(self, engine: Engine, request: Request) -> Request:
+        """One of its requests, ready to be decoded. In any thread; raises InputError."""
 
     def whole(self, call: Call) -> dict[str, Any]:
         """The body, once all have ended."""
@@ -51,9 +56,13 @@ class ChoicesForm:
         self._kind, self._chunk = kind, chunk
         self._id = f"{prefix}-{uuid.uuid4().hex}"
         self._created, self._model = int(time.time()), settings.name
+        self._reading: Reading | None = None  # of a chat's answers
+
+    def prepare(self, engine: Engine, request: Request) -> Request:
+        return engine.prepare(request)
 
     def body(self, choices: list[dict[str, Any]], call: Call) -> dict[str, Any]:
-        return {**self._heading(self._kind), "choices": choices, **told(call)}
+        return {**self._heading(self._kind), "choices": choices, **told(call, self._reading)}
 
     def event(self, choice: dict[str, Any]) -> dict[str, Any]:
         usage = {"usage": None} if self._tells_usage else {}
@@ -61,7 +70,7 @@ class ChoicesForm:
 
     def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
         if self._tells_usage:
-            yield {**self._heading(self._chunk), "choices": [], **told(call)}
+            yield {**self._heading(self._chunk), "choices": [], **told(call, self._reading)}
 
     def failure(self, error: ApiError) -> dict[str, Any]:
         return error.body
@@ -83,10 +92,11 @@ def read_streaming(fields: Fields) -> tuple[bool, bool]:
     return is_on, tells_usage
 
 
-def told(call: Call) -> dict[str, Any]:
+def told(call: Call, reading: Reading | None) -> dict[str, Any]:
     """Beside the choices of a whole answer; `mmspec` is of the first sample of the first prompt."""
     results = ended(call)
-    return {"usage": usage(results, call.predicted), "mmspec": speculation(results[0])}
+    figures = usage(results, call.predicted, reading)
+    return {"usage": figures, "mmspec": speculation(results[0])}
 
 
 def ended(call: Call) -> list[Result]:

@@ -6,7 +6,10 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mmspec.engine import Engine
 from mmspec.integrations.answer import finish_word
+from mmspec.reading import Reading
+from mmspec.requests import Request
 from mmspec.row import FinishReason
 from mmspec.serving.call import Call, Step
 from mmspec.serving.chat_fields import (
@@ -96,7 +99,8 @@ class ResponseForm:
         self.streams, _ = read_streaming(fields)
         fields.finish()
         self.requests = [checked_request(messages, options, self.length_name)]
-        self._output = Output(self.requests[0].tools)
+        self._reading: Reading
+        self._output: Output
         self._num_events = 0
         given = {name: fields.given.get(name) for name in _TOLD}
         self._heading = {
@@ -107,6 +111,11 @@ class ResponseForm:
             **_TOLD,
             **{name: value for name, value in given.items() if value is not None},
         }
+
+    def prepare(self, engine: Engine, request: Request) -> Request:
+        self._reading = Reading(engine.inputs, engine.prepare(request))
+        self._output = Output(self._reading.reader())
+        return self._reading.request
 
     def whole(self, call: Call) -> dict[str, Any]:
         (result,) = ended(call)
@@ -148,7 +157,7 @@ class ResponseForm:
     def _ended(self, call: Call) -> dict[str, Any]:
         (result,) = ended(call)
         status = "incomplete" if _is_cut(result.finish_reason) else "completed"
-        figures = told(call)
+        figures = told(call, self._reading)
         state = {**_state(status), "output": self._output.items, "usage": _usage(figures["usage"])}
         return {**self._heading, **state, "mmspec": figures["mmspec"]}
 
@@ -178,6 +187,6 @@ def _usage(told: Mapping[str, Any]) -> dict[str, Any]:
         "input_tokens": told["prompt_tokens"],
         "input_tokens_details": {"cache_write_tokens": 0, **told["prompt_tokens_details"]},
         "output_tokens": told["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": 0, **told["completion_tokens_details"]},
+        "output_tokens_details": told["completion_tokens_details"],
         "total_tokens": told["total_tokens"],
     }

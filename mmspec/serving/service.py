@@ -117,6 +117,7 @@ class Service:
             self.scheduler,
             self._settings,
             self._pictures,
+            prepare=form.prepare,
             tells_steps=form.streams,
         )
         steps = self._counted(call)

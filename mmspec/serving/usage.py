@@ -6,12 +6,17 @@ from difflib import SequenceMatcher
 
 from mmspec.beginnings import num_shared
 from mmspec.integrations.answer import usage as answer_usage
+from mmspec.reading import Reading
 from mmspec.requests import Result
 
 _MANY = 2**24  # pairs of tokens from which on frequent ones are no beginnings of a match
 
 
-def usage(results: Sequence[Result], predicted: Sequence[Sequence[int]] = ()) -> dict[str, object]:
+def usage(
+    results: Sequence[Result],
+    predicted: Sequence[Sequence[int]] = (),
+    reading: Reading | None = None,
+) -> dict[str, object]:
     """Of a call's prompts. `predicted` are the tokens of each one's predicted answer."""
     counts = Counter[str]()
     for result in results:
@@ -21,6 +26,8 @@ def usage(results: Sequence[Result], predicted: Sequence[Sequence[int]] = ()) ->
         for sample in result.samples if tokens else ():
             found = num_found(tokens, sample.tokens)
             accepted, rejected = accepted + found, rejected + len(tokens) - found
+    samples = [sample for result in results for sample in result.samples]
+    thought = 0 if reading is None else sum(reading.answer(s).reasoning_tokens for s in samples)
     return {
         **counts,
         "prompt_tokens_details": {
@@ -29,6 +36,7 @@ def usage(results: Sequence[Result], predicted: Sequence[Sequence[int]] = ()) ->
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": rejected,
+            "reasoning_tokens": thought,
         },
     }
 

@@ -32,14 +32,14 @@ def alone(engine: Engine) -> list[str]:
 async def text_of(engine: Engine, request: Request) -> str:
     async with AsyncAnswerStream(engine, lambda: request) as answer:
         texts = [text async for text in answer]
-    assert "".join(texts) + answer.rest == answer.result.text
+    assert "".join(texts) == answer.told.result.text == answer.told.answer.text
     return "".join(texts)
 
 
 def text_in_thread(engine: Engine, request: Request) -> str:
     with AnswerStream(engine, request) as answer:
         texts = list(answer)
-    assert "".join(texts) + answer.rest == answer.result.text
+    assert "".join(texts) == answer.told.result.text == answer.told.answer.text
     return "".join(texts)
 
 

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.dataclasses import (
     ChatMessage,
     ComponentInfo,
+    ReasoningContent,
     StreamingCallbackT,
     StreamingChunk,
     ToolCall,
@@ -30,21 +30,26 @@ from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.inputs.passages import Passages, passage_list
 from mmspec.integrations.answer import metadata, model_name
-from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
+from mmspec.integrations.answer_stream import (
+    AnswerStream,
+    AsyncAnswerStream,
+    Told,
+    ask,
+    ask_async,
+)
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.haystack.messages import as_message, as_passage
-from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.options import component_request, request_options
 from mmspec.integrations.passages import Placement
-from mmspec.integrations.tool_calls import read_answer
-from mmspec.requests import Request, Result
+from mmspec.reading import Reasoning
+from mmspec.requests import Request
 
 
 @component
 class MmspecChatGenerator:
     """A Hugging Face model, decoded by mmspec, as a Haystack chat generator: text and images,
-    streaming, tools, in sync and async pipelines.
+    streaming, reasoning, tools, in sync and async pipelines.
 
     `replies[0].meta` holds model, finish_reason, usage and, under "mmspec", what was drafted and
     accepted. A pipeline with it is written and read by name of the model; reading needs
@@ -139,13 +144,13 @@ class MmspecChatGenerator:
         )
         request = self._request(messages, documents, generation_kwargs, tools)
         if callback is None:
-            return {"replies": self._replies(request, answer(self._ready, request))}
+            return {"replies": self._replies(ask(self._ready, request))}
         with AnswerStream(self._ready, request) as stream:
-            told = _Chunks(self)
-            for text in stream:
-                callback(told.of_text(text))
-        reply = self._reply(stream.result, request)
-        for chunk in told.last(stream, reply):
+            chunks = _Chunks(self)
+            for part in stream:
+                callback(chunks.of_part(part))
+        reply = self._reply(stream.told)
+        for chunk in chunks.last(reply):
             callback(chunk)
         return {"replies": [reply]}
 
@@ -166,8 +171,7 @@ class MmspecChatGenerator:
         make = partial(self._request, messages, documents, generation_kwargs, tools)
         engine = await asyncio.to_thread(lambda: self._ready)
         if callback is None:
-            request, result = await answer_async(engine, make)
-            return {"replies": self._replies(request, result)}
+            return {"replies": self._replies(await ask_async(engine, make))}
 
         async def tell(chunk: StreamingChunk) -> None:
             waited_for = callback(chunk)
@@ -175,11 +179,11 @@ class MmspecChatGenerator:
                 await waited_for
 
         async with AsyncAnswerStream(engine, make) as stream:
-            told = _Chunks(self)
-            async for text in stream:
-                await tell(told.of_text(text))
-        reply = self._reply(stream.result, stream.request)
-        for chunk in told.last(stream, reply):
+            chunks = _Chunks(self)
+            async for part in stream:
+                await tell(chunks.of_part(part))
+        reply = self._reply(stream.told)
+        for chunk in chunks.last(reply):
             await tell(chunk)
         return {"replies": [reply]}
 
@@ -210,17 +214,16 @@ class MmspecChatGenerator:
         self.warm_up()
         return component_request(prompt, options, placement=self.placement, guide=self._guide)
 
-    def _replies(self, request: Request, result: Result) -> list[ChatMessage]:
-        alone = [replace(sample, others=()) for sample in result.samples]
-        return [self._reply(sample, request, i) for i, sample in enumerate(alone)]
+    def _replies(self, samples: Sequence[Told]) -> list[ChatMessage]:
+        return [self._reply(told, index) for index, told in enumerate(samples)]
 
-    def _reply(self, result: Result, request: Request, index: int = 0) -> ChatMessage:
-        text, calls = read_answer(result.text, request.tools)
-        model = self.model or model_name(self._ready)
+    def _reply(self, told: Told, index: int = 0) -> ChatMessage:
+        model, calls = self.model or model_name(self._ready), told.answer.calls
         return ChatMessage.from_assistant(
-            text,
-            meta={"index": index, **metadata(result, model=model, calls_tools=bool(calls))},
+            told.answer.text,
+            meta={"index": index, **metadata(told.result, told.answer, model=model)},
             tool_calls=[ToolCall(call.name, dict(call.arguments), id=call.id) for call in calls],
+            reasoning=told.answer.reasoning or None,
         )
 
 
@@ -231,16 +234,15 @@ class _Chunks:
         self._info = ComponentInfo.from_component(component)
         self._is_first = True
 
-    def of_text(self, text: str) -> StreamingChunk:
+    def of_part(self, part: str | Reasoning) -> StreamingChunk:
         is_first, self._is_first = self._is_first, False
-        return StreamingChunk(text, component_info=self._info, index=0, start=is_first)
+        place: dict[str, Any] = {"component_info": self._info, "index": 0, "start": is_first}
+        if isinstance(part, Reasoning):
+            return StreamingChunk("", reasoning=ReasoningContent(part.text), **place)
+        return StreamingChunk(part, **place)
 
-    def last(
-        self, stream: AnswerStream | AsyncAnswerStream, reply: ChatMessage
-    ) -> Iterator[StreamingChunk]:
-        """Behind the text: the rest of it, the calls, and how it ended."""
-        if stream.rest:
-            yield self.of_text(stream.rest)
+    def last(self, reply: ChatMessage) -> Iterator[StreamingChunk]:
+        """Behind the text: the calls, and how it ended."""
         for index, call in enumerate(reply.tool_calls, start=1):
             delta = ToolCallDelta(index, call.tool_name, json.dumps(call.arguments), call.id)
             yield StreamingChunk(

@@ -37,7 +37,9 @@ def as_message(message: ChatMessage) -> dict[str, Any]:
         elif isinstance(content, ToolCallResult) and isinstance(content.result, str):
             parts.append({"type": "text", "text": content.result})
             converted |= {"tool_call_id": content.origin.id, "name": content.origin.tool_name}
-        elif not isinstance(content, ReasoningContent):
+        elif isinstance(content, ReasoningContent):
+            converted["reasoning_content"] = content.reasoning_text
+        else:
             raise InputError(
                 f"got {type(content).__name__} in a message; expected text, images, tool calls "
                 "and their results as text"

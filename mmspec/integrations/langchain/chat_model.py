@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,18 +18,24 @@ from pydantic import ConfigDict, Field, PrivateAttr
 
 from mmspec.engine import Engine
 from mmspec.integrations.answer import finish_word, model_name, speculation, usage
-from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
+from mmspec.integrations.answer_stream import (
+    AnswerStream,
+    AsyncAnswerStream,
+    Told,
+    ask,
+    ask_async,
+)
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.joined_loop import num_ahead
 from mmspec.integrations.langchain.each import ask_each, check_wanted, still_wanted
 from mmspec.integrations.langchain.messages import as_message, as_passage
 from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.options import component_request, component_settings, request_options
 from mmspec.integrations.passages import Placement
-from mmspec.integrations.tool_calls import ToolCall, call_schema, read_answer
-from mmspec.requests import Request, Result
+from mmspec.integrations.tool_calls import call_schema
+from mmspec.reading import Reasoning, ToolCall
+from mmspec.requests import Request
 
 # Of a call's keywords, those that LangChain itself reads.
 _NO_OPTIONS = frozenset(
@@ -47,9 +54,10 @@ class ChatMmspec(BaseChatModel):
 
     A call's keywords, or those of `bind`, are fields of `mmspec.Request`, LangChain's `stop` and
     `max_tokens` among them, and override the settings here. `passages=[...]` are the texts or
-    Documents that were retrieved: see `mmspec.integrations.passages`. Tool calls are read in the
-    form <tool_call>{...}</tool_call>. An answer's `response_metadata["mmspec"]` says what was
-    drafted and accepted, its `usage_metadata` counts tokens.
+    Documents that were retrieved: see `mmspec.integrations.passages`. Reasoning and tool calls are
+    read in the model's own form (`mmspec.reading`); reasoning is a content block, and in
+    `additional_kwargs["reasoning_content"]`. An answer's `response_metadata["mmspec"]` says what
+    was drafted and accepted, its `usage_metadata` counts tokens.
 
     Raises InputError, a ValueError, for what cannot be asked; ModelError and ConfigError when it
     is made.
@@ -103,10 +111,9 @@ class ChatMmspec(BaseChatModel):
         run_manager: object = None,
         **kwargs: Any,
     ) -> ChatResult:
-        request = self._request(messages, stop, kwargs)
-        result = answer(self._engine, request, still_wanted())
+        told = ask(self._engine, self._request(messages, stop, kwargs), still_wanted())
         check_wanted()
-        return self._chat_result(request, result)
+        return self._chat_result(told)
 
     async def _agenerate(
         self,
@@ -116,21 +123,23 @@ class ChatMmspec(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         make = partial(self._request, messages, stop, kwargs)
-        request, result = await answer_async(self._engine, make)
-        return self._chat_result(request, result)
+        return self._chat_result(await ask_async(self._engine, make))
 
-    def _chat_result(self, request: Request, result: Result) -> ChatResult:
+    def _chat_result(self, samples: Sequence[Told]) -> ChatResult:
         generations = []
-        for sample in result.samples:
-            text, calls = read_answer(sample.text, request.tools)
+        for told in samples:
+            answer, calls = told.answer, told.answer.calls
             message = AIMessage(
-                content=text,
+                content=answer.text,
+                additional_kwargs=_thought(answer.reasoning),
                 tool_calls=[tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in calls],
-                usage_metadata=_usage(sample),
-                response_metadata=self._metadata(sample, calls),
+                usage_metadata=_usage(told),
+                response_metadata=self._metadata(told),
             )
             generations.append(ChatGeneration(message=message))
-        output = {"token_usage": usage(result), "model_name": self.model}
+        first, *others = (told.result for told in samples)
+        figures = usage(replace(first, others=tuple(others)))
+        output = {"token_usage": figures, "model_name": self.model}
         return ChatResult(generations=generations, llm_output=output)
 
     def _stream(
@@ -142,10 +151,10 @@ class ChatMmspec(BaseChatModel):
     ) -> Generator[ChatGenerationChunk, None, None]:
         request = self._request(messages, stop, kwargs)
         with AnswerStream(self._engine, request, still_wanted()) as streamed:
-            for text in streamed:
-                yield _told(run_manager, AIMessageChunk(content=text))
+            for part in streamed:
+                yield _told(run_manager, _as_chunk(part))
         check_wanted()
-        yield _told(run_manager, self._last_chunk(streamed))
+        yield _told(run_manager, self._last_chunk(streamed.told))
 
     async def _astream(
         self,
@@ -156,16 +165,17 @@ class ChatMmspec(BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         make = partial(self._request, messages, stop, kwargs)
         async with AsyncAnswerStream(self._engine, make) as answer:
-            async for text in answer:
-                yield await _told_async(run_manager, AIMessageChunk(content=text))
-        yield await _told_async(run_manager, self._last_chunk(answer))
+            async for part in answer:
+                yield await _told_async(run_manager, _as_chunk(part))
+        yield await _told_async(run_manager, self._last_chunk(answer.told))
 
-    def _last_chunk(self, answer: AnswerStream | AsyncAnswerStream) -> AIMessageChunk:
+    def _last_chunk(self, told: Told) -> AIMessageChunk:
+        calls = enumerate(told.answer.calls)
         return AIMessageChunk(
-            content=answer.rest,
-            tool_call_chunks=[_chunk(call, index) for index, call in enumerate(answer.calls)],
-            usage_metadata=_usage(answer.result),
-            response_metadata=self._metadata(answer.result, answer.calls),
+            content="",
+            tool_call_chunks=[_call_chunk(call, index) for index, call in calls],
+            usage_metadata=_usage(told),
+            response_metadata=self._metadata(told),
             chunk_position="last",
         )
 
@@ -276,10 +286,11 @@ class ChatMmspec(BaseChatModel):
         prompt = [as_message(message) for message in messages]
         return component_request(prompt, options, placement=self.placement, guide=self._guide)
 
-    def _metadata(self, result: Result, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    def _metadata(self, told: Told) -> dict[str, Any]:
+        result, calls_tools = told.result, bool(told.answer.calls)
         metadata = {
             "model_name": self.model,
-            "finish_reason": finish_word(result.finish_reason, calls_tools=bool(calls)),
+            "finish_reason": finish_word(result.finish_reason, calls_tools=calls_tools),
             "mmspec": speculation(result),
         }
         if result.logprobs is not None:
@@ -298,17 +309,31 @@ class ChatMmspec(BaseChatModel):
         return metadata
 
 
-def _usage(result: Result) -> UsageMetadata:
-    prompt, new = result.stats.prompt_tokens, result.stats.new_tokens
-    return UsageMetadata(
-        input_tokens=prompt,
-        output_tokens=new,
-        total_tokens=prompt + new,
-        input_token_details={"cache_read": result.stats.reused_tokens},
+def _usage(told: Told) -> UsageMetadata:
+    stats, thought = told.result.stats, told.answer.reasoning_tokens
+    figures = UsageMetadata(
+        input_tokens=stats.prompt_tokens,
+        output_tokens=stats.new_tokens,
+        total_tokens=stats.prompt_tokens + stats.new_tokens,
+        input_token_details={"cache_read": stats.reused_tokens},
     )
+    if thought:
+        figures["output_token_details"] = {"reasoning": thought}
+    return figures
 
 
-def _chunk(call: ToolCall, index: int) -> Any:
+def _thought(text: str) -> dict[str, Any]:
+    """Where LangChain's own content blocks look for reasoning."""
+    return {"reasoning_content": text} if text else {}
+
+
+def _as_chunk(part: str | Reasoning) -> AIMessageChunk:
+    if isinstance(part, Reasoning):
+        return AIMessageChunk(content="", additional_kwargs=_thought(part.text))
+    return AIMessageChunk(content=part)
+
+
+def _call_chunk(call: ToolCall, index: int) -> Any:
     return tool_call_chunk(name=call.name, args=json.dumps(call.arguments), id=call.id, index=index)
 
 

@@ -20,8 +20,12 @@ def as_message(message: BaseMessage) -> dict[str, Any]:
         raise InputError(
             f"got a {type(message).__name__}; expected system, human, AI, tool or chat messages"
         )
-    parts = [part for block in message.content_blocks if (part := _part(block)) is not None]
+    blocks = message.content_blocks
+    parts = [part for block in blocks if (part := _part(block)) is not None]
     converted: dict[str, Any] = {"role": role, "content": parts}
+    thought = "".join(b.get("reasoning", "") for b in blocks if b["type"] == "reasoning")
+    if thought:
+        converted["reasoning_content"] = thought
     if message.name:
         converted["name"] = message.name
     if isinstance(message, ToolMessage):

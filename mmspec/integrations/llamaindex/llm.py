@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
     TextBlock,
+    ThinkingBlock,
     ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -24,16 +26,21 @@ from llama_index.core.tools.types import BaseTool
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.integrations.answer import broken_form, metadata, model_name, usage
-from mmspec.integrations.answer_stream import AnswerStream, AsyncAnswerStream
+from mmspec.integrations.answer_stream import (
+    AnswerStream,
+    AsyncAnswerStream,
+    Told,
+    ask,
+    ask_async,
+)
 from mmspec.integrations.chosen_engine import chosen_engine
 from mmspec.integrations.guided import JsonGuide
-from mmspec.integrations.joined import answer, answer_async
 from mmspec.integrations.llamaindex.messages import as_message
 from mmspec.integrations.options import component_request, component_settings, request_options
 from mmspec.integrations.passages import Placement
-from mmspec.integrations.tool_calls import ToolCall, read_answer
 from mmspec.params import DEFAULT_MAX_NEW_TOKENS
-from mmspec.requests import Messages, Request, Result
+from mmspec.reading import Answer, Reasoning
+from mmspec.requests import Messages, Request
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -49,9 +56,9 @@ class MmspecLLM(FunctionCallingLLM):
     `mmspec.integrations.passages`. `response.raw` holds model, finish_reason, usage and, under
     "mmspec", what was drafted and accepted.
 
-    A model whose chat template knows tools calls them, in agents too; its calls are read from
-    <tool_call>{...}</tool_call>, or from an answer that is such an object. A call that has to be
-    made (`tool_required`) follows the tools' schemas by a grammar.
+    A model whose chat template knows tools calls them, in agents too; its calls, and what it thinks
+    before them (a ThinkingBlock), are read in its own form (`mmspec.reading`). A call that has to
+    be made (`tool_required`) follows the tools' schemas by a grammar.
 
     Answers of a form (`as_structured_llm`, `structured_predict`) follow it by a grammar: no token
     that leads out of it can be chosen, and those that it forces are drafted. The model does not see
@@ -102,8 +109,8 @@ class MmspecLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        request = self._chat_request(messages, kwargs)
-        return self._chat_response(request, answer(self._engine, request))
+        (told,) = ask(self._engine, self._chat_request(messages, kwargs))
+        return self._response(told)
 
     @llm_chat_callback()
     def stream_chat(
@@ -113,10 +120,8 @@ class MmspecLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        request, result = await answer_async(
-            self._engine, partial(self._chat_request, messages, kwargs)
-        )
-        return self._chat_response(request, result)
+        (told,) = await ask_async(self._engine, partial(self._chat_request, messages, kwargs))
+        return self._response(told)
 
     @llm_chat_callback()
     async def astream_chat(
@@ -129,8 +134,8 @@ class MmspecLLM(FunctionCallingLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         request = self._request(_asked(prompt, raw=formatted), kwargs, raw=formatted)
-        result = answer(self._engine, request)
-        return _completion(self._response(result, result.text))
+        (told,) = ask(self._engine, request)
+        return _completion(self._response(told))
 
     @llm_completion_callback()
     def stream_complete(
@@ -144,8 +149,8 @@ class MmspecLLM(FunctionCallingLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         make = partial(self._request, _asked(prompt, raw=formatted), kwargs, raw=formatted)
-        _, result = await answer_async(self._engine, make)
-        return _completion(self._response(result, result.text))
+        (told,) = await ask_async(self._engine, make)
+        return _completion(self._response(told))
 
     @llm_completion_callback()
     async def astream_complete(
@@ -254,10 +259,6 @@ class MmspecLLM(FunctionCallingLLM):
     def _chat_request(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> Request:
         return self._request([as_message(message) for message in messages], call)
 
-    def _chat_response(self, request: Request, result: Result) -> ChatResponse:
-        text, calls = read_answer(result.text, request.tools)
-        return self._response(result, text, calls)
-
     def _request(
         self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
     ) -> Request:
@@ -270,38 +271,34 @@ class MmspecLLM(FunctionCallingLLM):
         self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
     ) -> Generator[ChatResponse, None, None]:
         """The answer so far, and what is new of it; the last one has the figures."""
-        told = ""
+        so_far = _SoFar()
         with AnswerStream(self._engine, self._request(prompt, call, raw=raw)) as answer:
-            for fresh in answer:
-                told += fresh
-                yield ChatResponse(message=_answer(told), delta=fresh)
-        yield self._last_response(answer, told)
+            for part in answer:
+                yield so_far.response(part)
+        yield self._response(answer.told, so_far.text)
 
     async def _astreamed(
         self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
     ) -> AsyncGenerator[ChatResponse, None]:
-        told = ""
+        so_far = _SoFar()
         make = partial(self._request, prompt, call, raw=raw)
         async with AsyncAnswerStream(self._engine, make) as answer:
-            async for fresh in answer:
-                told += fresh
-                yield ChatResponse(message=_answer(told), delta=fresh)
-        yield self._last_response(answer, told)
+            async for part in answer:
+                yield so_far.response(part)
+        yield self._response(answer.told, so_far.text)
 
-    def _last_response(self, answer: AnswerStream | AsyncAnswerStream, told: str) -> ChatResponse:
-        return self._response(answer.result, told + answer.rest, answer.calls, delta=answer.rest)
-
-    def _response(
-        self,
-        result: Result,
-        text: str,
-        calls: Sequence[ToolCall] = (),
-        delta: str | None = None,
-    ) -> ChatResponse:
+    def _response(self, told: Told, streamed: str | None = None) -> ChatResponse:
+        """`streamed`: its text, where that was told in pieces already."""
         assert self.model is not None, "it is there from the first"
-        raw = metadata(result, model=self.model, calls_tools=bool(calls))
-        told = _answer(text, calls)
-        return ChatResponse(message=told, delta=delta, raw=raw, additional_kwargs=usage(result))
+        result, answer = told
+        if streamed is not None:
+            answer = replace(answer, text=streamed)
+        return ChatResponse(
+            message=_as_message(answer),
+            delta=None if streamed is None else "",
+            raw=metadata(result, answer, model=self.model),
+            additional_kwargs=usage(result),
+        )
 
 
 def _with_form(form: type[BaseModel], call: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -319,12 +316,36 @@ def _asked(prompt: str, *, raw: bool) -> str | Messages:
     return prompt if raw else [{"role": "user", "content": prompt}]
 
 
-def _answer(text: str, calls: Sequence[ToolCall] = ()) -> ChatMessage:
-    blocks = [
-        ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=dict(c.arguments))
-        for c in calls
+class _SoFar:
+    """Of an answer that is streamed."""
+
+    def __init__(self) -> None:
+        self.text, self._reasoning = "", ""
+
+    def response(self, part: str | Reasoning) -> ChatResponse:
+        """With this part of it; agents look for `thinking_delta`."""
+        more: dict[str, Any] = {}
+        if isinstance(part, Reasoning):
+            self._reasoning += part.text
+            delta, more = "", {"thinking_delta": part.text}
+        else:
+            self.text += part
+            delta = part
+        message = _as_message(Answer(self.text, self._reasoning))
+        return ChatResponse(message=message, delta=delta, additional_kwargs=more)
+
+
+def _as_message(answer: Answer) -> ChatMessage:
+    thought = [
+        ThinkingBlock(content=answer.reasoning, num_tokens=answer.reasoning_tokens or None)
+        for _ in range(bool(answer.reasoning))
     ]
-    return ChatMessage(role=MessageRole.ASSISTANT, blocks=[TextBlock(text=text), *blocks])
+    calls = [
+        ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=dict(c.arguments))
+        for c in answer.calls
+    ]
+    blocks = [*thought, TextBlock(text=answer.text), *calls]
+    return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
 
 
 async def _completions(

@@ -1,0 +1,19 @@
+"""Reading: what of a model's answer is its reasoning, what is said, and what calls tools.
+
+    reading = Reading(engine.inputs, engine.prepare(messages, tools=tools))
+    answer = reading.answer(engine.generate(reading.request))
+
+forms      how the families write it: transformers' response templates, as data
+form       the form of one model
+regions    transformers' parser of them, which here loses no text
+calls      ToolCall, and what is one
+bare_call  a call that is the whole answer, without any mark
+reader     AnswerReader: the parts of an answer, as it comes
+reading    Reading: how one request's answers are read
+"""
+
+from mmspec.reading.calls import ToolCall
+from mmspec.reading.reader import AnswerReader, Reasoning
+from mmspec.reading.reading import Answer, Reading, Thought
+
+__all__ = ["Answer", "AnswerReader", "Reading", "Reasoning", "Thought", "ToolCall"]

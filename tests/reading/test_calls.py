@@ -1,0 +1,121 @@
+"""Tool calls in an answer's text, however it is cut into pieces."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from mmspec.reading import AnswerReader, ToolCall
+from mmspec.reading.form import form_of
+
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<b>"}}\n</tool_call>'
+TOOLS = [{"type": "function", "function": {"name": name}} for name in "fg"]
+OTHER = '<tool_call>{"name": "g", "why": 1, "parameters": "{\\"y\\": 1}"}</tool_call>'
+
+
+def hermes(tools: Sequence[Any]) -> AnswerReader:
+    return AnswerReader(form_of(None, has_tools=bool(tools)), tools)
+
+
+def said(reader: AnswerReader, text: str = "", *, is_last: bool = False) -> str:
+    parts = reader.parts(text, is_last=is_last)
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def read_answer(text: str, tools: Sequence[Any]) -> tuple[str, list[ToolCall]]:
+    reader = hermes(tools)
+    return said(reader, text, is_last=True).strip() if tools else text, reader.calls
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_pieces_of_any_size_give_the_same_text_and_calls(size: int) -> None:
+    text = f"a < b <tool {CALL} and {OTHER} end <tool_cal"
+    reader, told = hermes(TOOLS), ""
+    for start in range(0, len(text), size):
+        piece = said(reader, text[start : start + size])
+        assert "<tool_call>" not in piece
+        told += piece
+    told += said(reader, is_last=True)
+    assert told == "a < b <tool  and  end <tool_cal"
+    assert [(call.name, call.arguments) for call in reader.calls] == [
+        ("f", {"x": "<b>"}),
+        ("g", {"y": 1}),
+    ]
+    assert len({call.id for call in reader.calls}) == 2
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "no json",
+        "[1]",
+        '{"name": 3}',
+        '{"name": "f", "arguments": [1]}',
+        "{}",
+        "null",
+        '{"name": "\\ud83d", "arguments": {}}',  # half a character
+        '{"name": "f", "arguments": ' + "[" * 99999,
+    ],
+)
+def test_what_is_no_call_stays_text(inside: str) -> None:
+    text = f"a <tool_call>{inside}</tool_call> b"
+    assert read_answer(text, TOOLS) == (text, [])
+
+
+def test_a_call_at_the_end_needs_no_closing_tag() -> None:
+    told, calls = read_answer('Well. <tool_call>{"name": "f", "arguments": {}}', TOOLS)
+    assert told == "Well." and [call.name for call in calls] == ["f"]
+    half = '<tool_call>{"name": "f", "argu'
+    assert read_answer(half, TOOLS) == (half, [])
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (' {"name": "f", "parameters": {"x": 1}}\n', 1),
+        ('{ "name" : "f", "arguments": {}}', 1),
+        ('{"name": "Bob", "age": 3}', 0),
+        ('{"name": "f", "arguments": {}, "why": 1}', 0),
+        ('{"name": "f", "arguments": {}} is how', 0),
+        ('{"name": "Bob", "arguments": {}}', 0),  # no tool
+        ('{"name": "f", "arguments": ' + "[" * 99999, 0),
+        ('{"names": []}', 0),
+        ("  ", 0),
+        ("", 0),
+    ],
+)
+def test_an_answer_that_is_a_call_alone_needs_no_tags(size: int, text: str, calls: int) -> None:
+    reader = hermes(TOOLS)
+    told = "".join(said(reader, text[n : n + size]) for n in range(0, len(text), size))
+    told += said(reader, is_last=True)
+    assert (told, len(reader.calls)) == ("" if calls else text, calls)
+
+
+def test_an_answer_that_is_no_call_comes_as_it_is_made() -> None:
+    reader = hermes(TOOLS)
+    assert said(reader, '{"name": "Bo') == '{"name": "Bo'
+    assert said(reader, 'b", "parameters": {') == 'b", "parameters": {'
+    assert said(reader, is_last=True) == ""
+
+
+def test_arguments_that_hold_half_a_character_can_be_sent() -> None:
+    _, (call,) = read_answer('{"name": "f", "arguments": {"x": "\\ud83d"}}', TOOLS)
+    assert json.loads(call.arguments_json.encode()) == call.arguments == {"x": "\ud83d"}
+
+
+def test_parts_stand_in_the_order_of_the_text() -> None:
+    reader = hermes(TOOLS)
+    parts = reader.parts(f"a {CALL}{OTHER} b") + reader.parts("", is_last=True)
+    assert [part.name if isinstance(part, ToolCall) else part for part in parts] == [
+        "a ",
+        "f",
+        "g",
+        " b",
+    ]
+
+
+def test_what_a_tool_is_matters_only_where_its_call_has_no_marks() -> None:
+    nothing: Any = {"type": "function", "function": "f"}
+    assert read_answer(CALL, [nothing])[1], "its template may know what it is"
