@@ -1,6 +1,7 @@
 """Chat: a conversation whose earlier turns are not computed again."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,8 @@ from mmspec.answers import Stream
 from mmspec.engine import Engine
 from mmspec.inputs import AudioSource, ImageSource, VideoSource
 from mmspec.inputs.media_shares import media_list
-from mmspec.requests import Result, build_request
+from mmspec.reading import Reading
+from mmspec.requests import Request, Result, build_request
 
 
 class Chat:
@@ -16,7 +18,8 @@ class Chat:
 
     Its messages are rendered anew at each turn, as the model's template has it; whatever of them
     is in the engine's prefix store, token by token, is taken from there. So it is exact also where
-    a template changes what it showed before, and where the store has dropped a part.
+    a template changes what it showed before, and where the store has dropped a part. Reasoning of
+    earlier answers stands apart: what to show of it is the template's to say.
     """
 
     def __init__(
@@ -49,8 +52,9 @@ class Chat:
         """Asks, and returns the answer; both join `messages`. Where it fails, they stay as they
         were. `options` are fields of `Request`, for this turn."""
         messages = self._asked(question, images, videos, audio)
-        result = self._engine.generate(messages, **{**self._options, **options})
-        self._answered(messages, result)
+        request = self._engine.prepare(messages, **{**self._options, **options})
+        result = self._engine.generate(request)
+        self._answered(messages, request, result)
         return result
 
     def stream(
@@ -65,8 +69,9 @@ class Chat:
         """As `send`, a piece of text at a time. The turn joins `messages` when the stream ends, or
         with what there is of the answer when it is closed."""
         messages = self._asked(question, images, videos, audio)
-        stream = self._engine.stream(messages, **{**self._options, **options})
-        stream.on_end = partial(self._answered, messages)
+        request = self._engine.prepare(messages, **{**self._options, **options})
+        stream = self._engine.stream(request)
+        stream.on_end = partial(self._answered, messages, request)
         return stream
 
     def _asked(
@@ -85,7 +90,14 @@ class Chat:
         content = [*parts, {"type": "text", "text": question}]
         return [*self.messages, {"role": "user", "content": content}]
 
-    def _answered(self, messages: list[dict[str, Any]], result: Result) -> None:
-        if result.error is None and result.tokens:
-            answer = [{"type": "text", "text": result.text}]
-            self.messages = [*messages, {"role": "assistant", "content": answer}]
+    def _answered(self, messages: list[dict[str, Any]], request: Request, result: Result) -> None:
+        if result.error is not None or not result.tokens:
+            return
+        # Nobody makes its calls here: they stay text.
+        reading = Reading(self._engine.inputs, replace(request, tools=None))
+        answer = reading.answer_of_tokens(result)
+        told: dict[str, Any] = {"role": "assistant"}
+        told["content"] = [{"type": "text", "text": answer.text}]
+        if answer.reasoning:
+            told["reasoning_content"] = answer.reasoning
+        self.messages = [*messages, told]

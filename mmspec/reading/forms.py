@@ -54,8 +54,10 @@ def _thought(open_pattern: str, close_pattern: str) -> dict[str, Any]:
 
 # Harmony's messages begin with a role, a channel, perhaps a recipient and a type.
 _START = r"(?:<\|start\|>assistant)?"
-_TO = r"\s{0,8}to=functions\.(?P<name>[^\s<]{1,200})"
-_TYPE = r"[^<]{0,200}(?:<\|constrain\|>[^<]{0,200})?<\|message\|>"
+_TO = r"\s{0,8}to=functions\.(?P<name>[a-zA-Z0-9_.-]{1,200})"
+_TO_ANY = r"(?:\s{0,8}to=[a-zA-Z0-9_.-]{1,200}\s{0,8})?"
+_CHANNEL = r"<\|channel\|>[a-z]{1,20}"
+_TYPE = r"[ a-z]{0,20}(?:<\|constrain\|>[ a-z]{0,20})?<\|message\|>"
 
 # The first whose mark is found says how a field is written.
 KNOWN = (
@@ -68,12 +70,12 @@ KNOWN = (
                 "content": "text",
             },
             "tool_calls": _json(
-                rf"{_START}(?:{_TO}\s{{0,8}}<\|channel\|>|<\|channel\|>\w+{_TO}){_TYPE}",
+                rf"{_START}(?:{_TO}\s{{0,8}}{_CHANNEL}|{_CHANNEL}{_TO}){_TYPE}",
                 r"<\|(?:call|end|return)\|>|(?=<\|(?:start|channel)\|>)",
             ),
             "content": {
-                "close_pattern": rf"{_START}(?:\s{{0,8}}to=[^\s<]{{1,200}}\s{{0,8}})?"
-                rf"<\|channel\|>{_TYPE}|<\|(?:end|return|call)\|>",
+                "close_pattern": rf"{_START}{_TO_ANY}{_CHANNEL}{_TO_ANY}{_TYPE}"
+                r"|<\|(?:end|return|call)\|>",
             },
         },
         ("<|channel|>", "<|message|>", "<|call|>"),
