@@ -28,6 +28,12 @@ TOOL_TEMPLATE = (
     "[{{ call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+# The same of a model that thinks, and that is shown what it thought.
+THINKING_TEMPLATE = TOOL_TEMPLATE.replace(
+    "{% for part",
+    "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
+    "{% for part",
+)  # fmt: skip
 CALL = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
 ADD: dict[str, Any] = {
     "type": "function",
@@ -60,6 +66,11 @@ def saying(engine: Engine, text: str) -> dict[str, Any]:
 def with_tools(engine: Engine, text: str) -> dict[str, Any]:
     """As `saying`, with a chat template that knows tools."""
     return {**saying(engine, text), "template_arguments": {"chat_template": TOOL_TEMPLATE}}
+
+
+def thinking(engine: Engine, text: str) -> dict[str, Any]:
+    """As `saying`, with the template of a model that thinks."""
+    return {**saying(engine, text), "template_arguments": {"chat_template": THINKING_TEMPLATE}}
 
 
 def png(image: Image.Image) -> bytes:
