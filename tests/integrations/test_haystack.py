@@ -16,6 +16,7 @@ from integrations.frameworks import (
     cancelled,
     png_base64,
     saying,
+    thinking,
     watched_streams,
     with_tools,
 )
@@ -211,6 +212,28 @@ def test_tools_are_shown_and_their_calls_are_read(
     options = with_tools(engine, "It is 3.")
     final = generator.run([asked, answer, told], tools=[ADD], generation_kwargs=options)
     assert reply(final).text == "It is 3."
+
+
+def test_reasoning_is_a_content_of_its_own_and_is_shown_again(
+    generator: MmspecChatGenerator, engine: Engine
+) -> None:
+    asked = ChatMessage.from_user("1 + 2?")
+    options = thinking(engine, "<think>\nHm.\n</think>\n\nWell.")
+    for streams in (False, True):
+        chunks: list[StreamingChunk] = []
+        callback = chunks.append if streams else None
+        made = generator.run([asked], generation_kwargs=options, streaming_callback=callback)
+        answer = reply(made)
+        assert answer.reasoning is not None and answer.reasoning.reasoning_text == "Hm."
+        assert answer.text == "Well."
+        counted = answer.meta["usage"]["completion_tokens_details"]
+        assert counted == {"reasoning_tokens": 3}
+        if streams:
+            thought = [chunk.reasoning.reasoning_text for chunk in chunks if chunk.reasoning]
+            assert "".join(thought) == "Hm." and "".join(c.content for c in chunks) == "Well."
+    request = generator._request([asked, answer, ChatMessage.from_user("So?")], None, options, None)
+    shown = engine.prepare(request).prompt.text  # type: ignore[union-attr]
+    assert "<|assistant|><think>Hm.</think>Well." in shown
 
 
 def test_several_samples_are_several_replies(

@@ -1,12 +1,14 @@
 """`mmspec.integrations.langchain`: the engine's own answers, through LangChain."""
 
 import asyncio
+import operator
 import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import reduce
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from integrations.frameworks import (
     cancelled,
     png_base64,
     saying,
+    thinking,
     watched_streams,
     with_ticks,
     with_tools,
@@ -298,6 +301,22 @@ def test_tools_are_shown_and_their_calls_are_read(llm: ChatMmspec, engine: Engin
         request.prompt, tools=[ADD], template_arguments=request.template_arguments
     ).text
     assert '[add {"a": 1, "b": 2}]' in text and "<|tool|>3" in text and text.startswith("<s>add")
+
+
+def test_reasoning_is_a_block_and_is_shown_again(llm: ChatMmspec, engine: Engine) -> None:
+    options = thinking(engine, f"<think>\nHm.\n</think>\n\nWell. {CALL}")
+    bound = llm.bind_tools([ADD], **options)
+    streamed = reduce(operator.add, bound.stream("1 + 2?"))
+    for answer in (bound.invoke("1 + 2?"), streamed):
+        assert answer.additional_kwargs == {"reasoning_content": "Hm."}
+        assert answer.content.strip() == "Well." and answer.tool_calls[0]["name"] == "add"
+        assert answer.usage_metadata["output_token_details"] == {"reasoning": 3}
+        kinds = [block["type"] for block in answer.content_blocks]
+        assert kinds[:2] == ["reasoning", "text"]
+        request = llm._request([HumanMessage("1 + 2?"), answer, HumanMessage("So?")], None, options)
+        shown = engine.prepare(request).prompt.text  # type: ignore[union-attr]
+        assert "<|assistant|><think>Hm.</think>Well." in shown
+        assert "<think>Hm.</think>" not in shown.replace("<|assistant|><think>Hm.</think>Well.", "")
 
 
 @pytest.mark.parametrize("choice", ["any", True, "add", {"type": "function", "name": "add"}])

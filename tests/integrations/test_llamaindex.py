@@ -14,6 +14,7 @@ from integrations.frameworks import (
     cancelled,
     png,
     saying,
+    thinking,
     watched_streams,
     with_ticks,
     with_tools,
@@ -168,6 +169,21 @@ def test_tools_are_shown_and_their_calls_are_read(llm: MmspecLLM, engine: Engine
     told = ChatMessage("3", role=MessageRole.TOOL, additional_kwargs={"tool_call_id": "1"})
     final = llm.chat([*asked, answer.message, told], tools=[ADD], **with_tools(engine, "It is 3."))
     assert final.message.content == "It is 3."
+
+
+def test_reasoning_is_a_block_and_is_shown_again(llm: MmspecLLM, engine: Engine) -> None:
+    asked = [ChatMessage("1 + 2?")]
+    options = {**thinking(engine, f"<think>\nHm.\n</think>\n\nWell. {CALL}"), "tools": [ADD]}
+    *deltas, last = llm.stream_chat(asked, **options)
+    fresh = (one.additional_kwargs.get("thinking_delta", "") for one in deltas)
+    assert "".join(fresh) == "Hm." and "".join(one.delta for one in deltas) == "Well. "
+    for answer in (llm.chat(asked, **options), last):
+        thought, text, call = answer.message.blocks
+        assert (thought.content, thought.num_tokens) == ("Hm.", 3)
+        assert text.text.strip() == "Well." and call.tool_name == "add"
+    request = llm._chat_request([*asked, last.message, ChatMessage("So?")], options)
+    shown = engine.prepare(request).prompt.text  # type: ignore[union-attr]
+    assert "<|assistant|><think>Hm.</think>Well." in shown
 
 
 def add(a: int, b: int) -> int:

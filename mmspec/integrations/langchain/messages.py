@@ -15,7 +15,8 @@ _ROLES = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool"
 
 def as_message(message: BaseMessage) -> dict[str, Any]:
     """A message as mmspec takes it. Raises InputError for what no model here reads."""
-    role = message.role if isinstance(message, ChatMessage) else _ROLES.get(message.type)
+    kind = message.type.removesuffix("MessageChunk").lower()  # of one that was streamed
+    role = message.role if isinstance(message, ChatMessage) else _ROLES.get(kind)
     if role is None:
         raise InputError(
             f"got a {type(message).__name__}; expected system, human, AI, tool or chat messages"
@@ -41,7 +42,7 @@ def _part(block: Mapping[str, Any]) -> dict[str, Any] | None:
     kind = block["type"]
     if kind in ("text", "text-plain"):
         return {"type": "text", "text": block.get("text", "")}
-    if kind in ("tool_call", "reasoning", "invalid_tool_call"):
+    if kind in ("tool_call", "tool_call_chunk", "reasoning", "invalid_tool_call"):
         return None
     if kind in ("image", "video", "audio"):
         data = block.get("base64")
