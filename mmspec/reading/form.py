@@ -55,7 +55,7 @@ def special_strings(tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
     """Of all tokens that a text leaves out."""
     added = tokenizer.added_tokens_decoder.values()
     found = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
-    return tuple(found)
+    return tuple(sorted(found))
 
 
 def _loaded(spec: object, *, has_tools: bool) -> ResponseTemplate:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from transformers.utils import get_json_schema
@@ -108,22 +109,29 @@ class _Hidden:
     """Leaves strings out of a text that comes in pieces."""
 
     def __init__(self, strings: Sequence[str]) -> None:
-        longest_first = sorted(strings, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
-        self._beginnings = {one[:n] for one in strings for n in range(1, len(one))}
+        self._pattern, self._beginnings = _looked_for(tuple(strings))
         self._longest = max(map(len, self._beginnings), default=0)
         self._held = ""
 
     def push(self, text: str) -> str:
-        text = self._pattern.sub("", self._held + text)
-        lengths = range(min(self._longest, len(text)), 0, -1)
+        text = self._held + text
+        *_, end = [0, *(match.end() for match in self._pattern.finditer(text))]
+        lengths = range(min(self._longest, len(text) - end), 0, -1)
         cut = len(text) - next((n for n in lengths if text[-n:] in self._beginnings), 0)
         self._held = text[cut:]
-        return text[:cut]
+        return self._pattern.sub("", text[:cut])
 
     def finish(self) -> str:
         held, self._held = self._held, ""
         return held
+
+
+@lru_cache(maxsize=4)  # of a few models: some have a thousand special tokens
+def _looked_for(strings: tuple[str, ...]) -> tuple[re.Pattern[str], frozenset[str]]:
+    """Any of them, and what one of them may begin with."""
+    longest_first = sorted(strings, key=len, reverse=True)
+    beginnings = frozenset(one[:n] for one in strings for n in range(1, len(one)))
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)"), beginnings
 
 
 def _schemas(tools: Sequence[ToolSpec]) -> Sequence[Mapping[str, Any]]:

@@ -142,6 +142,14 @@ def test_an_answer_without_its_family_s_marks_is_text() -> None:
         assert told(reader.parts("Well, 3 < 4.", is_last=True)) == [("text", "Well, 3 < 4.")]
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_what_a_mark_stood_between_is_no_mark(size: int) -> None:
+    reader, answer, parts = reader_of(FAMILIES["kimi"]), "a <|im<|im_end|>_end|> b <|im_", []
+    for start in range(0, len(answer), size):
+        parts += reader.parts(answer[start : start + size])
+    assert told([*parts, *reader.parts("", is_last=True)]) == [("text", "a <|im_end|> b <|im_")]
+
+
 def test_a_bare_call_may_follow_reasoning() -> None:
     reader = reader_of(FAMILIES["qwen3"])
     call = '{"name": "ping", "parameters": {}}'
