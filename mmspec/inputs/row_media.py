@@ -14,7 +14,10 @@ from mmspec.inputs.spans import placeholder_ids
 from mmspec.state import MediaKind, MediaSpan
 
 _RATIOS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # of Mllama's images
-_SIZES = ("image_sizes", "spatial_shapes", "image_position_ids")  # what says if images are alike
+_SIZES = (  # what says if media are alike
+    *("image_sizes", "spatial_shapes", "image_position_ids"),
+    *("input_features_mask", "feature_attention_mask"),
+)
 _COUNTS = "batch_num_images"  # (batch,) how many are each row's
 
 _Parts = list[dict[str, Tensor]]  # of each row
@@ -93,7 +96,7 @@ def _raw(
     else:
         each = [length for row in runs for length in row]
         if kind != "audio" or len(each) != pixels.shape[0]:  # recordings stand apart
-            each = _lengths(pixels.shape[0], wanted, [len(row) for row in runs], own)
+            each = _lengths(kind, pixels.shape[0], wanted, own)
         borders = {pixels.shape[0]: _borders(each, wanted, kind)}
     parts: _Parts = [{} for _ in wanted]
     taken = set()
@@ -128,18 +131,19 @@ def _merged(
 
 
 def _lengths(
-    media: int, wanted: Sequence[int], runs: Sequence[int], beside: Mapping[str, Tensor]
+    kind: MediaKind, media: int, wanted: Sequence[int], beside: Mapping[str, Tensor]
 ) -> list[int]:
-    """Placeholders of each medium where its tensors do not say: all alike, unless the media differ
-    in size; then each row's runs of placeholders must be one a medium."""
+    """Placeholders of each medium where its tensors do not say: all of a row's, where there are no
+    more media than rows to fill; else all alike, unless the media differ in size."""
+    filled = [count for count in wanted if count]
+    if media == len(filled):
+        return filled
     sizes = next((beside[name] for name in _SIZES if name in beside), None)
     if (sizes is None or bool((sizes == sizes[0]).all())) and sum(wanted) % media == 0:
         return [sum(wanted) // media] * media
-    if sum(runs) == media and all(w == 0 or r == 1 for w, r in zip(wanted, runs, strict=True)):
-        return [count for count in wanted if count]
     raise InputError(
-        f"got {media} images of different sizes for rows with {list(runs)} runs of placeholders; "
-        "expected at most one image a row, or one prompt a call"
+        f"got {media} {kind}s of different sizes for rows with {list(wanted)} placeholders; "
+        f"expected at most one {kind} a row, or one prompt a call"
     )
 
 

@@ -69,10 +69,30 @@ def test_planes_of_positions_lose_the_padding_too() -> None:
 
 
 def test_images_of_one_size_follow_the_placeholders() -> None:
-    first, second, third = split(pixel_values=torch.arange(3.0))
-    assert first["pixel_values"].tolist() == [0.0]
-    assert second["pixel_values"].tolist() == [1.0, 2.0]
-    assert "pixel_values" not in third
+    """Of one tile each, of as many as their size says, or of patches, some of which are padding."""
+    tiles = torch.arange(3.0).view(3, 1, 1, 1, 1)
+    for given in (
+        {"pixel_values": tiles},
+        {"pixel_values": tiles, "image_sizes": torch.full((3, 2), 28)},
+        {"pixel_values": tiles.flatten(1), "pixel_attention_mask": torch.ones(3, 1)},
+    ):
+        first, second, third = split("llava_next", **given)
+        assert first["pixel_values"].flatten().tolist() == [0.0]
+        assert second["pixel_values"].flatten().tolist() == [1.0, 2.0]
+        assert not third
+
+
+def test_a_video_may_have_images_placeholders() -> None:
+    first, second, third = split(pixel_values_videos=torch.arange(3.0))
+    assert first["pixel_values_videos"].tolist() == [0.0]
+    assert second["pixel_values_videos"].tolist() == [1.0, 2.0] and not third
+
+
+def test_images_beside_the_tokens_are_of_rows_that_have_any() -> None:
+    ratios = torch.tensor([[1, 0], [1, 2], [0, 0]])
+    first, second, third = split("mllama", pixel_values=ratios * 10, aspect_ratio_ids=ratios)
+    assert first["pixel_values"].tolist() == [[10]] and second["aspect_ratio_ids"].shape == (1, 2)
+    assert not third
 
 
 @pytest.mark.parametrize("name", ["image_grid_thw", "image_grid_hw"])
@@ -118,7 +138,7 @@ def test_an_image_that_no_row_has_a_place_for_is_refused(merge: dict[str, int]) 
 
 
 @pytest.mark.parametrize("name", ["spatial_shapes", "image_position_ids"])
-def test_images_of_several_sizes_need_a_run_each(name: str) -> None:
+def test_images_of_several_sizes_need_a_row_each(name: str) -> None:
     """Patches are padded to the largest image's: how many tokens each fills they do not say."""
     sizes = torch.tensor([[2, 1], [2, 2]])
     first, second, third = split_rows(
@@ -133,7 +153,31 @@ def test_images_of_several_sizes_need_a_run_each(name: str) -> None:
     assert first.model_inputs["pixel_values"].tolist() == [[0.0] * 4]
     assert second.model_inputs[name].tolist() == [[2, 2]] and not third.model_inputs
     with pytest.raises(InputError, match="different sizes"):
-        split(pixel_values=torch.zeros(2, 4), **{name: sizes})
+        split(pixel_values=torch.zeros(3, 4), **{name: torch.cat([sizes, sizes[:1]])})
+
+
+def test_a_medium_for_each_row_is_the_row_s_however_its_tokens_lie() -> None:
+    """MOSS-Transcribe-Diarize writes the seconds between a recording's tokens."""
+    rows = torch.tensor(
+        [[5, 9, 9, 2, 9, 9, 4, 9], [0, 0, 0, 0, 0, 9, 9, 9], [0, 0, 0, 0, 0, 0, 5, 6]]
+    )
+    own = SimpleNamespace(model_type="own", audio_token_id=9)
+    given = {"attention_mask": (rows > 0).long(), "input_features": torch.arange(2.0)}
+    frames = torch.tensor([[1, 1], [1, 0]])
+    first, second, third = split_rows(rows, {**given, "padding_mask": frames}, cast(Any, own))
+    assert first.model_inputs["input_features"].tolist() == [0.0] and not third.model_inputs
+    assert second.model_inputs["padding_mask"].tolist() == [[1, 0]]
+
+
+def test_recordings_of_several_lengths_are_not_taken_as_alike() -> None:
+    """Three of 4, 1 and 1 tokens, then one of 6: not two for each row."""
+    rows = torch.tensor([[9, 9, 9, 9, 9, 9], [9, 9, 9, 9, 9, 9]])
+    own = SimpleNamespace(model_type="own", audio_token_id=9)
+    frames = torch.tensor([4, 1, 1, 6])[:, None] > torch.arange(6)
+    for name in ("input_features_mask", "feature_attention_mask"):
+        given = {"input_features": torch.zeros(4, 6), name: frames}
+        with pytest.raises(InputError, match="4 audios of different sizes"):
+            split_rows(rows, given, cast(Any, own))
 
 
 def test_images_of_one_prompt_are_its_own_whatever_their_sizes() -> None:
