@@ -82,10 +82,16 @@ def test_images_of_one_size_follow_the_placeholders() -> None:
         assert not third
 
 
-def test_a_video_may_have_images_placeholders() -> None:
+def test_videos_have_placeholders_of_their_own_or_images() -> None:
     first, second, third = split(pixel_values_videos=torch.arange(3.0))
     assert first["pixel_values_videos"].tolist() == [0.0]
     assert second["pixel_values_videos"].tolist() == [1.0, 2.0] and not third
+    rows = torch.tensor([[I, 9, 8, 5], [I, 8, 6, 8]])
+    own = SimpleNamespace(model_type="own", image_token_id=I, video_token_id=8)
+    given = {"pixel_values": torch.arange(2), "pixel_values_videos": torch.arange(3)}
+    first, second = (dict(one.model_inputs) for one in split_rows(rows, given, cast(Any, own)))
+    assert first["pixel_values"].tolist() == [0] and first["pixel_values_videos"].tolist() == [0]
+    assert second["pixel_values_videos"].tolist() == [1, 2]
 
 
 def test_images_beside_the_tokens_are_of_rows_that_have_any() -> None:
