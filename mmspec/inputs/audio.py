@@ -132,7 +132,8 @@ def _decoded(data: bytes, name: str, limits: InputLimits) -> tuple[np.ndarray, i
             with wave.open(io.BytesIO(data)) as file:
                 width, channels = file.getsampwidth(), file.getnchannels()
                 raw = file.readframes(file.getnframes())
-                return _integers(raw, width).reshape(-1, channels), file.getframerate()
+                whole = len(raw) - len(raw) % (width * channels)  # of a file that is cut off
+                return _integers(raw[:whole], width).reshape(-1, channels), file.getframerate()
         except (wave.Error, EOFError, ValueError, RuntimeError, KeyError):
             pass  # of another width or encoding (float, mu-law), or damaged: soundfile says which
     soundfile = _import_soundfile(name)
