@@ -2,19 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+
+from mmspec.target.stateful import cache_keyword
 
 Layout = Literal["halves", "pairs"]
-
-# Whose keys are rotated by neighbouring pairs and not by halves.
-_PAIRED = (
-    "codegen", "cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe", "ernie4_5_vl_moe",
-    "glm", "glm4", "glm4v", "glm_ocr", "gptj", "helium",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,7 @@ class CrossRope:
     rotated; without frequencies none is (learned positions, latent attention). A factor on the
     rotations, as YaRN's, is left to the query's projection to learn.
 
-    A rotation that is not the target's own (a family that is not known here) costs acceptance and
-    nothing else.
+    A rotation that is not the target's own costs acceptance and nothing else.
     """
 
     frequencies: tuple[float, ...] = ()  # (half the rotated dimensions,) radians a position
@@ -37,27 +32,24 @@ class CrossRope:
 
     @staticmethod
     def of_target(model: PreTrainedModel, layer: int) -> "CrossRope":
-        """That of `layer`'s keys, from 0, asked of the model: of its text decoder's frequencies."""
+        """That of `layer`'s keys, from 0: frequencies and planes are asked of the model's text
+        decoder, whether and how a layer turns its keys by them of the keys."""
+        frequencies = _frequencies(model, layer)
+        if not frequencies:
+            return CrossRope()
         text = model.config.get_text_config(decoder=True)
-        if getattr(text, "qk_rope_head_dim", None):  # latent attention: behind what is not rotated
-            return CrossRope()
-        found = dict(model.get_decoder().named_buffers())
-        kinds = getattr(text, "layer_types", None) or ()
-        kind = kinds[layer] if layer < len(kinds) else None
-        names = [f"rotary_emb.{kind}_inv_freq", "rotary_emb.inv_freq"]
-        names += [name for name in found if name.endswith(".inv_freq")]
-        name = next((name for name in names if name in found), None)
-        if name is None:
-            return CrossRope()
-        frequencies = tuple(found[name].float().flatten().tolist())
         rope = getattr(text, "rope_parameters", None) or {}
-        paired = {model.config.model_type, text.model_type} & set(_PAIRED)
         is_interleaved = text.model_type.startswith("qwen3") or bool(rope.get("mrope_interleaved"))
-        return CrossRope(
-            frequencies,
-            "pairs" if paired else "halves",
-            _planes(rope.get("mrope_section"), len(frequencies), is_interleaved=is_interleaved),
-        )
+        sections = rope.get("mrope_section")
+        planes = _planes(sections, len(frequencies), is_interleaved=is_interleaved)
+        first, second = _keys_of_places(model, layer)
+
+        def distance(rope: CrossRope) -> float:
+            turned = rope.rotated(first, torch.ones(1, 1, 1), rope.tensors(first.device))
+            return float((turned - second).abs().sum())
+
+        turning = [CrossRope(frequencies, layout, planes) for layout in get_args(Layout)]
+        return min((CrossRope(), *turning), key=distance)
 
     @staticmethod
     def of_theta(theta: float, head_dim: int) -> "CrossRope":
@@ -106,6 +98,34 @@ class CrossRope:
             pairs = [first * cos - second * sin, second * cos + first * sin]
             turned = torch.stack(pairs, dim=-1).flatten(-2)
         return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+def _frequencies(model: PreTrainedModel, layer: int) -> tuple[float, ...]:
+    """Those of a layer's keys; empty where none are known."""
+    text = model.config.get_text_config(decoder=True)
+    if getattr(text, "qk_rope_head_dim", None):  # latent attention: behind what is not rotated
+        return ()
+    found = dict(model.get_decoder().named_buffers())
+    kinds = getattr(text, "layer_types", None) or ()
+    kind = kinds[layer] if layer < len(kinds) else None
+    names = [f"rotary_emb.{kind}_inv_freq", "rotary_emb.inv_freq"]
+    names += [name for name in found if name.endswith(".inv_freq")]
+    name = next((name for name in names if name in found), None)
+    return () if name is None else tuple(found[name].float().flatten().tolist())
+
+
+@torch.no_grad()
+def _keys_of_places(model: PreTrainedModel, layer: int) -> list[Tensor]:
+    """A layer's keys, (1, kv_heads, 1, head_dim), of a text of one token at the first place and at
+    the next: nothing else differs."""
+    text = model.config.get_text_config(decoder=True)
+    ids, found = torch.full((1, 1), text.vocab_size // 2, device=model.device), []
+    for place in range(2):
+        cache = DynamicCache(config=text)
+        told = {cache_keyword(model): cache, "position_ids": torch.full_like(ids, place)}
+        model(input_ids=ids, use_cache=True, **told)
+        found.append(cache.layers[layer].keys.cpu().double())
+    return found
 
 
 def _planes(sections: Any, count: int, *, is_interleaved: bool) -> tuple[int, ...]:

@@ -8,7 +8,16 @@ import torch
 from families import FAMILIES, prompt_inputs
 from glide_heads import drawn, target_of
 from torch import Tensor
-from transformers import CohereConfig, CohereForCausalLM, GlmConfig, GlmForCausalLM
+from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+)
 
 from mmspec.drafters.glide import CrossRope, GlideHead
 from mmspec.drafters.glide.bound_head import HeadForTarget
@@ -211,16 +220,22 @@ def test_queries_are_rotated_as_the_targets_keys_are(family: str, layout: str) -
         assert max(rope.planes) == 2 and not (positions == positions[:1]).all()
 
 
-@pytest.mark.parametrize("kind", ["cohere", "glm"])
+@pytest.mark.parametrize("kind", ["cohere", "cohere2", "glm", "llama4"])
 @torch.no_grad()
-def test_keys_that_are_rotated_by_pairs_or_in_part(kind: str) -> None:
+def test_keys_that_are_rotated_by_pairs_in_part_or_not_at_all(kind: str) -> None:
     shape: dict[str, Any] = {
         "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
         "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
     }  # fmt: skip
     made: dict[str, Any] = {
         "cohere": lambda: CohereForCausalLM(CohereConfig(**shape)),
+        "cohere2": lambda: Cohere2ForCausalLM(
+            Cohere2Config(**shape, layer_types=["full_attention"])
+        ),
         "glm": lambda: GlmForCausalLM(GlmConfig(**shape, head_dim=16)),
+        "llama4": lambda: Llama4ForCausalLM(
+            Llama4TextConfig(**shape, head_dim=8, num_local_experts=2, use_qk_norm=False)
+        ),
     }
     torch.manual_seed(0)
     model = made[kind]().double().eval()
@@ -234,5 +249,8 @@ def test_keys_that_are_rotated_by_pairs_or_in_part(kind: str) -> None:
     rope = CrossRope.of_target(model, 0)
     turned = rope.rotated(raw, torch.arange(9)[None, None], rope.tensors(torch.device("cpu")))
     torch.testing.assert_close(turned, cached, rtol=1e-4, atol=1e-4)
+    assert rope.layout == ("halves" if kind == "cohere2" else "pairs")
+    if kind == "cohere2":
+        assert not rope.frequencies, "its layers that see the whole text rotate nothing"
     if kind == "glm":
         assert 2 * len(rope.frequencies) < raw.shape[-1], "a part is not rotated"
