@@ -61,6 +61,12 @@ def test_every_kind_of_source_gives_the_same_samples(tmp_path: Path) -> None:
         assert np.array_equal(open_audio(source, rate=RATE), expected), source
 
 
+def test_whole_numbers_are_scaled_by_what_their_type_holds() -> None:
+    for dtype, loudest, most in ((np.int16, -(2**15), -1.0), (np.uint8, 2**8 - 1, 1.0)):
+        found = open_audio((np.array([0, loudest], dtype), RATE), rate=RATE)
+        assert found.tolist() == [0.0, most]
+
+
 @pytest.mark.parametrize("form", ["samples first", "channels first", "file"])
 def test_channels_are_averaged(form: str) -> None:
     both = np.stack([tone(), -0.5 * tone()], axis=1)

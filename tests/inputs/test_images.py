@@ -111,6 +111,9 @@ def test_deep_greys_are_scaled_not_clipped() -> None:
         image = open_image(encode(Image.fromarray(ramp), kind))
         assert np.asarray(image)[:, :, 0].tolist() == expected
     assert np.asarray(open_image(Image.fromarray(ramp.astype(np.int32))))[0, 1, 2] == 128
+    for bright in (255, 2**20):  # one of 8 bits already; one that is brighter than 16 can say
+        deep = Image.fromarray(np.array([[0, bright]], dtype=np.int32))
+        assert np.asarray(open_image(deep))[0, :, 0].tolist() == [0, 255]
     unit = Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32))
     assert np.asarray(open_image(unit))[:, :, 1].tolist() == expected
 

@@ -56,6 +56,57 @@ def test_tool_results_are_strings_where_parts_would_be_printed() -> None:
     assert template.render(build_conversation(chat)) == "user:U;call;tool:42;"
 
 
+def test_a_template_that_takes_turns_in_their_order_alone_is_asked_in_it() -> None:
+    """As Mistral's: user and assistant alternate, and a tool answers a call."""
+    source = (
+        "{% for m in messages %}{% set before = messages[loop.index0 - 1] if loop.index0 else {} %}"
+        "{% if m.role == 'tool' and not before.tool_calls %}{{ raise_exception('no call') }}"
+        "{% elif m.role == before.role %}{{ raise_exception('turns alternate') }}{% endif %}"
+        "{{ m.role }}:{% for p in m.content %}{{ p.text }}{% endfor %};{% endfor %}"
+    )
+    call = {"function": {"name": "f", "arguments": {}}}
+    chat: list[Message] = [
+        {"role": "user", "content": "U"},
+        {"role": "assistant", "content": "A", "tool_calls": [call]},
+        {"role": "tool", "content": "T"},
+        {"role": "assistant", "content": "B"},
+        {"role": "user", "content": "V"},
+    ]
+    template = ChatTemplate(build_tokenizer("qwen"), source, placeholders={})
+    rendered = template.render(build_conversation(chat))
+    assert rendered == "user:U;assistant:A;tool:T;assistant:B;user:V;"
+
+
+def test_a_template_that_refuses_all_that_is_tried_gets_what_its_owner_mostly_reads() -> None:
+    """Parts where it is a processor's, but for tools' answers, which are strings."""
+    source = "{% if messages | length != 4 %}{{ raise_exception('four turns') }}{% endif %}" + (
+        "{% for m in messages %}{{ 'string' if m.content is string else 'parts' }};{% endfor %}"
+    )
+    chat: list[Message] = [{"role": role, "content": "x"} for role in ("user", "tool") * 2]
+    for owner, expected in (
+        (build_family("llava").processor, "parts;string;parts;string;"),
+        (build_tokenizer("qwen"), "string;string;string;string;"),
+    ):
+        assert ChatTemplate(owner, source, placeholders={}).render(build_conversation(chat)) == (
+            expected
+        )
+
+
+def test_a_processors_own_template_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolVLM takes another where there are videos, but not in place of the caller's."""
+    owner = build_family("llava").processor
+    named: list[object] = []
+
+    def record(self: object, messages: object, *, chat_template: object, **rest: object) -> str:
+        named.append(chat_template)
+        return "text"
+
+    monkeypatch.setattr(type(owner), "apply_chat_template", record)
+    for source in (owner.chat_template, STRING):
+        ChatTemplate(owner, source, placeholders={}).render(build_conversation("U"))
+    assert set(named) == {None, STRING}
+
+
 def test_a_template_of_strings_gets_placeholders_or_says_that_it_has_none() -> None:
     conversation = build_conversation("U", images="a.png")
     owner = build_family("llava").processor
