@@ -1,5 +1,6 @@
 """What one request's media may cost before it is refused."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from mmspec.errors import TooLargeError
@@ -28,42 +29,31 @@ class InputLimits:
 
 
 class Spending:
-    """What the media of one request have taken of its limits so far."""
+    """What the media of one request have taken of its limits so far. Each of its methods raises
+    TooLargeError where that is too much."""
 
     def __init__(self, limits: InputLimits) -> None:
         self._limits = limits
-        self._num_bytes = self._num_pixels = 0
-        self._num_seconds = 0.0
+        self._spent: defaultdict[str, float] = defaultdict(float)  # by the limit's name
 
     def add_bytes(self, num_bytes: int) -> None:
-        """Of an encoded file. Raises TooLargeError."""
-        self._num_bytes += num_bytes
-        most = self._limits.max_request_bytes
-        if self._num_bytes > most:
-            raise TooLargeError(
-                f"the request's images, videos and recordings have {self._num_bytes} bytes or more "
-                f"together, over the limit of {most}; send fewer or smaller ones, or raise "
-                "inputs.max_request_bytes"
-            )
+        """Of an encoded file."""
+        told = "images, videos and recordings have {:.0f} bytes or more"
+        self._add("max_request_bytes", num_bytes, told)
 
     def add_pixels(self, num_pixels: int) -> None:
-        """Of an image, or a frame, that is to be decoded. Raises TooLargeError."""
-        self._num_pixels += num_pixels
-        most = self._limits.max_request_pixels
-        if self._num_pixels > most:
-            raise TooLargeError(
-                f"the request's images and videos have {self._num_pixels} pixels or more together, "
-                f"over the limit of {most}; send fewer or smaller ones, or raise "
-                "inputs.max_request_pixels"
-            )
+        """Of an image, or a frame, that is to be decoded."""
+        self._add("max_request_pixels", num_pixels, "images and videos have {:.0f} pixels or more")
 
     def add_seconds(self, num_seconds: float) -> None:
-        """Of a recording. Raises TooLargeError."""
-        self._num_seconds += num_seconds
-        most = self._limits.max_audio_seconds
-        if self._num_seconds > most:
+        """Of a recording."""
+        self._add("max_audio_seconds", num_seconds, "recordings are {:.0f} s long")
+
+    def _add(self, limit: str, amount: float, told: str) -> None:
+        self._spent[limit] += amount
+        spent, most = self._spent[limit], getattr(self._limits, limit)
+        if spent > most:
             raise TooLargeError(
-                f"the request's recordings are {self._num_seconds:.0f} s long together, over the "
-                f"limit of {most:g} s; send fewer or shorter ones, or raise "
-                "inputs.max_audio_seconds"
+                f"the request's {told.format(spent)} together, over the limit of {most:.10g}; send "
+                f"fewer or smaller ones, or raise inputs.{limit}"
             )
