@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from mmspec.encoders.media import PIXELS, kind_of
 from mmspec.errors import InputError
-from mmspec.inputs.spans import find_spans, placeholder_ids
+from mmspec.inputs.spans import find_spans, num_placeholders, placeholder_ids
 from mmspec.state import Prompt
 
 # What a processor's output holds beside the model's inputs: two that Prompt carries in its own
@@ -77,12 +77,8 @@ def _check_mask(mask: object, ids: Tensor) -> None:
 def _check_media(
     token_ids: Tensor, model_inputs: Mapping[str, Tensor], config: PreTrainedConfig
 ) -> None:
-    image_ids = placeholder_ids(config, "image")
-    video_ids = placeholder_ids(config, "video")
-    counts = {
-        kind: sum(int((token_ids == one).sum()) for one in ids)
-        for kind, ids in (("image", image_ids), ("video", video_ids))
-    }
+    counts = {kind: num_placeholders(token_ids, config, kind) for kind in PIXELS}
+    num_heard = counts.pop("audio")
     given = {
         name: kind_of(name)
         for name, value in model_inputs.items()
@@ -97,15 +93,15 @@ def _check_media(
                 f"{kind}, or take the placeholder out of the text"
             )
     audio_ids = placeholder_ids(config, "audio")
-    count = sum(int((token_ids == one).sum()) for one in audio_ids)
-    if audio_ids and bool(count) != bool(heard):
+    if audio_ids and bool(num_heard) != bool(heard):
         raise InputError(
-            f"the prompt has {count} audio placeholder tokens (ids {sorted(audio_ids)}) and the "
-            f"inputs {heard or 'no audio features'}; expected both or neither: give the recording "
-            "and put its placeholder into the text"
+            f"the prompt has {num_heard} audio placeholder tokens (ids {sorted(audio_ids)}) and "
+            f"the inputs {heard or 'no audio features'}; expected both or neither: give the "
+            "recording and put its placeholder into the text"
         )
-    if seen and (image_ids or video_ids) and not any(counts.values()):
+    ids = placeholder_ids(config, "image") | placeholder_ids(config, "video")
+    if seen and ids and not any(counts.values()):
         raise InputError(
             f"got {seen} and no image or video placeholder token in the prompt; expected "
-            f"ids {sorted(image_ids | video_ids)}: put the placeholder into the text"
+            f"ids {sorted(ids)}: put the placeholder into the text"
         )

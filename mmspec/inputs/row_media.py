@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from mmspec.encoders.media import PIXELS, grids_of, kind_of
 from mmspec.errors import InputError
-from mmspec.inputs.spans import placeholder_ids
+from mmspec.inputs.spans import num_placeholders
 from mmspec.state import MediaKind, MediaSpan
 
 _RATIOS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # of Mllama's images
@@ -53,8 +53,7 @@ def placeholders_of_rows(
     kinds: tuple[MediaKind, ...] = ("video", "image") if kind == "video" else (kind,)
     counts = [0] * len(tokens)
     for own in kinds:  # some families put an image's in a video's place
-        ids = placeholder_ids(config, own)
-        counts = [sum(int((row == one).sum()) for one in ids) for row in tokens]
+        counts = [num_placeholders(row, config, own) for row in tokens]
         if any(counts):
             break
     return counts

@@ -24,6 +24,11 @@ def placeholder_ids(config: PreTrainedConfig, kind: MediaKind) -> frozenset[int]
     return frozenset(one for one in found if isinstance(one, int) and one >= 0)
 
 
+def num_placeholders(token_ids: Tensor, config: PreTrainedConfig, kind: MediaKind) -> int:
+    """How many of the tokens (seq,) are such placeholders."""
+    return sum(int((token_ids == one).sum()) for one in placeholder_ids(config, kind))
+
+
 def find_spans(token_ids: Tensor, config: PreTrainedConfig) -> tuple[MediaSpan, ...]:
     """The runs of image, video and audio placeholder tokens, in order.
 
