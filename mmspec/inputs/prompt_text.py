@@ -42,10 +42,14 @@ class PromptText:
     ) -> ChatTemplate | None:
         """The template to use; None if there is none. `arguments` may name or hold another.
 
-        Raises InputError: several templates and no default among them.
+        Raises InputError: several templates and no default among them, one that is no text.
         """
         owners = [one for one in (self._processor, self._tokenizer) if one is not None]
         given = (arguments or {}).get("chat_template")
+        if given is not None and not isinstance(given, str):
+            raise InputError(
+                f"got chat_template={given!r:.80}; expected a template's text, or the name of one"
+            )
         for owner in owners:
             named = owner.chat_template
             if isinstance(named, dict):

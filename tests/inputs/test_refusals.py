@@ -54,6 +54,7 @@ def text_processor(name: str) -> InputProcessor:
         ("llava", "x", {"raw": True, "system": "y"}, ["raw=True", "Write the whole prompt"]),
         ("llava", image_message("x"), {"raw": True, "images": RED}, ["raw=True"]),
         ("llava", "x", {"tools": [{"name": "f"}]}, ["tools=", "does not use"]),
+        ("llava", "x", {"template_arguments": {"chat_template": Path("a")}}, ["Path", "text, or"]),
         ("llava", "x", {"documents": [{"text": "y"}]}, ["documents=", "does not use"]),
         ("llava", "x", {"control_tokens": "maybe"}, ["'maybe'", "neutralise"]),
     ],
