@@ -1,7 +1,7 @@
 """Where a drafter pays, and predictions beside measurements."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from mmspec.plan.measured import compare, is_score_report, slower
 from mmspec.plan.method import Assumed, Gain
 from mmspec.plan.methods import expected_tokens
 from mmspec.plan.roofline import Forward as AForward
+from mmspec.plan.roofline import Precision
 
 TARGET = Forward(SHAPES["llama-3-8b"], HARDWARE["h200"])
 
@@ -64,6 +65,34 @@ def test_where_it_pays_is_where_the_speeds_say_so() -> None:
 def test_what_has_no_room_is_said() -> None:
     found = outlook(TARGET, [], contexts=[32_768, 131_072], batches=[1, 16])
     assert [place.fits for place in found.places] == [True, True, True, False]
+
+
+def test_rows_keep_as_much_each() -> None:
+    one, many = outlook(TARGET, [], contexts=[32_768], batches=[1, 16]).places
+    assert many.kv_bytes == 16 * one.kv_bytes > 0
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp32"])
+def test_a_step_drafts_fewer_tokens_than_it_scores(weights: Precision) -> None:
+    """And on a CPU, which computes in fp32, few of either, by weights of its own."""
+    target = replace(TARGET, weights=weights)
+    methods = standard_methods(target, draft=SHAPES["llama-3.2-1b"])
+    for method in methods:
+        gain = method.gain(target, method.range[0], context=4096, batch=1)
+        assert 1 <= gain.depth < gain.nodes <= (17 if weights == "fp32" else 128), method.name
+    trees = {m.name: m.nodes for m in methods if hasattr(m, "nodes")}
+    assert (max(trees.values()) <= 8) == (weights == "fp32"), trees
+    own = [m.name.split()[-1] for m in methods if m.name.startswith("compressed_kv")]
+    assert own == (["fp32", "int8", "int4"] if weights == "fp32" else ["bf16", "fp8", "int4"])
+
+
+def test_the_more_layers_are_left_out_the_quicker() -> None:
+    def ratio(skip: float) -> float:
+        methods = standard_methods(TARGET, skip=skip)
+        (method,) = (one for one in methods if one.name.startswith("layer_skip"))
+        return method.gain(TARGET, 0.8, context=4096, batch=1).ratio
+
+    assert ratio(0.2) < ratio(0.45)
 
 
 def test_expected_tokens_is_the_sum_of_the_paths() -> None:
