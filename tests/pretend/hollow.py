@@ -87,7 +87,7 @@ def _made(leaf: Any, lent: Mapping[int, Tensor], *, to_cuda: bool) -> Any:
 def _zeros(like: Tensor) -> Tensor:
     """Memory that the system says is 0, and has not been touched."""
     span = 1 + sum((n - 1) * step for n, step in zip(like.shape, like.stride(), strict=True))
-    space = np.zeros(span * like.element_size() if like.numel() else 0, dtype=np.uint8)
+    space = np.zeros(max(span, 1) * like.element_size(), dtype=np.uint8)
     return torch.from_numpy(space).view(like.dtype).as_strided(like.shape, like.stride())
 
 
