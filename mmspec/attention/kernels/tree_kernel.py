@@ -168,13 +168,16 @@ def tree_kernel(
             start, block, count, total, key_slot, value_slot, scale_in, scale_out,
             HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N, False, False, HAS_SOFTCAP,
         )  # fmt: skip
-    for block in range(plain_high, high, BLOCK_N):
-        largest, weight, acc = _attend_block(
-            q, largest, weight, acc, key_at, value_at, visible_at, depth_at, first, is_real,
-            start, block, count, total, key_slot, value_slot, scale_in, scale_out,
-            HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N, True, WINDOW > 0 or CHUNK > 0,
-            HAS_SOFTCAP,
-        )  # fmt: skip
+    # Most splits have no such blocks, nor need what makes ready for them; and without the question
+    # the compiler lets each product of both loops wait for the one before it.
+    if plain_high < high:
+        for block in range(plain_high, high, BLOCK_N):
+            largest, weight, acc = _attend_block(
+                q, largest, weight, acc, key_at, value_at, visible_at, depth_at, first, is_real,
+                start, block, count, total, key_slot, value_slot, scale_in, scale_out,
+                HEAD_DIM, VALUE_DIM, BLOCK_D, BLOCK_V, BLOCK_N, True, WINDOW > 0 or CHUNK > 0,
+                HAS_SOFTCAP,
+            )  # fmt: skip
 
     let_next_begin(IS_EARLY)
 
