@@ -140,6 +140,7 @@ class Facts:
     resident: int  # programs that a multiprocessor of an H200 has room for
     load_bits: int  # widest read of a thread, in loops and beside
     products: str  # tensor cores': HGMMA or HMMA, or none
+    are_serial: bool  # each HGMMA waits for the one before it, for the compiler saw no other way
     is_asynchronous: bool  # reads on their way while others are computed with
     waits_first: bool | None  # reads nothing before it may; None: it never begins early
 
@@ -153,6 +154,7 @@ class Facts:
         registers, shared = int(numbers["REG"]), kernel.metadata.shared
         threads = 32 * kernel.metadata.num_warps
         widths = re.findall(r"\b(?:LDG|LDGSTS)\.E\.(?:[A-Z]+\.)*(64|128)\b", code)
+        multiplied = re.findall(r"\bHGMMA\..*", code)  # the last of a group says so
         return Facts(
             name,
             {k: v for k, v in _constants(kernel).items() if isinstance(v, int | str)},
@@ -163,6 +165,7 @@ class Facts:
             _resident(registers, shared, threads),
             max(map(int, widths), default=32),
             next((kind for kind in ("HGMMA", "HMMA") if kind in code), "none"),
+            bool(multiplied) and all("gsb0" in product for product in multiplied),
             "LDGSTS" in code,
             _waits_first(code),
         )

@@ -244,6 +244,7 @@ def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> 
         # What does not fit goes to memory: a little of it where a softcap or a window is asked for.
         assert own["stack_bytes"] <= (512 if name in ("tree_kernel", "bitwise_kernel") else 0), own
         assert own["waits_first"] is not False, f"{own} reads what may not be there yet"
+        assert not own["are_serial"], f"{own}: no product begins before the last one has ended"
         if name.startswith("_multiply"):
             # Weights on their way while others are multiplied: what makes such a product quick.
             assert own["is_asynchronous"] and own["load_bits"] == 128, own

@@ -174,13 +174,11 @@ def _products(
     column = tl.arange(0, INPUTS)[None, :]
     index = tl.arange(0, ROWS)[:, None]
     SHARE: tl.constexpr = (WIDTH + SHARES * INPUTS - 1) // (SHARES * INPUTS) * INPUTS
-    low, high = 0, WIDTH
-    if SHARES > 1:
-        low = tl.program_id(1) * SHARE
-        high = tl.minimum(low + SHARE, WIDTH)
+    IS_WHOLE: tl.constexpr = WIDTH == SHARES * SHARE
+    low = tl.program_id(1) * SHARE if SHARES > 1 else 0
     if IS_EARLY:
         lines = low + tl.arange(0, EARLY_LINES)[None, :] * (EARLY // EARLY_LINES)
-        if WIDTH < SHARES * SHARE:
+        if not IS_WHOLE:
             lines = tl.minimum(lines, WIDTH - 1)
         fetch(weight + first + lines)
         if IS_PAIR:
@@ -189,10 +187,11 @@ def _products(
     SUMS: tl.constexpr = INPUTS if ROWS == 1 else ROWS
     total = tl.zeros((OUTPUTS, SUMS), dtype=tl.float32)
     other_total = tl.zeros((OUTPUTS, SUMS), dtype=tl.float32)
-    for start in tl.range(low, high, INPUTS, num_stages=STAGES):
-        at = start + column
+    # As long as the compiler knows: in a loop that may be empty each product waits for the last.
+    for start in tl.range(0, SHARE, INPUTS, num_stages=STAGES):
+        at = low + start + column
         inside = at < WIDTH
-        if WIDTH % INPUTS == 0:
+        if IS_WHOLE:
             part = tl.load(weight + first + at)
         else:
             part = tl.load(weight + first + at, mask=inside, other=0.0)
@@ -203,7 +202,7 @@ def _products(
             block = tl.load(rows + index * WIDTH + at, mask=inside & (index < count), other=0.0)
             total = tl.dot(part, tl.trans(block), total, input_precision="ieee")
         if IS_PAIR:
-            if WIDTH % INPUTS == 0:
+            if IS_WHOLE:
                 part = tl.load(other + first + at)
             else:
                 part = tl.load(other + first + at, mask=inside, other=0.0)
