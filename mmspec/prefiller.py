@@ -15,6 +15,7 @@ from mmspec.encoders.features import FeatureCache, FeatureInfo, FeatureSource
 from mmspec.encoders.media import split_media
 from mmspec.encoders.outputs import FeatureError
 from mmspec.kv import KVCache, PrefixStore, StoreInfo
+from mmspec.reads import Reading
 from mmspec.reuse import Reuse, StoredText
 from mmspec.row import Row
 from mmspec.state import Prefill, Taps
@@ -130,14 +131,16 @@ class Prefiller:
         """Prefills one chunk; returns its tokens. After the last one the row begins."""
         row, watch = pending.row, Stopwatch()
         try:
+            self._keep(pending)  # what the chunk before has left, which has been computed by now
             start, prefill = self._run_chunk(pending)
             watch.lap("prefill")
             row.stats.add_seconds(watch.seconds)
             held = self._cache.length(prefill.placement.row)
             if row.on_prefill is not None:
                 call_back(row.on_prefill, held, row.prompt.num_tokens)
-            if pending.text is not None and self._reuse is not None:
-                self._reuse.keep_prompt(pending.text, prefill)
+            if pending.text is not None:
+                pending.is_nan = Reading(prefill.logits.isnan().any(dim=-1, keepdim=True))
+                pending.is_nan.set_out()
         except BaseException:
             self._abandon(pending)
             raise
@@ -153,7 +156,16 @@ class Prefiller:
             if computed >= _TELLING_TOKENS:
                 spent_s = row.stats.seconds["prefill"] + time.perf_counter() - begun
                 row.drafting.pace.token_s = spent_s / computed
+            self._keep(pending)
         return held - start
+
+    def _keep(self, pending: "_Pending") -> None:
+        """What the row holds of its prompt joins the store. Only where that is waited for anyway,
+        or a step later: whether its logits are NaN is not known before."""
+        is_nan, pending.is_nan = pending.is_nan, None
+        if is_nan is not None and self._reuse is not None:
+            assert pending.text is not None and pending.slot is not None
+            self._reuse.keep_prompt(pending.text, pending.slot, is_nan=is_nan)
 
     def _run_chunk(self, pending: "_Pending") -> tuple[int, Prefill]:
         """(first token of the chunk, what the target says of it)."""
@@ -225,7 +237,7 @@ class Prefiller:
             pending.text.lease.release()
         if pending.slot is not None:
             self._cache.close(pending.slot)
-        pending.slot = pending.text = pending.features = None
+        pending.slot = pending.text = pending.features = pending.is_nan = None
         pending.parting = 0
         pending.tapped.clear()
         pending.row.stats.reused_tokens = 0
@@ -241,6 +253,7 @@ class _Pending:
     parting: int = 0  # where it parts from a stored text, if a running state is wanted there
     features: FeatureSource | None = None
     text: StoredText | None = None
+    is_nan: Reading | None = None  # whether the logits of its last chunk are, until that is asked
     tapped: list[Mapping[int, Tensor]] = field(default_factory=list)  # hidden states of each chunk
 
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from mmspec.encoders.media import Media
 from mmspec.kernels import says_used_up
 from mmspec.kv import KVCache, Lease, PrefixStore
+from mmspec.reads import Reading
 from mmspec.row import Row
-from mmspec.state import Prefill, Prompt
+from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.target.cross import sight_keys
 from mmspec.target.keys import prompt_keys, text_keys
@@ -79,14 +80,16 @@ class Reuse:
         text.lease.copy_to(self._cache, slot, count=count)
         return Begun(count, parting)
 
-    def keep_prompt(self, text: StoredText, prefill: Prefill) -> None:
-        """What its row holds of the prompt joins the store, once that is all of it; before, where
+    def keep_prompt(self, text: StoredText, slot: int, *, is_nan: Reading) -> None:
+        """What the slot holds of the prompt joins the store, once that is all of it; before, where
         a running state is kept behind it, for a later prompt can only go on at one. Not where its
-        logits are NaN: so would be those of all prompts that begin with it."""
-        held = self._cache.length(prefill.placement.row)
-        is_kept = held == len(text.keys) or self._cache.states is not None
-        if is_kept and not bool(prefill.logits.isnan().any()):
-            self._insert(text, text.keys[: self._whole_units(held)], prefill.placement.row)
+        logits are NaN, which is on its way: so would be those of all prompts that begin with it."""
+        held = self._cache.length(slot)
+        if held < len(text.keys) and self._cache.states is None:
+            return
+        ((has_failed,),) = is_nan.values()
+        if not has_failed:
+            self._insert(text, text.keys[: self._whole_units(held)], slot)
 
     def keep(self, text: StoredText, row: Row) -> None:
         """All that the row has committed joins the store."""

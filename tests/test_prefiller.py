@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -14,6 +15,7 @@ import transformers
 from families import EXCHANGEABLE, FAMILIES, Layout, layouts_of, prompt_inputs
 from families.hybrid import DECODABLE_HYBRID
 from families.vision import FIRST_MEDIA_TOKEN
+from lent import Lent
 from matrix import engine_of, model_of
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -46,6 +48,7 @@ FLOAT32_INSIDE = {  # whatever the model's dtype: gemma2's eager softmax, biases
 IN_ONE_GO = PrefillSettings()
 STORES = Config()
 CHUNKS = Config(decode=DecodeConfig(prefill_chunk=8), cache=CacheConfig(prefix_bytes=0))
+CHUNKS_KEPT = Config(decode=DecodeConfig(prefill_chunk=16))
 NO_MEDIA = {token: -100.0 for token in range(FIRST_MEDIA_TOKEN, FIRST_MEDIA_TOKEN + 8)}
 
 
@@ -373,7 +376,7 @@ def test_no_memory_to_keep_a_text_costs_what_is_kept_and_no_text(
 def test_what_a_forward_made_nan_of_is_found_by_no_later_request(family: str) -> None:
     """Nor by the row that comes to lie in its slots."""
     model = model_of(family, "float64")
-    engine = mmspec.load(model, config=STORES, overrides=["decode.prefill_chunk=16"])
+    engine = mmspec.load(model, config=CHUNKS_KEPT)
     inputs = [prompt_inputs(FAMILIES[family], "text", seed=seed) for seed in range(2)]
     plain = [engine.generate(each, max_new_tokens=4, reuse=False).tokens for each in inputs]
     first, *_ = (m[0] for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
@@ -396,6 +399,37 @@ def test_what_a_forward_made_nan_of_is_found_by_no_later_request(family: str) ->
         for tokens, each in zip(plain, inputs, strict=True):
             assert engine.generate(each, max_new_tokens=4).tokens == tokens, f"forward {most}"
         most += 1
+
+
+@pytest.mark.parametrize("family", ["llama", "lfm2"])
+def test_whether_a_chunk_is_nan_is_asked_once_the_step_has_been_told(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rows that decode would wait for the chunk before their forward is launched."""
+    engine = mmspec.load(model_of(family, "float64"), config=CHUNKS_KEPT)
+    target, done = engine.target, list[str]()
+    prefill, score = target.prefill, target.score
+
+    def lent_prefill(prompt: Any, *args: Any, stop: int, **options: Any) -> Any:
+        done.append("last chunk" if stop == prompt.num_tokens else "chunk")
+        made = prefill(prompt, *args, stop=stop, **options)
+        return replace(made, logits=made.logits.as_subclass(Lent))
+
+    def noted_score(*args: Any, **options: Any) -> Any:
+        done.append("score")
+        return score(*args, **options)
+
+    monkeypatch.setattr(target, "prefill", lent_prefill)
+    monkeypatch.setattr(target, "score", noted_score)
+    monkeypatch.setattr(Lent, "reads", done)
+    made = [
+        prompt_inputs(FAMILIES[family], "text", num_text_tokens=length, seed=length)
+        for length in (9, 60)
+    ]
+    engine.generate([Request(each, max_new_tokens=8, reuse=each is made[1]) for each in made])
+    chunks = [after for before, after in pairwise(done) if before == "chunk"]
+    assert len(chunks) > 2 and {*chunks} == {"score"}, done
+    assert engine.cache_info().prefixes.num_tokens >= 60, "they are kept nonetheless"
 
 
 def test_an_error_for_want_of_memory_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
