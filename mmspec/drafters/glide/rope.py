@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from mmspec.target.stateful import cache_keyword
+from mmspec.target.target import input_device
 
 Layout = Literal["halves", "pairs"]
 
@@ -118,8 +119,9 @@ def _frequencies(model: PreTrainedModel, layer: int) -> tuple[float, ...]:
 def _keys_of_places(model: PreTrainedModel, layer: int) -> list[Tensor]:
     """A layer's keys, (1, kv_heads, 1, head_dim), of a text of one token at the first place and at
     the next: nothing else differs."""
-    text = model.config.get_text_config(decoder=True)
-    ids, found = torch.full((1, 1), text.vocab_size // 2, device=model.device), []
+    text, embedding = model.config.get_text_config(decoder=True), model.get_input_embeddings()
+    device, found = input_device(embedding, embedding.weight), list[Tensor]()
+    ids = torch.full((1, 1), text.vocab_size // 2, device=device)
     for place in range(2):
         cache = DynamicCache(config=text)
         told = {cache_keyword(model): cache, "position_ids": torch.full_like(ids, place)}

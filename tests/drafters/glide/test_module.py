@@ -220,6 +220,15 @@ def test_queries_are_rotated_as_the_targets_keys_are(family: str, layout: str) -
         assert max(rope.planes) == 2 and not (positions == positions[:1]).all()
 
 
+def test_a_target_that_is_offloaded_is_asked_where_it_is_computed() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = FAMILIES["llama"].build(torch.float64)
+    expected = CrossRope.of_target(model, 1)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.device.type == "meta" and expected.frequencies
+    assert CrossRope.of_target(model, 1) == expected
+
+
 @pytest.mark.parametrize("kind", ["cohere", "cohere2", "glm", "llama4"])
 @torch.no_grad()
 def test_keys_that_are_rotated_by_pairs_in_part_or_not_at_all(kind: str) -> None:
