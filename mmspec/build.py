@@ -3,7 +3,6 @@ class."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -59,10 +58,10 @@ def load(
 
     `drafter` is a name, several joined by "+" whose trees are verified together, "none", or
     drafter objects.
-    `config` is a YAML file or the name of one of mmspec's own; `overrides` are dotted
-    ("decode.max_nodes=32"). Raises ConfigError and ModelError.
+    `config` is a YAML file, the name of one of mmspec's own, or a Config, which is all there is
+    then; `overrides` are dotted ("decode.max_nodes=32"). Raises ConfigError and ModelError.
     """
-    settings = deepcopy(config) if isinstance(config, Config) else load_config(config, overrides)
+    settings = load_config(config, overrides)
     settings.model.dtype = dtype or settings.model.dtype
     settings.model.device = device or settings.model.device
     settings.model.device_map = device_map or settings.model.device_map

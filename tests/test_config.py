@@ -161,6 +161,15 @@ def test_an_override_is_key_and_value(override: Any) -> None:
         load_config(None, [override])
 
 
+def test_overrides_of_a_config_object_are_refused() -> None:
+    """Nobody would read them. Without any it is copied."""
+    given = Config()
+    with pytest.raises(ConfigError, match=r"decode.max_nodes=3.* set its own fields"):
+        load_config(given, ["decode.max_nodes=3"])
+    taken = load_config(given)
+    assert taken == given and taken is not given and taken.decode is not given.decode
+
+
 def test_one_string_is_not_a_list_of_overrides() -> None:
     with pytest.raises(ConfigError, match="expected a list"):
         load_config(None, "decode.max_nodes=3")

@@ -1,6 +1,7 @@
 """load_config: defaults, a YAML file and overrides become one `Config`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -17,21 +18,27 @@ CONFIG_DIR = Path(__file__).parents[1] / "configs"
 
 
 def load_config(
-    path_or_name: str | Path | None = None,
+    given: str | Path | Config | None = None,
     overrides: Sequence[str] | Mapping[str, object] = (),
 ) -> Config:
     """Read a configuration: defaults, then the YAML file, then the overrides.
 
-    `path_or_name` is a YAML file or the bare name of one that comes with mmspec (`"plain"`); None
-    is the defaults alone. `overrides` are `"decode.max_nodes=32"` strings, or a mapping whose keys
-    are dotted or nested.
+    `given` is a YAML file or the bare name of one that comes with mmspec (`"plain"`); None is the
+    defaults alone; of a Config a copy is returned, as it is. `overrides` are
+    `"decode.max_nodes=32"` strings, or a mapping whose keys are dotted or nested.
 
     Raises ConfigError for a file that is not there or not a YAML mapping, for a key that mmspec
-    does not know and for a value of the wrong type.
+    does not know, for a value of the wrong type and for overrides of a Config.
     """
+    if isinstance(given, Config):
+        if overrides:
+            raise ConfigError(
+                f"overrides={overrides!r} beside a Config: set its own fields instead."
+            )
+        return deepcopy(given)
     config = OmegaConf.structured(Config)
-    if path_or_name is not None:
-        path = find_config(path_or_name)
+    if given is not None:
+        path = find_config(given)
         _assign(config, _read_yaml(path), source=str(path))
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: got one string, expected a list of them: [{overrides!r}].")

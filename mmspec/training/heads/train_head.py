@@ -99,7 +99,7 @@ def train_head(
     Raises ConfigError: a wrong setting, a folder with another training; InputError: nothing to
     learn from; ModelError: a target that such a head cannot be made for.
     """
-    chosen = config if isinstance(config, Config) else load_config(config, overrides)
+    chosen = load_config(config, overrides)
     told, folder = chosen.train, Path(out)
     check_head(head)
     settings = loop_settings(told, steps=steps, minutes=minutes)
