@@ -187,6 +187,12 @@ def proposed(drafter: BoundRetrieval, namespace: str | None, text: Sequence[int]
     return set(started(drafter, text, namespace=namespace).propose(text, 64).tokens[1:])
 
 
+def test_the_first_words_of_a_text_are_found_by_the_end_of_its_prompt() -> None:
+    drafter = bound()
+    started(drafter, range(100, 120), namespace="").learn([1, 2])
+    assert proposed(drafter, "", [8, 117, 118, 119]) == {1, 2}
+
+
 def test_finished_texts_are_drafted_from() -> None:
     drafter = bound()
     generate(drafter, "", [1, 2, 3, 4, 5])
