@@ -39,6 +39,8 @@ def form_of(
         except (ValueError, TypeError) as error:
             logger.warning("the tokenizer's response_template is left aside: %s", error)
     found = [known for known in KNOWN if known.mark in chat_template]
+    if not has_tools:
+        found = [known for known in found if not all(map(is_call, known.fields))]
     fields = {name: spec for known in reversed(found) for name, spec in known.fields.items()}
     marks = {token for known in found for token in known.tokens}
     special = marks.intersection(special_strings(tokenizer)) if tokenizer is not None else ()

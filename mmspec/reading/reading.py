@@ -56,7 +56,7 @@ class Reading:
             form = form_of(inputs.tokenizer, source, has_tools=bool(self._tools))
             request = self._formed(request, form, inputs.tokenizer)
         self._unseen: Sequence[str] = ()
-        if self._form.shows_special:
+        if self._form.shows_special and request.skip_special_tokens:
             assert inputs is not None
             self._unseen = special_strings(inputs.tokenizer)
             request = replace(request, skip_special_tokens=False)

@@ -129,8 +129,7 @@ def tokenizer_of(special: tuple[str, ...] = (), added: tuple[str, ...] = ()) -> 
 def reader_of(family: Family, tools: Sequence[Any] = TOOLS, beginning: str = "") -> AnswerReader:
     tokenizer = tokenizer_of(family.special)
     form = form_of(tokenizer, family.template, has_tools=bool(tools))
-    unseen = special_strings(tokenizer) if form.shows_special else ()
-    return AnswerReader(form, tools, beginning=beginning, unseen=unseen)
+    return AnswerReader(form, tools, beginning=beginning, unseen=special_strings(tokenizer))
 
 
 def told(parts: Sequence[str | Reasoning | ToolCall]) -> list[tuple[str, object]]:

@@ -195,5 +195,7 @@ def test_only_families_with_special_marks_are_decoded_with_them() -> None:
     for name, family in FAMILIES.items():
         form = form_of(tokenizer_of(family.special), family.template, has_tools=True)
         assert form.shows_special == bool(family.special), name
+    form = form_of(tokenizer_of(("[TOOL_CALLS]",)), "[TOOL_CALLS]", has_tools=False)
+    assert not form.shows_special, "its marks are of calls alone"
     plain = Family("", "")
     assert told(reader_of(plain).parts("<think>", is_last=True)) == [("text", "<think>")]
