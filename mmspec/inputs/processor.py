@@ -195,6 +195,11 @@ class InputProcessor:
         with self._lock:
             return self._texts.answer_tokens(text)
 
+    def mark_tokens(self, mark: str) -> tuple[int, ...]:
+        """The tokens of a text of the model's own, control tokens among them."""
+        with self._lock:
+            return tuple(self.tokenizer(mark, add_special_tokens=False)["input_ids"])
+
     @property
     def placeholders(self) -> Mapping[str, str]:
         """What stands in a text for each kind of medium: "image" -> "<image>"."""

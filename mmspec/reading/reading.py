@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from transformers import LogitsProcessor, PreTrainedTokenizerBase
+from transformers import LogitsProcessor
 
 from mmspec.inputs import InputProcessor
 from mmspec.reading.calls import ToolCall
@@ -54,7 +54,7 @@ class Reading:
         if inputs is not None and not request.raw:
             source = inputs.template_source(request.template_arguments, request.tools)
             form = form_of(inputs.tokenizer, source, has_tools=bool(self._tools))
-            request = self._formed(request, form, inputs.tokenizer)
+            request = self._formed(request, form, inputs)
         self._unseen: Sequence[str] = ()
         if self._form.shows_special and request.skip_special_tokens:
             assert inputs is not None
@@ -87,13 +87,13 @@ class Reading:
         text.finish()
         return self.answer(replace(sample, text="".join(told for told, _ in text.take())))
 
-    def _formed(self, request: Request, form: Form, tokenizer: PreTrainedTokenizerBase) -> Request:
+    def _formed(self, request: Request, form: Form, inputs: InputProcessor) -> Request:
         """The request for answers of this form, where it can have them."""
         prompt = request.prompt.text if isinstance(request.prompt, Prompt) else None
         beginning = form.beginning(prompt or "")
         processors = request.logits_processors
         if any(isinstance(one, Guide) for one in processors):
-            thought = _tokens_around(form, tokenizer)
+            thought = _tokens_around(form, inputs)
             if thought is None:
                 return request
             reader = AnswerReader(form, beginning=beginning)
@@ -121,11 +121,10 @@ class Reading:
         return count
 
 
-def _tokens_around(form: Form, tokenizer: PreTrainedTokenizerBase) -> Thought | None:
+def _tokens_around(form: Form, inputs: InputProcessor) -> Thought | None:
     """The marks of the form's reasoning, where they are made of tokens that no other text has."""
     if form.thought is None:
         return None
-    added = tokenizer.get_added_vocab()
-    ids = [tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in form.thought]
-    opening, closing = ids
-    return Thought(tuple(opening), tuple(closing)) if closing[0] in added.values() else None
+    thought = Thought(*map(inputs.mark_tokens, form.thought))
+    added = inputs.tokenizer.get_added_vocab()
+    return thought if thought.closing[0] in added.values() else None

@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 from integrations.frameworks import THINKING_TEMPLATE, saying
 from tokenizers import AddedToken
+from torch import Tensor
+from transformers import LogitsProcessor
 
 import mmspec
 from mmspec.reading import Reading
+from mmspec.reading.reading import Thought
 from mmspec.training.tiny.build import build_model, build_processor
 
 from .families import HARMONY
@@ -21,10 +24,11 @@ ANSWER = (
 
 @pytest.fixture(scope="module")
 def thinker() -> mmspec.Engine:
-    """With the marks of gpt-oss as special tokens."""
+    """With the marks of gpt-oss as special tokens, and </think> as a plain one."""
     model, processor = build_model("nano").double().eval(), build_processor()
     tokens = [AddedToken(one, special=True, normalized=False) for one in HARMONY]
     processor.tokenizer.add_tokens(tokens, special_tokens=True)
+    processor.tokenizer.add_tokens([AddedToken("</think>", normalized=False)])
     model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
     return mmspec.load(model, processor, overrides={"decode.controller": "fixed"})
 
@@ -44,3 +48,35 @@ def test_who_wants_special_tokens_sees_those_that_are_no_marks(
     answer = reading.answer(thinker.generate(reading.request))
     assert answer.reasoning == "Hm."
     assert answer.text == ("Well." if skips else "Well.<|start|></s>")
+
+
+class Grammar(LogitsProcessor):
+    """Follows none, but is asked for what a grammar is asked for."""
+
+    def __init__(self) -> None:
+        self.thoughts: list[Thought] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores
+
+    def behind(self, thought: Thought) -> "Grammar":
+        self.thoughts.append(thought)
+        return self
+
+
+def test_marks_are_tokenised_by_one_thread_at_a_time(
+    thinker: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others tokenise their prompts meanwhile, and a fast tokenizer is changed by that."""
+    grammar, inputs, were_locked = Grammar(), thinker.inputs, list[bool]()
+    assert inputs is not None
+    request = thinker.prepare("Hi", **options(thinker, ANSWER), logits_processors=[grammar])
+    tokenise = type(inputs.tokenizer).__call__
+
+    def watched(tokenizer: Any, *args: Any, **kwargs: Any) -> Any:
+        were_locked.append(inputs._lock.locked())
+        return tokenise(tokenizer, *args, **kwargs)
+
+    monkeypatch.setattr(type(inputs.tokenizer), "__call__", watched)
+    Reading(inputs, request)
+    assert grammar.thoughts and were_locked and all(were_locked)
