@@ -9,7 +9,7 @@ from mmspec.answers import Stream
 from mmspec.engine import Engine
 from mmspec.inputs import AudioSource, ImageSource, VideoSource
 from mmspec.inputs.media_shares import media_list
-from mmspec.reading import Reading
+from mmspec.reading import Answer, Guide, Reading
 from mmspec.requests import Request, Result, build_request
 
 
@@ -93,9 +93,11 @@ class Chat:
     def _answered(self, messages: list[dict[str, Any]], request: Request, result: Result) -> None:
         if result.error is not None or not result.tokens:
             return
-        # Nobody makes its calls here: they stay text.
-        reading = Reading(self._engine.inputs, replace(request, tools=None))
-        answer = reading.answer_of_tokens(result)
+        answer = Answer(result.text)
+        if not any(isinstance(one, Guide) for one in request.logits_processors):
+            # Nobody makes its calls here: they stay text.
+            reading = Reading(self._engine.inputs, replace(request, tools=None))
+            answer = reading.answer_of_tokens(result)
         told: dict[str, Any] = {"role": "assistant"}
         told["content"] = [{"type": "text", "text": answer.text}]
         if answer.reasoning:

@@ -14,6 +14,6 @@ reading    Reading: how one request's answers are read
 
 from mmspec.reading.calls import ToolCall
 from mmspec.reading.reader import AnswerReader, Reasoning
-from mmspec.reading.reading import Answer, Reading, Thought
+from mmspec.reading.reading import Answer, Guide, Reading, Thought
 
-__all__ = ["Answer", "AnswerReader", "Reading", "Reasoning", "Thought", "ToolCall"]
+__all__ = ["Answer", "AnswerReader", "Guide", "Reading", "Reasoning", "Thought", "ToolCall"]

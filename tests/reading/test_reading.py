@@ -80,3 +80,16 @@ def test_marks_are_tokenised_by_one_thread_at_a_time(
     monkeypatch.setattr(type(inputs.tokenizer), "__call__", watched)
     Reading(inputs, request)
     assert grammar.thoughts and were_locked and all(were_locked)
+
+
+def test_a_chat_takes_an_answer_that_a_grammar_made_as_it_stands(thinker: mmspec.Engine) -> None:
+    """Also where the prompt has opened the reasoning; and no grammar is compiled for it again."""
+    grammar = Grammar()
+    opened = THINKING_TEMPLATE.replace("<|assistant|>{% endif", "<|assistant|><think>\n{% endif")
+    made = options(thinker, '<think>\n{"a": 1}')  # the prompt says the first of it
+    made["template_arguments"] = {"chat_template": opened + "{# </think> #}"}
+    chat = thinker.chat(**made, logits_processors=[grammar])
+    chat.send("Hi")
+    content = [{"type": "text", "text": '{"a": 1}'}]
+    assert chat.messages[-1] == {"role": "assistant", "content": content}
+    assert not grammar.thoughts
