@@ -13,7 +13,7 @@ from mmspec.inputs.template import ToolSpec
 from mmspec.reading.bare_call import BareCall
 from mmspec.reading.calls import ToolCall, new_id
 from mmspec.reading.form import Form
-from mmspec.reading.regions import Chunk, Regions
+from mmspec.reading.regions import Chunk, Regions, Unparted, is_as_known
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # by which templates name that field
 
@@ -42,7 +42,9 @@ class AnswerReader:
         """`beginning`: what of the answer its prompt has written. `unseen`: special tokens that are
         in the text for the sake of the marks among them, and that nobody is to see."""
         self.calls: list[ToolCall] = []
-        self._regions = Regions(form.template, beginning, [*_schemas(tools)])
+        self._regions: Regions | Unparted = Unparted()
+        if is_as_known():
+            self._regions = Regions(form.template, beginning, [*_schemas(tools)])
         self._bare = BareCall(tools)
         self._hidden = {False: _Hidden(unseen), True: _Hidden(unseen)}  # by whether it is reasoning
         self._outside = ""  # what the template has no place for

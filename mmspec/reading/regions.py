@@ -1,17 +1,23 @@
 """Regions: an answer parted by its form's marks, as transformers' parser finds them."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import regex  # transformers'
+import transformers
 from transformers.utils.chat_parsing import ResponseParser
 from transformers.utils.chat_parsing.response_templates import (
     ResponseTemplate,
     ResponseTemplateField,
+    load_response_template,
 )
 
 from mmspec.reading.calls import ToolCall, as_calls
 from mmspec.reading.form import is_call
+
+logger = logging.getLogger(__name__)
 
 # What content parsers, transforms and casts fail with, at what a model may write.
 _BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -109,3 +115,41 @@ class Regions(ResponseParser):
     def _own(self, start: int, stop: int) -> range:
         """A part of the buffer, as one of the answer."""
         return range(max(0, start - self._num_begun), max(0, stop - self._num_begun))
+
+
+class Unparted:
+    """An answer that nobody parts: all of it is text."""
+
+    spans: Mapping[str, Sequence[range]] = {}
+
+    def read(self, text: str, *, is_last: bool) -> Iterator[Chunk | ToolCall]:
+        yield Chunk("content", text)
+
+    def may_open(self, names: Sequence[str]) -> bool:
+        return False
+
+
+@cache
+def is_as_known() -> bool:
+    """Whether `Regions` parts an answer as it should: it builds on what of transformers' parser is
+    not promised to stay."""
+    call = {"open": "<c>", "close": "</c>", "content": "json"}
+    fields = {"a": {"open": "<a>", "close": "</a>"}, "tool_calls": call, "content": {}}
+    told, answer = list[object](), 'x<a>y</a>z<c>{"name": "f"}</c>'
+    try:
+        tried = Regions(load_response_template({"start_anchor": ">", "fields": fields}), "", ())
+        may_open = tried.may_open(["a"])
+        for number, text in enumerate(answer, start=1):
+            found = tried.read(text, is_last=number == len(answer))
+            told += [one.name if isinstance(one, ToolCall) else tuple(one) for one in found]
+        expected = [("content", "x"), ("a", "y"), ("content", "z"), "f"]
+        if told == expected and may_open and tried.spans == {"a": [range(4, 5)]}:
+            return True
+    except _BROKEN as error:
+        logger.debug("the response parser failed", exc_info=error)
+    logger.warning(
+        "transformers %s has a response parser that mmspec does not know: reasoning and calls that "
+        "have marks stay text; a version that is known: 5.23",
+        transformers.__version__,
+    )
+    return False

@@ -3,17 +3,18 @@
 from typing import Any
 
 import pytest
+import transformers
 from integrations.frameworks import THINKING_TEMPLATE, saying
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import LogitsProcessor
 
 import mmspec
-from mmspec.reading import Reading
+from mmspec.reading import Reading, regions
 from mmspec.reading.reading import Thought
 from mmspec.training.tiny.build import build_model, build_processor
 
-from .families import HARMONY
+from .families import FAMILIES, HARMONY, reader_of, told
 
 HARMONY_TEMPLATE = THINKING_TEMPLATE + "{# <|channel|> #}"
 ANSWER = (
@@ -93,3 +94,32 @@ def test_a_chat_takes_an_answer_that_a_grammar_made_as_it_stands(thinker: mmspec
     content = [{"type": "text", "text": '{"a": 1}'}]
     assert chat.messages[-1] == {"role": "assistant", "content": content}
     assert not grammar.thoughts
+
+
+@pytest.mark.parametrize("name", ["_accumulate", "_close_current", "_buffer"])
+def test_another_parser_than_the_known_one_is_told_and_leaves_answers_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a later transformers may have it: where it calls one no more, text would be lost."""
+    monkeypatch.setattr(regions, "Regions", _renamed(name))
+    regions.is_as_known.cache_clear()
+    try:
+        family = FAMILIES["qwen3"]
+        for _ in range(2):
+            reader = reader_of(family)
+            assert told(reader.parts(family.answer, is_last=True)) == [("text", family.answer)]
+            assert not reader.may_reason and not reader.reasoning_spans
+        assert caplog.text.count("stay text") == 1 and transformers.__version__ in caplog.text
+    finally:
+        regions.is_as_known.cache_clear()
+
+
+def _renamed(name: str) -> type:
+    class Renamed(regions.Regions):
+        """Where the parser itself calls that no more."""
+
+    if name == "_buffer":
+        setattr(Renamed, name, property(lambda self: "", lambda self, text: None))
+    else:
+        setattr(Renamed, name, getattr(regions.ResponseParser, name))
+    return Renamed
