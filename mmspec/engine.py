@@ -38,6 +38,7 @@ from mmspec.inputs.media_shares import MediaShares
 from mmspec.kv import PrefixStore
 from mmspec.params import merged_generation_config, stop_strings, stopping_criteria
 from mmspec.prefiller import CacheInfo, PrefillSettings
+from mmspec.reading import Answer, Reading
 from mmspec.requests import (
     Messages,
     Progress,
@@ -279,6 +280,13 @@ class Engine:
         with own_modes(self.target.device):
             row = self._row(request, 0)
         return Stream(row, self._decode([row]), self.tokenizer)
+
+    def answer(self, prompt: AnyPrompt, **options: Any) -> Answer:
+        """Generates for one prompt, and tells `reasoning`, `text` and `calls` of the request's
+        `tools` apart, in the form that the model writes. `result` is the answer as it was decoded,
+        of a form whose marks are special tokens with these. Several samples: the first one's."""
+        reading = Reading(self.inputs, self.prepare(prompt, **options))
+        return reading.answer(self.generate(reading.request))
 
     def chat(
         self,

@@ -1,7 +1,9 @@
 """Reading: what of a model's answer is its reasoning, what is said, and what calls tools.
 
-    reading = Reading(engine.inputs, engine.prepare(messages, tools=tools))
-    answer = reading.answer(engine.generate(reading.request))
+    answer = engine.answer(messages, tools=tools)  # of one prompt, whole
+
+    reading = Reading(engine.inputs, engine.prepare(messages, tools=tools))  # of others too
+    answers = [reading.answer(one) for one in engine.generate(reading.request).samples]
 
 forms      how the families write it: transformers' response templates, as data
 form       the form of one model

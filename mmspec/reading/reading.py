@@ -38,6 +38,7 @@ class Answer:
     reasoning: str = ""
     calls: Sequence[ToolCall] = ()
     reasoning_tokens: int = 0  # those whose text begins in the reasoning, its marks not counted
+    result: Result | None = None  # the sample that was read, marks and all
 
 
 class Reading:
@@ -76,6 +77,7 @@ class Reading:
             "".join(part.text for part in parts if isinstance(part, Reasoning)),
             reader.calls,
             self._num_within(sample.tokens, reader.reasoning_spans),
+            sample,
         )
 
     def answer_of_tokens(self, sample: Result) -> Answer:

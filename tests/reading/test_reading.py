@@ -51,6 +51,13 @@ def test_who_wants_special_tokens_sees_those_that_are_no_marks(
     assert answer.text == ("Well." if skips else "Well.<|start|></s>")
 
 
+def test_an_engine_answers_in_parts(thinker: mmspec.Engine) -> None:
+    answer = thinker.answer("Hi", **options(thinker, ANSWER))
+    assert (answer.reasoning, answer.text, answer.calls) == ("Hm.", "Well.", [])
+    assert answer.result is not None and answer.result.finish_reason == "eos"
+    assert answer.reasoning_tokens == len("Hm.")
+
+
 class Grammar(LogitsProcessor):
     """Follows none, but is asked for what a grammar is asked for."""
 
