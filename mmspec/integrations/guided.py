@@ -72,7 +72,8 @@ class JsonGuide:
                 self._tokenizer = self._read_tokenizer()
                 self._ahead = JsonAhead(self._tokenizer)
         try:
-            given = {"x-guidance": _STYLE, **_schema_of(schema)}
+            given = _schema_of(schema)
+            given = {**given, "x-guidance": {**given.get("x-guidance", {}), **_STYLE}}
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(given))
             if behind:
                 lark = f"start: {behind} json\njson: %json {json.dumps(given)}\n"

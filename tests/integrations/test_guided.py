@@ -132,6 +132,21 @@ def test_it_knows_keys_and_words_and_guesses_the_blanks(
 
 
 @needs_extra
+@pytest.mark.parametrize("own", [{}, {"whitespace_flexible": True}])
+def test_blanks_have_an_end_whatever_the_schema_says(
+    engine: mmspec.Engine, guide: JsonGuide, own: dict[str, object]
+) -> None:
+    assert engine.tokenizer is not None
+    one = guide.matching({**SCHEMA, "x-guidance": own}).for_request(0)
+    (blank,) = engine.tokenizer(" ", add_special_tokens=False).input_ids
+    (brace,) = engine.tokenizer("{", add_special_tokens=False).input_ids
+    scores = torch.zeros(1, engine.target.vocab_size)
+    for number, is_allowed in ((19, True), (20, False)):
+        judged = one(torch.tensor([[brace, *[blank] * number]]), scores)
+        assert bool(judged[0, blank] == 0) == is_allowed
+
+
+@needs_extra
 def test_looking_ahead_does_not_advance_it(engine: mmspec.Engine, guide: JsonGuide) -> None:
     tokens = engine.tokenizer('{"name": "Anna", "co', add_special_tokens=False).input_ids
     scores = torch.zeros(1, engine.target.vocab_size)
