@@ -8,6 +8,7 @@ Needs `pip install 'mmspec[guided]'`.
 """
 
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -56,8 +57,8 @@ class JsonGuide:
     ) -> "GrammarProcessor":
         """For answers that are JSON of this schema, or of a pydantic model, with the keys that it
         names and no others; None: any object. One is enough for all requests of an engine; in
-        transformers' own generate it is one prompt's. `behind`: what comes first, as llguidance's
-        Lark writes it.
+        transformers' own generate it is one prompt's. `behind`: rules in llguidance's Lark, of
+        which the one named so comes first.
 
         Raises InputError for a schema that is none or that llguidance does not follow in full, and
         for a model without a fast tokenizer that llguidance can read; MissingExtraError."""
@@ -76,7 +77,7 @@ class JsonGuide:
             given = {**given, "x-guidance": {**given.get("x-guidance", {}), **_STYLE}}
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(given))
             if behind:
-                lark = f"start: {behind} json\njson: %json {json.dumps(given)}\n"
+                lark = f"start: behind json\n{behind}\njson: %json {json.dumps(given)}\n"
                 grammar = LLMatcher.grammar_from_lark(lark)
         except (ValueError, TypeError) as error:
             raise InputError(f"got a JSON schema that is none: {error}") from error
@@ -164,11 +165,19 @@ class GrammarProcessor(LogitsProcessor):
         return judged
 
     def behind(self, thought: Thought) -> "GrammarProcessor":
-        """One whose grammar begins behind the reasoning, where the model thinks."""
+        """One whose grammar begins behind the reasoning, where the model thinks. What it thinks
+        does not spell out the reasoning's end: by its text the answer would begin there."""
         assert self.again is not None, "a request's own is not made for another"
-        opening, closing = (" ".join(f"<[{token}]>" for token in ids) for ids in thought)
-        lark = rf"{opening} /(?s:.*)/ {closing} /[ \n]{{0,8}}/"
-        return self.again(behind=f"({lark})?" if opening else lark)
+        opening, closing = (
+            " ".join(f"<[{token}]>" for token in ids) for ids in (thought.opening, thought.closing)
+        )
+        end = re.escape(thought.end).replace("/", r"\/")
+        told = rf"{opening} THOUGHT {closing} /[ \n]{{0,8}}/"
+        rules = [
+            f"behind: ({told})?" if opening else f"behind: {told}",
+            f"THOUGHT: /(?s:.*)/ & ~/(?s:.*{end}.*)/",
+        ]
+        return self.again(behind="\n".join(rules))
 
     def for_request(self, prompt_length: int) -> "GrammarProcessor":
         """One of its own for each, so that it may be given to many."""

@@ -20,6 +20,7 @@ class Thought(NamedTuple):
 
     opening: Sequence[int]
     closing: Sequence[int]
+    end: str  # the closing's first token, which ends a reasoning that spells it out too
 
 
 @runtime_checkable
@@ -127,6 +128,6 @@ def _tokens_around(form: Form, inputs: InputProcessor) -> Thought | None:
     """The marks of the form's reasoning, where they are made of tokens that no other text has."""
     if form.thought is None:
         return None
-    thought = Thought(*map(inputs.mark_tokens, form.thought))
-    added = inputs.tokenizer.get_added_vocab()
-    return thought if thought.closing[0] in added.values() else None
+    opening, closing = map(inputs.mark_tokens, form.thought)
+    ends = [text for text, i in inputs.tokenizer.get_added_vocab().items() if i == closing[0]]
+    return Thought(opening, closing, ends[0]) if ends else None

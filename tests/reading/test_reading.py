@@ -1,8 +1,10 @@
 """How one request's answers are read: of an engine, and by what the request itself asks for."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from integrations.frameworks import THINKING_TEMPLATE, saying
 from tokenizers import AddedToken
@@ -10,6 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 import mmspec
+from mmspec.integrations.guided import GrammarProcessor, JsonGuide
 from mmspec.reading import Reading, regions
 from mmspec.reading.reading import Thought
 from mmspec.training.tiny.build import build_model, build_processor
@@ -130,3 +133,23 @@ def _renamed(name: str) -> type:
     else:
         setattr(Renamed, name, getattr(regions.ResponseParser, name))
     return Renamed
+
+
+@pytest.mark.skipif(not find_spec("llguidance"), reason="needs the extra 'guided'")
+def test_a_reasoning_cannot_spell_out_its_end_nor_end_the_answer(thinker: mmspec.Engine) -> None:
+    """Its text would be read as the answer, which the grammar has not begun."""
+    assert thinker.inputs is not None and thinker.tokenizer is not None
+    guide = JsonGuide(thinker).matching({"type": "object", "properties": {}})
+    opened = THINKING_TEMPLATE.replace("<|assistant|>{% endif", "<|assistant|><think>\n{% endif")
+    arguments = {"chat_template": opened + "{# </think> #}"}
+    request = thinker.prepare("Hi", template_arguments=arguments, logits_processors=[guide])
+    (behind,) = Reading(thinker.inputs, request).request.logits_processors
+    assert isinstance(behind, GrammarProcessor)
+    ids = torch.tensor([thinker.inputs.mark_tokens("Hm, </thi")])
+    rest = thinker.inputs.mark_tokens("nk>")
+    for number, is_allowed in ((0, True), (1, True), (2, False)):
+        said = torch.cat([ids, torch.tensor([rest[:number]], dtype=torch.long)], dim=1)
+        scores = behind.for_request(0)(said, torch.zeros(1, len(thinker.tokenizer)))[0]
+        assert bool(scores[rest[number]] == 0) == is_allowed
+        assert scores[thinker.tokenizer.convert_tokens_to_ids("</think>")] == 0
+        assert scores[thinker.tokenizer.eos_token_id].isinf()
