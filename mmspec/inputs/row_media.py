@@ -16,8 +16,9 @@ from mmspec.state import MediaKind, MediaSpan
 _RATIOS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # of Mllama's images
 _SIZES = (  # what says if media are alike
     *("image_sizes", "spatial_shapes", "image_position_ids"),
-    *("input_features_mask", "feature_attention_mask"),
+    *("input_features_mask", "feature_attention_mask", "padding_mask"),
 )
+_TOKENS = "audio_embed_sizes"  # how many placeholders each recording has
 _COUNTS = "batch_num_images"  # (batch,) how many are each row's
 
 _Parts = list[dict[str, Tensor]]  # of each row
@@ -94,7 +95,9 @@ def _raw(
         borders = {pixels.shape[0]: [0, *accumulate(counts.tolist())]}
     else:
         each = [length for row in runs for length in row]
-        if kind != "audio" or len(each) != pixels.shape[0]:  # recordings stand apart
+        if _TOKENS in own:
+            each = own[_TOKENS].tolist()
+        elif kind != "audio" or len(each) != pixels.shape[0]:  # recordings stand apart
             each = _lengths(kind, pixels.shape[0], wanted, own)
         borders = {pixels.shape[0]: _borders(each, wanted, kind)}
     parts: _Parts = [{} for _ in wanted]
