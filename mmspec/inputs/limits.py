@@ -54,6 +54,6 @@ class Spending:
         spent, most = self._spent[limit], getattr(self._limits, limit)
         if spent > most:
             raise TooLargeError(
-                f"the request's {told.format(spent)} together, over the limit of {most:.10g}; send "
+                f"the request's {told.format(spent)} together, over the limit of {most:.15g}; send "
                 f"fewer or smaller ones, or raise inputs.{limit}"
             )

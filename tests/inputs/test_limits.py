@@ -45,6 +45,8 @@ def test_bytes_and_seconds_add_up() -> None:
     open_image(data, limits=limits, spending=spending)
     with pytest.raises(TooLargeError, match=r"inputs\.max_request_bytes"):
         open_image(data, limits=limits, spending=spending)
+    with pytest.raises(TooLargeError, match=r"1099511627777 bytes .* limit of 1099511627776;"):
+        Spending(InputLimits(max_request_bytes=2**40)).add_bytes(2**40 + 1)
     tone = (np.zeros(100, np.float32), 100)
     open_audio(tone, rate=100, limits=limits, spending=spending)
     with pytest.raises(TooLargeError, match=r"2 s long together.*inputs\.max_audio_seconds"):
