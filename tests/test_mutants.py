@@ -47,16 +47,12 @@ def prefix_is_cut(patch: pytest.MonkeyPatch) -> None:
     build = rule.build
 
     def shorter(
-        self: object,
-        trees: Sequence[TokenTree],
-        lengths: Sequence[int],
-        dtype: torch.dtype,
-        **rest: Sequence[int],
+        self: object, rows: Sequence[RowNodes], dtype: torch.dtype
     ) -> Tensor | dict[str, Tensor]:
-        masks = build(self, trees, lengths, dtype, **rest)  # type: ignore[arg-type]
+        masks = build(self, rows, dtype)  # type: ignore[arg-type]
         for mask in masks.values() if isinstance(masks, dict) else (masks,):
-            for row, length in enumerate(lengths):
-                mask[row, :, :, length - 1] = torch.finfo(dtype).min
+            for number, row in enumerate(rows):
+                mask[number, :, :, row.committed - 1] = torch.finfo(dtype).min
         return masks
 
     patch.setattr(rule, "build", shorter)

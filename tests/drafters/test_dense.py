@@ -69,7 +69,9 @@ def source_of(folder: Path, **limits: int) -> DenseSource:
 
 def query(tail: Sequence[int], state: np.ndarray | None) -> Query:
     hidden: dict[int, Tensor] = {} if state is None else {TAP: torch.tensor(state)}
-    return Query(OwnText(Prompt(torch.tensor(list(tail)))), None, hidden)
+    own = OwnText(Prompt(torch.tensor(list(tail))))
+    own.grow(tail)
+    return Query(own, None, hidden)
 
 
 @pytest.fixture
