@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+import mmspec
 from mmspec.reading import AnswerReader, Reasoning, ToolCall
 from mmspec.reading.form import form_of, special_strings
-from mmspec.training.tiny.build import build_tokenizer
+from mmspec.training.tiny.build import build_model, build_processor, build_tokenizer
 
 _PROPERTIES = {
     "city": {"type": "string"},
@@ -146,3 +147,13 @@ def told(parts: Sequence[str | Reasoning | ToolCall]) -> list[tuple[str, object]
             value = found.pop()[1] + value
         found.append((kind, value))
     return found
+
+
+def thinking_engine() -> mmspec.Engine:
+    """With the marks of gpt-oss as special tokens, and </think> as a plain one."""
+    model, processor = build_model("nano").double().eval(), build_processor()
+    tokens = [AddedToken(one, special=True, normalized=False) for one in HARMONY]
+    processor.tokenizer.add_tokens(tokens, special_tokens=True)
+    processor.tokenizer.add_tokens([AddedToken("</think>", normalized=False)])
+    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    return mmspec.load(model, processor, overrides={"decode.controller": "fixed"})

@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 from integrations.frameworks import THINKING_TEMPLATE, saying
-from tokenizers import AddedToken
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -15,9 +14,8 @@ import mmspec
 from mmspec.integrations.guided import GrammarProcessor, JsonGuide
 from mmspec.reading import Reading, regions
 from mmspec.reading.reading import Thought
-from mmspec.training.tiny.build import build_model, build_processor
 
-from .families import FAMILIES, HARMONY, reader_of, told
+from .families import FAMILIES, reader_of, thinking_engine, told
 
 HARMONY_TEMPLATE = THINKING_TEMPLATE + "{# <|channel|> #}"
 ANSWER = (
@@ -28,13 +26,7 @@ ANSWER = (
 
 @pytest.fixture(scope="module")
 def thinker() -> mmspec.Engine:
-    """With the marks of gpt-oss as special tokens, and </think> as a plain one."""
-    model, processor = build_model("nano").double().eval(), build_processor()
-    tokens = [AddedToken(one, special=True, normalized=False) for one in HARMONY]
-    processor.tokenizer.add_tokens(tokens, special_tokens=True)
-    processor.tokenizer.add_tokens([AddedToken("</think>", normalized=False)])
-    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    return mmspec.load(model, processor, overrides={"decode.controller": "fixed"})
+    return thinking_engine()
 
 
 def options(engine: mmspec.Engine, text: str) -> dict[str, Any]:

@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 from integrations.frameworks import ADD, CALL, THINKING_TEMPLATE, saying
-from reading.families import FAMILIES, HARMONY
+from reading.families import FAMILIES, thinking_engine
 from serving.asking import CHAT, RESPONSES, asked, events, needs_guided
 from serving.test_responses import FLAT_ADD, respond, streamed
 from starlette.testclient import TestClient
-from tokenizers import AddedToken
 
 import mmspec
 from mmspec.serving import ServerSettings, create_app
-from mmspec.training.tiny.build import build_model, build_processor
 
 Say = Callable[..., list[str]]
 HM = "<think>\nHm, 日本.\n</think>\n\n"
@@ -23,13 +21,7 @@ LONG: dict[str, Any] = {"max_tokens": 400, "ignore_eos": False}
 
 @pytest.fixture(scope="module")
 def thinker() -> mmspec.Engine:
-    """With tokens for the marks of gpt-oss, which are special, and for </think>, which is none."""
-    model, processor = build_model("nano").double().eval(), build_processor()
-    tokens = [AddedToken(one, special=True, normalized=False) for one in HARMONY]
-    processor.tokenizer.add_tokens(tokens, special_tokens=True)
-    processor.tokenizer.add_tokens([AddedToken("</think>", normalized=False)])
-    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    return mmspec.load(model, processor, overrides={"decode.controller": "fixed"})
+    return thinking_engine()
 
 
 @pytest.fixture(scope="module")
