@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmspec.pieces import in_pieces, process, sums
 from mmspec.prefixes import Prefixes, apply, cumulates, looks_at_scores_alone, no_tokens
-from mmspec.reads import Reading
+from mmspec.reads import Readback
 from mmspec.row import Row
 from mmspec.sampling import Choice, best_of
 from mmspec.state import Scores
@@ -46,7 +46,7 @@ class Foresight:
             groups[_sameness(part)].append(part)
         self._groups = list(groups.values())
         self._found = [_of_group(group) for group in self._groups]
-        self._reading = Reading(*(tensor for _, *small in self._found for tensor in small))
+        self._reading = Readback(*(tensor for _, *small in self._found for tensor in small))
 
     def choices(self, rows: Sequence[Row]) -> Tensor | None:
         """(batch, 1) int64, on the device: what each of `rows`, whose trees are node 0 alone,

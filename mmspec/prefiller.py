@@ -15,7 +15,7 @@ from mmspec.encoders.features import FeatureCache, FeatureInfo, FeatureSource
 from mmspec.encoders.media import split_media
 from mmspec.encoders.outputs import FeatureError
 from mmspec.kv import KVCache, PrefixStore, StoreInfo
-from mmspec.reads import Reading
+from mmspec.reads import Readback
 from mmspec.reuse import Reuse, StoredText
 from mmspec.row import Row
 from mmspec.state import Prefill, Taps
@@ -139,7 +139,7 @@ class Prefiller:
             if row.on_prefill is not None:
                 call_back(row.on_prefill, held, row.prompt.num_tokens)
             if pending.text is not None:
-                pending.is_nan = Reading(prefill.logits.isnan().any(dim=-1, keepdim=True))
+                pending.is_nan = Readback(prefill.logits.isnan().any(dim=-1, keepdim=True))
                 pending.is_nan.set_out()
         except BaseException:
             self._abandon(pending)
@@ -253,7 +253,7 @@ class _Pending:
     parting: int = 0  # where it parts from a stored text, if a running state is wanted there
     features: FeatureSource | None = None
     text: StoredText | None = None
-    is_nan: Reading | None = None  # whether the logits of its last chunk are, until that is asked
+    is_nan: Readback | None = None  # whether the logits of its last chunk are, until that is asked
     tapped: list[Mapping[int, Tensor]] = field(default_factory=list)  # hidden states of each chunk
 
 

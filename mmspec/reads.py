@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Reading:
+class Readback:
     """Several small tensors on their way to the host. Their bytes are joined, so that none has to
     be converted first: two launches, whatever there is to read."""
 
@@ -38,7 +38,7 @@ class Reading:
 
 def read(*tensors: Tensor) -> list[list[Any]]:
     """The values of each tensor (first, ...), nested as it is."""
-    return Reading(*tensors).values()
+    return Readback(*tensors).values()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

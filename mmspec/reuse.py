@@ -10,7 +10,7 @@ from typing import NamedTuple
 from mmspec.encoders.media import Media
 from mmspec.kernels import says_used_up
 from mmspec.kv import KVCache, Lease, PrefixStore
-from mmspec.reads import Reading
+from mmspec.reads import Readback
 from mmspec.row import Row
 from mmspec.state import Prompt
 from mmspec.target import Target
@@ -80,7 +80,7 @@ class Reuse:
         text.lease.copy_to(self._cache, slot, count=count)
         return Begun(count, parting)
 
-    def keep_prompt(self, text: StoredText, slot: int, *, is_nan: Reading) -> None:
+    def keep_prompt(self, text: StoredText, slot: int, *, is_nan: Readback) -> None:
         """What the slot holds of the prompt joins the store, once that is all of it; before, where
         a running state is kept behind it, for a later prompt can only go on at one. Not where its
         logits are NaN, which is on its way: so would be those of all prompts that begin with it."""
