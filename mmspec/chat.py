@@ -93,7 +93,7 @@ class Chat:
     def _answered(self, messages: list[dict[str, Any]], request: Request, result: Result) -> None:
         if result.error is not None or not result.tokens:
             return
-        answer = Answer(result.text)
+        answer = Answer(result, result.text)
         if not any(isinstance(one, Guide) for one in request.logits_processors):
             # Nobody makes its calls here: they stay text.
             reading = Reading(self._engine.inputs, replace(request, tools=None))

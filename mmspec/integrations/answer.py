@@ -65,8 +65,9 @@ def speculation(result: Result) -> dict[str, object]:
     }
 
 
-def metadata(result: Result, answer: Answer, *, model: str) -> dict[str, object]:
+def metadata(answer: Answer, *, model: str) -> dict[str, object]:
     """All of it."""
+    result = answer.result
     figures: dict[str, object] = {**usage(result)}
     if answer.reasoning_tokens:
         figures["completion_tokens_details"] = {"reasoning_tokens": answer.reasoning_tokens}

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import NamedTuple, Self
+from typing import Self
 
 from mmspec.engine import Engine
 from mmspec.integrations.joined import (
@@ -18,20 +18,13 @@ from mmspec.reading import Answer, Reading, Reasoning
 from mmspec.requests import Request, Result
 
 
-class Told(NamedTuple):
-    """One sample."""
-
-    result: Result
-    answer: Answer
-
-
-def ask(engine: Engine, request: Request, is_wanted: IsWanted = None) -> list[Told]:
+def ask(engine: Engine, request: Request, is_wanted: IsWanted = None) -> list[Answer]:
     """All samples of the request. Raises MmspecError."""
     reading = Reading(engine.inputs, prepared(engine, request))
     return _told(reading, answer(engine, reading.request, is_wanted))
 
 
-async def ask_async(engine: Engine, make: Callable[[], Request]) -> list[Told]:
+async def ask_async(engine: Engine, make: Callable[[], Request]) -> list[Answer]:
     """The same for an event loop, of the request that `make` makes in another thread."""
     made = _Made(engine, make)
     _, result = await answer_async(engine, made)
@@ -51,15 +44,15 @@ class _Made:
         return self.reading.request
 
 
-def _told(reading: Reading, result: Result) -> list[Told]:
-    return [Told(replace(one, others=()), reading.answer(one)) for one in result.samples]
+def _told(reading: Reading, result: Result) -> list[Answer]:
+    return [reading.answer(replace(one, others=())) for one in result.samples]
 
 
 class _Stream:
-    """Yields text and reasoning; `told` once the answer has ended."""
+    """Yields text and reasoning; `answer` once it has ended."""
 
     def __init__(self) -> None:
-        self.told: Told
+        self.answer: Answer
         self._reading: Reading
 
     def _begin(self, reading: Reading) -> None:
@@ -72,8 +65,7 @@ class _Stream:
     def _end(self, result: Result) -> list[str | Reasoning]:
         """What might have become a call."""
         rest = self._read("", is_last=True)
-        whole = replace(self._reading.answer(result), calls=tuple(self._reader.calls))
-        self.told = Told(result, whole)
+        self.answer = replace(self._reading.answer(result), calls=tuple(self._reader.calls))
         return rest
 
 

@@ -35,11 +35,11 @@ class Guide(Protocol):
 class Answer:
     """One sample's, in its parts."""
 
+    result: Result  # the sample that was read, marks and all
     text: str
     reasoning: str = ""
     calls: Sequence[ToolCall] = ()
     reasoning_tokens: int = 0  # those whose text begins in the reasoning, its marks not counted
-    result: Result | None = None  # the sample that was read, marks and all
 
 
 class Reading:
@@ -74,11 +74,11 @@ class Reading:
         parts = reader.parts(sample.text, is_last=True)
         said = "".join(part for part in parts if isinstance(part, str))
         return Answer(
+            sample,
             said.strip() if reader.calls else said,
             "".join(part.text for part in parts if isinstance(part, Reasoning)),
             reader.calls,
             self._num_within(sample.tokens, reader.reasoning_spans),
-            sample,
         )
 
     def answer_of_tokens(self, sample: Result) -> Answer:

@@ -33,7 +33,6 @@ from mmspec.integrations.answer import metadata, model_name
 from mmspec.integrations.answer_stream import (
     AnswerStream,
     AsyncAnswerStream,
-    Told,
     ask,
     ask_async,
 )
@@ -42,7 +41,7 @@ from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.haystack.messages import as_message, as_passage
 from mmspec.integrations.options import component_request, request_options
 from mmspec.integrations.passages import Placement
-from mmspec.reading import Reasoning
+from mmspec.reading import Answer, Reasoning
 from mmspec.requests import Request
 
 
@@ -149,7 +148,7 @@ class MmspecChatGenerator:
             chunks = _Chunks(self)
             for part in stream:
                 callback(chunks.of_part(part))
-        reply = self._reply(stream.told)
+        reply = self._reply(stream.answer)
         for chunk in chunks.last(reply):
             callback(chunk)
         return {"replies": [reply]}
@@ -182,7 +181,7 @@ class MmspecChatGenerator:
             chunks = _Chunks(self)
             async for part in stream:
                 await tell(chunks.of_part(part))
-        reply = self._reply(stream.told)
+        reply = self._reply(stream.answer)
         for chunk in chunks.last(reply):
             await tell(chunk)
         return {"replies": [reply]}
@@ -214,16 +213,16 @@ class MmspecChatGenerator:
         self.warm_up()
         return component_request(prompt, options, placement=self.placement, guide=self._guide)
 
-    def _replies(self, samples: Sequence[Told]) -> list[ChatMessage]:
-        return [self._reply(told, index) for index, told in enumerate(samples)]
+    def _replies(self, answers: Sequence[Answer]) -> list[ChatMessage]:
+        return [self._reply(answer, index) for index, answer in enumerate(answers)]
 
-    def _reply(self, told: Told, index: int = 0) -> ChatMessage:
-        model, calls = self.model or model_name(self._ready), told.answer.calls
+    def _reply(self, answer: Answer, index: int = 0) -> ChatMessage:
+        model, calls = self.model or model_name(self._ready), answer.calls
         return ChatMessage.from_assistant(
-            told.answer.text,
-            meta={"index": index, **metadata(told.result, told.answer, model=model)},
+            answer.text,
+            meta={"index": index, **metadata(answer, model=model)},
             tool_calls=[ToolCall(call.name, dict(call.arguments), id=call.id) for call in calls],
-            reasoning=told.answer.reasoning or None,
+            reasoning=answer.reasoning or None,
         )
 
 

@@ -21,7 +21,6 @@ from mmspec.integrations.answer import finish_word, model_name, speculation, usa
 from mmspec.integrations.answer_stream import (
     AnswerStream,
     AsyncAnswerStream,
-    Told,
     ask,
     ask_async,
 )
@@ -34,7 +33,7 @@ from mmspec.integrations.langchain.structured import json_schema, read_as
 from mmspec.integrations.options import component_request, component_settings, request_options
 from mmspec.integrations.passages import Placement
 from mmspec.integrations.tool_calls import call_schema
-from mmspec.reading import Reasoning, ToolCall
+from mmspec.reading import Answer, Reasoning, ToolCall
 from mmspec.requests import Request
 
 # Of a call's keywords, those that LangChain itself reads.
@@ -111,9 +110,9 @@ class ChatMmspec(BaseChatModel):
         run_manager: object = None,
         **kwargs: Any,
     ) -> ChatResult:
-        told = ask(self._engine, self._request(messages, stop, kwargs), still_wanted())
+        answers = ask(self._engine, self._request(messages, stop, kwargs), still_wanted())
         check_wanted()
-        return self._chat_result(told)
+        return self._chat_result(answers)
 
     async def _agenerate(
         self,
@@ -125,19 +124,19 @@ class ChatMmspec(BaseChatModel):
         make = partial(self._request, messages, stop, kwargs)
         return self._chat_result(await ask_async(self._engine, make))
 
-    def _chat_result(self, samples: Sequence[Told]) -> ChatResult:
+    def _chat_result(self, answers: Sequence[Answer]) -> ChatResult:
         generations = []
-        for told in samples:
-            answer, calls = told.answer, told.answer.calls
+        for answer in answers:
+            calls = answer.calls
             message = AIMessage(
                 content=answer.text,
                 additional_kwargs=_thought(answer.reasoning),
                 tool_calls=[tool_call(name=c.name, args=dict(c.arguments), id=c.id) for c in calls],
-                usage_metadata=_usage(told),
-                response_metadata=self._metadata(told),
+                usage_metadata=_usage(answer),
+                response_metadata=self._metadata(answer),
             )
             generations.append(ChatGeneration(message=message))
-        first, *others = (told.result for told in samples)
+        first, *others = (answer.result for answer in answers)
         figures = usage(replace(first, others=tuple(others)))
         output = {"token_usage": figures, "model_name": self.model}
         return ChatResult(generations=generations, llm_output=output)
@@ -154,7 +153,7 @@ class ChatMmspec(BaseChatModel):
             for part in streamed:
                 yield _told(run_manager, _as_chunk(part))
         check_wanted()
-        yield _told(run_manager, self._last_chunk(streamed.told))
+        yield _told(run_manager, self._last_chunk(streamed.answer))
 
     async def _astream(
         self,
@@ -164,18 +163,18 @@ class ChatMmspec(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         make = partial(self._request, messages, stop, kwargs)
-        async with AsyncAnswerStream(self._engine, make) as answer:
-            async for part in answer:
+        async with AsyncAnswerStream(self._engine, make) as streamed:
+            async for part in streamed:
                 yield await _told_async(run_manager, _as_chunk(part))
-        yield await _told_async(run_manager, self._last_chunk(answer.told))
+        yield await _told_async(run_manager, self._last_chunk(streamed.answer))
 
-    def _last_chunk(self, told: Told) -> AIMessageChunk:
-        calls = enumerate(told.answer.calls)
+    def _last_chunk(self, answer: Answer) -> AIMessageChunk:
+        calls = enumerate(answer.calls)
         return AIMessageChunk(
             content="",
             tool_call_chunks=[_call_chunk(call, index) for index, call in calls],
-            usage_metadata=_usage(told),
-            response_metadata=self._metadata(told),
+            usage_metadata=_usage(answer),
+            response_metadata=self._metadata(answer),
             chunk_position="last",
         )
 
@@ -286,8 +285,8 @@ class ChatMmspec(BaseChatModel):
         prompt = [as_message(message) for message in messages]
         return component_request(prompt, options, placement=self.placement, guide=self._guide)
 
-    def _metadata(self, told: Told) -> dict[str, Any]:
-        result, calls_tools = told.result, bool(told.answer.calls)
+    def _metadata(self, answer: Answer) -> dict[str, Any]:
+        result, calls_tools = answer.result, bool(answer.calls)
         metadata = {
             "model_name": self.model,
             "finish_reason": finish_word(result.finish_reason, calls_tools=calls_tools),
@@ -309,8 +308,8 @@ class ChatMmspec(BaseChatModel):
         return metadata
 
 
-def _usage(told: Told) -> UsageMetadata:
-    stats, thought = told.result.stats, told.answer.reasoning_tokens
+def _usage(answer: Answer) -> UsageMetadata:
+    stats, thought = answer.result.stats, answer.reasoning_tokens
     figures = UsageMetadata(
         input_tokens=stats.prompt_tokens,
         output_tokens=stats.new_tokens,

@@ -29,7 +29,6 @@ from mmspec.integrations.answer import broken_form, metadata, model_name, usage
 from mmspec.integrations.answer_stream import (
     AnswerStream,
     AsyncAnswerStream,
-    Told,
     ask,
     ask_async,
 )
@@ -39,7 +38,7 @@ from mmspec.integrations.llamaindex.messages import as_message
 from mmspec.integrations.options import component_request, component_settings, request_options
 from mmspec.integrations.passages import Placement
 from mmspec.params import DEFAULT_MAX_NEW_TOKENS
-from mmspec.reading import Answer, Reasoning
+from mmspec.reading import Answer, Reasoning, ToolCall
 from mmspec.requests import Messages, Request
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -109,8 +108,8 @@ class MmspecLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        (told,) = ask(self._engine, self._chat_request(messages, kwargs))
-        return self._response(told)
+        (answer,) = ask(self._engine, self._chat_request(messages, kwargs))
+        return self._response(answer)
 
     @llm_chat_callback()
     def stream_chat(
@@ -120,8 +119,8 @@ class MmspecLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        (told,) = await ask_async(self._engine, partial(self._chat_request, messages, kwargs))
-        return self._response(told)
+        (answer,) = await ask_async(self._engine, partial(self._chat_request, messages, kwargs))
+        return self._response(answer)
 
     @llm_chat_callback()
     async def astream_chat(
@@ -134,8 +133,8 @@ class MmspecLLM(FunctionCallingLLM):
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         request = self._request(_asked(prompt, raw=formatted), kwargs, raw=formatted)
-        (told,) = ask(self._engine, request)
-        return _completion(self._response(told))
+        (answer,) = ask(self._engine, request)
+        return _completion(self._response(answer))
 
     @llm_completion_callback()
     def stream_complete(
@@ -149,8 +148,8 @@ class MmspecLLM(FunctionCallingLLM):
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         make = partial(self._request, _asked(prompt, raw=formatted), kwargs, raw=formatted)
-        (told,) = await ask_async(self._engine, make)
-        return _completion(self._response(told))
+        (answer,) = await ask_async(self._engine, make)
+        return _completion(self._response(answer))
 
     @llm_completion_callback()
     async def astream_complete(
@@ -272,32 +271,33 @@ class MmspecLLM(FunctionCallingLLM):
     ) -> Generator[ChatResponse, None, None]:
         """The answer so far, and what is new of it; the last one has the figures."""
         so_far = _SoFar()
-        with AnswerStream(self._engine, self._request(prompt, call, raw=raw)) as answer:
-            for part in answer:
+        with AnswerStream(self._engine, self._request(prompt, call, raw=raw)) as stream:
+            for part in stream:
                 yield so_far.response(part)
-        yield self._response(answer.told, so_far.text)
+        yield self._response(stream.answer, so_far.text)
 
     async def _astreamed(
         self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
     ) -> AsyncGenerator[ChatResponse, None]:
         so_far = _SoFar()
         make = partial(self._request, prompt, call, raw=raw)
-        async with AsyncAnswerStream(self._engine, make) as answer:
-            async for part in answer:
+        async with AsyncAnswerStream(self._engine, make) as stream:
+            async for part in stream:
                 yield so_far.response(part)
-        yield self._response(answer.told, so_far.text)
+        yield self._response(stream.answer, so_far.text)
 
-    def _response(self, told: Told, streamed: str | None = None) -> ChatResponse:
+    def _response(self, answer: Answer, streamed: str | None = None) -> ChatResponse:
         """`streamed`: its text, where that was told in pieces already."""
         assert self.model is not None, "it is there from the first"
-        result, answer = told
         if streamed is not None:
             answer = replace(answer, text=streamed)
         return ChatResponse(
-            message=_as_message(answer),
+            message=_as_message(
+                answer.text, answer.reasoning, answer.reasoning_tokens, answer.calls
+            ),
             delta=None if streamed is None else "",
-            raw=metadata(result, answer, model=self.model),
-            additional_kwargs=usage(result),
+            raw=metadata(answer, model=self.model),
+            additional_kwargs=usage(answer.result),
         )
 
 
@@ -331,20 +331,21 @@ class _SoFar:
         else:
             self.text += part
             delta = part
-        message = _as_message(Answer(self.text, self._reasoning))
+        message = _as_message(self.text, self._reasoning)
         return ChatResponse(message=message, delta=delta, additional_kwargs=more)
 
 
-def _as_message(answer: Answer) -> ChatMessage:
-    thought = [
-        ThinkingBlock(content=answer.reasoning, num_tokens=answer.reasoning_tokens or None)
-        for _ in range(bool(answer.reasoning))
-    ]
-    calls = [
+def _as_message(
+    text: str, reasoning: str, num_tokens: int = 0, calls: Sequence[ToolCall] = ()
+) -> ChatMessage:
+    """`num_tokens`: of the reasoning; 0 where it has not ended."""
+    blocks: list[TextBlock | ThinkingBlock | ToolCallBlock] = [TextBlock(text=text)]
+    if reasoning:
+        blocks.insert(0, ThinkingBlock(content=reasoning, num_tokens=num_tokens or None))
+    blocks += [
         ToolCallBlock(tool_call_id=c.id, tool_name=c.name, tool_kwargs=dict(c.arguments))
-        for c in answer.calls
+        for c in calls
     ]
-    blocks = [*thought, TextBlock(text=answer.text), *calls]
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
 
 
