@@ -30,16 +30,16 @@ def alone(engine: Engine) -> list[str]:
 
 
 async def text_of(engine: Engine, request: Request) -> str:
-    async with AsyncAnswerStream(engine, lambda: request) as answer:
-        texts = [text async for text in answer]
-    assert "".join(texts) == answer.told.result.text == answer.told.answer.text
+    async with AsyncAnswerStream(engine, lambda: request) as stream:
+        texts = [text async for text in stream]
+    assert "".join(texts) == stream.answer.result.text == stream.answer.text
     return "".join(texts)
 
 
 def text_in_thread(engine: Engine, request: Request) -> str:
-    with AnswerStream(engine, request) as answer:
-        texts = list(answer)
-    assert "".join(texts) == answer.told.result.text == answer.told.answer.text
+    with AnswerStream(engine, request) as stream:
+        texts = list(stream)
+    assert "".join(texts) == stream.answer.result.text == stream.answer.text
     return "".join(texts)
 
 
