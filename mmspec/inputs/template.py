@@ -13,7 +13,7 @@ ToolSpec = Mapping[str, object] | Callable[..., object]
 """A JSON schema, or a function with type hints and a docstring."""
 
 _PROBE = "qzxprobeqzx"
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of it in an earlier answer
+REASONING = ("reasoning_content", "thinking", "reasoning")  # by which templates name it
 # What a template may fail with, as a small program: `tojson` of what is nested too deep, say.
 TEMPLATE_ERRORS = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
@@ -95,9 +95,9 @@ class ChatTemplate:
     def _shape(self, message: Mapping[str, object]) -> dict[str, object]:
         parts = cast(list[dict[str, str]], message["content"])
         role = cast(str, message["role"])
-        thought = next((message[name] for name in _REASONING if message.get(name)), None)
+        thought = next((message[name] for name in REASONING if message.get(name)), None)
         if thought is not None:  # under each name that the template may read it by
-            message = {**message, **{name: thought for name in _REASONING if name in self.source}}
+            message = {**message, **{name: thought for name in REASONING if name in self.source}}
         if not parts:
             return {**message, "content": ""}
         if role not in self._forms:

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple, TypeAlias
 
 from transformers.utils import get_json_schema
 
-from mmspec.inputs.template import ToolSpec
+from mmspec.inputs.template import REASONING, ToolSpec
 from mmspec.reading.bare_call import BareCall
 from mmspec.reading.calls import ToolCall, new_id
 from mmspec.reading.form import Form
 from mmspec.reading.regions import Chunk, Regions, Unparted, is_as_known
-
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # by which templates name that field
 
 
 class Reasoning(NamedTuple):
@@ -53,12 +51,12 @@ class AnswerReader:
     @property
     def may_reason(self) -> bool:
         """Whether what comes next may be reasoning: of most models, only where nothing is said."""
-        return self._regions.may_open(_REASONING)
+        return self._regions.may_open(REASONING)
 
     @property
     def reasoning_spans(self) -> Sequence[range]:
         """Of the text so far, in characters, without the marks."""
-        return [span for name in _REASONING for span in self._regions.spans.get(name, ())]
+        return [span for name in REASONING for span in self._regions.spans.get(name, ())]
 
     def parts(self, text: str, *, is_last: bool = False) -> list[Part]:
         """What has become certain with some more of the answer, in its order."""
@@ -81,7 +79,7 @@ class AnswerReader:
         return parts
 
     def _text(self, chunk: Chunk) -> list[Part]:
-        if chunk.field in _REASONING:
+        if chunk.field in REASONING:
             return [self._said(), Reasoning(self._hidden[True].push(chunk.text))]
         return [self._thought(), self._bare.push(self._hidden[False].push(chunk.text))]
 
