@@ -14,7 +14,7 @@ from mmspec.integrations.joined import (
     prepared,
     stream,
 )
-from mmspec.reading import Answer, Reading, Reasoning
+from mmspec.reading import Answer, Part, Reading, Reasoning
 from mmspec.requests import Request, Result
 
 
@@ -57,15 +57,17 @@ class _Stream:
 
     def _begin(self, reading: Reading) -> None:
         self._reading, self._reader = reading, reading.reader()
+        self._parts: list[Part] = []
 
     def _read(self, text: str, *, is_last: bool = False) -> list[str | Reasoning]:
         parts = self._reader.parts(text, is_last=is_last)
+        self._parts += parts
         return [part for part in parts if isinstance(part, str | Reasoning)]
 
     def _end(self, result: Result) -> list[str | Reasoning]:
         """What might have become a call."""
         rest = self._read("", is_last=True)
-        self.answer = replace(self._reading.answer(result), calls=tuple(self._reader.calls))
+        self.answer = self._reading.answer_of(result, self._reader, self._parts)
         return rest
 
 

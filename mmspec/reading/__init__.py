@@ -15,7 +15,7 @@ reading    Reading: how one request's answers are read
 """
 
 from mmspec.reading.calls import ToolCall
-from mmspec.reading.reader import AnswerReader, Reasoning
+from mmspec.reading.reader import AnswerReader, Part, Reasoning
 from mmspec.reading.reading import Answer, Guide, Reading, Thought
 
-__all__ = ["Answer", "AnswerReader", "Guide", "Reading", "Reasoning", "Thought", "ToolCall"]
+__all__ = ["Answer", "AnswerReader", "Guide", "Part", "Reading", "Reasoning", "Thought", "ToolCall"]

@@ -9,7 +9,7 @@ from transformers import LogitsProcessor
 from mmspec.inputs import InputProcessor
 from mmspec.reading.calls import ToolCall
 from mmspec.reading.form import Form, form_of, special_strings
-from mmspec.reading.reader import AnswerReader, Reasoning
+from mmspec.reading.reader import AnswerReader, Part, Reasoning
 from mmspec.requests import Request, Result
 from mmspec.state import Prompt
 from mmspec.stream import Detokenizer, TextStream, build_detokenizer
@@ -71,7 +71,10 @@ class Reading:
     def answer(self, sample: Result) -> Answer:
         """Of a sample of `request`."""
         reader = self.reader()
-        parts = reader.parts(sample.text, is_last=True)
+        return self.answer_of(sample, reader, reader.parts(sample.text, is_last=True))
+
+    def answer_of(self, sample: Result, reader: AnswerReader, parts: Sequence[Part]) -> Answer:
+        """Of a sample that `reader` has read to its end: `parts` are all that it told."""
         said = "".join(part for part in parts if isinstance(part, str))
         return Answer(
             sample,

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmspec.logprobs import TokenLogprobs
-from mmspec.reading import AnswerReader, Reasoning, ToolCall
-from mmspec.reading.reader import Part
+from mmspec.reading import AnswerReader, Part, Reasoning, ToolCall
 from mmspec.serving.errors import refused
 from mmspec.serving.logprobs import of_chat
 from mmspec.serving.messages import check_media, read_call, read_message
