@@ -1,18 +1,52 @@
-"""BoundHead: a head with what it borrows of its target."""
+"""BoundHead: a head with what it borrows of its target; FeatureHead, what another one may be."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmspec.drafters.eagle.module import EagleHead, HeadStates
 from mmspec.drafters.forwards import num_weights
-from mmspec.drafters.heads import Attend, BorrowingHead, TargetEnds, placed
+from mmspec.drafters.heads import Attend, BorrowingHead, CachedAttend, TargetEnds, placed
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 
 
-class BoundHead(BorrowingHead):
+class FeatureHead(BorrowingHead, ABC):
+    """One that reads a feature beside each token: what the target has said of the token before it,
+    or the head itself where the target has not spoken yet."""
+
+    taps: Sequence[int]  # states of the target that are joined to one feature
+
+    @property
+    def num_weights(self) -> int:
+        """Its own alone."""
+        return num_weights(self._module)
+
+    def joined(self, hidden: Mapping[int, Tensor]) -> Tensor:
+        """The states of each tap, (tokens, target_hidden), side by side in memory of their own."""
+        parts = [hidden[tap].to(self.device, non_blocking=True) for tap in self.taps]
+        return torch.cat(parts, dim=-1).to(self.dtype)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Joined states -> (tokens, hidden), as `states` reads them."""
+        return features
+
+    @abstractmethod
+    def states(
+        self, ids: Tensor, features: Tensor, positions: Tensor, attend: CachedAttend
+    ) -> HeadStates:
+        """`ids` and `positions` (batch, seq) int64, those of the features; `features` (batch, seq,
+        hidden)."""
+
+    def over_target(self, logits: Tensor) -> Tensor:
+        """(nodes, own vocab) -> (nodes, vocab) over the target's vocabulary, -inf for what is never
+        drafted."""
+        return logits
+
+
+class BoundHead(FeatureHead):
     """Its weights are its own, but for those that are the target's to the bit."""
 
     def __init__(self, head: EagleHead, target: Target, *, dtype: torch.dtype | None) -> None:
@@ -34,38 +68,24 @@ class BoundHead(BorrowingHead):
         }
         self._head = head = placed(head, ends, dtype or ends.dtype, shared=shared).eval()
         super().__init__(
-            head, config.block, ends, embedding=head.embed_tokens, lm_head=head.lm_head
+            head, config.block.reaches, ends, embedding=head.embed_tokens, lm_head=head.lm_head
         )
         self.taps = config.taps(target.last_tap)
         self._vocab_size = target.vocab_size
         self._target_ids = head.target_ids
 
-    @property
-    def num_weights(self) -> int:
-        """Its own alone."""
-        return num_weights(self._head)
-
-    def joined(self, hidden: Mapping[int, Tensor]) -> Tensor:
-        """The states of each tap, (tokens, target_hidden), side by side in memory of their own."""
-        parts = [hidden[tap].to(self.device, non_blocking=True) for tap in self.taps]
-        return torch.cat(parts, dim=-1).to(self.dtype)
-
     @torch.no_grad()
     def project(self, features: Tensor) -> Tensor:
-        """Joined states -> (tokens, hidden)."""
         with self.quick():
             return self._head.project(features)
 
     def states(
         self, ids: Tensor, features: Tensor, positions: Tensor, attend: Attend
     ) -> HeadStates:
-        """`ids` and `positions` (batch, seq) int64, `features` (batch, seq, hidden)."""
         with self.quick():
             return self._head(self.embed(ids), features, positions=positions, attend=attend)
 
     def over_target(self, logits: Tensor) -> Tensor:
-        """(nodes, own vocab) -> (nodes, vocab) over the target's vocabulary, -inf for what is never
-        drafted."""
         if self._target_ids is None or self._head.lm_head is None:
             return logits
         # Noise and warpers stay the target's.

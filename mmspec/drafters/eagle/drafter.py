@@ -2,47 +2,46 @@
 
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.eagle.bound_head import BoundHead
+from mmspec.drafters.eagle.bound_head import FeatureHead
 from mmspec.drafters.eagle.graphs import EagleGraphs
 from mmspec.drafters.eagle.scoring import EagleScorer, read_text
 from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
+from mmspec.drafters.growing.settings import TreeSettings
 from mmspec.drafters.growing.trees import GrowingTrees, Start
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Taps
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
-if TYPE_CHECKING:
-    from mmspec.drafters.eagle.settings import Eagle
-
 
 class BoundEagle:
     """Drafts for one target. One cache holds the rows of all its sessions, whatever call or thread
     they belong to; `lock` is held while it is read or written."""
 
-    name = "eagle"
-
-    def __init__(self, settings: "Eagle", target: Target) -> None:
-        self.settings = settings
-        self.head = BoundHead(settings.head, target, dtype=settings.dtype)
+    def __init__(
+        self, name: str, head: FeatureHead, target: Target, *, trees: TreeSettings, window: int
+    ) -> None:
+        """`window`: newest tokens of a text that the head sees."""
+        self.name = name
+        self.head = head
         self.taps = Taps(frozenset(self.head.taps), whole_prompt=True)
-        self.draws = settings.trees.draws
-        self._graphs = EagleGraphs(target, self.head)
+        self.draws = trees.draws
+        self._graphs = EagleGraphs(target, head)
         self.recorded = self._graphs.recorded
-        self.cache = KVCache(self.head.num_layers, pool=self._graphs.pool)
+        self.cache = KVCache(head.num_layers, pool=self._graphs.pool)
         self.lock = threading.RLock()
         self.cost = ForwardCost()
-        self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
-        self.window = settings.window
-        self.size_share = self.head.num_weights / num_weights(target.model)  # of the target's
+        self._trees = GrowingTrees(trees, self.cost, name, target.vocab_size)
+        self.window = window
+        self.size_share = head.num_weights / num_weights(target.model)  # of the target's
 
     def free_recorded(self) -> None:
         with self.lock:

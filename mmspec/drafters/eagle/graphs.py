@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mmspec.drafters.eagle.bound_head import BoundHead
+from mmspec.drafters.eagle.bound_head import FeatureHead
 from mmspec.drafters.eagle.module import HeadStates
 from mmspec.drafters.heads import HeadGraphs, NewNodes, OverCache
 from mmspec.target.graphs import Computed, StaticInputs
@@ -10,7 +10,7 @@ from mmspec.target.graphs import Computed, StaticInputs
 _FEATURES = 0  # what of `Computed.hidden_states` they are
 
 
-class EagleGraphs(HeadGraphs[BoundHead, Tensor]):
+class EagleGraphs(HeadGraphs[FeatureHead, Tensor]):
     """Beside the tokens they read features, (rows, nodes, hidden)."""
 
     def compute(self, nodes: NewNodes, features: Tensor) -> tuple[HeadStates, Tensor] | None:

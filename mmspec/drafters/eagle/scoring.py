@@ -6,7 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from mmspec.drafters.eagle.bound_head import BoundHead
+from mmspec.drafters.eagle.bound_head import FeatureHead
 from mmspec.drafters.eagle.graphs import EagleGraphs
 from mmspec.drafters.heads import NewNodes, Reading, writing_nodes
 from mmspec.kv import KVCache
@@ -21,7 +21,7 @@ class EagleScorer:
 
     def __init__(
         self,
-        head: BoundHead,
+        head: FeatureHead,
         features: Tensor,
         counts: Mapping[int, int],
         graphs: EagleGraphs | None = None,
@@ -98,7 +98,7 @@ class EagleScorer:
 
 @torch.no_grad()
 def read_text(
-    head: BoundHead,
+    head: FeatureHead,
     cache: KVCache,
     placement: Placement,
     ids: Sequence[int],

@@ -7,6 +7,7 @@ from typing import Unpack
 import torch
 
 from mmspec.drafters.eagle import checkpoint
+from mmspec.drafters.eagle.bound_head import BoundHead
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.eagle.module import EagleHead
 from mmspec.drafters.growing.cape import BranchingName
@@ -69,4 +70,5 @@ class Eagle:
 
     def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundEagle:
         """The drafter of one target. Raises ConfigError for a head of another one."""
-        return BoundEagle(self, target)
+        head = BoundHead(self.head, target, dtype=self.dtype)
+        return BoundEagle(self.name, head, target, trees=self.trees, window=self.window)

@@ -15,7 +15,7 @@ class HeadForTarget(BorrowingHead):
         config = head.config
         super().__init__(
             head,
-            config.block,
+            config.block.reaches,
             ends,
             embedding=head.model.embed_tokens if config.owns_ends else None,
             lm_head=head.lm_head if config.owns_ends else None,

@@ -13,6 +13,7 @@ two ends.
 
 from mmspec.drafters.heads.attention import (
     Attend,
+    CachedAttend,
     OverCache,
     Reading,
     SelfAttention,
@@ -32,6 +33,7 @@ __all__ = [
     "Attend",
     "BlockConfig",
     "BorrowingHead",
+    "CachedAttend",
     "DecoderBlock",
     "GatedMLP",
     "HeadGraphs",

@@ -1,7 +1,7 @@
 """A head's attention, over whole sequences or over a KV cache."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from torch import Tensor, nn
 
@@ -56,16 +56,16 @@ class OverCache:
     uncommitted ones those that their tree says. Their keys are written within `cache.writing`."""
 
     def __init__(self, cache: KVCache, call: TreeCall) -> None:
-        self._cache = cache
-        self._call = call
+        self.cache = cache
+        self.call = call
 
     def __call__(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> Tensor:
-        flat = self._cache.flat_layers[layer]
+        flat = self.cache.flat_layers[layer]
         flat.update(keys, values)
-        rule = LayerRule(self._call.reaches[layer], scaling)
-        return tree_attention(query, flat.keys, flat.values, call=self._call, rule=rule)
+        rule = LayerRule(self.call.reaches[layer], scaling)
+        return tree_attention(query, flat.keys, flat.values, call=self.call, rule=rule)
 
 
 class Reading:
@@ -74,18 +74,21 @@ class Reading:
 
     def __init__(self, cache: KVCache, plan: WritePlan, reaches: Sequence[Reach]) -> None:
         place = plan.starts[0], plan.lengths[0], plan.counts[0]
-        self._cache = cache
-        self._call = ChunkCall(*place, cache.flat_layers, reaches)
+        self.cache = cache
+        self.call = ChunkCall(*place, cache.flat_layers, reaches)
         self._whole = WholeSequences()
 
     def __call__(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> Tensor:
-        flat, reach = self._cache.flat_layers[layer], self._call.reaches[layer]
+        flat, reach = self.cache.flat_layers[layer], self.call.reaches[layer]
         flat.update(keys, values)
-        if not self._call.committed and reach.is_full:
+        if not self.call.committed and reach.is_full:
             return self._whole(layer, query, keys, values, scaling)
-        return self._call.attend(query, flat.keys, flat.values, rule=LayerRule(reach, scaling))
+        return self.call.attend(query, flat.keys, flat.values, rule=LayerRule(reach, scaling))
+
+
+CachedAttend: TypeAlias = OverCache | Reading
 
 
 class SelfAttention(nn.Module):

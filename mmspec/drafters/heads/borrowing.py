@@ -1,7 +1,7 @@
 """BorrowingHead: a trained head with what it borrows of its target."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from mmspec.attention import Reach
-from mmspec.drafters.heads.config import BlockConfig
 from mmspec.drafters.heads.ends import TargetEnds, embedded
 from mmspec.target.linears import quick_linears
 
@@ -23,18 +22,18 @@ class BorrowingHead:
     def __init__(
         self,
         module: nn.Module,
-        block: BlockConfig,
+        reaches: Sequence[Reach],
         ends: TargetEnds,
         *,
         embedding: nn.Module | None,
         lm_head: nn.Module | None,
     ) -> None:
-        """`module` as `placed` there, its own `embedding` and `lm_head` in it; None: the
-        target's."""
+        """`module` as `placed` there, whose layers look back by `reaches`, its own `embedding` and
+        `lm_head` in it; None: the target's."""
         self.device = ends.device
         self.dtype = next(module.parameters()).dtype
-        self.num_layers = block.num_layers
-        self.reaches = [Reach(window=block.window)] * block.num_layers
+        self.num_layers = len(reaches)
+        self.reaches = reaches
         self._module = module
         self._ends = ends
         self._embedding = embedding

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmspec.attention import Reach
 from mmspec.errors import ConfigError
 
 _REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
@@ -64,6 +65,11 @@ class BlockConfig:
             max_positions=given.get("max_position_embeddings") or _CONTEXT,
             rope=_rope(given),
         )
+
+    @property
+    def reaches(self) -> list[Reach]:
+        """How far back each layer looks."""
+        return [Reach(window=self.window)] * self.num_layers
 
     @property
     def as_json(self) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def test_recorded_forwards_draft_the_same(
     bound, made = BOUND[drafter], list[ScoreGraphs]()
     right = bound.__init__
 
-    def noted(self: Any, *args: object) -> None:
-        right(self, *args)
+    def noted(self: Any, *args: Any, **options: Any) -> None:
+        right(self, *args, **options)
         made.extend(self.recorded)
 
     monkeypatch.setattr(bound, "__init__", noted)
