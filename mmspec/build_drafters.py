@@ -21,6 +21,7 @@ from mmspec.drafters.glide import Glide
 from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
+from mmspec.drafters.mtp import Mtp
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.errors import ConfigError
@@ -100,7 +101,16 @@ def build_head(
 def build_cascade(config: DrafterConfig) -> Cascade:
     """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
     name = config.cascade.lower
-    apart = {"cascade", "compressed_kv", "eagle", "glide", "layer_skip", "lookahead", "medusa"}
+    apart = {
+        "cascade",
+        "compressed_kv",
+        "eagle",
+        "glide",
+        "layer_skip",
+        "lookahead",
+        "medusa",
+        "mtp",
+    }
     known = sorted(set(DRAFTERS) - apart)
     if name not in known:
         raise ConfigError(
@@ -122,5 +132,6 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "glide": lambda config: build_head("glide", Glide, config.glide),
     "cascade": build_cascade,
     "medusa": lambda config: build_head("medusa", Medusa, config.medusa),
+    "mtp": lambda config: Mtp(**asdict(config.mtp)),
     "lookahead": lambda config: Lookahead(**asdict(config.lookahead)),
 }

@@ -85,7 +85,7 @@ def said(model: Any) -> tuple[Tensor, Sequence[Tensor]]:
 def _fit_fc(head: EagleHead, embeddings: Tensor, features: Tensor, goal: Tensor) -> None:
     _silence(head.layers[0])
     read = torch.cat([embeddings, features], dim=-1)
-    head.fc.weight.copy_(_solved(read, goal).T)  # type: ignore[union-attr]
+    head.fc.weight.copy_(solved(read, goal).T)  # type: ignore[union-attr]
 
 
 def _fit_layer(
@@ -104,7 +104,7 @@ def _fit_layer(
     _orthogonal_(head.fc.weight)
     feature = head.project(torch.cat(list(features), dim=-1))
     read = torch.cat([layer.input_layernorm(embeddings), layer.hidden_norm(feature)], dim=-1)
-    attention.o_proj.weight.copy_(_solved(attention.v_proj(read), goal - feature).T)
+    attention.o_proj.weight.copy_(solved(attention.v_proj(read), goal - feature).T)
     head.lm_head.weight.copy_(out[head.target_ids])
 
 
@@ -113,7 +113,7 @@ def _silence(layer: Any) -> None:
     layer.mlp.down_proj.weight.zero_()
 
 
-def _solved(read: Tensor, goal: Tensor) -> Tensor:
+def solved(read: Tensor, goal: Tensor) -> Tensor:
     read, goal = read.flatten(0, 1).double(), goal.flatten(0, 1).double()
     gram = read.T @ read + 1e-3 * torch.eye(read.shape[1], dtype=read.dtype)
     return torch.linalg.solve(gram, read.T @ goal)

@@ -23,6 +23,7 @@ from families.hybrid import DECODABLE_HYBRID
 from families.vision import FIRST_MEDIA_TOKEN
 from glide_heads import drawn
 from medusa_heads import unfitted
+from mtp_layers import mtp
 from stores import write_store
 from transformers import PreTrainedModel
 
@@ -51,8 +52,8 @@ COMPRESSED = ("window", "snapkv", "topk_chunks", "visual", "composed")
 # draft_same: the target itself; draft_padded: a text-only stranger with more ids than the target;
 # draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
 # and look-alikes of it. compressed_*: the target over a view by that policy. eagle*: heads that
-# were fitted to the target. medusa: heads that speak through the target's lm_head; medusa_own:
-# through their own. glide: a head that knows nothing, with many candidates.
+# were fitted to the target, as mtp is. medusa: heads that speak through the target's lm_head;
+# medusa_own: through their own. glide: a head that knows nothing, with many candidates.
 RETRIEVALS = ("retrieval_suffix", "retrieval_dense", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
@@ -65,6 +66,7 @@ DRAFTERS = (
     "layer_skip",
     "eagle1",
     "eagle3",
+    "mtp",
     "glide",
     *(f"compressed_{policy}" for policy in COMPRESSED),
     "cascade",
@@ -82,6 +84,7 @@ KNOWING = (
     "cascade",
     "lookahead",
     "eagle",
+    "mtp",
     "glide",
     "medusa_own",
 )
@@ -94,12 +97,14 @@ IN_TURN = (
     ("draft_padded", "draft_other"),
     ("cascade", *(f"compressed_{policy}" for policy in COMPRESSED)),
     ("lookahead", "prompt_lookup+lookahead"),
-    ("eagle1", "glide", "eagle3"),
+    ("eagle1", "glide", "eagle3", "mtp"),
     ("medusa", "medusa_own"),
     ("retrieval_suffix", "retrieval_online", "retrieval_generated"),
     ("retrieval_dense",),
 )
 WIDE_HYBRIDS = ("qwen3_next", "qwen3_5")
+# Whose decoder is built otherwise than the layer, or whose layers all keep a running state.
+WITHOUT_MTP = ("gpt2", "bloom", "mpt", "lfm2", "falcon_h1")
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "t1": {"temperature": 1.0, "top_k": 0},
@@ -170,7 +175,12 @@ def all_cells(dtype: Literal["float64", "float32"] = "float64") -> list[Cell]:
         for options in product(
             DRAFTERS, SAMPLINGS, BATCHES, LAYOUTS[family.kind], CONTROLLERS, REUSES
         )
+        if can_have(family.name, options[0])
     ]
+
+
+def can_have(family: str, drafter: str) -> bool:
+    return drafter != "mtp" or family not in WITHOUT_MTP
 
 
 @cache
@@ -188,6 +198,7 @@ def covering_cells() -> tuple[Cell, ...]:
         is_narrow = has_states(name) and name not in WIDE_HYBRIDS
         rest = (SAMPLINGS, BATCHES, LAYOUTS[family.kind], CONTROLLERS, REUSES)
         for kind in IN_TURN[:-2] if is_narrow else IN_TURN:
+            kind = [drafter for drafter in kind if can_have(name, drafter)]
             fixed = product((kind[number % len(kind)],), *rest[:3], ("fixed",), REUSES)
             pairs = {options: [*combinations(enumerate(options), 2)] for options in fixed}
             rarest = min(pairs, key=lambda o: sum(pairs_met[pair] for pair in pairs[o]))
@@ -418,6 +429,8 @@ def _drafter(
     if name.startswith("eagle"):
         head = fitted(model_of(cell.family, cell.dtype), int(name.removeprefix("eagle")))
         return Eagle(head, top_k=6, max_depth=3, min_confidence=0.0)
+    if name == "mtp":
+        return mtp(model_of(cell.family, cell.dtype), top_k=6, max_depth=3, min_confidence=0.0)
     if name == "glide":
         return glide(cell.family, cell.dtype)
     if name == "layer_skip":  # its trials begin early, so that rows' keys are put aside and back

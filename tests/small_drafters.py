@@ -9,6 +9,7 @@ from eagle_heads import fitted
 from glide_heads import drawn
 from matrix import model_of
 from medusa_heads import unfitted
+from mtp_layers import mtp
 from ragged import target_of
 
 from mmspec.build_drafters import AnyDrafter
@@ -50,6 +51,7 @@ SMALL: dict[str, Callable[..., AnyDrafter]] = {
     ),
     "eagle": lambda **o: Eagle(fitted(model(), 3), max_depth=3, min_confidence=0.0, **o),
     "eagle/version 1": lambda **o: Eagle(fitted(model(), 1), max_depth=3, min_confidence=0.0, **o),
+    "mtp": lambda **o: mtp(model(), max_depth=3, min_confidence=0.0, **o),
     "glide": lambda **o: Glide(drawn(target_of("llama")), max_depth=3, min_confidence=0.0, **o),
     "cascade": lambda **o: Cascade(
         eager_lookup(), CompressedKV(**VIEW, **o), max_depth=2, lower_nodes=2

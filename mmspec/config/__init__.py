@@ -19,6 +19,7 @@ from mmspec.config.drafters import (
     LayerSkipConfig,
     LookaheadConfig,
     MedusaConfig,
+    MtpConfig,
     PromptLookupConfig,
     RetrievalConfig,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "LookaheadConfig",
     "MedusaConfig",
     "ModelConfig",
+    "MtpConfig",
     "PromptLookupConfig",
     "RetrievalConfig",
     "TrainConfig",

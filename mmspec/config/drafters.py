@@ -85,6 +85,17 @@ class EagleConfig(TreeConfig):
     window: int = 4096  # newest tokens of a text that the head sees
 
 
+@dataclass(kw_only=True)
+class MtpConfig(TreeConfig):
+    """The target's own layer for the tokens to come, and how its trees grow."""
+
+    path: str = ""  # a folder or hub name with the layer's weights; "": the target's own
+    revision: str | None = None
+    dtype: str = "auto"  # "auto": the target's
+    max_depth: int = 4
+    window: int = 4096  # newest tokens of a text that the layer sees
+
+
 @dataclass
 class CascadeConfig:
     """A cheap drafter below compressed_kv, whose parameters hold for the middle level."""
@@ -153,6 +164,7 @@ class DrafterConfig:
     compressed_kv: CompressedKVConfig = field(default_factory=CompressedKVConfig)
     layer_skip: LayerSkipConfig = field(default_factory=LayerSkipConfig)
     eagle: EagleConfig = field(default_factory=EagleConfig)
+    mtp: MtpConfig = field(default_factory=MtpConfig)
     glide: GlideConfig = field(default_factory=GlideConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)

@@ -59,10 +59,11 @@ def custom_generate(
         model.generate(**inputs, custom_generate=mmspec.custom_generate, drafter="prompt_lookup")
 
     `drafter` is as in `mmspec.load`: a name, drafters, "none" for plain decoding, None for the
-    default. `seed` makes sampled text repeatable; of a batch, prompt i takes seed + i, or the i-th
-    of a list. Without it, it is drawn from torch's generator, so `torch.manual_seed` holds. The
-    i-th of `num_return_sequences` is sample i: `mmspec.load(model).generate(prompt, seed=seed + i,
-    n=...)` gives the same texts. Greedy text is that of `generate` without `custom_generate`.
+    default, or with generate's `use_mtp` for "mtp". `seed` makes sampled text repeatable; of a
+    batch, prompt i takes seed + i, or the i-th of a list. Without it, it is drawn from torch's
+    generator, so `torch.manual_seed` holds. The i-th of `num_return_sequences` is sample i:
+    `mmspec.load(model).generate(prompt, seed=seed + i, n=...)` gives the same texts. Greedy text is
+    that of `generate` without `custom_generate`.
 
     Returns what transformers' own sampling does: sequences (batch, seq), padded on the right
     behind each row's end, or with `return_dict_in_generate` a GenerateDecoderOnlyOutput with
@@ -110,6 +111,8 @@ def custom_generate(
             watched = (*request.stopping_criteria, feed.criterion(row))
             request = replace(request, stopping_criteria=watched)
         requests.append(request)
+    if drafter is None and getattr(generation_config, "use_mtp", None):
+        drafter = "mtp"
     config = Config(
         decode=DecodeConfig(
             verifier=verifier, controller=controller, max_nodes=max_nodes, max_rows=len(requests)

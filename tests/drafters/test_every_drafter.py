@@ -37,6 +37,7 @@ HOLDERS = (
     "compressed_kv/cape",
     "eagle",
     "eagle/version 1",
+    "mtp",
     "glide",
     "cascade",
 )

@@ -30,6 +30,7 @@ MOMENTS: dict[str, tuple[str, int]] = {
     "draft_other": GROWN,
     "eagle1": GROWN,
     "eagle3": GROWN,
+    "mtp": GROWN,
     "glide": GROWN,
     "compressed_window": GROWN,
     "layer_skip": GROWN,

@@ -18,9 +18,9 @@ from mmspec.target import Target
 
 _NAME = "drafter.eagle"
 _check = partial(check_setting, _NAME)
-_DTYPES = {"auto": None, "float64": torch.float64, "float32": torch.float32,
+DTYPES = {"auto": None, "float64": torch.float64, "float32": torch.float32,
            "bfloat16": torch.bfloat16, "float16": torch.float16}  # fmt: skip
-_LEAST_WINDOW = 16
+LEAST_WINDOW = 16
 
 
 class Eagle:
@@ -52,7 +52,7 @@ class Eagle:
         `window`: newest tokens of a text that the head sees.
         Raises ConfigError for values that make no sense, ModelError for a folder without a head.
         """
-        _check("dtype", dtype in _DTYPES, dtype, f"one of {', '.join(_DTYPES)}")
+        _check("dtype", dtype in DTYPES, dtype, f"one of {', '.join(DTYPES)}")
         self.trees = TreeSettings.checked(
             _NAME,
             trees,
@@ -61,11 +61,11 @@ class Eagle:
             min_confidence=min_confidence,
             branching=branching,
         )
-        _check("window", window >= _LEAST_WINDOW, window, f"at least {_LEAST_WINDOW} tokens")
+        _check("window", window >= LEAST_WINDOW, window, f"at least {LEAST_WINDOW} tokens")
         if not isinstance(head, EagleHead):
             head = checkpoint.load(head, revision=revision)
         self.head = head
-        self.dtype = _DTYPES[dtype]
+        self.dtype = DTYPES[dtype]
         self.window = window
 
     def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundEagle:

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -16,6 +18,7 @@ from mmspec.errors import ConfigError, ModelError
 from mmspec.target.load import resolve_path
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_ALL = re.compile("")
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,16 @@ class HeadFolder:
 
     @staticmethod
     def read(
-        path: str | Path, *, revision: str | None = None, weights: Sequence[str] = WEIGHTS
+        path: str | Path,
+        *,
+        revision: str | None = None,
+        weights: Sequence[str] = WEIGHTS,
+        wanted: re.Pattern[str] = _ALL,
     ) -> "HeadFolder":
-        """A folder or a hub name. Its weights are the first of `weights` that is there; of those
-        stored by pickle (.bin, .pt) only tensors are read. Raises ModelError where a file is
-        not there or cannot be read."""
+        """A folder or a hub name. Its weights are the first of `weights` that is there, those whose
+        names have what is `wanted` in them: no other file of several is opened. Of those stored by
+        pickle (.bin, .pt) only tensors are read. Raises ModelError where a file is not there or
+        cannot be read."""
         place = resolve_path(str(path))
         file = _found(place, "config.json", revision)
         if file is None:
@@ -47,15 +55,15 @@ class HeadFolder:
         for name in weights:
             whole = _found(place, name, revision)
             if whole is not None:
-                return HeadFolder(place, config, _tensors(whole))
+                return HeadFolder(place, config, _tensors(whole, wanted))
             index = _found(place, f"{name}.index.json", revision)
             if index is not None:
                 tensors: dict[str, Tensor] = {}
-                for part in _parts(index):
+                for part in _parts(index, wanted):
                     shard = _found(place, part, revision)
                     if shard is None:
                         raise ModelError(f"{path}: {part}, which its index names, is not there")
-                    tensors |= _tensors(shard)
+                    tensors |= _tensors(shard, wanted)
                 return HeadFolder(place, config, tensors)
         raise ModelError(f"{path}: no weights; expected {' or '.join(weights)}")
 
@@ -116,21 +124,24 @@ def _found(place: str, name: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _parts(index: Path) -> list[str]:
-    """The files that an index names."""
+def _parts(index: Path, wanted: re.Pattern[str]) -> list[str]:
+    """The files that an index names for tensors that are wanted."""
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted({file for name, file in files.items() if wanted.search(name)})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: expected a JSON object with a weight_map: {error!r}") from error
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tensors(file: Path, wanted: re.Pattern[str]) -> dict[str, Tensor]:
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            with safe_open(file, framework="pt") as stored:
+                names = [name for name in stored.keys() if wanted.search(name)]
+                return {name: stored.get_tensor(name) for name in names}
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, by what is wrong with the file
         raise ModelError(f"{file}: cannot be read: {error}") from error
     if isinstance(loaded, dict) and all(isinstance(value, Tensor) for value in loaded.values()):
-        return loaded
+        return {name: tensor for name, tensor in loaded.items() if wanted.search(name)}
     raise ModelError(f"{file}: expected a dict of tensors")

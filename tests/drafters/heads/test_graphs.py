@@ -19,6 +19,7 @@ from mmspec.target.graphs import ScoreGraphs, StaticInputs
 BOUND: dict[str, Any] = {
     "eagle1": BoundEagle,
     "eagle3": BoundEagle,
+    "mtp": BoundEagle,
     "glide": BoundGlide,
     "medusa": BoundMedusa,
     "medusa_own": BoundMedusa,
@@ -31,6 +32,8 @@ BOUND: dict[str, Any] = {
         ("eagle1", "llama", "text", "greedy", 3),
         ("eagle3", "llama", "text", "t1", 1),
         ("eagle3", "qwen2_5_vl", "image_middle", "warped", 3),
+        ("mtp", "llama", "text", "t1", 3),
+        ("mtp", "qwen3_5", "image_middle", "greedy", 1),
         ("glide", "llama", "text", "greedy", 3),
         ("glide", "llama", "text", "t1", 1),
         ("glide", "qwen2_5_vl", "image_middle", "t1", 3),

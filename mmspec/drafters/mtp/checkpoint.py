@@ -1,0 +1,70 @@
+"""The layer's weights among those of a model's folder, which are read alone.
+
+DeepSeek, GLM      model.layers.N.{enorm, hnorm, eh_proj, shared_head.norm, ...} in a model of N
+Qwen3-Next, 3.5    mtp.{pre_fc_norm_embedding, pre_fc_norm_hidden, fc, norm}, mtp.layers.0....
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmspec.drafters.heads.folder import HeadFolder
+from mmspec.errors import ModelError
+
+_BLOCK = "mtp_block."
+_NUMBERED = {"enorm.": "enorm.", "hnorm.": "hnorm.", "eh_proj.": "eh_proj.",
+             "shared_head.norm.": "post_norm."}  # fmt: skip
+_OWN = {"pre_fc_norm_embedding.": "enorm.", "pre_fc_norm_hidden.": "hnorm.", "fc.": "eh_proj.",
+        "norm.": "post_norm.", "layers.0.": _BLOCK}  # fmt: skip
+_TARGETS_OWN = ("embed_tokens.", "shared_head.head.", "lm_head.")  # copies of what it shares
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
+
+
+def read(folder: str | Path, *, num_layers: int, revision: str | None) -> dict[str, Tensor]:
+    """Those of the first such layer of a model of `num_layers`, under the names of transformers'
+    MtpLayer. Raises ModelError for files that cannot be read, or hold no such layer."""
+    wanted = re.compile(rf"(^|\.)(mtp\.|layers\.{num_layers}\.)")
+    tensors = HeadFolder.read(folder, revision=revision, wanted=wanted).tensors
+    for first, names, rest in (("eh_proj.weight", _NUMBERED, _BLOCK), ("mtp.fc.weight", _OWN, "")):
+        for name in tensors:
+            if name.endswith(first):
+                begin = name.removesuffix(first.removeprefix("mtp."))
+                own = {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}
+                return _joined({_named(n, names, rest): t for n, t in own.items() if _is_own(n)})
+    raise ModelError(
+        f"{folder}: no layer for the tokens to come (multi-token prediction) among its weights; "
+        f"expected layers.{num_layers}.eh_proj.weight or mtp.fc.weight, as many of DeepSeek's, "
+        "GLM's and Qwen's models have. drafter.mtp.path names another folder; or draft otherwise"
+    )
+
+
+def _is_own(name: str) -> bool:
+    return not name.startswith(_TARGETS_OWN)
+
+
+def _named(name: str, names: Mapping[str, str], rest: str) -> str:
+    for there, here in names.items():
+        if name.startswith(there):
+            return here + name.removeprefix(there)
+    return rest + name
+
+
+def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Experts that are stored one by one in the form of transformers' modules, side by side."""
+    joined: dict[str, Tensor] = {}
+    parts: dict[str, dict[tuple[int, str], Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = _EXPERT.fullmatch(name)
+        if found is None:
+            joined[name] = tensor
+        else:
+            parts.setdefault(found[1], {})[int(found[2]), found[3]] = tensor
+    for name, own in parts.items():
+        numbers = sorted({number for number, _ in own})
+        gates = [torch.cat([own[n, "gate_proj"], own[n, "up_proj"]]) for n in numbers]
+        joined[f"{name}.gate_up_proj"] = torch.stack(gates)
+        joined[f"{name}.down_proj"] = torch.stack([own[n, "down_proj"] for n in numbers])
+    return joined

@@ -1,0 +1,72 @@
+"""MtpHead: a model's own layer for the tokens to come, as trees are scored by it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmspec.attention.interface import KEYWORD, attached
+from mmspec.drafters.eagle.bound_head import FeatureHead
+from mmspec.drafters.eagle.module import HeadStates
+from mmspec.drafters.heads import CachedAttend, TargetEnds, placed
+from mmspec.drafters.heads.folder import take
+from mmspec.drafters.mtp import checkpoint
+from mmspec.drafters.mtp.layer import Turns, build
+from mmspec.target import Target
+
+
+class MtpHead(FeatureHead):
+    """Embedding, head and rotations are the target's, as are the rules by which its attention and
+    its experts compute."""
+
+    def __init__(
+        self,
+        target: Target,
+        folder: str | Path,
+        *,
+        revision: str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """`dtype` None: the target's. Raises ModelError for a folder without such a layer,
+        ConfigError for weights of another target's."""
+        tensors = checkpoint.read(folder, num_layers=target.last_tap, revision=revision)
+        layer, self._config, reach = build(target.model)
+        layer.load_state_dict(take(tensors, layer.state_dict(), who=str(folder)), assign=True)
+        ends = TargetEnds(target)
+        self._layer = placed(layer.requires_grad_(False).eval(), ends, dtype or ends.dtype)
+        super().__init__(self._layer, [reach], ends, embedding=None, lm_head=None)
+        self.taps = (target.last_tap,)
+        self._turns = Turns(target.model, self._config)
+        # Latent attention (DeepSeek) keeps no keys that ours could read.
+        self._by_mask = target.attachments.attention == "model"
+
+    def states(
+        self, ids: Tensor, features: Tensor, positions: Tensor, attend: CachedAttend
+    ) -> HeadStates:
+        positions = positions + 1  # the token's own
+        embeddings = self.embed(ids)
+        with self.quick(), self._attending(attend, features) as told:
+            states = self._layer(
+                embeddings,
+                features,
+                position_embeddings=self._turns(embeddings, positions),
+                position_ids=positions,
+                past_key_values=attend.cache,
+                **told,
+            )
+        return HeadStates(states, states)
+
+    @contextmanager
+    def _attending(self, attend: CachedAttend, like: Tensor) -> Iterator[dict[str, Any]]:
+        """Within it, the layer attends as the target's do; yields the keywords that it needs."""
+        if self._by_mask:
+            plan = attend.cache.flat_layers[0].plan
+            assert plan is not None, "a forward over the cache runs inside `cache.writing(...)`"
+            plan.is_viewed = True
+            yield {"attention_mask": attend.call.dense_mask(self.reaches[0], like)}
+            return
+        with attached(self._config):
+            yield {"attention_mask": None, KEYWORD: attend.call}

@@ -1,0 +1,75 @@
+"""Mtp: the target's own layer for the tokens to come, and how its trees grow."""
+
+from functools import partial
+from typing import Unpack
+
+from mmspec.drafters.eagle.drafter import BoundEagle
+from mmspec.drafters.eagle.settings import DTYPES, LEAST_WINDOW
+from mmspec.drafters.growing.cape import BranchingName
+from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
+from mmspec.drafters.mtp.head import MtpHead
+from mmspec.errors import ConfigError, check_setting
+from mmspec.inputs import InputProcessor
+from mmspec.target import Target
+
+_NAME = "drafter.mtp"
+_check = partial(check_setting, _NAME)
+
+
+class Mtp:
+    """Multi-token prediction (DeepSeek-V3, arXiv 2412.19437 section 2.2): the first of a model's
+    layers for the tokens to come is asked again and again, level by level of a tree."""
+
+    name = "mtp"
+
+    def __init__(
+        self,
+        path: str = "",
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        max_depth: int = 4,
+        top_k: int = 4,
+        min_confidence: float = 0.1,
+        branching: BranchingName = "best",
+        window: int = 4096,
+        **trees: Unpack[TreeOptions],
+    ) -> None:
+        """`path`: a folder or hub name (`revision`) with the layer's weights; "": the target's own,
+        as it was loaded. `dtype`: it is computed in, "auto" the target's.
+
+        `top_k` children a node and nodes a level, down to `max_depth`, as long as a path is
+        believed to be accepted with `min_confidence`. With branching="cape" one node a level goes
+        on, and how many stand beside it depends on the belief in it (see `Cape`).
+        `window`: newest tokens of a text that the layer sees.
+        Raises ConfigError for values that make no sense.
+        """
+        _check("dtype", dtype in DTYPES, dtype, f"one of {', '.join(DTYPES)}")
+        _check("window", window >= LEAST_WINDOW, window, f"at least {LEAST_WINDOW} tokens")
+        self.trees = TreeSettings.checked(
+            _NAME,
+            trees,
+            max_depth=max_depth,
+            top_k=top_k,
+            min_confidence=min_confidence,
+            branching=branching,
+        )
+        self.path = path
+        self.revision = revision
+        self.dtype = DTYPES[dtype]
+        self.window = window
+
+    def for_target(self, target: Target, inputs: InputProcessor | None) -> BoundEagle:
+        """The drafter of one target. Raises ModelError where there is no such layer, ConfigError
+        for one of another target, or where nobody knows where the target came from."""
+        config = target.model.config
+        path, revision = self.path, self.revision
+        if not path:
+            path, revision = config.name_or_path, getattr(config, "_commit_hash", None)
+        if not path:
+            raise ConfigError(
+                f'{_NAME}.path="": the target was not loaded from a folder or a hub name; expected '
+                "the one that has its weights"
+            )
+        head = MtpHead(target, path, revision=revision, dtype=self.dtype)
+        return BoundEagle(self.name, head, target, trees=self.trees, window=self.window)

@@ -1,0 +1,283 @@
+"""The model's own layer for the tokens to come: what it says over its ragged cache, and where its
+weights are found."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from heard_heads import Said, assert_heard, engine_of, listening, requests_of
+from matrix import model_of
+from mtp_layers import drawn, folder_of, mtp, published, write
+from ragged import target_of
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+)
+from transformers.cache_utils import MtpCache
+from transformers.modeling_layers import MtpModel
+
+import mmspec
+from mmspec.drafters.eagle import session as eagle_session
+from mmspec.drafters.eagle.drafter import BoundEagle
+from mmspec.drafters.mtp import Mtp
+from mmspec.errors import ConfigError, ModelError
+from mmspec.target import Target
+
+
+@torch.no_grad()
+def whole(layer: Any, model: Any, states: Sequence[Tensor], said: Said) -> Tensor:
+    """(vocab,) by the layer over whole sequences, each token seeing those before it by attention of
+    transformers' own."""
+    known = len(said.text) - 1
+    beside = list(states[-1][:known])
+    ids = torch.tensor([*said.text[1:], *said.path])
+    embeddings = model.get_input_embeddings().weight[ids]
+    for count in range(known, len(ids) + 1):
+        given = embeddings[:count].unsqueeze(0)
+        positions = 1 + torch.arange(count).unsqueeze(0)
+        planes = (
+            positions.expand(3, 1, -1)
+            if "mrope_section" in layer.config.rope_parameters
+            else positions
+        )
+        turned = model.get_decoder().rotary_emb(given, planes)
+        seen = torch.stack(beside[:count]).unsqueeze(0)
+        reach = torch.arange(count)
+        window = getattr(layer.config, "sliding_window", None) or count
+        hidden = (reach > reach[:, None]) | (reach <= reach[:, None] - window)
+        mask = torch.zeros(1, 1, count, count, dtype=given.dtype)
+        made = layer(
+            given,
+            seen,
+            position_embeddings=turned,
+            attention_mask=mask.masked_fill_(hidden, torch.finfo(given.dtype).min),
+            position_ids=positions,
+            past_key_values=None,
+        )
+        beside.append(made[0, -1])
+    return model.get_output_embeddings()(beside[-1])
+
+
+@pytest.mark.parametrize(
+    ("family", "layouts", "options", "every", "within"),
+    [
+        ("llama", ["text"] * 3, {"top_k": 1, "min_confidence": 0.0}, 1, 1e-8),
+        ("llama", ["text"] * 3, {"top_k": 3}, 4, 1e-8),
+        ("mistral_sliding", ["text"] * 2, {"top_k": 2}, 3, 1e-8),
+        # Whose norms compute in float32.
+        ("qwen3_next", ["text"] * 2, {"top_k": 2}, 1, 1e-4),
+        ("qwen3_5", ["image_middle", "text", "image_last"], {"top_k": 3}, 2, 1e-4),
+    ],
+)
+def test_each_node_is_scored_as_its_whole_text(
+    family: str,
+    layouts: list[str],
+    options: dict[str, Any],
+    every: int,
+    within: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(eagle_session, "CHUNK", 3)  # so that chunks are read, too
+    model = model_of(family, "float64")
+    heard = listening(monkeypatch, every=every)
+    drafter = Mtp(folder_of(model, knows=False), **{"min_confidence": 0.01, **options})
+    requests = requests_of(family, layouts, "greedy")
+    results = engine_of(family, drafter).generate(requests)
+    assert_heard(family, partial(whole, drawn(model)), requests, results, heard, within=within)
+    assert max(len(said.path) for said in heard) == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_5"])
+def test_one_that_knows_the_target_is_accepted(family: str) -> None:
+    requests = requests_of(family, ["text"] * 3, "greedy")
+    model = model_of(family, "float64")
+    results = engine_of(family, mtp(model, min_confidence=0.0)).generate(requests)
+    plain = engine_of(family, mtp(model)).generate(requests, speculate=False)
+    assert [result.tokens for result in results] == [result.tokens for result in plain]
+    unknowing = Mtp(folder_of(model, knows=False), min_confidence=0.0)
+    guesses = engine_of(family, unknowing).generate(requests)
+    accepted, guessed = (
+        sum(result.stats.by_drafter["mtp"].accepted for result in each)
+        for each in (results, guesses)
+    )
+    assert accepted > 2 * guessed and accepted > 5
+
+
+# Models of families that transformers itself reads such layers of
+
+_SHAPE = {
+    "vocab_size": 112,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 1,
+    "max_position_embeddings": 256,
+}
+
+
+def deepseek() -> Any:
+    ranks = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8}
+    heads = {"num_key_value_heads": 4, "qk_nope_head_dim": 8, "v_head_dim": 16}
+    torch.manual_seed(3)
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**_SHAPE, **ranks, **heads))
+
+
+def glm() -> Any:
+    torch.manual_seed(3)
+    heads = {"num_key_value_heads": 2, "head_dim": 16, "use_qk_norm": True}
+    return Glm4MoeForCausalLM(Glm4MoeConfig(**_SHAPE, **heads))
+
+
+def saved(model: Any, folder: Path) -> str:
+    """With its layer among its weights, as DeepSeek and GLM publish them."""
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(folder)
+    own = load_file(folder / "model.safetensors")
+    layer = drawn(model)
+    copies = {f"model.layers.2.{n}": own["model.embed_tokens.weight"].clone()
+              for n in ("embed_tokens.weight", "shared_head.head.weight")}  # fmt: skip
+    save_file({**own, **published(model, layer, numbered=True), **copies},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    return str(folder)
+
+
+@pytest.mark.parametrize("make", [deepseek, glm])
+def test_the_layer_is_found_where_the_target_is_from_and_says_what_transformers_says(
+    make: Any, tmp_path: Path
+) -> None:
+    folder = saved(make(), tmp_path)
+    engine = mmspec.load(folder, drafter="mtp", overrides={
+        "decode.controller": "fixed", "drafter.mtp.min_confidence": 0.0,
+        "drafter.mtp.top_k": 1, "drafter.mtp.max_depth": 1, "cache.prefix_bytes": 0})  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    # Its pattern of weights to be left out is of the published depth.
+    model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.2\."]
+    theirs = MtpModel.from_pretrained(model)
+    (bound,) = engine.drafters
+    assert isinstance(bound, BoundEagle)
+    for (name, own), (_, other) in zip(
+        bound.head._layer.state_dict().items(),  # type: ignore[attr-defined]
+        theirs.layers[0].state_dict().items(),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other, rtol=0, atol=0, msg=name)
+    prompt = torch.randint(3, 100, (1, 19), generator=torch.Generator().manual_seed(8))
+    drafted: list[tuple[int, int]] = []
+    propose = bound.propose_together
+
+    def noted(sessions: Any, texts: Any, budget: int) -> Any:
+        trees = propose(sessions, texts, budget)
+        drafted.extend((len(texts[0]), tree.tokens[1]) for tree in trees)
+        return trees
+
+    bound.propose_together = noted  # type: ignore[method-assign]
+    result = engine.generate({"input_ids": prompt}, max_new_tokens=8, ignore_eos=True)
+    text = torch.tensor([[*prompt[0].tolist(), *result.tokens]])
+    assert len(drafted) > 3
+    with torch.no_grad():
+        states = model(text, output_hidden_states=True).hidden_states[-1]
+        for length, token in drafted:
+            said, _, _ = theirs(
+                text[:, 1:length],
+                states[:, : length - 1],
+                torch.ones(1, length - 1, dtype=torch.long),
+                torch.arange(1, length).unsqueeze(0),
+                MtpCache(config=model.config.get_mtp_config()),
+            )
+            assert said[0, 0] == token, f"behind {length} tokens"
+
+
+def test_generate_of_transformers_takes_it(tmp_path: Path) -> None:
+    """By its own switch, also of batches, which its own drafts by such layers do not take."""
+    model = AutoModelForCausalLM.from_pretrained(saved(glm(), tmp_path)).eval()
+    ids = torch.randint(3, 100, (2, 12), generator=torch.Generator().manual_seed(9))
+    options: dict[str, Any] = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    calls: list[int] = []
+    propose = BoundEagle.propose_together
+
+    def noted(self: BoundEagle, *args: Any) -> Any:
+        calls.append(self.name == "mtp")
+        return propose(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoundEagle, "propose_together", noted)
+        found = model.generate(
+            ids, custom_generate=mmspec.custom_generate, use_mtp=True, speculate=True, **options
+        )
+    assert torch.equal(found, model.generate(ids, **options))
+    assert calls and all(calls)
+
+
+def test_only_its_own_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint may be of hundreds of GB."""
+    from mmspec.drafters.mtp import checkpoint
+
+    folder = saved(glm(), tmp_path)
+    read: list[str] = []
+    whole = checkpoint.HeadFolder.read
+
+    def noted(*args: Any, **options: Any) -> Any:
+        found = whole(*args, **options)
+        read.extend(found.tensors)
+        return found
+
+    monkeypatch.setattr(checkpoint.HeadFolder, "read", noted)
+    mmspec.load(folder, drafter="mtp")
+    assert read and all(name.startswith("model.layers.2.") for name in read)
+
+
+# Mistakes
+
+
+def test_what_has_no_such_layer_says_so(tmp_path: Path) -> None:
+    model = model_of("llama", "float64")
+    with pytest.raises(ModelError, match=r"no layer for the tokens to come.*layers\.2\.eh_proj"):
+        mmspec.load(model, drafter=[Mtp(write(tmp_path, {"other": torch.ones(1)}))])
+    built = FAMILIES["llama"].build(torch.float64)
+    built.config.name_or_path = ""
+    with pytest.raises(ConfigError, match=r'drafter\.mtp\.path="": the target was not loaded from'):
+        Mtp().for_target(Target(built), None)
+
+
+def test_a_layer_of_another_target_says_so(tmp_path: Path) -> None:
+    tensors = published(model_of("llama", "float64"), drawn(model_of("llama", "float64")))
+    tensors["mtp.fc.weight"] = torch.ones(3, 4)
+    with pytest.raises(ConfigError, match=r"eh_proj.weight has the shape \(3, 4\), expected"):
+        Mtp(write(tmp_path, tensors)).for_target(target_of("llama"), None)
+    tensors["mtp.fc.weight_scale_inv"] = torch.ones(1)
+    with pytest.raises(ConfigError, match=r"not known: eh_proj.weight_scale_inv"):
+        Mtp(write(tmp_path, tensors)).for_target(target_of("llama"), None)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        (
+            "falcon_h1",
+            "the layer of FalconH1ForCausalLM keeps a running state, which cannot branch",
+        ),
+        ("lfm2", "transformers has no such layer of Lfm2ForCausalLM (.*norm"),
+    ],
+)
+def test_a_model_that_can_have_no_such_layer_says_so(
+    family: str, reason: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, {"mtp.fc.weight": torch.ones(64, 128)})
+    with pytest.raises(ModelError, match=reason.replace("(", r"\(")):
+        Mtp(folder).for_target(target_of(family), None)
