@@ -4,6 +4,7 @@ model, with the names that the text around it takes for granted."""
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mtp_layers import drawn, published, write
 from pdfs import pdf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_docs import ROOT, blocks
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -201,6 +204,18 @@ def of_heads(kind: str, *folders: str) -> Callable[[mmspec.Engine], Names]:
     return given
 
 
+def of_mtp(engine: mmspec.Engine) -> Names:
+    """The model in a folder that brings a layer, too, and another folder of the layer alone."""
+    model = engine.target.model
+    folder = shutil.copytree(resolve_path(MODEL), MODEL)
+    own = published(model, drawn(model))
+    weights = Path(folder, "model.safetensors")
+    save_file({**load_file(weights), **own}, weights, metadata={"format": "pt"})
+    Path("FOLDER").mkdir()
+    write(Path("FOLDER"), own)
+    return {"model": model, "processor": AutoProcessor.from_pretrained(folder)}
+
+
 def of_training(engine: mmspec.Engine) -> Names:
     lines = [json.dumps({"prompt": f"Repeat: {text}"}) for text in ("abc", "def", "ghi")]
     Path("prompts.jsonl").write_text("\n".join(lines))
@@ -226,6 +241,7 @@ GIVEN: dict[str, Callable[[mmspec.Engine], Names]] = {
     "docs/glide.md": of_heads("glide", "org/head-for-target-7b", "folder/with/a/head"),
     "docs/heads.md": of_training,
     "docs/medusa.md": of_heads("medusa", "org/heads", "path/to/heads"),
+    "docs/mtp.md": of_mtp,
     "docs/rag.md": of_rag,
     "docs/retrieval.md": of_retrieval,
     "docs/serving.md": of_serving,
