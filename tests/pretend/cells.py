@@ -59,15 +59,19 @@ def _models_there(patch: pytest.MonkeyPatch) -> Iterator[None]:
             made.set_experts_implementation("batched_mm")  # eager ones look at values on the device
         return built[family, dtype]
 
-    def fitted(model: Any, version: int) -> Any:
-        """On the CPU, as a head that somebody has trained comes from a file."""
-        own = next(key for key, known in built.items() if known is model)
-        return fit(build(*own), version)
+    def on_cpu(make: Any) -> Any:
+        """A head that somebody has trained comes from a file."""
 
-    fit = matrix.fitted
+        def made(model: Any, *args: Any, **options: Any) -> Any:
+            own = next(key for key, known in built.items() if known is model)
+            return make(build(*own), *args, **options)
+
+        return made
+
     matrix.draft_model.cache_clear()
     patch.setattr(matrix, "model_of", model_of)
-    patch.setattr(matrix, "fitted", fitted)
+    for name in ("fitted", "mtp"):
+        patch.setattr(matrix, name, on_cpu(getattr(matrix, name)))
     yield
     matrix.draft_model.cache_clear()
 
