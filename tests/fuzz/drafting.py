@@ -11,8 +11,9 @@ from draft_models import letters, shuffled, stranger
 from eagle_heads import fitted
 from families import FAMILIES
 from glide_heads import drawn
-from matrix import model_of
+from matrix import can_have, model_of
 from medusa_heads import unfitted
+from mtp_layers import mtp
 
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter, DrafterForTarget
@@ -105,6 +106,7 @@ def _draw_drafter(
         ["knowing"] * 6
         + ["prompt_lookup", "retrieval", "retrieval", "draft_model", "compressed_kv", "layer_skip"]
         + ["lookahead", "eagle", "glide", "medusa", "cascade", "draft_model", "compressed_kv"]
+        + ["mtp"] * can_have(family, "mtp")
     )
     if kind == "prompt_lookup":
         return lookup(draw, sure)
@@ -159,6 +161,8 @@ def _draw_drafter(
     if kind == "eagle":
         head = fitted(model, draw.choice([1, 3]))
         return Eagle(head, window=draw.choice([16, 20, 4096]), **growth_of(draw, sure))
+    if kind == "mtp":
+        return mtp(model, window=draw.choice([16, 20, 4096]), **growth_of(draw, sure))
     if kind == "glide":
         growth = growth_of(draw, sure)
         return Glide(glide_head(family, dtype), prompt_tokens=draw.choice([1, 16, 512]), **growth)
