@@ -122,6 +122,16 @@ def test_what_was_written_is_forgotten_by_a_cut_and_by_what_is_appended() -> Non
                 pass
 
 
+def test_a_cache_that_was_released_holds_nothing_to_commit() -> None:
+    """Its rows are numbered anew."""
+    cache, (row,) = prefilled([1, 2])
+    forward(cache, [row], [[20, 21]])
+    cache.release()
+    assert cache.open(8) == row
+    with pytest.raises(AssertionError, match="of 0 tokens"):
+        cache.commit({row: (0,)})
+
+
 def test_one_forward_is_committed_once() -> None:
     cache, (row,) = prefilled([1, 2])
     forward(cache, [row], [[20, 21]])
@@ -179,6 +189,14 @@ def test_growth_keeps_what_every_row_holds() -> None:
     cache.commit({row: (0, 1, 2), other: (1,)})
     assert contents(cache, row) == [1, 2, 3, 20, 21, 22]
     assert contents(cache, other) == [5, 6, 61]
+    cache.check_integrity()
+
+
+def test_a_row_grows_for_what_is_appended_too() -> None:
+    cache, (row, other) = prefilled([1, 2, 3], [5, 6], capacity=3)
+    cache.append(row, cache.read(other, 0, 2), count=2)
+    assert contents(cache, row) == [1, 2, 3, 5, 6]
+    assert contents(cache, other) == [5, 6]
     cache.check_integrity()
 
 
@@ -291,6 +309,17 @@ def test_a_row_that_finds_no_memory_takes_none_from_those_behind_it() -> None:
         assert forward(cache, [row], [[4, 5]]) == [[4, 5]]
         assert [buffer.shape[0] for buffer in cache.buffers[::2]] == sizes
         cache.check_integrity()
+
+
+def test_a_row_that_finds_no_memory_to_open_is_not_there() -> None:
+    for scarce in each_scarcity():
+        cache, (row,) = prefilled([1, 2])
+        with suppress(torch.OutOfMemoryError), scarce:
+            cache.open(1000)
+        if scarce.has_failed:
+            assert cache.rows == (row,)
+        cache.check_integrity()
+        assert contents(cache, row) == [1, 2]
 
 
 def test_buffers_of_which_some_could_not_grow_serve_the_next_cache() -> None:

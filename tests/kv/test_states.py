@@ -17,6 +17,7 @@ from torch import Tensor
 import mmspec.kv.cache
 from mmspec.attention import RowNodes, TreeCall
 from mmspec.kv import (
+    BufferPool,
     KVCache,
     Levels,
     LevelSlots,
@@ -291,6 +292,10 @@ def test_a_row_goes_back_as_far_as_it_was_told_to_remember_and_no_further() -> N
     cache.truncate(row, 6)
     assert not cache.is_lost(row)
     assert state_of(cache, row) == after([1, 2, 3, 4, 5, 6])
+    score(cache, [row], [((9,), (-1,))])
+    cache.commit({row: (0,)})
+    cache.truncate(row, 6)  # once more, to where it had gone back to
+    assert state_of(cache, row) == after([1, 2, 3, 4, 5, 6])
     cache.truncate(row, 3)
     assert cache.is_lost(row), "a state is there that is not this text's"
     with pytest.raises(AssertionError, match="no state is known"):
@@ -299,6 +304,39 @@ def test_a_row_goes_back_as_far_as_it_was_told_to_remember_and_no_further() -> N
     assert not cache.is_lost(row)
     read(cache, row, [4])
     assert state_of(cache, row) == after([4])
+
+
+def test_a_row_remembers_where_a_prompts_part_ended_too() -> None:
+    cache, (row,) = opened([1, 2], num_recent=3)
+    read(cache, row, [3, 4])
+    cache.truncate(row, 2)
+    assert state_of(cache, row) == after([1, 2])
+
+
+def test_a_cut_that_forgets_no_token_changes_nothing() -> None:
+    cache, (row,) = opened([1, 2])
+    epoch = cache.epoch(row)
+    score(cache, [row], [TREE])
+    cache.truncate(row, 2)
+    assert cache.epoch(row) == epoch
+    assert state_of(cache, row) == after([1, 2])
+
+
+def test_slots_go_from_one_cache_to_the_next_and_to_none_that_has_its_own() -> None:
+    pool = BufferPool(least_slots=4)
+    first, second = (KVCache(3, pool=pool, states=KINDS) for _ in range(2))
+    rows = [cache.open(8) for cache in (first, second)]
+    read(first, rows[0], [1, 2])
+    read(second, rows[1], [5])
+    addresses = first.addresses
+    first.release()
+    assert state_of(second, rows[1]) == after([5])
+    second.open(8)  # though some are idle
+    assert state_of(second, rows[1]) == after([5])
+    row = first.open(8)
+    assert first.addresses == addresses, "what was recorded over them is good no more"
+    read(first, row, [7])
+    assert state_of(first, row) == after([7])
 
 
 def test_a_snapshot_is_a_copy_that_rows_share() -> None:
