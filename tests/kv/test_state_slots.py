@@ -43,6 +43,22 @@ def test_a_slot_that_is_still_held_is_not_the_next_caches() -> None:
     assert (taken.copy(marked).tensors[SUM] == 7.0).all()
 
 
+def test_the_pool_keeps_the_larger_slots_and_counts_them() -> None:
+    small, large = StateSlots(), StateSlots()
+    for slots, count in ((small, 1), (large, 20)):
+        for one in slots.take(count):
+            slots.put(one, state(1.0))
+    for order in ((small, large), (large, small), (large, None)):
+        pool = BufferPool()
+        for slots in order:
+            pool.give((), slots)
+        assert pool.num_bytes == large.num_bytes
+        assert pool.take()[1] is large
+    pool.give((), large)
+    pool.clear()
+    assert pool.num_bytes == 0
+
+
 def test_buffers_of_another_size_are_others_wherever_they_lie() -> None:
     """What was recorded over them reads no further than they reached."""
     slots = StateSlots()

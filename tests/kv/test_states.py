@@ -19,13 +19,16 @@ from mmspec.attention import RowNodes, TreeCall
 from mmspec.kv import (
     BufferPool,
     KVCache,
+    KVView,
     Levels,
     LevelSlots,
     PrefixStore,
     StateBlock,
     StateKey,
     StateKind,
+    ViewSize,
 )
+from mmspec.kv.policies import Window
 from mmspec.kv.state_layer import StateLayer
 from mmspec.target.graphs import ScoreCall, StaticInputs
 
@@ -337,6 +340,34 @@ def test_slots_go_from_one_cache_to_the_next_and_to_none_that_has_its_own() -> N
     assert first.addresses == addresses, "what was recorded over them is good no more"
     read(first, row, [7])
     assert state_of(first, row) == after([7])
+
+
+def test_a_view_stands_where_its_source_does_whatever_was_drafted() -> None:
+    """It shows some keys alone, but a state has seen the whole text; slots are the source's."""
+    text = list(range(1, 21))
+    cache, (row, other) = opened(text, [5] * 20)
+    view = KVView(cache, Window(sinks=2), ViewSize(8, 3, 4))
+    for _ in range(2):  # as often as it is emptied
+        for one in (row, other):
+            view.follow(one)
+            assert view.catch_up(one)
+        own, others = view.row_of(row), view.row_of(other)
+        assert state_of(view, own) == after(text)
+        score(view, [own], [TREE])
+        view.commit({own: (0, 2)})
+        assert state_of(view, own) == after([*text, 20, 22])
+        view.truncate(own, view.length(own) - 2)
+        assert state_of(view, own) == after(text), "cut back to what is the source's"
+        assert state_of(view, others) == state_of(cache, other) == after([5] * 20)
+        score(cache, [row], [TREE])
+        cache.commit({row: (0, 1)})
+        text += [20, 21]
+        assert view.catch_up(row)
+        assert state_of(view, view.row_of(row)) == state_of(cache, row) == after(text)
+        assert view.num_bytes == 0, "the source counts them"
+        for one in (row, other):
+            view.unfollow(one)
+    assert state_of(cache, row) == after(text)
 
 
 def test_a_snapshot_is_a_copy_that_rows_share() -> None:

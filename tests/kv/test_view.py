@@ -15,6 +15,7 @@ from mmspec.kv import KVCache, KVView, QueryLog, ViewSize
 from mmspec.kv.policies import LayerState, Window
 
 NUM_LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 2
+TOKEN_BYTES = NUM_LAYERS * 2 * KV_HEADS * HEAD_DIM * 8  # keys and values in float64
 NEWEST_ONLY = (False, True, False)  # the layer in the middle has a window
 
 
@@ -269,8 +270,11 @@ class NeverStale(RuleBasedStateMachine):
 
     def check(self, row: int) -> None:
         text, model = self.texts[row], self.models[row]
+        due_bytes = self.view.due_bytes(row)
         assert self.view.catch_up(row) == bool(text)
-        model.catch_up(text)
+        is_anew = model.catch_up(text)
+        expected_bytes = TOKEN_BYTES * (len(text) + 4 * model.chosen) // 2 if is_anew else 0
+        assert due_bytes == expected_bytes, "what the choice reads and writes, where it is due"
         for layer in range(NUM_LAYERS):
             for head in range(KV_HEADS):
                 expected = model.marks(text, NEWEST_ONLY[layer], head)
@@ -295,18 +299,21 @@ class _Model:
     def length(self) -> int:
         return self.chosen + self.seen - self.refreshed_at
 
-    def catch_up(self, text: list[int]) -> None:
+    def catch_up(self, text: list[int]) -> bool:
+        """Whether all was chosen anew."""
         length = len(text)
         affordable = min(self.size.budget, length)
         if not self.chosen or length < self.chosen or affordable > 1.25 * self.chosen:
             self.chosen, self.is_outdated = affordable, True
         is_full = length - self.refreshed_at > self.size.recent
         is_time = self.every is not None and length > self.seen and self.updates + 1 >= self.every
-        if self.is_outdated or is_full or is_time:
+        is_anew = self.is_outdated or is_full or is_time
+        if is_anew:
             self.refreshed_at, self.updates = length, 0
         elif length > self.seen:
             self.updates += 1
         self.is_outdated, self.seen = False, length
+        return is_anew
 
     def marks(self, text: list[int], is_newest_only: bool, head: int) -> list[int]:
         at = self.refreshed_at
