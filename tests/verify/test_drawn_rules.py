@@ -567,6 +567,13 @@ def test_typical_takes_the_longest_path_then_the_likelier() -> None:
     assert [run.path for run in runs] == [(0, 2, 4), (0, likelier)]
 
 
+@pytest.mark.parametrize("world", WORLDS, ids=str)
+def test_typical_says_what_was_chosen_also_where_a_text_ends_in_a_block(world: World) -> None:
+    """Each step's verdict is checked, as of the other rules."""
+    texts = emitted(world, VERIFIERS["typical_lossy"], drawing(2, 1))
+    assert all(map(world.ends, texts)) and abs(sum(texts.values()) - 1.0) <= EXACT
+
+
 # The conditions are checked
 
 DRAWN_CHAIN = drawing(1, 1)(World(3, 9), Trace(), (0,))
