@@ -21,7 +21,7 @@ from mmspec.drafters.growing.trees import GrowingTrees, Start
 from mmspec.drafters.model_session import ModelSession
 from mmspec.noise import DRAFT_STREAM
 from mmspec.reads import read
-from mmspec.state import Placement, Scores
+from mmspec.state import Placement, Scores, Verdict
 from mmspec.tree import TokenTree
 
 VOCAB, SPREAD = 7, 0.7
@@ -78,10 +78,12 @@ def proposed(
     texts: Sequence[Path],
     chains: Sequence[int],
     budget: int,
+    *,
+    is_coupled: bool = True,
 ) -> tuple[list[TokenTree], Table]:
     """`chains`: how many of each text's newest tokens are not in the cache."""
     table = Table()
-    trees = GrowingTrees(settings, ForwardCost(), "test", VOCAB)
+    trees = GrowingTrees(settings, ForwardCost(), "test", VOCAB, is_coupled=is_coupled)
     starts = [
         Start(Placement(row, (0,)), text[-size:])
         for row, (text, size) in enumerate(zip(texts, chains, strict=True))
@@ -165,6 +167,21 @@ def test_rows_that_grow_together_grow_as_alone(
         found, expected = paths(tree), grown_alone(settings, own, text, chain, budget)
         assert found.keys() == expected.keys()
         assert list(found.values()) == pytest.approx([expected[path] for path in found])
+
+
+@pytest.mark.parametrize("is_coupled", [True, False])
+def test_a_node_is_believed_in_as_those_of_its_rank_have_turned_out(is_coupled: bool) -> None:
+    """But for trees in another tokenizer's tokens, of which nobody tells what became of them."""
+    settings = TreeSettings.checked("test", {}, max_depth=1, top_k=2, min_confidence=0.0)
+    one, beliefs = session(guide(is_greedy=True)), list[tuple[float, ...]]()
+    for _ in range(40):
+        (tree,), _ = proposed(settings, [one], [(1, 2, 3)], [1], 9, is_coupled=is_coupled)
+        beliefs.append(tree.confidence[1:])
+        one.observe(tree, Verdict((0, 1), (tree.tokens[1], 0)), Scores(torch.empty(0)))
+    if is_coupled:
+        assert beliefs[-1][0] > 0.9 > beliefs[0][0] and beliefs[-1][1] < 0.1 < beliefs[0][1]
+    else:
+        assert beliefs[-1] == beliefs[0]
 
 
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=3), st.integers(1, 9))
