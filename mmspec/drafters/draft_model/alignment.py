@@ -36,7 +36,7 @@ class TextAlignment:
         }
 
     def wording(self, prompt: Prompt) -> "TextWording":
-        return TextWording(self, prompt.num_tokens)
+        return TextWording(self, prompt)
 
     def crop(self, logits: Tensor) -> Tensor:
         return logits
@@ -44,12 +44,14 @@ class TextAlignment:
     def read_prompt(self, pieces: Sequence[Sequence[int] | str]) -> list[int]:
         """The prompt's text as it is, in the draft model's ids, begun as its tokenizer begins a
         text. Its chat template stays the target's."""
-        text = "".join(
-            piece
-            if isinstance(piece, str)
-            else self.target.decode([token for token in piece if token not in self.unread])
-            for piece in pieces
-        )
+        text, before = "", list[int]()
+        for piece in pieces:
+            if isinstance(piece, str):
+                text += piece
+            else:
+                own = [token for token in piece if token not in self.unread]
+                text += self.target.decode_behind(before, own)
+                before = [*before, *own][-SEAM:]
         bos = self.draft.tokenizer.bos_token
         ids = self.draft.encode(text)
         if not (bos and text.startswith(bos)):
@@ -62,11 +64,13 @@ class TextAlignment:
 class TextWording:
     """One request's text: certain characters alone, re-encoded at the seam."""
 
-    def __init__(self, alignment: TextAlignment, prompt_length: int) -> None:
+    def __init__(self, alignment: TextAlignment, prompt: Prompt) -> None:
         self.ids: list[int] = []
         self._alignment = alignment
         self._detokenizer = build_detokenizer(alignment.target.tokenizer, skip_special_tokens=False)
-        self._num_read = prompt_length
+        # Some tokenizers drop a text's first space, which an answer behind a prompt is not.
+        self._decoded(prompt.token_ids[-SEAM:].tolist())
+        self._num_read = prompt.num_tokens
         self._is_half = False
 
     @property
@@ -74,10 +78,7 @@ class TextWording:
         return not self._is_half
 
     def read(self, tokens: Sequence[int]) -> int:
-        alignment, text = self._alignment, ""
-        for token in tokens[self._num_read :]:
-            if token not in alignment.unread:
-                text += self._detokenizer.push(token)
+        text = self._decoded(tokens[self._num_read :])
         self._num_read = len(tokens)
         self._is_half = bool(self._detokenizer.flush())
         return self._append(text) if text else len(self.ids)
@@ -92,6 +93,11 @@ class TextWording:
         for leaf in set(range(1, grown.num_nodes)) - set(grown.parents):
             self._add(trie, before, context, grown, grown.path_to(leaf)[1:])
         return trie.proposal(calibration)
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        """Their text, as far as it is certain."""
+        unread, push = self._alignment.unread, self._detokenizer.push
+        return "".join(push(token) for token in tokens if token not in unread)
 
     def _append(self, text: str) -> int:
         draft = self._alignment.draft

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mmspec.calibration import Calibration
 from mmspec.drafters.draft_model.alignment import TextAlignment, TextWording, aligned
-from mmspec.drafters.draft_model.codec import SEAM, Codec
+from mmspec.drafters.draft_model.codec import HALF, SEAM, Codec
 from mmspec.drafters.draft_model.trie import PathTrie
 from mmspec.drafters.growing.growth import Candidates, Child, Growth
 from mmspec.errors import ConfigError
@@ -117,6 +117,26 @@ def test_the_draft_model_reads_the_text_and_encodes_again_only_at_the_seam(
     assert wording.can_continue
     read = both.draft.decode_behind(both.draft.encode("\n"), wording.ids)
     assert read.strip() == TEXT
+
+
+@PAIRS
+def test_an_answer_goes_on_where_the_prompt_ended(target: str, draft: str) -> None:
+    """Some tokenizers drop a first space: that of an answer, or of what stands behind an image, is
+    none."""
+    both = alignment(target, draft)
+    tokens = both.target.encode(TEXT)
+    for cut in range(1, len(tokens)):
+        begun = both.target.decode(tokens[:cut])
+        if begun.endswith(HALF):
+            continue
+        wording = both.wording(Prompt(torch.tensor(tokens[:cut])))
+        for end in range(cut + 1, len(tokens) + 1):
+            wording.read(tokens[:end])
+        whole = both.read_prompt([tokens[:cut]]) + wording.ids
+        assert both.draft.decode(whole).removeprefix("<s>").strip() == TEXT, f"behind {begun!r}"
+        pieces = both.read_prompt([tokens[:cut], " [a cat]", tokens[cut:]])
+        told = f"{begun} [a cat]{TEXT.removeprefix(begun)}"
+        assert both.draft.decode(pieces).removeprefix("<s>").strip() == told
 
 
 @PAIRS
