@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import torch
 
 from mmspec.drafters.own_row import OwnRow
 from mmspec.kv import KVCache
@@ -14,8 +15,9 @@ def test_the_last_row_gives_the_memory_back_and_a_closed_one_stays_closed() -> N
     assert not first.is_open
     numbers = [first.open(4), second.open(9)]
     assert [first.number, second.number] == numbers == list(cache.rows)
+    cache.append(numbers[1], [(torch.ones(3, 1, 2),) * 2] * 2, count=3)
     first.close()
-    assert list(cache.rows) == numbers[1:] and not first.is_open
+    assert list(cache.rows) == numbers[1:] and not first.is_open and cache.num_bytes
     second.close()
     second.close()
     assert not cache.rows and cache.num_bytes == 0
