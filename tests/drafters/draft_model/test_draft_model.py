@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.config import Config, DecodeConfig
+from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.draft_model.drafter import BoundDraftModel
 from mmspec.drafters.draft_model.session import DraftModelSession
@@ -23,6 +24,7 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.kv import KVCache
 from mmspec.requests import Request, Result
+from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.target.tower import TextTower
 
@@ -222,6 +224,37 @@ def test_after_the_cut_it_says_what_a_fresh_reading_says() -> None:
         assert tree.tokens[1] == int(fresh.argmax()), f"after {end} tokens, {size} read"
     assert sum(b < a for a, b in pairwise(sizes)) >= 2, "nothing ever left"
     session.close()
+
+
+def test_what_is_due_is_what_is_then_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a prompt, of what was chosen while nobody asked, and anew where it has no room for all;
+    but for the last few tokens, which a proposal reads by the way."""
+    monkeypatch.setattr("mmspec.drafters.draft_model.session.CHUNK", 4)
+    monkeypatch.setattr("mmspec.drafters.draft_model.drafter.CHUNK", 4)
+    drafter, num_read, tokens = bound(engine_of("llama", small_context())), [0], [*range(3, 103)]
+    prefill, score = Target.prefill, Target.score
+
+    def prefilling(self: Target, prompt: Prompt, *args: Any, **options: Any) -> Any:
+        num_read[0] += prompt.num_tokens
+        return prefill(self, prompt, *args, **options)
+
+    def scoring(self: Target, trees: Any, *args: Any, **options: Any) -> Any:
+        num_read[0] += sum(tree.num_nodes for tree in trees)
+        return score(self, trees, *args, **options)
+
+    monkeypatch.setattr(Target, "prefill", prefilling)
+    monkeypatch.setattr(Target, "score", scoring)
+    guide = DraftGuide(is_greedy=True, seed=0, sample=0, prompt_length=0)
+    for length, later in ((9, (10, 24, 33, 90)), (38, (39, 60)), (80, (81, 96))):
+        session = drafter.start(Prompt(torch.tensor(tokens[:length])), None, guide)  # type: ignore[arg-type]
+        for end in later:
+            due = session.preparation(end)
+            num_read[0] = 0
+            session.prepare(tokens[:end])
+            assert due is not None and num_read[0] <= due.tokens <= num_read[0] + 4
+            assert session.preparation(end) is None
+            session.propose(tokens[:end], 3)
+        session.close()
 
 
 def test_a_prompt_that_it_cannot_read_costs_one_row_its_drafts(
