@@ -47,13 +47,15 @@ class GlideSession(ModelSession["BoundGlide"]):
     # The drafter's calls
 
     def preparation(self, num_tokens: int) -> Preparation | None:
-        """Reading the prompt's end; later what was chosen while nobody asked."""
-        drafter = self._drafter
+        """Reading the prompt's end; later what was chosen while nobody asked, or, past the texts
+        that it was trained on, the newest half of them anew."""
+        most = self._drafter.num_readable
         late = num_tokens - self.first - self.num_cached
-        if self._row.is_open and late <= FEW:
+        if num_tokens - self.first > most:
+            late = most // 2
+        elif self._row.is_open and late <= FEW:
             return None
-        late = min(late, drafter.num_readable)
-        return Preparation(tokens=drafter.read_share * late, lasts_tokens=drafter.num_readable / 2)
+        return Preparation(tokens=self._drafter.read_share * late, lasts_tokens=most / 2)
 
     def prepare(self, tokens: Sequence[int]) -> None:
         with self._drafter.lock:

@@ -19,6 +19,7 @@ import mmspec
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.glide import BoundGlide, Glide, GlideHead, GlideHeadConfig, load, save
+from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.drafters.glide.session import GlideSession
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
@@ -150,11 +151,42 @@ def test_of_a_long_prompt_its_end_is_read_and_positions_stay() -> None:
     assert session.sight.committed == 120
 
 
-def test_past_the_texts_that_it_was_trained_on_the_oldest_tokens_leave() -> None:
+def short_head() -> GlideHead:
+    """That was trained on texts of 64 tokens, and five drafted ones."""
     head = fitted("llama")[0]
     short = GlideHead(replace(head.config, block=replace(head.config.block, max_positions=69)))
     short.load_state_dict(head.state_dict())
-    drafter, decoding = bound(short.double()), Decoding(target_of("llama"), text_prompt(20))
+    return short.double()
+
+
+def test_what_is_due_is_what_is_then_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a prompt, of what was chosen while nobody asked, and anew where the oldest tokens leave;
+    but for the last few tokens, which a proposal reads by the way."""
+    for module in ("session", "drafter"):
+        monkeypatch.setattr(f"mmspec.drafters.glide.{module}.FEW", 4)
+    drafter, decoding = bound(short_head()), Decoding(target_of("llama"), text_prompt(20))
+    num_read, read = [0], GlideScorer.read
+
+    def reading(self: GlideScorer, trees: Sequence[TokenTree], *args: Any) -> None:
+        num_read[0] += sum(tree.num_nodes for tree in trees)
+        read(self, trees, *args)
+
+    monkeypatch.setattr(GlideScorer, "read", reading)
+    session = decoding.session(drafter)
+    for more in (0, 12, 28, 6, 2, 50, 90):  # 64 are passed at the 6, the 50 and the 90
+        decoding.go_on(more)
+        due = session.preparation(len(decoding.tokens))
+        num_read[0] = 0
+        session.prepare(decoding.tokens)
+        said = 0 if due is None else due.tokens / drafter.read_share
+        assert num_read[0] <= round(said) <= num_read[0] + 4
+        assert session.preparation(len(decoding.tokens)) is None
+        session.propose(decoding.tokens, 6)
+    assert len(decoding.tokens) > 3 * drafter.num_readable
+
+
+def test_past_the_texts_that_it_was_trained_on_the_oldest_tokens_leave() -> None:
+    drafter, decoding = bound(short_head()), Decoding(target_of("llama"), text_prompt(20))
     assert drafter.num_readable == 64
     session, firsts = decoding.session(drafter), set[int]()
     for _ in range(80):
