@@ -34,7 +34,7 @@ MOMENTS: dict[str, tuple[str, int]] = {
     "glide": GROWN,
     "compressed_window": GROWN,
     "layer_skip": GROWN,
-    "medusa_own": ("medusa.drafter.BoundMedusa._sketch", 1),
+    "medusa_own": ("medusa.trees.DepthTrees._sketch", 1),
     "cascade": ("cascade.drafter.BoundCascade._proposed", 1),
     "retrieval_online": ("retrieval.session.RetrievalSession.draft", 0),
 }

@@ -8,7 +8,7 @@
 5. `drafter`     the same at work for its target: all heads and rows at once
 6. `session`     one request: the state that chose the newest token
 7. `graphs`      their forward, recorded on a GPU
-8. `best_paths`  what all heads say -> the likeliest tree; `drawn_paths` a drawn one
+8. `trees`       what all heads say -> trees: the likeliest (`best_paths`), or drawn (`drawn_paths`)
 """
 
 from mmspec.drafters.medusa.checkpoint import load, save
