@@ -52,8 +52,8 @@ class BoundGlide:
         self.num_readable = max(context - settings.trees.deepest, _LEAST_READABLE)
         self.num_read = min(settings.prompt_tokens, self.num_readable // 2)
         *lower, last = head.model.blocks
-        read = [*(w for layer in lower for w in layer.parameters()), *last.self_attn.parameters()]
-        read_weights = sum(weight.numel() for weight in read)
+        read = [*lower, last.self_attn.k_proj, last.self_attn.v_proj]
+        read_weights = sum(weight.numel() for part in read for weight in part.parameters())
         self.read_share = read_weights / num_weights(target.model)  # of the target's
 
     def free_recorded(self) -> None:

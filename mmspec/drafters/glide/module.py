@@ -80,9 +80,9 @@ class GlideBlock(nn.Module):
         states = states + self.cross_attn(read, positions, glimpse, layer=layer)
         return states + self.mlp(self.post_attention_layernorm(states))
 
-    def remember(self, states: Tensor, rotation: Rotation, attend: Attend) -> None:
-        """Has `attend` meet the keys and values, and computes nothing else."""
-        self.self_attn(self.input_layernorm(states), rotation, attend, layer=self._layer)
+    def keys_values(self, states: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """What later tokens meet of these."""
+        return self.self_attn.keys_values(self.input_layernorm(states), rotation)
 
 
 class GlideDecoder(nn.Module):
@@ -121,16 +121,14 @@ class GlideDecoder(nn.Module):
         attend: Attend,
         positions: Tensor,
         glimpse: Glimpse,
-        *,
-        only: Attend,
-    ) -> None:
+    ) -> tuple[Tensor, Tensor]:
         """Computes of tokens that nothing is asked of what later ones meet: all of the lower
-        layers, by `attend`, and the last one's keys and values, for `only` to write."""
+        layers, by `attend`, and the last one's keys and values, which it returns."""
         states, rotation = embedded, self._rotary(places, embedded.dtype)
         *lower, last = self.blocks
         for layer in lower:
             states = layer(states, rotation, attend, positions, glimpse)
-        last.remember(states, rotation, only)
+        return last.keys_values(states, rotation)
 
     @property
     def blocks(self) -> list[GlideBlock]:

@@ -71,14 +71,14 @@ class GlideScorer:
         """Writes the keys of tokens that nothing is asked of."""
         head = self._head
         with self._seeing(trees, cache, placements, (), None) as (nodes, glance), head.quick():
-            head.head.model.remember(
+            keys, values = head.head.model.remember(
                 head.embed(nodes.ids),
                 nodes.positions,
                 nodes.attend,
                 upload(glance.positions, head.device),
                 self._glimpse(glance),
-                only=_Writing(cache),
             )
+            cache.flat_layers[-1].update(keys, values)
 
     def _glimpse(self, glance: Glance) -> CacheGlimpse:
         layers = [glance.cache.flat_layers[index] for index in self._head.target_layers]
@@ -115,16 +115,3 @@ class GlideScorer:
                 )
             ]
             yield nodes, Glance(target_cache, positions, glimpse_call(target_cache, rows, borders))
-
-
-class _Writing:
-    """Attends to nothing."""
-
-    def __init__(self, cache: KVCache) -> None:
-        self._cache = cache
-
-    def __call__(
-        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float
-    ) -> Tensor:
-        self._cache.flat_layers[layer].update(keys, values)
-        return query.transpose(1, 2)

@@ -110,12 +110,18 @@ class SelfAttention(nn.Module):
 
     def forward(self, states: Tensor, rotation: Rotation, attend: Attend, *, layer: int) -> Tensor:
         """(batch, seq, width) -> (batch, seq, hidden)."""
-        query, keys, values = (
-            project(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query = self._split(self.q_proj(states))
         if self._has_norms:
-            query, keys = self.q_norm(query), self.k_norm(keys)
-        query, keys = rotation(query), rotation(keys)
-        out = attend(layer, query, keys, values, self.head_dim**-0.5)
+            query = self.q_norm(query)
+        keys, values = self.keys_values(states, rotation)
+        out = attend(layer, rotation(query), keys, values, self.head_dim**-0.5)
         return self.o_proj(out.flatten(-2))
+
+    def keys_values(self, states: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """What queries meet of (batch, seq, width), each (batch, kv_heads, seq, head_dim)."""
+        keys, values = self._split(self.k_proj(states)), self._split(self.v_proj(states))
+        return rotation(self.k_norm(keys) if self._has_norms else keys), values
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """(batch, seq, heads * head_dim) -> (batch, heads, seq, head_dim)"""
+        return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
