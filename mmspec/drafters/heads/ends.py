@@ -22,10 +22,11 @@ class TargetEnds:
         self.dtype = weight.dtype if weight.dtype.is_floating_point else target.dtype
         linears = target.attachments.linears
         self._quick = None if linears is None else linears.of(self.head)
-        self._cap: float | None = getattr(text, "final_logit_softcapping", None)
+        # What the target makes of logits; of a head's it may be something else.
+        self.cap: float | None = getattr(text, "final_logit_softcapping", None)
         # Cohere multiplies by the one, Granite divides by the other.
-        self._scale = getattr(text, "logit_scale", None) or 1.0
-        self._scale /= getattr(text, "logits_scaling", None) or 1.0
+        self.scale: float = getattr(text, "logit_scale", None) or 1.0
+        self.scale /= getattr(text, "logits_scaling", None) or 1.0
 
     @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
@@ -42,8 +43,8 @@ class TargetEnds:
         states = states.to(self.dtype)
         quick = None if torch.is_grad_enabled() else self._quick
         logits = self.head(states) if quick is None else quick(states)
-        logits = logits[..., : self.vocab_size] * self._scale
-        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+        logits = logits[..., : self.vocab_size] * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 def embedded(ids: Tensor, weight: Tensor) -> Tensor:
