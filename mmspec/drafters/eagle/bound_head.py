@@ -13,9 +13,8 @@ from mmspec.errors import ConfigError
 from mmspec.target import Target
 
 
-class FeatureHead(BorrowingHead, ABC):
-    """One that reads a feature beside each token: what the target has said of the token before it,
-    or the head itself where the target has not spoken yet."""
+class TappingHead(BorrowingHead):
+    """One that reads the target's hidden states."""
 
     taps: Sequence[int]  # states of the target that are joined to one feature
 
@@ -28,6 +27,11 @@ class FeatureHead(BorrowingHead, ABC):
         """The states of each tap, (tokens, target_hidden), side by side in memory of their own."""
         parts = [hidden[tap].to(self.device, non_blocking=True) for tap in self.taps]
         return torch.cat(parts, dim=-1).to(self.dtype)
+
+
+class FeatureHead(TappingHead, ABC):
+    """One that reads a feature beside each token: what the target has said of the token before it,
+    or the head itself where the target has not spoken yet."""
 
     def project(self, features: Tensor) -> Tensor:
         """Joined states -> (tokens, hidden), as `states` reads them."""

@@ -1,27 +1,42 @@
 """One request's drafting: the features that the head has not read, and its row of the cache."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from threading import RLock
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mmspec.draft_guide import DraftGuide
-from mmspec.drafters.model_session import ModelSession
+from mmspec.drafters.eagle.bound_head import TappingHead
+from mmspec.drafters.model_session import ModelDrafter, ModelSession
 from mmspec.drafters.own_row import OwnRow
+from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Preparation, Scores, Verdict
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
-
-if TYPE_CHECKING:
-    from mmspec.drafters.eagle.drafter import BoundEagle
 
 CHUNK = 64  # tokens that a proposal reads on the way; more are read before
 _READ_TOKENS = 1024  # in one forward
 _ROOM = 256  # a row opens with room for so many tokens beyond those that it reads first
 
 
-class EagleSession(ModelSession["BoundEagle"]):
+class ReadingDrafter(ModelDrafter, Protocol):
+    """Keeps in a cache of its own what its head has read of the target's states."""
+
+    cache: KVCache
+    lock: RLock  # held while it is read or written
+    window: int  # newest tokens of a text that the head sees
+    size_share: float  # what reading a token costs, of the target's own reading
+
+    @property
+    def head(self) -> TappingHead: ...
+
+    def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
+        """Commits tokens beside the joined `features`, behind what the row holds."""
+
+
+class EagleSession(ModelSession[ReadingDrafter]):
     """The token at index t is read beside the target's feature of the token before it, whose
     position it has: the pair at position t - 1. The row holds the pairs from position `_first` on,
     as many as are committed; behind them come those whose features wait in `_features`.
@@ -31,7 +46,7 @@ class EagleSession(ModelSession["BoundEagle"]):
     """
 
     def __init__(
-        self, drafter: "BoundEagle", num_tokens: int, prefill: Prefill, guide: DraftGuide
+        self, drafter: ReadingDrafter, num_tokens: int, prefill: Prefill, guide: DraftGuide
     ) -> None:
         """`num_tokens` of the prompt."""
         super().__init__(drafter, guide)
@@ -91,6 +106,11 @@ class EagleSession(ModelSession["BoundEagle"]):
             self._forget(held)
         if self._num_waiting > CHUNK:
             self._read_late(tokens)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is any."""
+        return self._num_waiting > 0
 
     def waiting(self, tokens: Sequence[int]) -> tuple[Sequence[int], Tensor]:
         """The pairs that are left, node 0's among them: tokens, and the features beside them."""
