@@ -6,6 +6,7 @@ from typing import cast
 
 from mmspec.config import (
     CompressedKVConfig,
+    DFlashConfig,
     DrafterConfig,
     DraftModelConfig,
     EagleConfig,
@@ -15,6 +16,7 @@ from mmspec.config import (
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.drafters.dflash import DFlash
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
@@ -30,6 +32,7 @@ from mmspec.target.quantised import check_weights
 from mmspec.target.self_draft import draft_forward
 
 AnyDrafter = Drafter | DrafterForTarget
+_LOWER = ("draft_model", "prompt_lookup", "retrieval")  # need no states of the target
 
 
 def chosen_drafters(
@@ -84,7 +87,9 @@ def build_compressed_kv(config: CompressedKVConfig) -> CompressedKV:
 
 
 def build_head(
-    name: str, drafter: Callable[..., AnyDrafter], config: EagleConfig | GlideConfig | MedusaConfig
+    name: str,
+    drafter: Callable[..., AnyDrafter],
+    config: DFlashConfig | EagleConfig | GlideConfig | MedusaConfig,
 ) -> AnyDrafter:
     """The drafter of the trained head that the configuration names. Raises ConfigError and
     ModelError."""
@@ -101,20 +106,9 @@ def build_head(
 def build_cascade(config: DrafterConfig) -> Cascade:
     """The cascade of a configuration. Raises ConfigError for a lower drafter that is not there."""
     name = config.cascade.lower
-    apart = {
-        "cascade",
-        "compressed_kv",
-        "eagle",
-        "glide",
-        "layer_skip",
-        "lookahead",
-        "medusa",
-        "mtp",
-    }
-    known = sorted(set(DRAFTERS) - apart)
-    if name not in known:
+    if name not in _LOWER:
         raise ConfigError(
-            f"drafter.cascade.lower={name!r}: expected one of {', '.join(known)}, which is asked "
+            f"drafter.cascade.lower={name!r}: expected one of {', '.join(_LOWER)}, which is asked "
             "before the target's own view"
         )
     settings = asdict(config.cascade)
@@ -133,5 +127,6 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "cascade": build_cascade,
     "medusa": lambda config: build_head("medusa", Medusa, config.medusa),
     "mtp": lambda config: Mtp(**asdict(config.mtp)),
+    "dflash": lambda config: build_head("dflash", DFlash, config.dflash),
     "lookahead": lambda config: Lookahead(**asdict(config.lookahead)),
 }

@@ -12,6 +12,7 @@ Values are checked where they are used; here only names and types are.
 from mmspec.config.drafters import (
     CascadeConfig,
     CompressedKVConfig,
+    DFlashConfig,
     DrafterConfig,
     DraftModelConfig,
     EagleConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "CascadeConfig",
     "CompressedKVConfig",
     "Config",
+    "DFlashConfig",
     "DecodeConfig",
     "DraftModelConfig",
     "DrafterConfig",

@@ -142,6 +142,21 @@ class MedusaConfig:
     profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
 
 
+@dataclass
+class DFlashConfig:
+    """A block diffusion head for the target, and how its trees grow."""
+
+    path: str = ""  # the head's folder or hub name
+    revision: str | None = None
+    dtype: str = "auto"  # "auto": the target's
+    block: int | None = None  # tokens of a block, the newest included; None: as it was trained
+    top_k: int = 8  # tokens of each place
+    min_confidence: float = 0.05
+    draw: str = "coupled"  # "sample": drawn from q, for rules that divide by it
+    profile: list[int] = field(default_factory=list)  # "sample": children a node, by depth
+    window: int = 4096  # newest tokens of a text that the head sees
+
+
 @dataclass(kw_only=True)
 class GlideConfig(TreeConfig):
     """A trained head that sees the target's own KV."""
@@ -169,3 +184,4 @@ class DrafterConfig:
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
     medusa: MedusaConfig = field(default_factory=MedusaConfig)
+    dflash: DFlashConfig = field(default_factory=DFlashConfig)
