@@ -88,8 +88,8 @@ def published(model: Any, layer: MtpLayer, *, numbered: bool = False) -> dict[st
     return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
 
 
-def write(folder: Path, tensors: dict[str, Tensor]) -> str:
-    (folder / "config.json").write_text(json.dumps({}))
+def write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None = None) -> str:
+    (folder / "config.json").write_text(json.dumps(config or {}))
     save_file(tensors, folder / "model.safetensors")
     return str(folder)
 

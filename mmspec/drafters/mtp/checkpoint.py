@@ -7,6 +7,7 @@ Qwen3-Next, 3.5    mtp.{pre_fc_norm_embedding, pre_fc_norm_hidden, fc, norm}, mt
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ _NUMBERED = {"enorm.": "enorm.", "hnorm.": "hnorm.", "eh_proj.": "eh_proj.",
 _OWN = {"pre_fc_norm_embedding.": "enorm.", "pre_fc_norm_hidden.": "hnorm.", "fc.": "eh_proj.",
         "norm.": "post_norm.", "layers.0.": _BLOCK}  # fmt: skip
 _TARGETS_OWN = ("embed_tokens.", "shared_head.head.", "lm_head.")  # copies of what it shares
+_SCALE, _FP8_BLOCK = "_scale_inv", (128, 128)
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 
 
@@ -27,7 +29,8 @@ def read(folder: str | Path, *, num_layers: int, revision: str | None) -> dict[s
     """Those of the first such layer of a model of `num_layers`, under the names of transformers'
     MtpLayer. Raises ModelError for files that cannot be read, or hold no such layer."""
     wanted = re.compile(rf"(^|\.)(mtp\.|layers\.{num_layers}\.)")
-    tensors = HeadFolder.read(folder, revision=revision, wanted=wanted).tensors
+    found = HeadFolder.read(folder, revision=revision, wanted=wanted)
+    tensors = _in_full(found.tensors, found.config)
     for first, names, rest in (("eh_proj.weight", _NUMBERED, _BLOCK), ("mtp.fc.weight", _OWN, "")):
         for name in tensors:
             if name.endswith(first):
@@ -39,6 +42,21 @@ def read(folder: str | Path, *, num_layers: int, revision: str | None) -> dict[s
         f"expected layers.{num_layers}.eh_proj.weight or mtp.fc.weight, as many of DeepSeek's, "
         "GLM's and Qwen's models have. drafter.mtp.path names another folder; or draft otherwise"
     )
+
+
+def _in_full(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Without the scales of blocks that fp8 weights are stored with: multiplied, in bfloat16."""
+    sizes = (config.get("quantization_config") or {}).get("weight_block_size") or _FP8_BLOCK
+    full = {name: tensor for name, tensor in tensors.items() if not name.endswith(_SCALE)}
+    for name in tensors.keys() - full.keys():
+        weight, scale = tensors.get(name.removesuffix(_SCALE)), tensors[name].float()
+        if weight is not None and weight.ndim == scale.ndim == 2:
+            for dim, size in enumerate(sizes):
+                scale = scale.repeat_interleave(size, dim).narrow(dim, 0, weight.shape[dim])
+            full[name.removesuffix(_SCALE)] = (weight.float() * scale).to(torch.bfloat16)
+        else:  # of another form: it will be said that it is not known
+            full[name] = scale
+    return full
 
 
 def _is_own(name: str) -> bool:

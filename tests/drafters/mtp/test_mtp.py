@@ -265,6 +265,37 @@ def test_a_layer_of_another_target_says_so(tmp_path: Path) -> None:
         Mtp(write(tmp_path, tensors)).for_target(target_of("llama"), None)
 
 
+def test_weights_in_fp8_are_multiplied_by_the_scales_of_their_blocks(tmp_path: Path) -> None:
+    model = model_of("llama", "float64")
+    layer = drawn(model)
+    own = published(model, layer)
+    (tmp_path / "own").mkdir()
+    tensors: dict[str, Tensor] = {}
+    for name, weight in own.items():
+        tensors[name] = weight
+        if weight.ndim == 2:
+            rows, columns = (-(-size // 48) for size in weight.shape)  # the last blocks are cut off
+            scale = torch.rand(rows, columns) + 0.5
+            each = torch.empty_like(weight, dtype=torch.float32)
+            for row in range(rows):
+                for column in range(columns):
+                    place = (slice(48 * row, 48 * row + 48), slice(48 * column, 48 * column + 48))
+                    each[place] = scale[row, column]
+            packed = (weight / each).to(torch.float8_e4m3fn)
+            tensors |= {name: packed, f"{name}_scale_inv": scale}
+            own[name] = (packed.float() * each).bfloat16()
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [48, 48]}}
+    folder = write(tmp_path, tensors, config)
+    bound = Mtp(folder).for_target(target_of("llama"), None)
+    expected = Mtp(write(tmp_path / "own", own)).for_target(target_of("llama"), None)
+    for (name, weight), there in zip(
+        bound.head._layer.state_dict().items(),  # type: ignore[attr-defined]
+        expected.head._layer.state_dict().values(),  # type: ignore[attr-defined]
+        strict=True,
+    ):
+        assert torch.equal(weight, there), name
+
+
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
