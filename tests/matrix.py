@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from adversary import Adversary
+from dflash_heads import unfitted as drafting_blocks
 from draft_models import letters, shuffled, stranger
 from eagle_heads import fitted
 from families import FAMILIES, prompt_inputs
@@ -33,6 +34,7 @@ from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.drafters.dflash import DFlash, DFlashHead
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
@@ -53,7 +55,7 @@ COMPRESSED = ("window", "snapkv", "topk_chunks", "visual", "composed")
 # draft_other: one with another tokenizer. retrieval_*: one source each, that holds the plain text
 # and look-alikes of it. compressed_*: the target over a view by that policy. eagle*: heads that
 # were fitted to the target, as mtp is. medusa: heads that speak through the target's lm_head;
-# medusa_own: through their own. glide: a head that knows nothing, with many candidates.
+# medusa_own: through their own. glide, dflash: a head that knows nothing, with many candidates.
 RETRIEVALS = ("retrieval_suffix", "retrieval_dense", "retrieval_online", "retrieval_generated")
 DRAFTERS = (
     "prompt_lookup",
@@ -74,6 +76,7 @@ DRAFTERS = (
     "prompt_lookup+lookahead",
     "medusa",
     "medusa_own",
+    "dflash",
 )
 # Parts of the names of those that draft truths, or so many candidates that some are true.
 KNOWING = (
@@ -98,7 +101,7 @@ IN_TURN = (
     ("cascade", *(f"compressed_{policy}" for policy in COMPRESSED)),
     ("lookahead", "prompt_lookup+lookahead"),
     ("eagle1", "glide", "eagle3", "mtp"),
-    ("medusa", "medusa_own"),
+    ("medusa", "medusa_own", "dflash"),
     ("retrieval_suffix", "retrieval_online", "retrieval_generated"),
     ("retrieval_dense",),
 )
@@ -201,7 +204,7 @@ def covering_cells() -> tuple[Cell, ...]:
             kind = [drafter for drafter in kind if can_have(name, drafter)]
             fixed = product((kind[number % len(kind)],), *rest[:3], ("fixed",), REUSES)
             pairs = {options: [*combinations(enumerate(options), 2)] for options in fixed}
-            rarest = min(pairs, key=lambda o: sum(pairs_met[pair] for pair in pairs[o]))
+            rarest = min(pairs, key=lambda o: _times_met(pairs[o], pairs_met))
             pairs_met.update(pairs[rarest])
             chosen.append(Cell(name, *rarest))
         apart = {drafter for kind in IN_TURN for drafter in kind}
@@ -218,6 +221,15 @@ def covering_cells() -> tuple[Cell, ...]:
             )
             chosen.append(Cell(name, *exchanged))
     return tuple(chosen)
+
+
+def _times_met(
+    pairs: Sequence[tuple[tuple[int, object], ...]],
+    met: Mapping[tuple[tuple[int, object], ...], int],
+) -> tuple[int, int]:
+    """How often pairs were met: those of the drafter, axis 0, before all."""
+    own = [pair for pair in pairs if pair[0][0] == 0]
+    return sum(met[pair] for pair in own), sum(met[pair] for pair in pairs)
 
 
 @cache
@@ -437,6 +449,8 @@ def _drafter(
         return LayerSkip(min_confidence=0.0, max_depth=3, trial_tokens=5, trial_every=2)
     if name.startswith("medusa"):
         return medusa(cell.family, cell.dtype, has_own_heads=name == "medusa_own")
+    if name == "dflash":
+        return DFlash(dflash(cell.family, cell.dtype), top_k=18, min_confidence=0.0)
     if name == "lookahead":
         return Lookahead(window=6, ngram=3, guess_set=6)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
@@ -499,6 +513,14 @@ def medusa(family: str, dtype: str, *, has_own_heads: bool) -> Medusa:
     tree = [[rank] for rank in range(16)] + [[0, 0], [1, 0], [2, 0], [0, 1]]
     heads = unfitted(model_of(family, dtype), spread=0.02, has_own_heads=has_own_heads)
     return Medusa(heads, tree=tree)
+
+
+def dflash(family: str, dtype: str) -> DFlashHead:
+    """It prefers no token by much, so that of many some are right at times."""
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 9}
+    head = drafting_blocks(model_of(family, dtype), **kinds)
+    head.norm.weight.mul_(0.1)
+    return head
 
 
 def glide(family: str, dtype: str) -> Glide:

@@ -7,7 +7,7 @@ from typing import Any
 from draft_models import stranger
 from eagle_heads import fitted
 from glide_heads import drawn
-from matrix import model_of
+from matrix import dflash, model_of
 from medusa_heads import unfitted
 from mtp_layers import mtp
 from ragged import target_of
@@ -16,6 +16,7 @@ from mmspec.build_drafters import AnyDrafter
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.drafters.dflash import DFlash
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
@@ -57,6 +58,7 @@ SMALL: dict[str, Callable[..., AnyDrafter]] = {
         eager_lookup(), CompressedKV(**VIEW, **o), max_depth=2, lower_nodes=2
     ),
     "medusa": lambda **o: Medusa(unfitted(model(), spread=0.02), min_confidence=0.0, **o),
+    "dflash": lambda **o: DFlash(dflash("llama", "float64"), min_confidence=0.0, **o),
     "lookahead": lambda: Lookahead(window=4, ngram=3, guess_set=4),
 }
 # Those that copy, search by what the target chose, or branch as they believe.

@@ -19,6 +19,7 @@ KERNELS = [
         ("llama", "glide", "t1", "text", "none"),
         ("qwen3", "prompt_lookup+lookahead", "t1", "text", "chunks"),
         ("qwen3_5", "medusa", "t1", "image_middle", "none"),
+        ("qwen3_vl", "dflash", "t1", "image_middle", "none"),
         ("lfm2", "draft_same", "warped", "text", "chunks_and_prefixes"),
         ("granite_hybrid", "prompt_lookup", "t1", "text", "none"),
     )

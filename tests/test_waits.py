@@ -24,6 +24,7 @@ from mmspec import decoder
 from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.drafters.dflash import DFlash
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.eagle.scoring import EagleScorer
@@ -56,6 +57,10 @@ def drawn(*profile: int) -> dict[str, Any]:
 
 def eagle(version: int, **options: Any) -> Eagle:
     return Eagle(fitted(matrix.model_of("llama", "float64"), version), **options)
+
+
+def dflash(**options: Any) -> DFlash:
+    return DFlash(matrix.dflash("llama", "float64"), min_confidence=0.0, **options)
 
 
 def medusa(**options: Any) -> Medusa:
@@ -95,6 +100,8 @@ CELLS: dict[str, tuple[str, Any, Sequence[str]]] = {
     "coupled-layer-skip": ("coupled", lambda: LayerSkip(max_depth=3, top_k=2), ()),
     "coupled-medusa": ("coupled", lambda: medusa(tree=[[n] for n in range(10)]), ()),
     "recursive-medusa": ("recursive", lambda: medusa(draw="sample", profile=(4, 1)), ()),
+    "coupled-dflash": ("coupled", lambda: dflash(top_k=8), ()),
+    "block-dflash": ("block", lambda: dflash(draw="sample"), ()),
     "coupled-lookahead": ("coupled", lambda: Lookahead(window=3, ngram=3), ()),
     "speculative-eagle": ("speculative", lambda: eagle(3, **drawn(1, 1, 1)), SAMPLED),
     "recursive-eagle": ("recursive", lambda: eagle(1, **drawn(2, 2)), ()),
@@ -202,6 +209,8 @@ def test_what_is_weighed_is_what_the_papers_write_down(
         ("coupled-layer-skip", 4),
         ("coupled-medusa", 2),
         ("recursive-medusa", 2),  # all levels at once
+        ("coupled-dflash", 2),
+        ("block-dflash", 2),
         ("coupled-lookahead", 1),  # what the target says of the window is known with its choices
         ("block-eagle", 2),
         ("recursive-eagle", 3),

@@ -39,6 +39,7 @@ HOLDERS = (
     "eagle/version 1",
     "mtp",
     "glide",
+    "dflash",
     "cascade",
 )
 

@@ -13,6 +13,7 @@ import torch
 from fuzz.judge import left_by
 from matrix import Cell
 
+from mmspec.drafters.dflash.drafter import BoundDFlash
 from mmspec.drafters.eagle.scoring import EagleScorer
 from mmspec.drafters.glide.scoring import GlideScorer
 from mmspec.engine import Engine
@@ -35,13 +36,14 @@ MOMENTS: dict[str, tuple[str, int]] = {
     "compressed_window": GROWN,
     "layer_skip": GROWN,
     "medusa_own": ("medusa.trees.DepthTrees._sketch", 1),
+    "dflash": ("medusa.trees.DepthTrees._sketch", 1),
     "cascade": ("cascade.drafter.BoundCascade._proposed", 1),
     "retrieval_online": ("retrieval.session.RetrievalSession.draft", 0),
 }
 
 
 # Those that hold keys and values of their own, or a view of the target's.
-HOLDERS = ("draft_same", "eagle3", "glide", "compressed_window", "cascade")
+HOLDERS = ("draft_same", "eagle3", "glide", "dflash", "compressed_window", "cascade")
 
 
 class Batch(NamedTuple):
@@ -168,6 +170,7 @@ def test_a_forward_that_fails_midway_leaves_nothing_behind(
         bound.extend([drafter, getattr(drafter, "cache", None)])
         for scorer in (Target, EagleScorer, GlideScorer):
             monkeypatch.setattr(scorer, "score", failing(scorer.score))
+        monkeypatch.setattr(BoundDFlash, "_block", failing(BoundDFlash._block))
 
     generated(drafter, "t1", spoil)
     assert len(calls) == 6 + PROMPTS, "once more for each row, and never again"

@@ -78,6 +78,7 @@ class Counted(TokenView):
         "eagle1",
         "glide",
         "medusa_own",
+        "dflash",
         "layer_skip",
         "compressed_window",
         "cascade",

@@ -9,6 +9,7 @@ import pytest
 from graphed import graphed
 from matrix import Cell, run_cell
 
+from mmspec.drafters.dflash.drafter import BoundDFlash
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.glide import BoundGlide
 from mmspec.drafters.medusa import BoundMedusa
@@ -21,6 +22,7 @@ BOUND: dict[str, Any] = {
     "eagle3": BoundEagle,
     "mtp": BoundEagle,
     "glide": BoundGlide,
+    "dflash": BoundDFlash,
     "medusa": BoundMedusa,
     "medusa_own": BoundMedusa,
 }
@@ -37,6 +39,8 @@ BOUND: dict[str, Any] = {
         ("glide", "llama", "text", "greedy", 3),
         ("glide", "llama", "text", "t1", 1),
         ("glide", "qwen2_5_vl", "image_middle", "t1", 3),
+        ("dflash", "llama", "text", "t1", 3),
+        ("dflash", "qwen2_5_vl", "image_middle", "greedy", 1),
         ("medusa", "llama", "text", "t1", 3),
         ("medusa_own", "llama", "text", "warped", 3),
         ("medusa_own", "qwen2_5_vl", "image_middle", "greedy", 1),
@@ -101,7 +105,7 @@ def test_an_engine_tells_of_its_heads_graphs(drafter: str) -> None:
 
 @pytest.mark.parametrize(
     "drafter",
-    ["eagle1", "glide", "medusa_own", "draft_same", "compressed_window", "cascade"],
+    ["eagle1", "glide", "dflash", "medusa_own", "draft_same", "compressed_window", "cascade"],
 )
 def test_a_cleared_cache_frees_what_drafters_recorded(drafter: str) -> None:
     with graphed() as seen:
