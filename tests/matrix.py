@@ -203,7 +203,7 @@ def covering_cells() -> tuple[Cell, ...]:
         for kind in IN_TURN[:-2] if is_narrow else IN_TURN:
             kind = [drafter for drafter in kind if can_have(name, drafter)]
             fixed = product((kind[number % len(kind)],), *rest[:3], ("fixed",), REUSES)
-            pairs = {options: [*combinations(enumerate(options), 2)] for options in fixed}
+            pairs = {options: [*combinations(enumerate((name, *options)), 2)] for options in fixed}
             rarest = min(pairs, key=lambda o: _times_met(pairs[o], pairs_met))
             pairs_met.update(pairs[rarest])
             chosen.append(Cell(name, *rarest))
@@ -227,8 +227,8 @@ def _times_met(
     pairs: Sequence[tuple[tuple[int, object], ...]],
     met: Mapping[tuple[tuple[int, object], ...], int],
 ) -> tuple[int, int]:
-    """How often pairs were met: those of the drafter, axis 0, before all."""
-    own = [pair for pair in pairs if pair[0][0] == 0]
+    """How often pairs were met: those of the family, axis 0, and of the drafter, before all."""
+    own = [pair for pair in pairs if pair[0][0] < 2]
     return sum(met[pair] for pair in own), sum(met[pair] for pair in pairs)
 
 
