@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from itertools import product, takewhile
+from typing import Any
 
 import pytest
 import torch
@@ -92,6 +93,30 @@ def test_nothing_is_added_to_a_text_and_nothing_left_out(name: str) -> None:
     assert not codec.specials & {*ids}
     assert codec.decode(ids) == TEXT
     assert codec.decode([*ids, codec.tokenizer.eos_token_id]) == f"{TEXT}</s>"
+
+
+class WithoutBackend:
+    """As tokenizers that are written in Python are."""
+
+    backend_tokenizer = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._tokenizer(*args, **options)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_in_python_says_the_same(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    fast, slow = Codec(tokenizer), Codec(WithoutBackend(tokenizer))  # type: ignore[arg-type]
+    for text in (TEXT, "a , b . c ' s", ""):
+        ids = [1, *fast.encode(text), tokenizer.eos_token_id]
+        assert slow.encode(text) == ids[1:-1] and slow.decode(ids) == fast.decode(ids)
 
 
 def test_a_texts_end_is_the_longest_that_begins_with_a_whole_character() -> None:
@@ -222,6 +247,22 @@ def test_what_the_next_word_might_change_is_learnt_apart() -> None:
     proposal = trie.proposal(calibration)
     assert proposal.buckets == (None, (False, 6), (False, 5), (True, 2))
     assert proposal.tree.cumulative_confidence == pytest.approx((1.0, 0.8, 0.6, 0.2))
+    trie.add((2, 3), (0.6, 0.6), num_certain=0)
+    assert trie.proposal(calibration) == proposal, "what is certain of one path stays so"
+
+
+def test_of_a_drafted_text_its_last_word_may_change() -> None:
+    both = alignment("few_merges", "byte_level")
+    tokens = [1, *both.target.encode("the fox")]
+    wording = both.wording(Prompt(torch.tensor([1])))
+    wording.read(tokens)
+    for drafted, certain, last in ((" jumps over", " jumps ", "over"), ("es", "", "es")):
+        path = both.draft.encode_behind("the fox", drafted)
+        proposal = wording.propose(grown(wording, path), tokens, Calibration())
+        words = {True: "", False: ""}
+        for token, (is_open, _) in zip(proposal.tree.tokens[1:], proposal.buckets[1:], strict=True):  # type: ignore[misc]
+            words[is_open] += both.target.decode([token])
+        assert words == {False: certain, True: last}
 
 
 def test_special_tokens_that_the_draft_model_lacks_are_no_text() -> None:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from draft_models import byte_level, letters, shuffled, stranger
+from draft_models import byte_level, letters, metaspace, shuffled, stranger
 
 from mmspec.drafters.draft_model.vocabulary import SharedVocabulary, shared_vocabulary
 from mmspec.drafters.draft_model.wording import SharedTexts
@@ -53,10 +53,10 @@ def test_without_a_tokenizer_the_ids_are_taken_to_mean_the_same() -> None:
 
 
 def test_a_caption_needs_a_tokenizer() -> None:
-    shared = SharedVocabulary(112, 112, frozenset(), 0)
-    assert SharedTexts(shared, letters()).read_prompt([[5], "ab", [6]]) == [
-        5, *letters()("ab").input_ids, 6,
-    ]  # fmt: skip
+    shared, tokenizer = SharedVocabulary(400, 400, frozenset(), 0), metaspace()
+    assert SharedTexts(shared, tokenizer).read_prompt([[5], "ab", [6]]) == [
+        5, *tokenizer("ab").input_ids[1:], 6,
+    ], "no text begins in the middle of one"  # fmt: skip
     assert SharedTexts(shared, None).read_prompt([[], []]) == [0], "a prompt has a token at least"
     with pytest.raises(ConfigError, match="captions need a tokenizer"):
         SharedTexts(shared, None).read_prompt(["ab"])
