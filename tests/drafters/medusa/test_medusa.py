@@ -148,9 +148,11 @@ def best_paths(guide: DraftGuide, calibration: Calibration, **changes: Any) -> T
     return tree
 
 
-def grown_paths(guide: DraftGuide, calibration: Calibration, **changes: Any) -> Proposal:
+def grown_paths(
+    guide: DraftGuide, calibration: Calibration, *, logits: Tensor = LOGITS, **changes: Any
+) -> Proposal:
     options = {"top_k": 4, "min_confidence": 0.0, "budget": 15, "paths": (), "drafter": "medusa"}
-    sketch = BestPaths(1, LOGITS, 5, guide=guide, calibration=calibration, **(options | changes))
+    sketch = BestPaths(1, logits, 5, guide=guide, calibration=calibration, **(options | changes))
     return sketch.grow(iter([tensor.tolist() for tensor in sketch.unread]))
 
 
@@ -206,6 +208,28 @@ def test_a_fixed_tree_is_its_first_paths_of_the_heads_best_tokens(budget: int) -
     }
     paths = [tuple(tree.tokens[n] for n in tree.path_to(m)[1:]) for m in range(1, tree.num_nodes)]
     assert set(paths) == expected and len(paths) == len(expected)
+
+
+def test_where_few_tokens_may_follow_a_fixed_tree_has_fewer_nodes() -> None:
+    logits = LOGITS.clone()
+    logits[0, 2:] = -torch.inf
+    tree = grown_paths(GUIDES["greedy"], Calibration(), logits=logits, paths=PUBLISHED).tree
+    assert [list(tree.depths).count(depth) for depth in range(4)] == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("paths", [(), PUBLISHED])
+def test_a_node_is_learnt_of_by_its_head_and_by_whether_what_it_follows_was_the_best(
+    paths: Any,
+) -> None:
+    """Each head speaks of a text that it has not seen."""
+    grown = grown_paths(GUIDES["greedy"], Calibration(), paths=paths, budget=40)
+    tree, best, seen = grown.tree, [1, *LOGITS.argmax(-1).tolist()], set[bool]()
+    for node in range(1, tree.num_nodes):
+        depth, parent = tree.depths[node], tree.parents[node]
+        head, follows_best, _ = grown.buckets[node]  # type: ignore[misc]
+        assert head == depth - 1 and follows_best == (tree.tokens[parent] == best[depth - 1])
+        seen.add(follows_best)
+    assert len(seen) == 2
 
 
 # LAW: what is drawn
