@@ -9,7 +9,7 @@ from mmspec.answers import Stream
 from mmspec.engine import Engine
 from mmspec.inputs import AudioSource, ImageSource, VideoSource
 from mmspec.inputs.media_shares import media_list
-from mmspec.reading import Answer, Guide, Reading
+from mmspec.reading import Answer, AnswerPieces, Guide, Reading
 from mmspec.requests import Request, Result, build_request
 
 
@@ -74,6 +74,23 @@ class Chat:
         stream.on_end = partial(self._answered, messages, request)
         return stream
 
+    def stream_answer(
+        self,
+        question: str,
+        *,
+        images: ImageSource | Sequence[ImageSource] = (),
+        videos: VideoSource | Sequence[VideoSource] = (),
+        audio: AudioSource | Sequence[AudioSource] = (),
+        **options: Any,
+    ) -> AnswerPieces:
+        """As `stream`, with reasoning and text told apart and the marks left out."""
+        messages = self._asked(question, images, videos, audio)
+        request = self._engine.prepare(messages, **{**self._options, **options})
+        reading = Reading(self._engine.inputs, replace(request, tools=None))
+        stream = self._engine.stream(reading.request)
+        stream.on_end = lambda result: self._join(messages, reading.answer(result))
+        return AnswerPieces(stream, reading)
+
     def _asked(
         self,
         question: str,
@@ -91,13 +108,16 @@ class Chat:
         return [*self.messages, {"role": "user", "content": content}]
 
     def _answered(self, messages: list[dict[str, Any]], request: Request, result: Result) -> None:
-        if result.error is not None or not result.tokens:
-            return
         answer = Answer(result, result.text)
         if not any(isinstance(one, Guide) for one in request.logits_processors):
             # Nobody makes its calls here: they stay text.
             reading = Reading(self._engine.inputs, replace(request, tools=None))
             answer = reading.answer_of_tokens(result)
+        self._join(messages, answer)
+
+    def _join(self, messages: list[dict[str, Any]], answer: Answer) -> None:
+        if answer.result.error is not None or not answer.result.tokens:
+            return
         told: dict[str, Any] = {"role": "assistant"}
         told["content"] = [{"type": "text", "text": answer.text}]
         if answer.reasoning:

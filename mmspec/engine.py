@@ -38,7 +38,7 @@ from mmspec.inputs.media_shares import MediaShares
 from mmspec.kv import PrefixStore
 from mmspec.params import merged_generation_config, stop_strings, stopping_criteria
 from mmspec.prefiller import CacheInfo, PrefillSettings
-from mmspec.reading import Answer, Reading
+from mmspec.reading import Answer, AnswerPieces, Reading
 from mmspec.requests import (
     Messages,
     Progress,
@@ -287,6 +287,12 @@ class Engine:
         of a form whose marks are special tokens with these. Several samples: the first one's."""
         reading = Reading(self.inputs, self.prepare(prompt, **options))
         return reading.answer(self.generate(reading.request))
+
+    def stream_answer(self, prompt: AnyPrompt, **options: Any) -> AnswerPieces:
+        """As `answer`, a piece at a time: of the reasoning and the text, without the marks. The
+        whole is the stream's `answer`."""
+        reading = Reading(self.inputs, self.prepare(prompt, **options))
+        return AnswerPieces(self.stream(reading.request), reading)
 
     def chat(
         self,

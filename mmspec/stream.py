@@ -16,6 +16,7 @@ class Piece:
 
     text: str
     drafter: str | None = None  # None: the target's own choice
+    is_reasoning: bool = False  # where an answer's parts are told apart
 
     def __str__(self) -> str:
         return self.text

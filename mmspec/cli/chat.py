@@ -14,11 +14,10 @@ from mmspec.cli.console import (
     mistakes_told,
     quiet_transformers,
     tell,
-    write,
 )
 from mmspec.cli.loading import Loading
 from mmspec.cli.options import PROMPT, SAMPLING, option
-from mmspec.cli.render import Palette
+from mmspec.cli.render import AnswerWriter, Palette
 from mmspec.errors import InputError, MmspecError
 from mmspec.words import counted
 
@@ -53,7 +52,8 @@ def chat(
     dtype: options.Dtype = None,
     device: options.Device = None,
 ) -> None:
-    """Talk with a model. Questions are read from stdin, a line each; answers go to stdout."""
+    """Talk with a model. Questions are read from stdin, a line each; answers go to stdout, what the
+    model thinks before them to stderr."""
     stdout, stderr = consoles()
     with mistakes_told(stderr):
         loading = Loading(model, config, overrides, dtype, device, drafter)
@@ -140,7 +140,7 @@ class _Conversation:
     def _answer(self, question: str) -> None:
         status = self._stderr.status("Reading")
         images, self.images = self.images, []  # also where it fails, or every question would
-        stream = self._chat.stream(
+        stream = self._chat.stream_answer(
             question,
             images=images,
             seed=(self.seed + len(self._chat.messages)) % 2**64,
@@ -148,18 +148,16 @@ class _Conversation:
                 f"Reading: {done:,} of {counted(of, 'token')}"
             ),
         )
-        shown = ""
+        writer = AnswerWriter(self._stdout, self._stderr, self._palette)
         try:
             with status, stream:
                 for piece in stream:
                     status.stop()
-                    shown += piece.text
-                    write(self._stdout, piece.text, self._palette.colour(piece.drafter))
+                    writer.write(piece)
         except KeyboardInterrupt:
             self._stderr.print(Text("interrupted", style="dim"))
         finally:
-            if shown and not shown.endswith("\n"):
-                write(self._stdout, "\n")
+            writer.end()
         tell(self._stderr, turn_line(stream.result))
 
 

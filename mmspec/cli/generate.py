@@ -3,6 +3,7 @@
 import json
 import secrets
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
@@ -22,20 +23,20 @@ from mmspec.cli.console import (
     mistakes_told,
     quiet_transformers,
     tell,
-    write,
 )
 from mmspec.cli.loading import Loading
 from mmspec.cli.options import DRAFTING, PROMPT, SAMPLING, option, switch
 from mmspec.cli.pairs import Pairs, pairs_text
 from mmspec.cli.progress import ReadingBar
 from mmspec.cli.prompt import read_passages, read_prompt
-from mmspec.cli.render import Comparison, Palette, closing_line
+from mmspec.cli.render import AnswerWriter, Comparison, Palette, closing_line
 from mmspec.cli.schema import following, read_schema
 from mmspec.errors import ConfigError
 from mmspec.words import counted
 
 if TYPE_CHECKING:
     from mmspec import Engine, Piece, Request, Result
+    from mmspec.reading import Reading
 
 _WARM_UP_PIECES = 8
 _SHORT_S = 5  # a comparison that took no longer is made twice
@@ -95,7 +96,8 @@ def generate(
 ) -> None:
     """Generate the answer to one prompt, in the model's own words, faster.
 
-    The answer goes to stdout as it comes, coloured by who drafted it; the figures go to stderr.
+    The answer goes to stdout as it comes, coloured by who drafted it; what the model thinks before
+    it, and the figures, go to stderr.
     """
     stdout, stderr = consoles()
     with mistakes_told(stderr):
@@ -108,6 +110,7 @@ def generate(
         loading = Loading(model, config, overrides, dtype, device, drafter)
         quiet_transformers()
         from mmspec.inputs import pdf_pages
+        from mmspec.reading import Reading
 
         pages = [] if pdf is None else list(pdf_pages(pdf, page or [1]))
         request = mmspec.Request(
@@ -135,16 +138,23 @@ def generate(
         with stderr.status("Loading the model"):
             engine = loading.load()
             request = replace(request, logits_processors=following(engine, form))
+            request = engine.prepare(request)
+            # JSON of a schema is the whole answer.
+            reading = Reading(engine.inputs, request) if form is None else None
+            if reading is not None and not as_json:
+                request = reading.request
             if compare:
                 warm_up(engine, request)
         begun = time.perf_counter()
-        result = _streamed(engine, request, stdout, stderr, as_json=as_json)
+        result = _streamed(engine, request, reading, stdout, stderr, as_json=as_json)
         runs = None
         if compare:
             with stderr.status("Decoding plainly"):
                 runs = compared(engine, request, result, begun=begun)
     if as_json:
         values = result_values(result)
+        if reading is not None and (thought := reading.answer_of_tokens(result).reasoning):
+            values["reasoning"] = thought
         if runs is not None:
             values["compare"] = comparison_values(runs)
         typer.echo(json.dumps(values))
@@ -176,24 +186,35 @@ def compared(engine: "Engine", request: "Request", result: "Result", *, begun: f
 
 
 def _streamed(
-    engine: "Engine", request: "Request", stdout: Console, stderr: Console, *, as_json: bool
+    engine: "Engine",
+    request: "Request",
+    reading: "Reading | None",
+    stdout: Console,
+    stderr: Console,
+    *,
+    as_json: bool,
 ) -> "Result":
     """Generates, and prints the pieces as they come unless they go into JSON. Ctrl-C ends the
     command after what there is."""
+    from mmspec.reading import AnswerPieces
+
     palette, pieces, is_interrupted = Palette(), list[mmspec.Piece](), False
+    writer = AnswerWriter(stdout, stderr, palette)
     try:
         bar = ReadingBar(stderr)
         with bar, engine.stream(request, on_prefill=bar.update) as stream:
-            for piece in stream:
+            told: Iterable[Piece] = stream
+            if reading is not None and not as_json:
+                told = AnswerPieces(stream, reading)
+            for piece in told:
                 bar.stop()
                 pieces.append(piece)
                 if not as_json:
-                    write(stdout, piece.text, palette.colour(piece.drafter))
+                    writer.write(piece)
     except KeyboardInterrupt:
         is_interrupted = True
     finally:
-        if not as_json and pieces and not pieces[-1].text.endswith("\n"):
-            write(stdout, "\n")
+        writer.end()
     if is_interrupted:
         _print_interrupted(request, pieces, stderr, as_json=as_json)
         raise typer.Exit(EXIT_INTERRUPTED)

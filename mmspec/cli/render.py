@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.text import Text
 
 from mmspec.beginnings import num_shared
-from mmspec.cli.console import printable
+from mmspec.cli.console import printable, write
 from mmspec.words import counted
 
 if TYPE_CHECKING:
@@ -44,6 +45,34 @@ class Palette:
         """Which colour is whose."""
         parts = [Text.assemble(("■ ", c), f"drafted by {n}") for n, c in self._colours.items()]
         return Text("   ").join([*parts, Text("□ chosen by the model itself")])
+
+
+class AnswerWriter:
+    """Writes an answer as it comes, coloured by who drafted it: what is said to stdout, what the
+    model thinks before to stderr, dimmed."""
+
+    def __init__(self, stdout: Console, stderr: Console, palette: Palette) -> None:
+        self._consoles = {False: stdout, True: stderr}  # by whether it is reasoning
+        self._palette = palette
+        self._last: Piece | None = None
+
+    def write(self, piece: "Piece") -> None:
+        if self._last is not None and self._last.is_reasoning != piece.is_reasoning:
+            self._break_line(self._consoles[True])
+            write(self._consoles[True], "\n")
+        dim = f"{_ASIDE} " if piece.is_reasoning else ""
+        style = f"{dim}{self._palette.colour(piece.drafter)}".strip()
+        write(self._consoles[piece.is_reasoning], piece.text, style)
+        self._last = piece
+
+    def end(self) -> None:
+        if self._last is not None:
+            self._break_line(self._consoles[self._last.is_reasoning])
+
+    def _break_line(self, console: Console) -> None:
+        assert self._last is not None
+        if not self._last.text.endswith("\n"):
+            write(console, "\n")
 
 
 @dataclass(frozen=True)

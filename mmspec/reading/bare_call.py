@@ -25,8 +25,8 @@ class BareCall:
         self._may_be = True
 
     @property
-    def holds(self) -> bool:
-        return bool(self._held)
+    def num_held(self) -> int:
+        return len(self._held)
 
     def push(self, text: str) -> str:
         """What is certain to be text with some more of the answer."""

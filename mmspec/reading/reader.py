@@ -49,6 +49,12 @@ class AnswerReader:
         self._has_told = False
 
     @property
+    def num_held(self) -> int:
+        """Characters at the end of the text so far that may yet be a part of a mark or a call."""
+        hidden = sum(one.num_held for one in self._hidden.values())
+        return self._regions.num_held + hidden + self._bare.num_held
+
+    @property
     def may_reason(self) -> bool:
         """Whether what comes next may be reasoning: of most models, only where nothing is said."""
         return self._regions.may_open(REASONING)
@@ -90,7 +96,7 @@ class AnswerReader:
     def _said(self) -> str:
         """What was held back of the text, which something else follows."""
         told = self._bare.push(self._hidden[False].finish())
-        return told + self._bare.give_up() if self._bare.holds else told
+        return told + self._bare.give_up() if self._bare.num_held else told
 
     def _last(self) -> Part:
         told = self._bare.push(self._hidden[False].finish())
@@ -112,6 +118,10 @@ class _Hidden:
         self._pattern, self._beginnings = _looked_for(tuple(strings))
         self._longest = max(map(len, self._beginnings), default=0)
         self._held = ""
+
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
 
     def push(self, text: str) -> str:
         text = self._held + text

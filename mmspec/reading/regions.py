@@ -56,6 +56,11 @@ class Regions(ResponseParser):
         self._process(events, eos=is_last)
         return (event for event in events if not isinstance(event, dict))
 
+    @property
+    def num_held(self) -> int:
+        start = self._opened_at[0] if is_call(self._current) else self._pos
+        return len(self._buffer) - max(start, self._num_begun)
+
     def may_open(self, names: Sequence[str]) -> bool:
         """Whether one of these fields may begin with what comes next."""
         fields = [field for name, field in self._spec.fields.items() if name in names]
@@ -121,6 +126,7 @@ class Unparted:
     """An answer that nobody parts: all of it is text."""
 
     spans: Mapping[str, Sequence[range]] = {}
+    num_held = 0
 
     def read(self, text: str, *, is_last: bool) -> Iterator[Chunk | ToolCall]:
         yield Chunk("content", text)

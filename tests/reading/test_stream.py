@@ -1,0 +1,46 @@
+"""The pieces of an answer: what they are, and who drafted them."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from mmspec.reading import AnswerPieces, AnswerReader
+from mmspec.stream import Piece
+
+from .families import FAMILIES, TOOLS, reader_of, told
+
+
+class Cut:
+    """Stands for a stream and its reading: the answer in pieces, each drafted by another, who is
+    called by the places of its characters."""
+
+    def __init__(self, answer: str, reader: AnswerReader, rng: random.Random) -> None:
+        self._answer, self._reader, self._rng = answer, reader, rng
+
+    def reader(self) -> AnswerReader:
+        return self._reader
+
+    def __iter__(self) -> Iterator[Piece]:
+        start = 0
+        while start < len(self._answer):
+            stop = start + self._rng.choice([1, 1, 1, 2, 3])
+            yield Piece(self._answer[start:stop], f"{start} {stop}")
+            start = stop
+
+
+@pytest.mark.parametrize("tools", [TOOLS, ()], ids=["tools", "no tools"])
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_each_character_is_told_with_who_drafted_it(name: str, tools: list[object]) -> None:
+    answer, rng = FAMILIES[name].answer, random.Random(name)
+    expected = told(reader_of(FAMILIES[name], tools).parts(answer, is_last=True))
+    for _ in range(20):
+        cut = Cut(answer, reader_of(FAMILIES[name], tools), rng)
+        pieces = list(AnswerPieces(cut, cut))  # type: ignore[arg-type]
+        for kind, is_reasoning in (("reasoning", True), ("text", False)):
+            texts = [str(text) for own, text in expected if own == kind]
+            own = [piece for piece in pieces if piece.is_reasoning == is_reasoning]
+            assert "".join(map(str, own)) == "".join(texts)
+        for piece in pieces:
+            start, stop = map(int, str(piece.drafter).split())
+            assert piece.text in answer[start:stop]
