@@ -81,8 +81,19 @@ class Reading:
             said.strip() if reader.calls else said,
             "".join(part.text for part in parts if isinstance(part, Reasoning)),
             reader.calls,
-            self._num_within(sample.tokens, reader.reasoning_spans),
+            self.num_thought(sample, reader),
         )
+
+    def num_thought(self, sample: Result, reader: AnswerReader) -> int:
+        """Tokens of the reasoning of a sample that `reader` has read to its end."""
+        spans = reader.reasoning_spans
+        if not spans:
+            return 0
+        detokenizer, place, count = self._detokenizer, 0, 0
+        for token in sample.tokens:
+            count += any(place in span for span in spans)
+            place += len(detokenizer.push(token))
+        return count
 
     def answer_of_tokens(self, sample: Result) -> Answer:
         """Of a sample whose text was decoded as the request was given, perhaps without marks."""
@@ -116,15 +127,6 @@ class Reading:
     def _detokenizer(self) -> Detokenizer:
         skips = self.request.skip_special_tokens
         return build_detokenizer(self._tokenizer, skip_special_tokens=skips)
-
-    def _num_within(self, tokens: Sequence[int], spans: Sequence[range]) -> int:
-        if not spans:
-            return 0
-        detokenizer, place, count = self._detokenizer, 0, 0
-        for token in tokens:
-            count += any(place in span for span in spans)
-            place += len(detokenizer.push(token))
-        return count
 
 
 def _tokens_around(form: Form, inputs: InputProcessor) -> Thought | None:

@@ -61,6 +61,7 @@ class ChatForm(ChoicesForm):
         fields.finish()
         self.requests = [checked_request(messages, options)]
         self._has_logprobs = "logprobs" in options
+        self._reading: Reading
         self._readers: dict[int, AnswerReader] = {}  # by sample
 
     def prepare(self, engine: Engine, request: Request) -> Request:
@@ -77,7 +78,7 @@ class ChatForm(ChoicesForm):
             return
         index = progress.sample
         if index not in self._readers:
-            self._readers[index] = self._read.reader()
+            self._readers[index] = self._reading.reader()
             yield self._event(index, {"role": "assistant", "content": ""})
         reader = self._readers[index]
         places = told_places(progress.logprobs, progress.finish_reason)
@@ -90,10 +91,15 @@ class ChatForm(ChoicesForm):
             word = finish_word(progress.finish_reason, calls_tools=bool(reader.calls))
             yield self._event(index, {}, finish_reason=word)
 
-    @property
-    def _read(self) -> Reading:
-        assert self._reading is not None, "its request was prepared"
-        return self._reading
+    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
+        if self.tells_usage:
+            (result,) = ended(call)
+            self._num_thought = sum(
+                self._reading.num_thought(sample, self._readers[sample.sample])
+                for sample in result.samples
+                if sample.sample in self._readers
+            )
+        yield from super().last_events(call)
 
     def _deltas(self, reader: AnswerReader, progress: Progress) -> Iterator[dict[str, Any]]:
         """What the step has brought."""
@@ -123,7 +129,8 @@ class ChatForm(ChoicesForm):
         return self.event(choice)
 
     def _choice(self, sample: Result) -> dict[str, Any]:
-        answer = self._read.answer(sample)
+        answer = self._reading.answer(sample)
+        self._num_thought += answer.reasoning_tokens
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
         if answer.reasoning:
             message["reasoning_content"] = answer.reasoning

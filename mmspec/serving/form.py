@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.integrations.answer import speculation
-from mmspec.reading import Reading
 from mmspec.requests import FIELD_NAMES, Progress, Request, Result, build_request
 from mmspec.serving.call import Call, Step
 from mmspec.serving.errors import ApiError, in_clients_words, refused
@@ -52,25 +51,25 @@ class ChoicesForm:
     def __init__(
         self, fields: Fields, settings: ServerSettings, *, kind: str, chunk: str, prefix: str
     ) -> None:
-        self.streams, self._tells_usage = read_streaming(fields)
+        self.streams, self.tells_usage = read_streaming(fields)
         self._kind, self._chunk = kind, chunk
         self._id = f"{prefix}-{uuid.uuid4().hex}"
         self._created, self._model = int(time.time()), settings.name
-        self._reading: Reading | None = None  # of a chat's answers
+        self._num_thought = 0  # tokens of reasoning
 
     def prepare(self, engine: Engine, request: Request) -> Request:
         return engine.prepare(request)
 
     def body(self, choices: list[dict[str, Any]], call: Call) -> dict[str, Any]:
-        return {**self._heading(self._kind), "choices": choices, **told(call, self._reading)}
+        return {**self._heading(self._kind), "choices": choices, **told(call, self._num_thought)}
 
     def event(self, choice: dict[str, Any]) -> dict[str, Any]:
-        usage = {"usage": None} if self._tells_usage else {}
+        usage = {"usage": None} if self.tells_usage else {}
         return {**self._heading(self._chunk), "choices": [choice], **usage}
 
     def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
-        if self._tells_usage:
-            yield {**self._heading(self._chunk), "choices": [], **told(call, self._reading)}
+        if self.tells_usage:
+            yield {**self._heading(self._chunk), "choices": [], **told(call, self._num_thought)}
 
     def failure(self, error: ApiError) -> dict[str, Any]:
         return error.body
@@ -92,10 +91,10 @@ def read_streaming(fields: Fields) -> tuple[bool, bool]:
     return is_on, tells_usage
 
 
-def told(call: Call, reading: Reading | None) -> dict[str, Any]:
+def told(call: Call, num_thought: int) -> dict[str, Any]:
     """Beside the choices of a whole answer; `mmspec` is of the first sample of the first prompt."""
     results = ended(call)
-    figures = usage(results, call.predicted, reading)
+    figures = usage(results, call.predicted, num_thought)
     return {"usage": figures, "mmspec": speculation(results[0])}
 
 

@@ -79,7 +79,7 @@ class Output:
 
     def __init__(self, reader: AnswerReader) -> None:
         self.items: list[dict[str, Any]] = []  # which are whole
-        self._reader = reader
+        self.reader = reader
         self._held = ""  # text that is yet to be told, and the log-probabilities of its tokens
         self._places: list[dict[str, Any]] = []
         self._text: _Text | None = None  # which goes on
@@ -87,11 +87,11 @@ class Output:
     def push(self, text: str, places: Sequence[TokenLogprobs] = ()) -> Iterator[dict[str, Any]]:
         """Some more of the answer."""
         self._places += of_chat(places)["content"]
-        yield from self._read(self._reader.parts(text))
+        yield from self._read(self.reader.parts(text))
 
     def finish(self, *, is_cut: bool) -> Iterator[dict[str, Any]]:
         """The answer has ended."""
-        yield from self._read(self._reader.parts("", is_last=True))
+        yield from self._read(self.reader.parts("", is_last=True))
         if not self.items and self._text is None:
             yield from self._say(_Message)
         yield from self._close("incomplete" if is_cut else "completed")
@@ -102,7 +102,7 @@ class Output:
                 yield from self._close("completed")
                 yield from self._call(part)
                 continue
-            kind = _Thought if isinstance(part, Reasoning) else _Message
+            kind = _ReasoningItem if isinstance(part, Reasoning) else _Message
             if self._text is not None and not isinstance(self._text, kind):
                 yield from self._close("completed")
             self._held += part.text if isinstance(part, Reasoning) else part
@@ -187,7 +187,7 @@ class _Text:
         return {"type": f"response.{kind}", **place, **values}
 
 
-class _Thought(_Text):
+class _ReasoningItem(_Text):
     """What the model thinks."""
 
     prefix, word = "rs", "reasoning_text"

@@ -157,7 +157,7 @@ class ResponseForm:
     def _ended(self, call: Call) -> dict[str, Any]:
         (result,) = ended(call)
         status = "incomplete" if _is_cut(result.finish_reason) else "completed"
-        figures = told(call, self._reading)
+        figures = told(call, self._reading.num_thought(result, self._output.reader))
         state = {**_state(status), "output": self._output.items, "usage": _usage(figures["usage"])}
         return {**self._heading, **state, "mmspec": figures["mmspec"]}
 

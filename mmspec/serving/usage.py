@@ -6,7 +6,6 @@ from difflib import SequenceMatcher
 
 from mmspec.beginnings import num_shared
 from mmspec.integrations.answer import usage as answer_usage
-from mmspec.reading import Reading
 from mmspec.requests import Result
 
 _MANY = 2**24  # pairs of tokens from which on frequent ones are no beginnings of a match
@@ -15,9 +14,10 @@ _MANY = 2**24  # pairs of tokens from which on frequent ones are no beginnings o
 def usage(
     results: Sequence[Result],
     predicted: Sequence[Sequence[int]] = (),
-    reading: Reading | None = None,
+    num_thought: int = 0,
 ) -> dict[str, object]:
-    """Of a call's prompts. `predicted` are the tokens of each one's predicted answer."""
+    """Of a call's prompts. `predicted` are the tokens of each one's predicted answer, `num_thought`
+    those of all reasoning."""
     counts = Counter[str]()
     for result in results:
         counts.update(answer_usage(result))
@@ -26,8 +26,6 @@ def usage(
         for sample in result.samples if tokens else ():
             found = num_found(tokens, sample.tokens)
             accepted, rejected = accepted + found, rejected + len(tokens) - found
-    samples = [sample for result in results for sample in result.samples]
-    thought = 0 if reading is None else sum(reading.answer(s).reasoning_tokens for s in samples)
     return {
         **counts,
         "prompt_tokens_details": {
@@ -36,7 +34,7 @@ def usage(
         "completion_tokens_details": {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": rejected,
-            "reasoning_tokens": thought,
+            "reasoning_tokens": num_thought,
         },
     }
 

@@ -12,6 +12,7 @@ from serving.test_responses import FLAT_ADD, respond, streamed
 from starlette.testclient import TestClient
 
 import mmspec
+from mmspec.reading import AnswerReader, Reading
 from mmspec.serving import ServerSettings, create_app
 
 Say = Callable[..., list[str]]
@@ -176,3 +177,29 @@ def test_json_of_a_schema_begins_behind_the_reasoning(
         assert message["reasoning_content"].startswith("{{{")
     else:
         assert "reasoning_content" not in message and message["content"].startswith("{")
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_an_answer_is_read_once(
+    server: TestClient, say: Say, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Also to count its reasoning, and where it has none."""
+    say(f"{HM}Well.")
+    readers, make = list[object](), Reading.reader
+
+    def counted(self: Reading) -> AnswerReader:
+        readers.append(self)
+        return make(self)
+
+    monkeypatch.setattr(Reading, "reader", counted)
+    body = {**asked(**LONG), "stream_options": {"include_usage": True}}
+    if path == RESPONSES:
+        body = respond("Hi", max_output_tokens=400, ignore_eos=False)
+    for more in ({}, {"stream": True}):
+        sent = {name: value for name, value in body.items() if more or name != "stream_options"}
+        answer = server.post(path, json={**sent, **more})
+        assert (
+            '"reasoning_tokens":' in answer.text and f"{len('Hm, 日本.'.encode())}" in answer.text
+        )
+        assert len(readers) == 1
+        readers.clear()
