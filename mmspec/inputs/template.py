@@ -1,6 +1,7 @@
 """The chat template of a model: conversation -> the text that is tokenised."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal, cast
 
 import jinja2
@@ -19,6 +20,21 @@ TEMPLATE_ERRORS = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
     jinja2.TemplateError,
 )  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def variables(source: str) -> frozenset[str]:
+    """Names that a template reads, its own among them."""
+    try:
+        found = [one for one in jinja2.Environment().lex(source) if one[1] != "whitespace"]
+    except jinja2.TemplateSyntaxError:
+        return frozenset()
+    around = zip([(0, "", "")] + found, found, found[1:], strict=False)
+    return frozenset(
+        value
+        for (_, _, before), (_, kind, value), (_, _, behind) in around
+        if kind == "name" and before != "." and behind != "="
+    )
 
 
 class ChatTemplate:

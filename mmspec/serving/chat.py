@@ -12,10 +12,12 @@ from mmspec.requests import Progress, Request, Result
 from mmspec.serving.call import Call, Step
 from mmspec.serving.chat_fields import (
     read_chat_fields,
+    read_effort,
     read_length,
     read_schema,
     read_tools,
     read_top,
+    with_effort,
 )
 from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
@@ -35,6 +37,7 @@ _REFUSED = {
     "functions": "is OpenAI's old name; expected tools",
     "function_call": "is OpenAI's old name; expected tool_choice",
     "audio": "mmspec says nothing aloud; leave it out",
+    "reasoning": "is a response's name; expected reasoning_effort",
     "web_search_options": "this server searches nothing; leave it out",
 }
 
@@ -56,6 +59,7 @@ class ChatForm(ChoicesForm):
         form = fields.take("response_format", dict)
         schema = read_schema(form, "response_format", options, is_flat=False)
         self.json_schema = call or schema
+        self._effort = read_effort(fields, "reasoning_effort", "reasoning_effort")
         fields.refuse(_REFUSED)
         _check_modalities(fields)
         fields.finish()
@@ -65,6 +69,7 @@ class ChatForm(ChoicesForm):
         self._readers: dict[int, AnswerReader] = {}  # by sample
 
     def prepare(self, engine: Engine, request: Request) -> Request:
+        request = with_effort(engine, request, self._effort, "reasoning_effort")
         self._reading = Reading(engine.inputs, super().prepare(engine, request))
         return self._reading.request
 

@@ -1,21 +1,22 @@
 """What chats and responses ask for alike, though each has names of its own for some of it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from mmspec.engine import Engine
 from mmspec.errors import InputError
+from mmspec.inputs.template import variables
 from mmspec.integrations.tool_calls import call_schema
+from mmspec.requests import Request
 from mmspec.serving.errors import ApiError, refused
 from mmspec.serving.fields import Fields
 
 _MOST_TOP = 20
-_EFFORT = (
-    "is no option of this model; expected chat_template_kwargs, where its template has a switch"
-)
+_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+_SWITCHES = ("enable_thinking", "thinking")  # of templates, which the least efforts put off
 REFUSED = {
     "moderation": "nothing here moderates; leave it out",
-    "reasoning": _EFFORT,
-    "reasoning_effort": _EFFORT,
     "verbosity": "is no option of this model; say it in a message",
 }
 
@@ -28,6 +29,33 @@ def read_chat_fields(fields: Fields) -> dict[str, Any]:
     if arguments:
         options["template_arguments"] = _switches(arguments)
     return options
+
+
+def read_effort(fields: Fields, name: str, where: str) -> str | None:
+    """How much the model is to think."""
+    effort = fields.take(name, str)
+    if effort is not None and effort not in _EFFORTS:
+        raise refused(where, f"got {effort!r:.40}; expected one of {', '.join(_EFFORTS)}")
+    return effort
+
+
+def with_effort(engine: Engine, request: Request, effort: str | None, where: str) -> Request:
+    """By the variables that the chat template reads. Raises ApiError where it reads none."""
+    if effort is None or engine.inputs is None:
+        return request
+    given = request.template_arguments or {}
+    read = variables(engine.inputs.template_source(given, request.tools))
+    is_least = effort in ("none", "minimal")
+    told: dict[str, object] = {name: not is_least for name in _SWITCHES if name in read}
+    if "reasoning_effort" in read and not (told and is_least):
+        told["reasoning_effort"] = effort
+    if not told:
+        raise refused(
+            where,
+            "this model's chat template reads none of reasoning_effort, "
+            f"{', '.join(_SWITCHES)}; leave it out",
+        )
+    return replace(request, template_arguments={**told, **given})
 
 
 def read_length(fields: Fields, name: str) -> int | None:

@@ -15,10 +15,12 @@ from mmspec.serving.call import Call, Step
 from mmspec.serving.chat_fields import (
     REFUSED,
     read_chat_fields,
+    read_effort,
     read_length,
     read_schema,
     read_tools,
     read_top,
+    with_effort,
 )
 from mmspec.serving.errors import ApiError, refused
 from mmspec.serving.fields import Fields
@@ -39,6 +41,7 @@ _REFUSED = {
     "background": f"{_UNKEPT} to be fetched later; expected stream=true, or nothing",
     "messages": "is a chat's name; expected input",
     "max_tokens": "is a chat's name; expected max_output_tokens",
+    "reasoning_effort": "is a chat's name; expected reasoning with an effort",
     "response_format": "is a chat's name; expected text with a format",
     "background_options": f"{_UNKEPT} to be fetched later; leave it out",
     "prompt": "no prompts are kept here; expected instructions and input",
@@ -50,6 +53,7 @@ _TOLD: dict[str, object] = {  # of the body, and where it says nothing
     "metadata": {},
     "parallel_tool_calls": True,
     "previous_response_id": None,
+    "reasoning": {"effort": None, "summary": None},
     "store": False,
     "temperature": None,
     "text": {"format": {"type": "text"}},
@@ -87,6 +91,7 @@ class ResponseForm:
         options |= tools | _logprobs(fields)
         if "tools" in options and "logprobs" in options:
             raise refused("top_logprobs", "tokens of calls have none; leave out these or tools")
+        self._effort = _effort(fields)
         text = Fields(fields.take("text", dict) or {})
         form = text.take("format", dict)
         text.refuse(REFUSED)
@@ -113,6 +118,7 @@ class ResponseForm:
         }
 
     def prepare(self, engine: Engine, request: Request) -> Request:
+        request = with_effort(engine, request, self._effort, "reasoning.effort")
         self._reading = Reading(engine.inputs, engine.prepare(request))
         self._output = Output(self._reading.reader())
         return self._reading.request
@@ -170,6 +176,17 @@ def _logprobs(fields: Fields) -> dict[str, Any]:
     if top is None and _LOGPROBS not in wanted:
         return {}
     return {"logprobs": top or 0}
+
+
+def _effort(fields: Fields) -> str | None:
+    """Summaries may be left to the server, and then there are none."""
+    reasoning = Fields(fields.take("reasoning", dict) or {})
+    for name in ("summary", "generate_summary"):
+        if reasoning.take(name, str) not in (None, "auto"):
+            raise refused(f"reasoning.{name}", "reasoning is told whole here; leave it out")
+    effort = read_effort(reasoning, "effort", "reasoning.effort")
+    reasoning.finish()
+    return effort
 
 
 def _is_cut(reason: FinishReason | None) -> bool:
