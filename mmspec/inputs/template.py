@@ -29,7 +29,7 @@ def variables(source: str) -> frozenset[str]:
         found = [one for one in jinja2.Environment().lex(source) if one[1] != "whitespace"]
     except jinja2.TemplateSyntaxError:
         return frozenset()
-    around = zip([(0, "", "")] + found, found, found[1:], strict=False)
+    around = zip([(0, "", ""), *found], found, found[1:], strict=False)
     return frozenset(
         value
         for (_, _, before), (_, kind, value), (_, _, behind) in around

@@ -1,9 +1,12 @@
 """ToolCall, and what of an answer is one."""
 
+import ast
 import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+_JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,46 @@ def _as_call(value: object) -> ToolCall:
     name.encode()  # half a character is no part of a name
     own = value.get("id")
     return ToolCall(name, arguments, own if isinstance(own, str) and own else new_id())
+
+
+def as_python_calls(source: str) -> Sequence[ToolCall]:
+    """Of `[f(a="b"), g()]`, or of a call a line, whose values are Python's or JSON's; or of a list
+    of objects. Raises ValueError for what is none."""
+    try:
+        found = [_expression(statement) for statement in ast.parse(source.strip()).body]
+        flat = [one for e in found for one in (e.elts if isinstance(e, ast.List) else [e])]
+        # What JSON cannot say is no argument.
+        return as_calls(json.loads(json.dumps([*map(_described, flat)], allow_nan=False)))
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError("no Python") from error
+
+
+def _expression(statement: ast.stmt) -> ast.expr:
+    if not isinstance(statement, ast.Expr):
+        raise ValueError("no expression")
+    return statement.value
+
+
+def _described(call: ast.expr) -> object:
+    if isinstance(call, ast.Dict):  # LFM2 may be asked for JSON
+        return _value(call)
+    if not isinstance(call, ast.Call) or call.args or None in [k.arg for k in call.keywords]:
+        raise ValueError("no call by names")
+    name = ast.unparse(call.func)
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError("no name")
+    return {"name": name, "arguments": {one.arg: _value(one.value) for one in call.keywords}}
+
+
+def _value(node: ast.expr) -> object:
+    if isinstance(node, ast.Name) and node.id in _JSON_WORDS:
+        return _JSON_WORDS[node.id]
+    if isinstance(node, ast.List):
+        return [_value(one) for one in node.elts]
+    if isinstance(node, ast.Dict):
+        keys = [ast.literal_eval(key) for key in node.keys if key is not None]
+        return dict(zip(keys, map(_value, node.values), strict=True))
+    return ast.literal_eval(node)
 
 
 def new_id() -> str:

@@ -5,6 +5,9 @@ customs: what is reasoning is the field `reasoning_content`; those of calls begi
 and `tool_calls_end` are marks behind the last of them; `content` is what is left, and its
 `close_pattern` are marks that nobody is to see.
 
+What `content_args` say of calls beside transformers' own: `is_python`, of text that is calls in
+Python; `by_name`, of objects whose one key is the call's name.
+
 No pattern may end in an optional part: the parser takes what matches, and does not wait for more.
 """
 
@@ -30,6 +33,16 @@ def _json(open_pattern: str, close_pattern: str, **more: Any) -> dict[str, Any]:
     """Calls whose name stands in the opening mark, and whose arguments are JSON."""
     marks = {"open_pattern": open_pattern, "close_pattern": close_pattern}
     return {**marks, "repeats": True, "content": "json", "transform": _NAMED, **more}
+
+
+def _listed(open_pattern: str, close_pattern: str, **more: Any) -> dict[str, Any]:
+    """Calls that stand between marks, one or a list of them."""
+    marks = {"open_pattern": open_pattern, "close_pattern": close_pattern}
+    return {**marks, "repeats": True, "content": "json", **more}
+
+
+def _python(open_pattern: str, close_pattern: str) -> dict[str, Any]:
+    return _listed(open_pattern, close_pattern, content="text", content_args={"is_python": True})
 
 
 def _tags(open_pattern: str, close_pattern: str, tag_pattern: str) -> dict[str, Any]:
@@ -160,17 +173,92 @@ KNOWN = (
         },
         ("<minimax:tool_call>",),
     ),
-    Known(  # Qwen3-Coder, Qwen3.5, Nemotron 3; the outer tags are often left out
+    Known(  # Qwen3-Coder, Qwen3.5, Nemotron 3, Seed-OSS; the outer tags are often left out
         "<function=",
         {
             "tool_calls": _tags(
-                r"(?:<tool_call>\s{0,8})?<function=(?P<name>[^>\n]+)>",
+                r"(?:<(?:seed:)?tool_call>\s{0,8})?<function=(?P<name>[^>\n]+)>",
                 r"</function>\s{0,8}",
                 r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>",
             ),
-            "tool_calls_end": _end("</tool_call>"),
+            "tool_calls_end": _end("</(?:seed:)?tool_call>"),
+        },
+        ("<seed:tool_call>", "</seed:tool_call>"),
+    ),
+    Known(  # Seed-OSS
+        "</seed:think>",
+        {"reasoning_content": _thought(r"\A\s{0,8}<seed:think>", "</seed:think>")},
+        ("<seed:think>", "</seed:think>"),
+        ("<seed:think>", "</seed:think>"),
+    ),
+    Known(  # Command R7B, Command A
+        "<|START_ACTION|>",
+        {
+            "reasoning_content": _thought(r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
+            "tool_calls": _listed(
+                r"<\|START_ACTION\|>",
+                r"<\|END_ACTION\|>",
+                transform_each=True,
+                transform={"name": "{tool_name}", "arguments": "{parameters}"},
+            ),
+            "content": {"close_pattern": r"<\|(?:START|END)_RESPONSE\|>|<\|END_OF_TURN_TOKEN\|>"},
+        },
+        ("<|START_THINKING|>", "<|START_ACTION|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>"),
+    ),
+    Known(  # DeepSeek V3.2
+        "｜DSML｜",
+        {
+            "tool_calls": _tags(
+                r'(?:<｜DSML｜function_calls>\s{0,8})?<｜DSML｜invoke name="(?P<name>[^"]+)">',
+                r"</｜DSML｜invoke>\s{0,8}",
+                r'<｜DSML｜parameter name="(?P<key>[^"]+)"(?: string="(?:true|false)")?>'
+                r"(?P<value>.*?)</｜DSML｜parameter>",
+            ),
+            "tool_calls_end": _end("</｜DSML｜function_calls>"),
         },
     ),
+    Known(  # Granite 3, Phi-4-mini
+        "<|tool_call|>",
+        {"tool_calls": _listed(r"<\|tool_call\|>", r"<\|/tool_call\|>|(?=<\|tool_call\|>)")},
+        ("<|tool_call|>", "<|/tool_call|>"),
+    ),
+    Known(  # Nemotron Nano 2, Llama Nemotron
+        "<TOOLCALL>",
+        {"tool_calls": _listed("<TOOLCALL>", "</TOOLCALL>")},
+    ),
+    Known("<tool_calls>[", {"tool_calls": _listed("<tool_calls>", "</tool_calls>")}),  # Hunyuan
+    Known(  # InternLM 2 and later
+        "<|action_start|>",
+        {"tool_calls": _listed(r"<\|action_start\|>\s{0,8}<\|plugin\|>", r"<\|action_end\|>")},
+        ("<|action_start|>", "<|plugin|>", "<|action_end|>"),
+    ),
+    Known(  # Apertus
+        "<|tools_prefix|>",
+        {
+            "reasoning_content": {
+                "open_pattern": r"<\|inner_prefix\|>",
+                "close_pattern": r"<\|inner_suffix\|>|(?=<\|tools_prefix\|>)",
+                "content": "text",
+            },
+            "tool_calls": _listed(
+                r"<\|tools_prefix\|>", r"<\|tools_suffix\|>", content_args={"by_name": True}
+            ),
+        },
+        ("<|inner_prefix|>", "<|inner_suffix|>", "<|tools_prefix|>", "<|tools_suffix|>"),
+        ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ),
+    *(  # LFM2, by what its first and its later templates have
+        Known(
+            mark,
+            {"tool_calls": _python(r"<\|tool_call_start\|>", r"<\|tool_call_end\|>")},
+            ("<|tool_call_start|>", "<|tool_call_end|>"),
+        )
+        for mark in ("<|tool_call_start|>", "<|tool_list_start|>")
+    ),
+    Known(
+        "<function_calls>", {"tool_calls": _python("<function_calls>", "</function_calls>")}
+    ),  # OLMo 3
     Known(  # GLM from 4.5 on
         "<arg_key>",
         {
@@ -188,7 +276,12 @@ KNOWN = (
         ("<think>", "</think>"),
         ("<think>", "</think>"),
     ),
-    Known(  # Hermes, Qwen; and for all whose template names no other form of calls
+    Known(  # Granite 3.3, ERNIE 4.5: they say their answer between these
+        "</response>",
+        {"content": {"close_pattern": r"\s{0,8}</?response>\s{0,8}"}},
+        ("<response>", "</response>"),
+    ),
+    Known(  # Hermes, Qwen, Granite 4, ERNIE 4.5; and for all whose template names no other form
         "",
         {
             "tool_calls": {
@@ -212,6 +305,9 @@ BEGINNINGS = "|".join(
         r"<\|start_header_id\|>assistant<\|end_header_id\|>\n*",
         r"<\|start\|>assistant",
         r"<\|assistant\|>",
+        r"<\|assistant_start\|>",
+        r"<\|CHATBOT_TOKEN\|>",
+        r"<seed:bos>assistant\n",
         r"<\|turn>model\n",
         r"<start_of_turn>model\n",
         r"<\|Assistant\|>",

@@ -14,7 +14,7 @@ from transformers.utils.chat_parsing.response_templates import (
     load_response_template,
 )
 
-from mmspec.reading.calls import ToolCall, as_calls
+from mmspec.reading.calls import ToolCall, as_calls, as_python_calls
 from mmspec.reading.form import is_call
 
 logger = logging.getLogger(__name__)
@@ -104,9 +104,14 @@ class Regions(ResponseParser):
         if field.name == "tool_calls_end" and self._is_behind_call:
             return ()
         told = list[Any]()
+        if field.content_args.get("is_python"):
+            return as_python_calls(self._body)
         self._check_whole(field)
         super()._close_current(told)
-        return as_calls(told[-1]["value"])
+        value = told[-1]["value"]
+        if field.content_args.get("by_name"):
+            value = [{"name": n, "arguments": a} for one in value for n, a in one.items()]
+        return as_calls(value)
 
     def _check_whole(self, field: ResponseTemplateField) -> None:
         """Raises ValueError for a call that is cut off, and for text between its tags. JSON says

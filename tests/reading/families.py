@@ -115,6 +115,79 @@ FAMILIES = {
         '{city:<|"|>Paris<|"|>,days:3,tags:[<|"|>a<|"|>]}<tool_call|><turn|>',
         ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<turn|>", '<|"|>'),
     ),
+    "seed-oss": Family(
+        "</seed:think><seed:tool_call><function=",
+        "<seed:think>Let me see.</seed:think>\nWell.<seed:tool_call>\n<function=get_weather>\n"
+        "<parameter=city>Paris</parameter>\n<parameter=days>3</parameter>\n"
+        '<parameter=tags>["a"]</parameter>\n</function>\n</seed:tool_call><seed:eos>',
+        (
+            "<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>", "<seed:eos>",
+            "<seed:cot_budget_reflect>",
+        ),
+    ),
+    "command": Family(
+        "<|START_ACTION|><|START_THINKING|>",
+        "<|START_THINKING|>Let me see.<|END_THINKING|><|START_RESPONSE|>Well.<|END_RESPONSE|>"
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": '
+        f"{_JSON}}}\n]<|END_ACTION|><|END_OF_TURN_TOKEN|>",
+        ("<|START_ACTION|>", "<|END_ACTION|>", "<|START_THINKING|>", "<|END_OF_TURN_TOKEN|>"),
+    ),
+    "deepseek-v3.2": Family(
+        "</think>｜DSML｜",
+        f"{_THINK}<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"get_weather\">\n"
+        '<｜DSML｜parameter name="city" string="true">Paris</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="days" string="false">3</｜DSML｜parameter>\n'
+        '<｜DSML｜parameter name="tags" string="false">["a"]</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+    ),
+    "granite3": Family(
+        "<think></think><response></response><|tool_call|>",
+        f'{_THINK}<|tool_call|>[{{"name": "get_weather", "arguments": {_JSON}}}]',
+        ("<|tool_call|>",),
+    ),
+    "ernie": Family(
+        "</think><response></response><tool_call>",
+        "<think>\nLet me see.\n</think>\n\n<response>\nWell.\n</response>\n\n<tool_call>\n"
+        f'{{"name": "get_weather", "arguments": {_JSON}}}\n</tool_call>',
+    ),
+    "phi-4-mini": Family(
+        "</think><|tool_call|>",
+        f'{_THINK}<|tool_call|>{{"name": "get_weather", "arguments": {_JSON}}}<|/tool_call|>',
+    ),
+    "nemotron2": Family(
+        "</think><TOOLCALL>",
+        f'{_THINK}<TOOLCALL>[{{"name": "get_weather", "arguments": {_JSON}}}]</TOOLCALL>',
+    ),
+    "hunyuan": Family(
+        "</think><tool_calls>[",
+        f'{_THINK}<tool_calls>[{{"name": "get_weather", "arguments": {_JSON}}}]</tool_calls>',
+    ),
+    "internlm": Family(
+        "</think><|action_start|><|plugin|>",
+        f'{_THINK}<|action_start|><|plugin|>\n{{"name": "get_weather", "parameters": {_JSON}}}'
+        "<|action_end|>",
+        ("<|action_start|>", "<|plugin|>", "<|action_end|>"),
+    ),
+    "apertus": Family(
+        "<|inner_prefix|><|tools_prefix|>",
+        "<|inner_prefix|>Let me see.<|inner_suffix|>Well.<|tools_prefix|>"
+        f'[{{"get_weather": {_JSON}}}]<|tools_suffix|><|assistant_end|>',
+        (
+            "<|inner_prefix|>", "<|inner_suffix|>", "<|tools_prefix|>", "<|tools_suffix|>",
+            "<|assistant_end|>",
+        ),
+    ),
+    "lfm2": Family(
+        "</think><|tool_call_start|>",
+        f"{_THINK}<|tool_call_start|>[get_weather(city='Paris', days=3, tags=[\"a\"])]"
+        "<|tool_call_end|>",
+        ("<|tool_call_start|>", "<|tool_call_end|>"),
+    ),
+    "olmo3": Family(
+        "</think><function_calls>",
+        f"{_THINK}<function_calls>\nget_weather(city='Paris', days=3, tags=[\"a\"])\n"
+        "</function_calls>",
+    ),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mmspec.reading import AnswerReader, ToolCall
+from mmspec.reading.calls import as_python_calls
 from mmspec.reading.form import form_of
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<b>"}}\n</tool_call>'
@@ -119,3 +120,34 @@ def test_parts_stand_in_the_order_of_the_text() -> None:
 def test_what_a_tool_is_matters_only_where_its_call_has_no_marks() -> None:
     nothing: Any = {"type": "function", "function": "f"}
     assert read_answer(CALL, [nothing])[1], "its template may know what it is"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("[f(a='b'), g()]", [("f", {"a": "b"}), ("g", {})]),
+        ("f(a=-1)\ng.h(b=[true, null, {'c': False}])", [
+            ("f", {"a": -1}), ("g.h", {"b": [True, None, {"c": False}]}),
+        ]),
+        ('[{"name": "f", "arguments": {"a": true}}]', [("f", {"a": True})]),
+        ("f(a=(1, 2))", [("f", {"a": [1, 2]})]),
+    ],
+)  # fmt: skip
+def test_calls_in_python_have_values_of_json(
+    source: str, expected: list[tuple[str, dict[str, Any]]]
+) -> None:
+    assert [(one.name, one.arguments) for one in as_python_calls(source)] == expected
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "", "[]", "f", "f(1)", "f(**{'a': 1})", "f(a=g())", "f(a=b)", "f(a={1, 2})", "f(a=b'x')",
+        "f(a=1e999)", "f(a=1j)", "x = f(a=1)", "(lambda: 0)()", "f(a='x' * 9)", "f(a='\0')",
+        "f(a={**{}})", "f(a={(1, 2): 3})", "f(a=" + "[" * 99999, "f(a=" + "-" * 99999 + "1)",
+        "f(a=" + "9" * 9999 + ")", "import os", "f(a='",
+    ],
+)  # fmt: skip
+def test_what_is_no_call_in_python_is_told_as_that(source: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        as_python_calls(source)
