@@ -10,10 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import dflash_heads
+import mtp_layers
 import numpy as np
 import pytest
 import torch
-from mtp_layers import drawn, published, write
 from pdfs import pdf
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -208,12 +209,25 @@ def of_mtp(engine: mmspec.Engine) -> Names:
     """The model in a folder that brings a layer, too, and another folder of the layer alone."""
     model = engine.target.model
     folder = shutil.copytree(resolve_path(MODEL), MODEL)
-    own = published(model, drawn(model))
+    own = mtp_layers.published(model, mtp_layers.drawn(model))
     weights = Path(folder, "model.safetensors")
     save_file({**load_file(weights), **own}, weights, metadata={"format": "pt"})
     Path("FOLDER").mkdir()
-    write(Path("FOLDER"), own)
+    mtp_layers.write(Path("FOLDER"), own)
     return {"model": model, "processor": AutoProcessor.from_pretrained(folder)}
+
+
+def of_dflash(engine: mmspec.Engine) -> Names:
+    model = engine.target.model
+    for folder in ("org/head", "HEAD"):
+        Path(folder).mkdir(parents=True)
+        dflash_heads.write(
+            dflash_heads.unfitted(model), Path(folder), dflash_heads.published(model)
+        )
+    return {
+        "target": model,
+        "processor": AutoProcessor.from_pretrained(resolve_path(MODEL)),
+    }
 
 
 def of_training(engine: mmspec.Engine) -> Names:
@@ -236,6 +250,7 @@ GIVEN: dict[str, Callable[[mmspec.Engine], Names]] = {
     "docs/batch.md": of_batch,
     "docs/datastore.md": of_datastore,
     "docs/dense.md": of_dense,
+    "docs/dflash.md": of_dflash,
     "docs/draft_model.md": of_draft_model,
     "docs/eagle.md": of_heads("eagle3", "org/head", "HEAD"),
     "docs/glide.md": of_heads("glide", "org/head-for-target-7b", "folder/with/a/head"),

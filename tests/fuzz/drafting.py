@@ -11,7 +11,7 @@ from draft_models import letters, shuffled, stranger
 from eagle_heads import fitted
 from families import FAMILIES
 from glide_heads import drawn
-from matrix import can_have, model_of
+from matrix import can_have, dflash, model_of
 from medusa_heads import unfitted
 from mtp_layers import mtp
 
@@ -19,6 +19,7 @@ from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import Drafter, DrafterForTarget
 from mmspec.drafters.cascade import Cascade
 from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.drafters.dflash import DFlash
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
@@ -106,6 +107,7 @@ def _draw_drafter(
         ["knowing"] * 6
         + ["prompt_lookup", "retrieval", "retrieval", "draft_model", "compressed_kv", "layer_skip"]
         + ["lookahead", "eagle", "glide", "medusa", "cascade", "draft_model", "compressed_kv"]
+        + ["dflash"]
         + ["mtp"] * can_have(family, "mtp")
     )
     if kind == "prompt_lookup":
@@ -166,6 +168,17 @@ def _draw_drafter(
     if kind == "glide":
         growth = growth_of(draw, sure)
         return Glide(glide_head(family, dtype), prompt_tokens=draw.choice([1, 16, 512]), **growth)
+    if kind == "dflash":
+        growth = growth_of(draw, sure)
+        return DFlash(
+            dflash(family, dtype),
+            block=draw.choice([None, 2, 5]),
+            top_k=draw.choice([1, 4, 18]),
+            min_confidence=sure,
+            window=draw.choice([16, 20, 4096]),
+            draw=growth["draw"],
+            profile=growth["profile"][:1],
+        )
     if kind == "medusa":
         growth = growth_of(draw, sure)
         heads = unfitted(model, spread=0.02, has_own_heads=draw.random() < 0.5)

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from families import FAMILIES
 from families.vision import FIRST_MEDIA_TOKEN
-from matrix import model_of
+from matrix import dflash, model_of
 from medusa_heads import unfitted
 from sampling_drafter import SamplingDrafter
 from torch import Tensor
 
 from mmspec.drafters.compressed_kv import CompressedKV
+from mmspec.drafters.dflash import DFlash
 from mmspec.drafters.draft_model import DraftModel
 from mmspec.drafters.eagle import Eagle
 from mmspec.drafters.glide import Glide
@@ -55,6 +56,7 @@ def drawing(draw: random.Random, family: str, rule: str, vocab_size: int) -> Dra
     }
     kind = draw.choice(
         ["same", "same", "padded", "gemma3_text", "lfm2", "compressed", "eagle", "glide", "medusa"]
+        + ["dflash"]
         + ["hashed"] * 3
     )
     model = model_of(family, "float64")
@@ -72,6 +74,8 @@ def drawing(draw: random.Random, family: str, rule: str, vocab_size: int) -> Dra
     if kind == "medusa":
         heads = unfitted(model, spread=0.02, has_own_heads=draw.random() < 0.5)
         return Drawing(lambda: Medusa(heads, **growth))
+    if kind == "dflash":
+        return Drawing(lambda: DFlash(dflash(family, "float64"), **growth))
     if kind == "hashed":
         spread, own = draw.choice([0.3, 3.0]), draw.choice([(1, 1), (1, 1, 1), (1,)])
         wide = draw.choice([(3, 2), (2,), own])
