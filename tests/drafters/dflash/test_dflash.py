@@ -92,7 +92,10 @@ def drafted(model: Any, made: Any, text: Sequence[int]) -> list[int]:
     asked_for = generator.model_kwargs_overrides["output_hidden_states"]
     layers = made.config.target_layer_ids
     given = {own: states[layer + 1] for own, layer in zip(asked_for, layers, strict=True)}
-    places = {"position_ids": torch.arange(len(text))[None], "attention_mask": None}
+    places = {
+        "position_ids": torch.arange(len(text))[None],
+        "attention_mask": torch.ones(1, len(text), dtype=torch.long),
+    }
     candidates, _ = generator.get_candidates(
         ids, places, SimpleNamespace(hidden_states=given), False, 0
     )
