@@ -37,6 +37,8 @@ class FeatureHead(TappingHead, ABC):
         """Joined states -> (tokens, hidden), as `states` reads them."""
         return features
 
+    index_layers: Sequence[int] = ()  # its own, that choose which tokens they see
+
     @abstractmethod
     def states(
         self, ids: Tensor, features: Tensor, positions: Tensor, attend: CachedAttend

@@ -36,7 +36,9 @@ class BoundEagle:
         self.draws = trees.draws
         self._graphs = EagleGraphs(target, head)
         self.recorded = self._graphs.recorded
-        self.cache = KVCache(head.num_layers, pool=self._graphs.pool)
+        self.cache = KVCache(
+            head.num_layers, pool=self._graphs.pool, index_layers=head.index_layers
+        )
         self.lock = threading.RLock()
         self.cost = ForwardCost()
         self._trees = GrowingTrees(trees, self.cost, name, target.vocab_size)

@@ -82,6 +82,8 @@ def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts.setdefault(found[1], {})[int(found[2]), found[3]] = tensor
     for name, own in parts.items():
         numbers = sorted({number for number, _ in own})
+        if len(own) != 3 * len(numbers):
+            raise ModelError(f"{name}: expected a gate_proj, an up_proj and a down_proj of each")
         gates = [torch.cat([own[n, "gate_proj"], own[n, "up_proj"]]) for n in numbers]
         joined[f"{name}.gate_up_proj"] = torch.stack(gates)
         joined[f"{name}.down_proj"] = torch.stack([own[n, "down_proj"] for n in numbers])

@@ -16,6 +16,7 @@ from mmspec.drafters.heads.folder import take
 from mmspec.drafters.mtp import checkpoint
 from mmspec.drafters.mtp.layer import Turns, build
 from mmspec.target import Target
+from mmspec.target.families import index_layers
 
 
 class MtpHead(FeatureHead):
@@ -39,6 +40,7 @@ class MtpHead(FeatureHead):
         self._layer = placed(layer.requires_grad_(False).eval(), ends, dtype or ends.dtype)
         super().__init__(self._layer, [reach], ends, embedding=None, lm_head=None)
         self.taps = (target.last_tap,)
+        self.index_layers = [0] if 0 in index_layers(self._config) else []
         self._turns = Turns(target.model, self._config)
         # Latent attention (DeepSeek) keeps no keys that ours could read.
         self._by_mask = target.attachments.attention == "model"
@@ -47,16 +49,21 @@ class MtpHead(FeatureHead):
         self, ids: Tensor, features: Tensor, positions: Tensor, attend: CachedAttend
     ) -> HeadStates:
         positions = positions + 1  # the token's own
-        embeddings = self.embed(ids)
+        layer, embeddings = self._layer, self.embed(ids)
         with self.quick(), self._attending(attend, features) as told:
-            states = self._layer(
-                embeddings,
-                features,
+            parts = [layer.enorm(embeddings), layer.hnorm(features)]
+            if getattr(self._config, "mtp_hidden_states_first", False):
+                parts.reverse()
+            states = layer.mtp_block(
+                layer.eh_proj(torch.cat(parts, dim=-1)),
                 position_embeddings=self._turns(embeddings, positions),
                 position_ids=positions,
                 past_key_values=attend.cache,
                 **told,
             )
+            if isinstance(states, tuple):  # some families' layers hand on what they chose to see
+                states = states[0]
+            states = layer.post_norm(states)
         return HeadStates(states, states)
 
     @contextmanager

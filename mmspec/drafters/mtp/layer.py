@@ -4,6 +4,8 @@
 """
 
 import copy
+from contextlib import suppress
+from inspect import signature
 from typing import Any
 
 import torch
@@ -46,7 +48,8 @@ def _config(model: PreTrainedModel) -> PreTrainedConfig:
     """The text config, in which what is said of the layer with index 0 is said of this one."""
     text = model.config.get_text_config(decoder=True)
     if getattr(text, "num_mtp_layers", None):
-        return model.config.get_mtp_config()
+        with suppress(ValueError):  # of kinds of layers it does not say which one this is
+            return model.config.get_mtp_config()
     config = copy.deepcopy(text)
     for name, usual in (("layer_types", _WHOLE), ("mlp_layer_types", _EXPERTS)):
         kinds = getattr(config, name, None) or [usual]
@@ -65,6 +68,9 @@ class Turns:
         self._rotary: nn.Module | None = getattr(model.get_decoder(), "rotary_emb", None)
         sections = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or ()
         self._planes = len(sections)  # of M-RoPE, in which a text counts alike
+        self._told = dict[str, str]()
+        if self._rotary is not None and "layer_type" in signature(self._rotary.forward).parameters:
+            self._told["layer_type"] = config.layer_types[0]
 
     def __call__(self, states: Tensor, positions: Tensor) -> Any:
         """For `positions` (batch, seq) int64; in the dtype of `states`."""
@@ -72,4 +78,4 @@ class Turns:
             return None
         if self._planes:
             positions = positions.expand(self._planes, *positions.shape)
-        return self._rotary(states, positions)
+        return self._rotary(states, positions, **self._told)

@@ -3,6 +3,7 @@ weights are found."""
 
 from collections.abc import Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 
 import mmspec
+from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.eagle import session as eagle_session
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.mtp import Mtp
 from mmspec.errors import ConfigError, ModelError
+from mmspec.sweep import architectures
+from mmspec.sweep.build import build
 from mmspec.target import Target
 
 
@@ -48,11 +52,16 @@ def whole(layer: Any, model: Any, states: Sequence[Tensor], said: Said) -> Tenso
             if "mrope_section" in layer.config.rope_parameters
             else positions
         )
-        turned = model.get_decoder().rotary_emb(given, planes)
+        rotary = model.get_decoder().rotary_emb
+        kinds = {}
+        if "layer_type" in signature(rotary.forward).parameters:
+            kinds["layer_type"] = layer.config.layer_types[0]
+        turned = rotary(given, planes, **kinds)
         seen = torch.stack(beside[:count]).unsqueeze(0)
         reach = torch.arange(count)
-        window = getattr(layer.config, "sliding_window", None) or count
-        hidden = (reach > reach[:, None]) | (reach <= reach[:, None] - window)
+        sees_all = (getattr(layer.config, "layer_types", None) or [""])[0] == "full_attention"
+        window = None if sees_all else getattr(layer.config, "sliding_window", None)
+        hidden = (reach > reach[:, None]) | (reach <= reach[:, None] - (window or count))
         mask = torch.zeros(1, 1, count, count, dtype=given.dtype)
         made = layer(
             given,
@@ -73,6 +82,7 @@ def whole(layer: Any, model: Any, states: Sequence[Tensor], said: Said) -> Tenso
         ("llama", ["text"] * 3, {"top_k": 3}, 4, 1e-8),
         ("mistral_sliding", ["text"] * 2, {"top_k": 2}, 3, 1e-8),
         # Whose norms compute in float32.
+        ("gemma3_text", ["text"] * 2, {"top_k": 2}, 2, 1e-4),
         ("qwen3_next", ["text"] * 2, {"top_k": 2}, 1, 1e-4),
         ("qwen3_5", ["image_middle", "text", "image_last"], {"top_k": 3}, 2, 1e-4),
     ],
@@ -203,6 +213,23 @@ def test_the_layer_is_found_where_the_target_is_from_and_says_what_transformers_
             assert said[0, 0] == token, f"behind {length} tokens"
 
 
+@pytest.mark.parametrize("kind", ["deepseek_v32", "glm_moe_dsa", "glm_ocr", "mellum"])
+def test_layers_that_choose_what_they_see_or_turn_by_their_kind_draft(
+    kind: str, tmp_path: Path
+) -> None:
+    (architecture,) = architectures([kind])
+    model = build(architecture, torch.float32)
+    folder = write(tmp_path, published(model, drawn(model), numbered=True))
+    config = Config(decode=DecodeConfig(controller="fixed"))
+    engine = mmspec.load(model, config=config, drafter=[Mtp(folder, min_confidence=0.0)])
+    ids = torch.randint(3, 60, (1, 14), generator=torch.Generator().manual_seed(4))
+    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "reuse": False}
+    found = engine.generate({"input_ids": ids}, **options)
+    plain = engine.generate({"input_ids": ids}, speculate=False, **options)
+    assert found.tokens == plain.tokens
+    assert found.stats.by_drafter["mtp"].proposed > 20
+
+
 def test_generate_of_transformers_takes_it(tmp_path: Path) -> None:
     """By its own switch, also of batches, which its own drafts by such layers do not take."""
     model = AutoModelForCausalLM.from_pretrained(saved(glm(), tmp_path)).eval()
@@ -312,3 +339,11 @@ def test_a_model_that_can_have_no_such_layer_says_so(
     folder = write(tmp_path, {"mtp.fc.weight": torch.ones(64, 128)})
     with pytest.raises(ModelError, match=reason.replace("(", r"\(")):
         Mtp(folder).for_target(target_of(family), None)
+
+
+def test_experts_that_lack_a_part_are_named(tmp_path: Path) -> None:
+    model = model_of("qwen3_moe", "float64")
+    tensors = published(model, drawn(model))
+    del tensors["mtp.layers.0.mlp.experts.1.up_proj.weight"]
+    with pytest.raises(ModelError, match=r"mlp\.experts: expected a gate_proj, an up_proj and"):
+        Mtp(write(tmp_path, tensors)).for_target(Target(model), None)
