@@ -228,8 +228,8 @@ class Prefiller:
         pending.text = self._reuse.find(prompt, media, namespace, weights)
         # What is known already would have no logits.
         if pending.text is not None and row.on_prompt_logits is None:
-            begun = self._reuse.begin(pending.text, prompt, pending.slot)
-            row.stats.reused_tokens, pending.parting = begun.num_tokens, begun.parting
+            pending.parting = self._reuse.begin(pending.text, prompt, pending.slot)
+            row.stats.reused_tokens = self._cache.length(pending.slot)
 
     def _abandon(self, pending: "_Pending") -> None:
         """As before the row's first chunk."""

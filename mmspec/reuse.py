@@ -5,7 +5,6 @@ import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from typing import NamedTuple
 
 from mmspec.encoders.media import Media
 from mmspec.kernels import says_used_up
@@ -30,13 +29,6 @@ class StoredText:
     keys: list[Hashable]  # of the prompt's tokens
     lease: Lease
     beside: Sequence[Hashable] = ()  # one key: of what its newest tokens read beside the text
-
-
-class Begun(NamedTuple):
-    """How a row's slot begins."""
-
-    num_tokens: int  # that are in it already
-    parting: int  # where the prompt parts from a stored one, if a running state is wanted there
 
 
 class Reuse:
@@ -66,8 +58,9 @@ class Reuse:
         lease = self._store.match(namespace, weights, keys)
         return StoredText(namespace, weights, keys, lease, beside[-1:])
 
-    def begin(self, text: StoredText, prompt: Prompt, slot: int) -> Begun:
-        """Copies what is stored of the prompt into the slot, which is empty."""
+    def begin(self, text: StoredText, prompt: Prompt, slot: int) -> int:
+        """Copies what is stored of the prompt into the slot, which is empty. Returns where the
+        prompt parts from a stored one, if a running state is wanted there; else 0."""
         # The last token is always computed: its logits choose the first new one. Where a drafter
         # looks at queries, so are the newest ones.
         log = self._cache.queries
@@ -78,7 +71,7 @@ class Reuse:
         if self._cache.states is not None:
             parting, count = count, self._resumable(text.lease, prompt, count)
         text.lease.copy_to(self._cache, slot, count=count)
-        return Begun(count, parting)
+        return parting
 
     def keep_prompt(self, text: StoredText, slot: int, *, is_nan: Readback) -> None:
         """What the slot holds of the prompt joins the store, once that is all of it; before, where
