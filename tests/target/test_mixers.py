@@ -318,12 +318,15 @@ def wrapped(mixer: Mixer, child: nn.Module) -> None:
                 return
 
 
-def hooked(mixer: Mixer, child: nn.Module) -> None:
+def hooked_before(mixer: Mixer, child: nn.Module) -> None:
     child.register_forward_pre_hook(lambda _, args: (args[0] * 1.5,))
+
+
+def hooked_behind(mixer: Mixer, child: nn.Module) -> None:
     child.register_forward_hook(lambda _, args, product: product + args[0].mean(-1, keepdim=True))
 
 
-@pytest.mark.parametrize("change", [wrapped, hooked])
+@pytest.mark.parametrize("change", [wrapped, hooked_before, hooked_behind])
 @pytest.mark.parametrize("name", ["qwen3_5", "lfm2", "granite_hybrid"])
 def test_adapters_and_hooks_that_come_later_are_not_passed_over(
     name: str, change: Callable[[Mixer, nn.Module], None]
