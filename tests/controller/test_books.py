@@ -57,6 +57,17 @@ def test_an_ask_that_lost_is_paid_by_its_kind_first_and_then_by_the_drafter() ->
     assert account.beside(0).saved_s < 0.0
 
 
+def test_a_drafter_waits_for_what_asking_it_costs_or_for_a_probes_own_account() -> None:
+    """Of its share of the time, whichever is there first; a probe has its kind's, too."""
+    account = Account(balance_s=0.01, probe_s=0.002)
+    account.beside(1).probe_s = 0.001
+    assert account.wait_s(1, cost_s=0.01, probe_s=1.0) == 0.0
+    assert account.wait_s(1, cost_s=1.0, probe_s=0.003) == 0.0
+    assert account.wait_s(1, cost_s=0.02, probe_s=1.0) == pytest.approx(0.01 / 0.005)
+    assert account.wait_s(1, cost_s=1.0, probe_s=0.004) == pytest.approx(0.001 / 0.005)
+    assert account.wait_s(0, cost_s=1.0, probe_s=0.004) == pytest.approx(0.002 / 0.005)
+
+
 # Outlay
 
 
@@ -224,6 +235,14 @@ def test_a_tree_promises_what_became_of_nodes_like_its_own() -> None:
     assert wrong.tokens[1] < 1.2
     assert wrong.tree.confidence[2:] == believed.tree.confidence[2:], "others are none of it"
     assert Outlook.of(CHAIN, none, seen(bucket, times=30, hits=0)).tokens[1] < 1.2
+
+
+def test_of_siblings_the_likelier_ones_leave_the_others_what_is_left() -> None:
+    """Two drafters may be sure of different tokens."""
+    for believed in ((0.9, 0.4), (0.4, 0.9)):
+        tree = TokenTree((1, 2, 3), (-1, 0, 0), (1.0, *believed), ("", "a", "b"))
+        found = Outlook.of(tree, Calibration(), Calibration()).tree.confidence[1:]
+        assert found == pytest.approx([0.1 if rate == 0.4 else rate for rate in believed])
 
 
 def test_what_is_cut_keeps_each_nodes_own_experience() -> None:
