@@ -5,7 +5,7 @@ from clocked import PLAIN_S, measured
 
 from mmspec.controller import Pace
 from mmspec.controller.account import Account
-from mmspec.state import Prices, Verdict
+from mmspec.state import Preparation, Prices, Verdict
 from mmspec.tree import TokenTree
 
 ROOT, DRAFT_S = TokenTree.root(1), 0.3 * PLAIN_S
@@ -36,6 +36,16 @@ def test_time_buys_tokens_as_plain_steps_do_or_as_the_request_has_got_them_of_la
 def test_time_does_not_matter_where_nothing_is_cut_and_is_not_known_at_first(pace: Pace) -> None:
     assert measured(1).step([pace], 50).prices(0, "d") is None
     assert measured().step([Pace()], 50).prices(0, "d") is None
+
+
+def test_who_may_not_be_prepared_is_weighed_again_four_plain_steps_later() -> None:
+    """This one among them."""
+    controller, pace = measured(1, 3), pace_of(1.0, 1.0)
+    step = controller.step([pace], 50)
+    assert not step.prepares(0, "d", Preparation(seconds=1e6))
+    step.cut([ROOT])
+    step.observe([Verdict((0,), (2,))], PLAIN_S)
+    assert pace.sleep_s == pytest.approx(3.0 * PLAIN_S)
 
 
 @pytest.mark.parametrize(("is_drawn", "lost", "scored"), [(False, 0.3, 1), (True, 0.65, 5)])
