@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,11 +23,7 @@ from mmspec.serving.responses import ResponseForm
 from mmspec.serving.service import FormType, Service, error_response
 from mmspec.serving.settings import ServerSettings
 
-_FORMS: dict[str, FormType] = {
-    "/v1/chat/completions": ChatForm,
-    "/v1/responses": ResponseForm,
-    "/v1/completions": CompletionForm,
-}
+_CHATS, _RESPONSES, _TEXTS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 
 
 def build_app(engine: Engine, settings: ServerSettings) -> Starlette:
@@ -41,9 +38,15 @@ def build_app(engine: Engine, settings: ServerSettings) -> Starlette:
         finally:
             await asyncio.to_thread(service.scheduler.close)
 
+    forms: dict[str, FormType] = {
+        _CHATS: ChatForm,
+        _RESPONSES: partial(ResponseForm, kept=service.kept),
+        _TEXTS: CompletionForm,
+    }
     app = Starlette(
         routes=[
-            *(Route(path, service.answering(f), methods=["POST"]) for path, f in _FORMS.items()),
+            *(Route(path, service.answering(f), methods=["POST"]) for path, f in forms.items()),
+            Route(f"{_RESPONSES}/{{id}}", service.response, methods=["GET", "DELETE"]),
             Route("/v1/models", service.models),
             Route("/v1/models/{name:path}", service.models),
             Route("/health", service.health),
@@ -63,7 +66,7 @@ def _cross_origin(settings: ServerSettings) -> list[Middleware]:
     allowed = Middleware(
         CORSMiddleware,
         allow_origins=list(settings.cors_origins),
-        allow_methods=["GET", "POST"],
+        allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],  # OpenAI's client in a browser sends some of its own
         expose_headers=["Retry-After", "x-should-retry"],
     )
@@ -72,7 +75,7 @@ def _cross_origin(settings: ServerSettings) -> list[Middleware]:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    expected = ", ".join(f"POST {path}" for path in _FORMS)
+    expected = ", ".join(f"POST {path}" for path in (_CHATS, _RESPONSES, _TEXTS))
     asked = f"{request.method} {request.url.path}"
     message = f"{asked}: {error.detail}; expected {expected} or GET /v1/models"
     return error_response(ApiError(error.status_code, message, headers=error.headers or {}))

@@ -13,13 +13,20 @@ from mmspec.serving.messages import check_media, read_call, read_message
 _OF_ITEMS = ("id", "type", "status", "phase")  # of a message that say nothing to the model
 
 
-def read_input(given: object, *, max_media: int) -> list[dict[str, Any]]:
-    """Messages, of a text or a list of items. Raises ApiError."""
+def input_items(given: object) -> list[Any]:
+    """Of a text, or as they are. Raises ApiError."""
     items = [{"role": "user", "content": given}] if isinstance(given, str) else given
     if not isinstance(items, list) or not items:
         raise refused("input", f"got {given!r:.80}; expected a text or a list of items")
+    return items
+
+
+def read_items(
+    items: Sequence[object], *, max_media: int, before: Sequence[object] = ()
+) -> list[dict[str, Any]]:
+    """Messages, of items and of those of the conversation before. Raises ApiError."""
     messages = list[dict[str, Any]]()
-    for index, item in enumerate(items):
+    for index, item in enumerate([*before, *items], start=-len(before)):
         _join(messages, item, f"input[{index}]")
     messages = [message for message in messages if not _is_thought(message)]
     check_media(messages, "input", max_media=max_media)

@@ -1,9 +1,9 @@
 """POST /v1/responses: what a chat asks and answers, in the form that OpenAI's clients lead with.
-Nothing is kept of an answer: a client sends the whole conversation each time."""
+An answer is kept where its client asks for that, and another one can go on from it."""
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmspec.engine import Engine
@@ -25,25 +25,23 @@ from mmspec.serving.chat_fields import (
 from mmspec.serving.errors import ApiError, refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.form import check_model, checked_request, ended, ends, read_streaming, told
+from mmspec.serving.kept import KeptResponses
 from mmspec.serving.logprobs import told_places
 from mmspec.serving.options import read_options
-from mmspec.serving.response_items import Output, read_input
+from mmspec.serving.response_items import Output, input_items, read_items
 from mmspec.serving.settings import ServerSettings
 
 _LOGPROBS = "message.output_text.logprobs"
 _NEVER_HERE = ("reasoning.encrypted_content",)  # may be asked for: an answer without it is whole
 _IGNORED = ("max_tool_calls", "image", "access_programs")  # of a server's tools; of the cloud
-_UNKEPT = "no answer is kept here"
 _REFUSED = {
-    "store": f"{_UNKEPT}; expected false, or nothing",
-    "previous_response_id": f"{_UNKEPT}; expected the whole conversation as input",
-    "conversation": f"{_UNKEPT}; expected the whole conversation as input",
-    "background": f"{_UNKEPT} to be fetched later; expected stream=true, or nothing",
+    "conversation": "none is kept here; expected previous_response_id, or all of it as input",
+    "background": "no answer can be fetched before it is whole; expected stream=true, or nothing",
     "messages": "is a chat's name; expected input",
     "max_tokens": "is a chat's name; expected max_output_tokens",
     "reasoning_effort": "is a chat's name; expected reasoning with an effort",
     "response_format": "is a chat's name; expected text with a format",
-    "background_options": f"{_UNKEPT} to be fetched later; leave it out",
+    "background_options": "no answer can be fetched before it is whole; leave it out",
     "prompt": "no prompts are kept here; expected instructions and input",
     "context_management": "nothing is left out of a conversation here; send less of it",
 }
@@ -71,12 +69,22 @@ class ResponseForm:
     length_name = "max_output_tokens"
     last_line = ""  # the last event says that it is the last
 
-    def __init__(self, body: object, settings: ServerSettings, namespace: str) -> None:
+    def __init__(
+        self, body: object, settings: ServerSettings, namespace: str, *, kept: KeptResponses
+    ) -> None:
         """Raises ApiError."""
         fields = Fields(body)
         fields.refuse(_REFUSED)
         check_model(fields, settings)
-        messages = read_input(fields.take_any("input"), max_media=settings.max_media)
+        self._kept = kept if fields.take("store", bool) else None  # where it is to be kept
+        self._client = namespace
+        before: Sequence[object] = ()
+        previous = fields.take("previous_response_id", str)
+        if previous is not None:
+            before = kept.get(namespace, previous, param="previous_response_id").items
+        items = input_items(fields.take_any("input"))
+        messages = read_items(items, max_media=settings.max_media, before=before)
+        self._items = [*before, *items]
         instructions = fields.take("instructions", str)
         if instructions:
             messages.insert(0, {"role": "system", "content": instructions})
@@ -165,7 +173,10 @@ class ResponseForm:
         status = "incomplete" if _is_cut(result.finish_reason) else "completed"
         figures = told(call, self._reading.num_thought(result, self._output.reader))
         state = {**_state(status), "output": self._output.items, "usage": _usage(figures["usage"])}
-        return {**self._heading, **state, "mmspec": figures["mmspec"]}
+        body = {**self._heading, **state, "mmspec": figures["mmspec"]}
+        if self._kept is not None:
+            self._kept.put(self._client, body, [*self._items, *self._output.items])
+        return body
 
 
 def _logprobs(fields: Fields) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from mmspec.serving.call import Call, Step
 from mmspec.serving.errors import ApiError, as_api_error
 from mmspec.serving.events import EventStream, events
 from mmspec.serving.form import Form
+from mmspec.serving.kept import KeptResponses
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
 from mmspec.serving.pictures import Pictures
 from mmspec.serving.receiving import Leaving, Mailroom
@@ -53,6 +54,7 @@ class Service:
         self._mailroom = Mailroom(settings, max_requests=most)
         self._pictures = Pictures(settings)
         self._metrics = Metrics(self.scheduler)
+        self.kept = KeptResponses(settings)
         self._created = int(time.time())
 
     def answering(self, form: FormType) -> Callable[[Request], Awaitable[Response]]:
@@ -65,6 +67,9 @@ class Service:
 
     async def models(self, request: Request) -> Response:
         return await self._told(request, self._models(request))
+
+    async def response(self, request: Request) -> Response:
+        return await self._told(request, self._response(request))
 
     async def health(self, request: Request) -> Response:
         """Open to all: 200 while requests are taken, else 503."""
@@ -98,6 +103,15 @@ class Service:
         if name not in (None, self._settings.name):
             raise ApiError(404, f"no model {name!r:.80} here", code="model_not_found")
         return _Answer(JSONResponse({"object": "list", "data": [model]} if name is None else model))
+
+    async def _response(self, request: Request) -> _Answer:
+        """One that is kept, told or deleted."""
+        namespace = self._access.namespace(request.headers.get("authorization"))
+        name = request.path_params["id"]
+        if request.method == "DELETE":
+            self.kept.drop(namespace, name)
+            return _Answer(JSONResponse({"id": name, "object": "response", "deleted": True}))
+        return _Answer(JSONResponse(self.kept.get(namespace, name).body))
 
     async def _answer(self, request: Request, kind: FormType) -> _Answer:
         with ExitStack() as held:
@@ -181,7 +195,9 @@ class Service:
     def _tell(self, request: Request, status: int, seconds: float, call: Call | None) -> None:
         """Counts it, and logs it without a word of any prompt."""
         # A route's own path: what a client wrote is no label, and no line of a log.
-        path = "/v1/models" if request.path_params else request.url.path
+        path = request.url.path
+        if request.path_params:
+            path = "/".join(path.split("/")[:3])
         self._metrics.requests.labels(path, str(status)).inc()
         parts = [f"{request.method} {path} {status}", f"{seconds:.2f} s"]
         done = [] if call is None else [r for r in call.results if r is not None]

@@ -20,6 +20,8 @@ class ServerSettings:
     receive_s: float = 60.0  # within which a request has been sent, its body too
     max_media: int = 32  # images and videos of a request: each may be large once it is opened
     max_samples: int = 16  # n, and prompts of one call
+    max_kept_responses: int = 256  # of those that are asked for with store=true, the last
+    max_kept_bytes: int = 2**28  # of their conversations, images included
     default_max_tokens: int = 4096  # of an answer, where neither request nor model says
     timeout_s: float = 600.0  # of a request, waiting included
     grace_s: float = 30.0  # what is under way has so long to end at a shutdown
@@ -34,7 +36,8 @@ class ServerSettings:
                 f"max_held_bytes={self.max_held_bytes}: expected room for one body at least, "
                 f"max_body_bytes={self.max_body_bytes}"
             )
-        for name in ("max_held_pixels", "max_waiting", "max_media", "grace_s"):
+        bounds = ("max_held_pixels", "max_waiting", "max_media", "max_kept_responses")
+        for name in (*bounds, "max_kept_bytes", "grace_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: expected 0 or more")
         if not all(self.api_keys):

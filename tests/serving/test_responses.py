@@ -255,9 +255,7 @@ def test_half_a_call_is_text(
         ({"input": [{"type": "item_reference", "id": "a"}]}, "no items are kept", "input[0]"),
         ({"input": [{"type": "function_call", "arguments": "{"}]}, "no JSON", "input[0]"),
         ({"input": [{"type": "function_call", "arguments": "[" * 99999}]}, "no JSON", "input[0]"),
-        ({"store": True}, "no answer is kept here", "store"),
-        ({"previous_response_id": "resp_1"}, "the whole conversation", "previous_response_id"),
-        ({"conversation": "conv_1"}, "the whole conversation", "conversation"),
+        ({"conversation": "conv_1"}, "expected previous_response_id", "conversation"),
         ({"background": True}, "stream=true", "background"),
         ({"prompt": {"id": "a"}}, "instructions and input", "prompt"),
         ({"truncation": "auto"}, "'disabled'", "truncation"),
@@ -370,8 +368,13 @@ def test_openai_s_client_raises_what_went_wrong(
 ) -> None:
     import openai
 
-    with pytest.raises(openai.BadRequestError, match="no answer is kept here"):
-        openai_client.responses.create(model="nano", input="a", store=True)
+    with pytest.raises(openai.NotFoundError, match="no response 'resp_1' is kept here"):
+        openai_client.responses.create(model="nano", input="a", previous_response_id="resp_1")
+    made = openai_client.responses.create(model="nano", input="a", store=True, max_output_tokens=3)
+    assert openai_client.responses.retrieve(made.id).output_text == made.output_text
+    openai_client.responses.delete(made.id)
+    with pytest.raises(openai.NotFoundError):
+        openai_client.responses.retrieve(made.id)
     break_after(engine, 5, monkeypatch)
     body = {"input": "a", "max_output_tokens": 24, "extra_body": {"ignore_eos": True}}
     with pytest.raises(openai.APIError, match="the server's log"):
