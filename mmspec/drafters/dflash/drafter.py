@@ -70,9 +70,9 @@ class BoundDFlash:
                 )
                 for session, _ in behind:
                     session.has_read()
-            logits = self._block([session.placement for session in own], texts)
-        said = logits[:, 1 : 1 + self._trees.depth(budget)].transpose(0, 1)
-        return self._trees.grown(own, texts, said, budget)
+            placements, depth = [session.placement for session in own], self._trees.depth(budget)
+            logits = self._block(placements, texts, depth)
+        return self._trees.grown(own, texts, logits.transpose(0, 1), budget)
 
     def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
         """As `ReadingDrafter.read`: what the tokens are the features tell."""
@@ -91,9 +91,11 @@ class BoundDFlash:
         self.cache.commit({row: range(count) for row, count in zip(rows, counts, strict=True)})
 
     @torch.no_grad()
-    def _block(self, placements: Sequence[Placement], texts: Sequence[Sequence[int]]) -> Tensor:
-        """(rows, block, vocab) what is said at each place behind the contexts; the first is the
-        last chosen token's own."""
+    def _block(
+        self, placements: Sequence[Placement], texts: Sequence[Sequence[int]], depth: int
+    ) -> Tensor:
+        """(rows, depth, vocab) what is said at the first masks. The block is whole all the same, as
+        its tokens see each other."""
         head = self.head
         masks = [head.config.mask_token] * self._trees.settings.max_depth
         beliefs = [1.0] * len(masks)
@@ -102,8 +104,8 @@ class BoundDFlash:
             blocks, self.cache, placements, reaches=head.reaches, device=head.device
         ) as nodes:
             logits = self._graphs.compute(nodes)
-            if logits is None:
-                whole = OverCache(self.cache, whole_blocks(nodes))
-                states = head.states(nodes.ids, nodes.positions, nodes.attend, whole)
-                logits = head.logits(states)
-        return logits
+            if logits is not None:
+                return logits[:, 1 : 1 + depth]
+            whole = OverCache(self.cache, whole_blocks(nodes))
+            states = head.states(nodes.ids, nodes.positions, nodes.attend, whole)
+            return head.logits(states[:, 1 : 1 + depth])

@@ -107,13 +107,24 @@ def firsts(monkeypatch: pytest.MonkeyPatch) -> Firsts:
     """By the text: where the context began that a block was drafted by."""
     right, found = BoundDFlash._block, Firsts()
 
-    def noted(self: Any, placements: Any, texts: Any) -> Tensor:
+    def noted(self: Any, placements: Any, texts: Any, depth: int) -> Tensor:
         for placement, text in zip(placements, texts, strict=True):
             found[tuple(text)] = placement.position_offsets[0]
-        return right(self, placements, texts)
+        return right(self, placements, texts, depth)
 
     monkeypatch.setattr(BoundDFlash, "_block", noted)
     return found
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_a_step_with_little_room_has_the_beginning_of_the_same_block(
+    nodes: int, asked: list[Asked], firsts: Firsts
+) -> None:
+    head = unfitted(model_of("llama", "float64"))
+    _loud(head)
+    engine_of(DFlash(head, **CHAIN), max_nodes=nodes).generate(requests_of())
+    assert {one.tree.num_nodes for one in asked} == {1 + nodes}
+    assert_asked(head, asked, firsts)
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -198,7 +209,8 @@ def assert_said(model: Any, head: DFlashHead, asked: Asked, context: Tensor, fir
     if not session.guide.is_greedy:
         places = [len(text) + n for n in range(len(logits))]
         scores = scores + session.guide.noise_at(places, logits.shape[-1])
-    assert tree.tokens[1:] == tuple(scores.argmax(-1).tolist()), f"at {len(text)} tokens"
+    best = tuple(scores.argmax(-1).tolist())
+    assert tree.tokens[1:] == best[: min(asked.budget, BLOCK - 1)], f"at {len(text)} tokens"
 
 
 def whole(model: Any, head: DFlashHead, context: Tensor, token: int, first: int) -> Tensor:
