@@ -51,8 +51,7 @@ class Chat:
     ) -> Result:
         """Asks, and returns the answer; both join `messages`. Where it fails, they stay as they
         were. `options` are fields of `Request`, for this turn."""
-        messages = self._asked(question, images, videos, audio)
-        request = self._engine.prepare(messages, **{**self._options, **options})
+        messages, request = self._asked(question, images, videos, audio, options)
         result = self._engine.generate(request)
         self._answered(messages, request, result)
         return result
@@ -68,8 +67,7 @@ class Chat:
     ) -> Stream:
         """As `send`, a piece of text at a time. The turn joins `messages` when the stream ends, or
         with what there is of the answer when it is closed."""
-        messages = self._asked(question, images, videos, audio)
-        request = self._engine.prepare(messages, **{**self._options, **options})
+        messages, request = self._asked(question, images, videos, audio, options)
         stream = self._engine.stream(request)
         stream.on_end = partial(self._answered, messages, request)
         return stream
@@ -83,9 +81,9 @@ class Chat:
         audio: AudioSource | Sequence[AudioSource] = (),
         **options: Any,
     ) -> AnswerPieces:
-        """As `stream`, with reasoning and text told apart and the marks left out."""
-        messages = self._asked(question, images, videos, audio)
-        request = self._engine.prepare(messages, **{**self._options, **options})
+        """As `stream`, with reasoning and text told apart and the marks left out; an answer that
+        follows a grammar does so behind its reasoning."""
+        messages, request = self._asked(question, images, videos, audio, options)
         reading = Reading(self._engine.inputs, replace(request, tools=None))
         stream = self._engine.stream(reading.request)
         stream.on_end = lambda result: self._join(messages, reading.answer(result))
@@ -97,15 +95,17 @@ class Chat:
         images: ImageSource | Sequence[ImageSource],
         videos: VideoSource | Sequence[VideoSource],
         audio: AudioSource | Sequence[AudioSource],
-    ) -> list[dict[str, Any]]:
-        """The messages with the question, its media first."""
+        options: Mapping[str, Any],
+    ) -> tuple[list[dict[str, Any]], Request]:
+        """The messages with the question, its media first, and the request that asks them."""
         is_first = not any(message["role"] == "user" for message in self.messages)
         pictures = [*(self._images if is_first else ()), *media_list("images", images)]
         parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in pictures]
         parts += [{"type": "video", "video": video} for video in media_list("videos", videos)]
         parts += [{"type": "audio", "audio": one} for one in media_list("audio", audio)]
         content = [*parts, {"type": "text", "text": question}]
-        return [*self.messages, {"role": "user", "content": content}]
+        messages = [*self.messages, {"role": "user", "content": content}]
+        return messages, self._engine.prepare(messages, **{**self._options, **options})
 
     def _answered(self, messages: list[dict[str, Any]], request: Request, result: Result) -> None:
         answer = Answer(result, result.text)
