@@ -42,3 +42,16 @@ def test_positions_are_those_of_transformers_generate(family: str, layout: Layou
     assert torch.equal(first, positions.reshape(planes, -1))
     for index, ids in enumerate(steps, start=prompt.num_tokens):
         assert ids[:, 0].tolist() == [index + offset for offset in offsets]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("layout", ["image_middle", "two_images", "video"])
+def test_a_prompt_that_does_not_say_which_tokens_are_media_has_the_same(
+    family: str, layout: Layout
+) -> None:
+    model = model_of(family, "float64")
+    inputs = prompt_inputs(FAMILIES[family], layout)
+    bare = {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
+    assert len(bare) < len(inputs)
+    told, found = (prompt_positions(model, from_inputs(i, model.config)) for i in (inputs, bare))
+    assert torch.equal(found[0], told[0]) and found[1] == told[1]
