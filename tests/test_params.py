@@ -59,6 +59,11 @@ def merged(params: SamplingParams, model: PreTrainedModel | None = None) -> Gene
         ("logits_processors", [LogitsProcessor]),
         ("stopping_criteria", [StoppingCriteria]),
         *(("seed", value) for value in (-1, MAX_SEED + 1, 1.5, True, "7")),
+        *(("n", value) for value in (0, 1.5, True)),
+        *(("sample", value) for value in (-1, 2**32, 1.5, True)),
+        *(("logprobs", value) for value in (-1, 1.5, True)),
+        *(("prompt_logprobs", value) for value in (-1, 1.5, True)),
+        *(("max_time", value) for value in (0, -1.0, math.inf, True, "5")),
     ],
 )
 def test_an_invalid_value_is_refused_with_got_and_expected(name: str, value: object) -> None:
@@ -80,6 +85,12 @@ def test_an_invalid_value_is_refused_with_got_and_expected(name: str, value: obj
         *(("seed", value) for value in (0, MAX_SEED)),
         ("min_new_tokens", 0),
         ("max_new_tokens", 1),
+        ("sample", 2**32 - 1),
+        ("logprobs", 0),
+        ("prompt_logprobs", 0),
+        ("eos_token_id", 0),
+        ("logit_bias", {0: 1e30}),
+        ("max_time", 1e-3),
     ],
 )
 def test_values_at_the_border_are_taken(name: str, value: object) -> None:
@@ -250,6 +261,8 @@ def test_max_new_tokens_is_the_users_or_the_models(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_llama().generation_config, "max_new_tokens", 30)
     assert requested() == 30
     assert requested(max_new_tokens=4) == 4
+    assert requested(generation_config=GenerationConfig(max_new_tokens=7)) == 7
+    assert requested(generation_config=GenerationConfig()) is None, "in place of the model's"
 
 
 @pytest.mark.parametrize("theirs", ["end", ["end"], ("end",)])
