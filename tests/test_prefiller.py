@@ -308,6 +308,25 @@ def test_a_failing_hook_ends_its_request_alone_and_leaves_no_lease() -> None:
     assert all(not node.num_users for root in store._roots.values() for node in root.below())
 
 
+def test_a_prompt_that_fails_or_that_nobody_waits_for_leaves_its_slots() -> None:
+    """While others decode: their cache is released long after."""
+    target = Target(model_of("llama", "float64"))
+    cache = target.new_cache()
+    prefiller = Prefiller(target, cache, PrefillSettings(chunk_tokens=8), room_tokens=8)
+    failing, closed = (row_of("llama", prompt_of("llama", "text", seed=n)) for n in range(2))
+
+    def broken(done: int, of: int) -> None:
+        raise ValueError("the bar is closed")
+
+    failing.on_prefill = broken
+    prefiller.admit([failing, closed])
+    assert [*prefiller.step()] == [failing] and failing.error is not None
+    (slot,) = cache.rows
+    assert cache.length(slot) == 8, "the other one's first chunk"
+    closed.close()
+    assert [*prefiller.step()] == [closed] and cache.rows == ()
+
+
 @pytest.mark.parametrize("watched", [0, 8])
 def test_of_a_stored_prompt_the_end_is_read_however_short_it_is(watched: int) -> None:
     """Its logits choose the first token; a drafter may look at the newest queries."""
