@@ -109,9 +109,7 @@ class Eagle3Method:
         best = [
             tokens[self._logits(said.read).topk(count).indices] for said in self._unrolled(batch)
         ]
-        found = torch.stack(best)
-        missing = top_k - count
-        return torch.nn.functional.pad(found, (0, missing), value=-1) if missing else found
+        return torch.nn.functional.pad(torch.stack(best), (0, top_k - count), value=-1)
 
     def save(self, folder: Path, *, dtype: torch.dtype) -> None:
         save(as_stored(self.module, dtype), folder)
