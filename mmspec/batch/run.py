@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from mmspec.batch.ledger import Ledger
 from mmspec.batch.work import Task
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import Passage
+from mmspec.reading import Guide, Reading
 from mmspec.requests import Request, Result
 
 
@@ -56,7 +58,7 @@ def run_batch(
     options: Mapping[str, object],
     seed: int,
     on_progress: Callable[[Tally], None] = lambda tally: None,
-    told: Callable[[Result], dict[str, object]] = answer_values,
+    told: Callable[[Result], dict[str, object]] | None = None,
 ) -> Tally:
     """Answers what the ledger does not hold yet, `decode.max_rows` tasks at a time, and writes each
     answer as it ends: so in no fixed order. A task that fails costs no other.
@@ -64,13 +66,15 @@ def run_batch(
     Under the id of an answer another question is answered anew, in its place; where that fails the
     id has no answer.
 
-    `options` are fields of `Request`, for all; `told` says what is written of an answer. A task's
+    `options` are fields of `Request`, for all; `told` says what is written of an answer, without it
+    what `answer_values` does and what a thinking model's answer is made of. A task's
     seed comes from `seed` and its id, so its answer depends on neither the batch nor on where an
     earlier run was stopped. What loads an `engine` is called with the first task that is to be
     answered, before `options` are read. Raises InputError: a wrong option, a full disk.
     """
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
     running: dict[int, tuple[Task, str | None]] = {}
+    reading: Reading | None = None
 
     def fail(task: Task, error: MmspecError, asked: str | None = None) -> None:
         values = {"id": task.id, "error": str(error)}
@@ -100,11 +104,19 @@ def run_batch(
                 yield replace(task.request, seed=task_seed(seed, task.id))
             seen.add(task.id)
 
+    def values_of(result: Result) -> dict[str, object]:
+        if told is not None:
+            return told(result)
+        parts = {} if reading is None else reading.answer_of_tokens(result).parts
+        return {**answer_values(result), **parts}
+
     def results() -> Iterator[tuple[int, Result]]:
+        nonlocal reading
         asked = requests()
         first = next(asked, None)
         if first is not None:
             made = engine if isinstance(engine, Engine) else engine()
+            reading = None if told is not None else _reading(made, options)
             yield from made.generate_each(chain([first], asked), **options)
 
     for number, result in results():
@@ -112,7 +124,7 @@ def run_batch(
         if result.error is not None:
             fail(task, result.error, asked)
         else:
-            ledger.write({"id": task.id, **told(result), "asked": asked})
+            ledger.write({"id": task.id, **values_of(result), "asked": asked})
             tally.num_answered += 1
         tally.new_tokens += result.stats.new_tokens
         tally.steps += result.stats.steps
@@ -120,6 +132,17 @@ def run_batch(
         on_progress(tally)
     tally.seconds = time.perf_counter() - begun
     return tally
+
+
+def _reading(engine: Engine, options: Mapping[str, Any]) -> Reading | None:
+    """Of all answers: a chat template ends every prompt alike. None where they follow a grammar, or
+    where no prompt can be made."""
+    if any(isinstance(one, Guide) for one in options.get("logits_processors") or ()):
+        return None
+    try:
+        return Reading(engine.inputs, engine.prepare("?", **options))
+    except InputError:  # each of them will be told so
+        return None
 
 
 def task_seed(seed: int, name: str) -> int:

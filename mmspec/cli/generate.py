@@ -153,8 +153,8 @@ def generate(
                 runs = compared(engine, request, result, begun=begun)
     if as_json:
         values = result_values(result)
-        if reading is not None and (thought := reading.answer_of_tokens(result).reasoning):
-            values["reasoning"] = thought
+        if reading is not None:
+            values |= reading.answer_of_tokens(result).parts
         if runs is not None:
             values["compare"] = comparison_values(runs)
         typer.echo(json.dumps(values))

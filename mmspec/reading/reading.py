@@ -41,6 +41,11 @@ class Answer:
     calls: Sequence[ToolCall] = ()
     reasoning_tokens: int = 0  # those whose text begins in the reasoning, its marks not counted
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """For a record, beside the text as it was decoded: reasoning and answer, where any was."""
+        return {"reasoning": self.reasoning, "answer": self.text} if self.reasoning else {}
+
 
 class Reading:
     """By the form of the model. Where an answer follows a grammar, that begins behind the

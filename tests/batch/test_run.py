@@ -1,10 +1,13 @@
 """What a run tells of tasks that failed."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from integrations.frameworks import THINKING_TEMPLATE, saying
+from reading.families import thinking_engine
 
 from mmspec.answers import unbegun_result
 from mmspec.batch import Ledger, Task, run_batch
@@ -15,9 +18,43 @@ from mmspec.requests import Request, Result
 class Refusing:
     """An engine that answers nothing."""
 
+    inputs = None
+
+    def prepare(self, prompt: str, **_: object) -> Request:
+        return Request(prompt)
+
     def generate_each(self, asked: Iterator[Request], **_: object) -> Iterator[tuple[int, Result]]:
         for number, _request in enumerate(asked):
             yield number, unbegun_result("error", InputError("4 images, expected 1"))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (THINKING_TEMPLATE, "<think>Hm.</think>Well."),
+        (f"{THINKING_TEMPLATE}<think>", "Hm.</think>Well."),  # the prompt has opened it
+        (THINKING_TEMPLATE, "Well."),
+    ],
+)
+def test_reasoning_and_answer_stand_apart(template: str, said: str, tmp_path: Path) -> None:
+    engine = thinking_engine()
+    behind = template.removeprefix(THINKING_TEMPLATE)
+    options = saying(engine, behind + said)
+    options["max_new_tokens"] = options.pop("max_tokens")
+    options["template_arguments"] = {"chat_template": template}
+    tasks = [Task(name, Request(name)) for name in ("a", "b")]
+    with Ledger(tmp_path / "out.jsonl", run="r") as ledger:
+        tally = run_batch(engine, tasks, ledger, options=options, seed=0)
+    assert not tally.failures
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    answers = [line for line in lines if "id" in line]
+    assert {line["id"] for line in answers} == {"a", "b"}
+    for line in answers:
+        assert line["text"] == said
+        if "Hm" in said:
+            assert (line["reasoning"], line["answer"]) == ("Hm.", "Well.")
+        else:
+            assert "reasoning" not in line and "answer" not in line
 
 
 @pytest.mark.parametrize(

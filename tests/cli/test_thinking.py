@@ -59,6 +59,7 @@ def test_what_is_thought_goes_to_stderr_and_marks_go_nowhere(prompts: list[str])
     assert "identical texts" in made.stderr
     values = json.loads(run("generate", "model", "Hi", "--json", "--compare").stdout)
     assert values["reasoning"] == "Hm, Hm, Hm." and values["compare"]["identical"]
+    assert values["answer"] == "Well."
     assert values["text"] == "analysisHm, Hm, Hm.assistantfinalWell.", "as it is"
 
 
