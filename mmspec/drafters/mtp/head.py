@@ -1,17 +1,17 @@
 """MtpHead: a model's own layer for the tokens to come, as trees are scored by it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmspec.attention.interface import KEYWORD, attached
 from mmspec.drafters.eagle.bound_head import FeatureHead
 from mmspec.drafters.eagle.module import HeadStates
-from mmspec.drafters.heads import CachedAttend, TargetEnds, placed
+from mmspec.drafters.heads import CachedAttend, TargetEnds
 from mmspec.drafters.heads.folder import take
 from mmspec.drafters.mtp import checkpoint
 from mmspec.drafters.mtp.layer import Turns, build
@@ -37,7 +37,9 @@ class MtpHead(FeatureHead):
         layer, self._config, reach = build(target.model)
         layer.load_state_dict(take(tensors, layer.state_dict(), who=str(folder)), assign=True)
         ends = TargetEnds(target)
-        self._layer = placed(layer.requires_grad_(False).eval(), ends, dtype or ends.dtype)
+        self._layer = layer.requires_grad_(False).eval()
+        kept = target.model._keep_in_fp32_modules_strict or ()
+        _move(layer, ends.device, dtype or ends.dtype, kept=kept)
         super().__init__(self._layer, [reach], ends, embedding=None, lm_head=None)
         self.taps = (target.last_tap,)
         self.index_layers = [0] if 0 in index_layers(self._config) else []
@@ -77,3 +79,17 @@ class MtpHead(FeatureHead):
             return
         with attached(self._config):
             yield {"attention_mask": None, KEYWORD: attend.call}
+
+
+def _move(
+    layer: nn.Module, device: torch.device, dtype: torch.dtype, *, kept: Collection[str]
+) -> None:
+    """All of it but the weights whose names have one of `kept` in them, which are not rounded to 16
+    bits: biases by which experts are chosen differ by little."""
+    least = torch.promote_types(dtype, torch.float32)
+    whole = {
+        name: weight.to(device, least)
+        for name, weight in layer.state_dict().items()
+        if any(part in name for part in kept)
+    }
+    layer.to(device, dtype).load_state_dict(whole, strict=False, assign=True)

@@ -269,6 +269,25 @@ def test_only_its_own_weights_are_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert read and all(name.startswith("model.layers.2.") for name in read)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_its_weights_are_of_the_dtypes_of_the_targets_own(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """The biases by which experts are chosen stay in float32: rounded, others would be."""
+    folder = saved(deepseek(), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    head: Any = Mtp().for_target(Target(model), None).head
+    block, own = head._layer.mtp_block.state_dict(), model.model.layers[-1].state_dict()
+    assert {weight.dtype for weight in own.values()} == {dtype, torch.float32}
+    assert {name: w.dtype for name, w in block.items()} == {n: w.dtype for n, w in own.items()}
+    bias = "mlp.gate.e_score_correction_bias"
+    assert torch.equal(block[bias], drawn(deepseek()).mtp_block.state_dict()[bias])
+    config = Config(decode=DecodeConfig(controller="fixed"))
+    engine = mmspec.load(model, config=config, drafter=[Mtp(min_confidence=0.0)])
+    result = engine.generate({"input_ids": torch.arange(3, 20)[None]}, max_new_tokens=5, seed=1)
+    assert result.stats.by_drafter["mtp"].proposed > 5
+
+
 # Mistakes
 
 
