@@ -73,9 +73,13 @@ class Turns:
             self._told["layer_type"] = config.layer_types[0]
 
     def __call__(self, states: Tensor, positions: Tensor) -> Any:
-        """For `positions` (batch, seq) int64; in the dtype of `states`."""
+        """For `positions` (batch, seq) int64; in the dtype of `states`, and where they are."""
         if self._rotary is None:
             return None
         if self._planes:
             positions = positions.expand(self._planes, *positions.shape)
-        return self._rotary(states, positions, **self._told)
+        turned = self._rotary(states, positions, **self._told)
+        # A model over several devices makes them on one of its own.
+        if isinstance(turned, Tensor):
+            return turned.to(states.device)
+        return tuple(part.to(states.device) for part in turned)

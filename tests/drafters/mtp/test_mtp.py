@@ -30,6 +30,7 @@ from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.eagle import session as eagle_session
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.mtp import Mtp
+from mmspec.drafters.mtp.layer import Turns
 from mmspec.errors import ConfigError, ModelError
 from mmspec.sweep import architectures
 from mmspec.sweep.build import build
@@ -286,6 +287,16 @@ def test_its_weights_are_of_the_dtypes_of_the_targets_own(
     engine = mmspec.load(model, config=config, drafter=[Mtp(min_confidence=0.0)])
     result = engine.generate({"input_ids": torch.arange(3, 20)[None]}, max_new_tokens=5, seed=1)
     assert result.stats.by_drafter["mtp"].proposed > 5
+
+
+def test_rotations_are_brought_to_where_the_layer_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model over several devices, its rotations may be made on the first one, and its lm_head
+    lies on the last."""
+    model = FAMILIES["llama"].build(torch.float32)
+    rotary, here = model.get_decoder().rotary_emb, torch.zeros(1, 2, 8)
+    monkeypatch.setattr(rotary, "forward", lambda states, positions: (here, here))
+    for made in Turns(model, model.config)(here.to("meta"), torch.zeros(1, 2)):
+        assert made.device.type == "meta"
 
 
 # Mistakes
