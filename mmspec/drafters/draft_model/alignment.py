@@ -69,7 +69,8 @@ class TextWording:
         self._alignment = alignment
         self._detokenizer = build_detokenizer(alignment.target.tokenizer, skip_special_tokens=False)
         # Some tokenizers drop a text's first space, which an answer behind a prompt is not.
-        self._decoded(prompt.token_ids[-SEAM:].tolist())
+        before = [token for token in prompt.token_ids.tolist() if token not in alignment.unread]
+        self._decoded(before[-SEAM:])
         self._num_read = prompt.num_tokens
         self._is_half = False
 

@@ -277,6 +277,18 @@ def test_special_tokens_that_the_draft_model_lacks_are_no_text() -> None:
     assert both.draft.decode(prompt) == "<s> the fox [a cat] "
 
 
+def test_an_answer_behind_tokens_that_are_no_text_begins_no_text() -> None:
+    """As behind an image, whose tokens are many."""
+    target = metaspace()
+    target.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    both = aligned(target, byte_level())
+    image = target.convert_tokens_to_ids("<|image|>")
+    begun = [*both.target.encode("the quick"), *[image] * (SEAM + 1)]
+    wording = both.wording(Prompt(torch.tensor(begun)))
+    wording.read([*begun, *both.target.encode("the quick brown")[len(begun) - SEAM - 1 :]])
+    assert both.draft.decode(wording.ids) == " brown"
+
+
 @pytest.mark.parametrize("draft", TOKENIZERS)
 def test_a_prompt_begins_once_as_the_draft_model_begins_a_text(draft: str) -> None:
     both = aligned(byte_level(9), TOKENIZERS[draft]())
