@@ -62,10 +62,12 @@ def _config(model: PreTrainedModel) -> PreTrainedConfig:
 
 
 class Turns:
-    """By what the model's layers turn queries and keys; None where they do without."""
+    """By what the model's layers turn queries and keys; None where they do without. A copy: some
+    remember the longest text they met, and the model's own must not hear of drafts."""
 
     def __init__(self, model: PreTrainedModel, config: PreTrainedConfig) -> None:
-        self._rotary: nn.Module | None = getattr(model.get_decoder(), "rotary_emb", None)
+        rotary: nn.Module | None = getattr(model.get_decoder(), "rotary_emb", None)
+        self._rotary = copy.deepcopy(rotary)
         sections = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or ()
         self._planes = len(sections)  # of M-RoPE, in which a text counts alike
         self._told = dict[str, str]()

@@ -299,6 +299,19 @@ def test_rotations_are_brought_to_where_the_layer_is(monkeypatch: pytest.MonkeyP
         assert made.device.type == "meta"
 
 
+def test_the_targets_rotations_hear_of_no_draft() -> None:
+    """Those that stretch with the longest text they met turn every key of the model otherwise."""
+    model = FAMILIES["llama"].build(torch.float64)
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    model.config.rope_parameters = rope
+    model.config.max_position_embeddings = 16
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+    before = model.model.rotary_emb.inv_freq.clone()
+    turns = Turns(model, model.config)
+    cos, _ = turns(torch.ones(1, 40, 8, dtype=torch.float64), torch.arange(40).unsqueeze(0))
+    assert cos.shape[1] == 40 and torch.equal(model.model.rotary_emb.inv_freq, before)
+
+
 # Mistakes
 
 
