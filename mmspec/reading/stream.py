@@ -1,6 +1,7 @@
 """AnswerPieces: an answer as it comes, in pieces that say who drafted them and what they are."""
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import groupby
 
 from mmspec.answers import Stream
@@ -37,12 +38,13 @@ class AnswerPieces:
         """As it was decoded. Raises InputError while it is being generated."""
         return self._stream.result
 
-    @property
+    @cached_property  # calls without an id of their own are given one as they are read
     def answer(self) -> Answer:
         """Raises InputError while it is being generated."""
         return self._reading.answer(self._stream.result)
 
     def close(self) -> None:
+        self._generator.close()  # type: ignore[attr-defined]
         self._stream.close()
 
     def __enter__(self) -> "AnswerPieces":

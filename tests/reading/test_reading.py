@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from integrations.frameworks import THINKING_TEMPLATE, saying
+from integrations.frameworks import ADD, CALL, THINKING_TEMPLATE, saying
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -51,6 +51,16 @@ def test_an_engine_answers_in_parts(thinker: mmspec.Engine) -> None:
     assert (answer.reasoning, answer.text, answer.calls) == ("Hm.", "Well.", [])
     assert answer.result is not None and answer.result.finish_reason == "eos"
     assert answer.reasoning_tokens == len("Hm.")
+
+
+def test_a_streamed_answer_stays_as_it_was_read(thinker: mmspec.Engine) -> None:
+    """A call that has no id of its own keeps the one that it was given."""
+    asked = {**options(thinker, f"Well.{CALL}"), "tools": [ADD]}
+    asked["template_arguments"] = {"chat_template": THINKING_TEMPLATE}
+    pieces = thinker.stream_answer("Hi", **asked)
+    assert "".join(map(str, pieces)) == "Well."
+    (call,) = pieces.answer.calls
+    assert [call.id] == [one.id for one in pieces.answer.calls]
 
 
 class Grammar(LogitsProcessor):

@@ -1,7 +1,7 @@
 """The pieces of an answer: what they are, and who drafted them."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -15,8 +15,14 @@ class Cut:
     """Stands for a stream and its reading: the answer in pieces, each drafted by another, who is
     called by the places of its characters."""
 
-    def __init__(self, answer: str, reader: AnswerReader, rng: random.Random) -> None:
-        self._answer, self._reader, self._rng = answer, reader, rng
+    def __init__(
+        self,
+        answer: str,
+        reader: AnswerReader,
+        rng: random.Random,
+        lengths: Sequence[int] = (1, 1, 1, 2, 3),
+    ) -> None:
+        self._answer, self._reader, self._rng, self._lengths = answer, reader, rng, lengths
 
     def reader(self) -> AnswerReader:
         return self._reader
@@ -24,9 +30,23 @@ class Cut:
     def __iter__(self) -> Iterator[Piece]:
         start = 0
         while start < len(self._answer):
-            stop = start + self._rng.choice([1, 1, 1, 2, 3])
+            stop = start + self._rng.choice(self._lengths)
             yield Piece(self._answer[start:stop], f"{start} {stop}")
             start = stop
+
+    def close(self) -> None:
+        """As a stream's: what it has told is told."""
+        self._answer = ""
+
+
+def test_what_is_held_back_is_not_told_once_it_is_closed() -> None:
+    cut = Cut("Well.<t", reader_of(FAMILIES["qwen3"], TOOLS), random.Random(0), [6])
+    pieces = AnswerPieces(cut, cut)  # type: ignore[arg-type]
+    told = ""
+    while told != "Well.":
+        told += next(pieces).text
+    pieces.close()
+    assert list(pieces) == []
 
 
 @pytest.mark.parametrize("tools", [TOOLS, ()], ids=["tools", "no tools"])
