@@ -1,6 +1,6 @@
 """KeptResponses: the last responses that their clients wanted kept, in memory."""
 
-import json
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
@@ -26,9 +26,11 @@ class KeptResponses:
         self._lock = Lock()
 
     def put(self, namespace: str, body: Mapping[str, Any], items: Sequence[object]) -> None:
-        """The oldest make room for it."""
-        kept = KeptResponse(body, items, len(json.dumps([body, items])))
+        """The oldest make room for it, unless there is not so much."""
+        kept = KeptResponse(body, items, _num_bytes([body, items]))
         settings = self._settings
+        if kept.num_bytes > settings.max_kept_bytes:
+            return
         with self._lock:
             self._kept[namespace, body["id"]] = kept
             self._num_bytes += kept.num_bytes
@@ -44,18 +46,35 @@ class KeptResponses:
         with self._lock:
             kept = self._kept.get((namespace, name))
         if kept is None:
-            raise ApiError(
-                404,
-                f"no response {name!r:.80} is kept here; expected the id of one of the last "
-                f"{self._settings.max_kept_responses} that were asked for with store=true",
-                code="response_not_found",
-                param=param,
-            )
+            raise self._missing(name, param)
         return kept
 
     def drop(self, namespace: str, name: str) -> None:
         """Raises ApiError where it is not there."""
-        self.get(namespace, name)
         with self._lock:
             kept = self._kept.pop((namespace, name), None)
-            self._num_bytes -= 0 if kept is None else kept.num_bytes
+            if kept is None:
+                raise self._missing(name)
+            self._num_bytes -= kept.num_bytes
+
+    def _missing(self, name: str, param: str | None = None) -> ApiError:
+        return ApiError(
+            404,
+            f"no response {name!r:.80} is kept here; expected the id of one of the last "
+            f"{self._settings.max_kept_responses} that were asked for with store=true",
+            code="response_not_found",
+            param=param,
+        )
+
+
+def _num_bytes(value: object) -> int:
+    """In memory: of small values that is many times their text."""
+    count, left = 0, [value]
+    while left:
+        one = left.pop()
+        count += sys.getsizeof(one)
+        if isinstance(one, Mapping):
+            left += (*one, *one.values())
+        elif isinstance(one, Sequence) and not isinstance(one, str):
+            left += one
+    return count

@@ -21,7 +21,7 @@ class ServerSettings:
     max_media: int = 32  # images and videos of a request: each may be large once it is opened
     max_samples: int = 16  # n, and prompts of one call
     max_kept_responses: int = 256  # of those that are asked for with store=true, the last
-    max_kept_bytes: int = 2**28  # of their conversations, images included
+    max_kept_bytes: int = 2**28  # of their conversations in memory, images included
     default_max_tokens: int = 4096  # of an answer, where neither request nor model says
     timeout_s: float = 600.0  # of a request, waiting included
     grace_s: float = 30.0  # what is under way has so long to end at a shutdown

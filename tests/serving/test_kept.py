@@ -1,5 +1,7 @@
 """Responses that are kept: told again, gone on from, deleted, and bounded."""
 
+import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from starlette.testclient import TestClient
 import mmspec
 from mmspec.errors import ConfigError
 from mmspec.serving import ServerSettings, create_app
+from mmspec.serving.kept import KeptResponses
 
 
 def status_of(client: TestClient, name: str, **headers: str) -> int:
@@ -72,7 +75,7 @@ def test_each_key_finds_its_own_responses_alone(engine: mmspec.Engine) -> None:
     [
         ({"max_kept_responses": 2}, 2),
         ({"max_kept_responses": 0}, 0),
-        ({"max_kept_bytes": 4500}, 2),
+        ({"max_kept_bytes": 25_000}, 2),
         ({"max_kept_bytes": 30}, 0),
     ],
 )
@@ -82,6 +85,32 @@ def test_the_oldest_make_room(engine: mmspec.Engine, bound: dict[str, int], num_
         names = [client.post(RESPONSES, json=body).json()["id"] for _ in range(4)]
         found = [status_of(client, name) == 200 for name in names]
         assert found == [False] * (4 - num_kept) + [True] * num_kept
+
+
+def test_what_is_too_large_drives_out_no_other(engine: mmspec.Engine) -> None:
+    with TestClient(
+        create_app(engine, ServerSettings(name="nano", max_kept_bytes=20_000))
+    ) as client:
+        body = respond(store=True)
+        small = client.post(RESPONSES, json=body).json()["id"]
+        unseen = {"type": "reasoning", "encrypted_content": "x" * 20_000}
+        items = [unseen, {"role": "user", "content": "Hi"}]
+        large = client.post(RESPONSES, json=respond(items, store=True)).json()["id"]
+        assert status_of(client, small) == 200 and status_of(client, large) == 404
+
+
+def test_what_is_kept_is_no_larger_than_the_bound_says() -> None:
+    """Also of many small values, which take many times their text."""
+    settings = ServerSettings(max_kept_bytes=2_000_000)
+    kept, text = KeptResponses(settings), json.dumps([{}] * 5_000)
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            kept.put("", {"id": f"resp_{number}"}, json.loads(text))
+        assert tracemalloc.get_traced_memory()[0] < 1.1 * settings.max_kept_bytes
+        kept.get("", "resp_18")
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_bound_below_nothing_is_refused() -> None:
