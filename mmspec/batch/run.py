@@ -48,6 +48,7 @@ class Tally:
 
 
 _FAILURES_KEPT = 20
+_BESIDE = ("images", "videos", "audio", "passages")  # fields of a request
 
 
 def run_batch(
@@ -74,7 +75,7 @@ def run_batch(
     """
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
     running: dict[int, tuple[Task, str | None]] = {}
-    reading: Reading | None = None
+    loaded: Engine | None = None
 
     def fail(task: Task, error: MmspecError, asked: str | None = None) -> None:
         values = {"id": task.id, "error": str(error)}
@@ -104,27 +105,27 @@ def run_batch(
                 yield replace(task.request, seed=task_seed(seed, task.id))
             seen.add(task.id)
 
-    def values_of(result: Result) -> dict[str, object]:
+    def values_of(request: Request, result: Result) -> dict[str, object]:
         if told is not None:
             return told(result)
-        parts = {} if reading is None else reading.answer_of_tokens(result).parts
-        return {**answer_values(result), **parts}
+        assert loaded is not None
+        return {**answer_values(result), **_parts(loaded, request, options, result)}
 
     def results() -> Iterator[tuple[int, Result]]:
-        nonlocal reading
+        nonlocal loaded
         asked = requests()
         first = next(asked, None)
         if first is not None:
-            made = engine if isinstance(engine, Engine) else engine()
-            reading = None if told is not None else _reading(made, options)
-            yield from made.generate_each(chain([first], asked), **options)
+            loaded = engine if isinstance(engine, Engine) else engine()
+            yield from loaded.generate_each(chain([first], asked), **options)
 
     for number, result in results():
         task, asked = running.pop(number)
         if result.error is not None:
             fail(task, result.error, asked)
         else:
-            ledger.write({"id": task.id, **values_of(result), "asked": asked})
+            assert task.request is not None
+            ledger.write({"id": task.id, **values_of(task.request, result), "asked": asked})
             tally.num_answered += 1
         tally.new_tokens += result.stats.new_tokens
         tally.steps += result.stats.steps
@@ -134,15 +135,37 @@ def run_batch(
     return tally
 
 
-def _reading(engine: Engine, options: Mapping[str, Any]) -> Reading | None:
-    """Of all answers: a chat template ends every prompt alike. None where they follow a grammar, or
-    where no prompt can be made."""
+def _parts(
+    engine: Engine, request: Request, options: Mapping[str, Any], result: Result
+) -> Mapping[str, str]:
+    """What the answer of a thinking model is made of; nothing where it follows a grammar.
+
+    By what is said in its prompt, media aside: that may open the reasoning, or not."""
     if any(isinstance(one, Guide) for one in options.get("logits_processors") or ()):
-        return None
+        return {}
+    own = {name: given for name, given in options.items() if name not in _BESIDE}
+    prompt = _said(request.prompt)
+    said = replace(request, prompt=prompt, images=(), videos=(), audio=(), passages=())
     try:
-        return Reading(engine.inputs, engine.prepare("?", **options))
-    except InputError:  # each of them will be told so
-        return None
+        return Reading(engine.inputs, engine.prepare(said, **own)).answer_of_tokens(result).parts
+    except MmspecError:  # some templates want what is left out here
+        return {}
+
+
+def _said(prompt: object) -> Any:
+    """The prompt; of messages their text. What has none is not refused for that."""
+    if not isinstance(prompt, list | tuple):
+        return prompt or "?"
+    return [
+        {**message, "content": [part for part in content if _is_text(part)] or "?"}
+        if isinstance(content := message.get("content"), list | tuple)
+        else message
+        for message in prompt
+    ]
+
+
+def _is_text(part: object) -> bool:
+    return not isinstance(part, Mapping) or part.get("type", "text") == "text"
 
 
 def task_seed(seed: int, name: str) -> int:

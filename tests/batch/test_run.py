@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from integrations.frameworks import THINKING_TEMPLATE, saying
+from PIL import Image
 from reading.families import thinking_engine
 
 from mmspec.answers import unbegun_result
@@ -18,14 +19,42 @@ from mmspec.requests import Request, Result
 class Refusing:
     """An engine that answers nothing."""
 
-    inputs = None
-
-    def prepare(self, prompt: str, **_: object) -> Request:
-        return Request(prompt)
-
     def generate_each(self, asked: Iterator[Request], **_: object) -> Iterator[tuple[int, Result]]:
         for number, _request in enumerate(asked):
             yield number, unbegun_result("error", InputError("4 images, expected 1"))
+
+
+@pytest.mark.parametrize("prompt", ["", [{"role": "user", "content": [{"type": "image"}]}]])
+def test_an_answer_about_an_image_alone_is_read_too(prompt: Any, tmp_path: Path) -> None:
+    engine, image = thinking_engine(), Image.new("RGB", (32, 32))
+    options = saying(engine, "<think>Hm.</think>Well.")
+    options["max_new_tokens"] = options.pop("max_tokens")
+    part = "{{ '<image>' if part['type'] == 'image' else part['text'] }}"
+    shown = THINKING_TEMPLATE.replace("{{ part['text'] }}", part)
+    options["template_arguments"] = {"chat_template": shown}
+    with Ledger(tmp_path / "out.jsonl", run="r") as ledger:
+        tasks = [Task("a", Request(prompt, images=(image,)))]
+        assert not run_batch(engine, tasks, ledger, options=options, seed=0).failures
+    assert '"reasoning": "Hm.", "answer": "Well."' in (tmp_path / "out.jsonl").read_text()
+
+
+def test_each_answer_is_read_behind_its_own_prompt(tmp_path: Path) -> None:
+    """Some templates open the reasoning, or do not, by what is said."""
+    engine = thinking_engine()
+    options = saying(engine, "<think>Hm.</think>Well.")
+    options["max_new_tokens"] = options.pop("max_tokens")
+    opens = "{% if messages[-1]['content'][0]['text'] == 'a' %}<think>{% endif %}"
+    options["template_arguments"] = {"chat_template": THINKING_TEMPLATE + opens}
+    options["images"] = iter([None, None])
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    tasks = [Task("a", Request(messages)), Task("b", Request("b"))]
+    with Ledger(tmp_path / "out.jsonl", run="r") as ledger:
+        assert not run_batch(engine, tasks, ledger, options=options, seed=0).failures
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    answers = {line["id"]: line for line in lines if "id" in line}
+    assert answers["a"]["text"] == "Hm.</think>Well."
+    for name in ("a", "b"):
+        assert (answers[name]["reasoning"], answers[name]["answer"]) == ("Hm.", "Well.")
 
 
 @pytest.mark.parametrize(
