@@ -148,16 +148,14 @@ class _Conversation:
                 f"Reading: {done:,} of {counted(of, 'token')}"
             ),
         )
-        writer = AnswerWriter(self._stdout, self._stderr, self._palette)
+        answer = AnswerWriter(self._stdout, self._stderr, self._palette)
         try:
-            with status, stream:
+            with status, stream, answer:
                 for piece in stream:
                     status.stop()
-                    writer.write(piece)
+                    answer.write(piece)
         except KeyboardInterrupt:
             self._stderr.print(Text("interrupted", style="dim"))
-        finally:
-            writer.end()
         tell(self._stderr, turn_line(stream.result))
 
 

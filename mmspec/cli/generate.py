@@ -199,10 +199,9 @@ def _streamed(
     from mmspec.reading import AnswerPieces
 
     palette, pieces, is_interrupted = Palette(), list[mmspec.Piece](), False
-    writer = AnswerWriter(stdout, stderr, palette)
+    bar, answer = ReadingBar(stderr), AnswerWriter(stdout, stderr, palette)
     try:
-        bar = ReadingBar(stderr)
-        with bar, engine.stream(request, on_prefill=bar.update) as stream:
+        with bar, answer, engine.stream(request, on_prefill=bar.update) as stream:
             told: Iterable[Piece] = stream
             if reading is not None and not as_json:
                 told = AnswerPieces(stream, reading)
@@ -210,11 +209,9 @@ def _streamed(
                 bar.stop()
                 pieces.append(piece)
                 if not as_json:
-                    writer.write(piece)
+                    answer.write(piece)
     except KeyboardInterrupt:
         is_interrupted = True
-    finally:
-        writer.end()
     if is_interrupted:
         _print_interrupted(request, pieces, stderr, as_json=as_json)
         raise typer.Exit(EXIT_INTERRUPTED)

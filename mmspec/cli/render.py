@@ -49,7 +49,7 @@ class Palette:
 
 class AnswerWriter:
     """Writes an answer as it comes, coloured by who drafted it: what is said to stdout, what the
-    model thinks before to stderr, dimmed."""
+    model thinks before to stderr, dimmed. A context manager, which ends the last line."""
 
     def __init__(self, stdout: Console, stderr: Console, palette: Palette) -> None:
         self._consoles = {False: stdout, True: stderr}  # by whether it is reasoning
@@ -65,7 +65,10 @@ class AnswerWriter:
         write(self._consoles[piece.is_reasoning], piece.text, style)
         self._last = piece
 
-    def end(self) -> None:
+    def __enter__(self) -> "AnswerWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self._last is not None:
             self._break_line(self._consoles[self._last.is_reasoning])
 

@@ -14,6 +14,8 @@ import mmspec
 from mmspec.cli import app
 from mmspec.cli.loading import Loading
 from mmspec.requests import build_request
+from mmspec.row import Row
+from mmspec.stream import Piece
 
 HARMONY = THINKING_TEMPLATE + "{# <|channel|> #}"
 ANSWER = (
@@ -75,3 +77,23 @@ def test_a_conversation_goes_on_with_answer_and_reasoning_apart(prompts: list[st
     assert made.stdout == "Well.\n" * 3 and made.stderr.count("Hm, Hm, Hm.\n\n") == 3
     before = "<|user|>Hi<|assistant|><think>Hm, Hm, Hm.</think>Well.<|user|>So?<|assistant|>"
     assert prompts[1].endswith(before) and prompts[2] == prompts[0].replace("Hi", "And?")
+
+
+def test_a_thought_that_is_interrupted_ends_its_line(
+    prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what there is of it stays in the conversation."""
+    take, calls = Row.take_pieces, list[object]()
+
+    def interrupted(self: Row) -> list[Piece]:
+        calls.append(self)
+        if len(calls) == 16:
+            raise KeyboardInterrupt
+        return take(self)
+
+    monkeypatch.setattr(Row, "take_pieces", interrupted)
+    made = run("chat", "model", text="Hi\nSo?\n")
+    assert made.stdout == "Well.\n"
+    thought, _, _ = made.stderr.partition("\ninterrupted\n")
+    assert thought and "Hm, Hm, Hm.".startswith(thought)
+    assert f"<think>{thought}" in prompts[1]
