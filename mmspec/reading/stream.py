@@ -1,5 +1,6 @@
 """AnswerPieces: an answer as it comes, in pieces that say who drafted them and what they are."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import groupby
@@ -24,7 +25,7 @@ class AnswerPieces:
         self._stream = stream
         self._reading = reading
         self._reader = reading.reader()
-        self._untold: list[tuple[str, str | None]] = []  # characters, and who drafted them
+        self._untold = deque[tuple[str, str | None]]()  # characters, and who drafted them
         self._generator = self._generate()
 
     def __iter__(self) -> Iterator[Piece]:
@@ -75,7 +76,7 @@ class AnswerPieces:
         """Of each character that is told. What is decided and not told was a mark, between what
         stands before it and what behind."""
         num_decided = len(self._untold) - self._reader.num_held
-        decided, self._untold = self._untold[:num_decided], self._untold[num_decided:]
+        decided = [self._untold.popleft() for _ in range(num_decided)]
         before = num_shared("".join(character for character, _ in decided), told)
         behind = max(before, len(decided) - (len(told) - before))
         found = [drafter for _, drafter in decided[:before] + decided[behind:]]
