@@ -15,7 +15,7 @@ from mmspec.engine import Engine
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import Passage
 from mmspec.reading import Guide, Reading
-from mmspec.requests import Request, Result
+from mmspec.requests import Request, Result, build_request
 
 
 def answer_values(result: Result) -> dict[str, object]:
@@ -147,7 +147,10 @@ def _parts(
     prompt = _said(request.prompt)
     said = replace(request, prompt=prompt, images=(), videos=(), audio=(), passages=())
     try:
-        return Reading(engine.inputs, engine.prepare(said, **own)).answer_of_tokens(result).parts
+        asked = build_request(said, own)
+        if not Reading(engine.inputs, asked).may_reason:  # as of most models: nothing to prepare
+            return {}
+        return Reading(engine.inputs, engine.prepare(asked)).answer_of_tokens(result).parts
     except MmspecError:  # some templates want what is left out here
         return {}
 

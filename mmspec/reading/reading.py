@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from transformers import LogitsProcessor
 
 from mmspec.inputs import InputProcessor
+from mmspec.inputs.template import REASONING
 from mmspec.reading.calls import ToolCall
 from mmspec.reading.form import Form, form_of, special_strings
 from mmspec.reading.reader import AnswerReader, Part, Reasoning
@@ -68,6 +69,11 @@ class Reading:
             self._unseen = special_strings(inputs.tokenizer)
             request = replace(request, skip_special_tokens=False)
         self.request = request  # what is to be decoded
+
+    @property
+    def may_reason(self) -> bool:
+        """Whether answers of this form may have any reasoning."""
+        return any(name in REASONING for name in self._form.template.fields)
 
     def reader(self) -> AnswerReader:
         """For one sample."""

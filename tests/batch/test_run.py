@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integrations.frameworks import THINKING_TEMPLATE, saying
+from integrations.frameworks import THINKING_TEMPLATE, TOOL_TEMPLATE, saying
 from PIL import Image
 from reading.families import thinking_engine
 
@@ -55,6 +55,20 @@ def test_each_answer_is_read_behind_its_own_prompt(tmp_path: Path) -> None:
     assert answers["a"]["text"] == "Hm.</think>Well."
     for name in ("a", "b"):
         assert (answers[name]["reasoning"], answers[name]["answer"]) == ("Hm.", "Well.")
+
+
+def test_of_a_model_that_never_reasons_no_prompt_is_made_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, made = thinking_engine(), list[object]()
+    options = saying(engine, "<think>Hm.</think>Well.")
+    options["max_new_tokens"] = options.pop("max_tokens")
+    options["template_arguments"] = {"chat_template": TOOL_TEMPLATE}
+    monkeypatch.setattr(engine, "prepare", lambda *asked, **_: made.append(asked))
+    with Ledger(tmp_path / "out.jsonl", run="r") as ledger:
+        tally = run_batch(engine, [Task("a", Request("a"))], ledger, options=options, seed=0)
+    assert not tally.failures and not made
+    assert '"text": "<think>Hm.</think>Well."' in (tmp_path / "out.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
