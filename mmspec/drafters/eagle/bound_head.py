@@ -33,11 +33,11 @@ class FeatureHead(TappingHead, ABC):
     """One that reads a feature beside each token: what the target has said of the token before it,
     or the head itself where the target has not spoken yet."""
 
+    index_layers: Sequence[int] = ()  # its own, that choose which tokens they see
+
     def project(self, features: Tensor) -> Tensor:
         """Joined states -> (tokens, hidden), as `states` reads them."""
         return features
-
-    index_layers: Sequence[int] = ()  # its own, that choose which tokens they see
 
     @abstractmethod
     def states(
