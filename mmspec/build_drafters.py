@@ -26,6 +26,7 @@ from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.mtp import Mtp
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
+from mmspec.drafters.token_recycling import TokenRecycling
 from mmspec.errors import ConfigError
 from mmspec.target.load import load_model, load_processor, resolve_path
 from mmspec.target.quantised import check_weights
@@ -129,4 +130,5 @@ DRAFTERS: dict[str, Callable[[DrafterConfig], AnyDrafter]] = {
     "mtp": lambda config: Mtp(**asdict(config.mtp)),
     "dflash": lambda config: build_head("dflash", DFlash, config.dflash),
     "lookahead": lambda config: Lookahead(**asdict(config.lookahead)),
+    "token_recycling": lambda config: TokenRecycling(**asdict(config.token_recycling)),
 }

@@ -43,6 +43,7 @@ from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
+from mmspec.drafters.token_recycling import TokenRecycling
 from mmspec.engine import Engine
 from mmspec.indexing import PromptedReader, collect_keys
 from mmspec.inputs import from_inputs
@@ -74,6 +75,7 @@ DRAFTERS = (
     "cascade",
     "lookahead",
     "prompt_lookup+lookahead",
+    "token_recycling",
     "medusa",
     "medusa_own",
     "dflash",
@@ -99,7 +101,7 @@ IN_TURN = (
     ("draft_same",),
     ("draft_padded", "draft_other"),
     ("cascade", *(f"compressed_{policy}" for policy in COMPRESSED)),
-    ("lookahead", "prompt_lookup+lookahead"),
+    ("lookahead", "prompt_lookup+lookahead", "token_recycling"),
     ("eagle1", "glide", "eagle3", "mtp"),
     ("medusa", "medusa_own", "dflash"),
     ("retrieval_suffix", "retrieval_online", "retrieval_generated"),
@@ -453,6 +455,8 @@ def _drafter(
         return DFlash(dflash(cell.family, cell.dtype), top_k=18, min_confidence=0.0)
     if name == "lookahead":
         return Lookahead(window=6, ngram=3, guess_set=6)
+    if name == "token_recycling":
+        return TokenRecycling(top_k=12, max_depth=3, min_confidence=0.0)
     if name == "prompt_lookup":  # eager: random text seldom repeats itself at length
         return _lookup()
     truths = {

@@ -25,6 +25,7 @@ from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
+from mmspec.drafters.token_recycling import TokenRecycling
 
 VIEW: dict[str, Any] = {"budget": 12, "recent": 5, "max_share": 1.0, "min_confidence": 0.0}
 
@@ -60,12 +61,14 @@ SMALL: dict[str, Callable[..., AnyDrafter]] = {
     "medusa": lambda **o: Medusa(unfitted(model(), spread=0.02), min_confidence=0.0, **o),
     "dflash": lambda **o: DFlash(dflash("llama", "float64"), min_confidence=0.0, **o),
     "lookahead": lambda: Lookahead(window=4, ngram=3, guess_set=4),
+    "token_recycling": lambda: TokenRecycling(top_k=3, max_depth=3, min_confidence=0.0),
 }
 # Those that copy, search by what the target chose, or branch as they believe.
 NEVER_DRAW = (
     "prompt_lookup",
     "retrieval",
     "lookahead",
+    "token_recycling",
     "layer_skip/searching",
     "compressed_kv/cape",
 )

@@ -34,6 +34,7 @@ from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
+from mmspec.drafters.token_recycling import TokenRecycling
 from mmspec.engine import Engine
 from mmspec.requests import Request, Result
 from mmspec.verify import VERIFIERS, Rule
@@ -103,6 +104,7 @@ CELLS: dict[str, tuple[str, Any, Sequence[str]]] = {
     "coupled-dflash": ("coupled", lambda: dflash(top_k=8), ()),
     "block-dflash": ("block", lambda: dflash(draw="sample"), ()),
     "coupled-lookahead": ("coupled", lambda: Lookahead(window=3, ngram=3), ()),
+    "coupled-recycling": ("coupled", lambda: TokenRecycling(min_confidence=0.0), ()),
     "speculative-eagle": ("speculative", lambda: eagle(3, **drawn(1, 1, 1)), SAMPLED),
     "recursive-eagle": ("recursive", lambda: eagle(1, **drawn(2, 2)), ()),
     "block-eagle": ("block", lambda: eagle(1, **drawn(1, 1, 1)), SAMPLED),
@@ -212,6 +214,7 @@ def test_what_is_weighed_is_what_the_papers_write_down(
         ("coupled-dflash", 2),
         ("block-dflash", 2),
         ("coupled-lookahead", 1),  # what the target says of the window is known with its choices
+        ("coupled-recycling", 2),  # all rows' likeliest tokens at once
         ("block-eagle", 2),
         ("recursive-eagle", 3),
         ("coupled-eagle", 4),

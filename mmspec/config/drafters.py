@@ -129,6 +129,16 @@ class LookaheadConfig:
 
 
 @dataclass
+class TokenRecyclingConfig:
+    """What the target held likely before, drafted again."""
+
+    top_k: int = 8  # tokens kept of each context
+    max_depth: int = 8
+    min_confidence: float = 0.02
+    contexts: int = 65_536  # pairs of tokens kept of a namespace, some 500 bytes each
+
+
+@dataclass
 class MedusaConfig:
     """Medusa heads for the target, and how their trees grow."""
 
@@ -183,5 +193,6 @@ class DrafterConfig:
     glide: GlideConfig = field(default_factory=GlideConfig)
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     lookahead: LookaheadConfig = field(default_factory=LookaheadConfig)
+    token_recycling: TokenRecyclingConfig = field(default_factory=TokenRecyclingConfig)
     medusa: MedusaConfig = field(default_factory=MedusaConfig)
     dflash: DFlashConfig = field(default_factory=DFlashConfig)

@@ -19,7 +19,15 @@ from mmspec.gpu_check.targets import check_replayed
 from mmspec.target.load import load_model, load_processor, resolve_path
 
 MODEL = "tiny-vlm"
-DRAFTERS = ("prompt_lookup", "retrieval", "compressed_kv", "layer_skip", "cascade", "lookahead")
+DRAFTERS = (
+    "prompt_lookup",
+    "retrieval",
+    "compressed_kv",
+    "layer_skip",
+    "cascade",
+    "lookahead",
+    "token_recycling",
+)
 _ROWS = 3
 _TOKENS, _SEEDS = 48, (1, 2)  # of each text
 _BITWISE = "decode.exactness=bitwise"

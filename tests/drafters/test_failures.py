@@ -38,6 +38,7 @@ MOMENTS: dict[str, tuple[str, int]] = {
     "medusa_own": ("medusa.trees.DepthTrees._sketch", 1),
     "dflash": ("medusa.trees.DepthTrees._sketch", 1),
     "cascade": ("cascade.drafter.BoundCascade._proposed", 1),
+    "token_recycling": ("token_recycling.session.RecyclingSession.propose", 0),
     "retrieval_online": ("retrieval.session.RetrievalSession.draft", 0),
 }
 

@@ -23,7 +23,7 @@ from mmspec.state import Prefill, Preparation, Prompt
 from mmspec.tree import TokenTree
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
-NEVER_DUE = ("layer_skip", "medusa", "lookahead")
+NEVER_DUE = ("layer_skip", "medusa", "lookahead", "token_recycling")
 DRAFTERS = [name for name in SMALL if name not in NEVER_DUE]
 CAN_WAIT = {"layer_skip/searching"}
 

@@ -73,6 +73,7 @@ class Counted(TokenView):
         "prompt_lookup",
         "retrieval_online",
         "lookahead",
+        "token_recycling",
         "draft_same",
         "draft_other",
         "eagle1",

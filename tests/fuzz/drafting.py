@@ -28,6 +28,7 @@ from mmspec.drafters.lookahead import Lookahead
 from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
+from mmspec.drafters.token_recycling import TokenRecycling
 from mmspec.state import Prefill, Prompt, Scores, Verdict
 from mmspec.target import Target
 from mmspec.target.self_draft import draft_forward
@@ -107,7 +108,7 @@ def _draw_drafter(
         ["knowing"] * 6
         + ["prompt_lookup", "retrieval", "retrieval", "draft_model", "compressed_kv", "layer_skip"]
         + ["lookahead", "eagle", "glide", "medusa", "cascade", "draft_model", "compressed_kv"]
-        + ["dflash"]
+        + ["dflash", "token_recycling"]
         + ["mtp"] * can_have(family, "mtp")
     )
     if kind == "prompt_lookup":
@@ -158,6 +159,13 @@ def _draw_drafter(
             ngram=draw.randint(2, 5),
             guess_set=draw.randint(1, 8),
             pool_from_prompt=draw.random() < 0.7,
+        )
+    if kind == "token_recycling":
+        return TokenRecycling(
+            top_k=draw.choice([1, 4, 18]),
+            max_depth=draw.randint(1, 6),
+            min_confidence=sure,
+            contexts=draw.choice([1, 3, 40, 65_536]),
         )
     model = model_of(family, dtype)
     if kind == "eagle":
