@@ -23,6 +23,7 @@ from mmspec.config.drafters import (
     MtpConfig,
     PromptLookupConfig,
     RetrievalConfig,
+    TokenRecyclingConfig,
 )
 from mmspec.config.reading import (
     CONFIG_DIR,
@@ -65,6 +66,7 @@ __all__ = [
     "MtpConfig",
     "PromptLookupConfig",
     "RetrievalConfig",
+    "TokenRecyclingConfig",
     "TrainConfig",
     "TrainEagle3Config",
     "TrainEagleConfig",
