@@ -2,12 +2,12 @@
 uniform numbers; the same bits on every device.
 
 The bits are Philox4x32-10 (Salmon et al., SC 2011, "Parallel random numbers: as easy as 1, 2, 3"),
-in int64 tensor operations that wrap around, or in Triton on a GPU. One block of four words serves
+in int64 operations that wrap around, or in Triton on a GPU. One block of four words serves
 four neighbouring tokens, so the noise of any few tokens can be had without that of the others.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,14 +146,22 @@ def philox(
     `counter` is four 32-bit words, the first a tensor (blocks,) int64; `key` two 32-bit words.
     """
     first, *rest = counter
-    c0 = first & _MASK
-    c1, c2, c3 = (torch.full_like(first, word & _MASK) for word in rest)
+    if first.device.type == "cpu":  # where numpy computes it sooner
+        c0, c1, c2, c3 = map(torch.from_numpy, _rounds((first.numpy(), *rest), key))
+    else:
+        c0, c1, c2, c3 = _rounds(counter, key)
+    return c0, c1, c2, c3
+
+
+def _rounds(counter: Sequence[Any], key: tuple[int, int]) -> Sequence[Any]:
+    """Of tensors and of arrays."""
+    c0, c1, c2, c3 = (word & _MASK for word in counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
         # 32 x 32 -> 64 bits; the int64 product wraps, but its bits are the right ones.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         high0, high1 = (product0 >> 32) & _MASK, (product1 >> 32) & _MASK
-        c0, c1 = high1.bitwise_xor_(c1).bitwise_xor_(k0), product1.bitwise_and_(_MASK)
-        c2, c3 = high0.bitwise_xor_(c3).bitwise_xor_(k1), product0.bitwise_and_(_MASK)
+        c0, c1 = high1 ^ c1 ^ k0, product1 & _MASK
+        c2, c3 = high0 ^ c3 ^ k1, product0 & _MASK
         k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
     return c0, c1, c2, c3
