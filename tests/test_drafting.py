@@ -46,6 +46,13 @@ class Fails(Says):
         raise RuntimeError("out of ideas")
 
 
+class Strays(Says):
+    """Begins at another token than the text ends with."""
+
+    def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+        return super().propose([9], budget)
+
+
 class Lost(Says):
     """Its device is lost when the text has ended."""
 
@@ -69,9 +76,15 @@ class FailsTogether(Together):
 
 
 class Row:
-    def __init__(self, *drafters: Says, tokens: Sequence[int] = (3, 5), room: int = 9) -> None:
+    def __init__(
+        self,
+        *drafters: Says,
+        tokens: Sequence[int] = (3, 5),
+        room: int = 9,
+        needs_q: bool = False,
+    ) -> None:
         self.tokens, self.room = list(tokens), room
-        self.drafting = Drafting(drafters)
+        self.drafting = Drafting(drafters, needs_q=needs_q)
         self.drafting.start(Prompt(torch.tensor(self.tokens)), PREFILL, GUIDE)
 
 
@@ -96,7 +109,35 @@ def test_together_they_stay_within_the_budget_and_the_room() -> None:
     row = Row(Says("a", [7, 8, 9, 10]), Says("b", [11, 12, 13]), room=3)
     (tree,) = trees(row, max_nodes=3)
     assert tree.num_nodes == 4 and max(tree.depths) <= 2
-    assert trees(Row(Says("a", [7]), room=1)) == [TokenTree.root(5)]
+    (tree,) = trees(Row(Says("a", [7]), Says("b", [8])))
+    assert tree.tokens == (5, 7, 8)
+    drafter = Says("a", [7])
+    assert trees(Row(drafter, room=1)) == [TokenTree.root(5)] and not drafter.calls
+    assert [tree.tokens for tree in trees(Row(drafter, room=2))] == [(5, 7)]
+
+
+@pytest.mark.parametrize("num_rows", range(1, 14))
+def test_all_rows_nodes_have_room_for_their_states_node_0_among_them(num_rows: int) -> None:
+    settings = DraftSettings(FixedController(), lambda t: t, 8, max_states=12)
+    most = settings.nodes_of(num_rows)
+    assert most == 0 or num_rows * (most + 1) <= 12
+    assert most == 8 or num_rows * (most + 2) > 12, "there was room for more"
+    assert DraftSettings(FixedController(), lambda t: t, 8).nodes_of(num_rows) == 8
+
+
+@pytest.mark.parametrize("budget", [1, 2])
+def test_what_was_drawn_is_whole_and_within_the_budget(
+    budget: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = Row(Says("a", [7, 8]), needs_q=True)
+    (tree,) = trees(row, max_nodes=budget)
+    if budget == 2:
+        assert tree.tokens == (5, 7, 8) and not caplog.records
+    else:
+        assert tree.tokens == (5,) and not row.drafting.drafters
+        (record,) = caplog.records
+        assert "2 drafted nodes, expected at most 1" in record.message
+        assert "without it, its distribution is the same" in record.message
 
 
 @pytest.mark.parametrize(
@@ -117,8 +158,22 @@ def test_a_failing_drafter_is_left_out_with_one_warning_and_the_others_go_on(
         assert [tree.tokens for tree in trees(*rows)] == [(5, 8), (4, 8)]
     assert [d.name for row in rows for d in row.drafting.drafters] == ["good", "good"]
     warnings = [record.message for record in caplog.records if "bad" in record.message]
-    assert len(warnings) == 1 and said in warnings[0] and "2 requests go on" in warnings[0]
+    assert (
+        len(warnings) == 1
+        and said in warnings[0]
+        and "2 requests go on without it, each one's text is" in warnings[0]
+    )
     assert bad.calls.count("close") == 2
+
+
+def test_rows_where_it_fails_in_other_ways_are_told_of_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    drafter = Strays("bad", [7])
+    assert [tree.tokens for tree in trees(Row(drafter), Row(drafter, tokens=(1,)))] == [(5,), (1,)]
+    told = [record.message.split("; this request goes on")[0] for record in caplog.records]
+    failed = "drafter bad failed (ValueError: node 0 is 9, the last token"
+    assert told == [f"{failed} 5)", f"{failed} 1)"]
 
 
 def test_a_batch_drafter_is_asked_once_for_all_rows_that_want_it() -> None:
@@ -206,6 +261,34 @@ def test_a_request_without_speculation_opens_no_session() -> None:
     assert Drafting([drafter], speculate=False).drafters == []
 
 
+def test_the_texts_length_is_told_at_its_end() -> None:
+    lengths = Row().drafting.pace.lengths
+    for chosen in ([], [4, 4, 4]):
+        drafting = Drafting([])
+        drafting.pace.lengths = lengths
+        drafting.close(chosen)
+    assert lengths.usual == 3
+
+
+def test_time_is_booked_as_it_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drafter's own in equal shares of the rows that it was asked for; the step's as a whole."""
+    now, booked = [100.0], dict[str, float]()
+
+    class Slow(Says):
+        def propose(self, tokens: Sequence[int], budget: int) -> TokenTree:
+            now[0] += len(self.draft)
+            return super().propose(tokens, budget)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(FixedStep, "spent", lambda _, seconds: booked.update(all=seconds))
+    monkeypatch.setattr(
+        FixedStep, "learn", lambda _, row, name, *rest: booked.update({f"{name} {row}": rest[-1]})
+    )
+    short, long = Slow("short", [7]), Slow("long", [7, 8, 9])
+    trees(Row(short, long), Row(short, tokens=(1,)), Row(tokens=(2,)))
+    assert booked == {"short 0": 1.0, "short 1": 1.0, "long 0": 3.0, "all": 5.0}
+
+
 class Reads(Says):
     """Reads the text alone, which it has to prepare for."""
 
@@ -242,6 +325,7 @@ def test_while_a_step_is_under_way_only_readers_of_the_text_are_asked(
     assert reads.calls == ["prepare", "propose"]
     assert found.trees == [TokenTree.root(5)]
     assert found.is_quiet is not bool(draft)
+    assert propose([Row(reads)], settings, 100).is_quiet is not bool(draft)
     found = propose([Row(reads, looks)], settings, 100, is_begun=True)
     assert not looks.calls
     assert found.trees == [TokenTree.root(5)] and not found.is_quiet
@@ -307,6 +391,27 @@ def test_a_step_under_way_is_followed_by_another_unless_somebody_would_be_asked(
     assert not drafter.calls
     propose([Row(drafter)], settings, 100)
     assert found.is_quiet is not ("propose" in drafter.calls)
+
+
+def test_one_of_several_that_would_be_asked_is_enough_to_wait_for_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PatientStep, "asks", lambda _, row, name, tree, least_s: name == "asked")
+    for names in (("asked", "not"), ("not", "asked")):
+        rows = [Row(*(Says(name, [7]) for name in names))]
+        settings = DraftSettings(Patient(), lambda t: t, 8)
+        assert not propose(rows, settings, 100, is_begun=True).is_quiet
+
+
+@pytest.mark.parametrize("can_wait", [True, False])
+def test_what_may_not_prepare_is_asked_where_that_can_wait(
+    can_wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FixedStep, "prepares", lambda *_: False)
+    drafter = Priced("priced", [7])
+    drafter.preparation = lambda _: Preparation(can_wait=can_wait)  # type: ignore[method-assign]
+    trees(Row(drafter))
+    assert drafter.calls == ["propose"] * can_wait
 
 
 def test_without_room_for_a_node_nobody_is_waited_for() -> None:
