@@ -30,8 +30,8 @@ class AutoController:
     """Learns costs, acceptance and the worth of asking from all requests; each request's own
     experience comes on top."""
 
-    def __init__(self, costs: CostModel | None = None) -> None:
-        self.costs = costs or CostModel()
+    def __init__(self) -> None:
+        self.costs = CostModel()
         self.calibration = Calibration(4.0, 0.99)
         self.worth = Worth()
         self.outlays: dict[str, Outlay] = {}  # of drafters that have to be prepared

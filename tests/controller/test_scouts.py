@@ -51,3 +51,13 @@ def test_what_was_never_measured_is_tried_in_turn() -> None:
         step.observe([Verdict((0,), (1,))], PLAIN_S)
         scored.append(len(cut.scouts))
     assert scored == sorted(scored) and scored[0] == 2 and scored[-1] == SCOUTS
+
+
+def test_a_node_beside_scouts_is_weighed_by_what_it_adds_to_them() -> None:
+    """They are scored anyway."""
+    simulated = Simulated(lambda draw, at: [], 0.0, scouts=8)
+    tree = simulated.tree("looking", 1, [(0.3, True)], 100)
+    step = measured(1, 13).step([Pace()], 50)
+    step.learn(0, "looking", TokenTree.root(1), tree, 0.01 * PLAIN_S)
+    (cut,) = step.cut([tree])
+    assert len(cut.scouts) == 8 and cut.num_nodes == 10
