@@ -231,7 +231,8 @@ def test_the_end_of_text_is_told_in_the_targets_id_and_other_specials_end_a_path
     both = alignment("metaspace", "byte_level")
     start = both.target.encode("the fox")
     eos, pad = both.draft.tokenizer.eos_token_id, both.draft.tokenizer.pad_token_id
-    for special, expected in ((eos, [both.target.tokenizer.eos_token_id]), (pad, [])):
+    told = both.target.tokenizer.eos_token_id
+    for special, both.eos, expected in ((eos, told, [told]), (eos, None, []), (pad, told, [])):
         wording = both.wording(Prompt(torch.tensor([1])))
         wording.read([1, *start])
         path = [*both.draft.encode(" too"), special, *both.draft.encode("x")]
