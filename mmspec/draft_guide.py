@@ -1,5 +1,6 @@
 """DraftGuide: what a drafter may follow of a request's sampling."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -51,11 +52,17 @@ class DraftGuide:
     prompt_length: int
     warpers: LogitsProcessorList = field(default_factory=LogitsProcessorList)
     forcing: tuple[ForcingProcessor, ...] = ()  # processors that know tokens to come
+    max_length: int = sys.maxsize  # tokens of the whole text, prompt included
 
     def warp(self, logits: Tensor) -> Tensor:
         """(nodes, vocab) logits of a drafter, float32, warped as the target's will be."""
         nothing = torch.empty(logits.shape[0], 0, dtype=torch.long, device=logits.device)
         return self.warpers(nothing, logits.float())
+
+    def depth_below(self, index: int) -> int:
+        """Levels of a tree below the token at `index` of the whole text that the text has room for,
+        at least one. Behind them stands a token of the target's own."""
+        return max(self.max_length - index - 2, 1)
 
     def place(self, index: int, *, stream: int = TARGET_STREAM) -> Place:
         """Of the token at `index` of the whole text, prompt included."""

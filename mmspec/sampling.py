@@ -281,6 +281,7 @@ class Sampler:
             self._prompt_length,
             LogitsProcessorList(p for p in self.processors if isinstance(p, WARPERS)),
             tuple(p for p in self.processors if isinstance(p, ForcingProcessor)),
+            max_length=self._ids.shape[1],
         )
 
 

@@ -43,6 +43,9 @@ HOLDERS = (
     "cascade",
 )
 
+# Those that make a forward for each level of a tree.
+LEVELS = ("draft_model", "compressed_kv", "layer_skip", "eagle", "mtp", "glide", "cascade")
+
 
 @cache
 def plain(sampling: str) -> tuple[tuple[int, ...], ...]:
@@ -80,6 +83,24 @@ def test_a_draft_begins_at_the_text_and_is_within_its_budget(
         assert set(one.tree.drafters[1:]) <= {one.drafter} and one.tree.q is None
     assert min(one.budget for one in asked) == 1, "nobody is asked for nothing"
     assert any(one.tree.num_nodes > 2 for one in asked), "it hardly drafts"
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("rule", ["coupled", "speculative"])
+def test_no_forward_is_made_for_what_the_text_has_no_room_for(
+    name: str, rule: str, asked: list[Asked]
+) -> None:
+    """Of its last tokens one is the target's own."""
+    draws: dict[str, Any] = {"draw": "sample", "profile": (1,) * 3} if rule != "coupled" else {}
+    (request,) = requests_of(sampling="t1")[:1]
+    engine = engine_of("llama", small(name, **draws), verifier=rule)
+    (result,) = engine.generate([request])
+    assert result.finish_reason == "length"
+    length = result.stats.prompt_tokens + len(result.tokens)
+    deepest = max(max(one.tree.depths) for one in asked)
+    for one in asked:
+        assert max(one.tree.depths) == min(deepest, length - len(one.text) - 1)
+    assert len(asked[-1].text) > length - 1 - deepest, "it was not asked near the end"
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -257,6 +278,12 @@ def test_that_enumeration_catches_a_q_that_was_not_drawn_from(
     assert max(abs(found.get(text, 0.0) - own[text]) for text in own) > 1e-3
 
 
+def _levels_left(one: Asked) -> int:
+    """How deep the tree may be for the text's length, of at most two levels."""
+    session: Any = getattr(one.session, "middle", one.session)
+    return min(session.guide.depth_below(len(one.text) - 1), 2)
+
+
 @pytest.mark.parametrize("name", DRAWING)
 @pytest.mark.parametrize("sampling", ["greedy", "t1"])
 def test_drawn_trees_have_a_shape_that_was_set_before_and_carry_q(
@@ -279,8 +306,8 @@ def test_drawn_trees_have_a_shape_that_was_set_before_and_carry_q(
             assert texts(results) == plain("greedy")
     own = [one for one in asked if one.drafter == name.split("/")[0]]
     if sampling == "t1":  # nothing is forbidden, so nothing is missing
-        shapes = {one.budget: one.tree.parents for one in own}
-        assert all(one.tree.parents == shapes[one.budget] for one in own)
+        shapes = {(one.budget, _levels_left(one)): one.tree.parents for one in own}
+        assert all(one.tree.parents == shapes[one.budget, _levels_left(one)] for one in own)
         assert any(one.tree.num_nodes > 2 for one in own)
     for one in own:
         tree = one.tree

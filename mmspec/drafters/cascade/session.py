@@ -72,7 +72,8 @@ class CascadeSession:
         context has no room behind."""
         settings, guide, index = self._drafter.settings, self.middle.guide, len(tokens) - 1
         placement = self.middle.catch_up(tokens)
-        depth = min(settings.max_depth, budget, self._drafter.middle.room(len(tokens)))
+        room = min(self._drafter.middle.room(len(tokens)), guide.depth_below(index))
+        depth = min(settings.max_depth, budget, room)
         if placement is None or depth <= 0:
             return None
         branching: Branching

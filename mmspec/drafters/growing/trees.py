@@ -113,6 +113,8 @@ class GrowingTrees:
         with what CaPE sets beside it, as deep as pays."""
         settings, cost, guide, crop = self.settings, self._cost, session.guide, self._crop
         warp = guide.warp if crop is None else lambda logits: guide.warp(crop(logits))
+        if self._is_coupled:
+            room = min(room, guide.depth_below(index))
         if session.must_draw:
             profile, first_draw = affordable(settings.profile[:room], budget), session.num_draws
             return DrawnBranching(guide, index, warp=warp, profile=profile, first_draw=first_draw)

@@ -235,9 +235,11 @@ def test_under_rules_that_need_q_it_is_a_chain_drawn_from_the_middle_levels_q(
         patch.setattr(BoundCascade, "propose_together", watching)
         results = engine.generate(requests_of("qwen3"))
     assert all(result.error is None for result in results)
-    assert {tree.num_nodes for tree in trees} == {5} and all(tree.is_chain for tree in trees)
+    assert all(tree.is_chain for tree in trees)
+    assert sum(tree.num_nodes != 5 for tree in trees) <= 3, "the texts' ends alone"
     for tree in trees:
-        sums = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+        sums = torch.ones(tree.num_nodes)
+        sums[-1] = 0.0
         torch.testing.assert_close(tree.q.sum(dim=1), sums)
     short = sum(c for r in results for n, c in r.stats.accepted_lengths.items() if n < 4)
     assert short <= 3, "the texts' ends alone"

@@ -1,6 +1,7 @@
 """draft_model in the engine: what it drafts, what it keeps, what it never does."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, wraps
 from itertools import pairwise
 from typing import Any
@@ -157,7 +158,7 @@ def test_it_catches_up_after_many_steps_without_being_asked() -> None:
         *request.prompt["input_ids"][0].tolist(),  # type: ignore[index,call-overload]
         *engine.generate(request, max_new_tokens=200, speculate=False).tokens,
     ]
-    row = engine._row(request, 0)
+    row = engine._row(replace(request, max_new_tokens=200), 0)
     sessions = [drafter.start(row.prompt, None, row.sampler.guide) for _ in range(2)]  # type: ignore[arg-type]
     for ends in ((41, 42), (43, 200), (120, 203), (204, 235)):
         texts = [tokens[:end] for end in ends]
