@@ -150,9 +150,16 @@ class GeneratedStore:
     ) -> "GeneratedStore":
         """What `save` wrote; of more than fits the most useful.
 
-        Raises DatastoreError: a damaged file, another format, another tokenizer.
+        Raises DatastoreError: a damaged file, another format, another tokenizer, or nothing that
+        can be read.
         """
-        data = Path(path).read_bytes()
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise DatastoreError(
+                f"{path}: cannot be read: {error.strerror}; expected a file of generated texts, or "
+                "the name of a new one"
+            ) from error
         if not data.startswith(_MAGIC):
             raise DatastoreError(f"{path}: holds no generated texts of this version; delete it")
         try:

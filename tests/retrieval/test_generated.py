@@ -178,3 +178,5 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(DatastoreError, match="no generated texts of this version"):
         GeneratedStore.load(path, tokenizer="t")
+    with pytest.raises(DatastoreError, match="cannot be read"):
+        GeneratedStore.load(tmp_path, tokenizer="t")
