@@ -46,6 +46,8 @@ def test_values_that_make_no_sense_are_refused_by_their_names() -> None:
                         ("max_depth", 0), ("min_confidence", -1)):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"drafter\.prompt_lookup\.{name}={value}"):
             PromptLookup(**{name: value})
+    PromptLookup(max_matches=1, min_match=1, max_match=1, max_depth=1, min_confidence=0.0)
+    PromptLookup(min_match=64, max_match=64, min_confidence=1.0)
     assert started([1, 2, 1], max_matches=99).propose([1, 2, 1], 1).tokens == (1, 2)
 
 
