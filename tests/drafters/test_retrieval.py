@@ -320,8 +320,10 @@ def test_a_datastore_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         writer.commit()
     with pytest.raises(DatastoreError, match="another tokenizer: got sha256"):
         bound(tmp_path / "o")
-    with pytest.raises(ConfigError, match="no tokenizer"):
-        Retrieval(wide).for_target(TARGET, None)
+    for options in ({"datastores": wide}, {"generated_path": tmp_path / "texts"}):
+        with pytest.raises(ConfigError, match="no tokenizer"):
+            Retrieval(**options).for_target(TARGET, None)
+    assert "generated" not in bound(generated_bytes=0).sources
 
 
 @pytest.mark.parametrize(
@@ -372,3 +374,5 @@ def test_the_state_that_chose_the_newest_token_is_the_querys() -> None:
     query = session.query([1, 2, 5, 6, 8])
     assert query.tail == [1, 2, 5, 6, 8]
     assert query.hidden[3].tolist() == [0, 0, 1, 0], "node 1's: after 6 the target chose 8"
+    session.observe(TokenTree.root(8), Verdict((0,), (9,)), Scores(torch.zeros(1, 1)))
+    assert not session.query([1, 2, 5, 6, 8, 9]).hidden, "a view's forwards have none"
