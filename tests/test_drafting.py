@@ -220,6 +220,9 @@ def test_a_batch_drafters_failure_at_one_row_is_that_rows(
     assert "not after 6" in record.message and "this request goes on" in record.message
     together = [call for call in drafter.calls if "together" in call]
     assert together == ["together 3", *["together 1"] * 3, "together 2"]
+    alone = FailsAt("alone", [7], 6)
+    trees(Row(alone, tokens=(2, 6)))
+    assert alone.calls == ["together 1", "propose", "close"], "it was asked once"
 
 
 def test_what_fails_for_several_rows_alone_is_asked_for_each(

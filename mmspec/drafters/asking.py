@@ -39,7 +39,7 @@ def ask_each(
     texts: Sequence[Sequence[int]],
     budget: int,
     *,
-    together: bool = True,
+    together: bool,
 ) -> Asked:
     """Of all rows together where the drafter can do so; where that fails, or without `together`,
     of each row alone.
