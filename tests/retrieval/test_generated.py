@@ -50,11 +50,21 @@ def searched(entries: list[list[int]], query: list[int], max_match: int) -> list
 # ORACLE
 
 
-@given(texts, st.lists(st.sampled_from([SEPARATOR, 0, 1, 2]), max_size=14), st.integers(3, 12))
+@st.composite
+def queries(draw: st.DrawFn) -> tuple[list[list[int]], list[int]]:
+    """Entries, and a text that ends as one of them begins: else few would be found."""
+    entries, before = draw(texts), draw(st.lists(st.sampled_from([SEPARATOR, 0, 1, 2]), max_size=3))
+    entry = draw(st.sampled_from(entries))
+    return entries, before + entry[: draw(st.integers(0, len(entry)))]
+
+
+@given(queries(), st.integers(3, 12))
 def test_matches_are_those_of_a_search_of_every_entry(
-    entries: list[list[int]], query: list[int], max_match: int
+    asked: tuple[list[list[int]], list[int]], max_match: int
 ) -> None:
+    entries, query = asked
     store = store_of(*entries)
+    assert len(store) == len({tuple(entry) for entry in entries if len(entry) > MIN_MATCH})
     expected = searched(entries, query, max_match)
     found = store.matches(query, limit=1000, max_match=max_match)
     assert set(found) <= set(expected)
