@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(
     texts=st.lists(separated, min_size=1, max_size=6),
     query=st.lists(st.sampled_from([SEPARATOR, 0, 1, 2, 3, VOCAB]), max_size=12),
+    copied=st.integers(0, 30),
     max_match=st.integers(1, 10),
     deleted=st.sets(st.integers(0, 5)),
     segment_tokens=st.sampled_from([40, 1000]),
@@ -71,10 +72,13 @@ def test_a_look_up_finds_what_a_search_of_every_place_finds(
     folder: Path,
     texts: list[list[int]],
     query: list[int],
+    copied: int,
     max_match: int,
     deleted: set[int],
     segment_tokens: int,
 ) -> None:
+    """Of a text that ends as one of them begins: else few tokens would agree."""
+    query = [*query, *texts[0][:copied]]
     path = folder / str(len(list(folder.iterdir())))
     add(path, documents(texts), segment_tokens=segment_tokens)
     gone = {number for number in deleted if number < len(texts)}
