@@ -69,15 +69,22 @@ class Datastore(Lookups):
                     raise damaged(f"{error.filename}: this file is gone") from error
 
     def latest(self) -> "Datastore":
-        """This datastore as it is on the disk now: itself where nothing was committed since.
+        """This datastore as it is on the disk now: itself where nothing was committed since. A
+        dense index that is open is open there too, and read again only where it has changed.
 
-        Raises DatastoreError where the folder is gone; this one goes on working.
+        Raises DatastoreError where the folder is gone or a file is damaged, and MissingExtraError
+        where faiss is missing; this one goes on working.
         """
         if read_manifest(self.folder) == self.manifest:
             return self
-        return Datastore.open(
+        store = Datastore.open(
             self.folder, tokenizer=self.manifest.tokenizer, vocab_size=self.manifest.vocab_size
         )
+        if store.manifest.dense == self.manifest.dense:
+            store._dense = self._dense
+        elif self._dense is not None:
+            store._dense = store._opened_dense()
+        return store
 
     # By hidden states.
 
@@ -113,14 +120,19 @@ class Datastore(Lookups):
     def dense(self) -> DenseIndex | None:
         """The dense index, opened when first asked for, after its checksum. None where there is
         none. Raises DatastoreError, and MissingExtraError where faiss is missing."""
-        record = self.manifest.dense
-        if self._dense is None and record is not None:
-            try:
-                check_file(self.folder, record.file, contents=True)
-                self._dense = DenseIndex.open(self.folder / record.file.name, dim=record.dim)
-            except FileNotFoundError as error:
-                raise self._gone(error) from error
+        if self._dense is None:
+            self._dense = self._opened_dense()
         return self._dense
+
+    def _opened_dense(self) -> DenseIndex | None:
+        record = self.manifest.dense
+        if record is None:
+            return None
+        try:
+            check_file(self.folder, record.file, contents=True)
+            return DenseIndex.open(self.folder / record.file.name, dim=record.dim)
+        except FileNotFoundError as error:
+            raise self._gone(error) from error
 
     def nearest(self, queries: Keys, *, limit: int = 32) -> Neighbours:
         """The positions nearest to hidden states (rows, dim), for all rows of a batch in one go.

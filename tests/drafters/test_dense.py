@@ -161,6 +161,31 @@ def test_what_is_added_is_found_after_a_refresh(folder: Path) -> None:
     assert after[0].tokens == [51] and after[0].distance is not None and after[0].distance < 1e-3
 
 
+def test_an_index_that_a_commit_has_left_alone_is_not_read_again(folder: Path) -> None:
+    """Its checksum is that of gigabytes, and a proposal would wait for it."""
+    store = OpenStore(Datastore.open(folder))
+    before, index = store.current, store.current.dense
+    write_texts(folder, [[50, 12, 51]], prefix="late")
+    store.refresh()
+    assert store.current is not before and store.current.dense is index
+
+
+def test_where_a_new_index_is_damaged_the_one_before_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mmspec.retrieval.datastore.VERIFY_BYTES", 0)
+    source, rows = source_of(folder), [query([11, 12], direction(0))]
+    before = source.find(rows, length=8)
+    write_keys(folder, {16: direction(9)})
+    new = folder / Datastore.open(folder).manifest.dense.file.name  # type: ignore[union-attr]
+    new.write_bytes(new.read_bytes()[:-1] + b"x")
+    caplog.clear()
+    source.refresh()
+    assert source.find(rows, length=8) == before
+    (record,) = caplog.records
+    assert "damaged" in record.message and "as it was opened" in record.message
+
+
 def test_keys_of_deleted_documents_are_gone(folder: Path) -> None:
     source = source_of(folder)
     with DatastoreWriter.open(folder) as writer:

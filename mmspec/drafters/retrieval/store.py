@@ -3,7 +3,7 @@
 import logging
 import os
 
-from mmspec.errors import DatastoreError
+from mmspec.errors import MmspecError
 from mmspec.retrieval import Datastore
 from mmspec.retrieval.manifest import MANIFEST
 
@@ -27,7 +27,7 @@ class OpenStore:
         self._seen = stamp
         try:
             self.current = self.current.latest()
-        except (DatastoreError, OSError) as error:
+        except (MmspecError, OSError) as error:
             logger.warning("%s; drafts go on from the datastore as it was opened", error)
 
     def _stamp(self) -> tuple[int, int, int] | None:
