@@ -71,8 +71,8 @@ def test_no_match_crosses_a_separator() -> None:
 
 
 def test_a_continuation_ends_before_a_separator_and_at_the_end() -> None:
-    index = index_of([1, 2, 3, SEPARATOR, 4, 5])
-    assert index.continuation(Match(1, 1), 9) == [2, 3]
+    index = index_of([1, 2, 0, SEPARATOR, 4, 5])
+    assert index.continuation(Match(1, 1), 9) == [2, 0]
     assert index.continuation(Match(1, 1), 1) == [2]
     assert index.continuation(Match(3, 1), 9) == []
     assert index.continuation(Match(4, 1), 9) == [4, 5]
