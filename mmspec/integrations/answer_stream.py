@@ -11,7 +11,7 @@ from mmspec.integrations.joined import (
     IsWanted,
     answer,
     answer_async,
-    prepared,
+    reading_of,
     stream,
 )
 from mmspec.reading import Answer, Part, Reading, Reasoning
@@ -20,28 +20,14 @@ from mmspec.requests import Request, Result
 
 def ask(engine: Engine, request: Request, is_wanted: IsWanted = None) -> list[Answer]:
     """All samples of the request. Raises MmspecError."""
-    reading = Reading(engine.inputs, prepared(engine, request))
+    reading = reading_of(engine, request)
     return _told(reading, answer(engine, reading.request, is_wanted))
 
 
 async def ask_async(engine: Engine, make: Callable[[], Request]) -> list[Answer]:
     """The same for an event loop, of the request that `make` makes in another thread."""
-    made = _Made(engine, make)
-    _, result = await answer_async(engine, made)
-    return _told(made.reading, result)
-
-
-class _Made:
-    """Makes a request, and remembers how its answer is read."""
-
-    def __init__(self, engine: Engine, make: Callable[[], Request]) -> None:
-        self.reading: Reading
-        self._engine, self._make = engine, make
-
-    def __call__(self) -> Request:
-        request = prepared(self._engine, self._make())
-        self.reading = Reading(self._engine.inputs, request)
-        return self.reading.request
+    reading, result = await answer_async(engine, make)
+    return _told(reading, result)
 
 
 def _told(reading: Reading, result: Result) -> list[Answer]:
@@ -76,7 +62,7 @@ class AnswerStream(_Stream):
 
     def __init__(self, engine: Engine, request: Request, is_wanted: IsWanted = None) -> None:
         super().__init__()
-        self._begin(Reading(engine.inputs, prepared(engine, request)))
+        self._begin(reading_of(engine, request))
         self._stream = stream(engine, self._reading.request, is_wanted)
 
     def __iter__(self) -> Iterator[str | Reasoning]:
@@ -96,8 +82,7 @@ class AsyncAnswerStream(_Stream):
 
     def __init__(self, engine: Engine, make: Callable[[], Request]) -> None:
         super().__init__()
-        self._made = _Made(engine, make)
-        self._answer = AsyncAnswer(engine, self._made, tells_pieces=True)
+        self._answer = AsyncAnswer(engine, make, tells_pieces=True)
 
     async def __aiter__(self) -> AsyncIterator[str | Reasoning]:
         async with aclosing(self._answer.pieces()) as pieces:
@@ -109,7 +94,7 @@ class AsyncAnswerStream(_Stream):
 
     async def __aenter__(self) -> Self:
         await self._answer.__aenter__()
-        self._begin(self._made.reading)
+        self._begin(self._answer.reading)
         return self
 
     async def __aexit__(self, *error: object) -> None:

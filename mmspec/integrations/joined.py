@@ -11,6 +11,7 @@ from mmspec.answers import Stream, unbegun_result
 from mmspec.engine import Engine
 from mmspec.errors import failed_to_begin
 from mmspec.integrations.joined_loop import JoinedLoop, joined_loop
+from mmspec.reading import Reading
 from mmspec.requests import Progress, Request, Result, check_streamed, while_wanted
 from mmspec.running_loop import Ticket
 from mmspec.stream import Piece
@@ -41,13 +42,13 @@ def stream(engine: Engine, request: Request, is_wanted: IsWanted = None) -> "Str
     return JoinedStream(joined, engine, request)
 
 
-async def answer_async(engine: Engine, make: Callable[[], Request]) -> tuple[Request, Result]:
-    """What `make` makes, in another thread, and its answer; any number of them wait without a
-    thread. Cancelling it ends the decoding at the next step."""
+async def answer_async(engine: Engine, make: Callable[[], Request]) -> tuple[Reading, Result]:
+    """The answer to what `make` makes, in another thread, and how it is read; any number of them
+    wait without a thread. Cancelling it ends the decoding at the next step."""
     async with AsyncAnswer(engine, make) as answer:
         async for _ in answer.news():
             pass
-        return answer.request, answer.result
+        return answer.reading, answer.result
 
 
 def _decodes_here(joined: JoinedLoop) -> bool:
@@ -66,7 +67,7 @@ class JoinedStream:
         self._joined = joined
         self._tells_pieces = tells_pieces
         self._news: SimpleQueue[News] = SimpleQueue()
-        self._ticket = joined.submit(engine, prepared(engine, request), self._tell)
+        self._ticket = joined.submit(engine, _prepared(engine, request), self._tell)
 
     def __iter__(self) -> Iterator[Piece]:
         while True:
@@ -93,7 +94,7 @@ class AsyncAnswer:
         self, engine: Engine, make: Callable[[], Request], *, tells_pieces: bool = False
     ) -> None:
         """`make` makes the request, in another thread too."""
-        self.request: Request
+        self.reading: Reading
         self.result: Result  # once it has ended
         self._engine = engine
         self._make = make
@@ -111,12 +112,13 @@ class AsyncAnswer:
         await ahead.acquire()
         self._place = ahead
         try:
-            self.request = await asyncio.to_thread(prepared, self._engine, made)
+            self.reading = await asyncio.to_thread(reading_of, self._engine, made)
+            request = self.reading.request
             if self._joined.is_mine:  # an event loop within a request's own callback
-                result = self._engine.generate(self.request)
+                result = self._engine.generate(request)
                 self._hear(Progress(0, pieces=result.pieces, result=result))
             else:
-                self._ticket = self._joined.submit(self._engine, self.request, self._tell)
+                self._ticket = self._joined.submit(self._engine, request, self._tell)
         except BaseException:
             self._leave_place()
             raise
@@ -159,7 +161,12 @@ class AsyncAnswer:
             place.release()
 
 
-def prepared(engine: Engine, request: Request) -> Request:
+def reading_of(engine: Engine, request: Request) -> Reading:
+    """Of the request, prepared. Raises MmspecError."""
+    return Reading(engine.inputs, _prepared(engine, request))
+
+
+def _prepared(engine: Engine, request: Request) -> Request:
     """Its prompt processed here, so that the others need not wait for it. Raises MmspecError."""
     try:
         return engine.prepare(request)

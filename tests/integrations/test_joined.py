@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ import mmspec
 from mmspec.engine import Engine
 from mmspec.errors import DecodeError, InputError
 from mmspec.integrations import joined_loop
+from mmspec.integrations.answer_stream import ask_async
 from mmspec.integrations.joined import answer, answer_async
 from mmspec.requests import Request
 
@@ -171,8 +173,14 @@ def test_a_requests_own_callback_may_ask_in_an_event_loop(
     assert asked == [alone[1:3]]
 
 
+async def read(engine: Engine, requests: list[Request]) -> list[Any]:
+    """As frameworks ask."""
+    return await asyncio.gather(*(ask_async(engine, partial(replace, one)) for one in requests))
+
+
+@pytest.mark.parametrize("gathered", [gathered, read])
 def test_no_more_prompts_are_held_ready_than_soon_have_a_place(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, gathered: Callable[..., Any]
 ) -> None:
     """Their pixels lie in memory."""
     held, most, lock, loops = 0, 0, threading.Lock(), weakref.WeakSet[Any]()
