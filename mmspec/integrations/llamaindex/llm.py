@@ -1,11 +1,15 @@
 """MmspecLLM: the LLM."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from llama_index.core.base.llms.generic_utils import (
+    astream_chat_response_to_completion_response,
+    chat_response_to_completion_response,
+    stream_chat_response_to_completion_response,
+)
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -134,14 +138,14 @@ class MmspecLLM(FunctionCallingLLM):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         request = self._request(_asked(prompt, raw=formatted), kwargs, raw=formatted)
         (answer,) = ask(self._engine, request)
-        return _completion(self._response(answer))
+        return chat_response_to_completion_response(self._response(answer))
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> Generator[CompletionResponse, None, None]:
         stream = self._streamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
-        return (_completion(response) for response in stream)
+        return stream_chat_response_to_completion_response(stream)
 
     @llm_completion_callback()
     async def acomplete(
@@ -149,14 +153,14 @@ class MmspecLLM(FunctionCallingLLM):
     ) -> CompletionResponse:
         make = partial(self._request, _asked(prompt, raw=formatted), kwargs, raw=formatted)
         (answer,) = await ask_async(self._engine, make)
-        return _completion(self._response(answer))
+        return chat_response_to_completion_response(self._response(answer))
 
     @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
         stream = self._astreamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
-        return _completions(stream)
+        return astream_chat_response_to_completion_response(stream)
 
     # Tools.
 
@@ -347,20 +351,3 @@ def _as_message(
         for c in calls
     ]
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
-
-
-async def _completions(
-    stream: AsyncGenerator[ChatResponse, None],
-) -> AsyncGenerator[CompletionResponse, None]:
-    async with aclosing(stream):
-        async for response in stream:
-            yield _completion(response)
-
-
-def _completion(response: ChatResponse) -> CompletionResponse:
-    return CompletionResponse(
-        text=response.message.content or "",
-        delta=response.delta,
-        raw=response.raw,
-        additional_kwargs=response.additional_kwargs,
-    )
