@@ -181,7 +181,7 @@ def test_reasoning_is_a_block_and_is_shown_again(llm: MmspecLLM, engine: Engine)
         thought, text, call = answer.message.blocks
         assert (thought.content, thought.num_tokens) == ("Hm.", 3)
         assert text.text.strip() == "Well." and call.tool_name == "add"
-    request = llm._chat_request([*asked, last.message, ChatMessage("So?")], options)
+    request = llm._request([*asked, last.message, ChatMessage("So?")], options)
     shown = engine.prepare(request).prompt.text  # type: ignore[union-attr]
     assert "<|assistant|><think>Hm.</think>Well." in shown
 

@@ -43,7 +43,7 @@ from mmspec.integrations.options import component_request, component_settings, r
 from mmspec.integrations.passages import Placement
 from mmspec.params import DEFAULT_MAX_NEW_TOKENS
 from mmspec.reading import Answer, Reasoning, ToolCall
-from mmspec.requests import Messages, Request
+from mmspec.requests import Request
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -112,46 +112,45 @@ class MmspecLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        (answer,) = ask(self._engine, self._chat_request(messages, kwargs))
+        (answer,) = ask(self._engine, self._request(messages, kwargs))
         return self._response(answer)
 
     @llm_chat_callback()
     def stream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> Generator[ChatResponse, None, None]:
-        return self._streamed([as_message(message) for message in messages], kwargs)
+        return self._streamed(messages, kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        (answer,) = await ask_async(self._engine, partial(self._chat_request, messages, kwargs))
+        (answer,) = await ask_async(self._engine, partial(self._request, messages, kwargs))
         return self._response(answer)
 
     @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> AsyncIterator[ChatResponse]:
-        return self._astreamed([as_message(message) for message in messages], kwargs)
+        return self._astreamed(messages, kwargs)
 
     # One text. A formatted one has been through a template already.
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        request = self._request(_asked(prompt, raw=formatted), kwargs, raw=formatted)
-        (answer,) = ask(self._engine, request)
+        (answer,) = ask(self._engine, self._request(prompt, kwargs, raw=formatted))
         return chat_response_to_completion_response(self._response(answer))
 
     @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> Generator[CompletionResponse, None, None]:
-        stream = self._streamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
+        stream = self._streamed(prompt, kwargs, raw=formatted)
         return stream_chat_response_to_completion_response(stream)
 
     @llm_completion_callback()
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
-        make = partial(self._request, _asked(prompt, raw=formatted), kwargs, raw=formatted)
+        make = partial(self._request, prompt, kwargs, raw=formatted)
         (answer,) = await ask_async(self._engine, make)
         return chat_response_to_completion_response(self._response(answer))
 
@@ -159,7 +158,7 @@ class MmspecLLM(FunctionCallingLLM):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
-        stream = self._astreamed(_asked(prompt, raw=formatted), kwargs, raw=formatted)
+        stream = self._astreamed(prompt, kwargs, raw=formatted)
         return astream_chat_response_to_completion_response(stream)
 
     # Tools.
@@ -259,32 +258,30 @@ class MmspecLLM(FunctionCallingLLM):
 
         return forms()
 
-    def _chat_request(self, messages: Sequence[ChatMessage], call: Mapping[str, Any]) -> Request:
-        return self._request([as_message(message) for message in messages], call)
-
     def _request(
-        self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
+        self, asked: str | Sequence[ChatMessage], call: Mapping[str, Any], *, raw: bool = False
     ) -> Request:
         settings = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         settings |= {"seed": self.seed, "raw": raw or None}
         options = request_options(self.options, settings, call)
+        prompt = asked if isinstance(asked, str) else [as_message(message) for message in asked]
         return component_request(prompt, options, placement=self.placement, guide=self._guide)
 
     def _streamed(
-        self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
+        self, asked: str | Sequence[ChatMessage], call: Mapping[str, Any], *, raw: bool = False
     ) -> Generator[ChatResponse, None, None]:
         """The answer so far, and what is new of it; the last one has the figures."""
         so_far = _SoFar()
-        with AnswerStream(self._engine, self._request(prompt, call, raw=raw)) as stream:
+        with AnswerStream(self._engine, self._request(asked, call, raw=raw)) as stream:
             for part in stream:
                 yield so_far.response(part)
         yield self._response(stream.answer, so_far.text)
 
     async def _astreamed(
-        self, prompt: str | Messages, call: Mapping[str, Any], *, raw: bool = False
+        self, asked: str | Sequence[ChatMessage], call: Mapping[str, Any], *, raw: bool = False
     ) -> AsyncGenerator[ChatResponse, None]:
         so_far = _SoFar()
-        make = partial(self._request, prompt, call, raw=raw)
+        make = partial(self._request, asked, call, raw=raw)
         async with AsyncAnswerStream(self._engine, make) as stream:
             async for part in stream:
                 yield so_far.response(part)
@@ -314,10 +311,6 @@ def _read_form(form: type[Form], answer: ChatResponse) -> Form:
     if (why := broken_form(text, answer.raw["finish_reason"])) is not None:
         raise InputError(why)
     return form.model_validate_json(text)
-
-
-def _asked(prompt: str, *, raw: bool) -> str | Messages:
-    return prompt if raw else [{"role": "user", "content": prompt}]
 
 
 class _SoFar:
