@@ -9,7 +9,7 @@ import torch
 from mmspec.training.tiny import build, curriculum, losses
 from mmspec.training.tiny.batch import IGNORED, collate, pixel_tensor, prompt_ids
 from mmspec.training.tiny.data import NOWHERE, TASKS, Sample, passage, quote, receipt, scan, span
-from mmspec.training.tiny.evaluate import edit_distance, has_loop, score
+from mmspec.training.tiny.evaluate import edit_distance, score
 from mmspec.training.tiny.forward import forward
 from mmspec.training.tiny.page import COLOURS, GRID, SHAPES
 from mmspec.training.tiny.words import Words, is_held_out
@@ -107,7 +107,7 @@ def test_stories_end_once_and_at_their_end() -> None:
     for sample in samples("story", 100):
         assert sample.answer.endswith(endings)
         assert sum(sample.answer.count(ending) for ending in endings) == 1
-        assert not has_loop(sample.answer)
+        assert score([sample], [sample.answer]).loops == 0
 
 
 @pytest.mark.parametrize("task", ["receipt", "scan", "chart"])
@@ -257,8 +257,9 @@ def test_rate_falls_and_every_stage_draws_one_task() -> None:
 
 def test_scores_count_lines_loops_and_edits() -> None:
     assert edit_distance("kitten", "sitting") == 3
-    assert has_loop("abcdefghijklmnopqrst" * 3) and not has_loop("abc" * 5)
     sample = Sample("x", "", "one\ntwo\n", (NOWHERE,) * 9, (NOWHERE,) * 9)
     right, wrong = score([sample], ["one\ntwo\n"]), score([sample], ["one\ntoo\n"])
     assert (right.exact, right.character_error) == (1.0, 0.0)
     assert (wrong.exact, wrong.lines_right) == (0.0, 0.5)
+    loops = [score([sample], [text]).loops for text in ("abcdefghijklmnopqrst" * 3, "abc" * 5)]
+    assert loops == [1.0, 0.0]

@@ -11,6 +11,7 @@ from random import Random
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from mmspec.bench.loops import loop_start
 from mmspec.training.tiny.batch import pixel_tensor, prompt_ids
 from mmspec.training.tiny.build import BOS, EOS, NUM_SPECIALS, PAD
 from mmspec.training.tiny.data import (
@@ -86,17 +87,6 @@ def edit_distance(got: str, wanted: str) -> int:
     return row[-1]
 
 
-def has_loop(text: str, length: int = 20, times: int = 3) -> bool:
-    """Whether some `length` characters occur `times` times."""
-    seen: dict[str, int] = {}
-    for start in range(len(text) - length + 1):
-        gram = text[start : start + length]
-        seen[gram] = seen.get(gram, 0) + 1
-        if seen[gram] == times:
-            return True
-    return False
-
-
 @torch.no_grad()
 def generate(
     model: LlavaForConditionalGeneration, samples: Sequence[Sample], max_new_tokens: int
@@ -135,7 +125,7 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> Score:
         exact=sum(got == wanted for got, wanted in pairs) / len(pairs),
         character_error=sum(edit_distance(*pair) for pair in pairs) / length,
         lines_right=sum(line in got for line, got in lines) / len(lines),
-        loops=sum(has_loop(got) for got in answers) / len(pairs),
+        loops=sum(loop_start(got) < len(got) for got in answers) / len(pairs),
     )
 
 
