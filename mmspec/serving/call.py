@@ -8,10 +8,12 @@ from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from mmspec.engine import Engine
+from mmspec.logprobs import TokenLogprobs
 from mmspec.params import requested_max_new_tokens
 from mmspec.requests import Progress, Request, Result
 from mmspec.running_loop import Ticket
 from mmspec.serving.errors import ApiError, timed_out
+from mmspec.serving.logprobs import told_places
 from mmspec.serving.pictures import Pictures, has_media, num_pixels
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
@@ -25,6 +27,19 @@ class Step(NamedTuple):
 
     prompt: int  # its number in the call
     progress: Progress
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.progress.pieces)
+
+    @property
+    def places(self) -> Sequence[TokenLogprobs]:
+        return told_places(self.progress.logprobs, self.progress.finish_reason)
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the sample has ended in a way that its client is told as an end."""
+        return self.progress.finish_reason not in (None, "error", "closed")
 
 
 class Call:

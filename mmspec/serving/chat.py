@@ -8,7 +8,7 @@ from mmspec.integrations.answer import finish_word
 from mmspec.integrations.tool_calls import called
 from mmspec.logprobs import TokenLogprobs
 from mmspec.reading import AnswerReader, Reading, Reasoning, ToolCall
-from mmspec.requests import Progress, Request, Result
+from mmspec.requests import Request, Result
 from mmspec.serving.call import Call, Step
 from mmspec.serving.chat_fields import (
     read_chat_fields,
@@ -21,13 +21,7 @@ from mmspec.serving.chat_fields import (
 )
 from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
-from mmspec.serving.form import (
-    ChoicesForm,
-    check_model,
-    checked_request,
-    ended,
-    ends,
-)
+from mmspec.serving.form import ChoicesForm, check_model, checked_request, ended
 from mmspec.serving.logprobs import of_chat, told_places
 from mmspec.serving.messages import read_messages
 from mmspec.serving.options import read_options
@@ -79,20 +73,17 @@ class ChatForm(ChoicesForm):
 
     def events(self, step: Step) -> Iterator[dict[str, Any]]:
         progress = step.progress
-        if progress.result is not None or not progress.num_tokens:
-            return
-        index = progress.sample
+        index, places = progress.sample, step.places
         if index not in self._readers:
             self._readers[index] = self._reading.reader()
             yield self._event(index, {"role": "assistant", "content": ""})
         reader = self._readers[index]
-        places = told_places(progress.logprobs, progress.finish_reason)
-        for delta in self._deltas(reader, progress):
+        for delta in self._deltas(reader, step):
             yield self._event(index, delta, places)
             places = ()
         if places:  # of tokens whose text is held back, or a mark
             yield self._event(index, {"content": ""}, places)
-        if ends(progress):
+        if step.is_end:
             word = finish_word(progress.finish_reason, calls_tools=bool(reader.calls))
             yield self._event(index, {}, finish_reason=word)
 
@@ -106,10 +97,10 @@ class ChatForm(ChoicesForm):
             )
         yield from super().last_events(call)
 
-    def _deltas(self, reader: AnswerReader, progress: Progress) -> Iterator[dict[str, Any]]:
+    def _deltas(self, reader: AnswerReader, step: Step) -> Iterator[dict[str, Any]]:
         """What the step has brought."""
-        text, number = "".join(piece.text for piece in progress.pieces), len(reader.calls)
-        for part in reader.parts(text, is_last=ends(progress)):
+        number = len(reader.calls)
+        for part in reader.parts(step.text, is_last=step.is_end):
             if isinstance(part, ToolCall):
                 yield {"tool_calls": [{"index": number, **_as_call(part)}]}
                 number += 1

@@ -10,13 +10,7 @@ from mmspec.requests import Result
 from mmspec.serving.call import Call, Step
 from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
-from mmspec.serving.form import (
-    ChoicesForm,
-    check_model,
-    checked_request,
-    ended,
-    ends,
-)
+from mmspec.serving.form import ChoicesForm, check_model, checked_request, ended
 from mmspec.serving.logprobs import of_completion, told_places
 from mmspec.serving.options import read_options
 from mmspec.serving.settings import ServerSettings
@@ -79,12 +73,9 @@ class CompletionForm(ChoicesForm):
 
     def events(self, step: Step) -> Iterator[dict[str, Any]]:
         progress = step.progress
-        if progress.result is not None or not progress.num_tokens:
-            return
         index = step.prompt * self._n + progress.sample
-        text = "".join(piece.text for piece in progress.pieces)
-        places = told_places(progress.logprobs, progress.finish_reason)
-        if not (text or places or ends(progress)):
+        text, places = step.text, step.places
+        if not (text or places or step.is_end):
             return
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + sum(len(place.chosen.text or "") for place in places)
@@ -92,7 +83,7 @@ class CompletionForm(ChoicesForm):
             "index": index,
             "text": text,
             "logprobs": of_completion(places, offset) if self._has_logprobs else None,
-            "finish_reason": finish_word(progress.finish_reason) if ends(progress) else None,
+            "finish_reason": finish_word(progress.finish_reason) if step.is_end else None,
         }
         yield self.event(choice)
 

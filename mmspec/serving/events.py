@@ -52,8 +52,9 @@ async def events(
                 step = coming.result()
             except StopAsyncIteration:
                 break
-            for event in form.events(step):
-                yield _written(event)
+            if step.progress.num_tokens and step.progress.result is None:
+                for event in form.events(step):
+                    yield _written(event)
             coming = asyncio.ensure_future(anext(steps))
         for event in await asyncio.to_thread(list, form.last_events(call)):
             yield _written(event)

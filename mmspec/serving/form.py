@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.integrations.answer import speculation
-from mmspec.requests import FIELD_NAMES, Progress, Request, Result, build_request
+from mmspec.requests import FIELD_NAMES, Request, Result, build_request
 from mmspec.serving.call import Call, Step
 from mmspec.serving.errors import ApiError, in_clients_words, refused
 from mmspec.serving.fields import Fields
@@ -32,7 +32,7 @@ class Form(Protocol):
         """The body, once all have ended."""
 
     def events(self, step: Step) -> Iterator[dict[str, Any]]:
-        """What is sent of a step."""
+        """What is sent of a step that has brought tokens."""
 
     def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
         """What is sent when all have ended."""
@@ -125,8 +125,3 @@ def checked_request(
         is_field = str(error).partition("=")[0] in FIELD_NAMES
         param = message.partition("=")[0] if is_field else None
         raise ApiError(400, message, param=param) from error
-
-
-def ends(progress: Progress) -> bool:
-    """Whether the sample has ended in a way that its client is told as an end."""
-    return progress.finish_reason not in (None, "error", "closed")

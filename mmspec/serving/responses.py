@@ -24,7 +24,7 @@ from mmspec.serving.chat_fields import (
 )
 from mmspec.serving.errors import ApiError, refused
 from mmspec.serving.fields import Fields
-from mmspec.serving.form import check_model, checked_request, ended, ends, read_streaming, told
+from mmspec.serving.form import check_model, checked_request, ended, read_streaming, told
 from mmspec.serving.kept import KeptResponses
 from mmspec.serving.logprobs import told_places
 from mmspec.serving.options import read_options
@@ -139,17 +139,12 @@ class ResponseForm:
         return self._ended(call)
 
     def events(self, step: Step) -> Iterator[dict[str, Any]]:
-        progress = step.progress
-        if progress.result is not None or not progress.num_tokens:
-            return
         if not self._num_events:
             for word in ("created", "in_progress"):
                 yield self._numbered({"type": f"response.{word}", "response": self._begun()})
-        text = "".join(piece.text for piece in progress.pieces)
-        places = told_places(progress.logprobs, progress.finish_reason)
-        yield from map(self._numbered, self._output.push(text, places))
-        if ends(progress):
-            end = self._output.finish(is_cut=_is_cut(progress.finish_reason))
+        yield from map(self._numbered, self._output.push(step.text, step.places))
+        if step.is_end:
+            end = self._output.finish(is_cut=_is_cut(step.progress.finish_reason))
             yield from map(self._numbered, end)
 
     def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
