@@ -44,7 +44,7 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
             }
         },
     },
-    "deepseek_v2": _SPARSE,
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {**_SPARSE, "moe_intermediate_size": 48, "n_shared_experts": 1},
     "dots3_note": {
         "vision_config": {"adapter_in_dim": 64},

@@ -24,15 +24,13 @@ _KNOWN_TOKENS = {
     "eos": EOS_TOKEN,
     "decoder_start": BOS_TOKEN,
     "forced_eos": EOS_TOKEN,
-    "forced_bos": BOS_TOKEN,
     "sep": EOS_TOKEN,
     "mask": 3,
-    "unk": 3,
     "cls": 1,
 }
 _MROPE = (
-    "glm4v", "glm46v", "glm_ocr", "paddleocr_vl", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni",
-    "ernie4_5_vl", "qwen3_vl", "qwen3_omni", "qwen3_5", "cosmos3",
+    "glm4v", "glm_ocr", "paddleocr_vl", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3_vl",
+    "qwen3_omni", "qwen3_5", "cosmos3",
 )  # fmt: skip
 _LEFT_OUT = ("model_type", "transformers_version", "architectures", "dtype", "id2label", "label2id")
 
