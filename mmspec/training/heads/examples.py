@@ -103,7 +103,8 @@ class ExampleMaker:
         for number, part in enumerate(found):
             name = lesson.id if len(found) == 1 else f"{lesson.id}#{number}"
             whole = np.concatenate([np.array(lead, np.int64), part])
-            yield Example(name, whole, np.ones(len(whole), np.bool_), len(whole))
+            # All but its first token is said: in some models a prompt's tokens see later ones.
+            yield Example(name, whole, np.ones(len(whole), np.bool_), num_before=1)
 
     def _cut(self, example: Example) -> Example:
         size = self._max_tokens

@@ -131,7 +131,8 @@ class FeatureReader:
         return cache.flat_layers[self._kv_layer].read(region.start, region.start + region.length)
 
     def _prompt(self, example: Example) -> Prompt:
-        """What is prefilled: of a text without pictures all of it, unless it sees itself whole."""
+        """What is prefilled: of an example without pictures all of it, unless that may see itself
+        whole."""
         if example.request is not None:
             prompt = encoded(self._inputs, example.request)
             if prompt.token_ids.tolist() != example.tokens[: example.num_before].tolist():

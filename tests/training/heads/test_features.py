@@ -1,5 +1,6 @@
 """What heads learn from is what drafters read: states and keys of the decode loop itself."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,20 @@ def test_texts_read_together_or_behind_each_other_have_the_same_states(family: s
             torch.testing.assert_close(other.hidden[tap], together.hidden[tap])
         torch.testing.assert_close(other.kv.keys, with_keys.kv.keys)  # type: ignore[union-attr]
     assert together.hidden[1][0, 5:].eq(0).all() and not together.is_token[0, 5:].any()
+
+
+def test_a_text_s_states_have_not_seen_what_is_to_be_said(nano: Engine) -> None:
+    """Also where a prompt sees itself whole: what it said next would be no secret."""
+    target = Target(FAMILIES["paligemma"].build(torch.float64))
+    assert nano.inputs is not None and target.cuts.whole_because is not None
+    maker = ExampleMaker(nano.inputs, eos_token_ids=frozenset([2]), max_tokens=400)
+    (example,) = maker.make(Lesson("x", text="a text without a prompt"), {})
+    before = 3 + example.tokens[:-1] % 90
+    example, other = (replace(example, tokens=np.append(before, last)) for last in (5, 6))
+    reader = FeatureReader(target, UNUSED, taps=frozenset([target.last_tap]))
+    states, others = (reader.read([one]).hidden[target.last_tap][0] for one in (example, other))
+    torch.testing.assert_close(states[:-1], others[:-1])
+    assert not torch.allclose(states[-1], others[-1])
 
 
 class Recording(TappingDrafter):
