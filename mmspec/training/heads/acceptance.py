@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmspec.training.heads.batch import Batch, shifted
+from mmspec.training.heads.batch import Batch
 from mmspec.training.heads.method import HeadMethod
 
 
@@ -51,7 +51,6 @@ def _hits(drafts: Tensor, batch: Batch, depth: int) -> tuple[Tensor, Tensor, Ten
     """(is the best one right, is one of them, is one asked for), (batch, seq) each, for drafts
     (batch, seq, k) of tokens depth + 2 further on."""
     ids, asked = batch.ahead(depth + 2)
-    asked = asked & shifted(batch.is_token, depth + 2)
     right = (drafts == ids.unsqueeze(-1)) & asked.unsqueeze(-1)
     return right[..., 0], right.any(-1), asked
 

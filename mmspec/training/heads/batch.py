@@ -22,18 +22,12 @@ class Batch:
     """All tensors lie on the target's device; hidden states and KV in the target's dtype."""
 
     ids: Tensor  # (batch, seq) int64; padding is 0
-    is_token: Tensor  # (batch, seq) bool; False: padding
-    learned: Tensor  # (batch, seq) bool: tokens that a head shall be able to say
-    lengths: tuple[int, ...]  # (batch,) tokens
+    learned: Tensor  # (batch, seq) bool: tokens that a head shall be able to say; never padding
     hidden: Mapping[int, Tensor] = field(default_factory=dict)  # tap -> (batch, seq, hidden)
     kv: LayerKV | None = None
     offsets: Tensor | None = None  # (batch, planes) int64, beside `kv` alone: what a token behind
     # the prompt counts as in the target, less its index
     counts: tuple[int, ...] = ()  # of a whole training step, as `learned_counts`
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.lengths)
 
     def ahead(self, steps: int) -> tuple[Tensor, Tensor]:
         """(ids, learned), (batch, seq) each: of the token `steps` after each; behind the end
@@ -58,7 +52,4 @@ def learned_counts(texts: Iterable[NDArray[np.bool_]]) -> tuple[int, ...]:
 
 def shifted(values: Tensor, steps: int) -> Tensor:
     """(batch, seq, ...) moved left by `steps`, zeros behind its end."""
-    if steps >= values.shape[1]:
-        return torch.zeros_like(values)
-    kept = values[:, steps:]
-    return torch.cat([kept, values.new_zeros(values.shape[0], steps, *values.shape[2:])], dim=1)
+    return torch.cat([values[:, steps:], torch.zeros_like(values[:, :steps])], dim=1)

@@ -62,14 +62,9 @@ class FeatureReader:
             rows = [_Row(hidden) for hidden in target.read(texts, taps=self._taps)]
         else:
             rows = self._prefilled(examples)
-        lengths = tuple(example.num_tokens for example in examples)
-        seq = max(lengths)
-        ids = torch.zeros(len(examples), seq, dtype=torch.long)
-        learned = torch.zeros(len(examples), seq, dtype=torch.bool)
-        for row, example in enumerate(examples):
-            ids[row, : lengths[row]] = torch.from_numpy(example.tokens)
-            learned[row, : lengths[row]] = torch.from_numpy(example.learned)
-        is_token = torch.arange(seq) < torch.tensor(lengths).unsqueeze(1)
+        seq = max(example.num_tokens for example in examples)
+        ids = _padded([torch.from_numpy(example.tokens) for example in examples], seq)
+        learned = _padded([torch.from_numpy(example.learned) for example in examples], seq)
         hidden = {
             tap: _padded([row.hidden[tap] for row in rows], seq).to(device) for tap in self._taps
         }
@@ -83,9 +78,7 @@ class FeatureReader:
             kv = LayerKV(keys, values)
         return Batch(
             ids.to(device),
-            is_token.to(device),
             learned.to(device),
-            lengths,
             hidden,
             kv,
             torch.tensor([row.offsets for row in rows]).to(device) if pairs else None,

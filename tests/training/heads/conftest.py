@@ -41,4 +41,4 @@ def batch(target: Target) -> Batch:
         cached = target.model(ids, use_cache=True).past_key_values.layers[1]
     learned = torch.tensor([[0, 0, 1, 1, 0, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1, 1, 0, 0]]).bool()
     kv = LayerKV(cached.keys, cached.values)
-    return Batch(ids, is_token, learned, LENGTHS, hidden, kv)
+    return Batch(ids, learned, hidden, kv)

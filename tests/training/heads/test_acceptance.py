@@ -43,7 +43,7 @@ def test_a_chain_is_accepted_up_to_its_first_wrong_draft() -> None:
     drafts[2, 0, 2, 1] = 6  # the second best
     drafts[1, 0, 5, 0] = 8
     drafts[0, 0, 6, 0] = 8
-    batch = Batch(ids, torch.ones(1, 9).bool(), learned, (9,))
+    batch = Batch(ids, learned)
     found = evaluate(Drafting(drafts), [batch], top_k=2)
     # Drafts of the places 4 to 8 by the first head, and so on; all that are learned count.
     assert found.tokens == 6

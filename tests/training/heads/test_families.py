@@ -77,7 +77,7 @@ def test_beside_a_target_on_a_gpu_all_is_computed_where_its_head_is(
                 method = METHODS[kind](target, config, np.ones(target.vocab_size, np.int64))
             reader = FeatureReader(target, None, taps=method.taps, kv_layer=method.kv_layer)  # type: ignore[arg-type]
             batch = reader.read(examples)
-            given = [batch.ids, batch.is_token, batch.learned, *batch.hidden.values()]
+            given = [batch.ids, batch.learned, *batch.hidden.values()]
             given += [] if batch.kv is None else [batch.kv.keys, batch.kv.values]
             assert {tensor.device.type for tensor in given} == {place}
             assert {w.device.type for w in method.module.parameters()} == {place}

@@ -1,7 +1,7 @@
 """GliDe's loss and drafts, beside the paper's written out a token at a time."""
 
 import torch
-from head_texts import LENGTHS, SEQ, drawn, head_of, places
+from head_texts import SEQ, drawn, head_of, places
 
 from mmspec.drafters.glide import GlideHead
 from mmspec.target import Target
@@ -36,7 +36,7 @@ def test_a_glide_draft_sees_nothing_of_the_target_that_stands_behind_its_node_0(
     changed = LayerKV(batch.kv.keys.clone(), batch.kv.values.clone())  # type: ignore[union-attr]
     changed.keys[:, :, 5:] = 3.0
     changed.values[:, :, 5:] = -2.0
-    other = Batch(batch.ids, batch.is_token, batch.learned, LENGTHS, {}, changed)
+    other = Batch(batch.ids, batch.learned, {}, changed)
     again = method.drafts(other, top_k=1)
     assert torch.equal(drafts[:, :, :5], again[:, :, :5])  # read: the tokens 0 to 4
     assert not torch.equal(drafts[:, :, 5:], again[:, :, 5:])
