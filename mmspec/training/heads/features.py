@@ -1,10 +1,11 @@
 """FeatureReader: what the target says of examples, found on the fly. Nothing is kept on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mmspec.drafters.heads import TargetEnds
 from mmspec.errors import InputError
@@ -62,26 +63,21 @@ class FeatureReader:
             rows = [_Row(hidden) for hidden in target.read(texts, taps=self._taps)]
         else:
             rows = self._prefilled(examples)
-        seq = max(example.num_tokens for example in examples)
-        ids = _padded([torch.from_numpy(example.tokens) for example in examples], seq)
-        learned = _padded([torch.from_numpy(example.learned) for example in examples], seq)
-        hidden = {
-            tap: _padded([row.hidden[tap] for row in rows], seq).to(device) for tap in self._taps
-        }
-        pairs = [row.kv for row in rows if row.kv is not None]
-        kv = None
-        if pairs:
-            keys, values = (
-                _padded([pair[part] for pair in pairs], seq).to(device).transpose(1, 2)
-                for part in (0, 1)
-            )
-            kv = LayerKV(keys, values)
+
+        def batched(rows: Iterable[Tensor]) -> Tensor:
+            return pad_sequence(list(rows), batch_first=True).to(device)
+
+        kv = offsets = None
+        if self._kv_layer is not None:
+            pairs = zip(*(row.kv for row in rows if row.kv is not None), strict=True)
+            kv = LayerKV(*(batched(states).transpose(1, 2) for states in pairs))
+            offsets = torch.tensor([row.offsets for row in rows]).to(device)
         return Batch(
-            ids.to(device),
-            learned.to(device),
-            hidden,
+            batched(torch.from_numpy(example.tokens) for example in examples),
+            batched(torch.from_numpy(example.learned) for example in examples),
+            {tap: batched(row.hidden[tap] for row in rows) for tap in self._taps},
             kv,
-            torch.tensor([row.offsets for row in rows]).to(device) if pairs else None,
+            offsets,
         )
 
     def _prefilled(self, examples: Sequence[Example]) -> list[_Row]:
@@ -137,11 +133,3 @@ class FeatureReader:
         is_whole = self._target.cuts.whole_because is not None
         stop = example.num_before if is_whole else example.num_tokens
         return Prompt(torch.from_numpy(example.tokens[:stop]))
-
-
-def _padded(rows: Sequence[Tensor], seq: int) -> Tensor:
-    """(batch, seq, ...) of rows (tokens, ...), zeros behind their ends."""
-    padded = rows[0].new_zeros(len(rows), seq, *rows[0].shape[1:])
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return padded
