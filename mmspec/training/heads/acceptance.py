@@ -1,7 +1,8 @@
 """How often a head says what the text says next: by depth, and in tokens a step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -24,65 +25,43 @@ class Acceptance:
 
 def evaluate(method: HeadMethod, batches: Iterable[Batch], *, top_k: int) -> Acceptance:
     """`batches` are read one after the other."""
-    hits, among, counts = [torch.zeros(method.depth, dtype=torch.long) for _ in range(3)]
+    counts = torch.zeros(method.depth, 3, dtype=torch.long)  # as `_hits`
     tokens = steps = 0
     with torch.no_grad():
         for batch in batches:
             drafts = method.drafts(batch, top_k=top_k)
-            found = [_hits(drafts[depth], batch, depth) for depth in range(method.depth)]
-            for depth, (is_first, is_among, is_asked) in enumerate(found):
-                hits[depth] += is_first.sum().cpu()
-                among[depth] += is_among.sum().cpu()
-                counts[depth] += is_asked.sum().cpu()
-            firsts = torch.stack([is_first for is_first, _, _ in found]).cpu()
-            said, called = _walk(firsts, batch.learned.cpu())
+            hits = torch.stack([_hits(own, batch, depth) for depth, own in enumerate(drafts)]).cpu()
+            counts += hits.sum((2, 3))
+            said, called = _walk(hits[:, 0], batch.learned.cpu())
             tokens, steps = tokens + said, steps + called
-    shares = [(part / counts.clamp(min=1)).tolist() for part in (hits, among)]
+    first, among, asked = counts.unbind(1)
     return Acceptance(
-        int(counts[0]),
-        tuple(shares[0]),
-        tuple(shares[1]),
+        int(asked[0]),
+        tuple((first / asked.clamp(min=1)).tolist()),
+        tuple((among / asked.clamp(min=1)).tolist()),
         top_k,
         tokens / steps if steps else 1.0,
     )
 
 
-def _hits(drafts: Tensor, batch: Batch, depth: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(is the best one right, is one of them, is one asked for), (batch, seq) each, for drafts
+def _hits(drafts: Tensor, batch: Batch, depth: int) -> Tensor:
+    """(3, batch, seq): is the best one right, is one of them, is one asked for; `drafts`
     (batch, seq, k) of tokens depth + 2 further on."""
     ids, asked = batch.ahead(depth + 2)
     right = (drafts == ids.unsqueeze(-1)) & asked.unsqueeze(-1)
-    return right[..., 0], right.any(-1), asked
+    return torch.stack([right[..., 0], right.any(-1), asked])
 
 
 def _walk(firsts: Tensor, learned: Tensor) -> tuple[int, int]:
     """(tokens, steps) of greedy decoding with chains: `firsts` (depth, batch, seq) as `_hits` finds
     them, `learned` (batch, seq). The first token of an answer is no step's."""
     tokens = steps = 0
-    is_first: list[list[list[bool]]] = firsts.tolist()
+    accepted = firsts.long().cumprod(0).sum(0).tolist()  # of the chain that is drafted at a place
     for row, asked in enumerate(learned.tolist()):
-        for start, stop in _runs(asked):
-            at = start  # node 0: chosen, not read
-            while at + 1 < stop:
-                accepted = 0
-                while (
-                    accepted < len(is_first)
-                    and at + 1 + accepted < stop
-                    and at > 0
-                    and is_first[accepted][row][at - 1]
-                ):
-                    accepted += 1
-                tokens += min(accepted + 1, stop - at - 1)
-                at += accepted + 1
-                steps += 1
+        for is_asked, run in groupby(range(len(asked)), asked.__getitem__):
+            at, *rest = run  # node 0: chosen, not read
+            end = at + len(rest)
+            while is_asked and at < end:
+                new = min(accepted[row][at - 1] + 1 if at else 1, end - at)
+                tokens, steps, at = tokens + new, steps + 1, at + new
     return tokens, steps
-
-
-def _runs(asked: Sequence[bool]) -> list[tuple[int, int]]:
-    """[start, stop) of each run of learned tokens."""
-    edges = [
-        i
-        for i in range(len(asked) + 1)
-        if (i > 0 and asked[i - 1]) != (i < len(asked) and asked[i])
-    ]
-    return list(zip(edges[::2], edges[1::2], strict=True))
