@@ -32,6 +32,7 @@ _MROPE = (
     "glm4v", "glm_ocr", "paddleocr_vl", "qwen2_vl", "qwen2_5_vl", "qwen2_5_omni", "qwen3_vl",
     "qwen3_omni", "qwen3_5", "cosmos3",
 )  # fmt: skip
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _LEFT_OUT = ("model_type", "transformers_version", "architectures", "dtype", "id2label", "label2id")
 
 
@@ -62,10 +63,10 @@ class _Tokens:
 def _changes(config: PreTrainedConfig, tokens: _Tokens) -> dict[str, Any]:
     """What differs from the config's defaults, sub-configs as nested dicts."""
     changes: dict[str, Any] = {}
-    parts = {name: part for name, part in vars(config).items() if _is_config(part)}
+    parts = {n: part for n, part in vars(config).items() if isinstance(part, PreTrainedConfig)}
     parts |= {name: tower() for name, tower in _left_out(config).items()}
     given = config.to_dict()
-    layers = _number_of_layers(given)
+    layers = next((given[n] for n in _LAYERS if isinstance(given.get(n), int)), None)
     names = set(given) | {n for n in config.attribute_map if n.startswith("num_")}
     for name in sorted(names - set(_LEFT_OUT) - set(parts)):
         value = given.get(name)
@@ -96,17 +97,6 @@ def _left_out(config: PreTrainedConfig) -> dict[str, type[PreTrainedConfig]]:
         if is_known and getattr(config, name, None) is None:
             towers[name] = tower
     return towers
-
-
-def _is_config(value: object) -> bool:
-    return isinstance(value, PreTrainedConfig)
-
-
-def _number_of_layers(given: Mapping[str, object]) -> int | None:
-    for name in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
-        if isinstance(given.get(name), int):
-            return given[name]  # type: ignore[return-value]
-    return None
 
 
 def _changed(name: str, value: object, layers: int | None, tokens: _Tokens) -> Any:

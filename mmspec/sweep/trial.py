@@ -137,28 +137,17 @@ def _with_media(
 ) -> Trial:
     """The trial, with what came of prompts with each kind of media."""
     for kind in kinds:
-        made = _media_prompts(model, kind)
-        if isinstance(made, str):
-            if made:
-                trial = replace(trial, media={**trial.media, kind: made})
-            continue
-        try:
-            also = _compared(model, target, report, made, trial)
-            trial = replace(
-                trial,
-                accepted=also.accepted,
-                media={
-                    **trial.media,
-                    kind: "same" if also.as_generate == "same" else also.as_generate,
-                },
-            )
-        except _Differs as error:
-            reason = f"{kind}: {error}"
-            trial = replace(
-                trial, verdict="differs", reason=reason, media={**trial.media, kind: "differs"}
-            )
-        except Exception as error:
-            trial = replace(trial, media={**trial.media, kind: f"failed: {_told(error)}"})
+        found, changes = _media_prompts(model, kind), dict[str, Any]()
+        if not isinstance(found, str):
+            try:
+                also = _compared(model, target, report, found, trial)
+                found, changes = also.as_generate, {"accepted": also.accepted}
+            except _Differs as error:
+                found, changes = "differs", {"verdict": "differs", "reason": f"{kind}: {error}"}
+            except Exception as error:
+                found = f"failed: {_told(error)}"
+        if found:
+            trial = replace(trial, media={**trial.media, kind: found}, **changes)
     return trial
 
 
