@@ -3,8 +3,8 @@
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable
+from contextlib import suppress
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -45,28 +45,43 @@ class Mailroom:
 
     def __init__(self, settings: ServerSettings, *, max_requests: int) -> None:
         """In one event loop. `max_requests` are read, prepared or answered at a time."""
-        self._settings = settings
+        self.settings = settings
+        self.num_requests = 0
         self._max_requests = max_requests
-        self._num_requests = 0
         told = "too many large requests are under way already"
         self.allowance = Allowance(settings.max_held_bytes, told=told)
 
-    @contextmanager
-    def opened(self) -> "Iterator[Mail]":
-        """For one request, until it is answered. Raises ApiError where too many are."""
-        if self._num_requests >= self._max_requests:
-            raise busy(f"{counted(self._num_requests, 'request')} under way already")
-        mail = Mail(self)
-        self._num_requests += 1
-        try:
-            yield mail
-        finally:
-            self._num_requests -= 1
-            mail.let_go()
+    def open(self) -> "Mail":
+        """For one request. Raises ApiError where too many are open."""
+        if self.num_requests >= self._max_requests:
+            raise busy(f"{counted(self.num_requests, 'request')} under way already")
+        self.num_requests += 1
+        return Mail(self)
 
-    async def read(self, request: Request, mail: "Mail") -> bytearray:
+
+class Mail:
+    """One request's place, and what of its body is in memory. To be closed, at the latest when it
+    is answered."""
+
+    def __init__(self, room: Mailroom) -> None:
+        self._room = room
+        self._num_bytes = 0
+        self._is_open = True
+
+    async def read_json(self, request: Request) -> object:
+        """Raises ApiError for a body that is too large or too slow, or no JSON."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if "origin" in request.headers and kind != "application/json":
+            raise not_asked(kind)
+        data = await self._read(request)
+        try:
+            return await asyncio.to_thread(_parsed, data)  # images make it long
+        except (ValueError, RecursionError) as error:
+            raise ApiError(400, f"the body is no JSON: {error}") from error
+
+    async def _read(self, request: Request) -> bytearray:
         """Raises ApiError."""
-        settings, data = self._settings, bytearray()
+        settings, data = self._room.settings, bytearray()
         declared = request.headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > settings.max_body_bytes:
             raise _too_large(settings)  # before a byte of it is read
@@ -76,39 +91,18 @@ class Mailroom:
                     data += chunk
                     if len(data) > settings.max_body_bytes:
                         raise _too_large(settings)
-                    mail.hold(len(chunk))
+                    self._room.allowance.take(len(chunk))
+                    self._num_bytes += len(chunk)
         except TimeoutError as late:
             raise too_slow(settings.receive_s) from late
         return data
 
-
-class Mail:
-    """One request's place, and what of its body is still in memory."""
-
-    def __init__(self, room: Mailroom) -> None:
-        self.num_bytes = 0
-        self._room = room
-
-    async def read_json(self, request: Request) -> object:
-        """Raises ApiError for a body that is too large or too slow, or no JSON."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if "origin" in request.headers and kind != "application/json":
-            raise not_asked(kind)
-        data = await self._room.read(request, self)
-        try:
-            return await asyncio.to_thread(_parsed, data)  # images make it long
-        except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"the body is no JSON: {error}") from error
-
-    def hold(self, num_bytes: int) -> None:
-        """More of its body came. Raises ApiError where there is no room."""
-        self._room.allowance.take(num_bytes)
-        self.num_bytes += num_bytes
-
-    def let_go(self) -> None:
+    def close(self) -> None:
         """Its images are open and its texts are tokens: the body is not needed any more."""
-        self._room.allowance.give_back(self.num_bytes)
-        self.num_bytes = 0
+        if self._is_open:
+            self._is_open = False
+            self._room.num_requests -= 1
+            self._room.allowance.give_back(self._num_bytes)
 
 
 def _too_large(settings: ServerSettings) -> ApiError:

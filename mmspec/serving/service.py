@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from mmspec.serving.form import Form
 from mmspec.serving.kept import KeptResponses
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
 from mmspec.serving.pictures import Pictures
-from mmspec.serving.receiving import Leaving, Mailroom
+from mmspec.serving.receiving import Leaving, Mail, Mailroom
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
 from mmspec.words import counted
@@ -114,13 +114,13 @@ class Service:
         return _Answer(JSONResponse(self.kept.get(namespace, name).body))
 
     async def _answer(self, request: Request, kind: FormType) -> _Answer:
-        with ExitStack() as held:
-            return await self._answer_mail(request, kind, held)
-
-    async def _answer_mail(self, request: Request, kind: FormType, held: ExitStack) -> _Answer:
-        """`held` is what the request takes until its prompts are prepared."""
         namespace = self._access.namespace(request.headers.get("authorization"))
-        mail = held.enter_context(self._mailroom.opened())
+        with closing(self._mailroom.open()) as mail:
+            return await self._answer_mail(request, kind, namespace, mail)
+
+    async def _answer_mail(
+        self, request: Request, kind: FormType, namespace: str, mail: Mail
+    ) -> _Answer:
         body = await mail.read_json(request)
         # In another thread: a body may hold millions of tokens.
         form = await asyncio.to_thread(kind, body, self._settings, namespace)
@@ -139,7 +139,7 @@ class Service:
         try:
             async with Leaving(request) as leaving:
                 await leaving.unless(call.begin(self._engine))
-                held.close()
+                mail.close()
                 if not form.streams:
                     await leaving.unless(_to_the_end(steps))
                     call.close()
