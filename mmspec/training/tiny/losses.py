@@ -47,11 +47,10 @@ class PatchHeads(nn.Module):
         shape_logits = self.shape(patches).flatten(0, 1).float()
         each = F.cross_entropy(shape_logits, shape_truth, reduction="none")
         loss = loss + (each * shape_weight).sum() / shape_weight.sum()
-        for head, axis in ((self.row, 1), (self.column, 0)):
-            place = torch.arange(GRID, device=patches.device)
-            place = place[:, None].expand(GRID, GRID) if axis else place.expand(GRID, GRID)
+        place = torch.arange(GRID * GRID, device=patches.device).repeat(batch)
+        for head, truth_of in ((self.row, place // GRID), (self.column, place % GRID)):
             logits_place = head(patches).flatten(0, 1).float()
-            loss = loss + 0.5 * F.cross_entropy(logits_place, place.flatten().repeat(batch))
+            loss = loss + 0.5 * F.cross_entropy(logits_place, truth_of)
         hits = (logits[:, :, :2].argmax(-1) == truth[:, :, :2]).all(-1)
         filled = (truth[:, :, 0] != 0) & (truth[:, :, 0] != NOT_TEXT)
         return loss, (hits & filled).sum() / filled.sum().clamp(min=1)

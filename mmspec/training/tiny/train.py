@@ -19,7 +19,7 @@ from mmspec.target.context import with_context
 from mmspec.training.checkpoint import load_checkpoint, save_checkpoint
 from mmspec.training.clock import clock_s
 from mmspec.training.tiny import curriculum, longer, losses
-from mmspec.training.tiny.batch import Batch, collate, pixel_tensor
+from mmspec.training.tiny.batch import Batch, collate
 from mmspec.training.tiny.build import build_model, build_processor
 from mmspec.training.tiny.forward import encode_images
 from mmspec.training.tiny.optimizer import Optimizer
@@ -129,17 +129,15 @@ def _move(batch: Batch, device: str) -> Batch:
 
 def _see(state: State, settings: Settings, rng: Random, progress: float) -> dict[str, float]:
     """The tower and projector alone, by what each patch shows."""
-    batch = curriculum.draw(progress, rng)
-    labels = [sample.labels for sample in batch if sample.labels is not None]
-    characters = torch.stack([torch.from_numpy(label.characters) for label in labels]).long()
-    shapes = torch.stack([torch.from_numpy(label.shapes) for label in labels]).long()
-    patches = encode_images(state.model, pixel_tensor(batch).to(settings.device))
-    loss, right = state.heads.loss(
-        patches, characters.to(settings.device), shapes.to(settings.device)
-    )
+    samples = curriculum.draw(progress, rng)
+    batch = _move(collate(samples, rng), settings.device)
+    assert batch.pixel_values is not None
+    assert batch.characters is not None and batch.shapes is not None
+    patches = encode_images(state.model, batch.pixel_values)
+    loss, right = state.heads.loss(patches, batch.characters, batch.shapes)
     loss.backward()
     state.tokens += patches.shape[0] * patches.shape[1]
-    return {batch[0].task: 1 - right.item()} if batch[0].task != "caption" else {}
+    return {samples[0].task: 1 - right.item()} if samples[0].task != "caption" else {}
 
 
 def _answer(state: State, settings: Settings, rng: Random, progress: float) -> dict[str, float]:
