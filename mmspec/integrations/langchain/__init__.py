@@ -5,7 +5,8 @@
 
 chat_model    ChatMmspec
 messages      LangChain's messages and documents -> mmspec's
-together      a batch's prompts, decoded as one
+structured    answers of a form, by a grammar
+each          a batch's prompts, a thread each
 """
 
 from mmspec.integrations.extra import extra
