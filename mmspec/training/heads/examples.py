@@ -26,7 +26,7 @@ class Example:
     id: str
     tokens: NDArray[np.int64]  # (seq,)
     learned: NDArray[np.bool_]  # (seq,) whether a head shall be able to say this token
-    num_before: int  # tokens of the prompt, which the target prefills
+    num_before: int  # tokens of the prompt, which the target prefills; 0: a text by itself
     request: Request | None = None  # of a prompt with images
 
     @property
@@ -103,8 +103,7 @@ class ExampleMaker:
         for number, part in enumerate(found):
             name = lesson.id if len(found) == 1 else f"{lesson.id}#{number}"
             whole = np.concatenate([np.array(lead, np.int64), part])
-            # All but its first token is said: in some models a prompt's tokens see later ones.
-            yield Example(name, whole, np.ones(len(whole), np.bool_), num_before=1)
+            yield Example(name, whole, np.ones(len(whole), np.bool_), num_before=0)
 
     def _cut(self, example: Example) -> Example:
         size = self._max_tokens

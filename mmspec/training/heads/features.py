@@ -1,6 +1,7 @@
 """FeatureReader: what the target says of examples, found on the fly. Nothing is kept on disk."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -120,8 +121,8 @@ class FeatureReader:
         return cache.flat_layers[self._kv_layer].read(region.start, region.start + region.length)
 
     def _prompt(self, example: Example) -> Prompt:
-        """What is prefilled: of an example without pictures all of it, unless that may see itself
-        whole."""
+        """What is prefilled: all of an example without pictures, unless a part of it has to be said
+        behind the other as in decoding."""
         if example.request is not None:
             prompt = encoded(self._inputs, example.request)
             if prompt.token_ids.tolist() != example.tokens[: example.num_before].tolist():
@@ -130,6 +131,14 @@ class FeatureReader:
                     "picture changed? Train anew, into another folder"
                 )
             return prompt
-        is_whole = self._target.cuts.whole_because is not None
-        stop = example.num_before if is_whole else example.num_tokens
+        stop = example.num_tokens
+        if self._target.cuts.whole_because is not None:
+            stop = example.num_before or (1 if self._sees_ahead else stop)
         return Prompt(torch.from_numpy(example.tokens[:stop]))
+
+    @cached_property
+    def _sees_ahead(self) -> bool:
+        """Whether tokens of a text without pictures see later ones, as in PaliGemma."""
+        tap = self._target.last_tap
+        texts = self._target.read([[1, 2, 3], [1, 2, 4]], taps=[tap])
+        return not torch.equal(*(text[tap][0] for text in texts))

@@ -64,6 +64,18 @@ def test_a_text_s_states_have_not_seen_what_is_to_be_said(nano: Engine) -> None:
     assert not torch.allclose(states[-1], others[-1])
 
 
+def test_a_text_by_itself_is_read_in_one_forward_where_no_token_sees_later_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As Gemma 4's, whose prompts are read whole for their pictures' sake."""
+    target = Target(FAMILIES["llama"].build(torch.float64))
+    target.cuts = Cuts("a picture's tokens see later ones")
+    monkeypatch.setattr(target, "score", None)
+    (text,) = texts(150)
+    reader = FeatureReader(target, UNUSED, taps=frozenset([1]))
+    assert reader.read([replace(text, num_before=0)]).hidden[1].shape[:2] == (1, 150)
+
+
 class Recording(TappingDrafter):
     """Drafts nothing, and keeps what drafters are given."""
 
