@@ -95,6 +95,8 @@ def test_what_cannot_be_asked_is_refused(llm: MmspecLLM) -> None:
         llm.chat([ChatMessage(blocks=[AudioBlock(audio=b"RIFF0000WAVE", format="wav")])])
     with pytest.raises(InputError, match="allow_http"):
         llm.chat([ChatMessage(blocks=[ImageBlock(url="http://localhost/a.png")])])
+    with pytest.raises(InputError, match="n=2, expected 1"):
+        llm.complete("Hi", n=2)
     with pytest.raises(InputError, match="did you mean 'temperature'"):
         llm.complete("Hi", temprature=1)
     with pytest.raises(InputError, match=r"expected model= .* or engine="):

@@ -265,7 +265,10 @@ class MmspecLLM(FunctionCallingLLM):
         settings |= {"seed": self.seed, "raw": raw or None}
         options = request_options(self.options, settings, call)
         prompt = asked if isinstance(asked, str) else [as_message(message) for message in asked]
-        return component_request(prompt, options, placement=self.placement, guide=self._guide)
+        request = component_request(prompt, options, placement=self.placement, guide=self._guide)
+        if request.n != 1:
+            raise InputError(f"got n={request.n}, expected 1: a response holds one answer")
+        return request
 
     def _streamed(
         self, asked: str | Sequence[ChatMessage], call: Mapping[str, Any], *, raw: bool = False
