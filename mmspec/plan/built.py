@@ -24,6 +24,7 @@ from mmspec.target.load import auto_class
 from mmspec.target.stateful import cache_keyword, state_kinds
 
 _TOKENS = 8  # read; whatever the text, a state has one size
+_MTP = ("num_mtp_layers", "num_nextn_predict_layers", "mtp_num_hidden_layers")
 _WINDOWED = ("sliding_attention", "hybrid_sliding", "chunked_attention")
 
 
@@ -94,6 +95,7 @@ def built_shape(config: Mapping[str, object], name: str) -> ModelShape:
         expert_share=used / expert_weights if experts else 1.0,
         max_context=getattr(text, "max_position_embeddings", None) or 0,
         head_width=model.get_output_embeddings().weight.shape[-1],
+        mtp_layers=next((found for key in _MTP if (found := getattr(text, key, None))), 0),
     )
 
 

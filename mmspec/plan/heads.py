@@ -1,11 +1,12 @@
 """Trained heads as what they cost: weights read, products, keys of the target's, launches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmspec.plan.method import Assumed, Gain
 from mmspec.plan.roofline import BYTES, Forward
 
 _GLIDE_TOKENS = 2048  # of the text's end, that a GliDe head keeps keys of its own for
+_WINDOW = 4096  # newest tokens that a head's own layers look at, as `window` says unless it is set
 _RES_BLOCK = 0.5  # of a layer's launches, that a step's Medusa heads are: a few products
 
 
@@ -75,6 +76,47 @@ class MedusaHeads:
         step = target.seconds(self.nodes, context=context, batch=batch) + drafting
         plain = target.seconds(1, context=context, batch=batch)
         return Gain(value * plain / step, self.heads, self.nodes)
+
+
+@dataclass(frozen=True)
+class BlockHead:
+    """Some layers on as many of the target's states, and its head, once a step over a block of
+    tokens (DFlash, arXiv 2602.06036)."""
+
+    name: str = "DFlash head"
+    range: tuple[float, float] = (3.5, 6.0)
+    nodes: int = 60
+    layers: int = 5
+    block: int = 16
+    assumed: Assumed = "tokens a step"
+
+    def gain(self, target: Forward, value: float, *, context: int, batch: int) -> Gain:
+        own = own_layers(target, self.layers, joined=self.layers, experts=False)
+        drafting = own.seconds(self.block, context=min(context, _WINDOW), batch=batch)
+        step = target.seconds(self.nodes, context=context, batch=batch) + drafting
+        plain = target.seconds(1, context=context, batch=batch)
+        return Gain(value * plain / step, min(self.block, self.nodes) - 1, self.nodes)
+
+
+def own_layers(target: Forward, layers: int, *, joined: int, experts: bool) -> Forward:
+    """A forward of layers as the target's are on the mean, which see all of a text, behind a matrix
+    that makes one state of `joined` of them, and of its head. Without `experts` a layer is as wide
+    as the target's is for one token."""
+    shape, hardware = target.shape, target.hardware
+    chosen = shape.expert_weights * shape.expert_share / shape.layers if experts else 0.0
+    dense = layers * (shape.layer_weights - chosen) + joined * shape.hidden**2
+    own = replace(
+        shape,
+        layers=layers,
+        counted_weights=dense + shape.head_weights,
+        expert_weights=layers * shape.expert_weights // shape.layers if experts else 0,
+        sliding_layers=0,
+        keyless_layers=0,
+        shared_layers=0,
+        state_bytes=0,
+    )
+    launches = replace(hardware, host_s=hardware.host_s * layers / shape.layers)
+    return replace(target, shape=own, hardware=launches)
 
 
 def part_s(

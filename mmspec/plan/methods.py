@@ -7,12 +7,13 @@ and belongs to the result. Plain decoding is one node a step on the same machine
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mmspec.plan.heads import GlideHead, MedusaHeads, TrainedHead
+from mmspec.plan.heads import BlockHead, GlideHead, MedusaHeads, TrainedHead, own_layers
 from mmspec.plan.method import LOOKUP_S, Assumed, Gain, Method
 from mmspec.plan.roofline import Forward, Precision
 from mmspec.plan.shape import ModelShape
 
 _MAX_DEPTH = 16
+_MTP_DEPTH = 4  # as drafter.mtp.max_depth says unless it is set
 _VIEW_SHARE = 4  # a view shows a quarter of a short text at most
 
 
@@ -33,21 +34,22 @@ class Copying:
 
 @dataclass(frozen=True)
 class Chain:
-    """A forward a token: another model, or the target itself over a part of its KV, with fewer
-    layers or in a lower precision. Each token is accepted with the same probability, given that
-    those before it were."""
+    """A forward a token: another model, the target itself over a part of its KV, with fewer layers
+    or in a lower precision, or the layer that it brings for the tokens to come. Each token is
+    accepted with the same probability, given that those before it were."""
 
     name: str
     draft: Forward
     range: tuple[float, float]
     view: int | None = None  # tokens of the text that a draft sees; None: all
+    max_depth: int = _MAX_DEPTH
     below: Copying | None = None  # drafts for the draft (a cascade, TriForce: arXiv 2404.11912)
     assumed: Assumed = "acceptance"
 
     def gain(self, target: Forward, value: float, *, context: int, batch: int) -> Gain:
         plain = target.seconds(1, context=context, batch=batch)
         gains = []
-        for depth in range(1, _MAX_DEPTH + 1):
+        for depth in range(1, self.max_depth + 1):
             step = self.drafting_s(depth, value, context=context, batch=batch)
             step += target.seconds(depth + 1, context=context, batch=batch)
             gains.append(Gain(expected_tokens(value, depth) * plain / step, depth, depth + 1))
@@ -110,17 +112,23 @@ def standard_methods(
     quickest = low_bits[-1]
     methods: list[Method] = [
         *(Chain(f"compressed_kv, {one.weights}", one, own, view) for one in (target, *low_bits)),
-        Chain(f"cascade: lookup, compressed_kv {target.weights}", target, own, view, copying),
-        Chain(f"cascade: lookup, compressed_kv {quickest.weights}", quickest, own, view, copying),
+        *(
+            Chain(f"cascade: lookup, compressed_kv {one.weights}", one, own, view, below=copying)
+            for one in (target, quickest)
+        ),
         Chain(f"layer_skip {skip:.0%}", replace(target, layer_share=1 - skip), (0.7, 0.9)),
         TrainedHead(nodes=8 if is_cpu else 60),
         TrainedHead("EAGLE-3 head", (3.0, 5.0), nodes=8 if is_cpu else 60, vocab=32_000),
         GlideHead(nodes=6 if is_cpu else 20),
         MedusaHeads(nodes=8 if is_cpu else 64),
+        BlockHead(nodes=8 if is_cpu else 60),
         copying,
         # On a CPU the smallest window that finds n-grams of three.
         Lookahead(window=2, ngram=3, guess_set=2) if is_cpu else Lookahead(),
     ]
+    if target.shape.mtp_layers:
+        layer = own_layers(target, 1, joined=2, experts=True)
+        methods.append(Chain("mtp", layer, (0.6, 0.8), max_depth=_MTP_DEPTH))
     if draft is not None:
         methods.append(Chain(f"draft model {draft.name}", target.of(draft), (0.6, 0.8)))
     return methods

@@ -32,6 +32,7 @@ class ModelShape:
     expert_share: float = 1.0  # of them, that a token is multiplied by
     max_context: int = 0  # tokens that the model was made for; 0: not known
     head_width: int = 0  # of what the head reads, where it is not as wide as the layers
+    mtp_layers: int = 0  # for the tokens to come (multi-token prediction), beside its `layers`
 
     @property
     def group(self) -> int:

@@ -257,6 +257,18 @@ def test_published_configs_have_the_published_sizes(name: str) -> None:
     assert forward.row_bytes(1) == kept
 
 
+@pytest.mark.parametrize(
+    ("family", "key"), [("llama", "num_nextn_predict_layers"), ("qwen3_5", "mtp_num_hidden_layers")]
+)
+def test_layers_for_the_tokens_to_come_are_those_that_the_config_names(
+    family: str, key: str
+) -> None:
+    config = json.loads(FAMILIES[family].build(torch.float32).config.to_json_string(use_diff=False))
+    assert shape_of(config, family).mtp_layers == 0
+    config.get("text_config", config)[key] = 2
+    assert shape_of(config, family).mtp_layers == 2
+
+
 def test_known_shapes_have_the_published_sizes() -> None:
     """Parameters but for the norms, in billions; the input embedding counts where it is its own."""
     published = {
