@@ -1,6 +1,7 @@
 """Layers for the tokens to come, of tiny targets, in folders as published ones lie in them."""
 
 import json
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,8 +14,9 @@ from torch import Tensor
 from transformers.modeling_layers import MtpLayer
 
 from mmspec.drafters.mtp import Mtp
-from mmspec.drafters.mtp.layer import build
+from mmspec.drafters.mtp.layer import _configs, _made
 
+_USUAL = ("mtp_block.mlp.experts.gate_up_proj", "post_norm.weight")
 # MtpLayer's names -> the published ones, behind `model.layers.N.` and `mtp.`.
 NUMBERED = {"mtp_block.": "", "post_norm.": "shared_head.norm."}
 OWN = {
@@ -26,9 +28,13 @@ OWN = {
 }
 
 
-def drawn(model: Any, *, seed: int = 6) -> MtpLayer:
-    """One that knows nothing."""
-    layer, _, _ = build(model)
+def drawn(model: Any, *, seed: int = 6, has: Collection[str] = _USUAL) -> MtpLayer:
+    """One that knows nothing, of the first kind that has these weights or the like."""
+    has_experts, has_post_norm = any(".experts." in name for name in has), "post_norm.weight" in has
+    for config in _configs(model, has_experts=has_experts):
+        layer = _made(model, config, has_post_norm=has_post_norm)
+        if has == _USUAL or layer.state_dict().keys() >= set(has):
+            break
     layer.to_empty(device="cpu").to(model.dtype)
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -64,10 +70,18 @@ def fitted(model: Any) -> MtpLayer:
     return layer
 
 
-def published(model: Any, layer: MtpLayer, *, numbered: bool = False) -> dict[str, Tensor]:
+def published(
+    model: Any,
+    layer: MtpLayer,
+    *,
+    numbered: bool = False,
+    begin: str = "mtp.",
+    names: Mapping[str, str] = OWN,
+) -> dict[str, Tensor]:
     """Its weights as a checkpoint names them, experts one by one."""
-    depth = model.config.get_text_config().num_hidden_layers
-    begin, names = (f"model.layers.{depth}.", NUMBERED) if numbered else ("mtp.", OWN)
+    if numbered:
+        depth = model.config.get_text_config().num_hidden_layers
+        begin, names = f"model.layers.{depth}.", NUMBERED
     tensors: dict[str, Tensor] = {}
     for name, tensor in layer.state_dict().items():
         for ours, theirs in names.items():

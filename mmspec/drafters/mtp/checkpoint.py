@@ -1,11 +1,13 @@
 """The layer's weights among those of a model's folder, which are read alone.
 
 DeepSeek, GLM      model.layers.N.{enorm, hnorm, eh_proj, shared_head.norm, ...} in a model of N
+MiMo-V2            model.mtp.layers.0.{enorm, hnorm, eh_proj, final_layernorm, ...}
 Qwen3-Next, 3.5    mtp.{pre_fc_norm_embedding, pre_fc_norm_hidden, fc, norm}, mtp.layers.0....
+ERNIE 4.5          model.mtp_{emb_norm, hidden_norm, linear_proj, block}.0....
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,48 @@ from mmspec.drafters.heads.folder import HeadFolder
 from mmspec.errors import ModelError
 
 _BLOCK = "mtp_block."
-_NUMBERED = {"enorm.": "enorm.", "hnorm.": "hnorm.", "eh_proj.": "eh_proj.",
-             "shared_head.norm.": "post_norm."}  # fmt: skip
-_OWN = {"pre_fc_norm_embedding.": "enorm.", "pre_fc_norm_hidden.": "hnorm.", "fc.": "eh_proj.",
-        "norm.": "post_norm.", "layers.0.": _BLOCK}  # fmt: skip
-_TARGETS_OWN = ("embed_tokens.", "shared_head.head.", "lm_head.")  # copies of what it shares
+# By the projection's name: what stands for the names of MtpLayer, and what all others belong to.
+_FORMS: tuple[tuple[str, dict[str, str], str], ...] = (
+    ("eh_proj.weight", {
+        "enorm.": "enorm.", "hnorm.": "hnorm.", "eh_proj.": "eh_proj.",
+        "shared_head.norm.": "post_norm.", "final_layernorm.": "post_norm.",
+        "pre_mlp_layernorm.": f"{_BLOCK}post_attention_layernorm.",
+    }, _BLOCK),
+    ("mtp.fc.weight", {
+        "pre_fc_norm_embedding.": "enorm.", "pre_fc_norm_hidden.": "hnorm.", "fc.": "eh_proj.",
+        "norm.": "post_norm.", "layers.0.": _BLOCK,
+    }, ""),
+    ("mtp_linear_proj.0.weight", {
+        "mtp_emb_norm.0.": "enorm.", "mtp_hidden_norm.0.": "hnorm.",
+        "mtp_linear_proj.0.": "eh_proj.", "mtp_block.0.": _BLOCK,
+    }, ""),
+)  # fmt: skip
+# Copies of what it shares.
+_TARGETS_OWN = ("embed_tokens.", "shared_head.head.", "shared_head.weight", "lm_head.")
 _SCALE, _FP8_BLOCK = "_scale_inv", (128, 128)
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 
 
-def read(folder: str | Path, *, num_layers: int, revision: str | None) -> dict[str, Tensor]:
+def read(
+    folder: str | Path,
+    *,
+    num_layers: int,
+    revision: str | None,
+    renamed: Callable[[str], str],
+) -> dict[str, Tensor]:
     """Those of the first such layer of a model of `num_layers`, under the names of transformers'
-    MtpLayer. Raises ModelError for files that cannot be read, or hold no such layer."""
-    wanted = re.compile(rf"(^|\.)(mtp\.|layers\.{num_layers}\.)")
+    MtpLayer. `renamed`: what the model calls a weight of a layer. Raises ModelError for files that
+    cannot be read, or hold no such layer."""
+    wanted = re.compile(rf"(^|\.)(mtp\.|mtp_\w+\.0\.|layers\.{num_layers}\.)")
     found = HeadFolder.read(folder, revision=revision, wanted=wanted)
     tensors = _in_full(found.tensors, found.config)
-    for first, names, rest in (("eh_proj.weight", _NUMBERED, _BLOCK), ("mtp.fc.weight", _OWN, "")):
-        for name in tensors:
-            if name.endswith(first):
-                begin = name.removesuffix(first.removeprefix("mtp."))
+    for projection, names, rest in _FORMS:
+        for name in sorted(tensors):  # of several layers the first
+            if name.endswith(projection):
+                begin = name.removesuffix(projection.removeprefix("mtp."))
                 own = {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}
-                return _joined({_named(n, names, rest): t for n, t in own.items() if _is_own(n)})
+                named = {_named(n, names, rest): t for n, t in own.items() if _is_own(n)}
+                return _joined({_known(n, renamed): t for n, t in named.items()})
     raise ModelError(
         f"{folder}: no layer for the tokens to come (multi-token prediction) among its weights; "
         f"expected layers.{num_layers}.eh_proj.weight or mtp.fc.weight, as many of DeepSeek's, "
@@ -68,6 +91,12 @@ def _named(name: str, names: Mapping[str, str], rest: str) -> str:
         if name.startswith(there):
             return here + name.removeprefix(there)
     return rest + name
+
+
+def _known(name: str, renamed: Callable[[str], str]) -> str:
+    if not name.startswith(_BLOCK):
+        return name
+    return _BLOCK + renamed(name.removeprefix(_BLOCK))
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from mmspec.drafters.eagle.module import HeadStates
 from mmspec.drafters.heads import CachedAttend, TargetEnds
 from mmspec.drafters.heads.folder import take
 from mmspec.drafters.mtp import checkpoint
-from mmspec.drafters.mtp.layer import Turns, build
+from mmspec.drafters.mtp.layer import Turns, build, renaming
 from mmspec.target import Target
 from mmspec.target.families import index_layers
 
@@ -33,8 +33,13 @@ class MtpHead(FeatureHead):
     ) -> None:
         """`dtype` None: the target's. Raises ModelError for a folder without such a layer,
         ConfigError for weights of another target's."""
-        tensors = checkpoint.read(folder, num_layers=target.last_tap, revision=revision)
-        layer, self._config, reach = build(target.model)
+        tensors = checkpoint.read(
+            folder,
+            num_layers=target.last_tap,
+            revision=revision,
+            renamed=renaming(target.model),
+        )
+        layer, self._config, reach = build(target.model, tensors)
         layer.load_state_dict(take(tensors, layer.state_dict(), who=str(folder)), assign=True)
         ends = TargetEnds(target)
         self._layer = layer.requires_grad_(False).eval()
@@ -65,7 +70,8 @@ class MtpHead(FeatureHead):
             )
             if isinstance(states, tuple):  # some families' layers hand on what they chose to see
                 states = states[0]
-            states = layer.post_norm(states)
+            if layer.post_norm is not None:
+                states = layer.post_norm(states)
         return HeadStates(states, states)
 
     @contextmanager

@@ -12,10 +12,11 @@ import torch
 from families import FAMILIES
 from heard_heads import Said, assert_heard, engine_of, listening, requests_of
 from matrix import model_of
-from mtp_layers import drawn, folder_of, mtp, published, write
+from mtp_layers import NUMBERED, OWN, drawn, folder_of, mtp, published, write
 from ragged import target_of
 from torch import Tensor
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -223,6 +224,72 @@ def test_layers_that_choose_what_they_see_or_turn_by_their_kind_draft(
     folder = write(tmp_path, published(model, drawn(model), numbered=True))
     config = Config(decode=DecodeConfig(controller="fixed"))
     engine = mmspec.load(model, config=config, drafter=[Mtp(folder, min_confidence=0.0)])
+    ids = torch.randint(3, 60, (1, 14), generator=torch.Generator().manual_seed(4))
+    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "reuse": False}
+    found = engine.generate({"input_ids": ids}, **options)
+    plain = engine.generate({"input_ids": ids}, speculate=False, **options)
+    assert found.tokens == plain.tokens
+    assert found.stats.by_drafter["mtp"].proposed > 20
+
+
+# What families call the weights of such a layer, beside what MtpLayer calls them
+_PUBLISHED: dict[str, tuple[str, dict[str, str]]] = {
+    "mimo_v2_flash": ("model.mtp.layers.0.", {
+        "mtp_block.post_attention_layernorm.": "pre_mlp_layernorm.",
+        "mtp_block.self_attn.sinks": "self_attn.attention_sink_bias",
+        "mtp_block.": "", "post_norm.": "final_layernorm.",
+    }),
+    "ernie4_5_moe": ("model.", {
+        "mtp_block.": "mtp_block.0.", "enorm.": "mtp_emb_norm.0.",
+        "hnorm.": "mtp_hidden_norm.0.", "eh_proj.": "mtp_linear_proj.0.",
+    }),
+    "exaone_moe": ("mtp.", OWN),
+    "hy_v3": ("model.layers.4.", {
+        "mtp_block.mlp.e_score_correction_bias": "mlp.expert_bias",
+        "mtp_block.mlp.gate.": "mlp.router.gate.", **NUMBERED, "post_norm.": "final_layernorm.",
+    }),
+    "bailing_hybrid": ("model.layers.4.", {
+        "mtp_block.mlp.gate.e_score_correction_bias": "mlp.gate.expert_bias",
+        "mtp_block.self_attn.o_proj.": "attention.dense.", "mtp_block.self_attn.": "attention.",
+        **NUMBERED, "post_norm.": "final_layernorm.",
+    }),
+}  # fmt: skip
+_DENSE, _SPARSE = "mtp_block.mlp.gate_proj.weight", "mtp_block.mlp.experts.gate_up_proj"
+_HAS = {
+    "mimo_v2_flash": {_DENSE, "mtp_block.self_attn.sinks", "post_norm.weight"},
+    "ernie4_5_moe": {_DENSE},
+    "exaone_moe": {_DENSE, "post_norm.weight"},
+    "hy_v3": {_SPARSE, "post_norm.weight"},
+    "bailing_hybrid": {_SPARSE, "post_norm.weight"},
+}
+
+
+@pytest.mark.parametrize("kind", _PUBLISHED)
+def test_a_layer_is_known_by_what_its_family_calls_its_weights(kind: str, tmp_path: Path) -> None:
+    """Whether it has experts, or a norm behind it, and which tokens it sees, its weights say."""
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    (architecture,) = architectures([kind])
+    model = build(architecture, torch.float32)
+    layer = drawn(model, has=_HAS[kind])
+    expected = layer.state_dict()
+    assert _HAS[kind] <= expected.keys()
+    assert ("post_norm.weight" in expected) == (kind != "ernie4_5_moe")
+    begin, names = _PUBLISHED[kind]
+    tensors = published(model, layer, begin=begin, names=names)
+    if kind == "hy_v3":  # a copy of the target's own
+        tensors["model.layers.4.shared_head.weight"] = torch.ones(2, 2)
+    if kind == "mimo_v2_flash":  # one for each depth
+        more = {
+            name.replace("layers.0.", "layers.1."): 0 * weight for name, weight in tensors.items()
+        }
+        tensors = {**more, **tensors}
+    config = Config(decode=DecodeConfig(controller="fixed"))
+    drafter = Mtp(write(tmp_path, tensors), min_confidence=0.0)
+    engine = mmspec.load(model, config=config, drafter=[drafter])
+    (bound,) = engine.drafters
+    for name, weight in bound.head._layer.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(weight, expected[name]), name
     ids = torch.randint(3, 60, (1, 14), generator=torch.Generator().manual_seed(4))
     options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "reuse": False}
     found = engine.generate({"input_ids": ids}, **options)
