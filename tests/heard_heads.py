@@ -95,6 +95,23 @@ def engine_of(family: str, drafter: Any, *, stores: bool = False, chunk: int | N
     return mmspec.load(model_of(family, "float64"), config=config, drafter=[drafter])
 
 
+def planes_of(model: Any, requests: Sequence[Request], said: Said) -> Tensor:
+    """(3, 1, tokens) by the target's own rule, an image's tokens in rows and columns."""
+    text = torch.tensor([[*said.text, *said.path]])
+    for request in requests:
+        own: Any = request.prompt
+        ids = own["input_ids"]
+        if torch.equal(text[:, : ids.shape[1]], ids):
+            break
+    types = torch.zeros_like(text)
+    types[text == model.config.image_token_id] = 1
+    grid = own.get("image_grid_thw")
+    planes, _ = model.model.get_rope_index(
+        input_ids=text, mm_token_type_ids=types, image_grid_thw=grid
+    )
+    return planes
+
+
 def assert_heard(
     family: str,
     whole: Callable[[Any, Sequence[Tensor], Said], Tensor],

@@ -15,7 +15,7 @@ from mmspec.drafters.dflash.bound_head import BlockHead
 from mmspec.drafters.dflash.graphs import DFlashGraphs
 from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import num_weights
-from mmspec.drafters.heads import OverCache, writing_nodes
+from mmspec.drafters.heads import OverCache, TextPlaces, writing_nodes
 from mmspec.drafters.medusa.trees import DepthTrees
 from mmspec.kv import KVCache
 from mmspec.state import Placement, Prefill, Prompt, Taps
@@ -52,7 +52,7 @@ class BoundDFlash:
             self._graphs.clear()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> EagleSession:
-        return EagleSession(self, prompt.num_tokens, prefill, guide)
+        return EagleSession(self, prompt.num_tokens, prefill, guide, TextPlaces())
 
     def propose_together(
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
@@ -64,25 +64,24 @@ class BoundDFlash:
                 session.catch_up(tokens)
             behind = [s for s in zip(own, texts, strict=True) if s[0].is_behind]
             if behind:  # none is where a proposal that failed is asked for again
-                self._read(
-                    [session.placement for session, _ in behind],
-                    [session.waiting(tokens)[1] for session, tokens in behind],
-                )
+                read = [session.waiting(tokens)[1] for session, tokens in behind]
+                placements = [session.placement for session, _ in behind]
+                firsts = [self.cache.length(p.row) + p.position_offsets[0] for p in placements]
+                self._read([p.row for p in placements], read, firsts)
                 for session, _ in behind:
                     session.has_read()
             placements, depth = [session.placement for session in own], self._trees.depth(budget)
             logits = self._block(placements, texts, depth)
         return self._trees.grown(own, texts, logits.transpose(0, 1), budget)
 
-    def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
+    def read(self, row: int, ids: Sequence[int], features: Tensor, places: Tensor) -> None:
         """As `ReadingDrafter.read`: what the tokens are the features tell."""
-        self._read([placement], [features])
+        self._read([row], [features], [int(places[0, 0])])
 
-    def _read(self, placements: Sequence[Placement], features: Sequence[Tensor]) -> None:
+    def _read(self, rows: Sequence[int], features: Sequence[Tensor], firsts: Sequence[int]) -> None:
         """Commits the keys of each row's `features` (tokens, layers * hidden) behind what it
-        holds."""
-        rows, counts = [p.row for p in placements], [part.shape[0] for part in features]
-        firsts = [self.cache.length(p.row) + p.position_offsets[0] for p in placements]
+        holds, from position `firsts` on."""
+        counts = [part.shape[0] for part in features]
         positions = torch.tensor(firsts).unsqueeze(1) + torch.arange(max(counts))
         joined = pad_sequence(list(features), batch_first=True)
         with self.cache.writing(rows, counts) as plan:

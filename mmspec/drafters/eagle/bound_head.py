@@ -34,6 +34,7 @@ class FeatureHead(TappingHead, ABC):
     or the head itself where the target has not spoken yet."""
 
     index_layers: Sequence[int] = ()  # its own, that choose which tokens they see
+    planes = 1  # of positions, in which it counts as a target with M-RoPE does
 
     def project(self, features: Tensor) -> Tensor:
         """Joined states -> (tokens, hidden), as `states` reads them."""
@@ -43,8 +44,8 @@ class FeatureHead(TappingHead, ABC):
     def states(
         self, ids: Tensor, features: Tensor, positions: Tensor, attend: CachedAttend
     ) -> HeadStates:
-        """`ids` and `positions` (batch, seq) int64, those of the features; `features` (batch, seq,
-        hidden)."""
+        """`ids` (batch, seq) int64; `features` (batch, seq, hidden), and their `positions` (batch,
+        seq) int64, or (planes, batch, seq)."""
 
     def over_target(self, logits: Tensor) -> Tensor:
         """(nodes, own vocab) -> (nodes, vocab) over the target's vocabulary, -inf for what is never

@@ -16,8 +16,9 @@ from mmspec.drafters.eagle.session import EagleSession
 from mmspec.drafters.forwards import ForwardCost, num_weights
 from mmspec.drafters.growing.settings import TreeSettings
 from mmspec.drafters.growing.trees import GrowingTrees, Start
+from mmspec.drafters.heads import TextPlaces
 from mmspec.kv import KVCache
-from mmspec.state import Placement, Prefill, Prompt, Taps
+from mmspec.state import Prefill, Prompt, Taps
 from mmspec.target import Target
 from mmspec.tree import TokenTree
 
@@ -32,6 +33,7 @@ class BoundEagle:
         """`window`: newest tokens of a text that the head sees."""
         self.name = name
         self.head = head
+        self._target = target
         self.taps = Taps(frozenset(self.head.taps), whole_prompt=True)
         self.draws = trees.draws
         self._graphs = EagleGraphs(target, head)
@@ -50,7 +52,8 @@ class BoundEagle:
             self._graphs.clear()
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> EagleSession:
-        return EagleSession(self, prompt.num_tokens, prefill, guide)
+        places = TextPlaces.of(self._target, prompt, planes=self.head.planes)
+        return EagleSession(self, prompt.num_tokens, prefill, guide, places)
 
     def propose_together(
         self, sessions: Sequence[DraftSession], texts: Sequence[Sequence[int]], budget: int
@@ -76,6 +79,6 @@ class BoundEagle:
                 session.has_read()
             return drafts
 
-    def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
-        """Commits tokens beside the joined `features`, behind what the row holds."""
-        read_text(self.head, self.cache, placement, ids, self.head.project(features))
+    def read(self, row: int, ids: Sequence[int], features: Tensor, places: Tensor) -> None:
+        """As `ReadingDrafter.read`."""
+        read_text(self.head, self.cache, row, ids, self.head.project(features), places)

@@ -100,17 +100,17 @@ class EagleScorer:
 def read_text(
     head: FeatureHead,
     cache: KVCache,
-    placement: Placement,
+    row: int,
     ids: Sequence[int],
     features: Tensor,
+    places: Tensor,
 ) -> None:
     """Commits the keys of `ids` behind what the row holds, `features` (tokens, hidden) beside
-    them: a prompt, or what came of a text meanwhile."""
-    first = cache.length(placement.row) + placement.position_offsets[0]
-    told = torch.stack([torch.tensor(ids), first + torch.arange(len(ids))]).unsqueeze(1)
-    given, positions = upload(told, head.device)
-    with cache.writing([placement.row], [len(ids)]) as plan:
+    them, which stand at `places` (planes, tokens): a prompt, or what came of a text meanwhile."""
+    given, *planes = upload(torch.cat([torch.tensor([ids]), places]).unsqueeze(1), head.device)
+    positions = planes[0] if len(planes) == 1 else torch.stack(planes)
+    with cache.writing([row], [len(ids)]) as plan:
         plan.is_viewed = False
         attend = Reading(cache, plan, head.reaches)
         head.states(given, features.unsqueeze(0), positions, attend)
-    cache.commit({placement.row: range(len(ids))})
+    cache.commit({row: range(len(ids))})

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.eagle.bound_head import TappingHead
+from mmspec.drafters.heads import TextPlaces
 from mmspec.drafters.model_session import ModelDrafter, ModelSession
 from mmspec.drafters.own_row import OwnRow
 from mmspec.kv import KVCache
@@ -32,8 +33,9 @@ class ReadingDrafter(ModelDrafter, Protocol):
     @property
     def head(self) -> TappingHead: ...
 
-    def read(self, placement: Placement, ids: Sequence[int], features: Tensor) -> None:
-        """Commits tokens beside the joined `features`, behind what the row holds."""
+    def read(self, row: int, ids: Sequence[int], features: Tensor, places: Tensor) -> None:
+        """Commits tokens beside the joined `features`, behind what the row holds; they stand at
+        `places` (planes, tokens)."""
 
 
 class EagleSession(ModelSession[ReadingDrafter]):
@@ -46,12 +48,19 @@ class EagleSession(ModelSession[ReadingDrafter]):
     """
 
     def __init__(
-        self, drafter: ReadingDrafter, num_tokens: int, prefill: Prefill, guide: DraftGuide
+        self,
+        drafter: ReadingDrafter,
+        num_tokens: int,
+        prefill: Prefill,
+        guide: DraftGuide,
+        places: TextPlaces,
     ) -> None:
-        """`num_tokens` of the prompt."""
+        """`num_tokens` of the prompt; `places` of the text's tokens, which are those of the
+        features."""
         super().__init__(drafter, guide)
         self._row = OwnRow(drafter.cache, drafter.lock)
         self._first = 0
+        self._places = places
         self._features: list[Tensor] = []  # joined, (tokens, taps * hidden) each
         self._num_waiting = 0
         self._num_known = num_tokens  # tokens of the text whose features are, or were, known
@@ -85,10 +94,12 @@ class EagleSession(ModelSession[ReadingDrafter]):
 
     @property
     def placement(self) -> Placement:
-        return Placement(self._row.number, (self._first,))
+        offsets = tuple(offset + self._first for offset in self._places.offsets)
+        return Placement(self._row.number, offsets)
 
     def catch_up(self, tokens: Sequence[int]) -> None:
-        """Reads all but the newest pairs, and drops the oldest ones beyond the window."""
+        """Reads all but the newest pairs, and those of images, and drops the oldest ones beyond the
+        window."""
         assert self._num_known == len(tokens) - 1, "the text is not what was observed"
         drafter, cache = self._drafter, self._drafter.cache
         if self._num_waiting > drafter.window:
@@ -104,8 +115,14 @@ class EagleSession(ModelSession[ReadingDrafter]):
             self._first = start
         elif held + self._num_waiting > drafter.window:
             self._forget(held)
-        if self._num_waiting > CHUNK:
+        if self._is_late:
             self._read_late(tokens)
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether pairs wait that a proposal does not read on the way."""
+        start = self._num_known - self._num_waiting
+        return self._num_waiting > CHUNK or start < self._places.num_uneven
 
     @property
     def is_behind(self) -> bool:
@@ -129,12 +146,13 @@ class EagleSession(ModelSession[ReadingDrafter]):
 
     def _read_late(self, tokens: Sequence[int]) -> None:
         drafter = self._drafter
-        while self._num_waiting > CHUNK:
+        while self._is_late:
             count = min(self._num_waiting - 1, _READ_TOKENS)
             features = self._joined()
             first = self._num_known - self._num_waiting
             ids = tokens[first + 1 : first + 1 + count]
-            drafter.read(self.placement, ids, features[:count])
+            places = self._places.at(first, count)
+            drafter.read(self._row.number, ids, features[:count], places)
             self._features, self._num_waiting = [features[count:]], self._num_waiting - count
         # Nobody may ask for long: what is left must not hold a prompt's features.
         self._features = [part.clone() for part in self._features]

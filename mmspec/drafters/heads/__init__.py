@@ -2,13 +2,14 @@
 two ends.
 
 1. `config`    the shape of a layer, as published config.json files give it
-2. `rotary`    positions -> rotations; a head counts the text's tokens, images' placeholders too
+2. `rotary`    positions -> rotations
 3. `attention` whole sequences (training), or a tree's new nodes over a KV cache (drafting)
 4. `block`     the layer itself
 5. `nodes`     trees -> the ids, positions and attention of their new nodes
-6. `ends`      the target's embedding and head
-7. `borrowing` a head at work for a target, whose ends it may borrow
-8. `graphs`    levels recorded on a GPU
+6. `places`    where the tokens of a text stand
+7. `ends`      the target's embedding and head
+8. `borrowing` a head at work for a target, whose ends it may borrow
+9. `graphs`    levels recorded on a GPU
 """
 
 from mmspec.drafters.heads.attention import (
@@ -27,6 +28,7 @@ from mmspec.drafters.heads.ends import TargetEnds
 from mmspec.drafters.heads.graphs import HeadGraphs, recorded_as
 from mmspec.drafters.heads.nodes import NewNodes, writing_nodes
 from mmspec.drafters.heads.norm import RMSNorm
+from mmspec.drafters.heads.places import TextPlaces
 from mmspec.drafters.heads.rotary import Rotary, Rotation
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Rotation",
     "SelfAttention",
     "TargetEnds",
+    "TextPlaces",
     "WholeSequences",
     "as_one",
     "attended",

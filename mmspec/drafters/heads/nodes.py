@@ -23,7 +23,8 @@ class NewNodes:
     """The nodes of each row that a forward computes; short rows are padded."""
 
     given: Tensor  # (batch, nodes) int64, their tokens: on the CPU, or where they were found
-    places: Tensor  # (batch, nodes) int64 on the CPU, their positions; siblings share one
+    places: Tensor  # (batch, nodes) int64 on the CPU, their positions; siblings share one. Under
+    # M-RoPE (planes, batch, nodes)
     counts: tuple[int, ...]  # (batch,) nodes of each row
     leaves: tuple[tuple[int, ...], ...]  # of each row the new nodes without children, from 0 on
     cache: KVCache
@@ -36,8 +37,9 @@ class NewNodes:
     def _there(self) -> tuple[Tensor, Tensor]:
         if self.given.device.type != "cpu":
             return self.given, upload(self.places, self.device)
-        both = upload(torch.stack([self.given, self.places]), self.device)  # one copy
-        return both[0], both[1]
+        planes = [self.given, *self.places.view(-1, *self.given.shape)]
+        all_there = upload(torch.stack(planes), self.device)  # one copy
+        return all_there[0], all_there[1:].view(self.places.shape)
 
     @property
     def ids(self) -> Tensor:
@@ -46,7 +48,7 @@ class NewNodes:
 
     @property
     def positions(self) -> Tensor:
-        """(batch, nodes) int64 on the device"""
+        """As `places`, on the device"""
         return self._there[1]
 
     @property
@@ -77,7 +79,7 @@ def writing_nodes(
 ) -> Iterator[NewNodes]:
     """Within it, one forward of a head computes the nodes of each tree behind the first
     `written[i]`, and writes their keys behind the row's committed tokens; `cache.commit` keeps
-    them, or not. What a row's first token counts as is its placement's one offset.
+    them, or not. What a row's first token counts as is its placement's offset, in each plane.
 
     `ids` (batch, nodes) int64 on the device: the nodes' tokens, in place of the trees' own, which
     are not known yet. `reaches`: of each layer.
@@ -85,18 +87,19 @@ def writing_nodes(
     done = list(written) or [0] * len(trees)
     counts = tuple(tree.num_nodes - old for tree, old in zip(trees, done, strict=True))
     rows = [placement.row for placement in placements]
-    firsts = [cache.length(p.row) + p.position_offsets[0] for p in placements]
-    positions = np.zeros((len(trees), max(counts)), dtype=np.int64)
-    tokens = np.zeros_like(positions)
-    for index, (tree, old, first) in enumerate(zip(trees, done, firsts, strict=True)):
-        positions[index, : counts[index]] = first + np.array(tree.depths[old:])
+    tokens = np.zeros((len(trees), max(counts)), dtype=np.int64)
+    num_planes = len(placements[0].position_offsets)
+    positions = np.zeros((num_planes, *tokens.shape), dtype=np.int64)
+    for index, (tree, old, placement) in enumerate(zip(trees, done, placements, strict=True)):
+        first = cache.length(placement.row) + np.array([placement.position_offsets]).T
+        positions[:, index, : counts[index]] = first + np.array(tree.depths[old:])
         tokens[index, : counts[index]] = tree.tokens[old:]
     given = torch.from_numpy(tokens) if ids is None else ids
     with cache.writing(rows, counts, after=done) as plan:
         plan.is_viewed = False
         call = TreeCall(nodes_of(trees, plan, done), cache.flat_layers, reaches)
         leaves = tuple(_leaves(tree, old) for tree, old in zip(trees, done, strict=True))
-        places = torch.from_numpy(positions)
+        places = torch.from_numpy(positions if num_planes > 1 else positions[0])
         yield NewNodes(given, places, counts, leaves, cache, tuple(rows), plan, call, device)
 
 

@@ -49,6 +49,7 @@ class MtpHead(FeatureHead):
         self.taps = (target.last_tap,)
         self.index_layers = [0] if 0 in index_layers(self._config) else []
         self._turns = Turns(target.model, self._config)
+        self.planes = self._turns.planes
         # Latent attention (DeepSeek) keeps no keys that ours could read.
         self._by_mask = target.attachments.attention == "model"
 
@@ -64,7 +65,7 @@ class MtpHead(FeatureHead):
             states = layer.mtp_block(
                 layer.eh_proj(torch.cat(parts, dim=-1)),
                 position_embeddings=self._turns(embeddings, positions),
-                position_ids=positions,
+                position_ids=positions if self.planes == 1 else positions[0],
                 past_key_values=attend.cache,
                 **told,
             )

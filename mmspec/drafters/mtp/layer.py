@@ -115,17 +115,16 @@ class Turns:
         rotary: nn.Module | None = getattr(model.get_decoder(), "rotary_emb", None)
         self._rotary = copy.deepcopy(rotary)
         sections = (getattr(config, "rope_parameters", None) or {}).get("mrope_section") or ()
-        self._planes = len(sections)  # of M-RoPE, in which a text counts alike
+        self.planes = max(len(sections), 1)  # of positions
         self._told = dict[str, str]()
         if self._rotary is not None and "layer_type" in signature(self._rotary.forward).parameters:
             self._told["layer_type"] = config.layer_types[0]
 
     def __call__(self, states: Tensor, positions: Tensor) -> Any:
-        """For `positions` (batch, seq) int64; in the dtype of `states`, and where they are."""
+        """For `positions` (batch, seq) int64, of M-RoPE (planes, batch, seq); in the dtype of
+        `states`, and where they are."""
         if self._rotary is None:
             return None
-        if self._planes:
-            positions = positions.expand(self._planes, *positions.shape)
         turned = self._rotary(states, positions, **self._told)
         # A model over several devices makes them on one of its own.
         if isinstance(turned, Tensor):

@@ -16,6 +16,7 @@ from mmspec.drafters.heads import (
     BlockConfig,
     DecoderBlock,
     Rotary,
+    TextPlaces,
     WholeSequences,
 )
 from mmspec.kv import KVCache
@@ -137,7 +138,8 @@ def test_each_path_of_ragged_rows_is_scored_as_its_whole_sequence(
         # What is committed is read in two goes: the second over the first.
         for part in (slice(0, committed // 2), slice(committed // 2, committed)):
             if ids[part]:
-                read_text(head, cache, place, ids[part], features[part])
+                stands = TextPlaces(place.position_offsets).at(part.start, len(ids[part]))
+                read_text(head, cache, place.row, ids[part], features[part], stands)
         nodes = len(parents)
         tree = TokenTree(tuple(ids[committed:]), parents, (1.0,) * nodes, ("",) * nodes)
         trees.append(tree)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from heard_heads import Said, assert_heard, engine_of, listening, requests_of
+from heard_heads import Said, assert_heard, engine_of, listening, planes_of, requests_of
 from matrix import model_of
 from mtp_layers import NUMBERED, OWN, drawn, folder_of, mtp, published, write
 from ragged import target_of
@@ -33,13 +33,16 @@ from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.mtp import Mtp
 from mmspec.drafters.mtp.layer import Turns
 from mmspec.errors import ConfigError, ModelError
+from mmspec.requests import Request
 from mmspec.sweep import architectures
 from mmspec.sweep.build import build
 from mmspec.target import Target
 
 
 @torch.no_grad()
-def whole(layer: Any, model: Any, states: Sequence[Tensor], said: Said) -> Tensor:
+def whole(
+    layer: Any, requests: Sequence[Request], model: Any, states: Sequence[Tensor], said: Said
+) -> Tensor:
     """(vocab,) by the layer over whole sequences, each token seeing those before it by attention of
     transformers' own."""
     known = len(said.text) - 1
@@ -49,11 +52,9 @@ def whole(layer: Any, model: Any, states: Sequence[Tensor], said: Said) -> Tenso
     for count in range(known, len(ids) + 1):
         given = embeddings[:count].unsqueeze(0)
         positions = 1 + torch.arange(count).unsqueeze(0)
-        planes = (
-            positions.expand(3, 1, -1)
-            if "mrope_section" in layer.config.rope_parameters
-            else positions
-        )
+        planes = positions
+        if "mrope_section" in layer.config.rope_parameters:
+            planes = 1 + planes_of(model, requests, said)[:, :, :count]
         rotary = model.get_decoder().rotary_emb
         kinds = {}
         if "layer_type" in signature(rotary.forward).parameters:
@@ -89,21 +90,24 @@ def whole(layer: Any, model: Any, states: Sequence[Tensor], said: Said) -> Tenso
         ("qwen3_5", ["image_middle", "text", "image_last"], {"top_k": 3}, 2, 1e-4),
     ],
 )
+@pytest.mark.parametrize("chunk", [3, 64])  # that a proposal reads on the way
 def test_each_node_is_scored_as_its_whole_text(
     family: str,
     layouts: list[str],
     options: dict[str, Any],
     every: int,
     within: float,
+    chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(eagle_session, "CHUNK", 3)  # so that chunks are read, too
+    monkeypatch.setattr(eagle_session, "CHUNK", chunk)
     model = model_of(family, "float64")
     heard = listening(monkeypatch, every=every)
     drafter = Mtp(folder_of(model, knows=False), **{"min_confidence": 0.01, **options})
     requests = requests_of(family, layouts, "greedy")
     results = engine_of(family, drafter).generate(requests)
-    assert_heard(family, partial(whole, drawn(model)), requests, results, heard, within=within)
+    expected = partial(whole, drawn(model), requests)
+    assert_heard(family, expected, requests, results, heard, within=within)
     assert max(len(said.path) for said in heard) == 3
 
 
