@@ -78,6 +78,7 @@ class BoundHead(FeatureHead):
             head, config.block.reaches, ends, embedding=head.embed_tokens, lm_head=head.lm_head
         )
         self.taps = config.taps(target.last_tap)
+        self.planes = max(len(config.block.sections), 1)
         self._vocab_size = target.vocab_size
         self._target_ids = head.target_ids
 

@@ -118,8 +118,9 @@ class EagleHead(nn.Module):
     ) -> HeadStates:
         """`embeddings` (batch, seq, hidden) of the tokens 1, 2, ..., and beside each of them the
         feature of the token before it, (batch, seq, hidden): the target's, projected, or what this
-        returned for the token before. `positions` (batch, seq) are those of the features: without,
-        0, 1, ...; `attend`: without, whole sequences, each token seeing those before it."""
+        returned for the token before. `positions` (batch, seq), or (planes, batch, seq), are those
+        of the features: without, 0, 1, ...; `attend`: without, whole sequences, each token seeing
+        those before it."""
         if positions is None:
             positions = torch.arange(embeddings.shape[1], device=embeddings.device).unsqueeze(0)
         attend = WholeSequences() if attend is None else attend

@@ -34,11 +34,14 @@ class BlockConfig:
     rope: Mapping[str, Any] = field(
         default_factory=lambda: {"rope_type": "default", "rope_theta": _THETA}
     )  # transformers' rope_parameters
+    sections: tuple[int, ...] = ()  # of M-RoPE: frequencies that turn by each plane of positions;
+    # empty: all by one, that counts the text's tokens
 
     @staticmethod
     def read(given: Mapping[str, Any], *, who: str) -> "BlockConfig":
         """Of a config.json of the Llama kind, old (rope_theta, rope_scaling) or new
-        (rope_parameters). Raises ConfigError for one that lacks a size."""
+        (rope_parameters). Raises ConfigError for one that lacks a size, or whose sizes do not
+        fit."""
         missing = [name for name in _REQUIRED if not isinstance(given.get(name), int)]
         if missing:
             raise ConfigError(
@@ -46,13 +49,20 @@ class BlockConfig:
                 "a decoder layer of the Llama kind"
             )
         heads = given["num_attention_heads"]
+        head_dim = given.get("head_dim") or given["hidden_size"] // heads
         has_bias = bool(given.get("attention_bias"))
+        sections = _sections(given)
+        if sections and sum(sections) != head_dim // 2:
+            raise ConfigError(
+                f"{who}: config.json says mrope_section={list(sections)}; expected {head_dim // 2} "
+                "in all, half of head_dim"
+            )
         return BlockConfig(
             hidden_size=given["hidden_size"],
             intermediate_size=given["intermediate_size"],
             num_heads=heads,
             num_kv_heads=given.get("num_key_value_heads") or heads,
-            head_dim=given.get("head_dim") or given["hidden_size"] // heads,
+            head_dim=head_dim,
             vocab_size=given["vocab_size"],
             num_layers=given.get("num_hidden_layers") or 1,
             rms_norm_eps=given.get("rms_norm_eps") or 1e-6,
@@ -64,6 +74,7 @@ class BlockConfig:
             window=_window(given),
             max_positions=given.get("max_position_embeddings") or _CONTEXT,
             rope=_rope(given),
+            sections=sections,
         )
 
     @property
@@ -77,6 +88,8 @@ class BlockConfig:
         rope = dict(self.rope)
         theta = rope.pop("rope_theta", _THETA)
         scaling = None if rope.get("rope_type", "default") == "default" else rope
+        if self.sections:
+            scaling = {"rope_type": "mrope", "mrope_section": list(self.sections)}
         sliding = {"sliding_window": self.window, "layer_types": ["sliding_attention"]}
         return {
             "hidden_size": self.hidden_size,
@@ -132,8 +145,8 @@ def _window(given: Mapping[str, Any]) -> int | None:
 
 
 def _rope(given: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers' rope_parameters. The planes of M-RoPE are left out: a head counts in one."""
-    rope = dict(given.get("rope_parameters") or given.get("rope_scaling") or {})
+    """transformers' rope_parameters, without the planes of M-RoPE."""
+    rope = _said_of_rope(given)
     kind = rope.pop("type", None)
     rope.setdefault("rope_type", kind or "default")
     rope.pop("mrope_section", None)
@@ -141,3 +154,15 @@ def _rope(given: Mapping[str, Any]) -> dict[str, Any]:
         rope["rope_type"] = "default"
     rope.setdefault("rope_theta", given.get("rope_theta") or _THETA)
     return rope
+
+
+def _sections(given: Mapping[str, Any]) -> tuple[int, ...]:
+    """Those of a head that was trained in the target's planes. Without the type they are but what
+    was copied of the target's config: such a head counts in one."""
+    rope = _said_of_rope(given)
+    is_mrope = "mrope" in (rope.get("type"), rope.get("rope_type"))
+    return tuple(rope.get("mrope_section") or ()) if is_mrope else ()
+
+
+def _said_of_rope(given: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(given.get("rope_parameters") or given.get("rope_scaling") or {})

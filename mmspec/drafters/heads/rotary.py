@@ -27,8 +27,8 @@ class Rotary(nn.Module):
     """Positions -> rotations. A text's length changes none of them: where a scaling depends on it
     ("dynamic", "longrope"), it is the one of texts that the model was first made for.
 
-    A head counts the text's tokens one by one, an image's placeholders like any others, also
-    beside a target that counts in the planes of M-RoPE.
+    A head counts the text's tokens one by one, an image's placeholders like any others, unless it
+    was trained in the planes of M-RoPE.
     """
 
     def __init__(self, config: BlockConfig) -> None:
@@ -36,16 +36,20 @@ class Rotary(nn.Module):
         super().__init__()
         with torch.device("cpu"):  # also where a module is made without memory
             frequencies, self.scale = _frequencies(config)
+        self._sections = list(config.sections)
         # No parameter and no buffer: `.to(dtype)` must not round it.
         self._frequencies = {torch.device("cpu"): frequencies}
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """The rotations at `positions` (batch, seq)."""
+        """The rotations at `positions` (batch, seq), of M-RoPE (planes, batch, seq)."""
         frequencies = self._frequencies.get(positions.device)
         if frequencies is None:
             frequencies = self._frequencies[torch.device("cpu")].to(positions.device)
             self._frequencies[positions.device] = frequencies
         angles = positions.unsqueeze(-1).float() * frequencies
+        if positions.ndim == 3:  # each section of the frequencies turns by its own plane
+            parts = angles.split(self._sections, dim=-1)
+            angles = torch.cat([part[plane] for plane, part in enumerate(parts)], dim=-1)
         angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
         return Rotation(
             (angles.cos() * self.scale).to(dtype), (angles.sin() * self.scale).to(dtype)

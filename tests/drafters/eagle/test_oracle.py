@@ -3,22 +3,30 @@ given the target's own states: for chains and trees, batches, images, prompts th
 already, texts that nobody asked about for a while."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from eagle_heads import fitted, unfitted
-from heard_heads import Said, assert_heard, engine_of, listening, requests_of
+from eagle_heads import fitted, head_config, unfitted
+from heard_heads import Said, assert_heard, engine_of, listening, planes_of, requests_of
 from matrix import model_of
 from torch import Tensor
 
 from mmspec.drafters.eagle import Eagle, EagleHead
 from mmspec.drafters.eagle import session as eagle_session
+from mmspec.requests import Request
 
 
 @torch.no_grad()
-def whole(head: EagleHead, model: Any, states: Sequence[Tensor], said: Said) -> Tensor:
+def whole(
+    head: EagleHead,
+    model: Any,
+    states: Sequence[Tensor],
+    said: Said,
+    requests: Sequence[Request] = (),
+) -> Tensor:
     """(vocab,) of the same by whole sequences, from the target's states of text and path."""
     taps = head.config.taps(len(states) - 1)
     known = len(said.text) - 1
@@ -31,6 +39,8 @@ def whole(head: EagleHead, model: Any, states: Sequence[Tensor], said: Said) -> 
     for count in range(known - said.first, len(ids) + 1):
         seen = torch.stack(beside[:count]).unsqueeze(0)
         positions = said.first + torch.arange(count).unsqueeze(0)
+        if head.config.block.sections:
+            positions = planes_of(model, requests, said)[:, :, said.first :][:, :, :count]
         made = head(embeddings[:count].unsqueeze(0), seen, positions=positions)
         beside.append(made.features[0, -1])
     read = made.read[0, -1]
@@ -87,6 +97,26 @@ def test_a_known_beginning_is_left_out(version: int, monkeypatch: pytest.MonkeyP
     assert_heard("qwen2_5_vl", partial(whole, head), requests, results, heard)
 
 
+@pytest.mark.parametrize("chunk", [3, 64])  # that a proposal reads on the way
+@pytest.mark.parametrize("stores", [False, True])
+def test_a_head_that_was_trained_so_counts_in_the_planes_of_its_target(
+    stores: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eagle_session, "CHUNK", chunk)
+    model = model_of("qwen2_5_vl", "float64")
+    block = head_config(model, 3).block
+    sections = (block.head_dim // 2 - 4, 2, 2)
+    head = unfitted(model, 3, block=replace(block, sections=sections))
+    layouts = ["image_middle", "text", "image_last"]
+    requests = requests_of("qwen2_5_vl", layouts, "greedy")
+    engine = engine_of("qwen2_5_vl", Eagle(head, top_k=2, min_confidence=0.01), stores=stores)
+    if stores:  # the beginning of each is known
+        engine.generate(requests)
+    heard = listening(monkeypatch, every=2)
+    results = engine.generate(requests)
+    assert_heard("qwen2_5_vl", partial(whole, head, requests=requests), requests, results, heard)
+
+
 @pytest.mark.parametrize("every", [1, 34])
 def test_beyond_its_window_the_oldest_tokens_leave(
     every: int, monkeypatch: pytest.MonkeyPatch
@@ -107,10 +137,6 @@ def test_beyond_its_window_the_oldest_tokens_leave(
 
 def test_several_layers_and_the_other_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """What no fitted head has: EAGLE-3.1's norms, two layers, its own embedding, other biases."""
-    from dataclasses import replace
-
-    from eagle_heads import head_config
-
     model = model_of("qwen3", "float64")
     block = replace(
         head_config(model, 3).block, num_layers=2, num_kv_heads=2, qkv_bias=True, qk_norm=True

@@ -7,6 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VLRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
 
 from mmspec.attention import Reach
 from mmspec.drafters.eagle.module import HeadStates
@@ -19,6 +24,7 @@ from mmspec.drafters.heads import (
     TextPlaces,
     WholeSequences,
 )
+from mmspec.errors import ConfigError
 from mmspec.kv import KVCache
 from mmspec.state import Placement
 from mmspec.tree import TokenTree
@@ -213,7 +219,27 @@ def test_a_config_is_read_as_it_was_written(rope: str) -> None:
     assert BlockConfig.read(config.as_json, who="test") == config
 
 
-def test_the_planes_of_m_rope_are_left_out() -> None:
+def test_a_head_counts_in_planes_where_its_rotations_are_of_that_type() -> None:
     config = config_of().as_json
-    config["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 1, 1]}
+    config["rope_scaling"] = {"rope_type": "default", "mrope_section": [2, 1, 1]}
     assert BlockConfig.read(config, who="test") == config_of()
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 1, 1]}
+    assert BlockConfig.read(config, who="test") == config_of(sections=(2, 1, 1))
+    assert BlockConfig.read(config_of(sections=(2, 1, 1)).as_json, who="test").sections == (2, 1, 1)
+    config["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 1]}
+    with pytest.raises(ConfigError, match=r"mrope_section=\[2, 1\]; expected 4 in all"):
+        BlockConfig.read(config, who="test")
+
+
+def test_planes_turn_as_in_transformers() -> None:
+    text = Qwen2_5_VLTextConfig(
+        hidden_size=HIDDEN,
+        num_attention_heads=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+    )
+    planes = torch.randint(50, (3, 2, 6))
+    query, keys = torch.randn(2, 2, 6, 8), torch.randn(2, 1, 6, 8)
+    cos, sin = Qwen2_5_VLRotaryEmbedding(text)(query, planes)
+    expected = apply_rotary_pos_emb(query, keys, cos, sin)
+    turn = Rotary(config_of(sections=(2, 1, 1)))(planes, torch.float32)
+    torch.testing.assert_close((turn(query), turn(keys)), expected)
