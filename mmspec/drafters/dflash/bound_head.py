@@ -7,6 +7,7 @@ from mmspec.drafters.dflash.attention import ByLayer
 from mmspec.drafters.dflash.module import DFlashHead
 from mmspec.drafters.eagle.bound_head import TappingHead
 from mmspec.drafters.heads import Attend, TargetEnds, placed
+from mmspec.drafters.heads.vocabulary import over_target, target_ids
 from mmspec.errors import ConfigError
 from mmspec.kv import KVCache
 from mmspec.target import Target
@@ -14,7 +15,8 @@ from mmspec.target import Target
 
 class BlockHead(TappingHead):
     """It reads by the target's embedding and speaks through its lm_head, each as it is stored: what
-    the target multiplies, norms or caps there, the head does by figures of its own."""
+    the target multiplies, norms or caps there, the head does by figures of its own. One of a
+    reduced vocabulary has an lm_head for it."""
 
     def __init__(self, head: DFlashHead, target: Target, *, dtype: torch.dtype | None) -> None:
         """`dtype` None: the target's. Raises ConfigError for a head of another target."""
@@ -22,9 +24,17 @@ class BlockHead(TappingHead):
         _check_fits(head, target, ends)
         ends.scale, ends.cap = config.output_scale, config.softcap
         self.module = placed(head, ends, dtype or ends.dtype).eval()
-        super().__init__(self.module, config.reaches, ends, embedding=None, lm_head=None)
+        lm_head = self.module.lm_head
+        super().__init__(self.module, config.reaches, ends, embedding=None, lm_head=lm_head)
+        self._target_ids = None if lm_head is None else target_ids(self.module.d2t)
+        self._vocab_size = target.vocab_size
         self.config = config
         self.taps = config.layers
+
+    def over_target(self, logits: Tensor) -> Tensor:
+        """(..., own vocab) -> (..., vocab) over the target's vocabulary, -inf for what is never
+        drafted."""
+        return over_target(logits, self._target_ids, self._vocab_size)
 
     @torch.no_grad()
     def remember(self, joined: Tensor, positions: Tensor, cache: KVCache) -> None:

@@ -15,7 +15,8 @@ _KINDS = ("full_attention", _SLIDING)
 
 @dataclass(frozen=True)
 class DFlashConfig:
-    """One head. Its embedding and lm_head are the target's."""
+    """One head. Its embedding is the target's, as is its lm_head where it speaks of the whole
+    vocabulary."""
 
     block: BlockConfig  # its layers; `vocab_size` 0 where nothing is said of it
     block_size: int  # tokens of a block: the last one that was chosen, and masks behind it
@@ -27,6 +28,7 @@ class DFlashConfig:
     output_scale: float = 1.0  # of logits, before they are capped
     softcap: float | None = None
     num_target_layers: int | None = None
+    draft_vocab_size: int | None = None  # tokens that an lm_head of its own chooses from
 
     @staticmethod
     def read(given: Mapping[str, Any], *, who: str) -> "DFlashConfig":
@@ -50,10 +52,15 @@ class DFlashConfig:
         size, mask = said.get("block_size", _BLOCK_SIZE), said.get("mask_token_id", -1)
         _check(who, "block_size", size, "at least 2", isinstance(size, int) and size >= 2)
         _check(who, "mask_token_id", mask, "a token's id", isinstance(mask, int) and mask >= 0)
+        own = said.get("sample_from_anchor")
+        _check(who, "sample_from_anchor", own, "that nothing is said at the newest token", not own)
         window = block.window
         if is_assistant and window is not None:
             window += 1  # of tokens before it, which the token itself is not counted among
         is_causal = False if is_assistant else said.get("is_causal")
+        if said.get("sliding_window_non_causal"):  # speculators' word for it
+            is_causal = False
+        drafted = said.get("draft_vocab_size") or block.vocab_size
         return DFlashConfig(
             block=block,
             block_size=size,
@@ -65,6 +72,7 @@ class DFlashConfig:
             output_scale=said.get("output_multiplier") or 1.0,
             softcap=said.get("final_logit_softcapping"),
             num_target_layers=said.get("num_target_layers"),
+            draft_vocab_size=None if drafted == block.vocab_size else drafted,
         )
 
 

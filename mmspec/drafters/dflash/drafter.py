@@ -104,7 +104,7 @@ class BoundDFlash:
         ) as nodes:
             logits = self._graphs.compute(nodes)
             if logits is not None:
-                return logits[:, 1 : 1 + depth]
+                return head.over_target(logits[:, 1 : 1 + depth])
             whole = OverCache(self.cache, whole_blocks(nodes))
             states = head.states(nodes.ids, nodes.positions, nodes.attend, whole)
-            return head.logits(states[:, 1 : 1 + depth])
+            return head.over_target(head.logits(states[:, 1 : 1 + depth]))

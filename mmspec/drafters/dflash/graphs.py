@@ -12,8 +12,8 @@ class DFlashGraphs(HeadGraphs[BlockHead, StaticInputs]):
     """A block that sees itself whole has inputs of its own, of the same rows and nodes."""
 
     def compute(self, nodes: NewNodes) -> Tensor | None:
-        """The logits of a call's blocks, (batch, block, vocab), or None where they must be computed
-        without a graph, which overwrites what was written."""
+        """The logits of a call's blocks, (batch, block, own vocab), or None where they must be
+        computed without a graph, which overwrites what was written."""
         bucket = self._bucket(nodes)
         if bucket is None:
             return None

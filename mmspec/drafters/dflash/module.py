@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from mmspec.drafters.dflash.config import DFlashConfig
@@ -14,6 +15,8 @@ class DFlashHead(nn.Module):
     layers compute a block of tokens that sees it. The token at a place of the block is what is said
     there, not of the next one."""
 
+    d2t: Tensor  # of an lm_head of its own: d2t[i] + i is the target's id of its token i
+
     def __init__(self, config: DFlashConfig) -> None:
         super().__init__()
         self.config = config
@@ -23,6 +26,10 @@ class DFlashHead(nn.Module):
         self.hidden_norm = RMSNorm(hidden, eps)
         self.layers = nn.ModuleList(DecoderBlock(block, layer=n) for n in range(block.num_layers))
         self.norm = RMSNorm(hidden, eps)
+        self.lm_head: nn.Linear | None = None
+        if config.draft_vocab_size is not None:
+            self.lm_head = nn.Linear(hidden, config.draft_vocab_size, bias=False)
+            self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
         self._rotary = Rotary(block)
 
     def remember(self, joined: Tensor, positions: Tensor, cache: KVCache) -> None:

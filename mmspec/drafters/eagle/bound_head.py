@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmspec.drafters.eagle.module import EagleHead, HeadStates
 from mmspec.drafters.forwards import num_weights
 from mmspec.drafters.heads import Attend, BorrowingHead, CachedAttend, TargetEnds, placed
+from mmspec.drafters.heads.vocabulary import over_target
 from mmspec.errors import ConfigError
 from mmspec.target import Target
 
@@ -80,7 +81,7 @@ class BoundHead(FeatureHead):
         self.taps = config.taps(target.last_tap)
         self.planes = max(len(config.block.sections), 1)
         self._vocab_size = target.vocab_size
-        self._target_ids = head.target_ids
+        self._target_ids = None if head.lm_head is None else head.target_ids
 
     @torch.no_grad()
     def project(self, features: Tensor) -> Tensor:
@@ -94,11 +95,7 @@ class BoundHead(FeatureHead):
             return self._head(self.embed(ids), features, positions=positions, attend=attend)
 
     def over_target(self, logits: Tensor) -> Tensor:
-        if self._target_ids is None or self._head.lm_head is None:
-            return logits
-        # Noise and warpers stay the target's.
-        all_logits = logits.new_full((*logits.shape[:-1], self._vocab_size), -torch.inf)
-        return all_logits.index_copy_(-1, self._target_ids, logits)
+        return over_target(logits, self._target_ids, self._vocab_size)
 
 
 def _check(name: str, got: int, expected: int) -> None:

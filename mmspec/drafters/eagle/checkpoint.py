@@ -15,7 +15,7 @@ from torch import Tensor
 from mmspec.drafters.eagle.config import EagleHeadConfig
 from mmspec.drafters.eagle.module import EagleHead
 from mmspec.drafters.heads.folder import HeadFolder, take
-from mmspec.errors import ConfigError
+from mmspec.drafters.heads.vocabulary import read_vocabulary
 
 # What training leaves behind, and what is computed.
 _LEFT_OUT = re.compile(r"rotary_emb\.|^verifier_|^mask_hidden$|^log_")
@@ -39,7 +39,8 @@ def load(folder: str | Path, *, revision: str | None = None) -> EagleHead:
         head = EagleHead(config)
     expected = head.state_dict()
     if config.version == 3:
-        tensors |= _vocabulary(tensors, config, who=who)
+        size, vocab_size = config.draft_vocab_size, config.block.vocab_size
+        tensors |= read_vocabulary(tensors, size=size, vocab_size=vocab_size, who=who)
     for name in ("d2t", "t2d"):  # some EAGLE-1 trainers write them, too
         if name not in expected:
             tensors.pop(name, None)
@@ -80,33 +81,3 @@ def _as_published(name: str) -> str:
     if found is not None:
         return f"layers.{int(found[1]) + 1}.{found[2]}"
     return re.sub(r"^midlayer\.", "layers.0.", name)
-
-
-def _vocabulary(
-    tensors: Mapping[str, Tensor], config: EagleHeadConfig, *, who: str
-) -> dict[str, Tensor]:
-    """d2t and t2d, either of which says the other; neither is needed where nothing is left out."""
-    size, vocab_size = config.draft_vocab_size, config.block.vocab_size
-    steps, name = torch.arange(size), "d2t"
-    if "d2t" in tensors:
-        offsets = tensors["d2t"].long()
-    elif "t2d" in tensors:
-        name, known = "what is True in t2d", tensors["t2d"].bool().nonzero().squeeze(1)[:size]
-        offsets = known - steps[: known.shape[0]]
-    elif size == vocab_size:
-        offsets = torch.zeros_like(steps)
-    else:
-        raise ConfigError(
-            f"{who}: {size} of the target's {vocab_size} tokens are drafted, but no d2t says which"
-        )
-    if offsets.shape != (size,):
-        raise ConfigError(f"{who}: {name} has the shape {tuple(offsets.shape)}, expected ({size},)")
-    ids = offsets + steps
-    if not bool(((ids >= 0) & (ids < vocab_size)).all()):
-        raise ConfigError(
-            f"{who}: d2t leads to tokens {int(ids.min())} to {int(ids.max())}, expected ids of a "
-            f"vocabulary of {vocab_size}"
-        )
-    known = torch.zeros(vocab_size, dtype=torch.bool)
-    known[ids] = True
-    return {"d2t": offsets, "t2d": known}

@@ -23,6 +23,7 @@ from mmspec.drafters.heads import (
     SelfAttention,
     WholeSequences,
 )
+from mmspec.drafters.heads.vocabulary import target_ids
 
 
 class HeadStates(NamedTuple):
@@ -87,7 +88,7 @@ class EagleHead(nn.Module):
         """(draft vocab,) int64: the target's ids of its tokens; None: they are the same."""
         if self.config.version == 1 or self.config.draft_vocab_size == self.config.block.vocab_size:
             return None
-        return self.d2t + torch.arange(self.d2t.shape[0], device=self.d2t.device)
+        return target_ids(self.d2t)
 
     def set_vocabulary(self, ids: Tensor) -> None:
         """EAGLE-3: the target's tokens `ids` (draft vocab,) int64, increasing, are the head's."""

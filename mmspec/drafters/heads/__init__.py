@@ -1,15 +1,15 @@
 """What trained heads share: a decoder layer, its forward over ragged cached rows, and the target's
 two ends.
 
-1. `config`    the shape of a layer, as published config.json files give it
-2. `rotary`    positions -> rotations
-3. `attention` whole sequences (training), or a tree's new nodes over a KV cache (drafting)
-4. `block`     the layer itself
-5. `nodes`     trees -> the ids, positions and attention of their new nodes
-6. `places`    where the tokens of a text stand
-7. `ends`      the target's embedding and head
-8. `borrowing` a head at work for a target, whose ends it may borrow
-9. `graphs`    levels recorded on a GPU
+1. `config`     the shape of a layer, as published config.json files give it
+2. `rotary`     positions -> rotations
+3. `attention`  whole sequences (training), or a tree's new nodes over a KV cache (drafting)
+4. `block`      the layer itself
+5. `nodes`      trees -> the ids, positions and attention of their new nodes
+6. `places`     where the tokens of a text stand
+7. `ends`       the target's embedding and head; `vocabulary`, a head's own part of the target's
+8. `borrowing`  a head at work for a target, whose ends it may borrow
+9. `graphs`     levels recorded on a GPU
 """
 
 from mmspec.drafters.heads.attention import (

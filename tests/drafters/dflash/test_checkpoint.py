@@ -64,8 +64,28 @@ def test_the_speculators_format_is_read(tmp_path: Path) -> None:
     extra = {"embed_tokens.weight": torch.zeros(3), "lm_head.weight": torch.zeros(3)}
     save_file(load_file(file) | extra, file)
     assert_same(load(tmp_path), head)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"draft_vocab_size": 7}))
-    with pytest.raises(ConfigError, match="drafts 7 of"):
+
+
+def test_a_reduced_vocabulary_is_read(tmp_path: Path) -> None:
+    """By either of its tables; without, nobody knows which tokens they are."""
+    given, ids = published(model(), draft_vocab_size=5), torch.tensor([3, 4, 9, 20, 21])
+    head = unfitted(model(), draft_vocab_size=5)
+    head.d2t.copy_(ids - torch.arange(5))
+    known = torch.zeros(given["vocab_size"], dtype=torch.bool)
+    known[ids] = True
+    file = write(head, tmp_path, given) / "model.safetensors"
+    stored = load_file(file)
+    assert_same(load(tmp_path), head)
+    save_file(stored | {"t2d": known}, file)
+    assert_same(load(tmp_path), head)
+    without = {name: tensor for name, tensor in stored.items() if name != "d2t"}
+    save_file(without | {"t2d": known}, file)
+    assert_same(load(tmp_path), head)
+    save_file(without, file)
+    with pytest.raises(ConfigError, match=f"5 of the target's {given['vocab_size']} tokens"):
+        load(tmp_path)
+    save_file({name: tensor for name, tensor in stored.items() if name != "lm_head.weight"}, file)
+    with pytest.raises(ConfigError, match=r"missing: lm_head\.weight"):
         load(tmp_path)
 
 
@@ -94,6 +114,8 @@ def test_what_a_config_leaves_out_is_as_published() -> None:
     mixed = read(**kinds)
     assert mixed.is_causal == (True, False) and mixed.reaches == (Reach(window=8), Reach())
     assert read(**kinds, is_causal=False).is_causal == (False, False)
+    assert read(**kinds, sliding_window_non_causal=True).is_causal == (False, False)
+    assert read(**kinds, sliding_window_non_causal=False).is_causal == (True, False)
     inner = {"mask_token_id": 5, "target_layer_ids": [1], "block_size": 4, "is_causal": True}
     config = read(dflash_config=inner)
     assert (config.block_size, config.layers, config.is_causal) == (4, (2,), (True, True))
@@ -109,6 +131,7 @@ def test_what_a_config_leaves_out_is_as_published() -> None:
         ({"dflash_config": {"mask_token_id": 2}}, "target_layer_ids"),
         ({"dflash_config": {"target_layer_ids": [0]}}, "mask_token_id"),
         ({"block_size": 1}, "block_size=1"),
+        ({"sample_from_anchor": True}, "sample_from_anchor=True"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
         ({"hidden_size": None}, "hidden_size"),

@@ -133,6 +133,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "causal": {"is_causal": True},
     "sliding": {"layer_types": [SLIDING] * 2, "sliding_window": 7, "is_causal": False},
     "figures": {"attention_bias": True, "num_key_value_heads": 4},
+    "vocabulary": {"draft_vocab_size": 40},
 }
 
 
@@ -144,6 +145,8 @@ def test_what_is_said_of_a_block_is_what_whole_sequences_say(
     model = model_of("llama", "float64")
     head = unfitted(model, **SHAPES[shape])
     _loud(head)
+    if head.lm_head is not None:
+        head.d2t.copy_(torch.arange(40) + 3)
     engine_of(DFlash(head, **CHAIN)).generate(requests_of(sampling))
     assert_asked(head, asked, firsts)
 
@@ -247,7 +250,13 @@ def whole(model: Any, head: DFlashHead, context: Tensor, token: int, first: int)
         )
         states = states + attention.o_proj(out.transpose(1, 2).flatten(-2)[0])
         states = states + own.mlp(own.post_attention_layernorm(states))
-    return model.get_output_embeddings()(head.norm(states))[1:]
+    if head.lm_head is None:
+        return model.get_output_embeddings()(head.norm(states))[1:]
+    logits = torch.full((count - 1, config.block.vocab_size), -torch.inf, dtype=states.dtype)
+    for place, said in enumerate(head.lm_head(head.norm(states))[1:]):
+        for token, logit in enumerate(said):
+            logits[place, token + head.d2t[token]] = logit
+    return logits
 
 
 def _loud(head: DFlashHead) -> None:
@@ -306,6 +315,23 @@ def test_a_head_that_knows_the_text_is_accepted_in_long_runs(tmp_path: Path) -> 
     for draw, verifier in (("coupled", "coupled"), ("sample", "speculative")):
         engine = engine_of(DFlash(head, draw=draw), verifier=verifier)  # type: ignore[arg-type]
         assert accepted(engine.generate(sampled)) > 20
+
+
+@pytest.mark.parametrize("options", [{}, {"draw": "sample", "profile": (2, 1)}])
+def test_a_reduced_vocabulary_drafts_its_own_tokens_alone(
+    options: dict[str, Any], asked: list[Asked]
+) -> None:
+    head = unfitted(model_of("llama", "float64"), draft_vocab_size=40)
+    head.d2t.copy_(torch.arange(40) + 3)
+    verifier = "recursive" if options else "coupled"
+    engine = engine_of(DFlash(head, min_confidence=0.0, **options), verifier=verifier)
+    results = engine.generate(requests_of("t1"))
+    own = set(range(3, 82, 2))
+    drafted = [token for one in asked for token in one.tree.tokens[1:]]
+    assert len(drafted) > 100 and set(drafted) <= own
+    if not options:
+        plain = engine.generate(requests_of("t1"), speculate=False)
+        assert [one.tokens for one in results] == [one.tokens for one in plain]
 
 
 def test_images_are_in_the_states_that_it_reads(asked: list[Asked]) -> None:
