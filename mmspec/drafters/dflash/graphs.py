@@ -11,6 +11,8 @@ from mmspec.target.graphs import Computed, ScoreCall, StaticInputs
 class DFlashGraphs(HeadGraphs[BlockHead, StaticInputs]):
     """A block that sees itself whole has inputs of its own, of the same rows and nodes."""
 
+    most_nodes = 64  # a block is computed whole however few of it are asked for
+
     def compute(self, nodes: NewNodes) -> Tensor | None:
         """The logits of a call's blocks, (batch, block, own vocab), or None where they must be
         computed without a graph, which overwrites what was written."""

@@ -14,8 +14,6 @@ from mmspec.target import Target
 from mmspec.target.graphs import Bucket, Computed, ScoreCall, ScoreGraphs, StaticInputs
 from mmspec.target.graphs.score import Inputs
 
-_MAX_NODES = 16  # of a row: the logits of all of them are made, where only some are asked for
-
 Level = Callable[[StaticInputs, OverCache], Computed]
 """Computes new nodes by their ids and positions, in the inputs, and by their attention: of values
 that differ from call to call it reads nothing else but tensors that stay where they are."""
@@ -26,6 +24,8 @@ Beside = TypeVar("Beside")  # what else a graph reads, by its bucket
 class HeadGraphs(Generic[Head, Beside]):
     """The recorded graphs of one head, where its target's score calls are recorded; not for two
     threads at once."""
+
+    most_nodes = 16  # of a row: the logits of all of them are made, where only some are asked for
 
     def __init__(self, target: Target, head: Head) -> None:
         self.recorded = recorded_as(target, head.device)
@@ -45,7 +45,7 @@ class HeadGraphs(Generic[Head, Beside]):
     def _bucket(self, nodes: NewNodes) -> Bucket | None:
         """The shapes of a call's graph; None where none takes it."""
         bucket = _call(nodes).bucket if self.recorded else None
-        return None if bucket is None or bucket.nodes > _MAX_NODES else bucket
+        return None if bucket is None or bucket.nodes > self.most_nodes else bucket
 
     def _compute(self, nodes: NewNodes, level: Level, *, mode: Hashable) -> Computed | None:
         """What `level` computes of a call that has a bucket, or None where it must be computed

@@ -1,14 +1,17 @@
 """Heads' forwards, recorded and repeated: the same drafts as without."""
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import matrix
 import pytest
+from dflash_heads import unfitted
 from graphed import graphed
 from matrix import Cell, run_cell
 
+from mmspec.drafters.dflash import DFlash
 from mmspec.drafters.dflash.drafter import BoundDFlash
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.glide import BoundGlide
@@ -73,6 +76,23 @@ def test_recorded_forwards_draft_the_same(
     (graphs,) = made
     assert graphs.info.replayed > 10 and graphs.info.num_graphs > 0
     assert not graphs.info.given_up
+
+
+@pytest.mark.parametrize(("block", "is_recorded"), [(17, True), (64, True), (65, False)])
+def test_long_blocks_are_recorded(block: int, is_recorded: bool) -> None:
+    model = matrix.model_of("llama", "float64")
+    head = unfitted(model, block_size=block, draft_vocab_size=30)
+    (request, _), results = asked_of("dflash"), []
+    for recording in (nullcontext(), graphed()):
+        with recording:
+            engine = engine_with(DFlash(head, min_confidence=0.0))
+            results.append(engine.generate(request))
+            (bound,) = engine.drafters
+            assert isinstance(bound, BoundDFlash)
+            replayed = sum(graphs.info.replayed for graphs in bound.recorded)
+    assert results[0].tokens == results[1].tokens
+    assert results[0].stats.by_drafter == results[1].stats.by_drafter
+    assert (replayed > 5) == is_recorded
 
 
 def asked_of(name: str) -> tuple[Request, Any]:
