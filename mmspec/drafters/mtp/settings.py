@@ -3,12 +3,14 @@
 from functools import partial
 from typing import Unpack
 
+import torch
+
 from mmspec.drafters.eagle.drafter import BoundEagle
 from mmspec.drafters.eagle.settings import DTYPES, LEAST_WINDOW
 from mmspec.drafters.growing.cape import BranchingName
 from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
 from mmspec.drafters.mtp.head import MtpHead
-from mmspec.errors import ConfigError, check_setting
+from mmspec.errors import ConfigError, ModelError, check_setting
 from mmspec.inputs import InputProcessor
 from mmspec.target import Target
 
@@ -72,4 +74,25 @@ class Mtp:
                 "the one that has its weights"
             )
         head = MtpHead(target, path, revision=revision, dtype=self.dtype)
-        return BoundEagle(self.name, head, target, trees=self.trees, window=self.window)
+        bound = BoundEagle(self.name, head, target, trees=self.trees, window=self.window)
+        _try(bound, target)
+        return bound
+
+
+def _try(drafter: BoundEagle, target: Target) -> None:
+    """Reads two tokens. Raises ModelError for a layer that expects more than these one has, such as
+    streams of hidden states."""
+    head, cache = drafter.head, drafter.cache
+    width = target.model.config.get_text_config(decoder=True).hidden_size
+    features = torch.zeros(2, width, dtype=head.dtype, device=head.device)
+    row = cache.open(2)
+    try:
+        drafter.read(row, [0, 0], features, torch.zeros(head.planes, 2, dtype=torch.long))
+    except Exception as error:  # of many kinds, by how the family computes
+        raise ModelError(
+            f"{_NAME}: the layer of {type(target.model).__name__} does not compute by a state and "
+            f"a token alone ({error}); take another drafter"
+        ) from error
+    finally:
+        cache.close(row)
+        cache.release()

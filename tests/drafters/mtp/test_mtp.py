@@ -159,21 +159,34 @@ def glm() -> Any:
     return Glm4MoeForCausalLM(Glm4MoeConfig(**_SHAPE, **heads))
 
 
+def mellum() -> Any:
+    """Whose layer sees a window, and turns otherwise than those that see all."""
+    config = CONFIG_MAPPING["mellum"]
+    if not hasattr(config(), "num_mtp_layers"):
+        pytest.skip("this transformers does not know of Mellum's layer")
+    torch.manual_seed(3)
+    kinds = ["full_attention", "sliding_attention"]
+    more = {"num_experts": 4, "num_mtp_layers": 1, "layer_types": kinds, "sliding_window": 9}
+    heads = {"num_key_value_heads": 2, "head_dim": 16}
+    return AutoModelForCausalLM.from_config(config(**_SHAPE, **heads, **more))
+
+
 def saved(model: Any, folder: Path) -> str:
-    """With its layer among its weights, as DeepSeek and GLM publish them."""
+    """With its layer among its weights, as DeepSeek and GLM publish them, and Mellum."""
     from safetensors.torch import load_file, save_file
 
     model.save_pretrained(folder)
     own = load_file(folder / "model.safetensors")
     layer = drawn(model)
-    copies = {f"model.layers.2.{n}": own["model.embed_tokens.weight"].clone()
-              for n in ("embed_tokens.weight", "shared_head.head.weight")}  # fmt: skip
-    save_file({**own, **published(model, layer, numbered=True), **copies},
+    is_numbered = model.config.model_type != "mellum"
+    shared = ("embed_tokens.weight", "shared_head.head.weight") if is_numbered else ()
+    copies = {f"model.layers.2.{n}": own["model.embed_tokens.weight"].clone() for n in shared}
+    save_file({**own, **published(model, layer, numbered=is_numbered), **copies},
               folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
     return str(folder)
 
 
-@pytest.mark.parametrize("make", [deepseek, glm])
+@pytest.mark.parametrize("make", [deepseek, glm, mellum])
 def test_the_layer_is_found_where_the_target_is_from_and_says_what_transformers_says(
     make: Any, tmp_path: Path
 ) -> None:
@@ -183,7 +196,7 @@ def test_the_layer_is_found_where_the_target_is_from_and_says_what_transformers_
         "drafter.mtp.top_k": 1, "drafter.mtp.max_depth": 1, "cache.prefix_bytes": 0})  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder)
     # Its pattern of weights to be left out is of the published depth.
-    model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.2\."]
+    model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.2\.|^mtp\."]
     theirs = MtpModel.from_pretrained(model)
     (bound,) = engine.drafters
     assert isinstance(bound, BoundEagle)
@@ -453,6 +466,15 @@ def test_a_model_that_can_have_no_such_layer_says_so(
     folder = write(tmp_path, {"mtp.fc.weight": torch.ones(64, 128)})
     with pytest.raises(ModelError, match=reason.replace("(", r"\(")):
         Mtp(folder).for_target(target_of(family), None)
+
+
+def test_a_layer_that_expects_more_than_a_state_and_a_token_says_so_at_load(tmp_path: Path) -> None:
+    """Hyper-connections: a layer reads several streams of states."""
+    (architecture,) = architectures(["hy_v4"])
+    model = build(architecture, torch.float32)
+    folder = write(tmp_path, published(model, drawn(model), numbered=True))
+    with pytest.raises(ModelError, match=r"layer of HYV4ForCausalLM does not compute by a state"):
+        mmspec.load(model, drafter=[Mtp(folder)])
 
 
 def test_experts_that_lack_a_part_are_named(tmp_path: Path) -> None:
