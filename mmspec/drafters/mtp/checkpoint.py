@@ -34,8 +34,10 @@ _FORMS: tuple[tuple[str, dict[str, str], str], ...] = (
         "mtp_linear_proj.0.": "eh_proj.", "mtp_block.0.": _BLOCK,
     }, ""),
 )  # fmt: skip
-# Copies of what it shares.
-_TARGETS_OWN = ("embed_tokens.", "shared_head.head.", "shared_head.weight", "lm_head.")
+# Copies of what it shares, and layers for further depths.
+_LEFT_OUT = re.compile(
+    r"(embed_tokens|shared_head\.head|lm_head|layers\.[1-9]\d*)\.|shared_head\.weight$"
+)
 _SCALE, _FP8_BLOCK = "_scale_inv", (128, 128)
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight")
 
@@ -58,7 +60,8 @@ def read(
             if name.endswith(projection):
                 begin = name.removesuffix(projection.removeprefix("mtp."))
                 own = {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}
-                named = {_named(n, names, rest): t for n, t in own.items() if _is_own(n)}
+                kept = {name: t for name, t in own.items() if not _LEFT_OUT.match(name)}
+                named = {_named(name, names, rest): t for name, t in kept.items()}
                 return _joined({_known(n, renamed): t for n, t in named.items()})
     raise ModelError(
         f"{folder}: no layer for the tokens to come (multi-token prediction) among its weights; "
@@ -80,10 +83,6 @@ def _in_full(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
         else:  # of another form: it will be said that it is not known
             full[name] = scale
     return full
-
-
-def _is_own(name: str) -> bool:
-    return not name.startswith(_TARGETS_OWN)
 
 
 def _named(name: str, names: Mapping[str, str], rest: str) -> str:

@@ -296,7 +296,7 @@ def test_a_layer_is_known_by_what_its_family_calls_its_weights(kind: str, tmp_pa
     tensors = published(model, layer, begin=begin, names=names)
     if kind == "hy_v3":  # a copy of the target's own
         tensors["model.layers.4.shared_head.weight"] = torch.ones(2, 2)
-    if kind == "mimo_v2_flash":  # one for each depth
+    if kind in ("mimo_v2_flash", "exaone_moe"):  # one for each depth
         more = {
             name.replace("layers.0.", "layers.1."): 0 * weight for name, weight in tensors.items()
         }
