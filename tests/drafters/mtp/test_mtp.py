@@ -381,6 +381,9 @@ def test_rotations_are_brought_to_where_the_layer_is(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rotary, "forward", lambda states, positions: (here, here))
     for made in Turns(model, model.config)(here.to("meta"), torch.zeros(1, 2)):
         assert made.device.type == "meta"
+    monkeypatch.setattr(rotary, "forward", lambda states, positions: here)  # complex, of some
+    made = Turns(model, model.config)(here.to("meta"), torch.zeros(1, 2))
+    assert made.device.type == "meta" and made.shape == here.shape
 
 
 def test_the_targets_rotations_hear_of_no_draft() -> None:
