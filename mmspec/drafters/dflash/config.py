@@ -60,7 +60,7 @@ class DFlashConfig:
         is_causal = False if is_assistant else said.get("is_causal")
         if said.get("sliding_window_non_causal"):  # speculators' word for it
             is_causal = False
-        drafted = said.get("draft_vocab_size") or block.vocab_size
+        drafted = said.get("draft_vocab_size")
         return DFlashConfig(
             block=block,
             block_size=size,
