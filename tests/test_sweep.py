@@ -66,6 +66,7 @@ def test_a_family_is_decoded_as_transformers_does(
         ("gemma4", {"image", "audio", "video"}),  # its ear insists on float32
         ("phi4_multimodal", {"image", "audio"}),
         ("shieldgemma2", {"image"}),
+        ("ernie4_5_vl_moe", {"image", "video"}),  # other experts for media than for text
     ],
 )
 def test_what_a_model_sees_and_hears_is_found_by_asking_it(

@@ -141,9 +141,9 @@ def _prompt(
     ids = torch.tensor([[*tokens, *text[half:]]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **form}
     names = inspect.signature(model.forward).parameters
-    for name in ("mm_token_type_ids", "token_type_ids"):
+    for name in ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"):
         if name in names:
-            inputs[name] = (ids == token).long() * (_TYPES[kind] if name[:2] == "mm" else 1)
+            inputs[name] = (ids == token).long() * (_TYPES[kind] if "mm_" in name else 1)
     if "aspect_ratio_mask" in form:  # an image beside the tokens, seen from its placeholder on
         seen = (ids == token).long().cumsum(dim=1).clamp(max=1)
         inputs["cross_attention_mask"] = seen[..., None, None] * form["aspect_ratio_mask"][:, None]

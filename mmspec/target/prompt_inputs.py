@@ -22,8 +22,8 @@ def inputs_of(
     inputs: dict[str, Tensor] = {}
     if stop - start == prompt.num_tokens:
         inputs = dict(prompt.model_inputs)
-    elif start == 0:  # with our own mask and positions there is nothing left for them to say
-        inputs = {name: value[:, :stop] for name, value in token_inputs(prompt).items()}
+    else:
+        inputs = {name: value[:, start:stop] for name, value in token_inputs(prompt).items()}
     places = {} if media is None else media.placeholders(start, stop)
     if prompt.media and stop - start < prompt.num_tokens:
         assert media is not None, "a part of a prompt with media needs features"
