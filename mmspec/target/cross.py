@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmspec.encoders.features import FeatureSource
-from mmspec.encoders.media import CROSS_MASK, Media, join, token_inputs
+from mmspec.encoders.media import CROSS_MASK, Media, join
 from mmspec.encoders.outputs import Features, Form
 from mmspec.errors import InputError
 from mmspec.kv import WritePlan
@@ -66,21 +66,15 @@ def sight_keys(prompt: Prompt, media: Media) -> list[Hashable]:
 def inputs_of(
     model: PreTrainedModel,
     prompt: Prompt,
-    start: int,
-    stop: int,
     features: FeatureSource | None,
     *,
     seen: Tensor,
     is_first: bool,
 ) -> Iterator[dict[str, Tensor]]:
-    """Within it, one forward reads the prompt's tokens [start, stop) with the inputs that it
-    yields. The tokens up to `stop` see what `seen` (stop, cells) says, on the model's device. The
-    first forward of a row, `is_first`, reads all its images, whatever of the text it begins with.
-    """
-    each = token_inputs(prompt)
-    inputs = dict(prompt.model_inputs if is_first else each)
-    if start:  # with our own mask and positions there is nothing left for them to say
-        inputs = {name: value for name, value in inputs.items() if name not in each}
+    """Within it, one forward reads a part of the prompt with the inputs that it yields. The tokens
+    up to its end see what `seen` (tokens, cells) says, on the model's device. The first forward of
+    a row, `is_first`, reads all its images, whatever of the text it begins with."""
+    inputs = dict(prompt.model_inputs) if is_first else {}
     # Of the tokens before its own the model looks at none.
     inputs[CROSS_MASK] = seen[None, :, None].long()
     with _encoded_once(model, inputs, features) as told:

@@ -272,14 +272,13 @@ class Target:
         positions, offsets = prompt_positions(self.model, prompt)
         if start == 0:
             cache.cross.forget(row)
-        part = (self.model, prompt, start, stop, features)
         seen = cross.sights(prompt) if self.cross_layers else None
         if seen is None:
-            reading = inputs_of(*part)
+            reading = inputs_of(self.model, prompt, start, stop, features)
         else:
             is_first = not cache.cross.holds(row)
-            on_device = upload(seen[:stop], self.device)
-            reading = cross.inputs_of(*part, seen=on_device, is_first=is_first)
+            shown = upload(seen[:stop], self.device)
+            reading = cross.inputs_of(self.model, prompt, features, seen=shown, is_first=is_first)
         inputs: dict[str, object] = {}
         if prompt.encoded:
             inputs["mm_encoder_outputs"] = dict(prompt.encoded)
