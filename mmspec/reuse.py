@@ -69,7 +69,7 @@ class Reuse:
         count = self._target.cuts.last_border(prompt, self._whole_units(reusable))
         parting = 0
         if self._cache.states is not None:
-            parting, count = count, self._resumable(text.lease, prompt, count)
+            parting, count = count, text.lease.resumable(count)
         text.lease.copy_to(self._cache, slot, count=count)
         return parting
 
@@ -96,14 +96,6 @@ class Reuse:
         if self._unit_tokens is not None:  # what was scored has other bits than what was prefilled
             keys = text.keys[: self._whole_units(len(text.keys))]
         self._insert(text, keys, placement.row)
-
-    def _resumable(self, lease: Lease, prompt: Prompt, limit: int) -> int:
-        """The most tokens, at most `limit`, that a stored running state stands behind, where the
-        prompt may be cut."""
-        count = lease.resumable(limit)
-        while self._target.cuts.last_border(prompt, count) != count:
-            count = lease.resumable(count - 1)
-        return count
 
     def _whole_units(self, tokens: int) -> int:
         if self._unit_tokens is None:
