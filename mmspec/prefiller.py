@@ -208,9 +208,8 @@ class Prefiller:
     def _open(self, pending: "_Pending") -> None:
         """A slot for the row, with what is stored of its prompt's beginning already in it."""
         row, prompt = pending.row, pending.row.prompt
-        # Features or positions that came with the prompt say nothing of its parts.
-        is_whole = prompt.encoded or "position_ids" in prompt.model_inputs
-        media = None if is_whole else split_media(prompt)
+        # Features that came with the prompt say nothing of its parts.
+        media = None if prompt.encoded else split_media(prompt)
         pending.can_cut = media is not None and self._target.cuts.allows(prompt)
         namespace = row.namespace if self._reuse or self._features else None
         weights: Hashable = self._target.fingerprint if namespace is not None else 0

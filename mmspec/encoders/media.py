@@ -109,7 +109,7 @@ def says_of_tokens(name: str, value: Tensor, shape: tuple[int, ...]) -> bool:
 
 def split_media(prompt: Prompt) -> Media | None:
     """Items without media are none. None: the prompt has inputs whose tokens cannot be found."""
-    others = {*token_inputs(prompt), CROSS_MASK}
+    others = {*token_inputs(prompt), CROSS_MASK, "position_ids"}
     inputs = {n: v for n, v in prompt.model_inputs.items() if n not in others}
     by_kind: dict[MediaKind, dict[str, Tensor]] = {}
     for name, value in inputs.items():

@@ -45,11 +45,14 @@ def from_inputs(
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(f"got input_ids of dtype {ids.dtype}; expected integers")
     _check_mask(inputs.get("attention_mask"), ids)
+    check_positions(inputs.get("position_ids"), torch.ones_like(ids).bool())
     token_ids = ids[0].to("cpu", torch.int64)
     model_inputs = {
         name: value
         for name, value in inputs.items()
         if isinstance(value, Tensor) and name not in _NOT_INPUTS
+        # One plane of positions counts the tokens, which is what they do where none are given.
+        if name != "position_ids" or value.ndim != 2
     }
     _check_media(token_ids, model_inputs, config)
     return Prompt(
@@ -71,6 +74,21 @@ def _check_mask(mask: object, ids: Tensor) -> None:
         raise InputError(
             f"got an attention_mask with {num_masked} zeros of {ids.shape[1]}; expected all ones: "
             "one request needs no padding, call the processor with padding=False"
+        )
+
+
+def check_positions(positions: object, kept: Tensor) -> None:
+    """One plane of positions must count the tokens `kept`, (batch, seq) bool; the three of M-RoPE
+    are the model's own. Raises InputError."""
+    if not isinstance(positions, Tensor) or positions.ndim != 2:
+        return
+    if positions.shape[1] != kept.shape[1] or any(
+        bool((row[keep.to(row.device)].diff() != 1).any())
+        for row, keep in zip(positions.expand(kept.shape), kept, strict=True)
+    ):
+        raise InputError(
+            "got position_ids that do not go up by one from token to token; expected none, or "
+            "those that transformers makes itself"
         )
 
 

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from mmspec.encoders.media import CROSS_MASK, MediaItem, kind_of, says_of_tokens
 from mmspec.encoders.outputs import FeatureError, split_output
 from mmspec.errors import InputError
+from mmspec.inputs.prepared import check_positions
 from mmspec.inputs.row_media import media_of_rows, placeholders_of_rows
 from mmspec.inputs.spans import find_spans
 from mmspec.state import MediaKind, Prompt
@@ -51,7 +52,7 @@ def split_rows(
         for name, value in model_inputs.items()
         if isinstance(value, Tensor) and not says_of_tokens(name, value, input_ids.shape)
     }
-    _check_positions(model_inputs.get("position_ids"), kept)
+    check_positions(model_inputs.get("position_ids"), kept)
     made = _made(model_inputs.get("mm_encoder_outputs"))
     for parts, names in media_of_rows(tokens, spans, media_inputs, config, repeats):
         taken |= names
@@ -65,11 +66,11 @@ def split_rows(
                 if "aspect_ratio_ids" in inputs:
                     num_images = inputs["aspect_ratio_ids"].shape[1]
                     inputs[name] = value[row : row + 1, keep.to(value.device), :num_images]
+        elif name == "position_ids" and value.ndim == 2:
+            continue  # they count the tokens, which is what they do where none are given
         elif value.shape[-2:] == input_ids.shape:
             for row, (inputs, keep) in enumerate(zip(own, kept, strict=True)):
                 inputs[name] = value[..., row : row + 1, keep.to(value.device)]
-        elif name == "position_ids" and value.shape == (1, input_ids.shape[1]):
-            continue  # the same for all: counted from 0
         elif len(tokens) == 1:
             own[0][name] = value
         elif kind_of(name) not in made:  # its encoder has read it
@@ -79,19 +80,6 @@ def split_rows(
             )
     found = zip(tokens, own, _encoded(made, tokens, config), spans, strict=True)
     return [Prompt(ids, given, media, encoded=part) for ids, given, part, media in found]
-
-
-def _check_positions(positions: object, kept: Tensor) -> None:
-    """One plane of positions must count the tokens; the three of M-RoPE are the model's own."""
-    if not isinstance(positions, Tensor) or positions.ndim != 2:
-        return
-    for row, keep in zip(positions.expand(kept.shape), kept, strict=True):
-        steps = row[keep.to(row.device)].diff()
-        if bool((steps != 1).any()):
-            raise InputError(
-                "got position_ids that do not go up by one from token to token; expected none, or "
-                "those that transformers makes itself"
-            )
 
 
 _Outputs = dict[MediaKind, ModelOutput]

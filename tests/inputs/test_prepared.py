@@ -20,6 +20,7 @@ def test_a_good_batch_of_one_is_taken_as_it_is(dtype: torch.dtype) -> None:
         "input_ids": IDS.int(),
         "attention_mask": torch.ones(1, 4),
         "pixel_values": pixels,
+        "position_ids": torch.arange(4)[None],
         "labels": IDS,
         "note": "no tensor",
     }
@@ -28,7 +29,7 @@ def test_a_good_batch_of_one_is_taken_as_it_is(dtype: torch.dtype) -> None:
     assert list(prompt.model_inputs) == ["pixel_values"]
     assert prompt.model_inputs["pixel_values"] is pixels
     assert [(span.start, span.stop) for span in prompt.media] == [(1, 3)]
-    assert len(inputs) == 5
+    assert len(inputs) == 6
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,8 @@ def test_a_good_batch_of_one_is_taken_as_it_is(dtype: torch.dtype) -> None:
         ({"input_ids": IDS.float()}, ["float32", "integers"]),
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, ["1 zeros of 4", "padding=False"]),
         ({"attention_mask": torch.ones(1, 3)}, ["(1, 3)", "(1, 4)"]),
+        ({"position_ids": torch.tensor([[0, 1, 2, 4]])}, ["position_ids", "go up by one"]),
+        ({"position_ids": torch.arange(3)[None]}, ["position_ids", "go up by one"]),
         ({"pixel_values": None}, ["2 image placeholder tokens", "no pixel values"]),
         (
             {"pixel_values": None, "input_features": torch.zeros(1, 4, 8)},

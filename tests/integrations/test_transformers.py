@@ -330,6 +330,21 @@ def test_several_sequences_a_prompt_are_our_samples(family: str) -> None:
             assert text[batch["input_ids"].shape[1] :].tolist() == list(sample.tokens)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2_vl"])  # one plane of positions, and several
+def test_what_sequences_have_in_common_is_read_once(family: str) -> None:
+    model, read = model_of(family, "float64"), list[int]()
+    prompt = inputs(family)
+    model.generate(**prompt, **OURS, max_new_tokens=1, drafter="none")  # the model is probed
+
+    def count(_: nn.Module, args: object, given: dict[str, Any]) -> None:
+        read.append(given["input_ids"].shape[1])
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    model.generate(**prompt, **SAMPLED, **OURS, num_return_sequences=3, seed=4, drafter="none")
+    handle.remove()
+    assert sorted(read)[-2:] == [1, 24]
+
+
 @pytest.mark.parametrize(
     ("family", "layout"), [("qwen2_audio", "two_audio"), ("llava", "two_images")]
 )
