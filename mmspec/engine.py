@@ -216,8 +216,8 @@ class Engine:
     @overload
     def generate(self, prompt: AnyPrompt, **options: Any) -> Result: ...
     def generate(self, prompt: Any, **options: Any) -> Result | list[Result]:
-        """Generates for one prompt, or for a list of requests (or texts, or chats: lists of
-        messages) as a ragged batch.
+        """Generates for one prompt, or for a list of them (requests, texts, chats, processed
+        prompts) as a ragged batch.
 
         `options` are fields of `Request`, which lists them; in a batch they are laid over each of
         its requests, but for a list of `images`, `videos` or `audio`: it is as long as the batch,

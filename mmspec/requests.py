@@ -134,10 +134,15 @@ def while_wanted(request: Request, is_wanted: Callable[[], bool]) -> Request:
 
 
 def is_batch(prompt: object) -> bool:
-    """A list of requests, texts or chats, as against one list of chat messages."""
+    """A list of prompts of any form, as against one list of chat messages."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, str):
         return False
-    return all(isinstance(item, Request | str | Prompt) or _is_chat(item) for item in prompt)
+    return all(map(_is_prompt, prompt))
+
+
+def _is_prompt(item: object) -> bool:
+    is_processed = isinstance(item, Mapping) and "input_ids" in item
+    return isinstance(item, Request | str | Prompt) or is_processed or _is_chat(item)
 
 
 def _is_chat(item: object) -> bool:

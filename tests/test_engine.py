@@ -171,13 +171,18 @@ def test_a_processor_that_raises_ends_its_own_row_only(engine: mmspec.Engine) ->
         engine.generate(Request(TEXT, seed=1, logits_processors=[RaisesAt(10)], **SAMPLED))
 
 
-def test_a_list_of_chats_is_a_batch_and_a_list_of_messages_is_not(engine: mmspec.Engine) -> None:
+def test_a_list_of_prompts_is_a_batch_and_a_list_of_messages_is_not(engine: mmspec.Engine) -> None:
     chats = [[{"role": "user", "content": text}] for text in ("One.", "Two, and more.")]
     options = {"max_new_tokens": 5, "temperature": 0}
     together = engine.generate(chats, **options)
     assert [one.text for one in together] == [engine.generate(c, **options).text for c in chats]
     mixed = engine.generate([chats[0], "Two, and more."], **options)
     assert [one.text for one in mixed] == [one.text for one in together]
+    prompts = [engine.prepare(chat).prompt for chat in chats]
+    processed = [{"input_ids": prompt.token_ids[None]} for prompt in prompts]
+    assert [one.text for one in engine.generate(processed, **options)] == [
+        one.text for one in mixed
+    ]
 
 
 @pytest.mark.parametrize("wrong", [None, 3])
