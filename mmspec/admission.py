@@ -17,6 +17,7 @@ from mmspec.target import Target
 from mmspec.words import counted
 
 _FOUND_BEHIND = 16  # tokens of the prompt
+_PUT_IN = ("images", "videos", "audio", "system", "tools", "documents", "template_arguments")
 
 
 class Admission:
@@ -34,6 +35,7 @@ class Admission:
         """The request's prompt, with what to draft it from. Raises InputError."""
         prompt = request.prompt
         if isinstance(prompt, Mapping):
+            _refuse_unread(request)
             prompt = from_inputs(prompt, self._target.model.config)
         if isinstance(prompt, Prompt):
             beside = self._beside(request)
@@ -136,6 +138,21 @@ class Admission:
                 "Prompt.draft_texts; or load it with processor="
             )
         return self._inputs
+
+
+def _refuse_unread(request: Request) -> None:
+    """Raises InputError for what goes into a text or chat, beside a prompt that is processed."""
+    given = [name for name in _PUT_IN if _is_given(getattr(request, name))]
+    if given:
+        raise InputError(
+            f"got {' and '.join(given)} beside a processed prompt, which nothing is put into any "
+            "more: give a text or messages, or process them together"
+        )
+
+
+def _is_given(value: object) -> bool:
+    is_empty = isinstance(value, list | tuple | str | Mapping) and not value
+    return value is not None and not is_empty
 
 
 def _rounded_up(tokens: int, to: int = 4096) -> int:

@@ -115,8 +115,7 @@ def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
         if name not in FIELD_NAMES:
             raise InputError(f"unknown option {name!r}: {nearest(name, FIELD_NAMES)}")
     if isinstance(prompt, Request):
-        kept = {name: getattr(prompt, name) for name in FIELD_NAMES}
-        return Request(**{**kept, **options})
+        return replace(prompt, **options)
     return Request(prompt=prompt, **options)  # type: ignore[arg-type]
 
 
