@@ -158,14 +158,16 @@ def _split(
     # Tiles of one row are many along axis 1 (Idefics3, SmolVLM), unless a size an image says that
     # they belong to one image; so are images of several tiles (Mllama).
     axis = int(kind == "image" and pixels.ndim >= 5 and "image_sizes" not in tensors)
-    if grid is not None:
-        patches = grid.prod(dim=1).tolist()
-        if len(pixels) != sum(patches) or any(total * count % sum(patches) for count in patches):
-            return whole
-        counts = [total * count // sum(patches) for count in patches]
-    else:
-        patches = [1] * pixels.shape[axis]
-        counts = _tokens_of_each(len(patches), spans)
+    patches = [1] * pixels.shape[axis] if grid is None else grid.prod(dim=1).tolist()
+    if grid is not None and len(pixels) != sum(patches):
+        return whole
+    counts: list[int] = []
+    if len(patches) == len(spans):
+        counts = list(spans)
+    elif grid is not None:
+        counts = _shares(total, patches)
+    elif _are_alike([tensor for tensor in tensors.values() if tensor is not pixels], axis):
+        counts = _equal(len(patches), spans)
     if not counts or sum(counts) != total or pixels.shape[:axis].numel() != 1:
         return whole
     parts: list[dict[str, Tensor]] = [{} for _ in counts]
@@ -182,12 +184,24 @@ def _split(
     return tuple(items)
 
 
-def _tokens_of_each(num_items: int, spans: Sequence[int]) -> list[int]:
-    """An item a span, or several items of one length a span; empty where neither can be."""
-    if num_items == len(spans):
-        return list(spans)
+def _shares(total: int, patches: Sequence[int]) -> list[int]:
+    """Tokens of items that have as many for each of their patches; empty where they cannot."""
+    if any(total * count % sum(patches) for count in patches):
+        return []
+    return [total * count // sum(patches) for count in patches]
+
+
+def _equal(num_items: int, spans: Sequence[int]) -> list[int]:
+    """Tokens of items of one length, several a span; empty where they cannot be."""
     each, rest = divmod(sum(spans), num_items)
     return [] if rest or any(span % each for span in spans) else [each] * num_items
+
+
+def _are_alike(tensors: Sequence[Tensor], axis: int) -> bool:
+    """Whether what is told of items beside their pixels is the same of each. Images of several
+    sizes may stand side by side, and nothing tells where one ends."""
+    told = (tensor.split(1, dim=axis) for tensor in tensors if tensor.ndim > axis)
+    return all(torch.equal(part, parts[0]) for parts in told for part in parts)
 
 
 def _overlap(span: MediaSpan, start: int, stop: int) -> int:

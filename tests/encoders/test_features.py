@@ -109,6 +109,33 @@ def test_of_two_images_only_the_new_one_is_encoded(family: str) -> None:
     assert result.tokens == expected.tokens
 
 
+def test_images_side_by_side_are_each_their_own_to_later_prompts() -> None:
+    """Of 52 and 56 tokens (LLaVA-NeXT), 108 in a row: not 54 of each."""
+    text = inputs_of("llava_next", "text")["input_ids"]
+    both = inputs_of("llava_next", "two_images")
+    first, second = (
+        {name: both[name][index : index + 1] for name in ("pixel_values", "image_sizes")}
+        for index in range(2)
+    )
+    token = model_of("llava_next", "float64").config.image_token_id
+    media = torch.full((1, 108), token)
+
+    def prompt(*images: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:
+        joined = {name: torch.cat([image[name] for image in images]) for name in first}
+        return {"input_ids": torch.cat([text, media[:, :tokens], text], dim=1), **joined}
+
+    prompts = [
+        prompt(second, first, tokens=108),
+        prompt(first, second, tokens=108),
+        prompt(first, tokens=52),
+        prompt(second, tokens=56),
+    ]
+    engine = engine_of("llava_next", prefix_bytes=2**24)
+    for one in prompts:
+        alone = engine_of("llava_next").generate(one, **GREEDY).tokens
+        assert engine.generate(one, **GREEDY).tokens == alone
+
+
 @pytest.mark.parametrize("family", VISION)
 def test_an_image_cut_by_chunks_is_encoded_once(family: str) -> None:
     engine, inputs = engine_of(family, chunk=3), inputs_of(family, "two_images")

@@ -86,6 +86,30 @@ def test_tiles_of_one_length_share_a_span_or_not() -> None:
     assert items((0, 13), (14, 21)) == [(0, 20)], "no telling whose token is whose"
 
 
+def test_images_of_several_sizes_side_by_side_are_one_item() -> None:
+    """Of 4 and 6 tokens, or of 5 each: what they have together does not tell."""
+
+    def items(*sizes: tuple[int, int]) -> list[tuple[int, int]]:
+        inputs = {"pixel_values": torch.randn(2, 3, 4, 8), "image_sizes": torch.tensor(sizes)}
+        prompt = Prompt(torch.zeros(10, dtype=torch.long), inputs, (MediaSpan("image", 0, 10),))
+        split = split_media(prompt)
+        assert split is not None
+        return [(item.start, item.stop) for item in split.items["image"]]
+
+    assert items((4, 8), (4, 8)) == [(0, 5), (5, 10)]
+    assert items((4, 4), (4, 8)) == [(0, 10)]
+
+
+def test_an_image_a_span_has_its_tokens_whatever_its_share_of_the_patches() -> None:
+    """HunYuan-VL: one token more a line, and two more an image."""
+    grids = torch.tensor([[1, 4, 4], [1, 4, 8]])
+    inputs = {"pixel_values": torch.randn(48, 6), "image_grid_thw": grids}
+    spans = (MediaSpan("image", 0, 22), MediaSpan("image", 23, 61))
+    split = split_media(Prompt(torch.zeros(61, dtype=torch.long), inputs, spans))
+    assert split is not None
+    assert [item.num_tokens for item in split.items["image"]] == [22, 38], "not 20 and 40"
+
+
 def test_views_beside_images_are_of_no_image_by_their_place() -> None:
     """DeepSeek-OCR 2: two views of the first image and none of the second are as many as images."""
     inputs = {
