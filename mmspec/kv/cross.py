@@ -19,9 +19,6 @@ class CrossLayer(CacheLayerMixin):
     """One layer's, as a transformers cache layer: `keys` and `values` are those of the rows that
     are shown, (batch, kv_heads, states, head_dim), or None where none of them has any."""
 
-    is_sliding = False
-    is_compileable = False
-
     def __init__(self) -> None:
         super().__init__()
         self.of_row: dict[int, tuple[Tensor, Tensor]] = {}  # each (1, kv_heads, states, head_dim)

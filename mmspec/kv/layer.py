@@ -73,9 +73,6 @@ class WritePlan:
 class FlatLayer(CacheLayerMixin):
     """Keys and values of all rows in two flat buffers, (slots, kv_heads, head_dim)."""
 
-    is_sliding = False
-    is_compileable = False
-
     def __init__(self) -> None:
         super().__init__()
         self.plan: WritePlan | None = None

@@ -231,7 +231,7 @@ def test_room_is_made_behind_what_was_written() -> None:
     assert contents(cache, other) == [4, 5, 6]
 
 
-@pytest.mark.parametrize("how", ["truncate", "append", "close"])
+@pytest.mark.parametrize("how", ["truncate", "append", "close", "release"])
 def test_queries_go_with_their_tokens(how: str) -> None:
     """A view would be chosen by what others asked for."""
     log = QueryLog(4)
@@ -247,20 +247,29 @@ def test_queries_go_with_their_tokens(how: str) -> None:
         cache.truncate(row, 2)
     elif how == "append":
         cache.append(row, cache.read(row, 0, 1), count=1)
+    elif how == "release":
+        cache.release()
     else:
         cache.close(row)
     assert log.read(row, 0) is None and log.num_bytes == 0
 
 
-def test_what_is_read_beside_a_text_goes_with_its_row() -> None:
+@pytest.mark.parametrize("is_last", [False, True])
+def test_what_is_read_beside_a_text_goes_with_its_row(is_last: bool) -> None:
     cache = KVCache(2, cross_layers=[1])
     row = cache.open(8)
+    cache.cross.see(row, torch.ones(5).bool())
     cache.cross.show([row])
     cache.cross.layers[1].update(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2))
     cache.cross.show(())
     assert cache.cross.num_bytes == 80
-    cache.close(row)
+    if is_last:
+        cache.release()
+        assert cache.open(8) == row, "rows are numbered anew"
+    else:
+        cache.close(row)
     assert cache.cross.num_bytes == 0
+    assert cache.cross.seen([row]) is None and not cache.cross.holds(row)
 
 
 def test_the_last_row_grows_where_it_is_while_the_buffers_have_room(
