@@ -19,13 +19,12 @@ def inputs_of(
     yields, and the features of their media from where they are known. Of models that put media
     among the tokens; of others see `cross`."""
     media = None if features is None else features.media
-    inputs: dict[str, Tensor] = {}
-    if stop - start == prompt.num_tokens:
-        inputs = dict(prompt.model_inputs)
-    else:
+    is_whole = stop - start == prompt.num_tokens
+    inputs = dict(prompt.model_inputs)
+    if not is_whole:
         inputs = {name: value[:, start:stop] for name, value in token_inputs(prompt).items()}
     places = {} if media is None else media.placeholders(start, stop)
-    if prompt.media and stop - start < prompt.num_tokens:
+    if prompt.media and not is_whole:
         assert media is not None, "a part of a prompt with media needs features"
         for kind, place in places.items():
             inputs |= join(media.needed(kind, *place))

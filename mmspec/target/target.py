@@ -313,20 +313,17 @@ class Target:
         ids = _padded(texts)
         lengths = torch.tensor([[len(text)] for text in texts])
         mask = (torch.arange(ids.shape[1]) < lengths).long()  # padding stands behind the text
-        last = {"logits_to_keep": 1} if "logits_to_keep" in self._parameters else {}
-        positions, told = self._text_positions(*ids.shape), {"attention_mask": mask.to(self.device)}
+        told: dict[str, object] = {"attention_mask": mask.to(self.device)}
+        if "logits_to_keep" in self._parameters:
+            told["logits_to_keep"] = 1
+        positions, _ = prompt_positions(self.model, Prompt(ids[0]))  # of a text, by its length
+        positions = positions.expand(*positions.shape[:-2], len(texts), -1)
         with self._lock, torch.no_grad():
-            read = self._run(None, ids, positions, None, taps, {**told, **last})
+            read = self._run(None, ids, positions, None, taps, told)
         return [
             {tap: states[row, : len(text)] for tap, states in read.hidden_states.items()}
             for row, text in enumerate(texts)
         ]
-
-    def _text_positions(self, batch: int, seq: int) -> Tensor:
-        positions, _ = prompt_positions(self.model, Prompt(torch.zeros(seq, dtype=torch.long)))
-        if positions.ndim == 2:
-            return positions.expand(batch, -1)
-        return positions.expand(-1, batch, -1)
 
     @contextmanager
     def _reading(
