@@ -50,7 +50,8 @@ class Reuse:
         """The prompt, and a lease on what is stored of it; None where equal tokens prove nothing.
         `weights` tells apart what one text gives under other weights."""
         positions, _ = prompt_positions(self._target.model, prompt)
-        keys = prompt_keys(prompt, media, positions)
+        has_blocks = self._target.cuts.has_blocks
+        keys = prompt_keys(prompt, media, positions, has_blocks=has_blocks)
         if keys is None:
             return None
         beside = sight_keys(prompt, media) if self._target.cross_layers else []

@@ -9,11 +9,14 @@ from mmspec.encoders.media import Media, token_inputs
 from mmspec.state import Prompt
 
 
-def prompt_keys(prompt: Prompt, media: Media, positions: Tensor) -> list[Hashable] | None:
+def prompt_keys(
+    prompt: Prompt, media: Media, positions: Tensor, *, has_blocks: bool = False
+) -> list[Hashable] | None:
     """A key a token of the prompt: its id; its position, where that is not just its index; the
     digest of its image or video, and which of its placeholders it is.
 
-    `positions`: (1, seq), or (3, 1, seq) under M-RoPE.
+    `positions`: (1, seq), or (3, 1, seq) under M-RoPE. `has_blocks`: placeholders side by side see
+    each other, whichever image they are of.
     None: an input marks text tokens in a way of its own, so that equal keys would prove nothing.
     """
     is_text = torch.ones(prompt.num_tokens, dtype=torch.bool)
@@ -30,6 +33,8 @@ def prompt_keys(prompt: Prompt, media: Media, positions: Tensor) -> list[Hashabl
             digest = item.digest
             for rank, index in enumerate(places[item.start : item.stop]):
                 keys[index] = (keys[index], digest, rank)
+    for span in prompt.media if has_blocks else ():  # its first token's stands for all of them
+        keys[span.start] = tuple(keys[span.start : span.stop])
     return keys
 
 

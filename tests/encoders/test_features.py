@@ -109,31 +109,30 @@ def test_of_two_images_only_the_new_one_is_encoded(family: str) -> None:
     assert result.tokens == expected.tokens
 
 
-def test_images_side_by_side_are_each_their_own_to_later_prompts() -> None:
-    """Of 52 and 56 tokens (LLaVA-NeXT), 108 in a row: not 54 of each."""
-    text = inputs_of("llava_next", "text")["input_ids"]
-    both = inputs_of("llava_next", "two_images")
-    first, second = (
-        {name: both[name][index : index + 1] for name in ("pixel_values", "image_sizes")}
-        for index in range(2)
-    )
-    token = model_of("llava_next", "float64").config.image_token_id
-    media = torch.full((1, 108), token)
+@pytest.mark.parametrize("family", ["llava_next", "gemma3"])
+def test_images_side_by_side_are_each_their_own_to_later_prompts(family: str) -> None:
+    """LLaVA-NeXT's two are of 52 and 56 tokens: not of 54 each. Gemma 3's see each other there."""
+    both, model = inputs_of(family, "two_images"), model_of(family, "float64")
+    ids, token = both["input_ids"][0], model.config.image_token_id
+    each = {n: v for n, v in both.items() if n in ("pixel_values", "image_sizes")}
+    spans = from_inputs(both, model.config).media
+    text = ids[: spans[0].start]
 
-    def prompt(*images: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:
-        joined = {name: torch.cat([image[name] for image in images]) for name in first}
-        return {"input_ids": torch.cat([text, media[:, :tokens], text], dim=1), **joined}
+    def prompt(*images: int) -> dict[str, Tensor]:
+        tokens = sum(spans[index].stop - spans[index].start for index in images)
+        joined = torch.cat([text, torch.full((tokens,), token), text]).unsqueeze(0)
+        made = {name: value[list(images)] for name, value in each.items()}
+        if "token_type_ids" in both:
+            made["token_type_ids"] = (joined == token).long()
+        return {"input_ids": joined, **made}
 
-    prompts = [
-        prompt(second, first, tokens=108),
-        prompt(first, second, tokens=108),
-        prompt(first, tokens=52),
-        prompt(second, tokens=56),
-    ]
-    engine = engine_of("llava_next", prefix_bytes=2**24)
-    for one in prompts:
-        alone = engine_of("llava_next").generate(one, **GREEDY).tokens
-        assert engine.generate(one, **GREEDY).tokens == alone
+    engine = engine_of(family, prefix_bytes=2**24)
+    for images in ((1, 0), (0, 1), (0,), (1,)):
+        found, alone = (
+            one.generate(prompt(*images), **GREEDY, output_logits=True)
+            for one in (engine, engine_of(family))
+        )
+        torch.testing.assert_close(found.logits, alone.logits)
 
 
 @pytest.mark.parametrize("family", VISION)
