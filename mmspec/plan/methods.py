@@ -19,7 +19,8 @@ _VIEW_SHARE = 4  # a view shows a quarter of a short text at most
 
 @dataclass(frozen=True)
 class Copying:
-    """What was said before is drafted again (prompt lookup, a datastore): no forward."""
+    """What was said before is drafted again (prompt lookup, a datastore), or what the target held
+    likely there (token recycling): no forward."""
 
     name: str = "lookup, retrieval"
     range: tuple[float, float] = (1.5, 2.5)
@@ -123,6 +124,7 @@ def standard_methods(
         MedusaHeads(nodes=8 if is_cpu else 64),
         BlockHead(nodes=8 if is_cpu else 60),
         copying,
+        Copying("token recycling", (1.4, 2.4), nodes=6 if is_cpu else 32),
         # On a CPU the smallest window that finds n-grams of three.
         Lookahead(window=2, ngram=3, guess_set=2) if is_cpu else Lookahead(),
     ]
