@@ -14,6 +14,7 @@ from mmspec.inputs.records import (
     Record,
     count_records,
     is_of_records,
+    may_hold_prompts,
     not_utf8,
     read_lines,
     read_records,
@@ -88,7 +89,7 @@ def count_tasks(files: Sequence[Path], *, prompt: str | None, pages: bool = Fals
 
 def _count(path: Path, prompt: str | None, pages: bool) -> int:
     try:
-        if is_of_records(path):
+        if is_of_records(path) or (prompt is None and may_hold_prompts(path)):
             return count_records(path)
         if pages and prompt is not None and _is_pdf(path):
             return num_pages(path)
@@ -147,7 +148,7 @@ def _page_id(path: Path, number: int) -> str:
 
 def _prompts(path: Path) -> Iterator[Task]:
     try:
-        if is_of_records(path) or path.suffix.lower() == ".json":  # JSONL by another name
+        if may_hold_prompts(path):
             yield from map(_prompt, read_records(path))
             return
         for number, line in read_lines(path):

@@ -12,7 +12,7 @@ from mmspec.errors import InputError
 from mmspec.inputs.audio import AudioSource
 from mmspec.inputs.images import ImageSource
 from mmspec.inputs.messages import Message
-from mmspec.inputs.records import Record, is_of_records, not_utf8, read_lines, read_records
+from mmspec.inputs.records import Record, may_hold_prompts, not_utf8, read_lines, read_records
 from mmspec.inputs.videos import VideoSource
 
 PROMPT_FIELDS = ("prompt", "messages", "turns")
@@ -34,15 +34,15 @@ class FilePrompt:
 def read_prompts(path: str | Path) -> list[FilePrompt]:
     """The prompts of a file, in order; empty lines are left out.
 
-    A record of JSONL, CSV or Parquet has `prompt` (a text, or chat messages), `messages` or `turns`
-    (texts, of which the first is taken); it may have `image` or `images`, `video` or `videos`, and
-    `audio` (paths; in Parquet also the bytes, or samples with their rate), and `task` or
-    `category`, a name under which prompts are gathered. Paths, in messages too, are looked for from
-    the file's folder on. Other keys are not read. Any other file is plain text.
+    A record of JSONL, a JSON array, CSV or Parquet has `prompt` (a text, or chat messages),
+    `messages` or `turns` (texts, of which the first is taken); it may have `image` or `images`,
+    `video` or `videos`, and `audio` (paths; in Parquet also the bytes, or samples with their rate),
+    and `task` or `category`, a name under which prompts are gathered. Paths, in messages too, are
+    looked for from the file's folder on. Other keys are not read. Any other file is plain text.
     Raises InputError that names the line.
     """
     path = Path(path)
-    if is_of_records(path) or path.suffix.lower() == ".json":  # JSONL by another name
+    if may_hold_prompts(path):
         found = [prompt_of(record) for record in read_records(path)]
     else:
         found = [_line_prompt(path, number, line) for number, line in read_lines(path)]

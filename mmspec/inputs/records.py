@@ -1,4 +1,4 @@
-"""Records: the rows of JSONL, CSV and Parquet files, one in memory at a time."""
+"""Records: the rows of JSONL, CSV and Parquet files, one in memory at a time, and JSON arrays."""
 
 import codecs
 import csv
@@ -19,6 +19,7 @@ from mmspec.words import counted
 JSONL = (".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv")
 _PARQUET = ".parquet"
+_JSON = ".json"  # an array, or JSONL by another name
 SUFFIXES_OF_RECORDS = (*JSONL, *_TABLES, _PARQUET)
 _BYTES_KEPT = "surrogateescape"  # what is no UTF-8 is read as code points that no text has
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -61,14 +62,21 @@ def is_of_records(path: Path) -> bool:
     return kind_of(path) in SUFFIXES_OF_RECORDS
 
 
+def may_hold_prompts(path: Path) -> bool:
+    """Whether its prompts are records: those of a .json file too, which else is one document."""
+    return is_of_records(path) or kind_of(path) == _JSON
+
+
 def read_records(path: Path) -> Iterator[Record]:
     """The rows of a file in order; empty lines are left out. A line that is no JSON object is a
-    record with its error.
+    record with its error. A .json file may be one array of objects.
 
     Raises InputError: the file cannot be read; and MissingExtraError where pyarrow is not there.
     """
     if kind_of(path) == _PARQUET:
         return _rows(path)
+    if kind_of(path) == _JSON:
+        return _array_or_lines(path)
     return _table(path) if kind_of(path) in _TABLES else _lines(path)
 
 
@@ -77,7 +85,7 @@ def count_records(path: Path) -> int:
     if kind_of(path) == _PARQUET:
         with _opened(path) as file:
             return int(file.metadata.num_rows)
-    return sum(1 for _ in (_table(path) if kind_of(path) in _TABLES else read_lines(path)))
+    return sum(1 for _ in (read_lines(path) if kind_of(path) in JSONL else read_records(path)))
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -159,6 +167,28 @@ def unreadable(path: Path, error: Exception) -> InputError:
 def _lines(path: Path) -> Iterator[Record]:
     for number, line in read_lines(path):
         yield parse_line(path, number, line)
+
+
+def _array_or_lines(path: Path) -> Iterator[Record]:
+    """The objects of one array, as ShareGPT and LLaVA publish theirs, or one a line."""
+    lines = read_lines(path)
+    first = next(lines, None)
+    if first is None or not first[1].lstrip().startswith("["):
+        yield from _lines(path)
+        return
+    whole = list[str]()
+    for number, line in chain([first], lines):
+        if (error := not_utf8(Record(path, number), line)) is not None:
+            raise error
+        whole.append(line)
+    try:
+        found = json.loads("".join(whole))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: is not JSON: {error}; expected an array of objects, or one object a line"
+        ) from error
+    for number, values in enumerate(found, start=1):
+        yield with_values(Record(path, number, unit="row"), values)
 
 
 def _table(path: Path) -> Iterator[Record]:

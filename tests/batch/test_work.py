@@ -1,4 +1,5 @@
 import gzip
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -172,6 +173,28 @@ def test_without_a_prompt_files_hold_prompts(tmp_path: Path) -> None:
     assert [asked(t).prompt for t in (second, third, fourth)] == ["Two?", "Three?", "Four?"]
     assert isinstance(broken.error, InputError)
     assert count_tasks(files, prompt=None) == 5
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_holds_prompts(indent: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    rows = [{"id": "a", "prompt": "Café?"}, {"prompt": "Two?"}, ["?"]]
+    path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8")
+    first, second, broken = read_tasks([path], prompt=None)
+    assert [(one.id, asked(one).prompt) for one in (first, second)] == [
+        ("a", "Café?"),
+        (f"{path}#2", "Two?"),
+    ]
+    assert "row 3: got list, expected an object" in str(broken.error)
+    assert count_tasks([path], prompt=None) == 3
+    assert count_tasks([path], prompt="Sum it up.") == 1  # one document
+
+
+def test_a_json_array_that_is_no_utf8_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_bytes('[\n{"prompt": "café"}]'.encode("latin-1"))
+    (broken,) = read_tasks([path], prompt=None)
+    assert "line 2: is not UTF-8 text: got the byte b'\\xe9'" in str(broken.error)
 
 
 @pytest.mark.parametrize("name", ["a.png", "b.wav", "c.mp4", "d.PDF"])

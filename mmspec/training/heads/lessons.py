@@ -1,6 +1,5 @@
 """Files, folders and globs -> lessons: a prompt with its answer, or without; a text by itself."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from mmspec.errors import InputError, MmspecError
 from mmspec.inputs.documents import read_documents
 from mmspec.inputs.messages import Message
 from mmspec.inputs.prompt_file import PROMPT_FIELDS, prompt_of
-from mmspec.inputs.records import Record, is_of_records, read_lines, read_records, with_values
+from mmspec.inputs.records import Record, may_hold_prompts, read_records
 from mmspec.requests import Request
 from mmspec.state import MediaKind
 
@@ -59,7 +58,7 @@ def read_lessons(
                     yield Lesson(task.id, task.request)
                 elif task.error is not None:
                     on_broken(task.error)
-        elif is_of_records(path) or path.suffix.lower() == ".json":
+        elif may_hold_prompts(path):
             for record in _records(path, on_broken):
                 try:
                     yield _lesson(record, field)
@@ -77,30 +76,9 @@ def read_lessons(
 
 def _records(path: Path, on_broken: Callable[[MmspecError], None]) -> Iterator[Record]:
     try:
-        if is_of_records(path):
-            yield from read_records(path)
-        else:
-            yield from _of_json(path)
+        yield from read_records(path)
     except MmspecError as error:
         on_broken(error)
-
-
-def _of_json(path: Path) -> Iterator[Record]:
-    """The objects of one array, as ShareGPT and LLaVA publish theirs, or one a line."""
-    lines = read_lines(path)
-    _, first = next(lines, (0, ""))
-    if not first.lstrip().startswith("["):
-        yield from read_records(path)
-        return
-    text = "".join((first, *(line for _, line in lines)))
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path}: is not JSON: {error}; expected an array of objects, or one object a line"
-        ) from error
-    for number, values in enumerate(found, start=1):
-        yield with_values(Record(path, number, unit="row"), values)
 
 
 def _lesson(record: Record, field: str) -> Lesson:
