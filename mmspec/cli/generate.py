@@ -14,7 +14,7 @@ from rich.text import Text
 
 import mmspec
 from mmspec.cli import options
-from mmspec.cli.as_json import comparison_values, piece_values, result_values
+from mmspec.cli.as_json import JsonObject, comparison_values, result_values
 from mmspec.cli.console import (
     EXIT_DIFFERENT,
     EXIT_INTERRUPTED,
@@ -152,9 +152,7 @@ def generate(
             with stderr.status("Decoding plainly"):
                 runs = compared(engine, request, result, begun=begun)
     if as_json:
-        values = result_values(result)
-        if reading is not None:
-            values |= reading.answer_of_tokens(result).parts
+        values = _values(result, reading)
         if runs is not None:
             values["compare"] = comparison_values(runs)
         typer.echo(json.dumps(values))
@@ -198,22 +196,27 @@ def _streamed(
     command after what there is."""
     from mmspec.reading import AnswerPieces
 
-    palette, pieces, is_interrupted = Palette(), list[mmspec.Piece](), False
+    palette, is_interrupted = Palette(), False
     bar, answer = ReadingBar(stderr), AnswerWriter(stdout, stderr, palette)
+    stream = engine.stream(request, on_prefill=bar.update)
     try:
-        with bar, answer, engine.stream(request, on_prefill=bar.update) as stream:
+        with bar, answer, stream:
             told: Iterable[Piece] = stream
             if reading is not None and not as_json:
                 told = AnswerPieces(stream, reading)
             for piece in told:
                 bar.stop()
-                pieces.append(piece)
                 if not as_json:
                     answer.write(piece)
     except KeyboardInterrupt:
         is_interrupted = True
     if is_interrupted:
-        _print_interrupted(request, pieces, stderr, as_json=as_json)
+        result = stream.result
+        if as_json:
+            values = {**_values(result, reading), "finish_reason": "interrupted"}
+            typer.echo(json.dumps(values))
+        chosen = counted(len(result.tokens), "token")
+        stderr.print(f"Interrupted after {chosen} · seed {result.seed}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if not as_json:
         if has_colour(stdout):
@@ -222,11 +225,7 @@ def _streamed(
     return stream.result
 
 
-def _print_interrupted(
-    request: "Request", pieces: list["Piece"], stderr: Console, *, as_json: bool
-) -> None:
-    text = "".join(piece.text for piece in pieces)
-    if as_json:
-        values = {"text": text, "finish_reason": "interrupted", "seed": request.seed}
-        typer.echo(json.dumps({**values, "pieces": piece_values(pieces)}))
-    stderr.print(f"Interrupted after {counted(len(text), 'character')} · seed {request.seed}")
+def _values(result: "Result", reading: "Reading | None") -> JsonObject:
+    """The answer as it was decoded; of a thinking model its parts beside it."""
+    parts = {} if reading is None else reading.answer_of_tokens(result).parts
+    return {**result_values(result), **parts}

@@ -173,7 +173,7 @@ def test_an_interrupt_leaves_what_there_is(
 
     def interrupted(self: Row) -> object:
         calls.append(1)
-        if len(calls) > 3:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return take(self)
 
@@ -181,11 +181,11 @@ def test_an_interrupt_leaves_what_there_is(
     folder = scripted("QUICK fox")
     run = generate(folder, PROMPT, "--no-speculate", "--seed", 7)
     assert (run.exit_code, run.stdout) == (130, "QUI\n")
-    assert "Interrupted after 3 characters · seed 7" in run.stderr
+    assert "Interrupted after 4 tokens · seed 7" in run.stderr
     calls.clear()
     run = generate(folder, PROMPT, "--no-speculate", "--seed", 7, "--json")
     values = json.loads(run.stdout)
-    assert (run.exit_code, values["text"], values["finish_reason"]) == (130, "QUI", "interrupted")
+    assert (run.exit_code, values["text"], values["finish_reason"]) == (130, "QUIC", "interrupted")
 
 
 def drafted(run: Result, drafter: str = "prompt_lookup") -> tuple[int, int]:

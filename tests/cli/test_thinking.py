@@ -79,6 +79,25 @@ def test_a_conversation_goes_on_with_answer_and_reasoning_apart(prompts: list[st
     assert prompts[1].endswith(before) and prompts[2] == prompts[0].replace("Hi", "And?")
 
 
+def test_what_was_thought_until_an_interrupt_is_told_apart(
+    prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, calls = Row.take_pieces, list[object]()
+
+    def interrupted(self: Row) -> list[Piece]:
+        calls.append(self)
+        if len(calls) == 16:
+            raise KeyboardInterrupt
+        return take(self)
+
+    monkeypatch.setattr(Row, "take_pieces", interrupted)
+    made = CliRunner().invoke(app, ["generate", "model", "Hi", "--json", "--no-speculate"])
+    values = json.loads(made.stdout)
+    assert (made.exit_code, values["finish_reason"]) == (130, "interrupted")
+    assert values["reasoning"] and "Hm, Hm, Hm.".startswith(values["reasoning"])
+    assert values["answer"] == "" and len(values["tokens"]) == values["stats"]["new_tokens"]
+
+
 def test_a_thought_that_is_interrupted_ends_its_line(
     prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
