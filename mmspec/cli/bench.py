@@ -110,14 +110,14 @@ def bench(
         from mmspec.bench.suites import Task, chosen_tasks
         from mmspec.cli.bench_table import closing_lines, heading, task_table
 
-        machine = this_machine(threads=threads)
-        if not force:
-            refuse_if_busy(machine)
         methods, required = _methods(drafter, method, peer, draft_model, peers=peers)
         suite = suite or _suite(model, data, prompts)
         tasks = chosen_tasks(_tasks(suite, data, prompts, num_prompts), task or ())
         if max_new_tokens is not None:
             tasks = [Task(t.name, t.questions, max_new_tokens) for t in tasks]
+        machine = this_machine(threads=threads)
+        if not force:
+            refuse_if_busy(machine)
         torch.set_num_threads(threads)
         # A spinner that turns would be measured too.
         with stderr.status("Loading the model", refresh_per_second=_REFRESH_HZ) as status:

@@ -175,6 +175,8 @@ def test_a_busy_machine_is_refused_unless_forced(
     run = bench(vlm, "--prompts", prompts)
     assert run.exit_code == 2
     assert "load is 9.00" in run.stderr and "--force" in run.stderr
+    run = bench(vlm, "--prompts", prompts, "--method", "x")  # what is wrong later, too, comes first
+    assert "expected 'NAME: key=value" in run.stderr and "load" not in run.stderr
 
 
 def test_a_shared_prefill_is_read_once(
