@@ -20,7 +20,7 @@ from mmspec.plan.method import Method
 from mmspec.plan.methods import standard_methods, with_range
 from mmspec.plan.outlook import SCORED_NODES, Outlook, outlook
 from mmspec.plan.roofline import Forward, Precision
-from mmspec.plan.shape import SHAPES, ModelShape, find_shape
+from mmspec.plan.shape import SHAPES, find_shape
 
 _UNITS = {"k": 1024, "m": 1024**2}
 
@@ -81,9 +81,9 @@ def plan(
         hardware = replace(find_hardware(gpu), host_s=host_ms / 1000)
         precision = _precision(weights, is_cpu=gpu.lower() == "cpu")
         state: Precision = "fp32" if precision == "fp32" else "bf16"
-        target = Forward(_shape(model), hardware, precision, state)
+        target = Forward(find_shape(model), hardware, precision, state)
         methods = standard_methods(
-            target, draft=None if draft_model is None else _shape(draft_model), view=view
+            target, draft=None if draft_model is None else find_shape(draft_model), view=view
         )
         for text in assume or ():
             methods = _assumed(methods, text)
@@ -135,14 +135,6 @@ def _values(found: Outlook, methods: list[Method], compared: list[Compared]) -> 
         "measured": [{**asdict(one), "ratio": one.ratio} for one in compared],
         "measured_over_predicted": slower(compared) if compared else None,
     }
-
-
-def _shape(model: str) -> ModelShape:
-    if model.lower() in SHAPES:
-        return find_shape(model)
-    from mmspec.target.load import resolve_path  # and torch with it
-
-    return find_shape(resolve_path(model))
 
 
 def _precision(weights: str | None, *, is_cpu: bool) -> Precision:

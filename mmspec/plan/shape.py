@@ -100,7 +100,8 @@ SHAPES: dict[str, ModelShape] = {shape.name: shape for shape in _KNOWN}
 
 
 def find_shape(name_or_path: str | Path) -> ModelShape:
-    """A known shape by name, or that of a `config.json`, by its path or its folder's.
+    """A known shape by name, or that of a `config.json`, by its path or its folder's, or by a
+    bundled model's name.
 
     Raises ConfigError for a name that is not known, a file that is no config, and a model that
     transformers does not build or run.
@@ -108,12 +109,15 @@ def find_shape(name_or_path: str | Path) -> ModelShape:
     known = SHAPES.get(str(name_or_path).lower())
     if known is not None:
         return known
+    from mmspec.target.load import BUNDLED, bundled_names  # torch comes with it
+
     path = Path(name_or_path)
+    path = path if path.exists() else BUNDLED / path
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         raise ConfigError(
             f"model {str(name_or_path)!r}: expected a folder with a config.json, such a file, or "
-            f"one of {', '.join(SHAPES)}"
+            f"one of {', '.join([*SHAPES, *bundled_names()])}"
         )
     name = path.parent.name if path.name == "config.json" else path.stem
     return shape_of(read_object(path), name or "model")
@@ -134,7 +138,7 @@ def read_object(path: Path) -> Mapping[str, object]:
 
 def shape_of(config: Mapping[str, object], name: str) -> ModelShape:
     """The shape of a config.json's values. Raises ConfigError as `find_shape` does."""
-    from mmspec.plan.built import built_shape  # torch comes with it: a known shape needs none
+    from mmspec.plan.built import built_shape
 
     try:
         return built_shape(config, name)

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mmspec.cli import app
+from mmspec.target.load import BUNDLED
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -62,6 +63,11 @@ def test_eager_mode_makes_self_drafting_a_loss() -> None:
 
 def test_a_bundled_model_has_a_shape() -> None:
     assert "tiny-vlm on 4090" in plan("tiny-vlm", "--gpu", "4090", "--context", "1k").stdout
+    assert "nano-vlm, tiny-vlm" in plan("tiny_vlm", code=2).stderr
+
+
+def test_a_config_is_taken_by_its_own_path() -> None:
+    assert "nano-vlm on h200" in plan(BUNDLED / "nano-vlm" / "config.json").stdout
 
 
 def test_measurements_stand_beside_predictions() -> None:
