@@ -152,6 +152,8 @@ class Prefiller:
                 row.stats.reused_media = pending.features.media.num_items - encoded
             begun = time.perf_counter()
             row.begin(prefill)  # waits for the logits: now all of it has been computed
+            if pending.features is not None:
+                pending.features.share()
             computed = row.prompt.num_tokens - row.stats.reused_tokens
             if computed >= _TELLING_TOKENS:
                 spent_s = row.stats.seconds["prefill"] + time.perf_counter() - begun

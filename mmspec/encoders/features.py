@@ -138,8 +138,12 @@ class FeatureSource:
 
     def keep(self, item: MediaItem, features: Features) -> None:
         self._own[item.digest] = features
+
+    def share(self) -> None:
+        """Later requests may find them: the prompt's logits are no NaN, so none of them is."""
         if self.cache is not None:
-            self.cache.put(self.namespace, self.weights, item.digest, features)
+            for digest, features in self._own.items():
+                self.cache.put(self.namespace, self.weights, digest, features)
 
 
 class _Attachment:

@@ -16,6 +16,7 @@ from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.encoders.features import FeatureCache, FeatureSource
 from mmspec.encoders.media import MediaItem, split_media
 from mmspec.encoders.outputs import FeatureError, Features, split_output
+from mmspec.errors import DecodeError
 from mmspec.inputs import from_inputs
 from mmspec.requests import Request
 from mmspec.target import Target
@@ -86,6 +87,18 @@ def test_a_known_medium_is_not_encoded_again_and_changes_no_token(
         assert len(runs) == 4, "other pixels are another image"
     assert [first.tokens, second.tokens] == [result.tokens for result in expected]
     assert left_as_found(engine)
+
+
+@pytest.mark.parametrize("family", ["llava", "mllama"])
+def test_what_an_encoder_made_nan_of_is_found_by_no_later_request(family: str) -> None:
+    engine, inputs = engine_of(family), inputs_of(family, "image_middle")
+    plain = engine.generate(inputs, reuse=False, **GREEDY).tokens
+    projector = engine.target.model.get_submodule("model.multi_modal_projector")
+    hook = projector.register_forward_hook(lambda _, given, out: out.fill_(torch.nan))
+    with pytest.raises(DecodeError, match="NaN"):
+        engine.generate(inputs, **GREEDY)
+    hook.remove()
+    assert engine.generate(inputs, **GREEDY).tokens == plain
 
 
 @pytest.mark.parametrize("family", EACH)
