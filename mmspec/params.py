@@ -103,7 +103,8 @@ class SamplingParams:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _is_term(value: object) -> bool:
@@ -117,7 +118,7 @@ def _is_factor(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _are_texts(value: object) -> bool:
@@ -127,7 +128,7 @@ def _are_texts(value: object) -> bool:
 
 
 def _are_token_ids(value: object) -> bool:
-    ids = [value] if isinstance(value, int) else value
+    ids = [value] if _is_count(value) else value
     return isinstance(ids, Sequence) and all(_is_count(token) and token >= 0 for token in ids)
 
 
@@ -221,6 +222,8 @@ def merged_generation_config(
             setattr(config, name, value)
     if params.temperature:
         config.temperature = params.temperature
+    for name in ("temperature", "repetition_penalty"):  # transformers refuses a whole number
+        setattr(config, name, float(getattr(config, name)))
     if params.max_time is not None:
         config.max_time = params.max_time
     config.max_new_tokens = max_new_tokens

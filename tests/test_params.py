@@ -16,6 +16,7 @@ from transformers import (
     StoppingCriteria,
 )
 
+import mmspec
 from mmspec.errors import InputError
 from mmspec.params import (
     MAX_SEED,
@@ -103,6 +104,19 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert {type(params.seed), type(params.n), type(params.temperature)} == {int, float}
     with pytest.raises(InputError, match="max_new_tokens=0: expected"):
         SamplingParams(max_new_tokens=np.int64(0))
+    among = SamplingParams(eos_token_id=[np.int64(5)], logit_bias={np.int64(6): np.float32(2)})
+    assert merged(among).sequence_bias == [[[6], 2.0]] and merged(among).eos_token_id == [5]
+    with pytest.raises(InputError, match="logit_bias"):
+        SamplingParams(logit_bias={6: np.float32(np.nan)})
+
+
+@pytest.mark.parametrize("options", [{"temperature": 2}, {"repetition_penalty": 2}])
+def test_a_whole_number_is_a_number(options: dict[str, Any]) -> None:
+    asked = {"max_new_tokens": 8, "seed": 1, "temperature": 0.5, **options}
+    engine = mmspec.load("nano-vlm", drafter="none")
+    floats = {name: float(value) for name, value in options.items()}
+    expected = engine.generate("Hi", **{**asked, **floats})
+    assert engine.generate("Hi", **asked).tokens == expected.tokens
 
 
 def test_none_is_nothing_of_what_may_be_several() -> None:
