@@ -237,7 +237,7 @@ class Engine:
         return result
 
     def generate_each(
-        self, prompts: Iterable[AnyPrompt | None], **options: Any
+        self, prompts: Iterable[AnyPrompt], **options: Any
     ) -> Iterator[tuple[int, Result]]:
         """Generates for as many prompts as there are, and yields each answer as it ends, with its
         prompt's number from 0.
@@ -357,7 +357,7 @@ class Engine:
 
         def rows() -> Iterator[Row | None]:
             for prompt in prompts:
-                if prompt is None:
+                if prompt is None and tells_steps:
                     yield None
                     continue
                 index = next(numbers)

@@ -133,15 +133,14 @@ def while_wanted(request: Request, is_wanted: Callable[[], bool]) -> Request:
 
 
 def is_batch(prompt: object) -> bool:
-    """A list of prompts of any form, as against one list of chat messages."""
+    """A list of requests, texts, chats or processed prompts, as against one list of chat messages.
+    What else is among them is no prompt, which costs no other."""
     if not isinstance(prompt, Sequence) or isinstance(prompt, str):
         return False
-    return all(map(_is_prompt, prompt))
-
-
-def _is_prompt(item: object) -> bool:
-    is_processed = isinstance(item, Mapping) and "input_ids" in item
-    return isinstance(item, Request | str | Prompt) or is_processed or _is_chat(item)
+    if any(isinstance(item, Mapping) and "input_ids" not in item for item in prompt):
+        return False
+    kinds = Request | str | Prompt | Mapping
+    return not prompt or any(isinstance(item, kinds) or _is_chat(item) for item in prompt)
 
 
 def _is_chat(item: object) -> bool:

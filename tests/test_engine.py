@@ -3,6 +3,7 @@
 import copy
 import errno
 import gc
+import math
 import pickle
 import re
 import threading
@@ -362,6 +363,31 @@ def test_samples_of_one_request_come_together_and_what_cannot_begin_among_them()
     first, again = ([sample.tokens for sample in found[i].samples] for i in (0, 2))
     assert first == again and len(first) == 3
     assert all("vocabulary has" in str(found[number].error) for number in (1, 3, 4))
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, 5])
+def test_what_is_no_prompt_among_several_costs_no_other(
+    engine: mmspec.Engine, missing: Any
+) -> None:
+    """As a table's empty cell: its place among the answers stays."""
+    options = {"seed": 1, "max_new_tokens": 4}
+    text = engine.generate(TEXT, **options).text
+    for prompts in ([TEXT, missing, TEXT], [missing, TEXT, TEXT]):
+        found = engine.generate(prompts, images=[None] * 3, **options)
+        each = dict(engine.generate_each(iter(prompts), **options))
+        for index, prompt in enumerate(prompts):
+            if prompt is missing:
+                assert "got a prompt of type" in str(found[index].error)
+                assert str(each[index].error) == str(found[index].error)
+            else:
+                assert found[index].text == each[index].text == text
+
+
+def test_processed_prompts_are_a_batch() -> None:
+    engine = plain_llama()
+    options = {"max_new_tokens": 4, "temperature": 0}
+    alone = engine.generate(llama_inputs(), **options).tokens
+    assert [r.tokens for r in engine.generate([llama_inputs()] * 2, **options)] == [alone] * 2
 
 
 def test_a_wrong_option_of_a_batch_is_the_callers_mistake(engine: mmspec.Engine) -> None:

@@ -53,8 +53,7 @@ class MediaShares:
             assert isinstance(given, Iterable)
             if not isinstance(given, Collection) or len(given):
                 if isinstance(given, Collection) and isinstance(prompts, Collection):
-                    num_prompts = sum(prompt is not None for prompt in prompts)
-                    _check_counts(name, len(given), num_prompts)
+                    _check_counts(name, len(given), len(prompts))
                 self._own[name] = iter(given)
 
     def next(self) -> dict[str, object]:

@@ -100,7 +100,7 @@ def test_counts_that_differ_are_told_with_the_ways_out() -> None:
     with pytest.raises(
         InputError, match=r"videos= of 5 for 1 prompt;.*\[\[a, b, c, d, \.\.\.\]\]$"
     ):
-        MediaShares({"videos": ["a.gif"] * 5}, ["p", None])  # None is no prompt
+        MediaShares({"videos": ["a.gif"] * 5}, ["p"])
 
 
 def test_of_iterators_the_difference_is_told_where_it_shows() -> None:
