@@ -14,6 +14,7 @@ ToolSpec = Mapping[str, object] | Callable[..., object]
 """A JSON schema, or a function with type hints and a docstring."""
 
 _PROBE = "qzxprobeqzx"
+_OWN_ARGUMENTS = ("add_generation_prompt", "continue_final_message", "tokenize")
 REASONING = ("reasoning_content", "thinking", "reasoning")  # by which templates name it
 # What a template may fail with, as a small program: `tojson` of what is nested too deep, say.
 TEMPLATE_ERRORS = (
@@ -81,6 +82,12 @@ class ChatTemplate:
         extra = {
             name: value for name, value in (arguments or {}).items() if name != "chat_template"
         }
+        own = [name for name in _OWN_ARGUMENTS if name in extra]
+        if own:
+            raise InputError(
+                f"got {own[0]} among template_arguments; leave it out: a last message of the "
+                "assistant is gone on with, else its answer is begun"
+            )
         if tools:
             extra["tools"] = list(tools)
         if documents:

@@ -104,6 +104,13 @@ def test_what_the_template_refuses_is_an_input_error() -> None:
             text_processor("qwen").encode("x", template_arguments=arguments)
 
 
+@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message", "tokenize"])
+def test_what_the_messages_say_themselves_is_no_template_argument(name: str) -> None:
+    given = {"chat_template": "{{ messages }}", name: True}
+    with pytest.raises(InputError, match=f"got {name} among template_arguments; leave it out"):
+        text_processor("qwen").encode("x", template_arguments=given)
+
+
 def test_whatever_a_processor_raises_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Phi-4's extractor of a recording shorter than its window: RuntimeError."""
     family = build_family("llava")
