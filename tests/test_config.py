@@ -145,6 +145,8 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
         ("decode.max_nodes.low=1", "got {'low': 1} (dict), expected int"),
         ("decode.probe=perhaps", "got 'perhaps' (str), expected bool"),
         ("drafter.prompt_lookup.min_confidence=high", "got 'high' (str), expected float"),
+        ("drafter.retrieval.datastores=a.store", "expected list[str], as [a.store]."),
+        ("drafter.retrieval.datastores={a: 1}", "got {'a': 1} (dict), expected list[str]."),
         ("model.revision={a: 1}", "got {'a': 1} (dict), expected str | None"),
         ("decode=3", "got 3, expected the keys verifier, controller, max_nodes, "),
     ],

@@ -5,7 +5,7 @@ from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import cast, get_type_hints
+from typing import cast, get_origin, get_type_hints
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -121,9 +121,10 @@ def _assign(config: DictConfig, given: Mapping[str, object], *, source: str) -> 
         try:
             OmegaConf.update(config, key, value, merge=False)
         except OmegaConfBaseException as error:
+            is_one = get_origin(expected[key]) is list and not isinstance(value, list | Mapping)
             raise ConfigError(
                 f"{source}: {key}: got {value!r} ({type(value).__name__}), expected "
-                f"{_type_name(expected[key])}."
+                f"{_type_name(expected[key])}{f', as [{value}]' if is_one else ''}."
             ) from error
 
 
