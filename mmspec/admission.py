@@ -14,6 +14,7 @@ from mmspec.params import DEFAULT_MAX_NEW_TOKENS, requested_max_new_tokens, with
 from mmspec.requests import Request
 from mmspec.state import Prompt
 from mmspec.target import Target
+from mmspec.target.context import reason_against_scaling
 from mmspec.words import counted
 
 _FOUND_BEHIND = 16  # tokens of the prompt
@@ -95,11 +96,16 @@ class Admission:
             return wanted or DEFAULT_MAX_NEW_TOKENS
         room, size = context - prompt.num_tokens, counted(prompt.num_tokens, "token")
         if room < 1:
-            raise InputError(
-                f"the prompt has {size}: the model's context holds {context}, "
-                "the answer included; shorten the prompt, or scale the model's positions with "
-                f"--set model.context={_rounded_up(prompt.num_tokens + (wanted or 1))} (as "
+            scaled = _rounded_up(prompt.num_tokens + (wanted or 1))
+            way_out = (
+                f", or scale the model's positions with --set model.context={scaled} (as "
                 "overrides= of mmspec.load)"
+            )
+            if reason_against_scaling(self._target.model.config) is not None:
+                way_out = ""
+            raise InputError(
+                f"the prompt has {size}: the model's context holds {context}, the answer "
+                f"included; shorten the prompt{way_out}"
             )
         if room < (wanted or 1):
             raise InputError(

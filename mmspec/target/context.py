@@ -21,24 +21,32 @@ def with_context(config: PreTrainedConfig, tokens: int) -> PreTrainedConfig:
     known = getattr(text, "max_position_embeddings", None)
     if known is not None and tokens <= known:
         return config
-    rope = getattr(text, "rope_parameters", None) or {}
-    kind = rope.get("rope_type")
-    if known is None or kind is None:
-        raise ModelError(
-            f"model.context={tokens}: a {config.model_type} has no rotary positions of one kind "
-            f"to scale; its context is {known or 'not told'}, leave model.context out"
-        )
-    if kind != "default":
-        raise ModelError(
-            f"model.context={tokens}: the positions of this model are scaled already ({kind}), to "
-            f"{known} tokens; expected no more than that, or other rope_parameters in its "
-            "config.json"
-        )
+    why = reason_against_scaling(config)
+    if known is None or why is not None:
+        raise ModelError(f"model.context={tokens}: {why}")
     text.rope_parameters = {
-        **rope,
+        **text.rope_parameters,
         "rope_type": "yarn",
         "factor": tokens / known,
         "original_max_position_embeddings": known,
     }
     text.max_position_embeddings = tokens
     return config
+
+
+def reason_against_scaling(config: PreTrainedConfig) -> str | None:
+    """Why this model's positions cannot be scaled, if so."""
+    text = config.get_text_config(decoder=True)
+    known = getattr(text, "max_position_embeddings", None)
+    kind = (getattr(text, "rope_parameters", None) or {}).get("rope_type")
+    if known is None or kind is None:
+        return (
+            f"a {config.model_type} has no rotary positions of one kind to scale; its context is "
+            f"{known or 'not told'}, leave model.context out"
+        )
+    if kind != "default":
+        return (
+            f"the positions of this model are scaled already ({kind}), to {known} tokens; expected "
+            "no more than that, or other rope_parameters in its config.json"
+        )
+    return None

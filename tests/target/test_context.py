@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES
-from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, LlavaConfig
+from transformers import Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlavaConfig
 
 import mmspec
 from mmspec.errors import ConfigError, InputError, ModelError
@@ -72,3 +72,10 @@ def test_weights_stay_what_they_are(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     for name, value in load_model(str(tmp_path), context=128).state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_where_positions_cannot_be_scaled_nobody_is_told_to() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=64)).eval()
+    engine = mmspec.load(model, drafter="none")
+    with pytest.raises(InputError, match=r"context holds 64.*; shorten the prompt$"):
+        engine.generate(Prompt(torch.arange(100)))
