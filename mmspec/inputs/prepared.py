@@ -31,6 +31,11 @@ def from_inputs(
     ids = inputs.get("input_ids")
     if "role" in inputs and ids is None:
         raise InputError('got one chat message; expected a list of them: [{"role": ...}]')
+    if "prompt" in inputs and ids is None:
+        raise InputError(
+            f"got a record with {', '.join(map(repr, inputs))}; expected its prompt alone, or "
+            "mmspec.Request(prompt, images=..., ...)"
+        )
     if not isinstance(ids, Tensor):
         raise InputError(
             f"got inputs {sorted(inputs)} with input_ids of type {type(ids).__name__}; expected "

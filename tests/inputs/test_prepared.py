@@ -37,6 +37,7 @@ def test_a_good_batch_of_one_is_taken_as_it_is(dtype: torch.dtype) -> None:
     [
         ({"input_ids": None}, ["NoneType", "(1, seq)", "return_tensors='pt'"]),
         ({"input_ids": [[1]]}, ["list", "return_tensors='pt'"]),
+        ({"input_ids": None, "prompt": "x"}, ["a record", "'prompt'", "mmspec.Request(prompt"]),
         ({"input_ids": IDS[0]}, ["(4,)", "(1, seq)"]),
         ({"input_ids": IDS.repeat(2, 1)}, ["(2, 4)", "one request at a time"]),
         ({"input_ids": IDS[:, :0]}, ["empty", "at least one token"]),
