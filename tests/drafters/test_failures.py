@@ -136,7 +136,9 @@ def test_one_rows_failure_is_its_own(
     for row, (before, after) in enumerate(zip(expected, results, strict=True)):
         if row == VICTIM:
             assert after.stats.steps >= before.stats.steps
-        elif not drafter.startswith(("retrieval", "token_recycling")):  # whose rows learn from each other
+        elif not drafter.startswith(
+            ("retrieval", "token_recycling")
+        ):  # whose rows learn from each other
             assert after.stats.accepted_lengths == before.stats.accepted_lengths
     assert any(set(r.stats.accepted_lengths) - {0} for r in results), "nothing was accepted"
 
