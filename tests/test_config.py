@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import mmspec.config
+from mmspec.build_drafters import DRAFTERS
 from mmspec.config import CONFIG_DIR, Config, config_names, load_config
 from mmspec.config.drafters import TreeConfig
 from mmspec.errors import ConfigError
@@ -50,6 +51,10 @@ def test_default_yaml_states_every_default() -> None:
 @pytest.mark.parametrize("name", config_names())
 def test_every_bundled_config_loads_by_name_and_by_path(name: str) -> None:
     assert load_config(name) == load_config(CONFIG_DIR / f"{name}.yaml")
+
+
+def test_every_drafter_has_a_bundled_config_of_its_own() -> None:
+    assert {load_config(name).drafter.name for name in config_names()} >= DRAFTERS.keys()
 
 
 def test_plain_drafts_nothing() -> None:
