@@ -12,6 +12,7 @@ from mmspec.drafters.growing.settings import TreeOptions, TreeSettings
 from mmspec.drafters.mtp.head import MtpHead
 from mmspec.errors import ConfigError, ModelError, check_setting
 from mmspec.inputs import InputProcessor
+from mmspec.kernels import says_lost, says_used_up
 from mmspec.target import Target
 
 _NAME = "drafter.mtp"
@@ -89,6 +90,8 @@ def _try(drafter: BoundEagle, target: Target) -> None:
     try:
         drafter.read(row, [0, 0], features, torch.zeros(head.planes, 2, dtype=torch.long))
     except Exception as error:  # of many kinds, by how the family computes
+        if says_used_up(error) or says_lost(error):
+            raise
         raise ModelError(
             f"{_NAME}: the layer of {type(target.model).__name__} does not compute by a state and "
             f"a token alone ({error}); take another drafter"

@@ -480,6 +480,20 @@ def test_a_layer_that_expects_more_than_a_state_and_a_token_says_so_at_load(tmp_
         mmspec.load(model, drafter=[Mtp(folder)])
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), MemoryError()])
+def test_a_layer_that_there_is_no_memory_for_is_not_told_to_be_another(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(BoundEagle, "read", read)
+    model = model_of("llama", "float64")
+    with pytest.raises(type(error)) as caught:
+        Mtp(folder_of(model, knows=False)).for_target(Target(model), None)
+    assert caught.value is error
+
+
 def test_experts_that_lack_a_part_are_named(tmp_path: Path) -> None:
     model = model_of("qwen3_moe", "float64")
     tensors = published(model, drawn(model))
