@@ -31,7 +31,7 @@ class TokenRecycling:
         min_confidence: float = 0.02,
         contexts: int = 65_536,
     ) -> None:
-        """`top_k` tokens are kept of each of the newest `contexts` of a namespace, some 300 bytes
+        """`top_k` tokens are kept of each of the newest `contexts` of a namespace, some 500 bytes
         each. A node is proposed if its whole path, `max_depth` at most, is accepted with at least
         `min_confidence`. Raises ConfigError for values that make no sense."""
         check = partial(check_setting, "drafter.token_recycling")
