@@ -34,7 +34,8 @@ class Cascade:
         """`middle` says what the view shows, its `min_confidence` and how it draws; None: the
         defaults. A proposal is a chain of at most `max_depth` tokens from at most `max_forwards`
         forwards over the view, each of which verifies up to `lower_nodes` nodes of `lower`. Under
-        draw="sample" it is always `max_depth` long, whatever forwards that takes.
+        draw="sample" it is as long as `max_depth` and the text's room allow, whatever forwards that
+        takes.
         Raises ConfigError for values that make no sense.
         """
         check = partial(check_setting, _NAME)

@@ -81,8 +81,8 @@ class Mtp:
 
 
 def _try(drafter: BoundEagle, target: Target) -> None:
-    """Reads two tokens. Raises ModelError for a layer that expects more than these one has, such as
-    streams of hidden states."""
+    """Reads two tokens. Raises ModelError for a layer that expects more than tokens and a state of
+    each, such as several streams of states."""
     head, cache = drafter.head, drafter.cache
     width = target.model.config.get_text_config(decoder=True).hidden_size
     features = torch.zeros(2, width, dtype=head.dtype, device=head.device)
