@@ -12,7 +12,9 @@ from mmspec.drafters.base import DraftSession
 from mmspec.drafters.token_recycling.session import RecyclingSession, settle
 from mmspec.drafters.token_recycling.successors import Successors
 from mmspec.errors import check_setting
+from mmspec.inputs import InputProcessor
 from mmspec.state import Prefill, Prompt
+from mmspec.target import Target
 from mmspec.tree import TokenTree
 
 _MOST_NAMESPACES = 8  # whose successors are kept, the newest used
@@ -46,6 +48,15 @@ class TokenRecycling:
         self.calibration = Calibration(decay=0.998)  # of all requests: rates, no request's text
         self._kept: OrderedDict[str, Successors] = OrderedDict()  # of the namespaces
         self._lock = threading.Lock()
+
+    def for_target(self, target: Target, inputs: InputProcessor | None) -> "TokenRecycling":
+        """One that keeps what this target says: another one's words are other words."""
+        return TokenRecycling(
+            top_k=self.top_k,
+            max_depth=self.max_depth,
+            min_confidence=self.min_confidence,
+            contexts=self.contexts,
+        )
 
     def start(self, prompt: Prompt, prefill: Prefill, guide: DraftGuide) -> RecyclingSession:
         k = min(self.top_k, prefill.logits.shape[0])

@@ -78,7 +78,7 @@ def test_the_newest_is_found_of_both_tokens_or_else_of_the_last_one(size: int) -
         assert successors.after(asked) == [slow.after(one) for one in asked]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("vocab", "k"), [(3, 3), (64, 5), (65, 1), (640, 10), (700, 8), (4097, 9)])
 def test_the_likeliest_are_those_of_the_whole_vocabulary(
     vocab: int, k: int, dtype: torch.dtype
@@ -223,6 +223,14 @@ def test_a_cleared_cache_has_forgotten_it() -> None:
     known = engine.generate(request).stats.steps
     engine.clear_cache()
     assert engine.generate(request).stats.steps > known
+
+
+def test_what_one_engines_target_said_is_no_other_engines() -> None:
+    drafter, request = all_said(), requests_of("llama", "greedy")[0]
+    one, other = engine_of("llama", drafter), engine_of("llama", drafter)
+    first = one.generate(request).stats.steps
+    assert one.generate(request).stats.steps < first
+    assert other.generate(request).stats.steps == first
 
 
 @pytest.mark.parametrize(
