@@ -18,7 +18,8 @@ from mmspec.target.context import reason_against_scaling
 from mmspec.words import counted
 
 _FOUND_BEHIND = 16  # tokens of the prompt
-_PUT_IN = ("images", "videos", "audio", "system", "tools", "documents", "template_arguments")
+# Tools and template arguments, too; but these say as well how the answer is read.
+_PUT_IN = ("images", "videos", "audio", "system", "documents")
 
 
 class Admission:

@@ -576,9 +576,9 @@ def test_one_prompt_is_not_several(engine: mmspec.Engine, one: object) -> None:
             method(one)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("name", ["images", "system", "template_arguments"])
+@pytest.mark.parametrize("name", ["images", "system", "documents"])
 def test_nothing_is_put_into_a_processed_prompt(picture: Image.Image, name: str) -> None:
-    beside = {"images": picture, "system": "Be brief.", "template_arguments": {"a": 1}}[name]
+    beside = {"images": picture, "system": "Be brief.", "documents": [{"text": "A"}]}[name]
     with pytest.raises(InputError, match=f"got {name} beside a processed prompt"):
         plain_llama().generate(llama_inputs(), **{name: beside})
     plain_llama().generate(llama_inputs(), images=[], system=None, max_new_tokens=1)

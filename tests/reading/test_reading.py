@@ -53,6 +53,15 @@ def test_an_engine_answers_in_parts(thinker: mmspec.Engine) -> None:
     assert answer.reasoning_tokens == len("Hm.")
 
 
+def test_of_a_processed_prompt_too(thinker: mmspec.Engine) -> None:
+    """Its tools and template say how the answer is read."""
+    asked = {**options(thinker, f"Well.{CALL}"), "tools": [ADD]}
+    asked["template_arguments"] = {"chat_template": THINKING_TEMPLATE}
+    prompt = {"input_ids": thinker.prepare("Hi", **asked).prompt.token_ids[None]}
+    answer = thinker.answer(prompt, **asked)
+    assert answer.text == "Well." and [call.name for call in answer.calls] == ["add"]
+
+
 def test_a_streamed_answer_stays_as_it_was_read(thinker: mmspec.Engine) -> None:
     """A call that has no id of its own keeps the one that it was given."""
     asked = {**options(thinker, f"Well.{CALL}"), "tools": [ADD]}
