@@ -85,9 +85,15 @@ def _check_mask(mask: object, ids: Tensor) -> None:
 def check_positions(positions: object, kept: Tensor) -> None:
     """One plane of positions must count the tokens `kept`, (batch, seq) bool; the three of M-RoPE
     are the model's own. Raises InputError."""
-    if not isinstance(positions, Tensor) or positions.ndim != 2:
+    if not isinstance(positions, Tensor):
         return
-    if positions.shape[1] != kept.shape[1] or any(
+    batch, seq = kept.shape
+    if positions.ndim > 3 or positions.shape[-2:] not in ((1, seq), (batch, seq)):
+        raise InputError(
+            f"got position_ids {tuple(positions.shape)}; expected the shape {(batch, seq)}, or "
+            "planes of it"
+        )
+    if positions.ndim == 2 and any(
         bool((row[keep.to(row.device)].diff() != 1).any())
         for row, keep in zip(positions.expand(kept.shape), kept, strict=True)
     ):

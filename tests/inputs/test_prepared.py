@@ -45,7 +45,10 @@ def test_a_good_batch_of_one_is_taken_as_it_is(dtype: torch.dtype) -> None:
         ({"attention_mask": torch.tensor([[0, 1, 1, 1]])}, ["1 zeros of 4", "padding=False"]),
         ({"attention_mask": torch.ones(1, 3)}, ["(1, 3)", "(1, 4)"]),
         ({"position_ids": torch.tensor([[0, 1, 2, 4]])}, ["position_ids", "go up by one"]),
-        ({"position_ids": torch.arange(3)[None]}, ["position_ids", "go up by one"]),
+        ({"position_ids": torch.arange(3)[None]}, ["position_ids", "(1, 3)", "(1, 4)"]),
+        ({"position_ids": torch.arange(4).expand(2, 4)}, ["(2, 4)", "expected the shape (1, 4)"]),
+        ({"position_ids": torch.arange(4)}, ["position_ids", "(4,)", "(1, 4)"]),
+        ({"position_ids": torch.zeros(3, 1, 3)}, ["(3, 1, 3)", "planes"]),
         ({"pixel_values": None}, ["2 image placeholder tokens", "no pixel values"]),
         (
             {"pixel_values": None, "input_features": torch.zeros(1, 4, 8)},

@@ -318,6 +318,7 @@ SIZES = torch.tensor([[28, 28], [28, 56], [56, 56]])
     [
         ("llava", {"attention_mask": MASK[:, 1:]}, "the whole prompt"),
         ("llava", {"position_ids": MASK.cumsum(1).flip(1)}, "go up by one"),
+        ("llava", {"position_ids": torch.zeros(5, MASK.shape[1])}, "got position_ids"),
         ("llava", {"adapter_states": torch.zeros(5, 2)}, "adapter_states"),
         ("llava", {"pixel_values": torch.zeros(4)}, "different sizes"),
         ("llava", {"pixel_values": SIZES, "image_scale": torch.tensor(2.0)}, "image_scale"),
