@@ -161,12 +161,13 @@ def _split(
     patches = [1] * pixels.shape[axis] if grid is None else grid.prod(dim=1).tolist()
     if grid is not None and len(pixels) != sum(patches):
         return whole
+    beside = [tensor for tensor in tensors.values() if tensor is not pixels]
     counts: list[int] = []
     if len(patches) == len(spans):
         counts = list(spans)
     elif grid is not None:
         counts = _shares(total, patches)
-    elif _are_alike([tensor for tensor in tensors.values() if tensor is not pixels], axis):
+    elif len(patches) == total or _are_alike(beside, axis):
         counts = _equal(len(patches), spans)
     if not counts or sum(counts) != total or pixels.shape[:axis].numel() != 1:
         return whole

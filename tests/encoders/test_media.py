@@ -100,6 +100,19 @@ def test_images_of_several_sizes_side_by_side_are_one_item() -> None:
     assert items((4, 4), (4, 8)) == [(0, 10)]
 
 
+def test_of_as_many_images_as_tokens_each_has_its_own() -> None:
+    """Llama 3.2 Vision: of whatever size, also side by side."""
+    inputs = {
+        "pixel_values": torch.randn(1, 2, 4, 3, 8, 8),
+        "aspect_ratio_ids": torch.tensor([[1, 2]]),
+        "aspect_ratio_mask": torch.tensor([[[1, 0, 0, 0], [1, 1, 0, 0]]]),
+    }
+    prompt = Prompt(torch.zeros(4, dtype=torch.long), inputs, (MediaSpan("image", 1, 3),))
+    split = split_media(prompt)
+    assert split is not None
+    assert [(item.start, item.stop) for item in split.items["image"]] == [(0, 1), (1, 2)]
+
+
 def test_an_image_a_span_has_its_tokens_whatever_its_share_of_the_patches() -> None:
     """HunYuan-VL: one token more a line, and two more an image."""
     grids = torch.tensor([[1, 4, 4], [1, 4, 8]])
