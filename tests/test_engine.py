@@ -383,13 +383,6 @@ def test_what_is_no_prompt_among_several_costs_no_other(
                 assert found[index].text == each[index].text == text
 
 
-def test_processed_prompts_are_a_batch() -> None:
-    engine = plain_llama()
-    options = {"max_new_tokens": 4, "temperature": 0}
-    alone = engine.generate(llama_inputs(), **options).tokens
-    assert [r.tokens for r in engine.generate([llama_inputs()] * 2, **options)] == [alone] * 2
-
-
 def test_a_wrong_option_of_a_batch_is_the_callers_mistake(engine: mmspec.Engine) -> None:
     with pytest.raises(InputError, match="did you mean 'max_new_tokens'"):
         engine.generate([TEXT, TEXT], max_new_token=3)
