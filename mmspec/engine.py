@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import reduce
@@ -261,7 +261,8 @@ class Engine:
         requests can join at any time; by `Request.is_wanted` they leave; and what the others say
         depends on neither.
         """
-        return self._each(prompts, _shares(prompts, options), tells_steps=True)
+        shares = _shares(prompts, options, takes_none=False)
+        return self._each(prompts, shares, tells_steps=True)
 
     def prepare(self, prompt: AnyPrompt, **options: Any) -> Request:
         """The request with its prompt processed: images opened, text tokenised. What generates
@@ -491,13 +492,18 @@ def _check_draws(drafters: Sequence[Drafter], verifier: object) -> None:
             )
 
 
-def _shares(prompts: Iterable[object], options: Mapping[str, Any]) -> MediaShares:
+def _shares(
+    prompts: Iterable[object], options: Mapping[str, Any], *, takes_none: bool = True
+) -> MediaShares:
+    """`takes_none`: whether a None among the prompts has media of its own."""
     if isinstance(prompts, str | Mapping | Prompt | Request):
         raise InputError(
             f"got one {type(prompts).__name__} as prompts; expected several: a list of them, or "
             "generate for one"
         )
     build_request("", options)  # a wrong option is not each prompt's own mistake
+    if isinstance(prompts, Collection) and not takes_none:
+        prompts = [prompt for prompt in prompts if prompt is not None]
     return MediaShares(options, prompts)
 
 

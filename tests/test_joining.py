@@ -145,6 +145,12 @@ def test_a_failing_prompt_is_told_though_nothing_else_is_decoded(engine: mmspec.
         assert all(one.error is None for one in found.values())
 
 
+def test_a_none_takes_no_prompts_media(engine: mmspec.Engine) -> None:
+    prompts = [request(0), None, request(1)]
+    found = results(list(engine.stream_each(prompts, images=[None, []])))
+    assert sorted(found) == [0, 1] and all(one.error is None for one in found.values())
+
+
 def test_steps_add_up_to_the_answer_with_its_samples_and_logprobs(engine: mmspec.Engine) -> None:
     asked = [request(1, n=3, logprobs=2), request(2)]
     steps = list(engine.stream_each(asked))
