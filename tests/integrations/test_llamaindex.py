@@ -93,6 +93,8 @@ def test_an_image_is_read_in_each_form(
 def test_what_cannot_be_asked_is_refused(llm: MmspecLLM) -> None:
     with pytest.raises(InputError, match="AudioBlock"):
         llm.chat([ChatMessage(blocks=[AudioBlock(audio=b"RIFF0000WAVE", format="wav")])])
+    with pytest.raises(InputError, match="AudioBlock"):  # before the first piece is asked for
+        llm.stream_chat([ChatMessage(blocks=[AudioBlock(audio=b"RIFF0000WAVE", format="wav")])])
     with pytest.raises(InputError, match="allow_http"):
         llm.chat([ChatMessage(blocks=[ImageBlock(url="http://localhost/a.png")])])
     with pytest.raises(InputError, match="n=2, expected 1"):

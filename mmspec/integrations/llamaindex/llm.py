@@ -1,6 +1,6 @@
 """MmspecLLM: the LLM."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -119,7 +119,7 @@ class MmspecLLM(FunctionCallingLLM):
     def stream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> Generator[ChatResponse, None, None]:
-        return self._streamed(messages, kwargs)
+        return self._streamed(self._request(messages, kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -130,7 +130,7 @@ class MmspecLLM(FunctionCallingLLM):
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> AsyncIterator[ChatResponse]:
-        return self._astreamed(messages, kwargs)
+        return self._astreamed(partial(self._request, messages, kwargs))
 
     # One text. A formatted one has been through a template already.
 
@@ -143,7 +143,7 @@ class MmspecLLM(FunctionCallingLLM):
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> Generator[CompletionResponse, None, None]:
-        stream = self._streamed(prompt, kwargs, raw=formatted)
+        stream = self._streamed(self._request(prompt, kwargs, raw=formatted))
         return stream_chat_response_to_completion_response(stream)
 
     @llm_completion_callback()
@@ -158,7 +158,7 @@ class MmspecLLM(FunctionCallingLLM):
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> AsyncIterator[CompletionResponse]:
-        stream = self._astreamed(prompt, kwargs, raw=formatted)
+        stream = self._astreamed(partial(self._request, prompt, kwargs, raw=formatted))
         return astream_chat_response_to_completion_response(stream)
 
     # Tools.
@@ -270,21 +270,16 @@ class MmspecLLM(FunctionCallingLLM):
             raise InputError(f"got n={request.n}, expected 1: a response holds one answer")
         return request
 
-    def _streamed(
-        self, asked: str | Sequence[ChatMessage], call: Mapping[str, Any], *, raw: bool = False
-    ) -> Generator[ChatResponse, None, None]:
+    def _streamed(self, request: Request) -> Generator[ChatResponse, None, None]:
         """The answer so far, and what is new of it; the last one has the figures."""
         so_far = _SoFar()
-        with AnswerStream(self._engine, self._request(asked, call, raw=raw)) as stream:
+        with AnswerStream(self._engine, request) as stream:
             for part in stream:
                 yield so_far.response(part)
         yield self._response(stream.answer, so_far.text)
 
-    async def _astreamed(
-        self, asked: str | Sequence[ChatMessage], call: Mapping[str, Any], *, raw: bool = False
-    ) -> AsyncGenerator[ChatResponse, None]:
+    async def _astreamed(self, make: Callable[[], Request]) -> AsyncGenerator[ChatResponse, None]:
         so_far = _SoFar()
-        make = partial(self._request, asked, call, raw=raw)
         async with AsyncAnswerStream(self._engine, make) as stream:
             async for part in stream:
                 yield so_far.response(part)
