@@ -134,7 +134,7 @@ class TokenRecyclingConfig:
 
     top_k: int = 8  # tokens kept of each context
     max_depth: int = 8
-    min_confidence: float = 0.02
+    min_confidence: float = 0.001
     contexts: int = 65_536  # pairs of tokens kept of a namespace, some 500 bytes each
 
 

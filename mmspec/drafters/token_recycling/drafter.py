@@ -30,7 +30,7 @@ class TokenRecycling:
         *,
         top_k: int = 8,
         max_depth: int = 8,
-        min_confidence: float = 0.02,
+        min_confidence: float = 0.001,
         contexts: int = 65_536,
     ) -> None:
         """`top_k` tokens are kept of each of the newest `contexts` of a namespace, some 500 bytes

@@ -1,6 +1,8 @@
 """One request's recycling: a tree of what the target held likely behind the same words before."""
 
 from collections.abc import Sequence
+from heapq import nlargest
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ class _Said(NamedTuple):
     contexts: list[Context]  # (nodes,)
     tokens: Tensor  # (nodes, k) the likeliest first
     logits: Tensor  # (nodes, k) float32
+    path: frozenset[int]  # nodes that were accepted, and node 0
 
 
 class _Open(NamedTuple):
@@ -60,8 +63,13 @@ class RecyclingSession:
         self._before = tokens[-2] if len(tokens) > 1 else -1
         nodes = ProposalBuilder(tokens[-1], self._drafter.name)
         level = [_Open(0, (self._before, tokens[-1]), 1.0)]
+        least, best = self._drafter.min_confidence, list[float]()
         for depth in range(self._drafter.max_depth):
-            level = self._grow(nodes, level, len(tokens) + depth)
+            below = self._grow(nodes, level, len(tokens) + depth, least)
+            best = nlargest(budget, best + [child.likely for child in below])
+            if len(best) == budget:
+                least = max(least, best[-1])  # others would be pruned
+            level = nlargest(_WIDTH, below, key=attrgetter("likely"))
             if not level:
                 break
         self._proposal = nodes.built()
@@ -75,14 +83,17 @@ class RecyclingSession:
         proposal.teach(self._calibration, verdict.tokens)
         before = [self._before, *(tree.tokens[parent] for parent in tree.parents[1:])]
         logits, tokens = likeliest(scores.logits, self.successors.k)
-        self.said = _Said(list(zip(before, tree.tokens, strict=True)), tokens, logits)
+        contexts = list(zip(before, tree.tokens, strict=True))
+        self.said = _Said(contexts, tokens, logits, frozenset(verdict.path))
 
     def close(self) -> None:
         pass
 
-    def _grow(self, nodes: ProposalBuilder, level: Sequence[_Open], place: int) -> list[_Open]:
-        """Adds the children of a level, whose tokens stand at `place` of the text; returns those
-        that may get some themselves."""
+    def _grow(
+        self, nodes: ProposalBuilder, level: Sequence[_Open], place: int, least: float
+    ) -> list[_Open]:
+        """Adds the children of a level, whose tokens stand at `place` of the text, that are likely
+        at `least`; returns them."""
         found = self.successors.after([parent.context for parent in level])
         known = [(parent, one) for parent, one in zip(level, found, strict=True) if one is not None]
         if not known:
@@ -95,11 +106,10 @@ class RecyclingSession:
                 bucket = (one.is_exact, min(rank, _RANKS), int(belief * (_RANKS - 0.01)))
                 rate = self._calibration.rate(bucket, _BELIEVED * belief)
                 likely = parent.likely * rate
-                if belief > 0.0 and likely >= self._drafter.min_confidence:
+                if belief > 0.0 and likely >= least:
                     node = nodes.add(parent.node, token, rate, bucket)
                     below.append(_Open(node, (parent.context[1], token), likely))
-        below.sort(key=lambda child: -child.likely)
-        return below[:_WIDTH]
+        return below
 
     def _beliefs(self, found: Sequence[Found], place: int) -> list[list[float]]:
         """Of each one's tokens how likely the target chooses them at `place` of the text, among
@@ -121,6 +131,7 @@ def settle(sessions: Sequence[RecyclingSession]) -> None:
     for session, said in waiting:
         session.said = None
         tokens, logits = np.array(next(values)), np.array(next(values))
-        finite = np.isfinite(logits[:, 0])
-        contexts = [said.contexts[n] for n in finite.nonzero()[0]]
-        session.successors.add(contexts, tokens[finite], logits[finite])
+        finite = np.isfinite(logits[:, 0]).nonzero()[0].tolist()
+        nodes = sorted(finite, key=said.path.__contains__)  # what stands is told last, and counts
+        contexts = [said.contexts[node] for node in nodes]
+        session.successors.add(contexts, tokens[nodes], logits[nodes])

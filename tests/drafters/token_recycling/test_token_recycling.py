@@ -158,6 +158,17 @@ def test_both_tokens_count_before_the_last_alone() -> None:
     assert said == {1: (7, 20), 2: (7, 30), 3: (7, 30)}
 
 
+def test_what_stands_counts_before_what_was_rejected() -> None:
+    session = session_of(all_said(max_depth=1), is_greedy=True)
+    session.propose([1, 5], 8)
+    tree = TokenTree((5, 7, 8, 7), (-1, 0, 0, 2), (1.0, 0.5, 0.5, 0.5), ("", *["another"] * 3))
+    logits = torch.zeros(4, VOCAB)
+    logits[1, 20] = logits[3, 30] = 9.0
+    session.observe(tree, Verdict((0, 1), (7, 20)), Scores(logits))
+    said = {before: session.propose([before, 7], 1).tokens for before in (5, 8, 3)}
+    assert said == {5: (7, 20), 8: (7, 30), 3: (7, 20)}
+
+
 def test_what_is_not_finite_is_not_kept_and_what_is_forbidden_is_not_drafted() -> None:
     session = session_of(all_said(max_depth=2), is_greedy=True)
     for broken in (torch.nan, torch.inf):
