@@ -68,7 +68,8 @@ class RecyclingSession:
             below = self._grow(nodes, level, len(tokens) + depth, least)
             best = nlargest(budget, best + [child.likely for child in below])
             if len(best) == budget:
-                least = max(least, best[-1])  # others would be pruned
+                # Less likely ones would be pruned. Some are kept, to learn how likely they are.
+                least = max(least, 0.25 * best[-1])
             level = nlargest(_WIDTH, below, key=attrgetter("likely"))
             if not level:
                 break
