@@ -79,9 +79,7 @@ def test_a_conversation_goes_on_with_answer_and_reasoning_apart(prompts: list[st
     assert prompts[1].endswith(before) and prompts[2] == prompts[0].replace("Hi", "And?")
 
 
-def test_what_was_thought_until_an_interrupt_is_told_apart(
-    prompts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def interrupt_a_thought(monkeypatch: pytest.MonkeyPatch) -> None:
     take, calls = Row.take_pieces, list[object]()
 
     def interrupted(self: Row) -> list[Piece]:
@@ -91,6 +89,12 @@ def test_what_was_thought_until_an_interrupt_is_told_apart(
         return take(self)
 
     monkeypatch.setattr(Row, "take_pieces", interrupted)
+
+
+def test_what_was_thought_until_an_interrupt_is_told_apart(
+    prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_a_thought(monkeypatch)
     made = CliRunner().invoke(app, ["generate", "model", "Hi", "--json", "--no-speculate"])
     values = json.loads(made.stdout)
     assert (made.exit_code, values["finish_reason"]) == (130, "interrupted")
@@ -102,15 +106,7 @@ def test_a_thought_that_is_interrupted_ends_its_line(
     prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what there is of it stays in the conversation."""
-    take, calls = Row.take_pieces, list[object]()
-
-    def interrupted(self: Row) -> list[Piece]:
-        calls.append(self)
-        if len(calls) == 16:
-            raise KeyboardInterrupt
-        return take(self)
-
-    monkeypatch.setattr(Row, "take_pieces", interrupted)
+    interrupt_a_thought(monkeypatch)
     made = run("chat", "model", text="Hi\nSo?\n")
     assert made.stdout == "Well.\n"
     thought, _, _ = made.stderr.partition("\ninterrupted\n")

@@ -232,6 +232,16 @@ def test_the_layer_is_found_where_the_target_is_from_and_says_what_transformers_
             assert said[0, 0] == token, f"behind {length} tokens"
 
 
+def check_drafts(engine: mmspec.Engine) -> None:
+    """That it does, and says what plain decoding says."""
+    ids = torch.randint(3, 60, (1, 14), generator=torch.Generator().manual_seed(4))
+    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "reuse": False}
+    found = engine.generate({"input_ids": ids}, **options)
+    plain = engine.generate({"input_ids": ids}, speculate=False, **options)
+    assert found.tokens == plain.tokens
+    assert found.stats.by_drafter["mtp"].proposed > 20
+
+
 @pytest.mark.parametrize("kind", ["deepseek_v32", "glm_moe_dsa", "glm_ocr", "mellum"])
 def test_layers_that_choose_what_they_see_or_turn_by_their_kind_draft(
     kind: str, tmp_path: Path
@@ -241,12 +251,7 @@ def test_layers_that_choose_what_they_see_or_turn_by_their_kind_draft(
     folder = write(tmp_path, published(model, drawn(model), numbered=True))
     config = Config(decode=DecodeConfig(controller="fixed"))
     engine = mmspec.load(model, config=config, drafter=[Mtp(folder, min_confidence=0.0)])
-    ids = torch.randint(3, 60, (1, 14), generator=torch.Generator().manual_seed(4))
-    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "reuse": False}
-    found = engine.generate({"input_ids": ids}, **options)
-    plain = engine.generate({"input_ids": ids}, speculate=False, **options)
-    assert found.tokens == plain.tokens
-    assert found.stats.by_drafter["mtp"].proposed > 20
+    check_drafts(engine)
 
 
 # What families call the weights of such a layer, beside what MtpLayer calls them
@@ -307,12 +312,7 @@ def test_a_layer_is_known_by_what_its_family_calls_its_weights(kind: str, tmp_pa
     (bound,) = engine.drafters
     for name, weight in bound.head._layer.state_dict().items():  # type: ignore[attr-defined]
         assert torch.equal(weight, expected[name]), name
-    ids = torch.randint(3, 60, (1, 14), generator=torch.Generator().manual_seed(4))
-    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "reuse": False}
-    found = engine.generate({"input_ids": ids}, **options)
-    plain = engine.generate({"input_ids": ids}, speculate=False, **options)
-    assert found.tokens == plain.tokens
-    assert found.stats.by_drafter["mtp"].proposed > 20
+    check_drafts(engine)
 
 
 def test_generate_of_transformers_takes_it(tmp_path: Path) -> None:
