@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from heapq import nlargest
+from math import isfinite
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,8 +131,7 @@ def settle(sessions: Sequence[RecyclingSession]) -> None:
     values = iter(read(*(t for _, said in waiting for t in (said.tokens, said.logits))))
     for session, said in waiting:
         session.said = None
-        tokens, logits = np.array(next(values)), np.array(next(values))
-        finite = np.isfinite(logits[:, 0]).nonzero()[0].tolist()
-        nodes = sorted(finite, key=said.path.__contains__)  # what stands is told last, and counts
-        contexts = [said.contexts[node] for node in nodes]
-        session.successors.add(contexts, tokens[nodes], logits[nodes])
+        told = list(zip(said.contexts, next(values), next(values), strict=True))
+        finite = [node for node, (*_, logits) in enumerate(told) if isfinite(logits[0])]
+        # What stands is told last, and counts.
+        session.successors.add(told[node] for node in sorted(finite, key=said.path.__contains__))

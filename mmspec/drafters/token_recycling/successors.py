@@ -2,11 +2,10 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 Context = tuple[int, int]  # the last two tokens of a text
 
@@ -32,21 +31,16 @@ class Successors:
         self._newest = dict[int, int]()  # last token -> place
         self._lock = threading.Lock()
 
-    def add(
-        self,
-        contexts: Sequence[Context],
-        tokens: NDArray[np.integer],
-        logits: NDArray[np.floating],
-    ) -> None:
-        """What was said of each context (n,): tokens (n, k), the likeliest first, and their logits
-        (n, k). Of equal ones the last counts."""
+    def add(self, said: Iterable[tuple[Context, Sequence[int], Sequence[float]]]) -> None:
+        """What was said of contexts: of each its tokens (k,), the likeliest first, and their logits
+        (k,). Of equal ones the last counts."""
         with self._lock:
-            for context, own_tokens, own_logits in zip(contexts, tokens, logits, strict=True):
+            for context, tokens, logits in said:
                 place = self._place_of.pop(context, None)
                 if place is None:
                     place = self._free_place()
                 self._place_of[context] = self._newest[context[1]] = place
-                self._tokens[place], self._logits[place] = own_tokens, own_logits
+                self._tokens[place], self._logits[place] = tokens, logits
 
     def after(self, contexts: Sequence[Context]) -> list[Found | None]:
         """Of each context; None where even its last token is new."""

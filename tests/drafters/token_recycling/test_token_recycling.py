@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -47,10 +46,10 @@ class Slow:
         self._size = size
         self._said: list[tuple[Context, list[int], list[float]]] = []
 
-    def add(self, contexts: Sequence[Context], tokens: Any, logits: Any) -> None:
-        for context, own, values in zip(contexts, tokens.tolist(), logits.tolist(), strict=True):
-            self._said = [said for said in self._said if said[0] != context]
-            self._said = [*self._said, (context, own, values)][-self._size :]
+    def add(self, told: Sequence[tuple[Context, list[int], list[float]]]) -> None:
+        for one in told:
+            self._said = [said for said in self._said if said[0] != one[0]]
+            self._said = [*self._said, one][-self._size :]
 
     def after(self, context: Context) -> Found | None:
         for is_exact in (True, False):
@@ -69,11 +68,12 @@ def test_the_newest_is_found_of_both_tokens_or_else_of_the_last_one(size: int) -
         return draw.randrange(6), draw.randrange(9)
 
     for _ in range(150):
-        contexts = [context() for _ in range(draw.randrange(5))]
-        tokens = np.array([draw.sample(range(50), 3) for _ in contexts]).reshape(-1, 3)
-        logits = np.array([[draw.randrange(99) / 4.0] * 3 for _ in contexts]).reshape(-1, 3)
-        successors.add(contexts, tokens, logits)
-        slow.add(contexts, tokens, logits)
+        told = [
+            (context(), draw.sample(range(50), 3), [draw.randrange(99) / 4.0] * 3)
+            for _ in range(draw.randrange(5))
+        ]
+        successors.add(told)
+        slow.add(told)
         asked = [context() for _ in range(8)]
         assert successors.after(asked) == [slow.after(one) for one in asked]
 
