@@ -1,8 +1,9 @@
 """Triton kernels on CPU tensors, where there is no GPU: import this before what imports triton.
 
-Two things are mended that its interpreter does otherwise than a GPU: a scalar is an array of one
-element, which numpy 2.4 takes for no integer; and bfloat16 is cut, not rounded to the nearest, and
-multiplied as if its bits were an integer's.
+Three things are mended that its interpreter does otherwise than a GPU: a scalar is an array of one
+element, which numpy 2.4 takes for no integer; bfloat16 is cut, not rounded to the nearest, and
+multiplied as if its bits were an integer's; and a comparison of scalars, spread over a mask, makes
+integers of it, which Triton 3.9 takes for no mask.
 
 And what it makes anew for each operation or call of a function is made once, which takes half of
 the time: shapes, and the language's functions as they are interpreted.
@@ -46,6 +47,10 @@ def _wide_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
     if a.dtype.scalar == tl.bfloat16:
         a, b = (_rounding_cast(self, x, tl.float32) for x in (a, b))
     return _dot(self, a, b, *rest)
+
+
+def _splat(self: Any, type: Any, scalar: Any) -> Any:
+    return TensorHandle(np.full(type.shape, scalar.data, scalar.data.dtype), scalar.dtype.scalar)
 
 
 _patch_lang, _patched = interpreter._patch_lang, set[int]()
@@ -123,4 +128,4 @@ tl.block_type.__init__, tl.tensor.__init__ = _init_block, _init_tensor
 interpreter._patch_lang_tensor = _patch_with_index
 for name in ("cast_impl", "create_fp_trunc", "create_fp_ext"):
     setattr(InterpreterBuilder, name, _rounding_cast)
-InterpreterBuilder.create_dot = _wide_dot
+InterpreterBuilder.create_dot, InterpreterBuilder.create_splat = _wide_dot, _splat
