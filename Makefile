@@ -41,14 +41,15 @@ bench: $(INSTALLED)
 	$(BIN)/python scripts/bench_score.py --out build/score.json
 	$(BIN)/python scripts/bench_retrieval.py --out build/retrieval.json
 
-# torch goes first and alone; the rest is resolved round the one that is there.
+# torch goes first and alone; the rest is resolved round it and the Triton that it brought, if any.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "mmspec needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)."; \
 	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install $(TORCH)
-	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	$(BIN)/python -m pip list --format=freeze | grep -E '^(torch|triton)==' \
+	  | cat - constraints.txt | awk -F== '!named[$$1]++' > .venv/constraints.txt
 	$(BIN)/python -m pip install -c .venv/constraints.txt -e '.[dev,lora,cpu,docs,parquet,langchain,haystack]'
 	touch $@
 
