@@ -112,7 +112,7 @@ def gumbel_at(places: Sequence[Place], vocab_size: int, *, device: torch.device 
     grid = (len(places), triton.cdiv(vocab_size, _PART))
     rows = _uploaded([(place, 0) for place in places], device)
     with torch.cuda.device_of(out):  # Triton launches on the current one
-        _gumbel_kernel[grid](out, rows, vocab_size, BLOCKS=_BLOCKS)
+        _gumbel_kernel[grid](out, rows, vocab_size, BLOCKS=_BLOCKS, enable_fp_fusion=True)
     return out
 
 
@@ -124,7 +124,12 @@ def gumbel_of(place: Place, token_ids: Tensor) -> Tensor:
         grid = (triton.cdiv(token_ids.shape[0], _PART),)
         with torch.cuda.device_of(out):
             _gumbel_of_tokens_kernel[grid](
-                out, rows, token_ids.contiguous(), token_ids.shape[0], TOKENS=_PART
+                out,
+                rows,
+                token_ids.contiguous(),
+                token_ids.shape[0],
+                TOKENS=_PART,
+                enable_fp_fusion=True,
             )
     return out
 
@@ -151,6 +156,7 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
             vocab_size,
             parts,
             BLOCKS=_BLOCKS,
+            enable_fp_fusion=True,
         )
         _best_part_kernel[(nodes,)](
             tokens,
@@ -160,6 +166,7 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
             best_scores,
             parts,
             PARTS=triton.next_power_of_2(parts),
+            enable_fp_fusion=True,
         )
     return tokens, values
 

@@ -112,6 +112,13 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
     warps = 16 if block == _BLOCK else 4
     with torch.cuda.device_of(scores):  # Triton launches on the current one
         _nucleus_kernel[(nodes,)](
-            out, scores, top_p, VOCAB=vocab, WAYS=_WAYS, BLOCK=block, num_warps=warps
+            out,
+            scores,
+            top_p,
+            VOCAB=vocab,
+            WAYS=_WAYS,
+            BLOCK=block,
+            num_warps=warps,
+            enable_fp_fusion=True,
         )
     return out

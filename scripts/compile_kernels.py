@@ -142,6 +142,7 @@ class Facts:
     products: str  # tensor cores': HGMMA or HMMA, or none
     are_serial: bool  # each HGMMA waits for the one before it, for the compiler saw no other way
     is_asynchronous: bool  # reads on their way while others are computed with
+    is_fused: bool  # a float32 product and the sum it goes into are rounded once
     waits_first: bool | None  # reads nothing before it may; None: it never begins early
 
     @staticmethod
@@ -167,6 +168,7 @@ class Facts:
             next((kind for kind in ("HGMMA", "HMMA") if kind in code), "none"),
             bool(multiplied) and all("gsb0" in product for product in multiplied),
             "LDGSTS" in code,
+            "FFMA" in code,
             _waits_first(code),
         )
 
@@ -201,8 +203,9 @@ def all_launches(*, is_quick: bool) -> Launches:
     yield _trial
     for model in _LARGE[:1] if is_quick else (*_LARGE, _ENLARGED):
         yield from _products(model, is_quick=is_quick)
-    for model in _LARGE[:1] if is_quick else (*_SMALL, *_LARGE):
+    for model in (*_SMALL[1:], *_LARGE[:1]) if is_quick else (*_SMALL, *_LARGE):
         yield from _block(model)
+    for model in _LARGE[:1] if is_quick else (*_SMALL, *_LARGE):
         for nodes in (1, 17) if is_quick else _NODES:
             for context in _CONTEXTS[-1:] if is_quick else _CONTEXTS:
                 yield from _attention(model, nodes, context)

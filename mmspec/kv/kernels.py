@@ -151,6 +151,7 @@ def write(
             HEADS=min(_HEADS, triton.next_power_of_2(kv_heads)),
             KEY_DIM=triton.next_power_of_2(key_dim),
             VALUE_DIM=triton.next_power_of_2(value_dim),
+            enable_fp_fusion=False,
         )
 
 
@@ -199,4 +200,5 @@ def commit(table: BufferTable, paths: Sequence[tuple[int, Sequence[int]]]) -> No
             on_device.stride(0),
             WORD=_WORDS[table.word_bytes],
             BLOCK=min(_BLOCK, triton.next_power_of_2(table.widest)),
+            enable_fp_fusion=False,
         )

@@ -21,7 +21,7 @@ from mmspec.target.kernels import norm, skinny
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels begin one after the other, whatever they are told; one layer."""
     for module in (early, norm, skinny):
-        monkeypatch.setattr(module, "launch_options", lambda is_early: {"IS_EARLY": False})
+        monkeypatch.setattr(module, "launch_options", lambda is_early, **_: {"IS_EARLY": False})
     for name, value in {"LAYERS": 1, "INTERMEDIATE": 64, "COMMITTED": 40, "ROUNDS": 1}.items():
         monkeypatch.setattr(early_cells, f"_{name}", value)
     monkeypatch.setattr(early_cells, "_COUNTS", (2,))

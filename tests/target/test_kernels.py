@@ -245,6 +245,8 @@ def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> 
         assert own["stack_bytes"] <= (512 if name in ("tree_kernel", "bitwise_kernel") else 0), own
         assert own["waits_first"] is not False, f"{own} reads what may not be there yet"
         assert not own["are_serial"], f"{own}: no product begins before the last one has ended"
+        if name == "_turn":
+            assert not own["is_fused"], f"{own}: the model's own rotation rounds each product"
         if name.startswith("_multiply"):
             # Weights on their way while others are multiplied: what makes such a product quick.
             assert own["is_asynchronous"] and own["load_bits"] == 128, own

@@ -300,6 +300,7 @@ def attend(
             HAS_SOFTCAP=softcap is not None,
             num_warps=4,
             num_stages=2,
+            enable_fp_fusion=True,
         )
         merge_segments[(batch * nodes, heads)](
             partial,
@@ -322,6 +323,7 @@ def attend(
             CHUNK=rule.reach.chunk or 0,
             HAS_SINKS=rule.sinks is not None,
             num_warps=4,
+            enable_fp_fusion=True,
         )
     return out
 

@@ -30,9 +30,11 @@ def can_begin_early(device: torch.device) -> bool:
     )
 
 
-def launch_options(is_early: bool) -> dict[str, bool]:
-    """For the launch of a kernel that has IS_EARLY."""
-    return {"IS_EARLY": True, "launch_pdl": True} if is_early else {"IS_EARLY": False}
+def launch_options(is_early: bool, *, fuses: bool = True) -> dict[str, bool]:
+    """For the launch of a kernel that has IS_EARLY. One that `fuses` rounds a product and the sum
+    it goes into once; what Triton does unasked depends on its version."""
+    early = {"launch_pdl": True} if is_early else {}
+    return {"IS_EARLY": is_early, "enable_fp_fusion": fuses, **early}
 
 
 @triton.jit

@@ -78,7 +78,7 @@ def turn(
             IS_NORMED=norms is not None,
             COMPUTE=compute_dtype(query),
             num_warps=1,
-            **launch_options(is_early),
+            **launch_options(is_early, fuses=False),
         )
     return turned
 
