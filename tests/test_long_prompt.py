@@ -68,4 +68,6 @@ def test_the_script_reports_what_a_prompt_took() -> None:
     assert (report.prompt_tokens, report.new_tokens, report.context) == (1500, 4, 1504)
     assert report.kv_bytes == 1504 * 2 * 4 * 2 * 64 * 4
     assert report.answer.startswith("Entr")
-    assert report.prefill_peak_bytes > 0 and report.chunks == 1
+    assert report.chunks == 1
+    # What the tests before have left may be given back meanwhile.
+    assert report.base_bytes + report.prefill_peak_bytes > report.weight_bytes
