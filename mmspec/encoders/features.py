@@ -100,7 +100,10 @@ class FeatureSource:
         self, model: nn.Module, placeholders: Mapping[MediaKind, tuple[int, int]]
     ) -> Iterator[None]:
         """Within it `model` takes the features of these placeholders from here. Its own methods
-        are back afterwards, also after an error. Not for two threads at once."""
+        are back afterwards, also after an error. Not for two threads at once.
+
+        Raises FeatureError where they are a part of a medium that it does not ask for: it would
+        have read them as text."""
         attachment = _Attachment(self, placeholders)
         found = [
             (module, METHODS[kind], kind)
@@ -108,7 +111,8 @@ class FeatureSource:
             for kind in placeholders
             if hasattr(type(module), METHODS[kind])
         ]
-        if not found and any(self.is_partial(kind, *p) for kind, p in placeholders.items()):
+        partial = {kind for kind, p in placeholders.items() if self.is_partial(kind, *p)}
+        if not found and partial:
             raise FeatureError("the model has no method that gives features")
         if not found:  # it encodes them within its forward
             self.num_encoded += sum(
@@ -119,6 +123,8 @@ class FeatureSource:
             for module, name, kind in found:
                 setattr(module, name, attachment.in_place_of(getattr(module, name), kind))
             yield
+            if partial - attachment.asked:  # Aria's forward, of one token alone
+                raise FeatureError("the model does not look for media in each part of a prompt")
         finally:
             for (module, name, _), old in zip(found, before, strict=True):
                 vars(module).pop(name, None)
@@ -155,12 +161,14 @@ class _Attachment:
         self._source = source
         self._placeholders = placeholders
         self._is_inside = False
+        self.asked: set[MediaKind] = set()  # of which it was
 
     def in_place_of(self, own: Callable[..., object], kind: MediaKind) -> Callable[..., object]:
         def features(*args: object, **kwargs: object) -> object:
             if self._is_inside:  # a model's method may call another's, or one of its parts'
                 return own(*args, **kwargs)
             self._is_inside = True
+            self.asked.add(kind)
             try:
                 return self._features(own, kind, args, kwargs)
             finally:

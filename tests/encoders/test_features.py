@@ -235,6 +235,23 @@ def test_an_encoder_of_another_form_is_run_whole_and_said_once(
     assert sum("in one go from now on" in record.message for record in caplog.records) == 1
 
 
+def test_a_model_that_takes_a_placeholder_alone_for_text_is_run_whole() -> None:
+    """As Aria's forward: what is one token long has no pixels. So is what a known prompt that ends
+    in an image leaves to compute."""
+    engine, inputs = engine_of("llava", prefix_bytes=2**24), inputs_of("llava", "image_last")
+    expected = engine.generate(inputs, reuse=False, **GREEDY).tokens
+
+    def blind(_: object, args: object, told: dict[str, Tensor]) -> object:
+        is_alone = told["input_ids"].shape[1] == 1
+        return args, {n: v for n, v in told.items() if not is_alone or n != "pixel_values"}
+
+    hook = engine.target.model.register_forward_pre_hook(blind, with_kwargs=True)
+    results = [engine.generate(inputs, **GREEDY) for _ in range(2)]
+    hook.remove()
+    assert [result.tokens for result in results] == [expected] * 2
+    assert left_as_found(engine)
+
+
 def test_the_cache_is_bounded_and_the_longest_unused_go_first() -> None:
     rows = torch.zeros(4, 8)
     features = Features((rows,), None)  # type: ignore[arg-type]
