@@ -15,6 +15,7 @@ from mmspec.beginnings import num_shared
 from mmspec.build import build_engine
 from mmspec.check.stress import Stress
 from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.encoders.media import says_of_tokens
 from mmspec.engine import Engine
 from mmspec.errors import ModelError
 from mmspec.inputs import from_inputs
@@ -135,10 +136,12 @@ def _with_media(
     target: Target,
     report: ProbeReport,
 ) -> Trial:
-    """The trial, with what came of prompts with each kind of media."""
+    """The trial, with what came of prompts with each kind of media, and of all kinds in one."""
+    made: list[list[dict[str, Tensor]]] = []
     for kind in kinds:
         found, changes = _media_prompts(model, kind), dict[str, Any]()
         if not isinstance(found, str):
+            made.append(found)
             try:
                 also = _compared(model, target, report, found, trial)
                 found, changes = also.as_generate, {"accepted": also.accepted}
@@ -148,7 +151,31 @@ def _with_media(
                 found = f"failed: {_told(error)}"
         if found:
             trial = replace(trial, media={**trial.media, kind: found}, **changes)
+    if len(made) < 2:
+        return trial
+    prompts = [_joined(each) for each in zip(*made, strict=True)]
+    try:
+        _generated(model, prompts[0])
+    except Exception:  # it takes one kind a prompt
+        return trial
+    try:
+        _compared(model, target, report, prompts, trial)
+    except _Differs as error:
+        return replace(trial, verdict="differs", reason=f"several kinds of media: {error}")
+    except Exception as error:
+        return replace(trial, verdict="failed", reason=f"several kinds of media: {_told(error)}")
     return trial
+
+
+def _joined(prompts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One behind the other in one prompt; the media of each are of another kind."""
+    joined: dict[str, Tensor] = {}
+    for prompt in prompts:
+        shape = prompt["input_ids"].shape
+        for name, value in prompt.items():
+            is_continued = name in joined and says_of_tokens(name, value, shape)
+            joined[name] = torch.cat([joined[name], value], dim=1) if is_continued else value
+    return joined
 
 
 def _compared(
