@@ -111,6 +111,8 @@ class FeatureSource:
             for kind in placeholders
             if hasattr(type(module), METHODS[kind])
         ]
+        if {kind for *_, kind in found} != placeholders.keys():
+            found = []  # a kind without a method may be another's to encode (Perception LM)
         partial = {kind for kind, p in placeholders.items() if self.is_partial(kind, *p)}
         if not found and partial:
             raise FeatureError("the model has no method that gives features")

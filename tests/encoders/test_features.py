@@ -9,6 +9,7 @@ import torch
 from families import FAMILIES, Layout, prompt_inputs
 from matrix import model_of
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 import mmspec
@@ -19,6 +20,7 @@ from mmspec.encoders.outputs import FeatureError, Features, split_output
 from mmspec.errors import DecodeError
 from mmspec.inputs import from_inputs
 from mmspec.requests import Request
+from mmspec.state import MediaSpan, Prompt
 from mmspec.target import Target
 
 VISION = [f.name for f in FAMILIES.values() if f.kind == "vision"]
@@ -250,6 +252,23 @@ def test_a_model_that_takes_a_placeholder_alone_for_text_is_run_whole() -> None:
     hook.remove()
     assert [result.tokens for result in results] == [expected] * 2
     assert left_as_found(engine)
+
+
+def test_a_video_that_the_images_method_encodes_is_not_taken_for_the_image() -> None:
+    """As in Perception LM, whose videos may fill as many placeholders as its images."""
+
+    class Model(torch.nn.Module):
+        def get_image_features(self, pixels: Tensor) -> BaseModelOutputWithPooling:
+            return BaseModelOutputWithPooling(pooler_output=pixels)
+
+    model, image, video = Model(), torch.randn(1, 4, 8), torch.randn(1, 4, 8)
+    spans = (MediaSpan("image", 1, 5), MediaSpan("video", 6, 10))
+    pixels = {"pixel_values": image, "pixel_values_videos": video}
+    media = split_media(Prompt(torch.zeros(12, dtype=torch.long), pixels, spans))
+    assert media is not None
+    with FeatureSource(media).attached(model, media.placeholders(0, 12)):
+        found = [model.get_image_features(one).pooler_output for one in (image, video)]
+    assert torch.equal(torch.cat(found), torch.cat([image, video]))
 
 
 def test_the_cache_is_bounded_and_the_longest_unused_go_first() -> None:
