@@ -67,6 +67,7 @@ def assert_heard(
     end = next((n for n, token in enumerate(text) if token >= FIRST_MEDIA_TOKEN), len(text))
     expected = native(family, request, text[:end])
     assert heard.prompt.keys() == listener.taps.layers
+    assert heard.steps, "no step was heard"
     for layer in listener.taps.layers:
         got = heard.prompt[layer]
         assert got.shape == (prompt, expected[layer].shape[1])
