@@ -108,4 +108,7 @@ def read_call(function: Mapping[str, Any], call_id: object, where: str) -> dict[
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError) as error:
             raise refused(where, f"the arguments are no JSON: {error}") from error
-    return called(function.get("name"), arguments, call_id)
+    name = function.get("name")
+    if not isinstance(name, str):
+        raise refused(f"{where}.name", f"got {name!r:.80}; expected a text")
+    return called(name, arguments, call_id)

@@ -46,7 +46,7 @@ def _join(messages: list[dict[str, Any]], item: object, where: str) -> None:
             message = {**messages.pop(), **message}
         messages.append(message)
     elif kind == "reasoning":
-        thought = _reasoning(item)
+        thought = _reasoning(item, where)
         if thought:
             before = {"role": "assistant", "content": None}
             messages.append({**before, "reasoning_content": thought})
@@ -71,9 +71,14 @@ def _is_thought(message: Mapping[str, Any]) -> bool:
     return message.keys() == {"role", "content", "reasoning_content"} and not message["content"]
 
 
-def _reasoning(item: Mapping[str, Any]) -> str:
+def _reasoning(item: Mapping[str, Any], where: str) -> str:
     """What is told of it: an encrypted one says nothing here."""
-    parts = [part for name in ("content", "summary") for part in item.get(name) or ()]
+    parts = list[object]()
+    for name in ("content", "summary"):
+        given = item.get(name) or []
+        if not isinstance(given, list):
+            raise refused(f"{where}.{name}", f"got {given!r:.80}; expected a list of parts")
+        parts += given
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return "\n\n".join(text for text in texts if isinstance(text, str))
 

@@ -255,6 +255,8 @@ def test_half_a_call_is_text(
         ({"input": [{"type": "item_reference", "id": "a"}]}, "no items are kept", "input[0]"),
         ({"input": [{"type": "function_call", "arguments": "{"}]}, "no JSON", "input[0]"),
         ({"input": [{"type": "function_call", "arguments": "[" * 99999}]}, "no JSON", "input[0]"),
+        ({"input": [{"type": "function_call"}]}, "expected a text", "input[0].name"),
+        ({"input": [{"type": "reasoning", "summary": 5}]}, "a list of parts", "input[0].summary"),
         ({"conversation": "conv_1"}, "expected previous_response_id", "conversation"),
         ({"background": True}, "stream=true", "background"),
         ({"prompt": {"id": "a"}}, "instructions and input", "prompt"),
