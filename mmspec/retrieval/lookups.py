@@ -62,7 +62,7 @@ class Lookups:
         rows: list[Continuation] = []
         seen: set[Place] = set()
         searches = self._searches(query, max_match)
-        while max_match >= min_match and len(rows) < limit:
+        while max_match >= max(min_match, 1) and len(rows) < limit:
             longest = self._longest(searches, max_match)
             if longest.length < min_match:
                 break

@@ -211,6 +211,7 @@ def test_shorter_ends_fill_up_what_the_longest_leaves(tmp_path: Path) -> None:
     found = store.continuations([1, 2, 3, 4], min_match=1)
     assert [(one.tokens, one.match_length) for one in found] == [([30], 4), ([31], 2), ([32], 1)]
     assert {one.source for one in found} == {"suffix"}
+    assert store.continuations([1, 2, 3, 4], min_match=0) == found
     found = store.continuations([1, 2, 3, 4], min_match=2)
     assert [one.match_length for one in found] == [4, 2]
     assert len(store.continuations([1, 2, 3, 4], min_match=1, limit=2)) == 2
