@@ -20,6 +20,7 @@ from mmspec.errors import ConfigError
 from mmspec.requests import Request
 from mmspec.state import Taps
 
+pytestmark = pytest.mark.usefixtures("no_drafter_fails")
 NEW_TOKENS = 12
 # PaliGemma's prompt sees all of itself: one forward over prompt and text says something else.
 VISION = [f.name for f in FAMILIES.values() if f.kind == "vision" and f.name != "paligemma"]
@@ -155,6 +156,7 @@ def test_custom_generate_hears_too() -> None:
     assert_heard("llama", listener, request, truths[ids_of(request)])
 
 
+@pytest.mark.drafter_fails
 def test_nobody_asks_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor for a request without speculation, nor once the drafter that asked has failed."""
     request = requests_of("llama", "text")[0]

@@ -268,6 +268,7 @@ def test_of_a_text_too_short_for_a_view_the_lower_trees_are_handed_on() -> None:
     assert sum(r.stats.by_drafter["prompt_lookup"].accepted for r in results) > 0
 
 
+@pytest.mark.drafter_fails
 def test_a_lower_level_that_fails_costs_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of("llama", SMALL)
     requests, calls = requests_of("llama"), [0]
@@ -285,6 +286,7 @@ def test_a_lower_level_that_fails_costs_no_token(monkeypatch: pytest.MonkeyPatch
     assert 9 < calls[0] <= 9 + len(requests), "for each row alone once more, and then no more"
 
 
+@pytest.mark.drafter_fails
 def test_where_the_middle_level_cannot_begin_the_lower_one_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -309,6 +311,7 @@ def test_where_the_middle_level_cannot_begin_the_lower_one_is_closed(
     assert begun and closed == begun
 
 
+@pytest.mark.drafter_fails
 def test_a_row_is_taken_back_also_where_another_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over a view of everything all is accepted, unless a row's last draft is left in its view."""
     engine, requests = engine_of("llama", WHOLE), requests_of("llama")

@@ -258,6 +258,7 @@ def test_what_is_due_is_what_is_then_read(monkeypatch: pytest.MonkeyPatch) -> No
         session.close()
 
 
+@pytest.mark.drafter_fails
 def test_a_prompt_that_it_cannot_read_costs_one_row_its_drafts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -169,6 +169,7 @@ def test_a_trial_of_all_layers_says_what_was_chosen(family: str) -> None:
     assert any(matched < 5 for matched in told[::2]), "layers hardly matter: this proves nothing"
 
 
+@pytest.mark.drafter_fails
 def test_a_failed_trial_costs_the_drafter_and_not_the_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
