@@ -71,8 +71,6 @@ class RecyclingSession:
                 # Less likely ones would be pruned. Some are kept, to learn how likely they are.
                 least = max(least, 0.25 * best[-1])
             level = nlargest(_WIDTH, below, key=attrgetter("likely"))
-            if not level:
-                break
         self._proposal = nodes.built()
         return self._proposal.tree.prune(budget)
 

@@ -156,6 +156,20 @@ def test_both_tokens_count_before_the_last_alone() -> None:
     tell(session, [2, 7], other)
     said = {before: session.propose([before, 7], 1).tokens for before in (1, 2, 3)}
     assert said == {1: (7, 20), 2: (7, 30), 3: (7, 30)}
+    assert session.propose([7], 1).tokens == (7, 30), "no token stands before it"
+
+
+def test_what_was_rejected_is_believed_less() -> None:
+    session = session_of(all_said(max_depth=1), is_greedy=True)
+    logits = torch.zeros(2, VOCAB)
+    logits[:, 20] = 9.0
+    tell(session, [6, 7], logits[0])
+    believed = list[float]()
+    for _ in range(2):
+        tree = session.propose([6, 7], 1)
+        believed.append(tree.confidence[1])
+        session.observe(tree, Verdict((0,), (21,)), Scores(logits))
+    assert believed[1] < believed[0]
 
 
 def test_what_stands_counts_before_what_was_rejected() -> None:
