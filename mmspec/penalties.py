@@ -13,8 +13,8 @@ class GeneratedTokenPenalty(LogitsProcessor):
     """
 
     def __init__(self, presence: float, frequency: float, prompt_length: int) -> None:
-        self.presence = presence
-        self.frequency = frequency
+        self.presence = float(presence)  # a whole number may be more than a tensor's
+        self.frequency = float(frequency)
         self.prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

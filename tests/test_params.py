@@ -110,7 +110,10 @@ def test_numbers_of_numpy_are_numbers() -> None:
         SamplingParams(logit_bias={6: np.float32(np.nan)})
 
 
-@pytest.mark.parametrize("options", [{"temperature": 2}, {"repetition_penalty": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 2}, {"repetition_penalty": 2}, {"presence_penalty": 2**64, "top_p": 1}],
+)
 def test_a_whole_number_is_a_number(options: dict[str, Any]) -> None:
     asked = {"max_new_tokens": 8, "seed": 1, "temperature": 0.5, **options}
     engine = mmspec.load("nano-vlm", drafter="none")
