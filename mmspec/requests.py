@@ -92,7 +92,7 @@ class Request(SamplingParams):
 
 _RULES: tuple[Rule, ...] = (
     *switches("raw", "reuse"),
-    ("speculate", lambda v: v in (True, False, "auto"), "True, False or 'auto'"),
+    ("speculate", lambda v: isinstance(v, bool) or v == "auto", "True, False or 'auto'"),
     ("namespace", lambda v: isinstance(v, str), "a text"),
     ("prediction", lambda v: isinstance(v, str), "the answer's likely text"),
     (

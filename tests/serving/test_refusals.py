@@ -98,6 +98,7 @@ def nested(depth: int) -> dict[str, Any]:
         (asked(passages=[{"txt": "a"}]), "passages", "passages"),
         (asked(passages=[{"text": "a", "path": "b"}]), "unknown field 'path'", "path"),
         (asked(speculate="always"), "speculate='always'", "speculate"),
+        (asked(speculate=1), "speculate=1", "speculate"),
         (image(type="input_audio", input_audio={}), "input_audio", None),
         (image(type=[]), "a text as its type", None),
         (image(type="file", file={}), "'file'", None),
