@@ -127,7 +127,7 @@ def test_a_stream_that_is_left_ends(
 
 
 def test_a_stream_that_is_closed_before_it_begins_ends_for_its_reader(engine: Engine) -> None:
-    """Whoever closes it."""
+    """Whoever closes it; and the others have the text that was read of them."""
     num_asked = engine.max_rows + 1
     with ThreadPoolExecutor(num_asked) as pool:
 
@@ -140,8 +140,8 @@ def test_a_stream_that_is_closed_before_it_begins_ends_for_its_reader(engine: En
             both = [pool.submit(read).result(60) for _ in range(num_asked)]
             for made, pieces in reversed(both):  # the last one has no place yet
                 made.close()
-                pieces.result(60)
-                assert made.result.finish_reason == "closed"
+                read_of_it = "".join(piece.text for piece in pieces.result(60))
+                assert made.result.finish_reason == "closed" and made.result.text == read_of_it
 
 
 def test_who_is_cancelled_while_it_waits_for_a_place_is_gone_at_once(
