@@ -27,7 +27,6 @@ class Mark(NamedTuple):
     """A place in the text that a trial can go back to, where the row has a running state."""
 
     length: int  # committed tokens
-    epoch: int  # of the row in its cache
     state: Held
 
 
@@ -59,8 +58,6 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
             return Trial(num_tokens - 1 - count) if has_all else None
         if mark is None or num_tokens - 1 - mark.length < count:
             return None
-        if mark.epoch != self.cache.epoch(self.placement.row):
-            return None
         return Trial(mark.length, mark.state)
 
     def mark(self) -> None:
@@ -69,7 +66,7 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
         if self.cache.states is not None:
             state = self.cache.states.held(row)
             assert state is not None, "no token is committed"
-            self._mark = Mark(self.cache.length(row), self.cache.epoch(row), state)
+            self._mark = Mark(self.cache.length(row), state)
 
     def preparation(self, num_tokens: int) -> Preparation | None:
         """A trial of the drafter's search, now and then: about one forward."""
@@ -96,8 +93,7 @@ class LayerSkipSession(ModelSession["BoundLayerSkip"]):
 
     @property
     def _is_mark_old(self) -> bool:
-        mark, row = self._mark, self.placement.row
-        if mark is None or mark.epoch != self.cache.epoch(row):
+        if self._mark is None:
             return True
         longest = _MANY_TRIALS * self._drafter.settings.trial_tokens
-        return self.cache.length(row) - mark.length > longest
+        return self.cache.length(self.placement.row) - self._mark.length > longest
