@@ -42,7 +42,7 @@ class OwnText:
 
     def tail(self, count: int) -> list[int]:
         """The last tokens of the text, as far as it has grown: at most `count`."""
-        size = max(len(self.index) - self._num_beside, 0)
+        size = len(self.index) - self._num_beside
         return self.index.tokens[len(self.index) - min(count, size) :]
 
     def continuations(

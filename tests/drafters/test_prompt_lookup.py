@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mmspec.draft_guide import DraftGuide
 from mmspec.drafters.base import DraftSession
-from mmspec.drafters.own_text import OwnText
+from mmspec.drafters.own_text import SEPARATOR, OwnText, prompt_tokens
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval.session import RetrievalSession
 from mmspec.errors import ConfigError
@@ -95,9 +95,10 @@ def test_a_text_that_ends_in_an_image_has_no_draft() -> None:
 
 
 def test_the_prompt_itself_is_not_changed_by_its_media() -> None:
-    prompt = Prompt(torch.tensor([1, 77, 2]), media=(MediaSpan("image", 1, 2),))
+    prompt = Prompt(torch.tensor([1, 77, 77, 2]), media=(MediaSpan("image", 1, 3),))
     PromptLookup().start(prompt, Prefill(torch.zeros(1), Placement(0, (0,))), GUIDE)
-    assert prompt.token_ids.tolist() == [1, 77, 2]
+    assert prompt.token_ids.tolist() == [1, 77, 77, 2]
+    assert prompt_tokens(prompt) == [1, SEPARATOR, SEPARATOR, 2]
 
 
 def test_generated_tokens_are_copied_from_too() -> None:
