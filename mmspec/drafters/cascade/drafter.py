@@ -117,7 +117,6 @@ class BoundCascade:
                 run = runs[index]
                 tree.check_integrity(self._vocab_size)
                 assert tree.tokens[0] == run.text[-1], f"node 0 of {self.lower.name} is another"
-                run.was_asked = True
                 trees[index] = tree.prune(nodes).cut(max(run.room - 1, 0))
         return trees
 

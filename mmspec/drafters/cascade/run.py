@@ -43,7 +43,6 @@ class Run:
         self.children: list[Child] = []  # the chain
         self._chain: list[int] = []  # its tokens
         self.text = TokenView(tokens, self._chain)  # the request's, with the chain
-        self.was_asked = False
         self._drawn_from: list[Tensor] = []  # (vocab,) for each token of the chain
         self._branching = branching
         self._max_depth = max_depth
@@ -107,7 +106,7 @@ class Run:
     def take_back(self) -> None:
         """The view and the lower level are where they were, at the request's own text."""
         self.view.truncate(self.placement.row, self._base)
-        if self.session.revisable is not None and self.was_asked:
+        if self.session.revisable is not None:
             self.session.revisable.take_back(len(self.tokens))
 
     def q(self, vocab_size: int) -> Tensor:

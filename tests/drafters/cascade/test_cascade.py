@@ -123,7 +123,7 @@ def test_a_right_lower_level_saves_forwards_over_the_view(
 
 
 @pytest.mark.parametrize("lower", ["prompt_lookup", "draft_model", "medusa"])
-def test_any_drafter_may_stand_below(lower: str) -> None:
+def test_any_drafter_may_stand_below(lower: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """draft_model and medusa cannot take back: they are asked once a proposal, medusa by the state
     that the target came to."""
     target = target_of("llama")
@@ -132,11 +132,19 @@ def test_any_drafter_may_stand_below(lower: str) -> None:
         "draft_model": lambda: DraftModel(target),
         "medusa": lambda: Medusa(unfitted(target.model)),
     }
+    right, asked_about_drafts = BoundCascade._lower_trees, set[bool]()
+
+    def watching(self: BoundCascade, runs: Sequence[Run]) -> Any:
+        asked_about_drafts.update(bool(run.children) for run in runs if run.may_ask)
+        return right(self, runs)
+
+    monkeypatch.setattr(BoundCascade, "_lower_trees", watching)
     engine = engine_of("llama", SMALL, below[lower]())
     requests = requests_of("llama")
     results = engine.generate(requests)
     assert_plain(engine, requests, results)
     assert acceptance(results) > 0
+    assert asked_about_drafts == ({False, True} if lower == "prompt_lookup" else {False})
 
 
 # What a drafter or its session may be and a cascade is not, and why.
