@@ -113,7 +113,7 @@ def test_half_a_character_is_written_all_the_same(tmp_path: Path) -> None:
 
 def test_answers_of_another_run_are_not_mixed_in(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with Ledger(path, run="one") as ledger:
+    with Ledger(path, run="one", fresh=True) as ledger:  # there is nothing to drop yet
         ledger.write({"id": "a", "text": "A"})
     with pytest.raises(InputError, match="another model, prompt or settings"):
         Ledger(path, run="two")
