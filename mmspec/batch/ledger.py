@@ -26,7 +26,7 @@ class Ledger:
 
     def __init__(self, path: str | Path, *, run: str, fresh: bool = False) -> None:
         """Raises InputError: cannot be written, is no such file or named as another kind, holds
-        answers of another run, or another process writes it. `fresh` drops what is there."""
+        answers of another run, or another process writes it. `fresh` drops the answers there."""
         self.path = Path(path)
         self._asked: dict[str, str | None] = {}  # of each answer; None: nobody wrote it down
         self._has_outdated = False
@@ -52,7 +52,7 @@ class Ledger:
             raise self._unwritable(error) from error
         try:
             if fresh:
-                self.path.unlink(missing_ok=True)
+                self._drop()
             self._tidy()
             self._file = self.path.open("ab")
         except OSError as error:
@@ -97,6 +97,13 @@ class Ledger:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _drop(self) -> None:
+        """Deletes the file, if its first line is one of ours."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                self._values(1, file.readline())
+            self.path.unlink()
+
     def _tidy(self) -> None:
         """Reads what is there, and leaves the whole lines of answers."""
         if not self.path.exists():
@@ -104,29 +111,35 @@ class Ledger:
         has_failures, size = False, 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                values = self._values(number, line)
                 if line.endswith(b"\n"):
                     size += len(line)
-                    has_failures |= not self._keeps(number, line)
-                elif not line.startswith(_BEGINNING[: len(line)]):
-                    raise self._foreign(number)
+                    has_failures |= not self._keeps(values)
         os.truncate(self.path, size)  # a line that was cut off
         if has_failures or self._has_outdated:
             self._compact(with_failures=False)
             self._has_outdated = False
 
-    def _keeps(self, number: int, line: bytes) -> bool:
-        """Whether the line is an answer, which is noted."""
+    def _values(self, number: int, line: bytes) -> dict[str, Any]:
+        """What a line says; nothing if it was cut off. Raises InputError: it is none of ours."""
         try:
             values = json.loads(line)
-            name, run = values["id"], values["run"]
+            values["id"], values["run"]
         except (ValueError, KeyError, TypeError) as error:
+            is_cut = isinstance(error, ValueError) and not line.endswith(b"\n")
+            if is_cut and line.startswith(_BEGINNING[: len(line)]):
+                return {}
             raise self._foreign(number) from error
-        if run != self._run:
+        return values
+
+    def _keeps(self, values: Mapping[str, Any]) -> bool:
+        """Whether the line is an answer, which is noted."""
+        if values["run"] != self._run:
             raise InputError(
                 f"{self.path}: holds answers of another model, prompt or settings; name another "
                 "file, or delete this one (mmspec batch: --fresh)"
             )
-        self._note(name, values)
+        self._note(values["id"], values)
         return "error" not in values
 
     def _note(self, name: str, values: Mapping[str, Any]) -> None:

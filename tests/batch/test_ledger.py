@@ -86,13 +86,17 @@ def test_a_question_that_failed_leaves_no_answer_of_the_one_before_it(tmp_path: 
     assert [line["id"] for line in lines(path)] == ["b"]
 
 
-@pytest.mark.parametrize("text", ["my notes", '{"my": "data"}', '{"id": 1, "text": "x"}\nnotes'])
-def test_a_file_of_someone_else_is_refused_and_left_as_it_is(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("text", ["my notes", '{"text": "x"}', "[1]", '{"id": 1, "prompt": "x"}'])
+@pytest.mark.parametrize("end", ["", "\n", "\nnotes"])
+def test_a_file_of_someone_else_is_refused_and_left_as_it_is(
+    tmp_path: Path, text: str, end: str, fresh: bool
+) -> None:
     path = tmp_path / "notes.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match="not written by mmspec batch"):
-        Ledger(path, run="r")
-    assert path.read_text() == text
+    path.write_text(text + end)
+    with pytest.raises(InputError, match="line 1: was not written by mmspec batch"):
+        Ledger(path, run="r", fresh=fresh)
+    assert path.read_text() == text + end
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"id": "d', '{"id": "d", "text": "'])
@@ -121,14 +125,6 @@ def test_answers_of_another_run_are_not_mixed_in(tmp_path: Path) -> None:
     with Ledger(path, run="two", fresh=True) as ledger:
         assert not ledger.answered
     assert path.read_bytes() == b""
-
-
-@pytest.mark.parametrize("text", ["notes\n", '{"text": "x"}\n', "[1]\n"])
-def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, text: str) -> None:
-    (tmp_path / "mine.jsonl").write_text(text)
-    with pytest.raises(InputError, match="line 1: was not written by mmspec batch"):
-        Ledger(tmp_path / "mine.jsonl", run="r")
-    assert (tmp_path / "mine.jsonl").read_text() == text
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
