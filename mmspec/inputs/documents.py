@@ -50,7 +50,8 @@ class TextDocument:
 
 def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The files that `inputs` mean, each once: files as they are, globs ("notes/**/*.md"), and
-    folders with all files of these kinds below them; each folder and glob in sorted order.
+    folders with all files of these kinds below them, but hidden ones (.git, ._notes.md); each
+    folder and glob in sorted order.
 
     Raises InputError where one means nothing.
     """
@@ -58,7 +59,8 @@ def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES)
     for given in inputs:
         if os.path.isdir(given):
             below = sorted(path for path in Path(given).rglob("*") if path.is_file())
-            files = [path for path in below if kind_of(path) in suffixes]
+            shown = [path for path in below if not _is_hidden(path.relative_to(given))]
+            files = [path for path in shown if kind_of(path) in suffixes]
         elif os.path.isfile(given):
             files = [Path(given)]
         else:
@@ -71,6 +73,10 @@ def find_documents(inputs: Sequence[str], *, suffixes: Sequence[str] = SUFFIXES)
             )
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_documents(path: Path, *, field: str = "text") -> Iterator[TextDocument]:

@@ -143,7 +143,7 @@ def parse_line(path: Path, number: int, line: str) -> Record:
     except (ValueError, RecursionError) as error:  # too deep, or a number of thousands of digits
         told = str(error)
         if isinstance(error, json.JSONDecodeError):  # whose own line is that of the text: 1 or 2
-            told = f"{error.msg} at character {error.pos + 1}"
+            told = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
         why = f"{record.where}: is not JSON: {told}; expected one object a line"
         return replace(record, error=InputError(why))
     return with_values(record, values)

@@ -90,9 +90,12 @@ def test_a_missing_package_is_named(
         texts(tmp_path / f"a{suffix}")
 
 
-def test_files_folders_and_globs_are_found_once_each(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.md", "deep/c.html", "deep/picture.png", "code.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def test_files_folders_and_globs_are_found_once_each_and_hidden_ones_when_named(
+    tmp_path: Path,
+) -> None:
+    names = ("b.txt", "a.md", "deep/c.html", "deep/picture.png", "code.py")
+    for name in (*names, "._a.md", "deep/.git/d.txt", ".notes/e.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
 
     def found(*inputs: str) -> list[str]:
@@ -102,6 +105,7 @@ def test_files_folders_and_globs_are_found_once_each(tmp_path: Path) -> None:
     assert found(".") == ["a.md", "b.txt", "deep/c.html"]
     assert found("b.txt", ".", "code.py") == ["b.txt", "a.md", "deep/c.html", "code.py"]
     assert found("**/*.html") == ["deep/c.html"]
+    assert found(".notes", "._a.md") == [".notes/e.txt", "._a.md"]
     (tmp_path / "empty").mkdir()
     for nothing in ("empty", "*.nope", "gone.txt"):
         with pytest.raises(InputError, match="no such file, folder or glob"):

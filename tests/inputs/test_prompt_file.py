@@ -35,6 +35,7 @@ def test_jsonl_is_an_object_a_line(tmp_path: Path) -> None:
     [
         ("", "holds no prompt"),
         ('{"prompt": "a"}\n{"prompt": \n', r"line 2: is not JSON: Expecting value at character 13"),
+        ('{"prompt": "a\n', "line 1: is not JSON: Invalid control character at character 14;"),
         ("3\n", "line 1: got int, expected an object"),
         ('{"text": "a"}\n', r"line 1: got the keys \['text'\]; expected"),
         ('{"prompt": ["a"]}\n', r"got prompt=\['a'\]; expected a text or chat messages"),
