@@ -47,8 +47,8 @@ class Request(SamplingParams):
     - How it is chosen: `temperature` (0 is greedy), `top_p`, `top_k`, `min_p`, `do_sample`, `seed`,
       penalties (`repetition_penalty`, `presence_penalty`, `frequency_penalty`), `logit_bias`,
       `bad_words`, `logits_processors`, `prefix_allowed_tokens_fn`, `generation_config`.
-    - Where it ends: `max_new_tokens`, `min_new_tokens`, `stop`, `eos_token_id`, `ignore_eos`,
-      `max_time` (seconds), `stopping_criteria`.
+    - Where it ends: `max_new_tokens` (else the generation_config's, else 256), `min_new_tokens`,
+      `stop`, `eos_token_id`, `ignore_eos`, `max_time` (seconds), `stopping_criteria`.
     - What comes back: `n` samples, `sample` (the first one's number), `logprobs`, `logprobs_of`,
       `prompt_logprobs`, `output_scores`, `output_logits`, `skip_special_tokens`.
     - How it is computed, the same text in each case: `speculate`, `prediction` (what the answer may

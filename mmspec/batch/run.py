@@ -35,6 +35,7 @@ class Tally:
     """What became of a run so far."""
 
     num_answered: int = 0
+    num_cut_off: int = 0  # of these: as long as they may be
     num_failed: int = 0
     num_earlier: int = 0  # answered by an earlier run
     new_tokens: int = 0
@@ -127,6 +128,7 @@ def run_batch(
             assert task.request is not None
             ledger.write({"id": task.id, **values_of(task.request, result), "asked": asked})
             tally.num_answered += 1
+            tally.num_cut_off += result.finish_reason == "length"
         tally.new_tokens += result.stats.new_tokens
         tally.steps += result.stats.steps
         tally.seconds = time.perf_counter() - begun

@@ -154,6 +154,8 @@ def summary(tally: "Tally", out: Path) -> Text:
         parts.append(f"{tally.num_earlier:,} before")
     if tally.num_failed:
         parts.append(f"{tally.num_failed:,} failed")
+    if tally.num_cut_off:
+        parts.append(f"{tally.num_cut_off:,} ended by length")
     text = Text(printable(f"{' · '.join([*parts, *_speeds(tally)])} · {out}"))
     for failure in tally.failures:
         text.append(f"\n{printable(' '.join(failure.split()))}", style="red")

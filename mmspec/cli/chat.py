@@ -1,7 +1,9 @@
 """`mmspec chat`: a conversation in the terminal; what was said before is not computed again."""
 
 import secrets
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
@@ -76,7 +78,7 @@ def chat(
         conversation.seed = secrets.randbits(32) if seed is None else seed
         if stderr.is_terminal:
             stderr.print(Text(f"{model} · /help lists what else can be typed", style="dim"))
-        for line in _lines(stderr):
+        for line in typed_lines(stderr):
             if not conversation.take(line.strip()):
                 break
 
@@ -168,14 +170,22 @@ def turn_line(result: "Result") -> Text:
         f"{stats.tokens_per_second:,.0f} tokens/s",
         f"{stats.reused_tokens:,} of {counted(stats.prompt_tokens, 'prompt token')} reused",
     ]
+    if result.finish_reason == "length":
+        parts.append("ended by length")
     return Text(" · ".join(parts), style="dim")
 
 
-def _lines(console: Console) -> Iterator[str]:
+def typed_lines(console: Console) -> Iterator[str]:
     """What is typed, until the input ends."""
-    prompt = Text("› ", style="bold") if console.is_terminal else ""
+    is_edited = sys.stdin.isatty() and sys.stdout.isatty()  # else input() asks no readline
+    if is_edited:
+        with suppress(ImportError):  # Windows' consoles edit by themselves
+            import readline  # noqa: F401  # the arrow keys, and the lines before
+    prompt = "› " if console.is_terminal else ""
     while True:
         try:
-            yield console.input(prompt)
+            yield input(prompt) if is_edited else console.input(prompt)
         except (EOFError, KeyboardInterrupt):
+            if console.is_terminal:
+                console.print()
             return

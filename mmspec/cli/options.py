@@ -40,7 +40,10 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, a bundled model's name or a hub name.")
 ]
 System = Annotated[str | None, option("TEXT", "The system prompt.", PROMPT)]
-MaxNewTokens = Annotated[int | None, option("N", "At most so many an answer.", SAMPLING)]
+MaxNewTokens = Annotated[
+    int | None,
+    option("N", "At most so many an answer.", SAMPLING, show_default="the model's own, else 256"),
+]
 Temperature = Annotated[float | None, option("X", "0 is greedy.", SAMPLING)]
 TopP = Annotated[float | None, option("X", "In (0, 1].", SAMPLING)]
 TopK = Annotated[int | None, option("N", "0 is off.", SAMPLING)]

@@ -46,6 +46,8 @@ def test_every_answer_is_the_one_that_its_request_gets_alone(prompts: Path, tmp_
     out = tmp_path / "out.jsonl"
     run = batch("tiny-vlm", prompts, "--out", out, *OPTIONS, "--seed", 3)
     assert "4 answered" in run.stderr and "a step" in run.stderr
+    cut_off = [line for line in answers(out).values() if line["finish_reason"] == "length"]
+    assert cut_off and f"{len(cut_off)} ended by length" in run.stderr
     engine = mmspec.load("tiny-vlm", drafter="none")
     for name, line in answers(out).items():
         prompt = json.loads(prompts.read_text().splitlines()[int(name)])["prompt"]

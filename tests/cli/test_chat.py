@@ -1,4 +1,8 @@
 import errno
+import os
+import select
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +92,35 @@ def test_a_wrong_option_is_told_before_the_first_question(
 ) -> None:
     run = chat(vlm, *option, text="abc\nabd\n")
     assert run.exit_code == 2 and run.stderr.count(told) == 1
+
+
+def test_an_answer_that_was_cut_off_says_so(scripted: Callable[[str], Path]) -> None:
+    folder = scripted("QUICK fox")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    assert "ended by length" in chat(folder, "--max-new-tokens", 9, text="what?\n").stderr
+    assert "ended by" not in chat(folder, text="what?\n").stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its consoles edit lines by themselves")
+def test_a_line_is_edited_by_arrow_keys_and_an_earlier_one_comes_back() -> None:
+    code = (
+        "from rich.console import Console; from mmspec.cli.chat import typed_lines\n"
+        "for line in typed_lines(Console(stderr=True)): print('got', repr(line), flush=True)"
+    )
+    ours, theirs = os.openpty()
+    ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen([sys.executable, "-c", code], **ends) as process:
+        os.close(theirs)
+        shown = b""
+        for number, typed in enumerate((b"what\x1b[D\x1b[D!\r", b"\x1b[A?\r", b"\x04")):
+            while shown.count(b"got") < number or not shown.endswith("› ".encode()):
+                assert select.select([ours], [], [], 30)[0], shown
+                shown += os.read(ours, 1024)
+            os.write(ours, typed)
+        assert process.wait(30) == 0
+    assert b"got 'wh!at'" in shown and b"got 'wh!at?'" in shown
+    assert os.read(ours, 1024).endswith(b"\n"), "what comes next begins a line"
+    os.close(ours)
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:

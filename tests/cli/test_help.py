@@ -49,6 +49,13 @@ QUICK = ["genrate m p:2", "generate m p --sed 3:2", "generate m:2", "index biuld
             "plan llama-3-8b --gpu h300:2", "plan llama-3-8b --json:0"]  # fmt: skip
 
 
+def test_the_length_of_an_answer_that_nobody_asked_for_is_told() -> None:
+    from mmspec.params import DEFAULT_MAX_NEW_TOKENS
+
+    shown = CliRunner().invoke(app, ["generate", "--help"], env={"COLUMNS": "200"}).stdout
+    assert f"the model's own, else {DEFAULT_MAX_NEW_TOKENS}" in shown
+
+
 def test_help_version_and_a_wrong_word_import_neither_torch_nor_transformers() -> None:
     lines = ["version:0", *(f"{page} --help:0" for page in PAGES), *QUICK]
     run = subprocess.run(
