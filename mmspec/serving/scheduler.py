@@ -62,10 +62,9 @@ class Scheduler:
             self._loop.drop(ticket)
 
     def drain(self, grace_s: float) -> None:
-        """Takes no more tickets; those that are there have `grace_s` to end."""
+        """Takes no more tickets; those that are there have `grace_s` to end, or what is left of an
+        earlier time where that is less."""
         with self._changed:
-            if self._is_closing:
-                return
             self._is_closing = True
             self._changed.notify()
         timer = threading.Timer(grace_s, self._cut)

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import math
+import signal
 import socket
 from http import HTTPStatus
 from types import FrameType
@@ -17,7 +19,9 @@ from mmspec.serving.app import build_app
 from mmspec.serving.errors import ApiError, busy
 from mmspec.serving.scheduler import Scheduler
 from mmspec.serving.settings import ServerSettings
+from mmspec.words import counted
 
+logger = logging.getLogger(__name__)
 _AFTER_CUT_S = 5  # for what was cut to be told so
 
 
@@ -123,13 +127,28 @@ def _as_http(error: ApiError) -> bytes:
 
 
 class _Server(uvicorn.Server):
-    """With the first signal no more requests are taken, and the grace time begins."""
+    """With the first signal no more requests are taken, and the grace time begins, which a later
+    Ctrl-C ends."""
 
     def __init__(self, config: uvicorn.Config, scheduler: Scheduler, grace_s: float) -> None:
         super().__init__(config)
         self._scheduler = scheduler
         self._grace_s = grace_s
+        self._is_cut = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT and not self._is_cut:
+            self._is_cut = True
+            self._scheduler.drain(0)
+            return
         self._scheduler.drain(self._grace_s)
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if num_left := self._scheduler.num_decoded + self._scheduler.num_waiting:
+            logger.warning(
+                "shutting down: %s under way, %g s to end; Ctrl-C cuts off what is left",
+                counted(num_left, "prompt"),
+                self._grace_s,
+            )
+        await super().shutdown(sockets)

@@ -28,7 +28,7 @@ def serve(*words: object) -> Result:
 
 
 @needs_extra
-def test_it_answers_at_its_address_and_a_signal_lets_the_last_one_end() -> None:
+def test_it_answers_at_its_address_and_a_signal_lets_what_is_under_way_end_till_another() -> None:
     command = [sys.executable, "-c", "from mmspec.cli import main; main()", "serve", "nano-vlm"]
     process = subprocess.Popen(
         [*command, "--port", "0", "--name", "small", "--grace", "20"],
@@ -50,20 +50,27 @@ def test_it_answers_at_its_address_and_a_signal_lets_the_last_one_end() -> None:
         # The socket listens already: what comes before uvicorn runs waits there.
         assert len(ask(found[0], {**body, "max_tokens": 5})) == 1
 
-        answers: list[list[dict[str, object]]] = []
-        long = {**body, "max_tokens": 300, "ignore_eos": True, "stream": True}
-        begun = threading.Event()
-        thread = threading.Thread(target=lambda: answers.append(ask(found[0], long, begun)))
-        thread.start()
-        assert begun.wait(20)
+        answers: dict[int, list[dict[str, object]]] = {}
+        begun = {300: threading.Event(), 30_000: threading.Event()}
+
+        def stream(tokens: int) -> None:
+            more = {"max_tokens": tokens, "ignore_eos": True, "stream": True}
+            answers[tokens] = ask(found[0], {**body, **more}, begun[tokens])
+
+        threads = [threading.Thread(target=stream, args=(tokens,)) for tokens in begun]
+        for thread in threads:
+            thread.start()
+        assert all(event.wait(20) for event in begun.values())
         process.send_signal(signal.SIGTERM)
-        thread.join(30)
+        threads[0].join(30)
+        assert answers[300][-1]["choices"][0]["finish_reason"] == "length"  # type: ignore[index]
+        process.send_signal(signal.SIGINT)
+        threads[1].join(30)
+        assert "shutting down" in answers[30_000][-1]["error"]["message"]  # type: ignore[index]
         assert process.wait(30) in (0, -signal.SIGTERM)
-        (chunks,) = answers
-        assert chunks[-1]["choices"][0]["finish_reason"] == "length"  # type: ignore[index]
         log = process.stderr.read()
         assert log.count("POST /v1/chat/completions 200") == 2 and "300 tokens" in log
-        assert "Traceback" not in log
+        assert "under way, 20 s to end" in log and "Traceback" not in log
     finally:
         process.kill()
         process.wait()
