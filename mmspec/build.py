@@ -47,8 +47,8 @@ def load(
     *,
     config: str | Path | Config | None = None,
     overrides: Sequence[str] | Mapping[str, object] = (),
-    dtype: str | None = None,
-    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
     device_map: str | None = None,
     drafter: str | AnyDrafter | Sequence[AnyDrafter] | None = None,
 ) -> Engine:
@@ -62,8 +62,8 @@ def load(
     then; `overrides` are dotted ("decode.max_nodes=32"). Raises ConfigError and ModelError.
     """
     settings = load_config(config, overrides)
-    settings.model.dtype = dtype or settings.model.dtype
-    settings.model.device = device or settings.model.device
+    settings.model.dtype = str(dtype or settings.model.dtype).removeprefix("torch.")
+    settings.model.device = str(device or settings.model.device)
     settings.model.device_map = device_map or settings.model.device_map
     # Before a large model is read: a misspelt name should not cost minutes.
     check_choices(settings)

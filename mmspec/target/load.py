@@ -213,8 +213,9 @@ def _device(device: str) -> torch.device:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0].partition(". ")[0]  # torch adds all that it knows
         raise ConfigError(
-            f"device={device!r}: not a device of this machine ({error}); expected auto, cpu, or "
+            f"device={device!r}: not a device of this machine ({why}); expected auto, cpu, or "
             "cuda[:N] with a torch that has CUDA"
         ) from error
     return place

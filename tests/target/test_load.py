@@ -63,6 +63,18 @@ def test_an_unknown_dtype_is_refused_before_anything_is_read(dtype: str) -> None
         load_model("/no/such/folder", dtype=dtype)
 
 
+def test_a_dtype_and_a_device_may_be_torch_s_own() -> None:
+    engine = mmspec.load("nano-vlm", dtype=torch.float64, device=torch.device("cpu"))
+    assert (engine.target.dtype, engine.target.device.type) == (torch.float64, "cpu")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="has the device")
+def test_a_device_that_is_not_here_is_told_in_a_sentence(saved: Path) -> None:
+    with pytest.raises(ConfigError, match="device='mps': not a device of this machine") as told:
+        load_model(str(saved), device="mps")
+    assert len(str(told.value)) < 300
+
+
 def test_an_unknown_device_is_refused(saved: Path) -> None:
     with pytest.raises(ConfigError, match=r"device='gpu': not a device .* expected auto, cpu"):
         load_model(str(saved), device="gpu")
