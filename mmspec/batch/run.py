@@ -39,6 +39,7 @@ class Tally:
     num_failed: int = 0
     num_earlier: int = 0  # answered by an earlier run
     new_tokens: int = 0
+    accepted_tokens: int = 0  # of these: drafted
     steps: int = 0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)  # the first ones, each with its place
@@ -130,6 +131,8 @@ def run_batch(
             tally.num_answered += 1
             tally.num_cut_off += result.finish_reason == "length"
         tally.new_tokens += result.stats.new_tokens
+        drafters = result.stats.by_drafter.values()
+        tally.accepted_tokens += sum(count.accepted for count in drafters)
         tally.steps += result.stats.steps
         tally.seconds = time.perf_counter() - begun
         on_progress(tally)

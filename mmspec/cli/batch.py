@@ -169,7 +169,7 @@ def _speeds(tally: "Tally") -> list[str]:
         return []
     return [
         counted(tally.new_tokens, "token"),
-        f"{tally.new_tokens / max(tally.steps, 1):.2f} a step",
+        f"{1 + tally.accepted_tokens / max(tally.steps, 1):.2f} a step",
         f"{tally.new_tokens / tally.seconds:,.0f} tokens/s",
     ]
 

@@ -88,7 +88,8 @@ def test_answers_that_are_written_beside_the_documents_are_no_documents(tmp_path
     (tmp_path / "fox.txt").write_text("The quick fox.")
     out = tmp_path / "answers.jsonl"
     command = ("tiny-vlm", tmp_path, "--out", out, "--prompt", "What is it?", *OPTIONS)
-    batch(*command)
+    plain = batch(*command, "--drafter", "none")
+    assert "6 tokens · 1.00 a step" in plain.stderr, "the first comes with the prompt"
     before = out.read_text()
     assert "0 answered · 1 before" in batch(*command).stderr
     assert out.read_text() == before
