@@ -29,25 +29,35 @@ def fill(
     skip_broken: bool,
     stderr: Console,
 ) -> None:
-    """Adds what is not in yet, file by file, and commits."""
+    """Adds what is not in yet, file by file, and commits: neither the `done` first ones, nor those
+    that the datastore had before."""
     if not writer.is_adding:
         stderr.print("All of it is in already")
         return
     if done:
         stderr.print(f"Going on after {counted(done, 'document')}")
     broken: list[InputError] = []
+    number = num_earlier = 0
     try:
         with Bar(stderr, "Reading files", total=len(files)) as bar:
             found = _each(files, field, broken if skip_broken else None, bar)
-            for number, document in enumerate(found):
+            for document in found:
+                earlier = writer.earlier(document.id)
+                if earlier is not None and earlier == tokens.encode(document.text):
+                    num_earlier += 1
+                    continue
                 if number >= done:
                     encoded = tokens.encode(document.text)
                     writer.append(Document(document.id, document.source, encoded))
+                number += 1
             bar.show(what="Sorting")
             writer.commit()
     except KeyboardInterrupt as error:
         stderr.print("Interrupted: run the same command again to go on.")
         raise typer.Exit(EXIT_INTERRUPTED) from error
+    if num_earlier:
+        were = "was" if num_earlier == 1 else "were"
+        stderr.print(f"{counted(num_earlier, 'document')} {were} in already")
     if broken:
         stderr.print(f"Left out {len(broken)} that cannot be read:")
         for one in broken:

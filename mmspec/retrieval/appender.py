@@ -26,19 +26,36 @@ class Appender:
         self.journal = journal
         self._shard: ShardWriter | None = None
         self._ids = set[str]()
+        self._earlier: dict[str, list[tuple[Shard, int]]] = {}  # the pieces of each document
         self._tokens_since = 0  # the last checkpoint
         if journal.current:
             self._shard = self._shard_writer()  # cuts it back to its checkpoint
             names = Shard(stem_of(folder, journal.current), vocab_size=journal.vocab_size).names
             self._ids.update(name.id for name in names)
-        for record in (*before, *journal.finished):
+        for record in before:
+            segment = Segment(folder, record, vocab_size=journal.vocab_size)
+            for number in segment.kept:
+                pieces = self._earlier.setdefault(segment.shard.names[number].id, [])
+                pieces.append((segment.shard, number))
+        for record in journal.finished:
             segment = Segment(folder, record, vocab_size=journal.vocab_size)
             self._ids.update(name.id for name in segment.names)
+
+    def earlier(self, name: str) -> list[int] | None:
+        """The tokens, -1 for separators, of the document with this id that was there before."""
+        if (pieces := self._earlier.get(name)) is None:
+            return None
+        found: dict[int, NDArray[np.int64]] = {}  # by position
+        for shard, number in pieces:
+            start, length, position = shard.documents[number].tolist()
+            found[position] = shard.tokens[start : start + length].astype(np.int64)
+        tokens = np.concatenate([found[position] for position in sorted(found)])
+        return np.where(tokens < self.journal.vocab_size, tokens, -1).tolist()
 
     def checked(self, document: Document) -> NDArray[np.int64]:
         """Its tokens. Raises DatastoreError: an id that is there already, a token that is no
         integer or outside of the vocabulary; nothing is changed then."""
-        if document.id in self._ids:
+        if document.id in self._ids or document.id in self._earlier:
             raise DatastoreError(
                 f"{self.folder}: document {document.id!r} ({document.source}) is there already; "
                 "delete it first, or give it another id"

@@ -154,6 +154,11 @@ class DatastoreWriter:
         """Whether `begin` has found anything left to append."""
         return self._appender is not None
 
+    def earlier(self, name: str) -> list[int] | None:
+        """The tokens, -1 for separators, that the last commit has under this id; None: there is
+        none. Between `begin` and `commit`."""
+        return None if self._appender is None else self._appender.earlier(name)
+
     def append(self, document: Document) -> None:
         """Adds one document. It counts when `commit` has returned.
 

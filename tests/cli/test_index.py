@@ -69,6 +69,30 @@ def test_documents_are_added_and_deleted(store: Path, tmp_path: Path) -> None:
     assert "no document with id 'nobody'" in index("delete", store, "nobody", code=2).stderr
 
 
+def test_a_folder_is_added_again_for_what_is_new_in_it(tmp_path: Path) -> None:
+    notes, store = tmp_path / "notes", tmp_path / "s"
+    notes.mkdir()
+    (notes / "fox.txt").write_text("The quick brown <image> fox, in several pieces.")
+    (notes / "cat.txt").write_text("A cat.")
+    index("build", store, notes, "--model", MODEL, "--segment-tokens", 16)
+    index("delete", store, notes / "cat.txt")
+    (notes / "owl.txt").write_text("A wise old owl.")
+    assert "1 document was in already" in index("add", store, notes).stderr
+    assert "in 1 place\n" in index("query", store, "wise old").stdout
+    (notes / "new.txt").write_text("New.")
+    (notes / "fox.txt").write_text("The quick brown <image> fox, in several parts.")
+    told = index("add", store, notes, code=2).stderr
+    assert "fox.txt' " in told and "is there already; delete it first" in told
+    index("add", store, notes / "new.txt")
+    before = index("info", store, "--documents").stdout
+    assert len({line.split("\t")[0] for line in before.splitlines()[1:]}) == 4
+    run = index("add", store, notes / "cat.txt", notes / "owl.txt")
+    assert "2 documents were in already" in run.stderr
+    assert index("info", store, "--documents", "--verify").stdout.count("\n") == 1 + before.count(
+        "\n"
+    )
+
+
 def test_info_tells_what_is_there_and_whether_it_is_sound(store: Path, notes: Path) -> None:
     run = index("info", store, "--verify", "--documents")
     assert "3 documents" in run.stdout and "for tiny-vlm" in run.stdout
