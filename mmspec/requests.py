@@ -21,16 +21,17 @@ from mmspec.words import counted
 
 Messages = Sequence[Mapping[str, Any]]  # chat messages as Hugging Face or OpenAI write them
 _REFUSED = {
-    "max_length": "a length that counts the prompt too (here: max_new_tokens=)",
-    "stop_strings": "transformers' name of what ends a text (here: stop=)",
-    "streamer": "transformers' way to stream (here: engine.stream(prompt, ...))",
-    "response_format": "OpenAI's name of a form (here: logits_processors= of a JsonGuide)",
-    "num_beams": "beam search",
-    "penalty_alpha": "contrastive search",
-    "num_return_sequences": "transformers' name for several samples of one prompt (here: n=)",
-    "guidance_scale": "classifier-free guidance",
-    "assistant_model": "transformers' assisted generation (mmspec has its own drafters)",
-    "prompt_lookup_num_tokens": "transformers' prompt lookup (it is on by default: drafter.name)",
+    "max_length": "here it is max_new_tokens=, which does not count the prompt",
+    "stop_strings": "here it is stop=",
+    "streamer": "a text is streamed by engine.stream(prompt, ...)",
+    "response_format": "here it is logits_processors=[JsonGuide(engine).matching(schema)], of "
+    "mmspec.integrations.guided",
+    "num_beams": "beam search is not supported; leave it out",
+    "penalty_alpha": "contrastive search is not supported; leave it out",
+    "num_return_sequences": "here it is n=",
+    "guidance_scale": "classifier-free guidance is not supported; leave it out",
+    "assistant_model": 'here it is mmspec.load(model, drafter="draft_model", ...)',
+    "prompt_lookup_num_tokens": "prompts are looked up unless mmspec.load is told another drafter=",
 }
 
 
@@ -111,7 +112,7 @@ def build_request(prompt: object, options: Mapping[str, Any]) -> Request:
     laid over it. Raises InputError that names the nearest right option for an unknown one."""
     for name in options:
         if name in _REFUSED:
-            raise InputError(f"{name}: {_REFUSED[name]} is not supported; leave {name} out")
+            raise InputError(f"got {name}=: {_REFUSED[name]}")
         if name not in FIELD_NAMES:
             raise InputError(f"unknown option {name!r}: {nearest(name, FIELD_NAMES)}")
     if isinstance(prompt, Request):

@@ -529,10 +529,10 @@ def test_drafts_never_reach_past_the_context() -> None:
         ({"audios": b""}, "unknown option 'audios': did you mean 'audio'"),
         ({"stop": ""}, "an empty stop string"),
         ({"seed": -1}, "seed=-1: expected a whole number"),
-        ({"max_length": 9}, "counts the prompt too .here: max_new_tokens="),
-        ({"stop_strings": "."}, "here: stop="),
-        ({"streamer": None}, "here: engine.stream"),
-        ({"response_format": {}}, "of a JsonGuide"),
+        ({"max_length": 9}, "max_length=: here it is max_new_tokens=, which"),
+        ({"stop_strings": "."}, "stop_strings=: here it is stop=$"),
+        ({"streamer": None}, "streamed by engine.stream"),
+        ({"response_format": {}}, "here it is logits_processors=.JsonGuide"),
         ({"template_arguments": "tools"}, "template_arguments='tools': expected variables"),
         ({"on_prefill": 3}, "on_prefill=3: expected a function"),
         ({"is_wanted": True}, "is_wanted=True: expected a function"),
@@ -546,7 +546,7 @@ def test_drafts_never_reach_past_the_context() -> None:
         ({"max_time": 0}, "seconds > 0"),
         ({"sample": 2**32 - 1, "n": 2}, "2\\^32"),
         ({"stopping_criteria": [3]}, "StoppingCriteria"),
-        ({"num_return_sequences": 2}, "here: n="),
+        ({"num_return_sequences": 2}, "num_return_sequences=: here it is n=$"),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(

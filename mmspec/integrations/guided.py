@@ -80,7 +80,7 @@ class JsonGuide:
                 lark = f"start: behind json\n{behind}\njson: %json {json.dumps(given)}\n"
                 grammar = LLMatcher.grammar_from_lark(lark)
         except (ValueError, TypeError) as error:
-            raise InputError(f"got a JSON schema that is none: {error}") from error
+            raise InputError(f"no JSON schema: {error}") from error
         is_wrong, told = LLMatcher.validate_grammar_with_warnings(grammar, self._tokenizer)
         if is_wrong or told:
             raise InputError(
@@ -127,7 +127,7 @@ def _schema_of(given: Mapping[str, Any] | Form | None) -> dict[str, Any]:
     if isinstance(given, Form):
         return closed(given.model_json_schema())
     raise InputError(
-        f"got a JSON schema of type {type(given).__name__}; expected a mapping or a pydantic model"
+        f"got one of type {type(given).__name__}; expected a mapping or a pydantic model"
     )
 
 
