@@ -185,7 +185,11 @@ def typed_lines(console: Console) -> Iterator[str]:
     while True:
         try:
             yield input(prompt) if is_edited else console.input(prompt)
-        except (EOFError, KeyboardInterrupt):
+        except KeyboardInterrupt:  # as a shell does: what was typed goes, the conversation stays
+            if not console.is_terminal:
+                return
+            console.print(Text("\n/quit or Ctrl-D ends", style="dim"))
+        except EOFError:
             if console.is_terminal:
                 console.print()
             return

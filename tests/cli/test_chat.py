@@ -1,6 +1,7 @@
 import errno
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def test_an_answer_that_was_cut_off_says_so(scripted: Callable[[str], Path]) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its consoles edit lines by themselves")
-def test_a_line_is_edited_by_arrow_keys_and_an_earlier_one_comes_back() -> None:
+def test_arrow_keys_edit_a_line_and_bring_one_back_and_ctrl_c_drops_it() -> None:
     code = (
         "from rich.console import Console; from mmspec.cli.chat import typed_lines\n"
         "for line in typed_lines(Console(stderr=True)): print('got', repr(line), flush=True)"
@@ -111,14 +112,29 @@ def test_a_line_is_edited_by_arrow_keys_and_an_earlier_one_comes_back() -> None:
     ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     with subprocess.Popen([sys.executable, "-c", code], **ends) as process:
         os.close(theirs)
-        shown = b""
-        for number, typed in enumerate((b"what\x1b[D\x1b[D!\r", b"\x1b[A?\r", b"\x04")):
-            while shown.count(b"got") < number or not shown.endswith("› ".encode()):
-                assert select.select([ours], [], [], 30)[0], shown
+        shown, begun = b"", 0
+
+        def told(what: str) -> None:
+            nonlocal shown, begun
+            while what.encode() not in shown[begun:]:
+                assert select.select([ours], [], [], 20)[0], shown
                 shown += os.read(ours, 1024)
+            begun = shown.index(what.encode(), begun) + len(what.encode())
+
+        for typed, then in (
+            (b"what\x1b[D\x1b[D!\r", "got 'wh!at'"),
+            (b"\x1b[A?\r", "got 'wh!at?'"),
+            (b"half", "half"),
+        ):
+            told("› ")
             os.write(ours, typed)
+            told(then)
+        process.send_signal(signal.SIGINT)
+        while not select.select([ours], [], [], 0.5)[0]:  # one just before it waits goes unseen
+            process.send_signal(signal.SIGINT)
+        told("› ")
+        os.write(ours, b"\x04")
         assert process.wait(30) == 0
-    assert b"got 'wh!at'" in shown and b"got 'wh!at?'" in shown
     assert os.read(ours, 1024).endswith(b"\n"), "what comes next begins a line"
     os.close(ours)
 
