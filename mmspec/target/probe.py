@@ -7,6 +7,7 @@ compared with the model's own decoding of each path, with its own cache, masks a
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -227,25 +228,24 @@ def _native_logits(
     """Logits (vocab,) after each path's tokens, decoded by the model alone, a token at a time."""
     expected: dict[tuple[int, ...], Tensor] = {}
     has_states, keyword = bool(state_kinds(model.config)), cache_keyword(model)
-    leaves = set(range(tree.num_nodes)) - set(tree.parents)
     embedding = model.get_input_embeddings()
     device = input_device(embedding, embedding.weight)
     with torch.no_grad(), _left_as_found(model):
-        for leaf in leaves:
-            cache = DynamicCache(config=model.config)
-            ids = prompt.token_ids.unsqueeze(0).to(device)
-            given = {n: t.to(device) for n, t in prompt.model_inputs.items()}
-            model(input_ids=ids, use_cache=True, **{keyword: cache}, **given)
-            path: tuple[int, ...] = ()
-            for depth, node in enumerate(tree.path_to(leaf)):
-                path += (tree.tokens[node],)
-                ids = torch.tensor([[tree.tokens[node]]], device=device)
-                given = beside_text(given)
-                # As generate tells them: some hybrids count each call's tokens from 0.
-                place = first_position(model.config) + prompt.num_tokens + depth
-                told = {"position_ids": torch.full_like(ids, place)} if has_states else {}
-                output = model(input_ids=ids, use_cache=True, **{keyword: cache}, **told, **given)
-                expected[path] = output.logits[0, -1]
+        ids = prompt.token_ids.unsqueeze(0).to(device)
+        given = {n: t.to(device) for n, t in prompt.model_inputs.items()}
+        cache = DynamicCache(config=model.config)
+        model(input_ids=ids, use_cache=True, **{keyword: cache}, **given)
+        behind = {-1: (cache, given)}  # each node; -1: the prompt
+        for node, (token, parent) in enumerate(zip(tree.tokens, tree.parents, strict=True)):
+            path = tuple(tree.tokens[n] for n in tree.path_to(node))
+            cache, given = deepcopy(behind[parent][0]), beside_text(behind[parent][1])
+            behind[node] = (cache, given)
+            ids = torch.tensor([[token]], device=device)
+            # As generate tells them: some hybrids count each call's tokens from 0.
+            place = first_position(model.config) + prompt.num_tokens + len(path) - 1
+            told = {"position_ids": torch.full_like(ids, place)} if has_states else {}
+            output = model(input_ids=ids, use_cache=True, **{keyword: cache}, **told, **given)
+            expected[path] = output.logits[0, -1]
     return expected
 
 

@@ -299,6 +299,8 @@ class Numbered(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.cuda:
             return args[0].to(CUDA)
+        if func is Tensor.__deepcopy__ and args[0].is_cuda:  # it would copy the storage
+            return args[0].clone()
         if func is torch.device:
             return func(*args, **(kwargs or {}))
         args = tuple(map(_numbered, args))
