@@ -35,7 +35,6 @@ from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.requests import Request
 
-pytestmark = pytest.mark.usefixtures("no_drafter_fails")
 _WATCHING = (*(f"compressed_{p}" for p in COMPRESSED if p != "window"), "cascade")
 
 

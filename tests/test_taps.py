@@ -20,7 +20,6 @@ from mmspec.errors import ConfigError
 from mmspec.requests import Request
 from mmspec.state import Taps
 
-pytestmark = pytest.mark.usefixtures("no_drafter_fails")
 NEW_TOKENS = 12
 # PaliGemma's prompt sees all of itself: one forward over prompt and text says something else.
 VISION = [f.name for f in FAMILIES.values() if f.kind == "vision" and f.name != "paligemma"]

@@ -7,11 +7,6 @@ from mmspec.drafters import asking
 from mmspec.tree import TokenTree
 
 
-@pytest.fixture(autouse=True)
-def every_drafter_works(no_drafter_fails: None) -> None:
-    """Unless it is meant to fail (the mark `drafter_fails`)."""
-
-
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """What the engine's drafters were asked, and what they said."""

@@ -293,6 +293,7 @@ def test_a_model_that_scores_chains_only_refuses_drawn_trees() -> None:
         engine.generate(inputs(), seed=1, temperature=1.0)
 
 
+@pytest.mark.drafter_fails
 def test_a_drafter_that_exceeds_its_budget_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     drafter = SamplingDrafter(say, (1,))
     drafter.start = lambda *_: Wide()  # type: ignore[method-assign,assignment,return-value]
