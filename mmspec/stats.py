@@ -69,10 +69,13 @@ class Stats:
     reused_media: int = 0  # those that they need not run for
 
     @property
+    def accepted_tokens(self) -> int:
+        return sum(length * count for length, count in self.accepted_lengths.items())
+
+    @property
     def tokens_per_step(self) -> float:
         """The field's acceptance length: 1 + accepted / verifications."""
-        accepted = sum(length * count for length, count in self.accepted_lengths.items())
-        return 1.0 + accepted / self.steps if self.steps else 1.0
+        return 1.0 + self.accepted_tokens / max(self.steps, 1)
 
     @property
     def tokens_per_second(self) -> float:

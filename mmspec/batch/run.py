@@ -131,8 +131,7 @@ def run_batch(
             tally.num_answered += 1
             tally.num_cut_off += result.finish_reason == "length"
         tally.new_tokens += result.stats.new_tokens
-        drafters = result.stats.by_drafter.values()
-        tally.accepted_tokens += sum(count.accepted for count in drafters)
+        tally.accepted_tokens += result.stats.accepted_tokens
         tally.steps += result.stats.steps
         tally.seconds = time.perf_counter() - begun
         on_progress(tally)

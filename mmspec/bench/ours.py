@@ -25,5 +25,6 @@ class Ours:
             for num_tokens in stream.steps():
                 timeline.note(num_tokens)
         stats = stream.result.stats
-        accepted = sum(length * count for length, count in stats.accepted_lengths.items())
-        return timeline.run(stream.result.tokens, verifications=stats.steps, accepted=accepted)
+        return timeline.run(
+            stream.result.tokens, verifications=stats.steps, accepted=stats.accepted_tokens
+        )

@@ -207,9 +207,7 @@ def _compare(
             num_shared(mine.tokens, other.tokens)
             for mine, other in zip(plain, results, strict=True)
         ),
-        accepted=sum(
-            count.accepted for result in results for count in result.stats.by_drafter.values()
-        ),
+        accepted=sum(result.stats.accepted_tokens for result in results),
         differences=differences,
         is_ours=way.name != PLAIN_BATCH,
     )

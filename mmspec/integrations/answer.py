@@ -51,7 +51,7 @@ def speculation(result: Result) -> dict[str, object]:
         "steps": stats.steps,
         "tokens_per_step": stats.tokens_per_step,
         "tokens_per_second": stats.tokens_per_second,
-        "accepted_tokens": sum(count.accepted for count in stats.by_drafter.values()),
+        "accepted_tokens": stats.accepted_tokens,
         "reused_tokens": stats.reused_tokens,
         "drafters": {
             name: {

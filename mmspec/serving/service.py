@@ -204,13 +204,12 @@ class Service:
         if done:
             samples = [sample for result in done for sample in result.samples]
             tokens = sum(sample.stats.new_tokens for sample in samples)
+            accepted = sum(sample.stats.accepted_tokens for sample in samples)
             steps = sum(sample.stats.steps for sample in samples)
             prompt = sum(result.stats.prompt_tokens for result in done)
             reused = sum(result.stats.reused_tokens for result in done)
             parts.append(f"{counted(prompt, 'prompt token')}, {reused:,} reused")
-            parts.append(
-                f"{counted(tokens, 'token')}, {(tokens - len(samples)) / max(steps, 1):.2f} a step"
-            )
+            parts.append(f"{counted(tokens, 'token')}, {1 + accepted / max(steps, 1):.2f} a step")
         access_log.info("%s", " · ".join(parts))
 
 

@@ -214,11 +214,7 @@ def _compared(
                 if result.error is not None:
                     raise result.error
             _same(f"{name}, {where}", plain[name], [result.tokens for result in results])
-            accepted += sum(
-                length * count
-                for result in results
-                for length, count in result.stats.accepted_lengths.items()
-            )
+            accepted += sum(result.stats.accepted_tokens for result in results)
     if report.shape != "plain":
         cut = _engine(model, target, report, [], chunk=CHUNK_TOKENS, prefix_bytes=2**24)
         for where in ("read in chunks", "reused"):

@@ -324,9 +324,12 @@ def test_the_log_has_a_line_a_request_and_no_word_of_it(
     answer = client.post(CHAT, json=asked("A secret question.")).json()
     client.post(CHAT, json=asked("A secret question.", stream=True))
     client.post(CHAT, json=asked("A secret question.", temperature=-1))
+    client.post(CHAT, json=asked("A secret question.", max_tokens=1))
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.split(" · ")[0] for line in lines] == [f"POST {CHAT} {c}" for c in (200, 200, 400)]
+    codes = (200, 200, 400, 200)
+    assert [line.split(" · ")[0] for line in lines] == [f"POST {CHAT} {code}" for code in codes]
     assert "24 tokens" in lines[0] and "24 tokens" in lines[1]
+    assert "1 token, 1.00 a step" in lines[3]
     said = answer["choices"][0]["message"]["content"]
     assert not any("secret" in line or said in line for line in lines)
 
