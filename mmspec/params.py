@@ -104,7 +104,7 @@ class SamplingParams:
 
 def _is_number(value: object) -> bool:
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+    return is_number and abs(value) < math.inf  # type: ignore[arg-type]
 
 
 def _is_term(value: object) -> bool:
