@@ -212,7 +212,7 @@ def _device(device: str) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]  # torch adds all that it knows
         raise ConfigError(
             f"device={device!r}: not a device of this machine ({why}); expected auto, cpu, or "

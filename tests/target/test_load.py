@@ -69,9 +69,10 @@ def test_a_dtype_and_a_device_may_be_torch_s_own() -> None:
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="has the device")
-def test_a_device_that_is_not_here_is_told_in_a_sentence(saved: Path) -> None:
-    with pytest.raises(ConfigError, match="device='mps': not a device of this machine") as told:
-        load_model(str(saved), device="mps")
+@pytest.mark.parametrize("device", ["mps", "hpu"])
+def test_a_device_that_is_not_here_is_told_in_a_sentence(saved: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{device}': not a device of this machine") as told:
+        load_model(str(saved), device=device)
     assert len(str(told.value)) < 300
 
 
