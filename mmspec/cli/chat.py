@@ -186,7 +186,7 @@ def typed_lines(console: Console) -> Iterator[str]:
         try:
             yield input(prompt) if is_edited else console.input(prompt)
         except KeyboardInterrupt:  # as a shell does: what was typed goes, the conversation stays
-            if not console.is_terminal:
+            if not sys.stdin.isatty():
                 return
             console.print(Text("\n/quit or Ctrl-D ends", style="dim"))
         except EOFError:

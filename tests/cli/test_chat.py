@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import select
 import signal
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from mmspec.cli import app
+from mmspec.cli.chat import typed_lines
 
 TEMPLATE = (
     "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
@@ -134,9 +137,21 @@ def test_arrow_keys_edit_a_line_and_bring_one_back_and_ctrl_c_drops_it() -> None
             process.send_signal(signal.SIGINT)
         told("› ")
         os.write(ours, b"\x04")
+        told("\n")  # what comes next begins a line; a Mac's process ends once all of it is read
         assert process.wait(30) == 0
-    assert os.read(ours, 1024).endswith(b"\n"), "what comes next begins a line"
     os.close(ours)
+
+
+def test_ctrl_c_ends_what_is_read_from_a_file_or_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([KeyboardInterrupt(), EOFError()])
+
+    def interrupted(prompt: str = "") -> str:
+        raise next(told)
+
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("builtins.input", interrupted)
+    assert list(typed_lines(Console(stderr=True, force_terminal=True))) == []
+    assert isinstance(next(told), EOFError), "nothing more is read"
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
