@@ -95,6 +95,7 @@ class Appender:
     def finish(self) -> Journal:
         """Sorts what is not sorted yet. Raises OSError."""
         self._finish_shard()
+        self._earlier.clear()  # Windows deletes no file that is mapped
         return self.journal
 
     def close(self) -> None:
