@@ -43,9 +43,13 @@ def fill(
             found = _each(files, field, broken if skip_broken else None, bar)
             for document in found:
                 earlier = writer.earlier(document.id)
-                if earlier is not None and earlier == tokens.encode(document.text):
-                    num_earlier += 1
-                    continue
+                if earlier is not None:
+                    if earlier == tokens.encode(document.text):
+                        num_earlier += 1
+                        continue
+                    # Refused below. Nothing goes on from here, whatever mends that, and an
+                    # unfinished add is in the way of deleting it.
+                    writer.begin(fresh=True)
                 if number >= done:
                     encoded = tokens.encode(document.text)
                     writer.append(Document(document.id, document.source, encoded))

@@ -69,7 +69,9 @@ def test_documents_are_added_and_deleted(store: Path, tmp_path: Path) -> None:
     assert "no document with id 'nobody'" in index("delete", store, "nobody", code=2).stderr
 
 
-def test_a_folder_is_added_again_for_what_is_new_in_it(tmp_path: Path) -> None:
+def test_a_folder_is_added_again_for_what_is_new_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notes, store = tmp_path / "notes", tmp_path / "s"
     notes.mkdir()
     (notes / "fox.txt").write_text("The quick brown <image> fox, in several pieces.")
@@ -81,11 +83,14 @@ def test_a_folder_is_added_again_for_what_is_new_in_it(tmp_path: Path) -> None:
     assert "in 1 place\n" in index("query", store, "wise old").stdout
     (notes / "new.txt").write_text("New.")
     (notes / "fox.txt").write_text("The quick brown <image> fox, in several parts.")
+    (notes / "a.txt").write_text("Before the fox.")
+    monkeypatch.setattr("mmspec.retrieval.appender._CHECKPOINT_TOKENS", 1)
     told = index("add", store, notes, code=2).stderr
     assert "fox.txt' " in told and "is there already; delete it first" in told
-    index("add", store, notes / "new.txt")
+    index("delete", store, notes / "fox.txt")
+    index("add", store, notes)
     before = index("info", store, "--documents").stdout
-    assert len({line.split("\t")[0] for line in before.splitlines()[1:]}) == 4
+    assert len({line.split("\t")[0] for line in before.splitlines()[1:]}) == 5
     run = index("add", store, notes / "cat.txt", notes / "owl.txt")
     assert "2 documents were in already" in run.stderr
     assert index("info", store, "--documents", "--verify").stdout.count("\n") == 1 + before.count(
