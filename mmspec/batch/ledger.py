@@ -125,7 +125,7 @@ class Ledger:
         try:
             values = json.loads(line)
             values["id"], values["run"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             is_cut = isinstance(error, ValueError) and not line.endswith(b"\n")
             if is_cut and line.startswith(_BEGINNING[: len(line)]):
                 return {}

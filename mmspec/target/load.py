@@ -213,7 +213,7 @@ def _device(device: str) -> torch.device:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, ImportError) as error:
-        why = str(error).splitlines()[0].partition(". ")[0]  # torch adds all that it knows
+        why = str(error).partition("\n")[0].partition(". ")[0]  # torch adds all that it knows
         raise ConfigError(
             f"device={device!r}: not a device of this machine ({why}); expected auto, cpu, or "
             "cuda[:N] with a torch that has CUDA"

@@ -87,7 +87,9 @@ def test_a_question_that_failed_leaves_no_answer_of_the_one_before_it(tmp_path: 
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("text", ["my notes", '{"text": "x"}', "[1]", '{"id": 1, "prompt": "x"}'])
+@pytest.mark.parametrize(
+    "text", ["my notes", '{"text": "x"}', "[1]", '{"id": 1, "prompt": "x"}', "[" * 99999]
+)
 @pytest.mark.parametrize("end", ["", "\n", "\nnotes"])
 def test_a_file_of_someone_else_is_refused_and_left_as_it_is(
     tmp_path: Path, text: str, end: str, fresh: bool
