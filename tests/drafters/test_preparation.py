@@ -13,7 +13,7 @@ from small_drafters import SMALL, VIEW, small
 
 from mmspec.controller import FixedController, FixedStep, Pace
 from mmspec.draft_guide import DraftGuide
-from mmspec.drafters.base import DraftSession, PreparedSession
+from mmspec.drafters.base import DraftSession, PreparedSession, TappingDrafter
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.own_text import OwnText
 from mmspec.drafters.prompt_lookup import PromptLookup
@@ -67,6 +67,9 @@ class Watched:
 
     def __init__(self, drafter: Any) -> None:
         self._drafter = drafter
+        self.name = drafter.name  # Python 3.12 asks no __getattr__ for a protocol
+        if isinstance(drafter, TappingDrafter):
+            self.taps = drafter.taps
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._drafter, name)
