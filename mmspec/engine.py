@@ -432,7 +432,7 @@ class Engine:
             model,
             config,
             request,
-            prompt.token_ids.to(self.target.device),
+            prompt.token_ids.to(self.target.logits_device),
             seed=secrets.randbits(64) if request.seed is None else request.seed,
             index=index,
             on_device=self._chooses_on_device,

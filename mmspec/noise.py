@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmspec.devices import with_float64
 from mmspec.kernels import Kernels
 from mmspec.uploads import upload
 
@@ -92,12 +93,12 @@ def _gumbel_of_places(
     if (kernels := _KERNELS.on(device)) is not None:
         with _KERNELS.or_else(torch.device(device)):
             return kernels.gumbel_at(places, vocab_size, device=device)
-    return torch.stack(
-        [
-            gumbel(seed, position, vocab_size, sample=sample, stream=stream, device=device)
-            for seed, sample, position, stream in places
-        ]
-    )
+    computing = with_float64(device)
+    rows = [
+        gumbel(seed, position, vocab_size, sample=sample, stream=stream, device=computing)
+        for seed, sample, position, stream in places
+    ]
+    return torch.stack(rows).to(device)
 
 
 def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:

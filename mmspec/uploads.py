@@ -24,7 +24,10 @@ def upload(
 def upload_to(place: Tensor, values: Sequence[int] | Tensor) -> None:
     """Writes `values` to a tensor of their shape, as `upload` does."""
     tensor = _on_host(values)
-    place.copy_(tensor.pin_memory() if place.is_cuda else tensor, non_blocking=True)
+    if place.is_cuda:
+        place.copy_(tensor.pin_memory(), non_blocking=True)
+    else:  # without a wait some devices would read memory that is another's meanwhile
+        place.copy_(tensor)
 
 
 def _on_host(

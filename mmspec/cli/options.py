@@ -72,5 +72,5 @@ Overrides = Annotated[
     option("KEY=VALUE", "decode.max_nodes=32 and such; may be repeated.", LOADING, name="--set"),
 ]
 Dtype = Annotated[str | None, option("NAME", "auto, float32, bfloat16, ...", LOADING)]
-Device = Annotated[str | None, option("NAME", "auto, cpu, cuda, cuda:1, ...", LOADING)]
+Device = Annotated[str | None, option("NAME", "auto, cpu, cuda, cuda:1, mps.", LOADING)]
 AsJson = Annotated[bool, switch("--json", "One JSON object on stdout.")]

@@ -215,8 +215,8 @@ def _device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:
         why = str(error).partition("\n")[0].partition(". ")[0]  # torch adds all that it knows
         raise ConfigError(
-            f"device={device!r}: not a device of this machine ({why}); expected auto, cpu, or "
-            "cuda[:N] with a torch that has CUDA"
+            f"device={device!r}: not a device of this machine ({why}); expected auto, cpu, "
+            "cuda[:N] with a torch that has CUDA, or mps"
         ) from error
     return place
 

@@ -266,7 +266,8 @@ def _distance(target: Target, trial: _Trial, shape: Shape) -> float:
         for scored, score, own in zip(trees, scores, trial.expected, strict=True):
             for node in range(scored.num_nodes):
                 logits = own[tuple(tree.tokens[n] for n in tree.path_to(node))]
-                differences.append(_apart(score.logits[node], logits, target.dtype))
+                there = logits.to(target.logits_device)
+                differences.append(_apart(score.logits[node], there, target.dtype))
     return max(differences) if all(d == d for d in differences) else float("inf")
 
 

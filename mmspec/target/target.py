@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mmspec.attention import RowNodes
+from mmspec.devices import with_float64
 from mmspec.encoders.features import FeatureSource, gives_features
 from mmspec.encoders.media import CROSS_MASK
 from mmspec.errors import ConfigError, ModelError
@@ -169,6 +170,11 @@ class Target:
     def device(self) -> torch.device:
         """Where token ids go."""
         return input_device(self._embedding, self._first)
+
+    @property
+    def logits_device(self) -> torch.device:
+        """Where logits are given, and so tokens chosen: the model's device, if it has float64."""
+        return with_float64(self.device)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -476,7 +482,8 @@ class Target:
             output_hidden_states=asked_for(taps, skipped=skipped),
             **inputs,
         )
-        return Computed(output.logits, taken(output, taps, skipped=skipped))
+        logits = output.logits.to(self.logits_device)
+        return Computed(logits, taken(output, taps, skipped=skipped))
 
     def _placed(self, value: Tensor) -> Tensor:
         """On the model's device; pixels and the like in the model's dtype."""

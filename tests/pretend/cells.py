@@ -1,4 +1,4 @@
-"""The exactness matrix's cells on a pretended device, and what their steps wait for."""
+"""The exactness matrix's cells on pretended devices, and what their steps wait for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from matrix import Cell, Outcome, run_cell
 import mmspec.decoder
 from mmspec.stats import Stopwatch
 from mmspec.target.graphs import GraphInfo, ScoreGraphs
+from pretend.apple import apple
 from pretend.device import Device, Wait, device
 
 
@@ -25,8 +26,8 @@ class Run:
 
 
 def run_on_cuda(cell: Cell, *, new_tokens: int = matrix.NEW_TOKENS) -> Run:
-    """The cell with its models on the device. Plain decoding, which it must agree with, is that of
-    the CPU."""
+    """The cell with its models on a GPU. Plain decoding, which it must agree with, is that of the
+    CPU."""
     steps: list[dict[str, list[Wait]]] = []
     made: list[ScoreGraphs] = []
     make = ScoreGraphs.__init__
@@ -35,27 +36,40 @@ def run_on_cuda(cell: Cell, *, new_tokens: int = matrix.NEW_TOKENS) -> Run:
         make(self, *args, **named)
         made.append(self)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrix, "NEW_TOKENS", new_tokens)
-        keys = [(cell.family, cell.dtype, cell.sampling, *p) for p in matrix._places(cell)]
-        plain = {key: matrix._plain.__wrapped__(*key) for key in keys}
-        patch.setattr(matrix, "_plain", lambda *key: plain[key])
+    with _plain_here(cell, new_tokens) as patch:
         patch.setattr(ScoreGraphs, "__init__", remembered)
-        with device() as cuda, _models_there(patch):
+        with device() as cuda, _models_there(patch, "cuda"):
             patch.setattr(mmspec.decoder, "Stopwatch", _watch(cuda, steps))
             outcome = run_cell(cell)
             return Run(outcome, steps, [graphs.info for graphs in made])
 
 
+def run_on_apple(cell: Cell, *, new_tokens: int = matrix.NEW_TOKENS) -> Outcome:
+    """As `run_on_cuda`, on one of Apple's."""
+    with _plain_here(cell, new_tokens) as patch, apple(), _models_there(patch, "mps"):
+        return run_cell(cell)
+
+
 @contextmanager
-def _models_there(patch: pytest.MonkeyPatch) -> Iterator[None]:
+def _plain_here(cell: Cell, new_tokens: int) -> Iterator[pytest.MonkeyPatch]:
+    """Within it the cell's plain texts, so long, are known."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "NEW_TOKENS", new_tokens)
+        keys = [(cell.family, cell.dtype, cell.sampling, *p) for p in matrix._places(cell)]
+        plain = {key: matrix._plain.__wrapped__(*key) for key in keys}
+        patch.setattr(matrix, "_plain", lambda *key: plain[key])
+        yield patch
+
+
+@contextmanager
+def _models_there(patch: pytest.MonkeyPatch, place: str) -> Iterator[None]:
     """The matrix's models are on the device; nothing of them is kept."""
     built: dict[tuple[str, str], Any] = {}
     build = matrix.model_of.__wrapped__
 
     def model_of(family: str, dtype: str) -> Any:
         if (family, dtype) not in built:
-            made = built[family, dtype] = build(family, dtype).to("cuda")
+            made = built[family, dtype] = build(family, dtype).to(place)
             made.set_experts_implementation("batched_mm")  # eager ones look at values on the device
         return built[family, dtype]
 

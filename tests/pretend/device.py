@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 from mmspec.target.graphs.guard import looks_at_values
-from pretend.memory import CUDA, known_to_torch, on_cpu, on_cuda
+from pretend.memory import CUDA, known_to_torch, seen_on
 from pretend.runtime import Capture, take_place_of_cuda
 from pretend.values import spoil
 
@@ -107,7 +107,7 @@ class Device(TorchDispatchMode):
         place = None if place is None else torch.device(place)
         if not any(t.is_cuda for t in tensors) and (place is None or place.type != "cuda"):
             return func(*args, **named)
-        if _is_made_of_others(func):
+        if is_made_of_others(func):
             with self:
                 return func.decompose(*args, **named)
         if func.is_view:
@@ -164,7 +164,7 @@ class Device(TorchDispatchMode):
         def lent(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or not leaf.is_cuda:
                 return leaf
-            own = on_cpu(leaf)
+            own = seen_on(leaf, "cpu")
             given[id(own)] = leaf, own
             return own
 
@@ -174,7 +174,7 @@ class Device(TorchDispatchMode):
                 self.capture.before(func, lent_args, lent_kwargs)
             made = func(*lent_args, **lent_kwargs)
             fresh = [t for t in tree_leaves(made) if isinstance(t, Tensor) and id(t) not in given]
-            if _leaves_undefined(func):
+            if leaves_undefined(func):
                 for tensor in fresh:
                     spoil(tensor)
             if self.capture is not None:
@@ -183,14 +183,14 @@ class Device(TorchDispatchMode):
                 self.launch(str(func))
             for leaf, own in given.values():
                 if own.shape != leaf.shape:  # `out` was given its size
-                    leaf.data = on_cuda(own)
+                    leaf.data = seen_on(own, "cuda")
 
             def returned(leaf: Any) -> Any:
                 if not isinstance(leaf, Tensor):
                     return leaf
                 if id(leaf) in given:
                     return given[id(leaf)][0]
-                return on_cuda(leaf) if to_cuda else leaf
+                return seen_on(leaf, "cuda") if to_cuda else leaf
 
             return tree_map(returned, made)
 
@@ -199,18 +199,9 @@ class Device(TorchDispatchMode):
             raise NotImplementedError(f"{func} has no kernel for CUDA")
         if func in _COPIES:
             return
-        if func in _INDEXING:  # indices may be elsewhere, and are copied
-            if any(i is not None and not i.is_cuda and i.ndim for i in args[1]):
-                if not args[0].is_cuda:
-                    raise RuntimeError("indices should be on the device of the indexed tensor")
-                self.wait(f"{func} copies indices to the device")
-            tensors = [args[0], *args[2:3]] if func is not _ATEN.index.Tensor else [args[0]]
-        places = {t.device.type for t in tensors if t.ndim}
-        if len(places) > 1:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found {sorted(places)} "
-                f"in {func}"
-            )
+        if func in _INDEXING and any(i is not None and not i.is_cuda and i.ndim for i in args[1]):
+            self.wait(f"{func} copies indices to the device")
+        refuse_other_devices(func, args, tensors)
 
     def _see_copy(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         if func is _ATEN.copy_.default:
@@ -237,11 +228,25 @@ class Device(TorchDispatchMode):
             self._pinned[source.data_ptr()] = source, source.clone()
 
 
+def refuse_other_devices(func: Any, args: Sequence[Any], tensors: Sequence[Tensor]) -> None:
+    """Raises RuntimeError where the operation's tensors lie on several."""
+    if func in _INDEXING:  # indices may be elsewhere, and are copied
+        indexed = args[0].device.type
+        if any(i is not None and i.ndim and i.device.type not in ("cpu", indexed) for i in args[1]):
+            raise RuntimeError("indices should be on the device of the indexed tensor")
+        tensors = [args[0], *args[2:3]] if func is not _ATEN.index.Tensor else [args[0]]
+    places = {t.device.type for t in tensors if t.ndim}
+    if len(places) > 1:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found {sorted(places)} in {func}"
+        )
+
+
 def is_pinned(tensor: Tensor) -> bool:
     return bool(getattr(tensor, "_is_pretended_pinned", False))
 
 
-def _is_made_of_others(func: Any) -> bool:
+def is_made_of_others(func: Any) -> bool:
     if func is _ATEN.scaled_dot_product_attention.default:
         return False  # it would look for a kernel of CUDA's
     return bool(
@@ -249,7 +254,7 @@ def _is_made_of_others(func: Any) -> bool:
     )
 
 
-def _leaves_undefined(func: Any) -> bool:
+def leaves_undefined(func: Any) -> bool:
     return func in (
         _ATEN.empty.memory_format,
         _ATEN.empty_strided.default,
@@ -261,7 +266,7 @@ def _leaves_undefined(func: Any) -> bool:
 
 def _does_something(func: Any, args: Sequence[Any], fresh: Sequence[Tensor]) -> bool:
     """Whether a GPU is told of it: not where memory is only found for it, or nothing is in it."""
-    if _leaves_undefined(func) or func is _ATEN.resize_.default:
+    if leaves_undefined(func) or func is _ATEN.resize_.default:
         return False
     changed = fresh or [t for t in tree_leaves(args) if isinstance(t, Tensor)][:1]
     return any(tensor.numel() for tensor in changed)
@@ -290,6 +295,10 @@ def _frames() -> Iterator[tuple[str, int]]:
 class Numbered(TorchFunctionMode):
     """Calls say "cuda:0" for "cuda", which C++ would ask its own CUDA for the number of."""
 
+    def __init__(self, place: torch.device) -> None:
+        super().__init__()
+        self._place = place
+
     def __torch_function__(
         self,
         func: Any,
@@ -298,13 +307,13 @@ class Numbered(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is Tensor.cuda:
-            return args[0].to(CUDA)
-        if func is Tensor.__deepcopy__ and args[0].is_cuda:  # it would copy the storage
+            return args[0].to(self._place)
+        if func is Tensor.__deepcopy__ and args[0].device == self._place:  # it copies the storage
             return args[0].clone()
         if func is torch.device:
             return func(*args, **(kwargs or {}))
-        args = tuple(map(_numbered, args))
-        named = {name: _numbered(value) for name, value in (kwargs or {}).items()}
+        args = tuple(map(self._numbered, args))
+        named = {name: self._numbered(value) for name, value in (kwargs or {}).items()}
         if func in (torch.tensor, torch.as_tensor):  # they copy past all modes
             place = named.pop("device", None)
             made = func(*args, **named)
@@ -315,23 +324,23 @@ class Numbered(TorchFunctionMode):
             args = (own, index)
         return func(*args, **named)
 
+    def _numbered(self, argument: Any) -> Any:
+        if isinstance(argument, torch.device):
+            is_place = argument.type == self._place.type and argument.index is None
+        else:
+            is_place = isinstance(argument, str) and argument == self._place.type
+        return self._place if is_place else argument
+
 
 def _as_index(part: Any) -> Any:
     return torch.tensor(part) if isinstance(part, list) else part
-
-
-def _numbered(argument: Any) -> Any:
-    is_cuda = (isinstance(argument, str) and argument == "cuda") or (
-        isinstance(argument, torch.device) and argument.type == "cuda" and argument.index is None
-    )
-    return CUDA if is_cuda else argument
 
 
 @contextmanager
 def device() -> Iterator[Device]:
     """Within it there is a CUDA device."""
     pretended = Device()
-    with pytest.MonkeyPatch.context() as patch, known_to_torch():
+    with pytest.MonkeyPatch.context() as patch, known_to_torch("cuda"):
         take_place_of_cuda(pretended, patch)
-        with Numbered(), pretended:
+        with Numbered(CUDA), pretended:
             yield pretended

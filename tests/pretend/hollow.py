@@ -31,7 +31,7 @@ from triton.runtime.jit import JITFunction
 
 from pretend import runtime
 from pretend.device import Device, Numbered
-from pretend.memory import known_to_torch, on_cuda
+from pretend.memory import CUDA, known_to_torch, seen_on
 
 assert os.environ.get("TRITON_INTERPRET") == "0", "read when triton is imported"
 
@@ -81,7 +81,7 @@ def _made(leaf: Any, lent: Mapping[int, Tensor], *, to_cuda: bool) -> Any:
     made = _zeros(leaf)
     if made.numel() <= _SMALL and not (made.dtype.is_floating_point or made.dtype == torch.bool):
         made.random_(*_TOKENS)
-    return on_cuda(made) if to_cuda else made
+    return seen_on(made, "cuda") if to_cuda else made
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def _no_capture() -> SimpleNamespace:
 def hollow() -> Iterator[None]:
     """Within it there is such a device."""
     pretended = HollowDevice()
-    with pytest.MonkeyPatch.context() as patch, known_to_torch():
+    with pytest.MonkeyPatch.context() as patch, known_to_torch("cuda"):
         patch.setattr(runtime, "Capture", _no_capture)
         patch.setattr(runtime, "gc", SimpleNamespace(collect=_nothing))  # each time it took long
         patch.setattr(runtime, "_take_launches", _nothing)
@@ -113,7 +113,7 @@ def hollow() -> Iterator[None]:
         patch.setattr(sys.modules[Device.__module__], "spoil", Tensor.zero_)
         patch.setattr(runtime._PROPERTIES, "total_memory", _BYTES)
         runtime.take_place_of_cuda(pretended, patch)
-        with Numbered(), pretended:
+        with Numbered(CUDA), pretended:
             yield
 
 

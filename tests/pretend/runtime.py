@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pretend.memory import CUDA, on_cpu
+from pretend.memory import CUDA, seen_on
 from pretend.values import spoil
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def take_place_of_cuda(device: "Device", patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Tensor,
         "__repr__",
-        lambda t, **k: f"{shown(on_cpu(t), **k)} on {t.device}" if t.is_cuda else shown(t, **k),
+        lambda t, **k: shown(seen_on(t, "cpu"), **k) + (f" on {t.device}" if t.is_cuda else ""),
     )
     _take_launches(device, patch)
 
@@ -288,7 +288,7 @@ def _take_launches(device: "Device", patch: pytest.MonkeyPatch) -> None:
     launch = GridExecutor.__call__
 
     def lend(argument: Any) -> Any:
-        return on_cpu(argument) if isinstance(argument, Tensor) else argument
+        return seen_on(argument, "cpu") if isinstance(argument, Tensor) else argument
 
     def as_given(self: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return list(args), dict(kwargs)

@@ -26,7 +26,7 @@ class TappingHead(BorrowingHead):
 
     def joined(self, hidden: Mapping[int, Tensor]) -> Tensor:
         """The states of each tap, (tokens, target_hidden), side by side in memory of their own."""
-        parts = [hidden[tap].to(self.device, non_blocking=True) for tap in self.taps]
+        parts = [hidden[tap].to(self.device) for tap in self.taps]
         return torch.cat(parts, dim=-1).to(self.dtype)
 
 

@@ -1,0 +1,95 @@
+"""On an Apple GPU the texts are the CPU's: on a machine without one, on a pretended one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from eagle_heads import fitted
+from families import FAMILIES, prompt_inputs
+from matrix import Cell, covering_cells
+from pretend.apple import apple
+from pretend.cells import run_on_apple
+
+import mmspec
+from mmspec.config import Config, DecodeConfig
+from mmspec.drafters.eagle import Eagle
+
+INPUTS = prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=20, seed=1)
+# It has no float64.
+CELLS = [replace(c, dtype="float32") for c in covering_cells() if c.exactness == "standard"]
+
+
+def assert_as_plain(cell: Cell, **options: int) -> None:
+    outcome = run_on_apple(cell, **options)
+    assert not outcome.mismatches, f"{cell}: {outcome.mismatches}"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        Cell("llama", "eagle1", "warped", 3, "text", dtype="float32"),
+        Cell("qwen2_5_vl", "cascade", "t1", 3, "image_middle", reuse="chunks", dtype="float32"),
+    ],
+    ids=str,
+)
+def test_texts_are_the_cpus(cell: Cell) -> None:
+    assert_as_plain(cell, new_tokens=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_in_every_family(cell: Cell) -> None:
+    assert_as_plain(cell)
+
+
+def test_another_rule_weighs_what_a_head_there_drew() -> None:
+    model = FAMILIES["llama"].build(torch.float32)
+    head = fitted(model, 1)
+
+    def answer() -> tuple[tuple[int, ...], int]:
+        drafter = Eagle(head, max_depth=3, min_confidence=0.0, draw="sample")
+        decode = DecodeConfig(verifier="recursive", controller="fixed")
+        engine = mmspec.load(model, config=Config(decode=decode), drafter=drafter)
+        result = engine.generate(INPUTS, max_new_tokens=10, temperature=0.8, top_k=30, seed=4)
+        return result.tokens, result.stats.accepted_tokens
+
+    expected = answer()
+    assert expected[1] > 0
+    with apple():
+        model = model.to("mps")
+        assert answer() == expected
+
+
+def test_a_model_is_loaded_there_and_answers() -> None:
+    def answer(device: str) -> str:
+        engine = mmspec.load("nano-vlm", device=device, dtype="float32")
+        result = engine.generate("Say it.", temperature=1.0, top_p=0.9, seed=3, max_new_tokens=12)
+        assert engine.target.device.type == device
+        return result.text
+
+    expected = answer("cpu")
+    with apple() as gpu:
+        assert answer("mps") == expected
+        assert gpu.num_computed > 1000
+
+
+@pytest.mark.parametrize(
+    ("does", "error"),
+    [
+        (lambda there: there.double(), TypeError),
+        (lambda there: there.new_zeros(1, dtype=torch.float64), TypeError),
+        (lambda there: there.to("cpu", non_blocking=True), AssertionError),
+        (lambda there: there.copy_(torch.zeros(2), non_blocking=True), AssertionError),
+        (lambda there: there + torch.zeros(2), RuntimeError),
+        (
+            lambda there: torch.segment_reduce(there, "sum", lengths=there.long()),
+            NotImplementedError,
+        ),
+    ],
+)
+def test_it_refuses_what_one_would(
+    does: Callable[[torch.Tensor], object], error: type[Exception]
+) -> None:
+    with apple(), pytest.raises(error):
+        does(torch.ones(2, device="mps"))
