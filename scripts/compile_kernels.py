@@ -15,7 +15,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -203,7 +203,10 @@ def all_launches(*, is_quick: bool) -> Launches:
     yield _trial
     for model in _LARGE[:1] if is_quick else (*_LARGE, _ENLARGED):
         yield from _products(model, is_quick=is_quick)
-    for model in (*_SMALL[1:], *_LARGE[:1]) if is_quick else (*_SMALL, *_LARGE):
+    if is_quick:
+        yield from _block(_SMALL[1], earlies=(False,))
+        yield from _block(_LARGE[0], earlies=(True,))
+    for model in () if is_quick else (*_SMALL, *_LARGE):
         yield from _block(model)
     for model in _LARGE[:1] if is_quick else (*_SMALL, *_LARGE):
         for nodes in (1, 17) if is_quick else _NODES:
@@ -287,6 +290,7 @@ def _products(model: _Model, *, is_quick: bool) -> Launches:
         "down": ((hidden,), intermediate),
         "head": ((model.vocab,), hidden),
     }
+    earlies = (True,) if is_quick else (False, True)
     for padded in PADDED_ROWS:
         if is_quick and padded == 16:
             continue
@@ -296,20 +300,20 @@ def _products(model: _Model, *, is_quick: bool) -> Launches:
             rows, weights = _empty(padded, width), [_empty(n, width) for n in sizes]
             biases = [_empty(n) for n in sizes] if has_bias else None
             for tiling in candidates(shape, padded)[-1:] if is_quick else candidates(shape, padded):
-                for is_early in (False, True):
+                for is_early in earlies:
                     yield lambda r=rows, w=weights, b=biases, t=tiling, e=is_early: skinny.multiply(
                         r, w, b, t, is_early=e
                     )
         rows, pair = _empty(padded, hidden), [_empty(intermediate, hidden) for _ in range(2)]
         shape = Shape((intermediate,) * 2, hidden, torch.bfloat16, False, True)
         for tiling in candidates(shape, padded)[:1] if is_quick else candidates(shape, padded):
-            for is_early in (False, True):
+            for is_early in earlies:
                 yield lambda r=rows, p=pair, t=tiling, e=is_early: skinny.multiply_gated(
                     r, *p, tiling=t, activation="silu", is_early=e
                 )
 
 
-def _block(model: _Model) -> Launches:
+def _block(model: _Model, *, earlies: Sequence[bool] = (False, True)) -> Launches:
     """What is beside products and attention in a decoder block, whatever the number of nodes."""
     empty, head_dim = model.empty, model.head_dim
     states, weight = empty(1, 1, model.hidden), empty(model.hidden)
@@ -320,7 +324,7 @@ def _block(model: _Model) -> Launches:
     stacked = empty(1, 1, sum(model.sizes)).split(model.sizes, dim=-1)
     own = [empty(1, 1, size) for size in model.sizes]
     head_norms = rotary.HeadNorms(empty(head_dim), empty(head_dim), 1e-6)
-    for is_early in (False, True):
+    for is_early in earlies:
         normed = partial(norm.add_norm, weight=weight, epsilon=1e-5, is_early=is_early)
         yield partial(normed, states, None)
         yield partial(normed, states, states)
