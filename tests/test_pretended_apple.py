@@ -12,8 +12,11 @@ from pretend.apple import apple
 from pretend.cells import run_on_apple
 
 import mmspec
+from mmspec.check import run_check
+from mmspec.check.rounding import rounding_bound
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.eagle import Eagle
+from mmspec.state import Prompt
 
 INPUTS = prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=20, seed=1)
 # It has no float64.
@@ -61,17 +64,18 @@ def test_another_rule_weighs_what_a_head_there_drew() -> None:
         assert answer() == expected
 
 
-def test_a_model_is_loaded_there_and_answers() -> None:
-    def answer(device: str) -> str:
-        engine = mmspec.load("nano-vlm", device=device, dtype="float32")
-        result = engine.generate("Say it.", temperature=1.0, top_p=0.9, seed=3, max_new_tokens=12)
-        assert engine.target.device.type == device
-        return result.text
-
-    expected = answer("cpu")
+def test_a_model_is_checked_there() -> None:
     with apple() as gpu:
-        assert answer("mps") == expected
-        assert gpu.num_computed > 1000
+        engine = mmspec.load("nano-vlm", device="mps", dtype="float32")
+        assert engine.target.device.type == "mps"
+        asked = [engine.prepare(mmspec.Request(words)) for words in ("Say it.", "And this?")]
+        sampling = {"temperature": 1.0, "top_p": 0.9}
+        report = run_check(engine, asked, seeds=(3,), sampling=sampling, max_new_tokens=12)
+        assert report.is_identical and len(report.comparisons) > 3
+        prompt = asked[0].prompt
+        assert isinstance(prompt, Prompt)
+        assert 0 < rounding_bound(engine.target.model, prompt, [65, 66, 67]) < 1e-3
+    assert gpu.num_computed > 1000
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def rounding_bound(model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int]
 def _native_logits(
     model: PreTrainedModel, prompt: Prompt, tokens: Sequence[int], rows: int
 ) -> Tensor:
-    """(generated, vocab) float64: the raw logits of the first of `rows` equal rows."""
+    """(generated, vocab) float64 on the CPU: the raw logits of the first of `rows` equal rows."""
     output = model.generate(
         **native_inputs(model, prompt),
         do_sample=True,  # of the one token that is left: only sampling takes several rows a prompt
@@ -51,7 +51,7 @@ def _native_logits(
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return torch.stack([step[0] for step in output.logits]).double()
+    return torch.stack([step[0] for step in output.logits]).cpu().double()
 
 
 class _Forced(LogitsProcessor):

@@ -1,8 +1,8 @@
 """A pretended Apple GPU: tensors that say they are on `mps:0`, with a CPU that computes.
 
 What MPS refuses is refused: float64, operations that torch has no kernel for there (by torch's own
-list of them), tensors of two devices in one operation. So is a copy that the CPU does not wait for:
-what lies at its place may be read or written at any time.
+list of them), tensors of two devices in one operation. So is a copy of mmspec's that the CPU does
+not wait for: what lies at its place may be read or written at any time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torchgen
 from torch import Tensor
@@ -20,7 +21,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torchgen.gen import parse_native_yaml
 from torchgen.model import DispatchKey, NativeFunction
 
-from pretend.device import Numbered, is_made_of_others, leaves_undefined, refuse_other_devices
+from pretend.device import (
+    Numbered,
+    frames,
+    is_made_of_others,
+    leaves_undefined,
+    refuse_other_devices,
+)
 from pretend.memory import APPLE, known_to_torch, seen_on
 from pretend.values import spoil
 
@@ -132,7 +139,9 @@ def _refuse(
         is_last_of_copy = func is _ATEN.copy_.default and len(args) > 2 and args[2]
         crosses = func is _ATEN._to_copy.default or args[0].device != args[1].device
         if crosses and (is_last_of_copy or kwargs.get("non_blocking")):
-            raise AssertionError("a copy from or to MPS that nobody waits for")
+            direct = next(name for name, _ in frames() if "/torch/" not in name)
+            if "/transformers/" not in direct:  # whose own matter it is
+                raise AssertionError("a copy from or to MPS that nobody waits for")
         return
     name = func.name().removeprefix("aten::")
     if func.namespace == "aten" and not _has_kernel(name):
@@ -158,9 +167,27 @@ def _has_kernel(name: str) -> bool:
     return any(indices[key].has_kernel(function) for key in _KEYS if key in indices)
 
 
+class _Event:
+    """All is done at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
 @contextmanager
 def apple() -> Iterator[Apple]:
     """Within it there is an Apple GPU."""
     _functions()  # before modes look at what it does
-    with known_to_torch("mps"), _Calls(APPLE), Apple() as pretended:
-        yield pretended
+    with pytest.MonkeyPatch.context() as patch, known_to_torch("mps"):
+        patch.setattr(torch, "Event", _Event)
+        with _Calls(APPLE), Apple() as pretended:
+            yield pretended

@@ -275,14 +275,14 @@ def _does_something(func: Any, args: Sequence[Any], fresh: Sequence[Tensor]) -> 
 def _caller(*, but: tuple[str, ...] = ()) -> str:
     """The innermost frame of mmspec, `but` of those files; else the innermost that is neither
     torch's nor ours."""
-    frames = [frame for frame in _frames() if not frame[0].endswith(but)]
-    own = [f for f in frames if "/mmspec/" in f[0]]
-    other = [f for f in frames if "/torch/" not in f[0]]
-    name, line = (own or other or frames)[0]
+    found = [frame for frame in frames() if not frame[0].endswith(but)]
+    own = [f for f in found if "/mmspec/" in f[0]]
+    other = [f for f in found if "/torch/" not in f[0]]
+    name, line = (own or other or found)[0]
     return f"{'/'.join(Path(name).parts[-3:])}:{line}"
 
 
-def _frames() -> Iterator[tuple[str, int]]:
+def frames() -> Iterator[tuple[str, int]]:
     """(file, line) of whoever called, the innermost first."""
     frame = sys._getframe(1)
     while frame is not None:
