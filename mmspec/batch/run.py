@@ -69,14 +69,15 @@ def run_batch(
     Under the id of an answer another question is answered anew, in its place; where that fails the
     id has no answer.
 
-    `options` are fields of `Request`, for all; `told` says what is written of an answer, without it
-    what `answer_values` does and what a thinking model's answer is made of. A task's
-    seed comes from `seed` and its id, so its answer depends on neither the batch nor on where an
-    earlier run was stopped. What loads an `engine` is called with the first task that is to be
-    answered, before `options` are read. Raises InputError: a wrong option, a full disk.
+    `options` are fields of `Request`, for all; a task's own win. `told` says what is written of an
+    answer, without it what `answer_values` does and what a thinking model's answer is made of. A
+    task's seed is its own, or comes from `seed` and its id, so its answer depends on neither the
+    batch nor on where an earlier run was stopped. What loads an `engine` is called with the first
+    task that is to be answered, before `options` are read. Raises InputError: a wrong option, a
+    full disk.
     """
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
-    running: dict[int, tuple[Task, str | None]] = {}
+    running: dict[int, tuple[Task, str, Request]] = {}
     loaded: Engine | None = None
 
     def fail(task: Task, error: MmspecError, asked: str | None = None) -> None:
@@ -89,45 +90,50 @@ def run_batch(
         tally.seconds = time.perf_counter() - begun
         on_progress(tally)
 
-    def requests() -> Iterator[Request]:
-        number = 0
+    def left() -> Iterator[tuple[Task, str]]:
         for task in tasks:
-            asked = None if task.request is None else question_digest(task.request)
+            asked = None if task.request is None else question_digest(task.request, task.options)
             if task.id in seen:
                 fail(task, InputError("this id was there before; give each line its own"))
             elif ledger.holds(task.id, asked):
                 tally.num_earlier += 1
                 on_progress(tally)
-            elif task.request is None:
-                assert task.error is not None
-                fail(task, task.error)
+            elif task.error is not None:
+                fail(task, task.error, asked)
             else:
-                running[number] = task, asked
-                number += 1
-                yield replace(task.request, seed=task_seed(seed, task.id))
+                assert asked is not None
+                yield task, asked
             seen.add(task.id)
+
+    def requests(asked_for: Iterable[tuple[Task, str]]) -> Iterator[Request]:
+        common = {name: value for name, value in options.items() if name not in _BESIDE}
+        for number, (task, asked) in enumerate(asked_for):
+            own = {**common, "seed": task_seed(seed, task.id), **task.options}
+            request = build_request(task.request, own)
+            running[number] = task, asked, request
+            yield request
 
     def values_of(request: Request, result: Result) -> dict[str, object]:
         if told is not None:
             return told(result)
         assert loaded is not None
-        return {**answer_values(result), **_parts(loaded, request, options, result)}
+        return {**answer_values(result), **_parts(loaded, request, result)}
 
     def results() -> Iterator[tuple[int, Result]]:
         nonlocal loaded
-        asked = requests()
-        first = next(asked, None)
+        others = left()
+        first = next(others, None)
         if first is not None:
             loaded = engine if isinstance(engine, Engine) else engine()
-            yield from loaded.generate_each(chain([first], asked), **options)
+            beside = {name: options[name] for name in _BESIDE if name in options}
+            yield from loaded.generate_each(requests(chain([first], others)), **beside)
 
     for number, result in results():
-        task, asked = running.pop(number)
+        task, asked, request = running.pop(number)
         if result.error is not None:
             fail(task, result.error, asked)
         else:
-            assert task.request is not None
-            ledger.write({"id": task.id, **values_of(task.request, result), "asked": asked})
+            ledger.write({"id": task.id, **values_of(request, result), "asked": asked})
             tally.num_answered += 1
             tally.num_cut_off += result.finish_reason == "length"
         tally.new_tokens += result.stats.new_tokens
@@ -139,22 +145,18 @@ def run_batch(
     return tally
 
 
-def _parts(
-    engine: Engine, request: Request, options: Mapping[str, Any], result: Result
-) -> Mapping[str, str]:
+def _parts(engine: Engine, request: Request, result: Result) -> Mapping[str, str]:
     """What the answer of a thinking model is made of; nothing where it follows a grammar.
 
     By what is said in its prompt, media aside: that may open the reasoning, or not."""
-    if any(isinstance(one, Guide) for one in options.get("logits_processors") or ()):
+    if any(isinstance(one, Guide) for one in request.logits_processors):
         return {}
-    own = {name: given for name, given in options.items() if name not in _BESIDE}
     prompt = _said(request.prompt)
     said = replace(request, prompt=prompt, images=(), videos=(), audio=(), passages=())
     try:
-        asked = build_request(said, own)
-        if not Reading(engine.inputs, asked).may_reason:  # as of most models: nothing to prepare
+        if not Reading(engine.inputs, said).may_reason:  # as of most models: nothing to prepare
             return {}
-        return Reading(engine.inputs, engine.prepare(asked)).answer_of_tokens(result).parts
+        return Reading(engine.inputs, engine.prepare(said)).answer_of_tokens(result).parts
     except MmspecError:  # some templates want what is left out here
         return {}
 
@@ -181,11 +183,12 @@ def task_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def question_digest(request: Request) -> str:
-    """The same for the same texts, and media by the same names or bytes. What else a medium may be
-    counts by its kind alone."""
+def question_digest(request: Request, options: Mapping[str, object]) -> str:
+    """The same for the same texts and options of their own, and media by the same names or bytes.
+    What else a medium may be counts by its kind alone."""
     media = [request.images, request.videos, request.audio]
-    told = json.dumps([request.prompt, request.passages, media], default=_plainly)
+    own = [options] if options else []  # questions without any are as old as ledgers
+    told = json.dumps([request.prompt, request.passages, media, *own], default=_plainly)
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 

@@ -1,15 +1,15 @@
 """Files, folders and globs -> tasks: what is asked about each document, or prompts of a file."""
 
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import Passage, pdf_pages
 from mmspec.inputs.documents import SUFFIXES, find_documents, read_documents
 from mmspec.inputs.pdf import num_pages
-from mmspec.inputs.prompt_file import prompt_of
+from mmspec.inputs.prompt_file import options_of, prompt_of
 from mmspec.inputs.records import (
     Record,
     count_records,
@@ -39,7 +39,8 @@ class Task:
 
     id: str  # the file's path; of a record its "id", or the path and its number, as of a PDF's page
     request: Request | None  # without seed and sampling; None where it cannot be read, or need not
-    error: MmspecError | None = None  # why it cannot be read, with its place: a file's line or page
+    error: MmspecError | None = None  # why it is not answered, with its place: a file's line, page
+    options: Mapping[str, object] = field(default_factory=dict)  # its own, which win
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -60,8 +61,9 @@ def read_tasks(
     With a `prompt` it is asked about each document: a text, Markdown, HTML or PDF file, a record of
     JSONL, CSV or Parquet (its `field`), an image, a recording or a video; with `pages` about each
     page of a PDF as it looks, and its text layer is drafted from. Without, the files are records of
-    prompts, as `read_prompts` takes them, or text with a prompt a line. What cannot be read is a
-    Task with its error; pages that are `answered` are not rendered again.
+    prompts, as `read_prompts` takes them, each perhaps with options of its own, or text with a
+    prompt a line. What cannot be read is a Task with its error; pages that are `answered` are not
+    rendered again.
     """
     for path in files:
         medium = MEDIA.get(path.suffix.lower())
@@ -165,4 +167,10 @@ def _prompt(record: Record) -> Task:
     except InputError as error:
         return Task(record.id, None, error)
     request = Request(found.prompt, images=found.images, videos=found.videos, audio=found.audio)
-    return Task(record.id, request)
+    options = options_of(record)
+    try:
+        build_request(request, options)
+    except InputError as error:
+        wrong = InputError(f"{record.where}: {error}")
+        return Task(record.id, request, wrong, options)
+    return Task(record.id, request, options=options)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +13,20 @@ from mmspec.errors import InputError
 from mmspec.inputs.audio import AudioSource
 from mmspec.inputs.images import ImageSource
 from mmspec.inputs.messages import Message
-from mmspec.inputs.records import Record, may_hold_prompts, not_utf8, read_lines, read_records
+from mmspec.inputs.records import (
+    Record,
+    is_table,
+    may_hold_prompts,
+    not_utf8,
+    read_lines,
+    read_records,
+)
 from mmspec.inputs.videos import VideoSource
 
 PROMPT_FIELDS = ("prompt", "messages", "turns")
+_COUNTS = ("max_new_tokens", "top_k", "seed")
+_NUMBERS = (*_COUNTS, "temperature", "top_p", "min_p", "repetition_penalty")
+_OPTIONS = ("system", "stop", *_NUMBERS)  # those of `mmspec generate`, by their names there
 _PATH_KEYS = ("path", "image", "video", "audio")  # of a part of a message
 _LONGEST_PATH = 1024  # characters; what is longer is data
 
@@ -88,6 +99,29 @@ def prompt_of(record: Record) -> FilePrompt:
         tuple(_media(record, "audio", values.get("audio"))),
         tuple(_media(record, "videos", values.get("videos") or values.get("video"))),
     )
+
+
+def options_of(record: Record) -> dict[str, object]:
+    """What a record says itself of how it is answered: fields of a request. What is null, or an
+    empty cell of a CSV file, is not said."""
+    found = dict[str, object]()
+    for name in _OPTIONS:
+        value = record.values.get(name)
+        if is_cell := is_table(record.path) and isinstance(value, str):
+            value = _number(value) if name in _NUMBERS else value
+        if name in _COUNTS and isinstance(value, float) and value.is_integer():
+            value = int(value)  # a column of them that has gaps is one of floats
+        if value is not None and not (is_cell and value == ""):
+            found[name] = value
+    return found
+
+
+def _number(cell: str) -> str | int | float:
+    """What the cell says, or itself where that is none."""
+    for read in (int, float):
+        with suppress(ValueError):
+            return read(cell)
+    return cell.strip()
 
 
 def _media(record: Record, key: str, given: object) -> Iterator[Any]:

@@ -62,6 +62,11 @@ def is_of_records(path: Path) -> bool:
     return kind_of(path) in SUFFIXES_OF_RECORDS
 
 
+def is_table(path: Path) -> bool:
+    """Whether its values are cells, which are texts."""
+    return kind_of(path) in _TABLES
+
+
 def may_hold_prompts(path: Path) -> bool:
     """Whether its prompts are records: those of a .json file too, which else is one document."""
     return is_of_records(path) or kind_of(path) == _JSON
@@ -77,7 +82,7 @@ def read_records(path: Path) -> Iterator[Record]:
         return _rows(path)
     if kind_of(path) == _JSON:
         return _array_or_lines(path)
-    return _table(path) if kind_of(path) in _TABLES else _lines(path)
+    return _table(path) if is_table(path) else _lines(path)
 
 
 def count_records(path: Path) -> int:

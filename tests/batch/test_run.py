@@ -12,6 +12,7 @@ from reading.families import thinking_engine
 
 from mmspec.answers import unbegun_result
 from mmspec.batch import Ledger, Task, run_batch
+from mmspec.batch.run import question_digest
 from mmspec.errors import InputError
 from mmspec.requests import Request, Result
 
@@ -98,6 +99,16 @@ def test_reasoning_and_answer_stand_apart(template: str, said: str, tmp_path: Pa
             assert (line["reasoning"], line["answer"]) == ("Hm.", "Well.")
         else:
             assert "reasoning" not in line and "answer" not in line
+
+
+def test_a_question_without_options_of_its_own_is_known_as_ever() -> None:
+    """By ledgers that were begun before there were any."""
+    request = Request("abc", images=("a.png",))
+    assert question_digest(request, {}) == "71aa38e9610c"
+    assert (
+        len({question_digest(request, options) for options in ({}, {"top_k": 1}, {"top_k": 2})})
+        == 3
+    )
 
 
 @pytest.mark.parametrize(

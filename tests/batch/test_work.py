@@ -113,6 +113,39 @@ def test_a_row_that_is_no_csv_costs_no_other(tmp_path: Path) -> None:
     assert "first row" in str(task.error)
 
 
+def test_a_record_says_itself_how_it_is_answered(tmp_path: Path) -> None:
+    lines = (
+        {"prompt": "a", "temperature": 0, "max_new_tokens": 3, "stop": ["x"], "system": ""},
+        {"prompt": "a", "temperature": None, "seed": 2**64 - 1, "top_k": 4.0, "category": "b"},
+        {"prompt": "a"},
+        {"prompt": "a", "temperature": "0.7"},
+        {"id": 7, "prompt": "a", "max_new_tokens": 2.5},
+    )
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    first, second, third, *wrong = read_tasks([path], prompt=None)
+    assert first.options == {"system": "", "stop": ["x"], "max_new_tokens": 3, "temperature": 0}
+    assert second.options == {"seed": 2**64 - 1, "top_k": 4} and not third.options
+    for task, told in zip(wrong, ("4: temperature='0.7'", "5: max_new_tokens=2.5"), strict=True):
+        assert f"p.jsonl, line {told}: expected" in str(task.error)
+    for document in read_tasks([path], prompt="What?", field="prompt"):  # where none is an option
+        assert document.request is not None and not document.options
+
+
+def test_cells_are_read_as_the_numbers_that_they_say(tmp_path: Path) -> None:
+    path = tmp_path / "p.csv"
+    rows = ("a,20,.5,,", "a, 7.0 ,1, ,x", "a,,,9,2", "a,,,,", "a,many,,,")
+    path.write_text("\n".join(("prompt,max_new_tokens,top_p,seed,stop", *rows)))
+    *tasks, wrong = read_tasks([path], prompt=None)
+    assert [task.options for task in tasks] == [
+        {"max_new_tokens": 20, "top_p": 0.5},
+        {"max_new_tokens": 7, "top_p": 1, "stop": "x"},
+        {"seed": 9, "stop": "2"},
+        {},
+    ]
+    assert "row 5: max_new_tokens='many': expected a whole number" in str(wrong.error)
+
+
 def test_chat_messages_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(table("messages", "[{'role': 'user'; 'content': 'Who?'}]"))
     (task,) = read_tasks([tmp_path / "p.csv"], prompt=None)

@@ -57,6 +57,33 @@ def test_every_answer_is_the_one_that_its_request_gets_alone(prompts: Path, tmp_
         assert line["finish_reason"] == alone.finish_reason
 
 
+def test_a_record_s_own_options_win_and_new_ones_are_a_new_question(tmp_path: Path) -> None:
+    path, out, engine = tmp_path / "p.jsonl", tmp_path / "out.jsonl", mmspec.load("tiny-vlm")
+    common = {"max_new_tokens": 6, "temperature": 1, "seed": 0}
+    own = [{"max_new_tokens": 9, "seed": 5, "system": "Be brief."}, {"temperature": 0}, {}]
+
+    def write() -> None:
+        records = [{"id": i, "prompt": "Repeat: xyz", **said} for i, said in enumerate(own)]
+        path.write_text("\n".join(map(json.dumps, records)))
+
+    write()
+    batch("tiny-vlm", path, "--out", out, *OPTIONS)
+    for name, line in answers(out).items():
+        asked = {**common, "seed": task_seed(0, name), **own[int(name)]}
+        alone = engine.generate("Repeat: xyz", **asked)
+        assert (line["text"], line["seed"]) == (alone.text, asked["seed"])
+    first = answers(out)
+    own[1]["top_k"] = "few"
+    write()
+    told = batch("tiny-vlm", path, "--out", out, *OPTIONS, code=1).stderr
+    assert "0 answered · 2 before · 1 failed" in told and f"{path}, line 2: top_k='few'" in told
+    own[1] = {"max_new_tokens": 2}
+    write()
+    assert "1 answered · 2 before" in batch("tiny-vlm", path, "--out", out, *OPTIONS).stderr
+    again = answers(out)
+    assert again["1"]["new_tokens"] == 2 and {**first, "1": again["1"]} == again
+
+
 def test_where_all_is_answered_no_model_is_loaded(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
