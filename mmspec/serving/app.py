@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,14 +15,10 @@ from starlette.routing import Route
 
 from mmspec.engine import Engine
 from mmspec.integrations.answer import model_name
-from mmspec.serving.chat import ChatForm
-from mmspec.serving.completions import CompletionForm
 from mmspec.serving.errors import ApiError
-from mmspec.serving.responses import ResponseForm
-from mmspec.serving.service import FormType, Service, error_response
+from mmspec.serving.forms import CHATS, RESPONSES, TEXTS, forms
+from mmspec.serving.service import Service, error_response
 from mmspec.serving.settings import ServerSettings
-
-_CHATS, _RESPONSES, _TEXTS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 
 
 def build_app(engine: Engine, settings: ServerSettings) -> Starlette:
@@ -38,15 +33,11 @@ def build_app(engine: Engine, settings: ServerSettings) -> Starlette:
         finally:
             await asyncio.to_thread(service.scheduler.close)
 
-    forms: dict[str, FormType] = {
-        _CHATS: ChatForm,
-        _RESPONSES: partial(ResponseForm, kept=service.kept),
-        _TEXTS: CompletionForm,
-    }
+    asked = forms(service.kept).items()
     app = Starlette(
         routes=[
-            *(Route(path, service.answering(f), methods=["POST"]) for path, f in forms.items()),
-            Route(f"{_RESPONSES}/{{id}}", service.response, methods=["GET", "DELETE"]),
+            *(Route(path, service.answering(form), methods=["POST"]) for path, form in asked),
+            Route(f"{RESPONSES}/{{id}}", service.response, methods=["GET", "DELETE"]),
             Route("/v1/models", service.models),
             Route("/v1/models/{name:path}", service.models),
             Route("/health", service.health),
@@ -75,7 +66,7 @@ def _cross_origin(settings: ServerSettings) -> list[Middleware]:
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    expected = ", ".join(f"POST {path}" for path in (_CHATS, _RESPONSES, _TEXTS))
+    expected = ", ".join(f"POST {path}" for path in (CHATS, RESPONSES, TEXTS))
     asked = f"{request.method} {request.url.path}"
     message = f"{asked}: {error.detail}; expected {expected} or GET /v1/models"
     return error_response(ApiError(error.status_code, message, headers=error.headers or {}))

@@ -82,8 +82,8 @@ class Call:
         """Opens images and tokenises, in other threads; then they wait for a place. Raises
         InputError, ApiError."""
         for number, request in enumerate(self.requests):
-            prepared = self._prepared(engine, request)
-            self.requests[number], self.predicted[number] = await self._in_time(prepared)
+            processed = self._prepared(engine, request)
+            self.requests[number], self.predicted[number] = await self._in_time(processed)
         for ticket, request in zip(self.tickets, self.requests, strict=True):
             self._scheduler.submit(ticket, request)
 
@@ -112,18 +112,18 @@ class Call:
         return time.monotonic() - self.tickets[0].arrived_at
 
     async def _prepared(self, engine: Engine, request: Request) -> tuple[Request, tuple[int, ...]]:
-        prepare = partial(_prepare, self._prepare, engine, request, self._settings)
+        prepare = partial(prepared, self._prepare, engine, request, self._settings)
         if not has_media(request):
             return await asyncio.to_thread(prepare)
         # A thread goes on where nobody waits for it any more, and keeps its place for so long.
         await self._pictures.opening.acquire()
         opened = asyncio.ensure_future(asyncio.to_thread(prepare))
         opened.add_done_callback(lambda _: self._pictures.opening.release())
-        prepared, predicted = await asyncio.shield(opened)
-        held = num_pixels(prepared.prompt)  # type: ignore[arg-type]  # processed
+        processed, predicted = await asyncio.shield(opened)
+        held = num_pixels(processed.prompt)  # type: ignore[arg-type]
         self._pictures.allowance.take(held)
         self._num_pixels += held
-        return prepared, predicted
+        return processed, predicted
 
     def _tell(self, number: int, news: Progress | Exception) -> None:
         """In the scheduler's thread."""
@@ -143,18 +143,18 @@ class Call:
             raise timed_out(self._settings.timeout_s) from late
 
 
-def _prepare(
+def prepared(
     prepare: Prepare, engine: Engine, request: Request, settings: ServerSettings
 ) -> tuple[Request, tuple[int, ...]]:
     """The processed request, with a bound on its answer, and the tokens of its prediction."""
     predicted: tuple[int, ...] = ()
     if request.prediction and engine.inputs is not None:
         predicted = engine.inputs.answer_tokens(request.prediction)
-    prepared = prepare(engine, request)
-    length, model = prepared.prompt.num_tokens, engine.target.model  # type: ignore[union-attr]
-    if requested_max_new_tokens(model, prepared, prompt_length=length) is None:
+    processed = prepare(engine, request)
+    length, model = processed.prompt.num_tokens, engine.target.model  # type: ignore[union-attr]
+    if requested_max_new_tokens(model, processed, prompt_length=length) is None:
         room = settings.default_max_tokens
         if engine.target.max_positions is not None:
             room = min(room, engine.target.max_positions - length)
-        prepared = replace(prepared, max_new_tokens=room)
-    return prepared, predicted
+        processed = replace(processed, max_new_tokens=room)
+    return processed, predicted

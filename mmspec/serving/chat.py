@@ -9,7 +9,7 @@ from mmspec.integrations.tool_calls import called
 from mmspec.logprobs import TokenLogprobs
 from mmspec.reading import AnswerReader, Reading, Reasoning, ToolCall
 from mmspec.requests import Request, Result
-from mmspec.serving.call import Call, Step
+from mmspec.serving.call import Step
 from mmspec.serving.chat_fields import (
     read_chat_fields,
     read_effort,
@@ -21,7 +21,7 @@ from mmspec.serving.chat_fields import (
 )
 from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
-from mmspec.serving.form import ChoicesForm, check_model, checked_request, ended
+from mmspec.serving.form import Answered, ChoicesForm, check_model, checked_request, ended
 from mmspec.serving.logprobs import of_chat, told_places
 from mmspec.serving.messages import read_messages
 from mmspec.serving.options import read_options
@@ -67,7 +67,7 @@ class ChatForm(ChoicesForm):
         self._reading = Reading(engine.inputs, super().prepare(engine, request))
         return self._reading.request
 
-    def whole(self, call: Call) -> dict[str, Any]:
+    def whole(self, call: Answered) -> dict[str, Any]:
         (result,) = ended(call)
         return self.body([self._choice(sample) for sample in result.samples], call)
 
@@ -87,7 +87,7 @@ class ChatForm(ChoicesForm):
             word = finish_word(progress.finish_reason, calls_tools=bool(reader.calls))
             yield self._event(index, {}, finish_reason=word)
 
-    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
+    def last_events(self, call: Answered) -> Iterator[dict[str, Any]]:
         if self.tells_usage:
             (result,) = ended(call)
             self._num_thought = sum(

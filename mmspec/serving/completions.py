@@ -7,10 +7,10 @@ import torch
 
 from mmspec.integrations.answer import finish_word
 from mmspec.requests import Result
-from mmspec.serving.call import Call, Step
+from mmspec.serving.call import Step
 from mmspec.serving.errors import refused
 from mmspec.serving.fields import Fields
-from mmspec.serving.form import ChoicesForm, check_model, checked_request, ended
+from mmspec.serving.form import Answered, ChoicesForm, check_model, checked_request, ended
 from mmspec.serving.logprobs import of_completion, told_places
 from mmspec.serving.options import read_options
 from mmspec.serving.settings import ServerSettings
@@ -63,7 +63,7 @@ class CompletionForm(ChoicesForm):
         self._has_logprobs = top is not None
         self._offsets: dict[int, int] = {}  # characters sent of each choice
 
-    def whole(self, call: Call) -> dict[str, Any]:
+    def whole(self, call: Answered) -> dict[str, Any]:
         choices = [
             self._choice(number * self._n + sample.sample, sample)
             for number, result in enumerate(ended(call))

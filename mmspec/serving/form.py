@@ -2,18 +2,31 @@
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mmspec.engine import Engine
 from mmspec.errors import InputError
 from mmspec.integrations.answer import speculation
+from mmspec.integrations.guided import JsonGuide
 from mmspec.requests import FIELD_NAMES, Request, Result, build_request
-from mmspec.serving.call import Call, Step
+from mmspec.serving.call import Step
 from mmspec.serving.errors import ApiError, in_clients_words, refused
 from mmspec.serving.fields import Fields
 from mmspec.serving.settings import ServerSettings
 from mmspec.serving.usage import usage
+
+
+class Answered(Protocol):
+    """What became of a form's requests."""
+
+    @property
+    def results(self) -> Sequence[Result | None]: ...
+
+    @property
+    def predicted(self) -> Sequence[Sequence[int]]:
+        """Tokens of their predictions."""
 
 
 class Form(Protocol):
@@ -28,13 +41,13 @@ class Form(Protocol):
     def prepare(self, engine: Engine, request: Request) -> Request:
         """One of its requests, ready to be decoded. In any thread; raises InputError."""
 
-    def whole(self, call: Call) -> dict[str, Any]:
+    def whole(self, call: Answered) -> dict[str, Any]:
         """The body, once all have ended."""
 
     def events(self, step: Step) -> Iterator[dict[str, Any]]:
         """What is sent of a step that has brought tokens."""
 
-    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
+    def last_events(self, call: Answered) -> Iterator[dict[str, Any]]:
         """What is sent when all have ended."""
 
     def failure(self, error: ApiError) -> dict[str, Any]:
@@ -60,14 +73,14 @@ class ChoicesForm:
     def prepare(self, engine: Engine, request: Request) -> Request:
         return engine.prepare(request)
 
-    def body(self, choices: list[dict[str, Any]], call: Call) -> dict[str, Any]:
+    def body(self, choices: list[dict[str, Any]], call: Answered) -> dict[str, Any]:
         return {**self._heading(self._kind), "choices": choices, **told(call, self._num_thought)}
 
     def event(self, choice: dict[str, Any]) -> dict[str, Any]:
         usage = {"usage": None} if self.tells_usage else {}
         return {**self._heading(self._chunk), "choices": [choice], **usage}
 
-    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
+    def last_events(self, call: Answered) -> Iterator[dict[str, Any]]:
         if self.tells_usage:
             yield {**self._heading(self._chunk), "choices": [], **told(call, self._num_thought)}
 
@@ -91,15 +104,25 @@ def read_streaming(fields: Fields) -> tuple[bool, bool]:
     return is_on, tells_usage
 
 
-def told(call: Call, num_thought: int) -> dict[str, Any]:
+def told(call: Answered, num_thought: int) -> dict[str, Any]:
     """Beside the choices of a whole answer; `mmspec` is of the first sample of the first prompt."""
     results = ended(call)
     figures = usage(results, call.predicted, num_thought)
     return {"usage": figures, "mmspec": speculation(results[0])}
 
 
-def ended(call: Call) -> list[Result]:
+def ended(call: Answered) -> list[Result]:
     return [result for result in call.results if result is not None]
+
+
+def follow_schema(form: Form, guide: JsonGuide) -> None:
+    """The form's requests are answered in JSON, where it asks for it. Raises InputError,
+    MissingExtraError."""
+    if form.json_schema is not None:
+        form.requests[:] = [
+            replace(one, logits_processors=[guide.matching(form.json_schema)])
+            for one in form.requests
+        ]
 
 
 def check_model(fields: Fields, settings: ServerSettings) -> None:

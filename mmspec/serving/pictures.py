@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from mmspec.requests import Request
-from mmspec.serving.receiving import Allowance
+from mmspec.serving.allowance import Allowance
 from mmspec.serving.settings import ServerSettings
 from mmspec.state import Prompt
 

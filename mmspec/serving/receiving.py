@@ -8,35 +8,12 @@ from contextlib import suppress
 
 from starlette.requests import ClientDisconnect, Request
 
+from mmspec.serving.allowance import Allowance
 from mmspec.serving.errors import ApiError, busy, not_asked, too_slow
 from mmspec.serving.settings import ServerSettings
 from mmspec.words import counted
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a pair, or of none
-
-
-class Allowance:
-    """So much of something that all requests together may hold. In one event loop."""
-
-    def __init__(self, most: int, *, told: str) -> None:
-        self._most = self._left = most
-        self._told = told
-
-    def take(self, amount: int) -> None:
-        """Raises ApiError where it is not there, now or ever."""
-        if amount > self._most:
-            raise ApiError(
-                413,
-                f"{self._told}: the request takes {amount}, and there is room for {self._most} in "
-                "all; send fewer or smaller ones",
-                code="request_too_large",
-            )
-        if amount > self._left:
-            raise busy(self._told)
-        self._left -= amount
-
-    def give_back(self, amount: int) -> None:
-        self._left += amount
 
 
 class Mailroom:

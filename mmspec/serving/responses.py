@@ -11,7 +11,7 @@ from mmspec.integrations.answer import finish_word
 from mmspec.reading import Reading
 from mmspec.requests import Request
 from mmspec.row import FinishReason
-from mmspec.serving.call import Call, Step
+from mmspec.serving.call import Step
 from mmspec.serving.chat_fields import (
     REFUSED,
     read_chat_fields,
@@ -24,7 +24,7 @@ from mmspec.serving.chat_fields import (
 )
 from mmspec.serving.errors import ApiError, refused
 from mmspec.serving.fields import Fields
-from mmspec.serving.form import check_model, checked_request, ended, read_streaming, told
+from mmspec.serving.form import Answered, check_model, checked_request, ended, read_streaming, told
 from mmspec.serving.kept import KeptResponses
 from mmspec.serving.logprobs import told_places
 from mmspec.serving.options import read_options
@@ -131,7 +131,7 @@ class ResponseForm:
         self._output = Output(self._reading.reader())
         return self._reading.request
 
-    def whole(self, call: Call) -> dict[str, Any]:
+    def whole(self, call: Answered) -> dict[str, Any]:
         (result,) = ended(call)
         places = told_places(result.logprobs or (), result.finish_reason)
         list(self._output.push(result.text, places))
@@ -147,7 +147,7 @@ class ResponseForm:
             end = self._output.finish(is_cut=_is_cut(step.progress.finish_reason))
             yield from map(self._numbered, end)
 
-    def last_events(self, call: Call) -> Iterator[dict[str, Any]]:
+    def last_events(self, call: Answered) -> Iterator[dict[str, Any]]:
         response = self._ended(call)
         kind = f"response.{response['status']}"
         yield self._numbered({"type": kind, "response": response})
@@ -163,7 +163,7 @@ class ResponseForm:
     def _begun(self) -> dict[str, Any]:
         return {**self._heading, **_state("in_progress"), "output": [], "usage": None}
 
-    def _ended(self, call: Call) -> dict[str, Any]:
+    def _ended(self, call: Answered) -> dict[str, Any]:
         (result,) = ended(call)
         status = "incomplete" if _is_cut(result.finish_reason) else "completed"
         figures = told(call, self._reading.num_thought(result, self._output.reader))

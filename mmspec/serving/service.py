@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +18,8 @@ from mmspec.serving.access import Access
 from mmspec.serving.call import Call, Step
 from mmspec.serving.errors import ApiError, as_api_error
 from mmspec.serving.events import EventStream, events
-from mmspec.serving.form import Form
+from mmspec.serving.form import follow_schema
+from mmspec.serving.forms import FormType
 from mmspec.serving.kept import KeptResponses
 from mmspec.serving.metrics import CONTENT_TYPE, Metrics
 from mmspec.serving.pictures import Pictures
@@ -31,7 +31,6 @@ from mmspec.words import counted
 logger = logging.getLogger(__name__)
 access_log = logging.getLogger("mmspec.serving.access")
 
-FormType = Callable[[object, ServerSettings, str], Form]  # of a body, for a client's namespace
 _OPENING_S = 10.0  # a stream that has nothing to say for so long begins all the same
 _GONE = 499  # nginx's word for a client that left
 
@@ -125,7 +124,7 @@ class Service:
         # In another thread: a body may hold millions of tokens.
         form = await asyncio.to_thread(kind, body, self._settings, namespace)
         if form.json_schema is not None:
-            await asyncio.to_thread(self._guide, form, form.json_schema)
+            await asyncio.to_thread(follow_schema, form, self._json)
         call = Call(
             form.requests,
             self.scheduler,
@@ -158,12 +157,6 @@ class Service:
             raise
         stream = events(form, call, first, steps, _logged)
         return _Answer(EventStream(stream, lambda: self._end(request, call)))
-
-    def _guide(self, form: Form, schema: Mapping[str, Any]) -> None:
-        """The form's requests are answered in JSON. Raises InputError, MissingExtraError."""
-        form.requests[:] = [
-            replace(one, logits_processors=[self._json.matching(schema)]) for one in form.requests
-        ]
 
     async def _counted(self, call: Call) -> AsyncIterator[Step]:
         async for step in call.steps():
