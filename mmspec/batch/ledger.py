@@ -19,9 +19,9 @@ class Ledger:
 
     A line is an object with `id`, `asked` (a digest of its question, where one was asked), `run`
     (what the answers of one file have in common: model, prompt, settings) and either `text` or
-    `error`. Opened again, what was answered stays; a line that a kill cut off goes, and so do
-    failures, which are tried again. Of two questions under one id the newer one's answer stays, or
-    none where it failed.
+    `error`, or OpenAI's `response`. Opened again, what was answered stays; a line that a kill cut
+    off goes, and so do failures, which are tried again. Of two questions under one id the newer
+    one's answer stays, or none where it failed.
     """
 
     def __init__(self, path: str | Path, *, run: str, fresh: bool = False) -> None:
@@ -140,11 +140,11 @@ class Ledger:
                 "file, or delete this one (mmspec batch: --fresh)"
             )
         self._note(values["id"], values)
-        return "error" not in values
+        return _is_answer(values)
 
     def _note(self, name: str, values: Mapping[str, Any]) -> None:
         """Takes up what a line says of its id."""
-        if "error" not in values:
+        if _is_answer(values):
             self._has_outdated |= name in self._asked
             self._asked[name] = values.get("asked")
         elif "asked" in values and name in self._asked:
@@ -157,7 +157,7 @@ class Ledger:
         with self.path.open("rb") as file:
             for number, line in enumerate(file):
                 values = json.loads(line)
-                if "error" not in values:
+                if _is_answer(values):
                     newest[values["id"]] = number
                 elif "asked" in values:
                     newest.pop(values["id"], None)
@@ -167,7 +167,7 @@ class Ledger:
             copy.writelines(
                 line
                 for number, line in enumerate(file)
-                if number in kept or (with_failures and "error" in json.loads(line))
+                if number in kept or (with_failures and not _is_answer(json.loads(line)))
             )
         beside.replace(self.path)
 
@@ -182,3 +182,10 @@ class Ledger:
             f"{self.path}: cannot be written: {error.strerror or error}; what was answered is "
             "safe, and the same command goes on from it"
         )
+
+
+def _is_answer(values: Mapping[str, Any]) -> bool:
+    """Whether the line says no failure, of ours or in OpenAI's form."""
+    if "response" in values:
+        return bool(values["response"]["status_code"] == 200)
+    return "error" not in values

@@ -3,19 +3,21 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from mmspec.batch.ledger import Ledger
+from mmspec.batch.posted import Desk, refusal_values
 from mmspec.batch.work import Task
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import Passage
 from mmspec.reading import Guide, Reading
 from mmspec.requests import Request, Result, build_request
+from mmspec.serving.errors import ApiError, as_api_error
 
 
 def answer_values(result: Result) -> dict[str, object]:
@@ -62,6 +64,7 @@ def run_batch(
     seed: int,
     on_progress: Callable[[Tally], None] = lambda tally: None,
     told: Callable[[Result], dict[str, object]] | None = None,
+    model: str | None = None,
 ) -> Tally:
     """Answers what the ledger does not hold yet, `decode.max_rows` tasks at a time, and writes each
     answer as it ends: so in no fixed order. A task that fails costs no other.
@@ -72,17 +75,19 @@ def run_batch(
     `options` are fields of `Request`, for all; a task's own win. `told` says what is written of an
     answer, without it what `answer_values` does and what a thinking model's answer is made of. A
     task's seed is its own, or comes from `seed` and its id, so its answer depends on neither the
-    batch nor on where an earlier run was stopped. What loads an `engine` is called with the first
-    task that is to be answered, before `options` are read. Raises InputError: a wrong option, a
-    full disk.
+    batch nor on where an earlier run was stopped. What is posted is answered in OpenAI's form, in
+    which `model` is its name; None: what it was loaded from. What loads an `engine` is called with
+    the first task that is to be answered, before `options` are read. Raises InputError: a wrong
+    option, a full disk.
     """
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
-    running: dict[int, tuple[Task, str, Request]] = {}
-    loaded: Engine | None = None
+    running: dict[int, _Running] = {}  # by the numbers of their requests
 
-    def fail(task: Task, error: MmspecError, asked: str | None = None) -> None:
-        values = {"id": task.id, "error": str(error)}
-        ledger.write(values if asked is None else {**values, "asked": asked})
+    def fail(task: Task, error: MmspecError | ApiError, asked: str | None = None) -> None:
+        values: dict[str, object] = {"error": str(error)}
+        if task.posted is not None:
+            values = refusal_values(task.id, as_api_error(error))
+        ledger.write({"id": task.id, **values, **({} if asked is None else {"asked": asked})})
         tally.num_failed += 1
         if len(tally.failures) < _FAILURES_KEPT:
             is_placed = error is task.error
@@ -92,7 +97,7 @@ def run_batch(
 
     def left() -> Iterator[tuple[Task, str]]:
         for task in tasks:
-            asked = None if task.request is None else question_digest(task.request, task.options)
+            asked = question_digest(task)
             if task.id in seen:
                 fail(task, InputError("this id was there before; give each line its own"))
             elif ledger.holds(task.id, asked):
@@ -105,44 +110,99 @@ def run_batch(
                 yield task, asked
             seen.add(task.id)
 
-    def requests(asked_for: Iterable[tuple[Task, str]]) -> Iterator[Request]:
+    def requests(loaded: Engine, asked_for: Iterable[tuple[Task, str]]) -> Iterator[Request]:
         common = {name: value for name, value in options.items() if name not in _BESIDE}
-        for number, (task, asked) in enumerate(asked_for):
+        desk, numbers = None, count()
+        for task, asked in asked_for:
             own = {**common, "seed": task_seed(seed, task.id), **task.options}
-            request = build_request(task.request, own)
-            running[number] = task, asked, request
-            yield request
-
-    def values_of(request: Request, result: Result) -> dict[str, object]:
-        if told is not None:
-            return told(result)
-        assert loaded is not None
-        return {**answer_values(result), **_parts(loaded, request, result)}
+            call: _Call
+            if task.posted is None:
+                call = _Question(loaded, build_request(task.request, own), told)
+            else:
+                desk = desk or Desk(loaded, model)
+                try:
+                    call = desk.open(task.id, task.posted, own)
+                except ApiError as error:
+                    fail(task, error, asked)
+                    continue
+            for place, request in enumerate(call.requests):
+                running[next(numbers)] = _Running(task, asked, call, place)
+                yield request
 
     def results() -> Iterator[tuple[int, Result]]:
-        nonlocal loaded
         others = left()
         first = next(others, None)
         if first is not None:
             loaded = engine if isinstance(engine, Engine) else engine()
             beside = {name: options[name] for name in _BESIDE if name in options}
-            yield from loaded.generate_each(requests(chain([first], others)), **beside)
+            asked = requests(loaded, chain([first], others))
+            yield from loaded.generate_each(asked, **beside)
 
     for number, result in results():
-        task, asked, request = running.pop(number)
-        if result.error is not None:
-            fail(task, result.error, asked)
-        else:
-            ledger.write({"id": task.id, **values_of(request, result), "asked": asked})
-            tally.num_answered += 1
-            tally.num_cut_off += result.finish_reason == "length"
-        tally.new_tokens += result.stats.new_tokens
-        tally.accepted_tokens += result.stats.accepted_tokens
-        tally.steps += result.stats.steps
+        task, asked, call, place = running.pop(number)
+        call.results[place] = result
+        if None not in call.results:
+            try:
+                values = call.values()
+            except (MmspecError, ApiError) as error:
+                fail(task, error, asked)
+            else:
+                ledger.write({"id": task.id, **values, "asked": asked})
+                tally.num_answered += 1
+                samples = (sample for one in call.results if one for sample in one.samples)
+                tally.num_cut_off += any(one.finish_reason == "length" for one in samples)
+        for sample in result.samples:
+            tally.new_tokens += sample.stats.new_tokens
+            tally.accepted_tokens += sample.stats.accepted_tokens
+            tally.steps += sample.stats.steps
         tally.seconds = time.perf_counter() - begun
         on_progress(tally)
     tally.seconds = time.perf_counter() - begun
     return tally
+
+
+class _Call(Protocol):
+    """A task under way."""
+
+    @property
+    def requests(self) -> Sequence[Request]: ...
+
+    @property
+    def results(self) -> list[Result | None]:
+        """As many, to be filled in."""
+
+    def values(self) -> dict[str, object]:
+        """What is written beside its id, once it has its results. Raises MmspecError, ApiError."""
+
+
+class _Running(NamedTuple):
+    """One request of a task."""
+
+    task: Task
+    asked: str
+    call: _Call
+    place: int  # among the task's requests
+
+
+class _Question:
+    """A task of one request."""
+
+    def __init__(
+        self, engine: Engine, request: Request, told: Callable[[Result], dict[str, object]] | None
+    ) -> None:
+        self.requests = [request]
+        self.results: list[Result | None] = [None]
+        self._engine = engine
+        self._told = told
+
+    def values(self) -> dict[str, object]:
+        (request,), (result,) = self.requests, self.results
+        assert result is not None
+        if result.error is not None:
+            raise result.error
+        if self._told is not None:
+            return self._told(result)
+        return {**answer_values(result), **_parts(self._engine, request, result)}
 
 
 def _parts(engine: Engine, request: Request, result: Result) -> Mapping[str, str]:
@@ -183,12 +243,18 @@ def task_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def question_digest(request: Request, options: Mapping[str, object]) -> str:
+def question_digest(task: Task) -> str | None:
     """The same for the same texts and options of their own, and media by the same names or bytes.
-    What else a medium may be counts by its kind alone."""
-    media = [request.images, request.videos, request.audio]
-    own = [options] if options else []  # questions without any are as old as ledgers
-    told = json.dumps([request.prompt, request.passages, media, *own], default=_plainly)
+    What else a medium may be counts by its kind alone. None where nothing is asked."""
+    if task.posted is not None:
+        asked: list[object] = [task.posted.method, task.posted.url, task.posted.body]
+    elif task.request is not None:
+        request, own = task.request, [task.options] if task.options else []
+        asked = [request.prompt, request.passages]
+        asked += [[request.images, request.videos, request.audio], *own]
+    else:
+        return None
+    told = json.dumps(asked, default=_plainly)
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 

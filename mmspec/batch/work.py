@@ -5,6 +5,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmspec.batch.posted import LINE, Posted
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import Passage, pdf_pages
 from mmspec.inputs.documents import SUFFIXES, find_documents, read_documents
@@ -41,6 +42,7 @@ class Task:
     request: Request | None  # without seed and sampling; None where it cannot be read, or need not
     error: MmspecError | None = None  # why it is not answered, with its place: a file's line, page
     options: Mapping[str, object] = field(default_factory=dict)  # its own, which win
+    posted: Posted | None = None  # in place of a request: a line of OpenAI's batch files
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Path]:
@@ -61,9 +63,9 @@ def read_tasks(
     With a `prompt` it is asked about each document: a text, Markdown, HTML or PDF file, a record of
     JSONL, CSV or Parquet (its `field`), an image, a recording or a video; with `pages` about each
     page of a PDF as it looks, and its text layer is drafted from. Without, the files are records of
-    prompts, as `read_prompts` takes them, each perhaps with options of its own, or text with a
-    prompt a line. What cannot be read is a Task with its error; pages that are `answered` are not
-    rendered again.
+    prompts, as `read_prompts` takes them, each perhaps with options of its own, lines of OpenAI's
+    batch files, or text with a prompt a line. What cannot be read is a Task with its error; pages
+    that are `answered` are not rendered again.
     """
     for path in files:
         medium = MEDIA.get(path.suffix.lower())
@@ -162,6 +164,8 @@ def _prompts(path: Path) -> Iterator[Task]:
 
 
 def _prompt(record: Record) -> Task:
+    if record.values.keys() >= LINE:
+        return _posted(record)
     try:
         found = prompt_of(record)
     except InputError as error:
@@ -174,3 +178,11 @@ def _prompt(record: Record) -> Task:
         wrong = InputError(f"{record.where}: {error}")
         return Task(record.id, request, wrong, options)
     return Task(record.id, request, options=options)
+
+
+def _posted(record: Record) -> Task:
+    name, *said = (record.values.get(key) for key in ("custom_id", "method", "url", "body"))
+    if not (isinstance(name, str) and name):
+        error = InputError(f"{record.where}: custom_id={name!r:.80}: expected a text")
+        return Task(record.id, None, error)
+    return Task(name, None, posted=Posted(*said))

@@ -41,8 +41,8 @@ def batch(
         list[str],
         typer.Argument(
             metavar="INPUTS...",
-            help="Files, folders, globs: JSONL, CSV or Parquet of prompts, or with --prompt "
-            "documents and images.",
+            help="Files, folders, globs: JSONL, CSV or Parquet of prompts, OpenAI's batch files, "
+            "or with --prompt documents and images.",
         ),
     ],
     out: Annotated[Path, option("PATH", "The JSONL file of answers, one line each.")],
@@ -135,7 +135,13 @@ def batch(
             try:
                 with shown:
                     tally = run_batch(
-                        load, tasks, ledger, options=asked_for, seed=seed, on_progress=shown.update
+                        load,
+                        tasks,
+                        ledger,
+                        options=asked_for,
+                        seed=seed,
+                        on_progress=shown.update,
+                        model=model,
                     )
             except KeyboardInterrupt as error:
                 num_there = len(ledger.answered)

@@ -104,11 +104,9 @@ def test_reasoning_and_answer_stand_apart(template: str, said: str, tmp_path: Pa
 def test_a_question_without_options_of_its_own_is_known_as_ever() -> None:
     """By ledgers that were begun before there were any."""
     request = Request("abc", images=("a.png",))
-    assert question_digest(request, {}) == "71aa38e9610c"
-    assert (
-        len({question_digest(request, options) for options in ({}, {"top_k": 1}, {"top_k": 2})})
-        == 3
-    )
+    assert question_digest(Task("a", request)) == "71aa38e9610c"
+    told = ({}, {"top_k": 1}, {"top_k": 2})
+    assert len({question_digest(Task("a", request, options=own)) for own in told}) == 3
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pdfs import pdf, reads_pdf
@@ -82,6 +83,39 @@ def test_a_record_s_own_options_win_and_new_ones_are_a_new_question(tmp_path: Pa
     assert "1 answered · 2 before" in batch("tiny-vlm", path, "--out", out, *OPTIONS).stderr
     again = answers(out)
     assert again["1"]["new_tokens"] == 2 and {**first, "1": again["1"]} == again
+
+
+def test_a_batch_file_of_openai_is_answered_in_its_form_and_gone_on_with(tmp_path: Path) -> None:
+    path, out = tmp_path / "requests.jsonl", tmp_path / "out.jsonl"
+    asked = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Repeat: xyz"}]}
+    bodies: list[dict[str, object]] = [asked, {**asked, "seed": -1}, {**asked, "temperature": "1"}]
+
+    def write() -> None:
+        told = {"method": "POST", "url": "/v1/chat/completions"}
+        lines = [{"custom_id": f"a{i}", **told, "body": body} for i, body in enumerate(bodies)]
+        path.write_text(
+            "\n".join(map(json.dumps, [*lines, {"custom_id": 4, "url": "", "body": 0}]))
+        )
+
+    write()
+    told = batch("tiny-vlm", path, "--out", out, *OPTIONS, code=1).stderr
+    assert "2 answered · 2 failed" in told and "a2: temperature: got '1'; expected a number" in told
+    assert f"{path}, line 4: custom_id=4: expected a text" in told
+    first, engine = answers(out), mmspec.load("tiny-vlm")
+    for name, seed in (("a0", task_seed(0, "a0")), ("a1", 2**64 - 1)):
+        response: dict[str, Any] = first[name]["response"]  # type: ignore[assignment]
+        alone = engine.generate("Repeat: xyz", max_new_tokens=6, temperature=1, seed=seed)
+        assert response["body"]["choices"][0]["message"]["content"] == alone.text
+        assert (response["status_code"], response["body"]["model"]) == (200, "tiny-vlm")
+    refused: dict[str, Any] = first["a2"]["response"]  # type: ignore[assignment]
+    assert (refused["status_code"], first["a2"]["error"]) == (400, None)
+    assert refused["body"]["error"]["param"] == "temperature"
+    bodies[2]["temperature"] = 0
+    write()
+    told = batch("tiny-vlm", path, "--out", out, *OPTIONS, code=1).stderr
+    assert "1 answered · 2 before · 1 failed" in told
+    again = answers(out)
+    assert {**first, "a2": again["a2"]} == again
 
 
 def test_where_all_is_answered_no_model_is_loaded(

@@ -27,9 +27,9 @@ def test_a_missing_framework_is_told_with_its_extra(
 def test_mmspec_imports_no_framework() -> None:
     code = (
         "import sys, mmspec, mmspec.cli, mmspec.integrations.transformers\n"
-        "import mmspec.integrations.vllm\n"
+        "import mmspec.integrations.vllm, mmspec.batch\n"
         "print({m.split('.')[0] for m in sys.modules} & "
-        "{'langchain_core', 'llama_index', 'haystack', 'vllm'})"
+        "{'langchain_core', 'llama_index', 'haystack', 'vllm', 'starlette', 'uvicorn'})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stdout.strip() == "set()", run.stdout + run.stderr

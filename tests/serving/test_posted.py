@@ -1,0 +1,81 @@
+"""Lines of OpenAI's batch files beside the server that answers their bodies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from serving.asking import CHAT, RESPONSES, SAMPLED, TEXT, asked
+from starlette.testclient import TestClient
+
+import mmspec
+from mmspec.batch import Ledger, read_tasks, run_batch
+from mmspec.batch.run import task_seed
+
+_OWN = ("id", "created", "created_at", "mmspec", "prompt_tokens_details", "input_tokens_details")
+INPUT = {"input": "Say something.", "max_output_tokens": 24, **SAMPLED}
+
+
+def answered(
+    engine: mmspec.Engine, folder: Path, *lines: tuple[str, dict[str, Any]], **options: Any
+) -> list[dict[str, Any]]:
+    """The `response` of each."""
+    path, out = folder / "requests.jsonl", folder / "out.jsonl"
+    said = [
+        {"custom_id": f"line {number}", "method": "POST", "url": url, "body": body}
+        for number, (url, body) in enumerate(lines)
+    ]
+    path.write_text("\n".join(map(json.dumps, said)))
+    with Ledger(out, run="r", fresh=True) as ledger:
+        tasks = read_tasks([path], prompt=None)
+        run_batch(engine, tasks, ledger, options=options, seed=3, model="nano")
+    told = {line["custom_id"]: line for line in map(json.loads, out.read_text().splitlines())}
+    assert all(line["error"] is None and line["id"] == name for name, line in told.items())
+    return [told[line["custom_id"]]["response"] for line in said]
+
+
+def timeless(value: Any) -> Any:
+    """Without what is another one each time, and the last bits of logits, which are the batch's."""
+    if isinstance(value, dict):
+        return {name: timeless(one) for name, one in value.items() if name not in _OWN}
+    if isinstance(value, list):
+        return [timeless(one) for one in value]
+    return round(value, 9) if isinstance(value, float) else value
+
+
+def test_a_line_has_the_body_that_the_server_answers(
+    client: TestClient, engine: mmspec.Engine, tmp_path: Path
+) -> None:
+    lines = [
+        (CHAT, asked()),
+        (CHAT, asked("Hm?", n=2, logprobs=True, top_logprobs=2, temperature=0.5)),
+        (CHAT, asked(stop=["e"], max_tokens=90, prediction={"type": "content", "content": "abc"})),
+        (TEXT, {"prompt": ["One", "Two", [70, 71]], "max_tokens": 9, "logprobs": 1, **SAMPLED}),
+        (RESPONSES, {**INPUT, "instructions": "Be brief.", "top_logprobs": 2, "store": True}),
+        (CHAT, asked(n=0)),
+        (CHAT, {"messages": [{"role": "user", "content": 3}]}),
+        (RESPONSES, {**INPUT, "max_output_tokens": 10**9}),
+        (TEXT, {}),
+    ]
+    found = answered(engine, tmp_path, *[(url, {**b, "model": "gpt-4o"}) for url, b in lines])
+    for (url, body), response in zip(lines, found, strict=True):
+        own = client.post(url, json=body)
+        assert timeless(response["body"]) == timeless(own.json())
+        assert response["status_code"] == own.status_code
+    statuses = [response["status_code"] for response in found]
+    assert statuses == [200] * 5 + [400] * 4
+    plain = engine.generate("Say something.", max_new_tokens=24, **SAMPLED)
+    assert found[0]["body"]["choices"][0]["message"]["content"] == plain.text
+
+
+def test_what_a_body_leaves_out_the_command_says(engine: mmspec.Engine, tmp_path: Path) -> None:
+    own = {"messages": [{"role": "user", "content": "Hm?"}], "temperature": 1}
+    common = {"temperature": 0, "max_new_tokens": 9, "ignore_eos": True}
+    short, *wrong = answered(
+        engine, tmp_path, (CHAT, own), (CHAT, {**own, "stream": True}), ("/v1/models", {}), **common
+    )
+    seed = task_seed(3, "line 0")
+    alone = engine.generate("Hm?", **{**common, "temperature": 1}, seed=seed)
+    assert short["body"]["choices"][0]["message"]["content"] == alone.text
+    assert short["body"]["mmspec"]["seed"] == seed
+    assert [response["status_code"] for response in wrong] == [400, 404]
+    assert wrong[0]["body"]["error"]["param"] == "stream"
