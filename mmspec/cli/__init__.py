@@ -1,5 +1,7 @@
 """The command line: `mmspec <command>`."""
 
+from typing import Annotated
+
 import typer
 
 import mmspec
@@ -30,15 +32,26 @@ app.command(cls=Command)(train)
 app.add_typer(index, name="index")
 
 
-@app.callback()
-def root() -> None:
-    """Generate faster with vision-language and language models, without changing what they say."""
-
-
 @app.command(cls=Command)
 def version() -> None:
     """Print the version of mmspec."""
     typer.echo(mmspec.__version__)
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="As version."),
+    ] = False,
+) -> None:
+    """Generate faster with vision-language and language models, without changing what they say."""
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def test_the_length_of_an_answer_that_nobody_asked_for_is_told() -> None:
 
 
 def test_help_version_and_a_wrong_word_import_neither_torch_nor_transformers() -> None:
-    lines = ["version:0", *(f"{page} --help:0" for page in PAGES), *QUICK]
+    lines = ["version:0", "--version:0", *(f"{page} --help:0" for page in PAGES), *QUICK]
     run = subprocess.run(
         [sys.executable, "-c", COLD, *lines],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -80,7 +80,8 @@ def test_help_shows_words_and_no_types_of_python(page: str, columns: int) -> Non
 
 
 def test_the_version_is_the_package_s_own_installed_or_not() -> None:
-    assert CliRunner().invoke(app, ["version"]).stdout == f"{mmspec.__version__}\n"
+    for words in ("version", "--version"):
+        assert CliRunner().invoke(app, [words]).stdout == f"{mmspec.__version__}\n"
 
 
 def test_usage_names_the_arguments() -> None:
