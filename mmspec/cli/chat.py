@@ -122,6 +122,9 @@ class _Conversation:
             elif line:
                 self._answer(line)
         except MmspecError as error:
+            if self._chat.messages:  # which are a part of the prompt
+                way_out = "shorten the question, or begin a new conversation: /new"
+                error = InputError(str(error).replace("shorten the prompt", way_out))
             self._stderr.print(mistake_text(error), soft_wrap=True)
         return True
 

@@ -38,6 +38,16 @@ def test_answers_go_to_stdout_and_figures_to_stderr(scripted: Callable[[str], Pa
     assert "prompt tokens reused" in second
 
 
+def test_a_full_context_points_to_a_new_conversation(scripted: Callable[[str], Path]) -> None:
+    folder, long = scripted("QUICK fox"), "a" * 2100
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    run = chat(folder, text=f"{long}\nwhat?\n{long}\n")
+    alone, behind = [line for line in run.stderr.splitlines() if "context holds" in line]
+    assert "shorten the prompt" in alone and "/new" not in alone
+    assert "shorten the question, or begin a new conversation: /new" in behind
+    assert "model.context=4096" in behind
+
+
 def test_an_image_is_shown_and_mistakes_do_not_end_the_conversation(
     vlm: Path, tmp_path: Path
 ) -> None:
