@@ -44,6 +44,13 @@ _TYPES = {
 }
 
 
+_CLIENTS_WORDS = (
+    ("min_new_tokens", "min_tokens"),
+    (" (as overrides= of mmspec.load)", ""),
+    ("download it and give the path", "send it as a data: URL"),
+)
+
+
 def as_api_error(error: BaseException, length_name: str = "max_tokens") -> ApiError:
     """What became of a request, for its client: its own mistake is told in full, of anything else
     no more than that it happened. `length_name`: of the field that says how long an answer is."""
@@ -59,7 +66,9 @@ def as_api_error(error: BaseException, length_name: str = "max_tokens") -> ApiEr
 def in_clients_words(error: Exception, length_name: str) -> str:
     """The message, with OpenAI's names for what it speaks of."""
     told = str(error).replace("max_new_tokens", length_name)
-    return told.replace("min_new_tokens", "min_tokens")
+    for own, theirs in _CLIENTS_WORDS:
+        told = told.replace(own, theirs)
+    return told
 
 
 def refused(param: str, message: str) -> ApiError:

@@ -169,7 +169,9 @@ def test_nothing_is_fetched_unless_allowed(
     for url in ("http://169.254.169.254/latest", "HTTPS://example.org/a.png"):
         response = client.post(CHAT, json=image(type="image_url", image_url={"url": url}))
         assert response.status_code == 400
-        assert "inputs.allow_http=true" in response.json()["error"]["message"]
+        told = response.json()["error"]["message"]
+        assert "inputs.allow_http=true" in told and "send it as a data: URL" in told
+        assert "overrides" not in told and "mmspec.load" not in told
 
 
 def test_images_are_counted_and_videos_are_read_as_such(engine: mmspec.Engine) -> None:
