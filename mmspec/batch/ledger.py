@@ -108,14 +108,16 @@ class Ledger:
         """Reads what is there, and leaves the whole lines of answers."""
         if not self.path.exists():
             return
-        has_failures, size = False, 0
+        has_failures, size, last = False, 0, b"\n"
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                values = self._values(number, line)
-                if line.endswith(b"\n"):
-                    size += len(line)
+                if values := self._values(number, line):
+                    size, last = size + len(line), line
                     has_failures |= not self._keeps(values)
         os.truncate(self.path, size)  # a line that was cut off
+        if not last.endswith(b"\n"):  # or lost its end alone
+            with self.path.open("ab") as file:
+                file.write(b"\n")
         if has_failures or self._has_outdated:
             self._compact(with_failures=False)
             self._has_outdated = False

@@ -43,6 +43,18 @@ def test_what_was_answered_stays_and_failures_and_half_a_line_go(tmp_path: Path)
     assert lines(path)[0] == {"id": "a", "text": "\u00e9\n", "run": "r"}
 
 
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_whole_last_line_without_its_end_is_an_answer(tmp_path: Path, end: bytes) -> None:
+    """Editors take it off; and a disk may be full before it."""
+    path = tmp_path / "out.jsonl"
+    whole = b'{"id": "a", "text": "A", "run": "r"}'
+    path.write_bytes(b'{"id": "b", "error": "no such file", "run": "r"}\n' + whole + end)
+    with Ledger(path, run="r") as ledger:
+        assert ledger.answered == {"a"}
+        ledger.write({"id": "b", "text": "B"})
+    assert [line["id"] for line in lines(path)] == ["a", "b"]
+
+
 @pytest.mark.parametrize("name", ["out.csv", "out.TSV", "out.parquet", "out.jsonl.gz"])
 def test_a_file_is_not_named_as_what_it_is_not(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"such as out\.jsonl"):
