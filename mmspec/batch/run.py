@@ -99,7 +99,9 @@ def run_batch(
         for task in tasks:
             asked = question_digest(task)
             if task.id in seen:
-                fail(task, InputError("this id was there before; give each line its own"))
+                told = f"the id {task.id!r} was there before; give each its own"
+                again = InputError(f"{task.where or task.id}: {told}")
+                fail(replace(task, error=again), again)
             elif ledger.holds(task.id, asked):
                 tally.num_earlier += 1
                 on_progress(tally)

@@ -42,6 +42,7 @@ class Task:
     request: Request | None  # without seed and sampling; None where it cannot be read, or need not
     error: MmspecError | None = None  # why it is not answered, with its place: a file's line, page
     options: Mapping[str, object] = field(default_factory=dict)  # its own, which win
+    where: str = ""  # its line or row, where its id may not say it
     posted: Posted | None = None  # in place of a request: a line of OpenAI's batch files
 
 
@@ -120,11 +121,11 @@ def _documents(path: Path, prompt: str, field: str) -> Iterator[Task]:
             hint = "; of a scanned PDF ask by --pages" if _is_pdf(path) else ""
             error = InputError(f"{document.id}: holds no text{hint}")
         if error is not None:
-            yield Task(document.id, None, error)
+            yield Task(document.id, None, error, where=document.where)
             continue
         passage = Passage(document.text, document.id, document.source)
         request = Request(prompt, passages=(passage,), passage_template=_TEMPLATE)
-        yield Task(document.id, request)
+        yield Task(document.id, request, where=document.where)
 
 
 def _pages(path: Path, prompt: str, answered: Container[str]) -> Iterator[Task]:
@@ -169,15 +170,15 @@ def _prompt(record: Record) -> Task:
     try:
         found = prompt_of(record)
     except InputError as error:
-        return Task(record.id, None, error)
+        return Task(record.id, None, error, where=record.where)
     request = Request(found.prompt, images=found.images, videos=found.videos, audio=found.audio)
     options = options_of(record)
     try:
         build_request(request, options)
     except InputError as error:
         wrong = InputError(f"{record.where}: {error}")
-        return Task(record.id, request, wrong, options)
-    return Task(record.id, request, options=options)
+        return Task(record.id, request, wrong, options, record.where)
+    return Task(record.id, request, options=options, where=record.where)
 
 
 def _posted(record: Record) -> Task:
@@ -185,4 +186,4 @@ def _posted(record: Record) -> Task:
     if not (isinstance(name, str) and name):
         error = InputError(f"{record.where}: custom_id={name!r:.80}: expected a text")
         return Task(record.id, None, error)
-    return Task(name, None, posted=Posted(*said))
+    return Task(name, None, where=record.where, posted=Posted(*said))

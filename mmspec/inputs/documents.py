@@ -39,6 +39,7 @@ class TextDocument:
     source: str  # the file's path
     pages: tuple[Page, ...] = ()
     error: InputError | None = None
+    where: str = ""  # of a record: its line or row
 
     @property
     def text(self) -> str:
@@ -113,7 +114,7 @@ def _record_document(record: Record, field: str) -> TextDocument:
             "it: --field"
         )
     pages = (Page(1, text),) if isinstance(text, str) else ()
-    return TextDocument(record.id, str(record.path), pages, error)
+    return TextDocument(record.id, str(record.path), pages, error, record.where)
 
 
 def _read_text(path: Path) -> tuple[Page, ...]:

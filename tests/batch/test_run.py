@@ -115,11 +115,12 @@ def test_a_question_without_options_of_its_own_is_known_as_ever() -> None:
         (Task("4", Request("a")), "4: 4 images, expected 1"),
         (Task("a.png", Request("a")), "a.png: 4 images, expected 1"),
         (Task("4", None, InputError("p.csv, row 3: is no CSV")), "p.csv, row 3: is no CSV"),
+        (Task("4", Request("a"), where="p.csv, row 3"), "4: 4 images, expected 1"),
     ],
 )
 def test_a_failure_is_told_with_its_place_once(tmp_path: Path, task: Task, told: str) -> None:
     made: Any = Refusing
     with Ledger(tmp_path / "out.jsonl", run="r") as ledger:
         tally = run_batch(made, [task, task], ledger, options={}, seed=0)
-    again = f"{task.id}: this id was there before; give each line its own"
+    again = f"{task.where or task.id}: the id {task.id!r} was there before; give each its own"
     assert tally.failures == [told, again]

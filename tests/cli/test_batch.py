@@ -170,10 +170,15 @@ def test_a_line_that_was_put_before_others_shifts_no_answer(tmp_path: Path) -> N
 
 def test_what_fails_is_named_once(tmp_path: Path) -> None:
     prompts = tmp_path / "p.jsonl"
-    prompts.write_text('{"id": "own"}\n{"text"\n')
+    prompts.write_text('{"id": "own"}\n{"text"\n{"id": "own", "prompt": "a"}\n')
     told = batch("tiny-vlm", prompts, "--out", tmp_path / "out.jsonl", code=1).stderr.splitlines()
-    for beginning in (f"{prompts}, line 1: got", f"{prompts}, line 2: is not JSON"):
+    for number, why in enumerate(("got", "is not JSON", "the id 'own' was there before"), start=1):
+        beginning = f"{prompts}, line {number}: {why}"
         assert any(line.startswith(beginning) for line in told), told
+    prompts.write_text('{"id": "own", "text": "a"}\n' * 2)
+    asked = ("--prompt", "What?", "--max-new-tokens", 1)
+    told = batch("tiny-vlm", prompts, "--out", tmp_path / "d.jsonl", *asked, code=1).stderr
+    assert f"{prompts}, line 2: the id 'own' was there before" in told
 
 
 def test_what_fails_now_is_not_answered_as_it_was(tmp_path: Path) -> None:
