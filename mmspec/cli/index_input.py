@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mmspec.cli.console import EXIT_INTERRUPTED, mistake_text, quiet_transformers
 from mmspec.cli.progress import Bar
-from mmspec.errors import InputError, ModelError
+from mmspec.errors import DatastoreError, InputError, ModelError
 from mmspec.retrieval import DatastoreWriter, Document
 from mmspec.words import counted
 
@@ -37,19 +37,26 @@ def fill(
     if done:
         stderr.print(f"Going on after {counted(done, 'document')}")
     broken: list[InputError] = []
+    seen = set[str]()
     number = num_earlier = 0
     try:
         with Bar(stderr, "Reading files", total=len(files)) as bar:
             found = _each(files, field, broken if skip_broken else None, bar)
             for document in found:
                 earlier = writer.earlier(document.id)
-                if earlier is not None:
-                    if earlier == tokens.encode(document.text):
-                        num_earlier += 1
-                        continue
+                if earlier is not None and earlier == tokens.encode(document.text):
+                    num_earlier += 1
+                    continue
+                if earlier is not None or document.id in seen:
                     # Refused below. Nothing goes on from here, whatever mends that, and an
-                    # unfinished add is in the way of deleting it.
+                    # unfinished add is in the way of deleting it, or of adding what is mended.
                     writer.begin(fresh=True)
+                if document.id in seen:
+                    raise DatastoreError(
+                        f"the id {document.id!r} stands twice in what is added, again in "
+                        f"{document.where or document.source}; give each document its own"
+                    )
+                seen.add(document.id)
                 if number >= done:
                     encoded = tokens.encode(document.text)
                     writer.append(Document(document.id, document.source, encoded))

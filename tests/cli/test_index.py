@@ -98,6 +98,18 @@ def test_a_folder_is_added_again_for_what_is_new_in_it(
     )
 
 
+def test_an_id_that_stands_twice_leaves_no_unfinished_add(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmspec.retrieval.appender._CHECKPOINT_TOKENS", 1)
+    path, one = tmp_path / "new.jsonl", '{"id": "cow", "text": "A cow."}\n'
+    path.write_text(one * 2)
+    told = index("add", store, path, code=2).stderr
+    assert f"the id 'cow' stands twice in what is added, again in {path}, line 2;" in told
+    path.write_text(one)
+    assert "4 documents" in index("add", store, path).stdout
+
+
 def test_info_tells_what_is_there_and_whether_it_is_sound(store: Path, notes: Path) -> None:
     run = index("info", store, "--verify", "--documents")
     assert "3 documents" in run.stdout and "for tiny-vlm" in run.stdout
