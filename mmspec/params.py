@@ -129,7 +129,7 @@ def _are_texts(value: object) -> bool:
 
 def _are_token_ids(value: object) -> bool:
     ids = [value] if _is_count(value) else value
-    return isinstance(ids, Sequence) and all(_is_count(token) and token >= 0 for token in ids)
+    return isinstance(ids, Sequence) and all(_is_count(t) and 0 <= t < 2**63 for t in ids)
 
 
 def _are_callables(value: object) -> bool:
@@ -179,7 +179,7 @@ _RULES: tuple[Rule, ...] = (
         lambda v: isinstance(v, GenerationConfig),
         "transformers.GenerationConfig(...), or its values as options of their own",
     ),
-    ("eos_token_id", _are_token_ids, "a token id >= 0, or a list of them"),
+    ("eos_token_id", _are_token_ids, "a token id in [0, 2^63), or a list of them"),
     ("seed", lambda v: _is_count(v) and 0 <= v <= MAX_SEED, "a whole number in [0, 2^64)"),
     ("n", lambda v: _is_count(v) and v >= 1, "a whole number >= 1"),
     ("sample", lambda v: _is_count(v) and 0 <= v < 2**32, "a whole number in [0, 2^32)"),

@@ -151,6 +151,7 @@ def test_one_stop_string_is_a_list_of_one() -> None:
         ("bad_words", [5]),
         ("eos_token_id", "</s>"),
         ("eos_token_id", -1),
+        ("eos_token_id", [2, 2**64]),
     ],
 )
 def test_an_invalid_collection_is_refused_by_name(name: str, value: object) -> None:
