@@ -7,6 +7,7 @@ from typing import Any
 
 from mmspec.engine import Engine
 from mmspec.errors import failed_to_begin
+from mmspec.inputs.messages import says_system
 from mmspec.integrations.answer import model_name
 from mmspec.integrations.guided import JsonGuide
 from mmspec.requests import Request, Result
@@ -114,8 +115,10 @@ def _response(name: str, status: int, body: Mapping[str, Any]) -> dict[str, obje
 
 
 def _with_defaults(request: Request, options: Mapping[str, object]) -> Request:
-    """With the options that it does not say itself."""
+    """With the options that it does not say itself; a text without a template has no system."""
     left = {name: v for name, v in options.items() if getattr(request, name) == _DEFAULTS[name]}
+    if not isinstance(request.prompt, list) or says_system(request.prompt):
+        left.pop("system", None)
     return replace(request, **left)  # type: ignore[arg-type]
 
 

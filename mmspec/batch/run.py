@@ -15,6 +15,7 @@ from mmspec.batch.work import Task
 from mmspec.engine import Engine
 from mmspec.errors import InputError, MmspecError
 from mmspec.inputs import Passage
+from mmspec.inputs.messages import says_system
 from mmspec.reading import Guide, Reading
 from mmspec.requests import Request, Result, build_request
 from mmspec.serving.errors import ApiError, as_api_error
@@ -117,6 +118,8 @@ def run_batch(
         desk, numbers = None, count()
         for task, asked in asked_for:
             own = {**common, "seed": task_seed(seed, task.id), **task.options}
+            if task.request is not None and says_system(task.request.prompt):
+                own["system"] = task.options.get("system")
             call: _Call
             if task.posted is None:
                 call = _Question(loaded, build_request(task.request, own), told)

@@ -48,7 +48,13 @@ def _version(is_asked: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, metavar="", help="As version."),
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            metavar="",
+            help="Print it, as version does.",
+        ),
     ] = False,
 ) -> None:
     """Generate faster with vision-language and language models, without changing what they say."""

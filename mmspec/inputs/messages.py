@@ -103,6 +103,13 @@ def build_conversation(
     )
 
 
+def says_system(prompt: object) -> bool:
+    """Whether these are messages with a system prompt of their own."""
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str):
+        return False
+    return any(_get(message, "role") in ("system", "developer") for message in prompt)
+
+
 def check_text(text: str) -> str:
     """The text itself. Raises InputError for half a character, which no tokenizer takes: bytes that
     are not UTF-8 come so out of file names and command lines."""

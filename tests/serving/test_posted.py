@@ -79,3 +79,23 @@ def test_what_a_body_leaves_out_the_command_says(engine: mmspec.Engine, tmp_path
     assert short["body"]["mmspec"]["seed"] == seed
     assert [response["status_code"] for response in wrong] == [400, 404]
     assert wrong[0]["body"]["error"]["param"] == "stream"
+
+
+def test_a_system_prompt_of_its_own_wins(engine: mmspec.Engine, tmp_path: Path) -> None:
+    common = {"temperature": 0, "max_new_tokens": 9, "ignore_eos": True, "system": "Be brief."}
+    question = {"role": "user", "content": "Hm?"}
+    chat = [{"role": "system", "content": "Be long."}, question]
+    bodies = ({"messages": chat}, {"messages": [question]})
+    found = answered(
+        engine, tmp_path, *((CHAT, b) for b in bodies), (TEXT, {"prompt": "Hm?"}), **common
+    )
+    path, out = tmp_path / "p.jsonl", tmp_path / "plain.jsonl"
+    path.write_text(json.dumps({"prompt": chat}))
+    with Ledger(out, run="r") as ledger:
+        run_batch(engine, read_tasks([path], prompt=None), ledger, options=common, seed=3)
+    own = {**common, "system": None}
+    long, brief = engine.generate(chat, **own).text, engine.generate("Hm?", **common).text
+    assert json.loads(out.read_text())["text"] == long != brief
+    told = [response["body"]["choices"][0] for response in found]
+    assert [told[0]["message"]["content"], told[1]["message"]["content"]] == [long, brief]
+    assert told[2]["text"] == engine.generate("Hm?", **own, raw=True).text
