@@ -165,13 +165,17 @@ class Ledger:
                     newest.pop(values["id"], None)
         kept = set(newest.values())
         beside = self.path.with_name(f".{self.path.name}.kept")
-        with self.path.open("rb") as file, beside.open("wb") as copy:
-            copy.writelines(
-                line
-                for number, line in enumerate(file)
-                if number in kept or (with_failures and not _is_answer(json.loads(line)))
-            )
-        beside.replace(self.path)
+        try:
+            with self.path.open("rb") as file, beside.open("wb") as copy:
+                copy.writelines(
+                    line
+                    for number, line in enumerate(file)
+                    if number in kept or (with_failures and not _is_answer(json.loads(line)))
+                )
+            beside.replace(self.path)
+        finally:
+            if beside.is_file():  # on a full disk
+                beside.unlink()
 
     def _foreign(self, number: int) -> InputError:
         return InputError(

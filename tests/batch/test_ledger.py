@@ -181,6 +181,19 @@ def test_a_full_disk_is_told_and_what_was_answered_is_whole(tmp_path: Path) -> N
     assert len(lines(path)) == num_whole + 1
 
 
+def test_a_disk_too_full_to_be_tidied_is_not_filled_up(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with Ledger(path, run="r") as ledger:
+        for number in range(30):
+            ledger.write({"id": str(number), "text": "x" * 100})
+        ledger.write({"id": "a", "error": "no such file"})
+    before = path.read_bytes()
+    with files_of_at_most(2000), pytest.raises(InputError, match=r"cannot be written.*goes on"):
+        Ledger(path, run="r")
+    assert path.read_bytes() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"out.jsonl", ".out.jsonl.lock"}
+
+
 @pytest.mark.parametrize("place", ["/dev/zero", "folder"])
 def test_what_is_no_file_is_refused_before_it_is_read(tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
