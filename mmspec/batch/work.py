@@ -172,13 +172,13 @@ def _prompt(record: Record) -> Task:
     except InputError as error:
         return Task(record.id, None, error, where=record.where)
     request = Request(found.prompt, images=found.images, videos=found.videos, audio=found.audio)
-    options = options_of(record)
+    wrong, options = None, options_of(record)
     try:
-        build_request(request, options)
+        if options:
+            build_request(request, options)
     except InputError as error:
         wrong = InputError(f"{record.where}: {error}")
-        return Task(record.id, request, wrong, options, record.where)
-    return Task(record.id, request, options=options, where=record.where)
+    return Task(record.id, request, wrong, options, record.where)
 
 
 def _posted(record: Record) -> Task:

@@ -104,16 +104,16 @@ def prompt_of(record: Record) -> FilePrompt:
 def options_of(record: Record) -> dict[str, object]:
     """What a record says itself of how it is answered: fields of a request. What is null, or an
     empty cell of a CSV file, is not said."""
-    found = dict[str, object]()
-    for name in _OPTIONS:
-        value = record.values.get(name)
-        if is_cell := is_table(record.path) and isinstance(value, str):
-            value = _number(value) if name in _NUMBERS else value
-        if name in _COUNTS and isinstance(value, float) and value.is_integer():
-            value = int(value)  # a column of them that has gaps is one of floats
-        if value is not None and not (is_cell and value == ""):
-            found[name] = value
-    return found
+    found = {name: record.values.get(name) for name in _OPTIONS if name in record.values}
+    if found and is_table(record.path):
+        cells = {name: str(value) for name, value in found.items()}
+        found = {name: _number(cell) if name in _NUMBERS else cell for name, cell in cells.items()}
+        found = {name: value for name, value in found.items() if value != ""}
+    for name in _COUNTS:
+        value = found.get(name)
+        if isinstance(value, float) and value.is_integer():
+            found[name] = int(value)  # a column of them that has gaps is one of floats
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _number(cell: str) -> str | int | float:
