@@ -90,7 +90,8 @@ class PromptText:
         """The chat template's text, control tokens in messages, tools and documents treated; those
         in passages are neutralised in every mode.
 
-        Raises InputError: what the template refuses, control tokens that cannot be neutralised.
+        Raises InputError: what the template refuses, control tokens that cannot be neutralised,
+        values in values too deep.
         """
         control = self._control_tokens(template.source)
 
@@ -105,7 +106,10 @@ class PromptText:
                 arguments=arguments,
             )
 
-        text = render(lambda string: control.apply(string, mode), control.neutralise)
+        try:
+            text = render(lambda string: control.apply(string, mode), control.neutralise)
+        except RecursionError as error:
+            raise InputError("messages, tools or documents are nested too deep") from error
         if mode == "parse" and block is None:
             return text
         # Pieces that are harmless alone may form a control token where the template joins them:
