@@ -52,14 +52,18 @@ class JoinedLoop:
         return threading.current_thread() in self._threads
 
     def submit(self, engine: Engine, request: Request, tell: Tell) -> Ticket:
-        """Raises RuntimeError where no thread can be begun any more."""
+        """Decoded in this thread, with what joins it, where no other can be begun any more."""
         if threading.current_thread().daemon:
             request, tell = _unless_it_ends(request, tell)
         ticket = Ticket(tell)
         with self._lock:
-            if not self._is_running:
-                self._begin(engine)
-            self._loop.put(ticket, request)
+            loop = self._loop
+            loop.put(ticket, request)
+            if self._is_running or self._begin(engine):
+                return ticket
+            self._threads.add(threading.current_thread())
+            self._is_running = True
+        self._run(engine, loop, threading.Event())
         return ticket
 
     def forget(self, ticket: Ticket) -> bool:
@@ -67,19 +71,25 @@ class JoinedLoop:
         with self._lock:
             return ticket.is_wanted and self._loop.drop(ticket)
 
-    def _begin(self, engine: Engine) -> None:
+    def _begin(self, engine: Engine) -> bool:
+        """Returns whether a thread could be begun: Python 3.12.1 begins none once it ends."""
         ended = threading.Event()
         # No daemon, as one that a daemon begins would be: it would be torn out of a forward when
         # the interpreter ends.
         thread = threading.Thread(
             target=self._run, args=(engine, self._loop, ended), name="mmspec-joined", daemon=False
         )
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
         self._threads.add(thread)
         self._is_running = True
         if self._calls_back:
             watching = (engine, self._loop, ended)
-            threading.Thread(target=self._watch, args=watching, daemon=True).start()
+            with suppress(RuntimeError):  # it could begin none for those that wait either
+                threading.Thread(target=self._watch, args=watching, daemon=True).start()
+        return True
 
     def _run(self, engine: Engine, loop: RunningLoop, ended: threading.Event) -> None:
         try:
@@ -131,9 +141,7 @@ class JoinedLoop:
                 event_loop.call_soon_threadsafe(_let_one_in, ahead)
         if loop.waiting:
             self._loop = RunningLoop()
-            try:
-                self._begin(engine)
-            except RuntimeError:  # no thread can be begun any more: they wait on
+            if not self._begin(engine):  # they wait on
                 self._loop = loop
                 return
             for ticket, request in loop.take_waiting():

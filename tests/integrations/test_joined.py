@@ -228,6 +228,24 @@ def test_nothing_keeps_an_engine_that_is_gone() -> None:
     assert gone() is None
 
 
+def test_threads_go_on_where_no_other_can_be_begun(
+    engine: Engine, alone: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.12.0 and 3.12.1 begin none once the main thread has ended."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    both = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: both.wait(timeout=60), range(2)))
+        monkeypatch.setattr(threading.Thread, "start", start)
+        told = list(pool.map(lambda one: answer(engine, one).tokens, ASKED[:6]))
+        lasting = replace(ASKED[0], stopping_criteria=[lambda ids, scores, **_: False])
+        assert pool.submit(lambda: answer(engine, lasting).tokens).result(60) == alone[0]
+    assert told == alone[:6]
+
+
 def test_an_interpreter_that_ends_waits_for_threads_that_are_no_daemons() -> None:
     """And for no endless request of a daemon's, which nobody will ever hear of."""
     script = """
