@@ -15,8 +15,11 @@ class Cuts:
     has_whole_media: bool = False  # nor here: the model gives no features of a part of a medium
 
     def allows(self, prompt: Prompt) -> bool:
-        if self.has_whole_media and len({span.kind for span in prompt.media}) > 1:
-            return False  # encoded within the forward, by what else there is (Phi-4-multimodal)
+        if self.has_whole_media and (
+            len({span.kind for span in prompt.media}) > 1
+            or any(span.kind == "audio" and span.stop - span.start == 1 for span in prompt.media)
+        ):
+            return False  # encoded by what else there is (Phi-4-multimodal's media, Qwen2-Audio's)
         return self.whole_because is None and not (prompt.media and self.media_because)
 
     @property

@@ -127,6 +127,18 @@ def test_chunks_streams_and_chats_take_recordings() -> None:
     assert second.stats.reused_tokens > 0
 
 
+def test_a_recording_of_one_token_is_heard_in_chunks_and_behind_a_known_beginning() -> None:
+    """Qwen2-Audio reads such a token as text where it comes alone, and its forward fails where no
+    other recording is beside it."""
+    click, sound = tone(seconds=0.03), tone(seconds=0.3)
+    alone = hearer().generate(messages((click, RATE)), reuse=False, **GREEDY).tokens
+    for chunk in (1, 0, 7):
+        for _ in range(2):
+            both = hearer(chunk).generate(messages((sound, RATE), (click, RATE)), **GREEDY)
+            assert both.tokens == expected_tokens(sound, click)
+            assert hearer(chunk).generate(messages((click, RATE)), **GREEDY).tokens == alone
+
+
 def test_who_cannot_hear_says_so() -> None:
     family = build_family("llava")
     inputs = InputProcessor(family.processor, family.config)
