@@ -20,7 +20,7 @@ class FeatureError(MmspecError):
 class Features:
     """What an encoder said of one item: a row a placeholder token."""
 
-    rows: tuple[Tensor, ...]  # (tokens, hidden): the embeddings, then those of deeper layers
+    rows: tuple[Tensor, ...]  # (tokens, hidden): the embeddings, if any, then deeper layers'
     form: "Form"
 
     @property
@@ -34,9 +34,10 @@ class Form:
 
     output_class: type[ModelOutput]
     ndim: int  # of the tensor, or of each item's
-    is_list: tuple[bool, bool]  # the rows, each deeper layer's rows
+    is_list: tuple[bool, bool]  # the first rows, each deeper layer's rows
     has_deeper: bool
-    names: tuple[str, ...] = ("pooler_output",)  # under which the model reads the rows
+    names: tuple[str, ...] = ("pooler_output",)  # under which the model reads the embeddings
+    layers: tuple[int, ...] = ()  # the deeper ones, where they are numbered
     is_masked: bool = False  # which rows are no padding is said beside them
 
     def build(self, rows: Sequence[Tensor]) -> ModelOutput:
@@ -49,7 +50,11 @@ class Form:
             mask = rows[0].new_ones(len(rows[0]), dtype=torch.bool)
             output.attention_mask = mask.view(*[1] * (self.ndim - 2), -1)
         if self.has_deeper:
-            output.deepstack_features = [self._pack(layer, self.is_list[1]) for layer in rows[1:]]
+            deeper = rows[1:] if self.names else rows
+            packed = [self._pack(layer, self.is_list[1]) for layer in deeper]
+            if self.layers:
+                packed = list(zip(self.layers, packed, strict=True))
+            output.deepstack_features = packed
         return output
 
     def _pack(self, rows: Tensor, is_list: bool) -> object:
@@ -63,9 +68,11 @@ def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Feature
         raise FeatureError(f"the encoder gave {type(output).__name__}")
     if getattr(output, "audio_mel_mask", None) is not None:
         raise FeatureError("which of the features are padding is the model's own to say")
-    names, packed = _embeddings(output)
-    deeper = getattr(output, "deepstack_features", None)
-    layers = [packed, *(deeper or ())]
+    deeper: Any = getattr(output, "deepstack_features", None)
+    numbers = _numbers(deeper)
+    names, first = ((), ()) if numbers else _embeddings(output)
+    layers = [features for _, features in deeper] if numbers else [first, *(deeper or ())]
+    packed = layers[0]
     mask = _mask(output, packed)
     rows = [_rows(packed if mask is None else packed[mask]), *map(_rows, layers[1:])]
     counts = [item.num_tokens for item in items]
@@ -78,6 +85,7 @@ def split_output(output: object, items: Sequence[MediaItem]) -> Iterator[Feature
         (is_list[0], is_list[1]),
         deeper is not None,
         names,
+        numbers,
         mask is not None,
     )
     split = [layer.split(counts) for layer in rows]
@@ -90,6 +98,13 @@ def feature_rows(output: object) -> Tensor:
     packed = _embeddings(output)[1]
     mask = _mask(output, packed)
     return _rows(packed if mask is None else packed[mask])
+
+
+def _numbers(deeper: Any) -> tuple[int, ...]:
+    """Of the layers that features come in before, where each says so (Granite 4 Vision, which puts
+    nothing in the placeholders' place)."""
+    is_numbered = deeper and isinstance(deeper[0], tuple) and isinstance(deeper[0][0], int)
+    return tuple(number for number, _ in deeper) if is_numbered else ()
 
 
 def _mask(output: object, packed: object) -> Tensor | None:

@@ -248,6 +248,16 @@ def test_features_made_already_follow_the_placeholders() -> None:
     assert layers == [[11, 11, 12, 12], [21, 21, 22, 22]]
 
 
+def test_features_of_numbered_layers_alone_follow_the_placeholders() -> None:
+    """Granite 4 Vision: nothing is put in the placeholders' place."""
+    layers = [(n, [torch.full((2, 4), float(n + image)) for image in range(3)]) for n in (30, 0)]
+    first, second, third = encoded(Encoded(deepstack_features=layers))
+    for row, expected in ((first, [30, 30]), (second, [31, 31, 32, 32])):
+        (own, deep), (other, _) = row.deepstack_features
+        assert (own, other) == (30, 0) and deep[0][:, 0].tolist() == expected
+    assert third is None
+
+
 def test_features_go_to_the_rows_in_the_form_that_they_have() -> None:
     """Stacked, with an empty list of deeper layers, or under another name."""
     features = torch.arange(3.0)[:, None, None].expand(3, 2, 4)
