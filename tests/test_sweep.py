@@ -3,6 +3,7 @@
 import io
 import re
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -78,7 +79,8 @@ def test_what_a_model_sees_and_hears_is_found_by_asking_it(
     assert trial.verdict == "same", trial.reason
     if model_type == "gemma4" and transformers.__version__.startswith("5.17"):
         kinds = kinds - {"video"}  # no form of the sweep's fits there
-    assert {kind for kind, found in trial.media.items() if found == "same"} == kinds
+    together = {"together"} if len(kinds) > 1 else set()
+    assert {kind for kind, found in trial.media.items() if found == "same"} == kinds | together
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,20 @@ def test_the_table_has_a_line_a_family() -> None:
     assert "| llama | tree | mmspec's |" in table
     assert "position_ids \\| x" in table
     assert sum(line.startswith(("| llama", "| bart", "| llava")) for line in table.split("\n")) == 3
+
+
+def test_what_was_not_tried_of_several_media_in_one_prompt_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether the model takes one kind a prompt, or the prompt that was made of them is none."""
+    trial = Trial("x", "X", "image", "same", shape="tree", as_generate="same", num_different=9)
+    one_kind = [{"input_ids": torch.zeros(1, 2, dtype=torch.long)}]
+    monkeypatch.setattr(trials, "_media_prompts", lambda model, kind: one_kind)
+    monkeypatch.setattr(trials, "_compared", lambda *_: trial)
+    monkeypatch.setattr(trials, "_generated", lambda model, prompt: prompt["pixels"])
+    found = trials._with_media(trial, ("image", "audio"), *[cast(Any, None)] * 3)
+    assert found.media["image"] == found.media["audio"] == "same"
+    assert "several kinds of media in one prompt: generate: KeyError" in markdown({"5": [found]})
 
 
 @pytest.mark.slow

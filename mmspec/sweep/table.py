@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from mmspec.sweep.trial import UNTRIED, Trial
+from mmspec.sweep.trial import TOGETHER, UNTRIED, Trial
 
 _COLOURS = {
     "same": "green",
@@ -71,6 +71,9 @@ def _decoded_row(trial: Trial, others: Mapping[str, Mapping[str, Trial]]) -> tup
         notes.append(f"prompts are read whole: {trial.cuts}")
     if trial.as_generate != "same":
         notes.append(f"not compared with {trial.as_generate}")
+    together = trial.media.get(TOGETHER, "same")
+    if together != "same":
+        notes.append(f"several kinds of media in one prompt: {together}")
     if trial.num_different < 3:
         notes.append("the tiny model hardly moves: little is shown")
     notes += _elsewhere(trial, others)

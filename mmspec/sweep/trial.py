@@ -35,6 +35,7 @@ NEW_TOKENS = 12
 PROMPT_TOKENS = (31, 12, 22)  # longer and shorter than a sliding window of 8
 CHUNK_TOKENS = 7
 UNTRIED = ("no form of input", "no input made", "generate:")  # how what came of media begins
+TOGETHER = "together"  # beside the kinds of media: what came of all of them in one prompt
 _SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "seed": 5}
 _GREEDY: dict[str, Any] = {"temperature": 0.0}
 
@@ -55,7 +56,7 @@ class Trial:
     as_generate: str = ""  # same, differs, or why transformers' generate gave nothing to compare
     media: Mapping[str, str] = field(
         default_factory=dict
-    )  # image, audio, video -> same, or why not
+    )  # image, audio, video, TOGETHER -> same, or why not
     cuts: str = ""  # why prompts are not cut, where they are not
     accepted: int = 0  # drafted tokens that were accepted
     num_different: int = 0  # different tokens in the longest text: 1 proves little
@@ -156,15 +157,15 @@ def _with_media(
     prompts = [_joined(each) for each in zip(*made, strict=True)]
     try:
         _generated(model, prompts[0])
-    except Exception:  # it takes one kind a prompt
-        return trial
+    except Exception as error:  # it takes one kind a prompt, or the prompts are none
+        return replace(trial, media={**trial.media, TOGETHER: f"generate: {_told(error)}"})
     try:
         _compared(model, target, report, prompts, trial)
     except _Differs as error:
         return replace(trial, verdict="differs", reason=f"several kinds of media: {error}")
     except Exception as error:
         return replace(trial, verdict="failed", reason=f"several kinds of media: {_told(error)}")
-    return trial
+    return replace(trial, media={**trial.media, TOGETHER: "same"})
 
 
 def _joined(prompts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
