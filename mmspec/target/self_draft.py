@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from mmspec.errors import ConfigError
 from mmspec.target.attached import Attachment
 from mmspec.target.quantised import QuantisedLinears, Weights
-from mmspec.target.skipping import SkippedLayers, indices
+from mmspec.target.skipping import SkippedLayers
 from mmspec.target.target import Target
 
 
@@ -26,7 +26,7 @@ def draft_forward(
         if skipped:
             layers = SkippedLayers(target.model, packing=target.packing)
             try:
-                layers.skipped = indices(skipped, layers.num_layers)
+                layers.skipped = layers.chosen(skipped)
             except ValueError as error:
                 raise ConfigError(f"layers to skip: {error}") from error
             attachments.append(layers)

@@ -24,12 +24,35 @@ class SkippedLayers:
         """`packing`: layers seen to hand on a tuple (`seeing_packing`). Raises ModelError for a
         model whose decoder layers are not found."""
         self._layers = decoder_layers(model)
+        # Later layers read their keys in place of own ones (Gemma 3n, Gemma 4).
+        self.lending = frozenset(
+            index
+            for index, layer in enumerate(self._layers)
+            if any(getattr(part, "store_full_length_kv", False) for part in layer.modules())
+        )
         self._packing = frozenset(packing)
         self.skipped: frozenset[int] = frozenset()  # set between two forwards, never within one
 
     @property
     def num_layers(self) -> int:
         return len(self._layers)
+
+    def chosen(self, skipped: Iterable[int]) -> frozenset[int]:
+        """Checked: raises ValueError for a layer that is not there or cannot be missed, or when
+        none would be left."""
+        chosen = frozenset(skipped)
+        outside = sorted(index for index in chosen if not 0 <= index < self.num_layers)
+        if outside or len(chosen) >= self.num_layers:
+            raise ValueError(
+                f"got {sorted(chosen)}, expected some of the layers 0 to {self.num_layers - 1}, "
+                "not all"
+            )
+        if chosen & self.lending:
+            raise ValueError(
+                f"got {sorted(chosen)}, but later layers read the keys of {sorted(self.lending)}: "
+                "leave these in"
+            )
+        return chosen
 
     @property
     def num_bytes(self) -> int:
@@ -81,22 +104,12 @@ def seeing_packing(model: PreTrainedModel) -> Iterator[set[nn.Module]]:
         yield packing
 
 
-def indices(skipped: Iterable[int], num_layers: int) -> frozenset[int]:
-    """Checked: raises ValueError for a layer that is not there, or when none would be left."""
-    chosen = frozenset(skipped)
-    outside = sorted(index for index in chosen if not 0 <= index < num_layers)
-    if outside or len(chosen) >= num_layers:
-        raise ValueError(
-            f"got {sorted(chosen)}, expected some of the layers 0 to {num_layers - 1}, not all"
-        )
-    return chosen
-
-
 def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """A decoder layer that does nothing."""
     return hidden_states
 
 
-def _hand_on_packed(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """The same, of a family whose layers hand on a tuple: of states, and perhaps of weights."""
-    return hidden_states, None
+def _hand_on_packed(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+    """The same, of a family whose layers hand on a tuple: of states, and perhaps of weights, or of
+    what the index of a layer before has chosen (HY-V4, GLM-5)."""
+    return hidden_states, kwargs.get("prev_topk_indices")

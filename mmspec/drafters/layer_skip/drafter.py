@@ -14,7 +14,7 @@ from mmspec.errors import ConfigError
 from mmspec.state import Prefill, Prompt
 from mmspec.target import Target
 from mmspec.target.self_draft import draft_forward
-from mmspec.target.skipping import SkippedLayers, indices
+from mmspec.target.skipping import SkippedLayers
 from mmspec.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -42,14 +42,18 @@ class BoundLayerSkip(ByModel):
         num_layers = self._skipped.num_layers
         self.search: SkipSearch | None = None
         try:
-            self._fixed = indices(settings.layers, num_layers)
+            self._fixed = self._skipped.chosen(settings.layers)
         except ValueError as error:
             raise ConfigError(f"drafter.layer_skip.layers: {error}") from error
         if not settings.layers:
             if num_layers < 2:
                 raise ConfigError("drafter.layer_skip: the target has one layer and none to spare")
             self.search = SkipSearch(
-                num_layers, settings.skip, trials=settings.trials, seed=settings.seed
+                num_layers,
+                settings.skip,
+                kept=self._skipped.lending,
+                trials=settings.trials,
+                seed=settings.seed,
             )
 
     @property

@@ -1,5 +1,6 @@
 """SkipSearch: which layers a target can do without, found out while it generates."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,10 +27,19 @@ class SkipSearch:
     process; the first and the last layer are left in, as there.
     """
 
-    def __init__(self, num_layers: int, share: float, *, trials: int, seed: int = 0) -> None:
-        """`share` of `num_layers` (2 or more) are skipped, at least one."""
+    def __init__(
+        self,
+        num_layers: int,
+        share: float,
+        *,
+        trials: int,
+        seed: int = 0,
+        kept: Collection[int] = (),
+    ) -> None:
+        """`share` of `num_layers` (2 or more) are skipped, at least one, of those that are not
+        `kept`."""
         last = num_layers - 1 if num_layers > 3 else num_layers
-        self._layers = list(range(1, last))
+        self._layers = [index for index in range(1, last) if index not in kept]
         self._size = min(max(round(share * num_layers), 1), len(self._layers))
         self._trials_left = trials
         self._random = np.random.default_rng(seed)

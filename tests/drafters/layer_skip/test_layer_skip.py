@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
+from transformers import CONFIG_MAPPING
 
 import mmspec
 from mmspec.drafters.growing.trees import GrowingTrees
@@ -13,6 +14,8 @@ from mmspec.drafters.layer_skip import BoundLayerSkip, LayerSkip
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.requests import Request
+from mmspec.sweep import architectures
+from mmspec.sweep.build import build
 from mmspec.target import Target
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
@@ -76,6 +79,21 @@ def test_layers_that_add_nothing_are_not_missed() -> None:
     result = engine.generate(prompts(1)[0], temperature=1.0, top_k=0)
     count = result.stats.by_drafter["layer_skip"]
     assert count.accepted == count.proposed > 20
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "hy_v4"])
+def test_what_later_layers_read_of_earlier_ones_is_there(family: str) -> None:
+    """Gemma 4: keys, of layers that stay. HY-V4: which tokens an index has chosen."""
+    if family not in CONFIG_MAPPING:
+        pytest.skip("not in this version of transformers")
+    model = build(*architectures([family]), torch.float64)
+    engine = engine_of(model, LayerSkip(trial_tokens=4, trial_every=2, min_confidence=0.0))
+    result = engine.generate(prompts(1)[0], temperature=0.0)
+    assert result.stats.by_drafter["layer_skip"].proposed > 20
+    assert result.tokens == engine.generate(prompts(1)[0], speculate=False, temperature=0.0).tokens
+    if family == "gemma4_text":
+        with pytest.raises(ConfigError, match=r"layers: got \[1\], .* keys of \[0, 1\]"):
+            engine_of(model, LayerSkip(layers=(1,)))
 
 
 def test_the_search_finds_the_layers_that_add_nothing() -> None:
