@@ -170,7 +170,9 @@ def test_what_was_not_tried_of_several_media_in_one_prompt_is_told(
     monkeypatch.setattr(trials, "_generated", lambda model, prompt: prompt["pixels"])
     found = trials._with_media(trial, ("image", "audio"), *[cast(Any, None)] * 3)
     assert found.media["image"] == found.media["audio"] == "same"
-    assert "several kinds of media in one prompt: generate: KeyError" in markdown({"5": [found]})
+    assert "several kinds of media in one prompt fail in generate: KeyError" in markdown(
+        {"5": [found]}
+    )
 
 
 @pytest.mark.slow

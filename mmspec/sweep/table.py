@@ -73,7 +73,7 @@ def _decoded_row(trial: Trial, others: Mapping[str, Mapping[str, Trial]]) -> tup
         notes.append(f"not compared with {trial.as_generate}")
     together = trial.media.get(TOGETHER, "same")
     if together != "same":
-        notes.append(f"several kinds of media in one prompt: {together}")
+        notes.append(f"several kinds of media in one prompt fail in {together}")
     if trial.num_different < 3:
         notes.append("the tiny model hardly moves: little is shown")
     notes += _elsewhere(trial, others)
