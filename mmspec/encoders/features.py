@@ -124,7 +124,11 @@ class FeatureSource:
         try:
             for module, name, kind in found:
                 setattr(module, name, attachment.in_place_of(getattr(module, name), kind))
-            yield
+            try:
+                yield
+            except UnboundLocalError:
+                if not partial - attachment.asked:  # Aria's of 5.17 has no name for them then
+                    raise
             if partial - attachment.asked:  # Aria's forward, of one token alone
                 raise FeatureError("the model does not look for media in each part of a prompt")
         finally:
