@@ -28,6 +28,7 @@ from mmspec.errors import ConfigError, DecodeError, InputError
 from mmspec.integrations.known_models import KnownModels
 from mmspec.kv import KVCache
 from mmspec.requests import FIELD_NAMES
+from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.training.tiny.build import build_model, build_processor
 
@@ -497,6 +498,27 @@ def test_a_prompt_that_does_not_fit_the_context_is_refused() -> None:
         engine.generate(llama_inputs(), max_new_tokens=room + 1)
 
 
+def test_the_last_place_of_the_context_is_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "max_positions", 12)
+    engine, options = plain_llama(), {"ignore_eos": True, "temperature": 0}
+    for wanted in (None, 1):
+        result = engine.generate(llama_inputs(num_text_tokens=11), max_new_tokens=wanted, **options)
+        assert (result.stats.prompt_tokens, len(result.tokens)) == (11, 1)
+    with pytest.raises(InputError, match=r"has 12 tokens: .* holds 12, the answer included"):
+        engine.generate(llama_inputs(num_text_tokens=12))
+
+
+def test_where_a_model_has_no_context_it_is_as_long_as_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Target, "max_positions", None)
+    monkeypatch.setattr("mmspec.admission.DEFAULT_MAX_NEW_TOKENS", 5)
+    engine = plain_llama()
+    for wanted, expected in ((None, 5), (3, 3)):
+        made = engine.generate(llama_inputs(), max_new_tokens=wanted, ignore_eos=True)
+        assert len(made.tokens) == expected
+
+
 def test_a_greedy_rule_refuses_what_samples_before_the_prompt_is_read() -> None:
     engine, read = plain_llama("decode.verifier=greedy"), list[int]()
     options = {"max_new_tokens": 3, "on_prefill": lambda done, of: read.append(done)}
@@ -585,11 +607,15 @@ def test_a_generation_config_that_asks_for_beams_is_refused() -> None:
 
 
 def test_what_is_no_prompt_is_refused(engine: mmspec.Engine) -> None:
-    with pytest.raises(InputError, match=r"no tokens|empty"):
-        engine.generate("", raw=True)
-    for token in (10**6, -100):  # as labels have it
+    for empty in ("", Prompt(torch.empty(0, dtype=torch.long))):
+        with pytest.raises(InputError, match=r"no tokens|empty"):
+            engine.generate(empty, raw=True)
+    most = engine.target.num_embeddings
+    for token in (10**6, most, -1, -100):  # as labels have it
         with pytest.raises(InputError, match=f"token id {token} in the prompt: .*vocabulary has"):
             engine.generate({"input_ids": torch.tensor([[5, token]])})
+    for edge in (0, most - 1):
+        engine.generate({"input_ids": torch.tensor([[edge]])}, max_new_tokens=1)
     with pytest.raises(InputError, match="no tokenizer or processor"):
         plain_llama().generate("text")
     for wrong, told in (

@@ -25,6 +25,7 @@ from mmspec.params import (
     requested_max_new_tokens,
     stop_strings,
 )
+from mmspec.requests import Request
 
 
 @cache
@@ -97,6 +98,12 @@ def test_an_invalid_value_is_refused_with_got_and_expected(name: str, value: obj
 )
 def test_values_at_the_border_are_taken(name: str, value: object) -> None:
     assert getattr(SamplingParams(**{name: value}), name) == value
+
+
+def test_the_last_samples_number_is_taken_and_none_beyond_it() -> None:
+    assert Request("a", sample=2**32 - 2, n=2).n == 2
+    with pytest.raises(InputError, match=r"n=2: expected a sum of at most 2\^32"):
+        Request("a", sample=2**32 - 1, n=2)
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

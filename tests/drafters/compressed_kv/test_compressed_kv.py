@@ -56,7 +56,7 @@ def acceptance(results: Sequence[Result]) -> float:
 def assert_plain(engine: Engine, requests: Sequence[Request], results: Sequence[Result]) -> None:
     plain = engine.generate(requests, speculate=False)
     assert [result.tokens for result in results] == [result.tokens for result in plain]
-    assert bound(engine).num_bytes == 0, "a view was not freed"
+    assert bound(engine).num_bytes == 0 and not bound(engine)._views, "a view was not freed"
 
 
 # LAW
@@ -165,12 +165,24 @@ def test_it_adds_a_tenth_of_the_targets_kv_at_most() -> None:
     assert_plain(engine, requests, results)
 
 
-@pytest.mark.parametrize("draw", ["coupled", "sample"])
+@pytest.mark.parametrize(
+    ("draw", "profile", "sampling", "expected"),
+    [
+        ("coupled", (3, 2, 2), SAMPLINGS["greedy"], 9),  # nothing is drawn: no profile is followed
+        ("sample", (), SAMPLINGS["greedy"], 9),
+        ("sample", (3, 2, 2), SAMPLED, 10),
+    ],
+)
 def test_behind_a_view_there_is_room_for_all_that_a_draft_writes(
-    draw: str, monkeypatch: pytest.MonkeyPatch
+    draw: str,
+    profile: tuple[int, ...],
+    sampling: dict[str, Any],
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where others draw and a greedy request's tree is as wide as the best are."""
-    engine = engine_of("llama", draw=draw, top_k=2, width=2, max_depth=5)
+    shape = {"profile": profile, "top_k": 2, "width": 2, "max_depth": 5}
+    engine = engine_of("llama", max_nodes=32, draw=draw, **shape)
     room, written = bound(engine).settings.size.room, list[int]()
 
     def watching(model: Any, cache: Any, growths: Any, *, cost: Any) -> None:
@@ -178,8 +190,8 @@ def test_behind_a_view_there_is_room_for_all_that_a_draft_writes(
         written.extend(growth.num_written for growth in growths)
 
     monkeypatch.setattr("mmspec.drafters.growing.trees.grow", watching)
-    engine.generate(requests_of("llama", SAMPLINGS["greedy"], ["text"] * 3))
-    assert max(written) == room == 9
+    engine.generate(requests_of("llama", sampling, ["text"] * 3))
+    assert max(written) == room == expected
 
 
 def test_queries_are_kept_for_policies_that_ask() -> None:
@@ -309,10 +321,12 @@ def test_what_makes_no_sense_is_refused() -> None:
         ({"budget": 4}, "budget=4: expected at least 8 tokens"),
         ({"recent": 0}, "recent=0"),
         ({"max_share": 0.0}, r"max_share=0.0: expected in \(0, 1\]"),
+        ({"max_share": 1.5}, "max_share=1.5"),
         ({"width": 3, "top_k": 1}, "width=3"),
     ):
         with pytest.raises(ConfigError, match=expected):
             CompressedKV(**options)  # type: ignore[arg-type]
+    CompressedKV(budget=8, recent=1, max_share=1.0)  # the least and the most
 
 
 def test_policies_come_by_name_or_as_objects() -> None:
