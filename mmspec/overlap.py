@@ -80,12 +80,9 @@ class Overlap:
 
     def commit(self, rows: Sequence[Row], verdicts: Sequence[Verdict | None]) -> None:
         """Keeps the accepted paths; what was not accepted is forgotten."""
-        pairs = [(row.placement.row, v) for row, v in zip(rows, verdicts, strict=True)]
         if not self._is_committed:
-            self._cache.commit({row: v.path for row, v in pairs if v is not None})
-        else:  # node 0 was, also of a row that has failed since
-            for row in (row for row, v in pairs if v is None):
-                self._cache.truncate(row, self._cache.length(row) - 1)
+            accepted = zip(rows, verdicts, strict=True)
+            self._cache.commit({row.placement.row: v.path for row, v in accepted if v is not None})
         self._is_committed = False
 
     def close(self) -> None:

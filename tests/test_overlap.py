@@ -19,6 +19,7 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.engine import Engine
 from mmspec.overlap import Overlap
 from mmspec.requests import Request
+from mmspec.target import Target
 from mmspec.tree import TokenTree
 
 
@@ -127,9 +128,19 @@ def test_a_row_that_ends_drops_what_was_begun_for_it(begun: list[int]) -> None:
     assert set(begun) >= {2, 3}
 
 
-def test_no_step_is_begun_for_a_row_without_room(begun: list[int]) -> None:
-    result = _engine("always").generate(_request(12, max_new_tokens=5))
-    assert result.stats.steps == 4
+def test_no_step_is_begun_for_a_row_without_room(
+    begun: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one that was begun scored again."""
+    engine, scored, score = _engine("always"), list[int](), Target.score
+
+    def counting(self: Target, trees: Sequence[TokenTree], *args: Any, **options: Any) -> Any:
+        scored.append(len(trees))
+        return score(self, trees, *args, **options)
+
+    monkeypatch.setattr(Target, "score", counting)
+    result = engine.generate(_request(12, max_new_tokens=5))
+    assert result.stats.steps == len(scored) == 4
     assert len(begun) == 3  # the first token is the prompt's, the first step has none ahead
 
 
