@@ -361,21 +361,25 @@ def test_a_value_of_another_kind_is_refused(folder: Path, name: str, wrong: Any)
 
 
 def test_begun_again_an_add_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
-    """What the first attempt still held in memory does not get into the file any more."""
-    first, lost, second = (documents([[n, 7, 8]] * 2, prefix=f"{n}") for n in range(3))
+    """What the first attempt still held in memory does not get into the file any more. What is in
+    the segment that was finished, and in the one that was not, is there already."""
+    first, lost, second = (documents([[n, 7, 8]] * 3, prefix=f"{n}") for n in range(3))
     folder = tmp_path / "twice"
     with DatastoreWriter.create(folder, tokenizer=TOKENIZER, vocab_size=VOCAB) as writer:
-        writer.begin(inputs="same")
+        writer.begin(inputs="same", segment_tokens=8)
         for document in first:
             writer.append(document)
         assert writer._appender is not None
         writer._appender.checkpoint()
-        for document in lost:
+        for document in lost[:1]:
             writer.append(document)
-        assert writer.begin(inputs="same") == 2
+        assert writer.begin(inputs="same", segment_tokens=8) == 3
+        for document in first:
+            with pytest.raises(DatastoreError, match="is there already"):
+                writer.append(document)
         writer.append(second[0])
         writer.commit()
-    expected = add(tmp_path / "once", [*first, second[0]])
+    expected = add(tmp_path / "once", [*first, second[0]], segment_tokens=8)
     assert ids(Datastore.open(folder)) == ids(expected)
     Datastore.open(folder).check_integrity()
 
