@@ -131,16 +131,13 @@ class BoundLayerSkip(ByModel):
             tree = TokenTree.chain(asked[0], asked[1:], (1.0,) * (count - 1), self.name)
             logits = self.model.score([tree], cache, [session.placement])[0].logits
         finally:
-            cache.truncate(row, start)
             cache.append(row, kept, count=length - start)
             if states is not None:
                 states.hold(row, state)
                 session.mark()
         guide, first = session.guide, start + 1
-        scores = guide.warp(logits)
-        if not guide.is_greedy:
-            places = range(first, first + count)
-            scores = scores + guide.noise_at(places, scores.shape[-1], device=scores.device)
+        scores, places = guide.warp(logits), range(first, first + count)
+        scores = scores + guide.noise_at(places, scores.shape[-1], device=scores.device)
         said = scores.argmax(dim=-1).tolist()
         chosen = tokens[first : first + count]
         return sum(a == b for a, b in zip(said, chosen, strict=True))

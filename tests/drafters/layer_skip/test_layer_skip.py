@@ -11,12 +11,15 @@ from transformers import CONFIG_MAPPING
 import mmspec
 from mmspec.drafters.growing.trees import GrowingTrees
 from mmspec.drafters.layer_skip import BoundLayerSkip, LayerSkip
+from mmspec.drafters.layer_skip.session import LayerSkipSession
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError, ModelError
 from mmspec.requests import Request
+from mmspec.state import Verdict
 from mmspec.sweep import architectures
 from mmspec.sweep.build import build
 from mmspec.target import Target
+from mmspec.tree import TokenTree
 
 SAMPLINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -112,27 +115,69 @@ def test_the_search_finds_the_layers_that_add_nothing() -> None:
 
 
 def test_a_draft_counts_for_the_layers_that_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where another request's trial has changed the best ones meanwhile."""
-    engine = engine_of(deep_model(), LayerSkip(min_confidence=0.0, trial_every=1000))
+    """Also where another request's trial has changed the best ones meanwhile. Its tokens count as
+    far as the target has said something of them."""
+    drafter = LayerSkip(skip=1 / 6, min_confidence=0.0, trial_every=1000)
+    engine = engine_of(deep_model(), drafter)
     bound = engine.drafters[0]
     assert isinstance(bound, BoundLayerSkip) and bound.search is not None
-    search, used, told = bound.search, bound.skipped, list[frozenset[int]]()
-    grown = GrowingTrees.grown
+    search, used = bound.search, bound.skipped
+    told, expected = (
+        list[tuple[frozenset[int], int, int]](),
+        list[tuple[frozenset[int], int, int]](),
+    )
+    grown, observe = GrowingTrees.grown, LayerSkipSession.observe
 
     def meanwhile(*args: Any, **options: Any) -> Any:
         search.best = other
         return grown(*args, **options)
 
     def learn(skipped: frozenset[int], matched: int, tested: int) -> None:
-        told.append(skipped)
+        told.append((skipped, matched, tested))
         search.best = used
 
-    search.learn(other := frozenset({1, 2}), 0, 1)
+    def observing(self: LayerSkipSession, tree: TokenTree, verdict: Verdict, scores: Any) -> None:
+        matched = len(verdict.path) - 1
+        expected.append((used, matched, min(matched + 1, tree.num_nodes - 1)))
+        observe(self, tree, verdict, scores)
+
+    search.learn(other := frozenset({1}), 0, 1)
     assert bound.skipped == used != other
     monkeypatch.setattr(search, "learn", learn)
     monkeypatch.setattr(GrowingTrees, "grown", meanwhile)
-    engine.generate(prompts(1)[0], max_new_tokens=8)
-    assert set(told) == {used}
+    monkeypatch.setattr(LayerSkipSession, "observe", observing)
+    engine.generate(prompts(1)[0], max_new_tokens=20, temperature=0.0)
+    assert told == expected
+    assert {0, 1} <= {matched for _, matched, _ in told}, "neither all nor nothing"
+
+
+def test_trials_are_of_the_newest_tokens_now_and_then_and_come_to_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = LayerSkip(trials=3, trial_every=2, trial_tokens=6, min_confidence=0.0, max_depth=1)
+    engine = engine_of(deep_model(), settings)
+    bound, request, events = engine.drafters[0], prompts(1)[0], ""
+    assert isinstance(bound, BoundLayerSkip)
+    num_prompt = request.prompt["input_ids"].shape[1]  # type: ignore[index,call-overload]
+    matched, propose = bound._matched, BoundLayerSkip.propose_together
+
+    def trying(session: Any, tokens: Sequence[int], skipped: frozenset[int]) -> int:
+        nonlocal events
+        events += "t"
+        assert session.trial(len(tokens)) == (len(tokens) - 1 - 6, None), "the newest"
+        assert session.trial(num_prompt + 6) == (num_prompt - 1, None)
+        assert session.trial(num_prompt + 5) is None, "the prompt's were not chosen"
+        return matched(session, tokens, skipped)
+
+    def proposing(self: BoundLayerSkip, *args: Any) -> Any:
+        nonlocal events
+        events += "p"
+        return propose(self, *args)
+
+    bound._matched = trying  # type: ignore[method-assign]
+    monkeypatch.setattr(BoundLayerSkip, "propose_together", proposing)
+    engine.generate(request, temperature=1.0, top_k=0)
+    assert "tpptppt" in events and events.count("t") == 3 and not bound.is_searching
 
 
 def test_a_trial_leaves_every_key_as_it_was() -> None:
