@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 import mmspec
 from mmspec.reading import AnswerReader, Reading
 from mmspec.serving import ServerSettings, create_app
+from mmspec.serving.response_items import read_items
 
 Say = Callable[..., list[str]]
 HM = "<think>\nHm, 日本.\n</think>\n\n"
@@ -129,6 +130,21 @@ def test_a_response_has_an_item_of_reasoning(server: TestClient, say: Say) -> No
     assert done == ["reasoning", "message", "function_call"]
 
 
+def test_a_message_has_the_log_probabilities_of_its_reasoning_too(
+    server: TestClient, say: Say
+) -> None:
+    say(f"{HM}Well.")
+    body = respond(max_output_tokens=400, ignore_eos=False)
+    body |= {"include": ["message.output_text.logprobs"]}
+    *told, last = streamed(server, body)
+    _, message = last["response"]["output"]
+    places = message["content"][0]["logprobs"]
+    text = "".join(place["token"] for place in places)
+    assert text.startswith("<think>\nHm") and "Well." in text
+    deltas = [event for event in told if event["type"] == "response.output_text.delta"]
+    assert [place for event in deltas for place in event["logprobs"]] == places
+
+
 def test_reasoning_that_a_client_sends_again_reaches_the_template(
     server: TestClient, say: Say
 ) -> None:
@@ -145,6 +161,8 @@ def test_reasoning_that_a_client_sends_again_reaches_the_template(
     server.post(CHAT, json={"messages": messages, "max_tokens": 9})
     shown = "<s><|user|>2+3?<|assistant|><think>Hm.</think>5<|user|>Sure?<|assistant|>"
     assert prompts == [shown, shown.replace("<think>Hm.</think>", ""), shown]
+    (message,) = read_items([silent, said], max_media=0)  # a template may ask whether there is any
+    assert "reasoning_content" not in message
 
 
 @needs_guided

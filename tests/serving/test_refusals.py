@@ -188,6 +188,10 @@ def test_images_are_counted_and_videos_are_read_as_such(engine: mmspec.Engine) -
             response = client.post(CHAT, json=asked(messages=messages))
             assert response.status_code == 400
             assert told in response.json()["error"]["message"]
+        item = {"type": "input_image", "image_url": part["image_url"]["url"]}  # type: ignore[index]
+        items = [{"role": "user", "content": [item] * 3}]
+        response = client.post(RESPONSES, json={"input": items, "max_output_tokens": 1})
+        assert response.status_code == 400 and "got 3 images" in response.json()["error"]["message"]
         video = {"type": "video_url", "video_url": {"url": "data:image/gif;base64,AAAA"}}
         response = client.post(CHAT, json=image(**video))
         assert response.status_code == 400 and "got 1 video," in response.json()["error"]["message"]

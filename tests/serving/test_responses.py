@@ -38,6 +38,7 @@ def streamed(client: TestClient, body: dict[str, Any]) -> list[dict[str, Any]]:
     told = [json.loads(data.removeprefix("data: ")) for _, data in pairs]
     assert [name for name, _ in pairs] == [f"event: {event['type']}" for event in told]
     assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    assert all(event.get("delta") != "" for event in told)
     return told
 
 
@@ -140,7 +141,7 @@ def test_input_is_a_chat_with_pictures_and_instructions(
     assert body["usage"]["input_tokens"] == plain.stats.prompt_tokens > 256
 
 
-@pytest.mark.parametrize("words", [f"I add. {CALL}", f" {CALL}\n{CALL} Done.", "None.", " "])
+@pytest.mark.parametrize("words", [f"I add. {CALL}", f" {CALL}\n{CALL} Done.", "None.", " ", ""])
 def test_calls_are_items_in_their_order(
     client: TestClient, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
@@ -153,6 +154,7 @@ def test_calls_are_items_in_their_order(
     assert unnamed(last["response"]["output"]) == unnamed(whole["output"])
     said = [item["content"][0]["text"] if "content" in item else CALL for item in whole["output"]]
     assert " ".join(said).split() == words.split()
+    assert len(said) == 1 or all(map(str.strip, said)), "what is blank beside a call is not told"
     for item in whole["output"]:
         if item["type"] == "function_call":
             assert item["name"] == "add" and json.loads(item["arguments"]) == {"a": 1, "b": 2}
@@ -250,6 +252,7 @@ def test_half_a_call_is_text(
     ("fields", "told", "param"),
     [
         ({"input": None}, "a text or a list of items", "input"),
+        ({"input": []}, "a text or a list of items", "input"),
         ({"input": [3]}, "input[0]", "input[0]"),
         ({"input": [{"role": "user", "content": 3}]}, "text or a list", "input[0].content"),
         ({"input": [{"type": "item_reference", "id": "a"}]}, "no items are kept", "input[0]"),
