@@ -208,10 +208,12 @@ def test_positions_stay_right_whatever_is_merged_purged_and_merged_again(tmp_pat
 
 
 def test_a_document_longer_than_a_segment_is_cut(tmp_path: Path) -> None:
-    text = [n % 40 for n in range(100)]
-    store = add(tmp_path / "s", [Document("long", "", text)], segment_tokens=30)
+    text, next_one = [n % 40 for n in range(100)], [7] * 16  # with its separator one too many
+    given = [Document("long", "", text), Document("next", "", next_one)]
+    store = add(tmp_path / "s", given, segment_tokens=30)
     read = [segment.shard.read(0, 30) for segment in store.segments]
-    assert [token for piece in read for token in piece] == text
+    assert [token for piece in read for token in piece] == text + next_one
+    assert [*map(len, read)] == [29, 29, 29, 13, 16]
     with DatastoreWriter.open(tmp_path / "s") as writer:
         assert writer.delete(["long"]) == 1
 
@@ -382,6 +384,18 @@ def test_begun_again_an_add_goes_on_from_its_last_checkpoint(tmp_path: Path) -> 
     expected = add(tmp_path / "once", [*first, second[0]], segment_tokens=8)
     assert ids(Datastore.open(folder)) == ids(expected)
     Datastore.open(folder).check_integrity()
+
+
+def test_an_add_is_safe_up_to_its_newest_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmspec.retrieval.appender._CHECKPOINT_TOKENS", 8)
+    for count, safe in enumerate((0, 0, 2, 2, 4, 4)):  # a separator behind three tokens each
+        with DatastoreWriter.create(tmp_path, tokenizer=TOKENIZER, vocab_size=VOCAB) as writer:
+            writer.begin(inputs="same", fresh=True)
+            for document in documents([[1, 2, 3]] * count):
+                writer.append(document)
+            assert writer.begin(inputs="same") == safe
 
 
 def test_a_manifest_names_files_of_its_own_folder_only(folder: Path) -> None:
