@@ -262,8 +262,10 @@ def test_mistakes_are_told() -> None:
     target = Target(deep_model(2))
     with pytest.raises(ConfigError, match="layers 0 to 1, not all"):
         LayerSkip(layers=(0, 1)).for_target(target, None)
-    with pytest.raises(ConfigError, match="layers 0 to 1"):
-        LayerSkip(layers=(7,)).for_target(target, None)
+    for beyond in (2, 7):
+        with pytest.raises(ConfigError, match="layers 0 to 1"):
+            LayerSkip(layers=(beyond,)).for_target(target, None)
+    assert LayerSkip(layers=(0,)).for_target(target, None).skipped == {0}
     with pytest.raises(ConfigError, match="one layer"):
         LayerSkip().for_target(Target(deep_model(1)), None)
     with pytest.raises(ConfigError, match="layer_skip does not"):
