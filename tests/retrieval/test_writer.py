@@ -68,6 +68,8 @@ def test_documents_come_back_as_they_went_in(folder: Path) -> None:
             place = store.place_of(position + 2)
             assert place == (number, start + 2)
             assert store.place_of(position + length) is None, "a separator is no place"
+            offsets = segment.shard.offsets_of(np.array([position, position + length]))
+            assert offsets.tolist() == [start, -1]
     store.check_integrity()
 
 
@@ -398,6 +400,26 @@ def test_an_add_is_safe_up_to_its_newest_checkpoint(
             assert writer.begin(inputs="same") == safe
 
 
+@pytest.mark.parametrize("suffix", [".tokens", ".documents", ".names"])
+def test_an_add_that_lost_what_was_safe_is_not_gone_on_with(tmp_path: Path, suffix: str) -> None:
+    given = Document("d", "", [1, 2, 3])
+    with DatastoreWriter.create(tmp_path, tokenizer=TOKENIZER, vocab_size=VOCAB) as writer:
+        writer.begin(inputs="same")
+        writer.append(given)
+        assert writer._appender is not None
+        writer._appender.checkpoint()
+        writer.close()
+        (path,) = tmp_path.glob(f"*{suffix}")
+        path.write_bytes(path.read_bytes()[:-1])
+    with DatastoreWriter.create(tmp_path, tokenizer=TOKENIZER, vocab_size=VOCAB) as writer:
+        with pytest.raises(DatastoreError, match=f"{suffix}: .* shorter than its checkpoint"):
+            writer.begin(inputs="same")
+        assert writer.begin(inputs="same", fresh=True) == 0
+        writer.append(given)
+        writer.commit()
+    Datastore.open(tmp_path).check_integrity()
+
+
 def test_a_manifest_names_files_of_its_own_folder_only(folder: Path) -> None:
     text = (folder / MANIFEST).read_text()
     (folder / MANIFEST).write_text(text.replace('"000001.tokens"', '"../000001.tokens"'))
@@ -424,6 +446,34 @@ def test_damage_is_named(folder: Path, suffix: str) -> None:
     for looks in (lambda: Datastore.open(folder), store.check_integrity):
         with pytest.raises(DatastoreError, match=f"{path.name}: this file is gone; restore"):
             looks()
+
+
+def test_tables_of_a_shard_that_contradict_each_other_are_told(folder: Path) -> None:
+    def moved(documents: Any) -> None:  # its separator is a token of the next one
+        documents["length"][:2] = [7, 5]
+        documents["start"][1] += 1
+
+    def longer(documents: Any) -> None:
+        documents["length"][-1] += 1
+
+    def elsewhere(documents: Any) -> None:
+        documents["start"][1] += 1
+
+    def twice(documents: Any) -> None:
+        documents["position"][1] = documents["position"][0]
+
+    (shard, *_) = (segment.shard for segment in Datastore.open(folder).segments)
+    for change in (moved, longer, elsewhere, twice):
+        broken = copy.copy(shard)
+        broken.documents = shard.documents.copy()
+        change(broken.documents)
+        with pytest.raises(DatastoreError, match="do not add up"):
+            broken.check_integrity()
+    broken = copy.copy(shard)
+    broken.__dict__["names"] = shard.names[:-1]
+    with pytest.raises(DatastoreError, match="do not add up"):
+        broken.check_integrity()
+    shard.check_integrity()
 
 
 def test_a_damaged_shard_read_unchecked_gives_no_token_outside_of_the_vocabulary(
@@ -456,9 +506,12 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path, entry: s
     assert [path.name for path in tmp_path.iterdir()] == [entry]
 
 
-def test_a_vocabulary_of_no_tokens_leaves_no_folder_behind(tmp_path: Path) -> None:
-    with pytest.raises(DatastoreError, match="vocab_size=0"):
-        DatastoreWriter.create(tmp_path / "s", tokenizer=TOKENIZER, vocab_size=0)
+@pytest.mark.parametrize("size", [0, 2**31])
+def test_a_vocabulary_of_no_tokens_or_too_many_leaves_no_folder_behind(
+    tmp_path: Path, size: int
+) -> None:
+    with pytest.raises(DatastoreError, match=f"vocab_size={size}"):
+        DatastoreWriter.create(tmp_path / "s", tokenizer=TOKENIZER, vocab_size=size)
     assert not (tmp_path / "s").exists()
 
 

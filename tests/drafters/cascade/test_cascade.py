@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,6 +174,18 @@ def test_whatever_a_drafter_may_be_a_cascade_is() -> None:
         if not (isinstance(cascade, kind) or isinstance(session, kind))
     ]
     assert sorted(missing) == sorted(NOT_A_CASCADE)
+
+
+def test_the_graphs_of_both_levels_are_its_own_and_are_freed() -> None:
+    (cascade,) = engine_of("llama", SMALL).drafters
+    assert isinstance(cascade, BoundCascade) and not cascade.recorded
+    freed, lower = list[str](), vars(cascade.lower)
+    lower |= {"recorded": ["lower"], "free_recorded": lambda: freed.append("lower")}
+    middle: Any = SimpleNamespace(recorded=["middle"], free_recorded=lambda: freed.append("middle"))
+    cascade.middle = middle
+    assert cascade.recorded == ["middle", "lower"]
+    cascade.free_recorded()
+    assert freed == ["middle", "lower"]
 
 
 def test_the_lower_level_learns_finished_texts_and_forgets_them() -> None:
