@@ -123,6 +123,21 @@ def test_a_right_lower_level_saves_forwards_over_the_view(
     assert forwards["target"] < tokens / 2 and forwards["view"] < 0.8 * alone
 
 
+def test_a_proposal_takes_as_many_forwards_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the lower level says nothing each of them brings one token."""
+    engine = engine_of("llama", WHOLE, PromptLookup(min_match=31), max_forwards=3)
+    right, lengths = BoundCascade.propose_together, list[int]()
+
+    def watching(self: BoundCascade, *args: Any) -> Any:
+        made = right(self, *args)
+        lengths.extend(tree.num_nodes - 1 for tree in made)
+        return made
+
+    monkeypatch.setattr(BoundCascade, "propose_together", watching)
+    engine.generate(requests_of("llama"))
+    assert max(lengths) == 3
+
+
 @pytest.mark.parametrize("lower", ["prompt_lookup", "draft_model", "medusa"])
 def test_any_drafter_may_stand_below(lower: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """draft_model and medusa cannot take back: they are asked once a proposal, medusa by the state
