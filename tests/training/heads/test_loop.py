@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ def take(
     target: Target,
     folder: Path,
     *,
-    steps: int,
+    steps: int | None = None,
+    minutes: float | None = None,
     stop_after: int | None = None,
     resume: bool = True,
     run: dict[str, object] = RUN,
@@ -60,7 +62,14 @@ def take(
         FeatureReader(target, None, taps=method.taps),  # type: ignore[arg-type]
         all_of_it[1:],
         all_of_it[:1],
-        settings=Settings(steps=steps, rate=1e-2, batch_tokens=24, accumulate=accumulate, seed=3),
+        settings=Settings(
+            steps=steps,
+            minutes=minutes,
+            rate=1e-2,
+            batch_tokens=24,
+            accumulate=accumulate,
+            seed=3,
+        ),
         folder=folder,
         dtype=torch.float32,
         run=run,
@@ -94,6 +103,25 @@ def test_a_stopped_run_ends_with_the_same_bits_as_one_that_was_not(
     assert logs[0] == logs[1] and len(logs[0]) == 10
     assert reports[-1].epoch > 0 and reports[-1].progress == 1.0
     assert reports[0].acceptance and reports[-1].acceptance
+
+
+def test_a_run_of_some_minutes_counts_its_steps_and_its_evaluations(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three seconds a step, and as many an evaluation; the tokens are those of all steps."""
+    now = count(step=3.0)
+    monkeypatch.setattr(loop, "clock_s", lambda device: next(now))
+    _, reports = take(target, tmp_path, minutes=1.0, stop_after=9)
+    begun, *steps = [*reports, *take(target, tmp_path, minutes=1.0)[1]]
+    assert (begun.trained_s, begun.tokens) == (0.0, 0)
+    spent, read = 0.0, 0
+    for report in steps:
+        assert report.progress == min((spent + 3.0) / 60, 1.0)
+        spent += 6.0 if report.acceptance else 3.0
+        assert report.trained_s == spent and report.tokens > read
+        assert report.tokens_per_s == pytest.approx((report.tokens - read) / 3.0)
+        read = report.tokens
+    assert 60.0 <= spent <= 66.0 and steps[-1].acceptance
 
 
 def test_what_was_evaluated_when_a_run_stopped_is_not_evaluated_again(
