@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,20 +109,30 @@ def test_a_stopped_run_ends_with_the_same_bits_as_one_that_was_not(
 def test_a_run_of_some_minutes_counts_its_steps_and_its_evaluations(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three seconds a step, and as many an evaluation; the tokens are those of all steps."""
-    now = count(step=3.0)
+    """Half a minute a step, and as much an evaluation; it is saved every two minutes, when it stops
+    and when it ends."""
+    now, saved, save = count(step=30.0), list[float](), loop._State.save
+
+    def saving(self: loop._State, *args: Any, **options: Any) -> None:
+        saved.append(self.trained_s)
+        save(self, *args, **options)
+
     monkeypatch.setattr(loop, "clock_s", lambda device: next(now))
-    _, reports = take(target, tmp_path, minutes=1.0, stop_after=9)
-    begun, *steps = [*reports, *take(target, tmp_path, minutes=1.0)[1]]
+    monkeypatch.setattr(loop._State, "save", saving)
+    _, reports = take(target, tmp_path, minutes=10.0, stop_after=7)
+    begun, *steps = [*reports, *take(target, tmp_path, minutes=10.0)[1]]
     assert (begun.trained_s, begun.tokens) == (0.0, 0)
-    spent, read = 0.0, 0
+    spent, read, expected = 0.0, 0, [0.0]
     for report in steps:
-        assert report.progress == min((spent + 3.0) / 60, 1.0)
-        spent += 6.0 if report.acceptance else 3.0
+        assert report.progress == min((spent + 30.0) / 600, 1.0)
+        spent += 60.0 if report.acceptance else 30.0
         assert report.trained_s == spent and report.tokens > read
-        assert report.tokens_per_s == pytest.approx((report.tokens - read) / 3.0)
+        assert report.tokens_per_s == pytest.approx((report.tokens - read) / 30.0)
         read = report.tokens
-    assert 60.0 <= spent <= 66.0 and steps[-1].acceptance
+        is_due = spent - expected[-1] > 120.0
+        expected += [spent] * (is_due + (report.step == 7) + (report is steps[-1]))
+    assert 600.0 <= spent <= 660.0 and steps[-1].acceptance
+    assert saved == expected[1:] and len(saved) > 4
 
 
 def test_what_was_evaluated_when_a_run_stopped_is_not_evaluated_again(
