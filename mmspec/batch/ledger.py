@@ -192,6 +192,6 @@ class Ledger:
 
 def _is_answer(values: Mapping[str, Any]) -> bool:
     """Whether the line says no failure, of ours or in OpenAI's form."""
-    if "response" in values:
+    if "custom_id" in values and "response" in values:
         return bool(values["response"]["status_code"] == 200)
     return "error" not in values

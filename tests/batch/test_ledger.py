@@ -43,6 +43,16 @@ def test_what_was_answered_stays_and_failures_and_half_a_line_go(tmp_path: Path)
     assert lines(path)[0] == {"id": "a", "text": "\u00e9\n", "run": "r"}
 
 
+def test_an_answer_may_have_any_names_of_its_own(tmp_path: Path) -> None:
+    """As `run_batch(told=...)` gives them: no form of OpenAI's is meant."""
+    path = tmp_path / "out.jsonl"
+    for _ in range(2):
+        with Ledger(path, run="r") as ledger:
+            ledger.write({"id": "a", "response": "A"})
+            ledger.write({"id": "b", "response": {"text": "B"}})
+    assert [line["id"] for line in lines(path)] == ["a", "b"]
+
+
 @pytest.mark.parametrize("end", [b"", b"\n"])
 def test_a_whole_last_line_without_its_end_is_an_answer(tmp_path: Path, end: bytes) -> None:
     """Editors take it off; and a disk may be full before it."""
