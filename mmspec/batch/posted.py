@@ -72,13 +72,16 @@ class Desk:
         self._forms = forms(KeptResponses(self._settings))
         self._json = JsonGuide(engine)
 
-    def open(self, name: str, posted: Posted, options: Mapping[str, object]) -> PostedCall:
+    def open(self, name: str, posted: Posted, options: Mapping[str, Any]) -> PostedCall:
         """Its requests, ready to be decoded. `options` are those of a request, where the body says
         nothing of them. Raises ApiError."""
         form = self._form(posted)
         call = PostedCall(name, form)
         try:
-            form.requests[:] = [_with_defaults(request, options) for request in form.requests]
+            form.requests[:] = [
+                _with_defaults(request, options, place)
+                for place, request in enumerate(form.requests)
+            ]
             follow_schema(form, self._json)
             for request in form.requests:
                 asked, predicted = prepared(form.prepare, self._engine, request, self._settings)
@@ -114,12 +117,15 @@ def _response(name: str, status: int, body: Mapping[str, Any]) -> dict[str, obje
     return {"custom_id": name, "response": response, "error": None}
 
 
-def _with_defaults(request: Request, options: Mapping[str, object]) -> Request:
-    """With the options that it does not say itself; a text without a template has no system."""
+def _with_defaults(request: Request, options: Mapping[str, Any], place: int) -> Request:
+    """With the options that it does not say itself; a text without a template has no system. By its
+    place in the body it has the next seed: the same text is not answered twice the same."""
     left = {name: v for name, v in options.items() if getattr(request, name) == _DEFAULTS[name]}
     if not isinstance(request.prompt, list) or says_system(request.prompt):
         left.pop("system", None)
-    return replace(request, **left)  # type: ignore[arg-type]
+    if "seed" in left:
+        left["seed"] += place
+    return replace(request, **left)
 
 
 def _as_told(error: Exception, form: Form) -> ApiError:

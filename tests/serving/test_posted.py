@@ -81,6 +81,18 @@ def test_what_a_body_leaves_out_the_command_says(engine: mmspec.Engine, tmp_path
     assert wrong[0]["body"]["error"]["param"] == "stream"
 
 
+def test_each_text_of_a_line_has_a_seed_of_its_own(engine: mmspec.Engine, tmp_path: Path) -> None:
+    """Else the same text would be answered twice the same. A body's own is each text's, as the
+    server takes it."""
+    asked = {"prompt": ["Hm?", "Hm?"], "max_tokens": 24, "ignore_eos": True, "temperature": 1}
+    free, own = answered(engine, tmp_path, (TEXT, asked), (TEXT, {**asked, "seed": 7}))
+    first = task_seed(3, "line 0")
+    for response, seeds in ((free, (first, first + 1)), (own, (7, 7))):
+        for choice, seed in zip(response["body"]["choices"], seeds, strict=True):
+            options = {"max_new_tokens": 24, "ignore_eos": True, "temperature": 1, "raw": True}
+            assert choice["text"] == engine.generate("Hm?", **options, seed=seed).text
+
+
 def test_a_system_prompt_of_its_own_wins(engine: mmspec.Engine, tmp_path: Path) -> None:
     common = {"temperature": 0, "max_new_tokens": 9, "ignore_eos": True, "system": "Be brief."}
     question = {"role": "user", "content": "Hm?"}
