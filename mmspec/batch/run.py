@@ -115,6 +115,7 @@ def run_batch(
 
     def requests(loaded: Engine, asked_for: Iterable[tuple[Task, str]]) -> Iterator[Request]:
         common = {name: value for name, value in options.items() if name not in _BESIDE}
+        build_request("", common)  # a wrong option is not each line's own mistake
         desk, numbers = None, count()
         for task, asked in asked_for:
             own = {**common, "seed": task_seed(seed, task.id), **task.options}

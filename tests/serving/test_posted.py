@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from serving.asking import CHAT, RESPONSES, SAMPLED, TEXT, asked
 from starlette.testclient import TestClient
 
 import mmspec
 from mmspec.batch import Ledger, read_tasks, run_batch
 from mmspec.batch.run import task_seed
+from mmspec.errors import InputError
 
 _OWN = ("id", "created", "created_at", "mmspec", "prompt_tokens_details", "input_tokens_details")
 INPUT = {"input": "Say something.", "max_output_tokens": 24, **SAMPLED}
@@ -91,6 +93,14 @@ def test_each_text_of_a_line_has_a_seed_of_its_own(engine: mmspec.Engine, tmp_pa
         for choice, seed in zip(response["body"]["choices"], seeds, strict=True):
             options = {"max_new_tokens": 24, "ignore_eos": True, "temperature": 1, "raw": True}
             assert choice["text"] == engine.generate("Hm?", **options, seed=seed).text
+
+
+def test_a_wrong_option_of_the_command_is_told_at_once(
+    engine: mmspec.Engine, tmp_path: Path
+) -> None:
+    for wrong in ({"temprature": 1}, {"temperature": -1}):
+        with pytest.raises(InputError, match="temp"):
+            answered(engine, tmp_path, (CHAT, asked()), **wrong)
 
 
 def test_a_system_prompt_of_its_own_wins(engine: mmspec.Engine, tmp_path: Path) -> None:
