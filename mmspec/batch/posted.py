@@ -14,7 +14,7 @@ from mmspec.requests import Request, Result
 from mmspec.serving.call import prepared
 from mmspec.serving.errors import ApiError, as_api_error, refused
 from mmspec.serving.fields import Fields
-from mmspec.serving.form import Form, follow_schema
+from mmspec.serving.form import Form, ended, follow_schema
 from mmspec.serving.forms import forms
 from mmspec.serving.kept import KeptResponses
 from mmspec.serving.settings import ServerSettings
@@ -50,8 +50,8 @@ class PostedCall:
     def values(self) -> dict[str, object]:
         """What is written beside its id, once all have their results. Raises ApiError where one
         failed."""
-        for result in self.results:
-            for sample in () if result is None else result.samples:
+        for result in ended(self):
+            for sample in result.samples:
                 if sample.error is not None:
                     raise _as_told(sample.error, self._form)
         return _response(self._name, 200, self._form.whole(self))
