@@ -13,9 +13,12 @@ from pretend.cells import run_on_apple
 
 import mmspec
 from mmspec.check import run_check
+from mmspec.check.difference import explain
 from mmspec.check.rounding import rounding_bound
+from mmspec.check.run import _natively
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.eagle import Eagle
+from mmspec.requests import Request, Result
 from mmspec.state import Prompt
 
 INPUTS = prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=20, seed=1)
@@ -75,6 +78,15 @@ def test_a_model_is_checked_there() -> None:
         prompt = asked[0].prompt
         assert isinstance(prompt, Prompt)
         assert 0 < rounding_bound(engine.target.model, prompt, [65, 66, 67]) < 1e-3
+
+        def natively(request: Request) -> Result:  # as if it had said another first token
+            return replace(_natively(engine, [request])[0], tokens=said.tokens)
+
+        drawn = replace(asked[0], temperature=1.0, top_p=0.9, seed=3, max_new_tokens=6)
+        plain = engine.generate(drawn)
+        said = replace(plain, tokens=(plain.tokens[0] + 1,))
+        found = explain(engine, drawn, plain, said, again=natively, bound=lambda: 1e-3)
+        assert found.error is not None and found.error < 1e-3
     assert gpu.num_computed > 1000
 
 

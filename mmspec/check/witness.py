@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from mmspec.devices import with_float64
+
 
 class Witness(LogitsProcessor):
     """Keeps the scores (vocab,) float32 of the first token that is not the `expected` one, or of
@@ -27,6 +29,7 @@ class Witness(LogitsProcessor):
         self._has_parted |= tuple(chosen) != self._expected[: len(chosen)]
         if not self._has_parted:
             self.position = len(chosen)
-            self.input_ids = input_ids.clone()
-            self.scores = scores[0].to(torch.float32, copy=True)
+            place = with_float64(scores.device)  # where the engine's own are, and noise is made
+            self.input_ids = input_ids.to(place, copy=True)
+            self.scores = scores[0].to(place, torch.float32, copy=True)
         return scores
