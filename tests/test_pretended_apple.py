@@ -1,5 +1,6 @@
 """On an Apple GPU the texts are the CPU's: on a machine without one, on a pretended one."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.eagle import Eagle
 from mmspec.requests import Request, Result
 from mmspec.state import Prompt
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pretended in Linux's libc10.so")
 
 INPUTS = prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=20, seed=1)
 # It has no float64.
