@@ -1,6 +1,6 @@
 """Decoder layers that are left out while a target drafts for itself."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -24,12 +24,7 @@ class SkippedLayers:
         """`packing`: layers seen to hand on a tuple (`seeing_packing`). Raises ModelError for a
         model whose decoder layers are not found."""
         self._layers = decoder_layers(model)
-        # Later layers read their keys in place of own ones (Gemma 3n, Gemma 4).
-        self.lending = frozenset(
-            index
-            for index, layer in enumerate(self._layers)
-            if any(getattr(part, "store_full_length_kv", False) for part in layer.modules())
-        )
+        self.lending = _lending(self._layers)
         self._packing = frozenset(packing)
         self.skipped: frozenset[int] = frozenset()  # set between two forwards, never within one
 
@@ -49,8 +44,8 @@ class SkippedLayers:
             )
         if chosen & self.lending:
             raise ValueError(
-                f"got {sorted(chosen)}, but later layers read the keys of {sorted(self.lending)}: "
-                "leave these in"
+                f"got {sorted(chosen)}, but later layers read keys, or an index's choice, of "
+                f"{sorted(self.lending)}: leave these in"
             )
         return chosen
 
@@ -85,6 +80,19 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
         f"{type(model).__name__}: its text tower has no list of {count} decoder layers, so none "
         "can be skipped; take another drafter than layer_skip"
     )
+
+
+def _lending(layers: Sequence[nn.Module]) -> frozenset[int]:
+    """Those that later layers cannot do without: they read their keys in place of own ones
+    (Gemma 3n, Gemma 4), or have no index, and so need one that has chosen before (HY-V4)."""
+    lending = {i for i, layer in enumerate(layers) if _has(layer, "store_full_length_kv")}
+    if any(_has(layer, "skip_topk") for layer in layers):
+        lending.add(0)
+    return frozenset(lending)
+
+
+def _has(layer: nn.Module, name: str) -> bool:
+    return any(getattr(part, name, False) for part in layer.modules())
 
 
 @contextmanager

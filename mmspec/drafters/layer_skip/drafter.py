@@ -39,22 +39,21 @@ class BoundLayerSkip(ByModel):
         self.cost = ForwardCost()
         self._trees = GrowingTrees(settings.trees, self.cost, self.name, target.vocab_size)
         self._lock = threading.RLock()  # of what is skipped, over all forwards of a draft
-        num_layers = self._skipped.num_layers
         self.search: SkipSearch | None = None
         try:
             self._fixed = self._skipped.chosen(settings.layers)
         except ValueError as error:
             raise ConfigError(f"drafter.layer_skip.layers: {error}") from error
         if not settings.layers:
-            if num_layers < 2:
-                raise ConfigError("drafter.layer_skip: the target has one layer and none to spare")
             self.search = SkipSearch(
-                num_layers,
+                self._skipped.num_layers,
                 settings.skip,
                 kept=self._skipped.lending,
                 trials=settings.trials,
                 seed=settings.seed,
             )
+            if not self.search.best:
+                raise ConfigError("drafter.layer_skip: the target has no layer to spare")
 
     @property
     def skipped(self) -> frozenset[int]:

@@ -36,8 +36,8 @@ class SkipSearch:
         seed: int = 0,
         kept: Collection[int] = (),
     ) -> None:
-        """`share` of `num_layers` (2 or more) are skipped, at least one, of those that are not
-        `kept`."""
+        """`share` of `num_layers` are skipped, at least one, of those that are not `kept`. Where
+        there is none, `best` is empty, and there is nothing to search."""
         last = num_layers - 1 if num_layers > 3 else num_layers
         self._layers = [index for index in range(1, last) if index not in kept]
         self._size = min(max(round(share * num_layers), 1), len(self._layers))

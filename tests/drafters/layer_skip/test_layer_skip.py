@@ -94,9 +94,9 @@ def test_what_later_layers_read_of_earlier_ones_is_there(family: str) -> None:
     result = engine.generate(prompts(1)[0], temperature=0.0)
     assert result.stats.by_drafter["layer_skip"].proposed > 20
     assert result.tokens == engine.generate(prompts(1)[0], speculate=False, temperature=0.0).tokens
-    if family == "gemma4_text":
-        with pytest.raises(ConfigError, match=r"layers: got \[1\], .* keys of \[0, 1\]"):
-            engine_of(model, LayerSkip(layers=(1,)))
+    lending = {"gemma4_text": "0, 1", "hy_v4": "0"}[family]
+    with pytest.raises(ConfigError, match=rf"layers: got \[0\], .* of \[{lending}\]: leave"):
+        engine_of(model, LayerSkip(layers=(0,)))
 
 
 def test_the_search_finds_the_layers_that_add_nothing() -> None:
@@ -266,8 +266,12 @@ def test_mistakes_are_told() -> None:
         with pytest.raises(ConfigError, match="layers 0 to 1"):
             LayerSkip(layers=(beyond,)).for_target(target, None)
     assert LayerSkip(layers=(0,)).for_target(target, None).skipped == {0}
-    with pytest.raises(ConfigError, match="one layer"):
+    with pytest.raises(ConfigError, match="no layer to spare"):
         LayerSkip().for_target(Target(deep_model(1)), None)
+    lending = deep_model(2)
+    lending.model.layers[1].self_attn.store_full_length_kv = True
+    with pytest.raises(ConfigError, match="no layer to spare"):
+        LayerSkip().for_target(Target(lending), None)
     with pytest.raises(ConfigError, match="layer_skip does not"):
         engine_of(deep_model(2), LayerSkip(), **{"decode.verifier": "speculative"})
     model = deep_model(2)
