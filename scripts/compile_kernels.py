@@ -206,8 +206,9 @@ def all_launches(*, is_quick: bool) -> Launches:
     if is_quick:
         yield from _block(_SMALL[1], earlies=(False,))
         yield from _block(_LARGE[0], earlies=(True,))
-    for model in () if is_quick else (*_SMALL, *_LARGE):
-        yield from _block(model)
+    else:
+        for model in (*_SMALL, *_LARGE):
+            yield from _block(model)
     for model in _LARGE[:1] if is_quick else (*_SMALL, *_LARGE):
         for nodes in (1, 17) if is_quick else _NODES:
             for context in _CONTEXTS[-1:] if is_quick else _CONTEXTS:
