@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmspec.callbacks import call_back
+from mmspec.encoders.company import CompanyError
 from mmspec.encoders.features import FeatureCache, FeatureInfo, FeatureSource
 from mmspec.encoders.media import split_media
 from mmspec.encoders.outputs import FeatureError
@@ -193,6 +194,9 @@ class Prefiller:
                 features=pending.features,
                 on_logits=pending.row.on_prompt_logits,
             )
+        except CompanyError:
+            self._abandon(pending)
+            return self._run_chunk(pending)
         except FeatureError as error:
             logger.warning(
                 "%s: %s; its prompts with media are prefilled in one go from now on",
@@ -210,8 +214,9 @@ class Prefiller:
     def _open(self, pending: "_Pending") -> None:
         """A slot for the row, with what is stored of its prompt's beginning already in it."""
         row, prompt = pending.row, pending.row.prompt
+        company = self._target.found.company
         # Features that came with the prompt say nothing of its parts.
-        media = None if prompt.encoded else split_media(prompt)
+        media = None if prompt.encoded else split_media(prompt, together=company.together)
         pending.can_cut = media is not None and self._target.cuts.allows(prompt)
         namespace = row.namespace if self._reuse or self._features else None
         weights: Hashable = self._target.fingerprint if namespace is not None else 0
@@ -221,7 +226,7 @@ class Prefiller:
             weights = weights, self._chunk_tokens  # never what another way of cutting left
         if media is not None and media.num_items:
             known = self._features if namespace is not None else None
-            pending.features = FeatureSource(media, known, namespace or "", weights)
+            pending.features = FeatureSource(media, known, namespace or "", weights, company)
         expected = min(row.max_new_tokens, _EXPECTED_TOKENS)
         pending.slot = self._cache.open(prompt.num_tokens + expected + self._room_tokens)
         if self._reuse is None or namespace is None or media is None or not pending.can_cut:

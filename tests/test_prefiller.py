@@ -118,6 +118,7 @@ def test_chunks_leave_the_kv_and_the_token_of_one_go(
     is_old = transformers.__version__.startswith("5.17.")
     if not is_old or (family, layout) != ("llava_onevision", "video"):
         assert target.cuts.media_because is None, "all of these families' features can be cut"
+    assert not target.found.company.together, "and each medium's are its own"
 
 
 @EVERY_FAMILY

@@ -8,13 +8,14 @@ is what lets media fall into any chunk.
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from mmspec.encoders.company import Company
 from mmspec.encoders.media import Media, MediaItem, join
 from mmspec.encoders.outputs import FeatureError, Features, split_output
 from mmspec.state import MediaKind
@@ -86,12 +87,14 @@ class FeatureSource:
 
     With a cache, `namespace` and `weights` say what of it the request may find. Without one an
     item's features are still kept until the end of its prefill, for a chunk may need only a part.
+    `company`: what was seen of the model's encoders.
     """
 
     media: Media
     cache: FeatureCache | None = None
     namespace: str = ""
     weights: Hashable = None
+    company: Company = field(default_factory=Company)
     num_encoded: int = 0
     _own: dict[bytes, Features] = field(default_factory=dict)
 
@@ -104,7 +107,7 @@ class FeatureSource:
 
         Raises FeatureError where they are a part of a medium that it does not ask for: it would
         have read them as text."""
-        attachment = _Attachment(self, placeholders)
+        attachment = _Attachment(self, model, placeholders)
         found = [
             (module, METHODS[kind], kind)
             for module in model.modules()
@@ -162,9 +165,13 @@ class _Attachment:
     """Stands for a model's own methods during one forward."""
 
     def __init__(
-        self, source: FeatureSource, placeholders: Mapping[MediaKind, tuple[int, int]]
+        self,
+        source: FeatureSource,
+        model: nn.Module,
+        placeholders: Mapping[MediaKind, tuple[int, int]],
     ) -> None:
         self._source = source
+        self._model = model
         self._placeholders = placeholders
         self._is_inside = False
         self.asked: set[MediaKind] = set()  # of which it was
@@ -189,12 +196,20 @@ class _Attachment:
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> object:
+        def encode(items: Sequence[MediaItem]) -> object:
+            return _call(own, args, kwargs, join(items))
+
+        every = self._source.media.items[kind]
+        for item, features in self._source.company.check(self._model, every, encode):
+            if self._source.find(item) is None:
+                self._source.keep(item, features)
+                self._source.num_encoded += 1
         start, stop = self._placeholders[kind]
         items = self._source.media.needed(kind, start, stop)
         unknown = list({i.digest: i for i in items if self._source.find(i) is None}.values())
         if unknown:
             is_all = len(unknown) == len(items)
-            output = own(*args, **kwargs) if is_all else _call(own, args, kwargs, join(unknown))
+            output = own(*args, **kwargs) if is_all else encode(unknown)
             self._source.num_encoded += len(unknown)
             try:
                 found = split_output(output, unknown)

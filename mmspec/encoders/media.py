@@ -1,7 +1,7 @@
 """Which tensors and which placeholder tokens of a prompt are whose: a medium at a time."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -107,8 +107,9 @@ def says_of_tokens(name: str, value: Tensor, shape: tuple[int, ...]) -> bool:
     return value.shape == shape and not value.is_floating_point() and not is_medium
 
 
-def split_media(prompt: Prompt) -> Media | None:
-    """Items without media are none. None: the prompt has inputs whose tokens cannot be found."""
+def split_media(prompt: Prompt, *, together: Container[MediaKind] = ()) -> Media | None:
+    """Items without media are none. None: the prompt has inputs whose tokens cannot be found. Those
+    of a kind in `together` are one item."""
     others = {*token_inputs(prompt), CROSS_MASK, "position_ids"}
     inputs = {n: v for n, v in prompt.model_inputs.items() if n not in others}
     by_kind: dict[MediaKind, dict[str, Tensor]] = {}
@@ -119,7 +120,8 @@ def split_media(prompt: Prompt) -> Media | None:
     items: dict[MediaKind, tuple[MediaItem, ...]] = {}
     for kind, tensors in by_kind.items():
         spans = [span.stop - span.start for span in prompt.media if span.kind == kind]
-        items[kind] = _split(kind, tensors, spans)
+        whole = (MediaItem(kind, 0, sum(spans), tensors),)
+        items[kind] = whole if kind in together else _split(kind, tensors, spans)
     return Media(items, prompt.media)
 
 

@@ -1,6 +1,6 @@
 """Vision features: run once for what was seen before, and the model is left as it was found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -157,7 +157,7 @@ def test_an_image_cut_by_chunks_is_encoded_once(family: str) -> None:
     for reuse in (True, False):
         with encoder_runs(engine) as runs:
             result = engine.generate(inputs, reuse=reuse, **GREEDY)
-        assert len(runs) <= 2, "each image once at most"
+        assert len(runs) <= 2 + reuse, "each image once at most; and first both together"
         assert result.tokens == expected.tokens
         assert result.stats.encoded_media == 2 - (family == "llava_onevision")
 
@@ -167,7 +167,7 @@ def test_a_recording_cut_by_chunks_is_encoded_once() -> None:
     expected = engine_of("voxtral").generate(inputs, reuse=False, **GREEDY)
     with encoder_runs(engine) as runs:
         results = [engine.generate(inputs, **GREEDY) for _ in range(2)]
-    assert sum(runs) == 3, "three chunks of mel features, each once"
+    assert runs == [2, 1, 1, 1], "three chunks of mel features, each once; and first two together"
     assert [result.tokens for result in results] == [expected.tokens] * 2
     assert [result.stats.reused_media for result in results] == [0, 3]
 
@@ -235,6 +235,55 @@ def test_an_encoder_of_another_form_is_run_whole_and_said_once(
     results = [engine.generate(inputs, **GREEDY) for _ in range(2)]
     assert [result.tokens for result in results] == [expected] * 2
     assert sum("in one go from now on" in record.message for record in caplog.records) == 1
+
+
+def mixing(rows: list[Tensor]) -> list[Tensor]:
+    mean = torch.cat(rows).mean(dim=0)
+    return [each + mean for each in rows]
+
+
+def following(rows: list[Tensor]) -> list[Tensor]:
+    return [each + sum(rows[:index]) for index, each in enumerate(rows)]  # type: ignore[misc]
+
+
+def refusing(rows: list[Tensor]) -> list[Tensor]:
+    if len(rows) == 1:
+        raise ValueError("one image alone")
+    return rows
+
+
+@pytest.mark.parametrize("mix", [mixing, following, refusing])
+@pytest.mark.parametrize("chunk", [None, 8])
+def test_images_whose_features_depend_on_each_other_are_encoded_together(
+    mix: Callable[[list[Tensor]], list[Tensor]],
+    chunk: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, both = model_of("llava", "float64"), inputs_of("llava", "two_images")
+    pixels, ids = both["pixel_values"], both["input_ids"]
+    spans = from_inputs(both, model.config).media
+    alone = ids[:, : spans[1].start]
+    own = type(model.model).get_image_features
+
+    def mixed(self: object, *args: object, **kwargs: object) -> object:
+        output = own(self, *args, **kwargs)
+        output.pooler_output = mix(list(output.pooler_output))
+        return output
+
+    monkeypatch.setattr(type(model.model), "get_image_features", mixed)
+    engine = engine_of("llava", chunk=chunk, prefix_bytes=2**24)
+    prompts = [(ids, pixels), (ids, pixels.flip(0)), (ids, pixels[[0, 0]]), (ids, pixels)]
+    if mix is not refusing:
+        prompts = [(alone, pixels[1:]), (alone, pixels[:1]), *prompts, (alone, pixels[:1])]
+    for tokens, images in prompts:
+        inputs = {"input_ids": tokens, "pixel_values": images}
+        with torch.no_grad():
+            expected = model(**inputs).logits[0, -1:].float()
+        found = engine.generate(inputs, temperature=0.0, max_new_tokens=1, output_logits=True)
+        torch.testing.assert_close(found.logits, expected)
+    assert (found.stats.encoded_media, found.stats.reused_media) == (0, 1), "as one item"
+    assert sum("encoded together" in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -1,0 +1,87 @@
+"""Whether what an encoder says of a medium depends on the others that it is given with it.
+
+Most encoders read each medium by itself. Some attend across all of a call, or pad them to the
+largest: those of a prompt are one item then, encoded together and found again together.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mmspec.encoders.media import MediaItem
+from mmspec.encoders.outputs import FeatureError, Features, split_output
+from mmspec.kernels import raise_if_lost, shown
+from mmspec.state import MediaKind
+
+logger = logging.getLogger(__name__)
+
+
+class CompanyError(FeatureError):
+    """Media that were taken one by one have to be encoded together."""
+
+
+@dataclass
+class Company:
+    """What a model's encoders were seen to do. Written to under the model's lock."""
+
+    together: set[MediaKind] = field(default_factory=set)
+    _seen: set[tuple[MediaKind, bool, bool]] = field(default_factory=set)
+
+    def check(
+        self,
+        model: nn.Module,
+        items: Sequence[MediaItem],
+        encode: Callable[[Sequence[MediaItem]], object],
+    ) -> Iterable[tuple[MediaItem, Features]]:
+        """Of all of a kind in a prompt the shortest and the longest are encoded together and alone:
+        once for media of one length and of several, of one content and of several. Gives what was
+        said of them, if they were. Raises CompanyError where they have to be encoded together."""
+        kind = items[0].kind
+        if len(items) == 1:
+            return ()
+        if kind in self.together:
+            raise CompanyError(kind)
+        distinct = list({item.digest: item for item in items}.values())
+        among = sorted(distinct if len(distinct) > 1 else items, key=lambda item: item.num_tokens)
+        pair = among[0], among[-1]
+        case = kind, len(distinct) > 1, pair[0].num_tokens < pair[1].num_tokens
+        if case in self._seen:
+            return ()
+        try:
+            both = list(split_output(encode(pair), pair))
+        except FeatureError:  # in no form that could be kept
+            return ()
+        try:
+            alone = [one for item in pair for one in split_output(encode([item]), [item])]
+            rows = [zip(a.rows, b.rows, strict=True) for a, b in zip(alone, both, strict=True)]
+            apart = float(torch.tensor([_apart(*two) for each in rows for two in each]).max())
+            reason = f"by {apart:.2g} of what it says"
+        except Exception as error:
+            raise_if_lost(error, both[0].rows[0].device)
+            apart, reason = math.inf, shown(error)
+        tolerance = {torch.float64: 1e-5, torch.float32: 1e-2}.get(both[0].rows[0].dtype, 0.25)
+        if apart > tolerance:
+            self.together.add(kind)
+            logger.warning(
+                "%s: what its encoder says of an input of %s depends on those beside it (%s); all "
+                "of a prompt are encoded together from now on, and found again together only",
+                type(model).__name__,
+                kind,
+                reason,
+            )
+            raise CompanyError(kind)
+        if apart <= tolerance:  # nothing is known of NaN
+            self._seen.add(case)
+        return zip(pair, both, strict=True)
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """The largest difference of a token's features, (tokens, hidden), as a share of their size."""
+    found, expected = found.float(), expected.float()
+    size = expected.norm(dim=-1)
+    size = size.clamp_min(size.mean()) + torch.finfo(size.dtype).tiny
+    return float(((found - expected).norm(dim=-1) / size).max())
