@@ -12,8 +12,8 @@ PACKAGE = ROOT / "mmspec"
 # Each part may import its own floor and those below it, never one above.
 FLOORS = (
     {
-        "kv", "retrieval", "beginnings", "callbacks", "daemon_steps", "errors", "kernels",
-        "uploads", "words",
+        "kv", "retrieval", "beginnings", "callbacks", "daemon_steps", "devices", "errors",
+        "kernels", "uploads", "words",
     },
     {
         "attention", "build_sampler", "calibration", "config", "draft_guide", "encoders", "inputs",
