@@ -117,7 +117,7 @@ def test_a_chat_says_what_the_same_messages_say_and_reads_them_once(
         images = picture(7) if turn == 1 else ()
         with counted(engine) as counts:
             result = chat.send(question, images=images, seed=turn)
-        assert counts.tower_runs == (1, 1, 0)[turn], "each image once"
+        assert counts.tower_runs == (1, 3, 0)[turn], "each once; two are seen together and alone"
         assert result.stats.reused_tokens >= said
         assert not turn or result.stats.reused_tokens > 0.5 * result.stats.prompt_tokens - 256
         # All but the last token of the answer, whose KV was never needed; the text of random
