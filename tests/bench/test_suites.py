@@ -88,7 +88,7 @@ def test_a_part_of_the_folder_is_enough_and_none_is_told(folder: Path, tmp_path:
         ("qmsum", '{"meetings": 1}', "line 1: got the keys ['meetings']; expected a meeting"),
         ("kv_lookup", '{"ordered_kv_records": []}', "expected a 'key' of 'ordered_kv_records'"),
         ("qmsum", '{"meeting_transcripts": [1]}', "expected a meeting"),
-        ("kv_lookup", '{"key": "a", "ordered_kv_records": []}', "(ValueError: 'a' is not in list)"),
+        ("kv_lookup", '{"key": "a", "ordered_kv_records": []}', "(ValueError: "),
         ("qmsum", '{"meeting_transcripts": []}', "KeyError: 'general_query_list'"),
         ("kv_lookup", "no JSON", "line 1: is not JSON"),
     ],

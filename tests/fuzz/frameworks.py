@@ -2,6 +2,7 @@
 each answer is what plain decoding says alone."""
 
 import asyncio
+import inspect
 import random
 import threading
 import time
@@ -195,7 +196,7 @@ def _ask(engine: Engine, calls: list[Call]) -> None:
     async def tasks(own: list[Call]) -> None:
         await asyncio.gather(*map(task, own))
 
-    are_async = [call for call in calls if asyncio.iscoroutinefunction(call.how)]
+    are_async = [call for call in calls if inspect.iscoroutinefunction(call.how)]
     with ThreadPoolExecutor(len(calls) + 1) as pool:
         done = [pool.submit(in_thread, call) for call in calls if call not in are_async]
         done.append(pool.submit(asyncio.run, tasks(are_async)))
