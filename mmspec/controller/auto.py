@@ -93,8 +93,6 @@ class AutoStep(FixedStep):
     def order(self, drafters: Sequence[str]) -> Sequence[str]:
         """Those first that save most where nobody else is asked: the others then show what they
         add to it."""
-        if len(drafters) < 2:
-            return drafters
         return sorted(drafters, key=self._alone_s, reverse=True)
 
     def _alone_s(self, drafter: str) -> float:

@@ -36,7 +36,7 @@ class AutoRow:
         self.scored: Outlook | None = None  # of its tree, where drafted nodes are scored
         self._controller, self._cost, self._is_plain = controller, cost, is_plain
         self._waits_s: dict[str, float] = {}  # until each drafter may be asked
-        self._probes: dict[str, Probe] = {}  # of drafters that may, now and then
+        self._probes: dict[str, Probe] = {}  # of drafters that may now and then only
         self._outlook: Outlook | None = None  # of the tree that was looked at last
 
     @property
@@ -93,10 +93,8 @@ class AutoRow:
             probe_s = max(probe_s, loss_s)
         elif not is_paused:  # the rest of its cost comes back
             probe_s = min(probe_s, max(loss_s, _LEAST_LOSS * cost_s) + node_s)
-        wait_s = account.wait_s(standing, cost_s if pays else math.inf, probe_s)
-        if wait_s == 0.0:
-            self._probes[drafter] = "paused" if is_paused else "doubted"
-        return wait_s
+        self._probes[drafter] = "paused" if is_paused else "doubted"
+        return account.wait_s(standing, cost_s if pays else math.inf, probe_s)
 
     def prices(self, drafter: str) -> Prices | None:
         pace, cost = self.pace, self._cost

@@ -31,10 +31,7 @@ class CostModel:
     def observe_step(self, rows: int, nodes: int, context: int, seconds: float) -> None:
         """A step of `rows` requests took `seconds` from its score call to its commit."""
         key = rows, context.bit_length()
-        steps = self._steps.get(key)
-        if steps is None:  # another thread's may join meanwhile
-            steps = self._steps.setdefault(key, _Steps(rows))
-        steps.observe(nodes, seconds)
+        self._steps.setdefault(key, _Steps(rows)).observe(nodes, seconds)
         self._clock_s += seconds
 
     def knows(self, rows: int, context: int) -> bool:

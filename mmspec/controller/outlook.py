@@ -27,8 +27,6 @@ class Outlook:
     @staticmethod
     def of(drafted: TokenTree, own: Calibration, shared: Calibration) -> "Outlook":
         """By what the request has seen itself first, by what all others have second."""
-        if drafted.num_nodes == 1:
-            return Outlook(drafted, drafted, ())
         pairs = zip(drafted.drafters[1:], drafted.confidence[1:], strict=True)
         buckets = tuple((drafter, int(believed * (_LEVELS - 0.01))) for drafter, believed in pairs)
         rates = [
