@@ -208,10 +208,13 @@ def test_work_that_can_wait_is_paid_from_what_was_saved() -> None:
     controller = measured(1)
     step, trial = controller.step([Pace()], 50), Preparation(steps=1.0, can_wait=True)
     done = 0
+    assert step.asks(0, "searching", TokenTree.root(1))
     while step.prepares(0, "searching", trial) and done < 100:
         step.prepared(0, "searching", trial, PLAIN_S)
         done += 1
     assert 1 < done < 20, "an engine's first ones, then none before the drafter has saved something"
+    step.observe([Verdict((0,), (2,))], PLAIN_S)
+    assert not step.sleeps(0), "it is asked all the same"
 
 
 # LAW: choices
@@ -235,12 +238,15 @@ def test_so_is_the_first_one_of_a_size(rows: int, context: int) -> None:
 
 def test_a_plain_step_is_measured_again_after_256_with_trees() -> None:
     world = World(controller := AutoController())
-    world.decode({"good": Simulated(always(4, 0.95, 0.95), 0.01)}, 300)
-    assert controller.since_plain > 20, "all steps but the first few had trees"
+    _, pace = world.decode({"good": Simulated(always(1, 0.95, 1.0), 0.01)}, 27)
+    assert controller.since_plain == pace.budgets[1] > 10, "all steps but the first few had trees"
+    assert pace.choices.plain_step_s == pytest.approx(PLAIN_S)
+    steps = sum(pace.budgets.values())
+    assert pace.choices.expected_tokens_per_step == pytest.approx(27 / steps, rel=0.05)
     asked = []
     for steps in (255, 256):
         controller.since_plain = steps
-        asked.append(controller.step([Pace()], 300).asks(0, "new", TokenTree.root(1)))
+        asked.append(controller.step([Pace()], 100).asks(0, "new", TokenTree.root(1)))
     assert asked == [True, False]
     world.decode({}, 2)
     assert controller.since_plain == 0
@@ -251,11 +257,12 @@ def test_what_an_ask_took_is_booked_where_the_step_itself_took_no_time() -> None
     controller, pace, root = measured(1), Pace(room=100), TokenTree.root(1)
     step = controller.step([pace], 50)
     assert step.asks(0, "dear", root)
-    step.learn(0, "dear", root, root, 2 * PLAIN_S)
+    step.learn(0, "dear", root, root, 1.5 * PLAIN_S)
     step.cut([root])
-    step.spent(2 * PLAIN_S)
+    step.spent(2 * PLAIN_S)  # with what it took to weigh the tree
     step.observe([Verdict((0,), (2,))], 0.0)
     assert pace.accounts["dear"].balance_s == pytest.approx(-PLAIN_S)
+    assert pace.recent_s == 2 * PLAIN_S
 
 
 def test_pinned_speculation_is_always_asked_and_never_cut() -> None:
@@ -263,6 +270,8 @@ def test_pinned_speculation_is_always_asked_and_never_cut() -> None:
     step = AutoController().step([pace], 10)
     assert step.asks(0, "any", TokenTree.root(1))
     assert step.cut([TokenTree.chain(1, [2, 3], [0.1, 0.1], "any")])[0].num_nodes == 3
+    waits = [AutoController().step([one], 10).lets_drafts_wait for one in (pace, Pace())]
+    assert waits == [False, True]
 
 
 def test_a_row_is_drafted_for_beside_a_pinned_one() -> None:
@@ -284,9 +293,9 @@ def test_a_row_is_drafted_for_beside_a_pinned_one() -> None:
 
 def test_a_pinned_rows_nodes_make_a_neighbours_nodes_free() -> None:
     controller = measured(1, 9, rows=2, node_share=1.0)
-    weak = TokenTree.chain(1, [2, 3], [0.3, 0.3], "any")
-    pinned = TokenTree.chain(1, list(range(2, 9)), [0.5] * 7, "any")
-    for speculate, scored in ((True, 3), ("auto", 1)):
+    weak = TokenTree.chain(1, range(2, 10), [0.3] * 8, "any")
+    pinned = TokenTree.chain(1, range(2, 8), [0.5] * 6, "any")
+    for speculate, scored in ((True, 7), ("auto", 1)):
         step = controller.step([Pace(), Pace(speculate=speculate)], 50)  # type: ignore[arg-type]
         trees = step.cut([weak, pinned])
         assert trees[0].num_nodes == scored, f"beside {speculate}"

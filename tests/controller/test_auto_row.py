@@ -1,7 +1,7 @@
 """A row of an automatic step, one law each: what its time buys, what it believes and scores."""
 
 import pytest
-from clocked import PLAIN_S, measured
+from clocked import PLAIN_S, measured, step_s
 
 from mmspec.controller import Pace
 from mmspec.controller.account import Account
@@ -10,6 +10,7 @@ from mmspec.tree import TokenTree
 
 ROOT, DRAFT_S = TokenTree.root(1), 0.3 * PLAIN_S
 GOOD = TokenTree.chain(1, [2, 3, 4], [0.95] * 3, "d")
+ONE = TokenTree.chain(1, [2], [0.95], "d")
 WEAK = TokenTree.chain(1, [2, 3, 4, 5], [0.05, 0.0, 0.0, 0.0], "d")
 NODE_SHARE = 0.1  # of a plain step: all of the weak tree costs 0.4 and saves 0.05
 
@@ -46,6 +47,7 @@ def test_who_may_not_be_prepared_is_weighed_again_four_plain_steps_later() -> No
     step.cut([ROOT])
     step.observe([Verdict((0,), (2,))], PLAIN_S)
     assert pace.sleep_s == pytest.approx(3.0 * PLAIN_S)
+    assert controller.step([pace], 50).sleeps(0)
 
 
 @pytest.mark.parametrize(("is_drawn", "lost", "scored"), [(False, 0.3, 1), (True, 0.65, 5)])
@@ -96,9 +98,31 @@ def test_one_that_is_believed_to_pay_waits_for_its_own_time_alone(saved: float, 
     controller.costs.observe_draft("d", DRAFT_S)
     pace.worth.learn("d", 0, saved * PLAIN_S, cost_steps=0.3)
     step = controller.step([pace], 50)
+    assert step.asks(0, "d", ROOT, least_s=0.2 * PLAIN_S) == (saved > 0.0), "if it can do less"
     assert not step.asks(0, "d", ROOT)
     step.observe([Verdict((0,), (2,))], PLAIN_S)
     assert pace.sleep_s == pytest.approx((steps - 1) * PLAIN_S)
+
+
+@pytest.mark.parametrize(("saved", "least"), [(-1.0, 0.5), (-0.1, 0.3), (0.0, 0.275)])
+def test_another_look_takes_what_it_is_believed_to_lose_and_a_node(
+    saved: float, least: float
+) -> None:
+    """All or a quarter of its time; a node is taken to cost a fifth of a plain step."""
+    controller = measured(1, node_share=NODE_SHARE)
+    controller.costs.observe_draft("d", DRAFT_S)
+    for probe in (least - 0.01, least + 0.01):
+        pace = pace_of(1.0, probe)
+        pace.worth.learn("d", 0, saved * PLAIN_S, cost_steps=0.3)
+        assert controller.step([pace], 50).asks(0, "d", ROOT) == (probe > least)
+
+
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_a_single_node_is_worth_what_it_saves(is_drawn: bool) -> None:
+    pace = pace_of(1.0, 0.0, keeps_trees=is_drawn)
+    step = measured(1, 3, node_share=NODE_SHARE).step([pace], 50)
+    step.learn(0, "d", ROOT, ONE, DRAFT_S)
+    assert pace.worth.at("d", 0) == pytest.approx((0.95 - NODE_SHARE) * PLAIN_S - DRAFT_S)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +159,26 @@ def test_a_request_goes_by_what_it_has_seen_itself_beside_others() -> None:
     assert [step.asks(row, "d", ROOT) for row in (0, 1)] == [True, False]
 
 
+def test_what_became_of_its_own_nodes_tells_a_request_more_than_what_became_of_others() -> None:
+    controller, paces = measured(1, 4, node_share=NODE_SHARE), [Pace(), Pace()]
+    right, wrong = Verdict((0, 1, 2, 3), (2, 3, 4, 5)), Verdict((0,), (9,))
+    for pace, verdict in zip(paces * 9, (right, wrong) * 9, strict=True):
+        step = controller.step([pace], 50)
+        nodes = step.cut([GOOD])[0].num_nodes
+        step.observe([verdict if nodes == 4 else wrong], step_s(nodes, NODE_SHARE))
+    trees = [controller.step([pace], 50).cut([GOOD])[0] for pace in paces]
+    assert [tree.num_nodes for tree in trees] == [4, 1]
+
+
 def test_what_comes_too_late_is_booked_for_those_who_had_nothing_to_say() -> None:
     """Those who had something are asked again."""
     controller, paces = measured(1, 5, rows=2), [Pace(room=100), Pace(room=100)]
     step = controller.step(paces, 50)
-    for row, tree in enumerate((GOOD, ROOT)):
+    assert not step.drop([WEAK, ROOT]), "nothing of it would have been scored"
+    for row, tree in enumerate((ONE, ROOT)):
         assert step.asks(row, "d", ROOT)
         step.learn(row, "d", ROOT, tree, DRAFT_S)
-    assert step.drop([GOOD, ROOT])
+    assert step.drop([ONE, ROOT])
     step.cut([ROOT, ROOT])
     step.spent(2 * DRAFT_S)
     step.observe([Verdict((0,), (2,))] * 2, 0.0)

@@ -4,6 +4,7 @@ import pytest
 
 from mmspec.calibration import Calibration
 from mmspec.controller.account import Account
+from mmspec.controller.asked import Ask, owners_of
 from mmspec.controller.fixed import FixedController
 from mmspec.controller.outlay import Outlay
 from mmspec.controller.outlook import BUDGETS, Outlook
@@ -195,6 +196,8 @@ COST = StepCost(2, {1: 1.0, 5: 1.4})
 def test_a_steps_cost_is_that_of_the_next_size_that_is_weighed() -> None:
     assert [COST.seconds(n) for n in (0, 6, 7, 8)] == pytest.approx([1.0, 1.6, 1.8, 1.8])
     assert COST.seconds(10_000) == COST.seconds(BUDGETS[-1])
+    bent = StepCost(1, {1: 1.0, 3: 1.2, 5: 2.0})
+    assert [bent.seconds(n) for n in range(6)] == pytest.approx([1.0, 1.1, 1.2, 1.6, 2.0, 2.25])
 
 
 def test_a_rows_share_is_a_batchs_over_its_rows() -> None:
@@ -262,6 +265,20 @@ def test_what_is_cut_keeps_each_nodes_own_experience() -> None:
     assert [b[0] for b, _ in outlook.outcomes(Verdict((0,), (9,)))] == ["b"], "c was never asked"
 
 
+# Whose the nodes are
+
+
+def test_a_node_is_whose_who_was_first_to_propose_it() -> None:
+    first = TokenTree.chain(1, [2, 3], [0.9, 0.9], "a")
+    second = first.merge(TokenTree.chain(1, [2, 4], [0.9, 0.9], "b"))
+    third = second.merge(TokenTree.chain(1, [5, 6], [0.9, 0.9], "c"))
+    asked = [
+        Ask(name, 0, tree, 0.0) for name, tree in zip("abc", (first, second, third), strict=True)
+    ]
+    owners = dict(zip(third.tokens, owners_of(third, asked), strict=True))
+    assert owners == {1: "c", 2: "a", 3: "a", 4: "b", 5: "c", 6: "c"}
+
+
 # FixedController
 
 
@@ -271,3 +288,4 @@ def test_fixed_scores_all_and_counts_drafted_nodes() -> None:
     trees = [CHAIN, TokenTree.root(5)]
     assert step.cut(trees) == trees
     assert [dict(pace.budgets) for pace in paces] == [{3: 1}, {0: 1}]
+    assert not step.lets_drafts_wait, "how long they take would choose what is scored"

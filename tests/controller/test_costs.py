@@ -62,6 +62,9 @@ def test_another_size_borrows_the_nearest_ones_costs_until_it_has_its_own() -> N
         costs.observe_step(4, 1, 100, 3.0)
     borrowed = costs.step(3, 100)
     assert (borrowed.plain_s, borrowed.row_plain_s) == (3.0, 1.0)
+    for _ in range(2):
+        costs.observe_step(4, 1, 10_000, 9.0)
+    assert [costs.step(3, context).plain_s for context in (60, 1000, 3000)] == [3.0, 3.0, 9.0]
     assert not costs.knows(3, 100)
     assert costs.knows(4, 127) and not costs.knows(4, 128)  # contexts by powers of two
 

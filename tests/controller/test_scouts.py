@@ -51,6 +51,20 @@ def test_what_was_never_measured_is_tried_in_turn() -> None:
         step.observe([Verdict((0,), (1,))], PLAIN_S)
         scored.append(len(cut.scouts))
     assert scored == sorted(scored) and scored[0] == 2 and scored[-1] == SCOUTS
+    sure = TokenTree.chain(1, range(2, 2 + SCOUTS), [0.99] * SCOUTS, "sure")
+    assert measured(1).step([Pace()], 50).cut([sure])[0].num_nodes == 7
+
+
+@pytest.mark.parametrize(("node_share", "most"), [(0.6, 0), (0.4, 1), (0.24, 2), (0.11, 4)])
+def test_scouts_may_cost_half_of_what_may_be_lost(node_share: float, most: int) -> None:
+    """At first that is one plain step. Those that nothing is left for promise nothing either."""
+    pace, controller = Pace(), measured(1, 2 * SCOUTS, node_share=node_share)
+    tree = Simulated(lambda draw, at: [], 0.0, SCOUTS).tree("looking", 1, [], 100)
+    step = controller.step([pace], 50)
+    step.learn(0, "looking", TokenTree.root(1), tree, 0.01 * PLAIN_S)
+    assert step.cut([tree])[0].num_nodes == 1 + most
+    worth = pace.worth.at("looking", 0)
+    assert worth is not None and (worth > 0.0) == (most > 0)
 
 
 def test_a_node_beside_scouts_is_weighed_by_what_it_adds_to_them() -> None:
