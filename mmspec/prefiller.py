@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from traceback import clear_frames
 
 import torch
 from torch import Tensor
@@ -194,16 +195,15 @@ class Prefiller:
                 features=pending.features,
                 on_logits=pending.row.on_prompt_logits,
             )
-        except CompanyError:
-            self._abandon(pending)
-            return self._run_chunk(pending)
         except FeatureError as error:
-            logger.warning(
-                "%s: %s; its prompts with media are prefilled in one go from now on",
-                type(self._target.model).__name__,
-                error,
-            )
-            self._target.cuts = replace(self._target.cuts, media_because=str(error))
+            clear_frames(error.__traceback__)  # the forward's: they hold what it has made so far
+            if not isinstance(error, CompanyError):
+                logger.warning(
+                    "%s: %s; its prompts with media are prefilled in one go from now on",
+                    type(self._target.model).__name__,
+                    error,
+                )
+                self._target.cuts = replace(self._target.cuts, media_because=str(error))
             self._abandon(pending)
             return self._run_chunk(pending)
         pending.tapped.append(prefill.hidden)

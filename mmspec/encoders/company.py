@@ -19,6 +19,8 @@ from mmspec.state import MediaKind
 
 logger = logging.getLogger(__name__)
 
+_TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-2}
+
 
 class CompanyError(FeatureError):
     """Media that were taken one by one have to be encoded together."""
@@ -45,25 +47,26 @@ class Company:
             return ()
         if kind in self.together:
             raise CompanyError(kind)
-        distinct = list({item.digest: item for item in items}.values())
-        among = sorted(distinct if len(distinct) > 1 else items, key=lambda item: item.num_tokens)
-        pair = among[0], among[-1]
-        case = kind, len(distinct) > 1, pair[0].num_tokens < pair[1].num_tokens
+        distinct = {item.digest: item for item in items}.values()
+        among = sorted(distinct, key=lambda item: item.num_tokens)
+        pair = among[0], among[-1]  # of one content: it twice
+        case = kind, len(among) > 1, pair[0].num_tokens < pair[1].num_tokens
         if case in self._seen:
             return ()
+        both: list[Features] = []
+        tolerance = 0.25
         try:
-            both = list(split_output(encode(pair), pair))
-        except FeatureError:  # in no form that could be kept
-            return ()
-        try:
+            both += split_output(encode(pair), pair)
+            tolerance = _TOLERANCES.get(both[0].rows[0].dtype, tolerance)
             alone = [one for item in pair for one in split_output(encode([item]), [item])]
             rows = [zip(a.rows, b.rows, strict=True) for a, b in zip(alone, both, strict=True)]
             apart = float(torch.tensor([_apart(*two) for each in rows for two in each]).max())
             reason = f"by {apart:.2g} of what it says"
         except Exception as error:
-            raise_if_lost(error, both[0].rows[0].device)
+            if isinstance(error, FeatureError) and not both:  # in no form that could be kept
+                return ()
+            raise_if_lost(error, next(model.parameters()).device)
             apart, reason = math.inf, shown(error)
-        tolerance = {torch.float64: 1e-5, torch.float32: 1e-2}.get(both[0].rows[0].dtype, 0.25)
         if apart > tolerance:
             self.together.add(kind)
             logger.warning(

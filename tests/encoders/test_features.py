@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -212,7 +213,7 @@ def test_an_encoder_of_another_form_is_run_whole_and_said_once(
     where one image comes twice, and would be encoded once."""
     engine, inputs = engine_of("llava", chunk=8), inputs_of("llava", layout)
     inputs["pixel_values"] = inputs["pixel_values"][:1].expand_as(inputs["pixel_values"])
-    expected = engine.generate(inputs, reuse=False, **GREEDY).tokens
+    expected = engine_of("llava").generate(inputs, reuse=False, **GREEDY).tokens
     inner = engine.target.model.model
     own = type(inner).get_image_features
 
@@ -284,6 +285,31 @@ def test_images_whose_features_depend_on_each_other_are_encoded_together(
         torch.testing.assert_close(found.logits, expected)
     assert (found.stats.encoded_media, found.stats.reused_media) == (0, 1), "as one item"
     assert sum("encoded together" in record.message for record in caplog.records) == 1
+
+
+def test_a_prompt_that_is_read_again_keeps_nothing_of_the_first_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, inner = engine_of("llava"), model_of("llava", "float64").model
+    own, first = type(inner).get_image_features, list[ReferenceType[Tensor]]()
+
+    def mixed(self: object, *args: object, **kwargs: object) -> object:
+        output = own(self, *args, **kwargs)
+        output.pooler_output = mixing(list(output.pooler_output))
+        return output
+
+    def embedded(_: object, given: object, states: Tensor) -> None:
+        if first and engine.target.found.company.together:
+            assert first[0]() is None, "as large as the prompt"
+        first.append(ref(states))
+
+    monkeypatch.setattr(type(inner), "get_image_features", mixed)
+    hook = inner.get_input_embeddings().register_forward_hook(embedded)
+    try:
+        engine.generate(inputs_of("llava", "two_images"), temperature=0.0, max_new_tokens=1)
+    finally:
+        hook.remove()
+    assert len(first) == 2
 
 
 @pytest.mark.parametrize("fails", [False, True])
