@@ -27,6 +27,7 @@ from mmspec.drafters.cascade.run import Run
 from mmspec.drafters.cascade.session import CascadeSession
 from mmspec.drafters.compressed_kv import CompressedKV
 from mmspec.drafters.draft_model import DraftModel
+from mmspec.drafters.layer_skip import LayerSkip
 from mmspec.drafters.medusa import Medusa
 from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
@@ -34,7 +35,7 @@ from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.kv import KVView
 from mmspec.requests import Request, Result
-from mmspec.state import Taps
+from mmspec.state import Preparation, Taps
 from mmspec.target import Target
 
 SAMPLED = {"temperature": 1.0, "top_k": 0}
@@ -201,6 +202,52 @@ def test_the_graphs_of_both_levels_are_its_own_and_are_freed() -> None:
     assert cascade.recorded == ["middle", "lower"]
     cascade.free_recorded()
     assert freed == ["middle", "lower"]
+
+
+@pytest.mark.parametrize("below", [Preparation(steps=1.0), None])
+@pytest.mark.parametrize("over", [Preparation(steps=2.0), None])
+def test_both_levels_are_prepared_and_closed(
+    below: Preparation | None, over: Preparation | None
+) -> None:
+    """Also where one of them fails to."""
+    (cascade,) = engine_of("llama", SMALL).drafters
+    told = list[str]()
+
+    def level(name: str, due: Preparation | None) -> Any:
+        def close() -> None:
+            told.append(f"{name} closed")
+            raise RuntimeError(name)
+
+        def prepare(tokens: Sequence[int]) -> None:
+            told.append(f"{name} prepared")
+
+        named = {"propose": print, "observe": print, "close": close, "prepare": prepare}
+        return SimpleNamespace(**named, preparation=lambda length: due)
+
+    lower, middle = level("lower", below), level("middle", over)
+    session = CascadeSession(cascade, lower, middle)  # type: ignore[arg-type]
+    steps = [due.steps for due in (below, over) if due is not None]
+    due = session.preparation(9)
+    assert (None if due is None else due.steps) == (sum(steps) if steps else None)
+    session.prepare([1])
+    with pytest.raises(RuntimeError):
+        session.close()
+    assert told == ["lower prepared", "middle prepared", "lower closed", "middle closed"]
+    unprepared = SimpleNamespace(propose=print, observe=print, close=print)
+    session = CascadeSession(cascade, unprepared, middle)  # type: ignore[arg-type]
+    session.prepare([1])
+    assert session.preparation(9) is over
+
+
+def test_what_a_forward_over_the_view_gives_is_learnt() -> None:
+    """Of a proposal without one nothing."""
+    (cascade,) = engine_of("llama", SMALL).drafters
+    session: Any = CascadeSession(cascade, None, None)  # type: ignore[arg-type]
+    given = []
+    for forwards, tokens in ((0, 0), (2, 12), (1, 0)):
+        session.ran(SimpleNamespace(num_forwards=forwards, children=[None] * tokens))
+        given.append(session._tokens_per_forward)
+    assert given == [1.0, pytest.approx(2.0), pytest.approx(1.6)]
 
 
 def test_the_lower_level_learns_finished_texts_and_forgets_them() -> None:
@@ -375,9 +422,19 @@ def test_it_is_built_from_a_config() -> None:
     for options, expected in (
         (["drafter.cascade.lower=compressed_kv"], "lower='compressed_kv': expected one of"),
         (["drafter.cascade.max_depth=0"], "max_depth=0: expected at least 1"),
+        (["drafter.cascade.max_forwards=0"], "max_forwards=0"),
         (["drafter.cascade.lower_nodes=0"], "lower_nodes=0"),
     ):
         with pytest.raises(ConfigError, match=expected):
             mmspec.load(model_of("llama", "float64"), config="cascade", overrides=options)
-    with pytest.raises(ConfigError, match="lower=compressed_kv: expected one cheaper"):
-        Cascade(CompressedKV())
+    Cascade(eager_lookup(), max_depth=1, max_forwards=1, lower_nodes=1)
+    for lower, expected in (
+        (CompressedKV(), "lower=compressed_kv: expected one cheaper"),
+        (LayerSkip(), "lower=layer_skip: expected one that reads no KV"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            Cascade(lower)
+    whole: Any = Adversary({}, 112)
+    whole.taps = Taps(frozenset({1}), whole_prompt=True)
+    with pytest.raises(ConfigError, match="reads the target's states of every token"):
+        engine_of("llama", SMALL, whole)
