@@ -116,9 +116,10 @@ def test_what_a_config_leaves_out_is_as_published() -> None:
     assert read(**kinds, is_causal=False).is_causal == (False, False)
     assert read(**kinds, sliding_window_non_causal=True).is_causal == (False, False)
     assert read(**kinds, sliding_window_non_causal=False).is_causal == (True, False)
-    inner = {"mask_token_id": 5, "target_layer_ids": [1], "block_size": 4, "is_causal": True}
+    inner = {"mask_token_id": 0, "target_layer_ids": [1], "block_size": 2, "is_causal": True}
     config = read(dflash_config=inner)
-    assert (config.block_size, config.layers, config.is_causal) == (4, (2,), (True, True))
+    assert (config.block_size, config.layers, config.is_causal) == (2, (2,), (True, True))
+    assert config.mask_token == 0
 
 
 @pytest.mark.parametrize(
