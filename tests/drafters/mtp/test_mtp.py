@@ -315,6 +315,14 @@ def test_a_layer_is_known_by_what_its_family_calls_its_weights(kind: str, tmp_pa
     check_drafts(engine)
 
 
+@pytest.mark.parametrize("kind", ["dots1", "glm4v_moe"])
+def test_where_a_config_says_from_which_layer_on_experts_are_its_weights_say(kind: str) -> None:
+    (architecture,) = architectures([kind])
+    model = build(architecture, torch.float32)
+    for weight in (_DENSE, _SPARSE):
+        assert weight in drawn(model, has={weight}).state_dict()
+
+
 def test_generate_of_transformers_takes_it(tmp_path: Path) -> None:
     """By its own switch, also of batches, which its own drafts by such layers do not take."""
     model = AutoModelForCausalLM.from_pretrained(saved(glm(), tmp_path)).eval()
