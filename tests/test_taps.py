@@ -18,7 +18,8 @@ from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.engine import Engine
 from mmspec.errors import ConfigError
 from mmspec.requests import Request
-from mmspec.state import Taps
+from mmspec.state import Prompt, Taps
+from mmspec.target import Target
 
 NEW_TOKENS = 12
 # PaliGemma's prompt sees all of itself: one forward over prompt and text says something else.
@@ -191,6 +192,18 @@ def test_a_prompt_s_other_states_are_not_kept() -> None:
     engine_of("llama", listener).generate(request)
     (state,) = listener.heard[ids_of(request)].prompt.values()
     assert state.untyped_storage().nbytes() == state.nbytes
+
+
+def test_a_layer_that_is_passed_over_hands_on_what_it_got() -> None:
+    """As Mllama's second of three in a text without images: its model tells of the others alone."""
+    target, ids = Target(model_of("mllama", "float64")), torch.tensor([3, 4, 5])
+    with torch.no_grad():
+        states = target.model(input_ids=ids[None], output_hidden_states=True).hidden_states
+    cache = target.new_cache()
+    heard = target.prefill(Prompt(ids), cache, cache.open(8), taps=range(4)).hidden
+    assert len(states) == 3
+    for layer, place in enumerate((0, 1, 1, 2)):
+        assert_close(heard[layer], states[place][0], f"layer {layer}")
 
 
 def test_taps_join() -> None:
