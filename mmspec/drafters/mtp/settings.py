@@ -97,5 +97,4 @@ def _try(drafter: BoundEagle, target: Target) -> None:
             f"a token alone ({error}); take another drafter"
         ) from error
     finally:
-        cache.close(row)
         cache.release()

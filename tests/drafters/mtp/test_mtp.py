@@ -30,6 +30,7 @@ import mmspec
 from mmspec.config import Config, DecodeConfig
 from mmspec.drafters.eagle import session as eagle_session
 from mmspec.drafters.eagle.drafter import BoundEagle
+from mmspec.drafters.eagle.settings import LEAST_WINDOW
 from mmspec.drafters.mtp import Mtp
 from mmspec.drafters.mtp.layer import Turns
 from mmspec.errors import ConfigError, ModelError
@@ -501,6 +502,18 @@ def test_a_layer_that_there_is_no_memory_for_is_not_told_to_be_another(
     with pytest.raises(type(error)) as caught:
         Mtp(folder_of(model, knows=False)).for_target(Target(model), None)
     assert caught.value is error
+
+
+def test_what_is_tried_at_load_is_kept_nowhere() -> None:
+    bound = mtp(model_of("llama", "float64")).for_target(target_of("llama"), None)
+    assert bound.cache.num_bytes == 0 and not bound.cache.rows
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    Mtp(window=LEAST_WINDOW)
+    for wrong in ({"dtype": "int3"}, {"window": LEAST_WINDOW - 1}):
+        with pytest.raises(ConfigError, match=f"drafter.mtp.{next(iter(wrong))}="):
+            Mtp(**wrong)
 
 
 def test_experts_that_lack_a_part_are_named(tmp_path: Path) -> None:
