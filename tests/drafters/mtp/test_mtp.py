@@ -406,6 +406,8 @@ def test_the_targets_rotations_hear_of_no_draft() -> None:
     turns = Turns(model, model.config)
     cos, _ = turns(torch.ones(1, 40, 8, dtype=torch.float64), torch.arange(40).unsqueeze(0))
     assert cos.shape[1] == 40 and torch.equal(model.model.rotary_emb.inv_freq, before)
+    del model.model.rotary_emb  # as of a model that does without
+    assert Turns(model, model.config)(torch.ones(1, 2, 8), torch.arange(2).unsqueeze(0)) is None
 
 
 # Mistakes
