@@ -1,7 +1,8 @@
 """Which row's are the pixels, frames and sounds of a batch: the row's whose placeholders they fill,
 in the order of the batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate, pairwise
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from mmspec.encoders.media import PIXELS, grids_of, kind_of
+from mmspec.encoders.outputs import FeatureError
 from mmspec.errors import InputError
 from mmspec.inputs.spans import num_placeholders
 from mmspec.state import MediaKind, MediaSpan
@@ -22,6 +24,7 @@ _TOKENS = "audio_embed_sizes"  # how many placeholders each recording has
 _COUNTS = "batch_num_images"  # (batch,) how many are each row's
 
 _Parts = list[dict[str, Tensor]]  # of each row
+Count = Callable[[MediaKind, Mapping[str, Tensor]], int]  # a medium's placeholders; FeatureError
 
 
 def media_of_rows(
@@ -30,6 +33,7 @@ def media_of_rows(
     model_inputs: Mapping[str, Tensor],
     config: PreTrainedConfig,
     repeats: int,
+    count: Count | None,
 ) -> Iterator[tuple[_Parts, set[str]]]:
     """The rows' own images, videos, then audio: (inputs of each row, names that are done with).
     `model_inputs` are those that say nothing of tokens."""
@@ -43,7 +47,7 @@ def media_of_rows(
         runs = [[s.stop - s.start for s in row if s.kind == kind] for row in spans]
         own = {n: v[::repeats] for n, v in model_inputs.items() if v.ndim and kind_of(n) == kind}
         wanted = placeholders_of_rows(kind, tokens, config)
-        parts, taken = _raw(kind, name, wanted[::repeats], runs[::repeats], own, config)
+        parts, taken = _raw(kind, name, wanted[::repeats], runs[::repeats], own, config, count)
         yield [part for part in parts for _ in range(repeats)], taken
 
 
@@ -79,6 +83,7 @@ def _raw(
     runs: Sequence[Sequence[int]],
     own: Mapping[str, Tensor],
     config: PreTrainedConfig,
+    count: Count | None,
 ) -> tuple[_Parts, set[str]]:
     """From pixels: of the rows, of patches with a grid a medium, or of one medium after another.
     `own` are all of the kind's tensors; one that is as long as neither pixels nor media is left."""
@@ -98,8 +103,10 @@ def _raw(
         if _TOKENS in own:
             each = own[_TOKENS].tolist()
         elif kind != "audio" or len(each) != pixels.shape[0]:  # recordings stand apart
-            each = _lengths(kind, pixels.shape[0], wanted, own)
+            each = _lengths(kind, pixels.shape[0], wanted, own, count)
         borders = {pixels.shape[0]: _borders(each, wanted, kind)}
+        if kind == "audio":  # of a recording in chunks, what is said of all of it
+            borders.setdefault(sum(map(bool, wanted)), [0, *accumulate(map(bool, wanted))])
     parts: _Parts = [{} for _ in wanted]
     taken = set()
     for name, value in own.items():
@@ -107,8 +114,8 @@ def _raw(
         if places is None:
             continue
         taken.add(name)
-        for part, count, (first, last) in zip(parts, wanted, pairwise(places), strict=True):
-            if count:
+        for part, tokens, (first, last) in zip(parts, wanted, pairwise(places), strict=True):
+            if tokens:
                 part[name] = value[first:last]
     return parts, taken
 
@@ -133,16 +140,31 @@ def _merged(
 
 
 def _lengths(
-    kind: MediaKind, media: int, wanted: Sequence[int], beside: Mapping[str, Tensor]
+    kind: MediaKind,
+    media: int,
+    wanted: Sequence[int],
+    beside: Mapping[str, Tensor],
+    count: Count | None,
 ) -> list[int]:
     """Placeholders of each medium where its tensors do not say: all of a row's, where there are no
-    more media than rows to fill; else all alike, unless the media differ in size."""
+    more media than rows to fill; else all alike, unless the media differ in size, and are
+    counted."""
     filled = [count for count in wanted if count]
     if media == len(filled):
         return filled
     sizes = next((beside[name] for name in _SIZES if name in beside), None)
     if (sizes is None or bool((sizes == sizes[0]).all())) and sum(wanted) % media == 0:
         return [sum(wanted) // media] * media
+    if count is not None:
+        own = [
+            {
+                name: value[i : i + 1] if len(value) == media else value
+                for name, value in beside.items()
+            }
+            for i in range(media)
+        ]
+        with suppress(FeatureError):
+            return [count(kind, tensors) for tensors in own]
     raise InputError(
         f"got {media} {kind}s of different sizes for rows with {list(wanted)} placeholders; "
         f"expected at most one {kind} a row, or one prompt a call"

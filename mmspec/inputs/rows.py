@@ -15,7 +15,7 @@ from mmspec.encoders.media import CROSS_MASK, MediaItem, kind_of, says_of_tokens
 from mmspec.encoders.outputs import FeatureError, split_output
 from mmspec.errors import InputError
 from mmspec.inputs.prepared import check_positions
-from mmspec.inputs.row_media import media_of_rows, placeholders_of_rows
+from mmspec.inputs.row_media import Count, media_of_rows, placeholders_of_rows
 from mmspec.inputs.spans import find_spans
 from mmspec.state import MediaKind, Prompt
 
@@ -26,13 +26,14 @@ def split_rows(
     config: PreTrainedConfig,
     *,
     repeats: int = 1,
+    count: Count | None = None,
 ) -> list[Prompt]:
     """The prompts of a batch: `input_ids` (batch, seq), padded wherever `attention_mask` (batch,
     seq) in `model_inputs` is 0, and the model's other inputs: of the tokens (batch, seq) or
     (planes, batch, seq), or of the media, as pixels or, from transformers 5.2x on, as
     `mm_encoder_outputs`. `repeats` rows, one behind the other, are of one prompt, and so is each
-    entry of pixels there so often: not the media of one row, then those of the next. Nothing is
-    mutated.
+    entry of pixels there so often: not the media of one row, then those of the next. `count` says
+    how many placeholders a medium fills, and is asked where nothing else tells. Nothing is mutated.
 
     Raises InputError where it is not clear which row an input belongs to.
     """
@@ -54,7 +55,7 @@ def split_rows(
     }
     check_positions(model_inputs.get("position_ids"), kept)
     made = _made(model_inputs.get("mm_encoder_outputs"))
-    for parts, names in media_of_rows(tokens, spans, media_inputs, config, repeats):
+    for parts, names in media_of_rows(tokens, spans, media_inputs, config, repeats, count):
         taken |= names
         for inputs, part in zip(own, parts, strict=True):
             inputs.update(part)

@@ -4,6 +4,7 @@ own generate, with its own output."""
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ from transformers.generation.streamers import BaseStreamer
 from mmspec.config import Config, DecodeConfig
 from mmspec.controller import Speculate
 from mmspec.drafters.base import Drafter
+from mmspec.encoders.counts import count_features
 from mmspec.errors import InputError
 from mmspec.inputs.rows import split_rows
 from mmspec.integrations.generate_call import GenerateCall
@@ -32,6 +34,8 @@ from mmspec.integrations.known_models import KnownModels
 from mmspec.integrations.streaming import StreamFeed
 from mmspec.params import MAX_SEED, with_own_state
 from mmspec.requests import Request, Result
+from mmspec.state import MediaKind
+from mmspec.target.forward_lock import forward_lock
 from mmspec.words import counted
 
 _MODELS = KnownModels()  # forgets a model with the model
@@ -80,7 +84,8 @@ def custom_generate(
     _refuse(generation_config, input_ids, model_kwargs, synced_gpus=synced_gpus)
     samples = generation_config.num_return_sequences or 1
     repeats = samples if _repeats_entries(model) else 1
-    prompts = split_rows(input_ids, model_kwargs, model.config, repeats=repeats)
+    count = partial(_count, model)
+    prompts = split_rows(input_ids, model_kwargs, model.config, repeats=repeats, count=count)
     most = _max_length(generation_config, stopping_criteria) - input_ids.shape[1]
     seeds = _seeds(seed, len(prompts) // samples, draw=bool(generation_config.do_sample))
     pad = _pad_token(generation_config)
@@ -125,6 +130,11 @@ def custom_generate(
     if feed is not None:
         feed.end()
     return _output(input_ids, results, generation_config, pad=pad)
+
+
+def _count(model: PreTrainedModel, kind: MediaKind, tensors: Mapping[str, Tensor]) -> int:
+    with forward_lock(model):  # meanwhile nothing stands in place of the encoder
+        return count_features(model, kind, tensors)
 
 
 def _repeats_entries(model: PreTrainedModel) -> bool:

@@ -11,6 +11,7 @@ from families.vision import IMAGE_TOKEN as I
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from mmspec.encoders.outputs import FeatureError
 from mmspec.errors import InputError
 from mmspec.inputs.rows import split_rows
 from mmspec.state import MediaSpan
@@ -183,12 +184,17 @@ def test_recordings_of_several_lengths_are_not_taken_as_alike() -> None:
     frames = lengths[:, None] > torch.arange(6)
     for name in ("input_features_mask", "feature_attention_mask", "padding_mask"):
         given = {"input_features": torch.zeros(4, 6), name: frames}
-        with pytest.raises(InputError, match="4 audios of different sizes"):
-            split_rows(rows, given, cast(Any, own))
+        for count in (None, untold):
+            with pytest.raises(InputError, match="4 audios of different sizes"):
+                split_rows(rows, given, cast(Any, own), count=count)
     told = {"audio_input_features": torch.arange(4.0), "audio_embed_sizes": lengths}
     first, second = split_rows(rows, told, cast(Any, own))
     assert first.model_inputs["audio_input_features"].tolist() == [0.0, 1.0, 2.0]
     assert second.model_inputs["audio_embed_sizes"].tolist() == [6]
+
+
+def untold(*_: object) -> int:
+    raise FeatureError("its encoder stands in its forward")
 
 
 def test_images_of_one_prompt_are_its_own_whatever_their_sizes() -> None:

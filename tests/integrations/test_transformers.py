@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from draft_models import letters
 from families import EOS_TOKEN, FAMILIES, Layout, layouts_of, prompt_inputs
+from families.audio import NUM_MELS
 from matrix import model_of
 from PIL import Image
 from stores import write_store
@@ -34,6 +36,8 @@ from mmspec.drafters.prompt_lookup import PromptLookup
 from mmspec.drafters.retrieval import Retrieval
 from mmspec.errors import ConfigError, InputError
 from mmspec.inputs.rows import split_rows
+from mmspec.sweep.build import build
+from mmspec.sweep.names import architectures
 from mmspec.target import Target
 from mmspec.training.tiny.build import build_model, build_processor
 
@@ -271,6 +275,43 @@ def test_images_that_pad_a_row_are_left_out() -> None:
 def test_recordings_of_a_batch_go_to_their_rows(family: str, layouts: Sequence[str]) -> None:
     rows = [inputs(family, layout, tokens=12 + 5 * i, seed=i) for i, layout in enumerate(layouts)]
     check_rows(family, rows)
+
+
+@pytest.mark.parametrize(
+    ("family", "counts"), [("glmasr", (12, 6)), ("moss_transcribe_diarize", (13, 7))]
+)
+def test_chunks_of_recordings_go_to_the_rows_that_have_their_tokens(
+    family: str, counts: tuple[int, int]
+) -> None:
+    """Of different lengths, in one run of placeholders; how many tokens each has nothing tells but
+    the encoder. MOSS has a mask of each recording, too."""
+    if not any(one.model_type == family for one in architectures()):
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
+    model, frames = build(*architectures([family]), torch.float64), torch.tensor([64, 37, 52])
+    mels = torch.randn(3, NUM_MELS, 64, generator=torch.Generator().manual_seed(0)).double()
+    mask = (torch.arange(64) < frames[:, None]).long()
+    heard, (first, last) = [model.config.audio_token_id], counts
+    rows = [
+        {"input_ids": torch.tensor([tokens]), **dict(zip(NAMES, media, strict=False))}
+        for tokens, media in (
+            ([5, 6, *heard * first, 7, 9], (mels[:2], mask[:2], mask[:1])),
+            ([8, 5, 6], ()),
+            ([7, *heard * last, 8], (mels[2:], mask[2:], mask[:1])),
+        )
+    ]
+    for row in rows if family == "glmasr" else ():
+        row.pop("padding_mask", None)
+    batch, most = batch_of(rows), first + 4
+    batch["attention_mask"] = (batch["input_ids"] != PAD).long()
+    expected = model.generate(**batch, **GREEDY)
+    assert torch.equal(model.generate(**batch, **GREEDY, **OURS, drafter=eager()), expected)
+    texts = model.generate(**batch, **SAMPLED, **OURS, num_return_sequences=2, seed=4)
+    for number, row in enumerate(rows):
+        text = model.generate(**row, **SAMPLED, **OURS, seed=4 + number)
+        assert texts[2 * number, most:].tolist() == text[0, row["input_ids"].shape[1] :].tolist()
+
+
+NAMES = ("input_features", "input_features_mask", "padding_mask")
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3"])
