@@ -62,6 +62,7 @@ class MediaItem:
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             raw = tensor.detach().cpu().contiguous().flatten()  # views as bytes need one axis
+            raw = raw.as_strided(raw.shape, (1,))  # of a single number it may be another
             digest.update(raw.view(torch.uint8).numpy().data)
         return digest.digest()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import FAMILIES, Layout, prompt_inputs
 
-from mmspec.encoders.media import join, split_media
+from mmspec.encoders.media import MediaItem, join, split_media
 from mmspec.inputs import from_inputs
 from mmspec.state import MediaSpan, Prompt
 
@@ -193,3 +193,11 @@ def test_what_is_said_of_all_tiles_at_once_keeps_them_together() -> None:
         inputs = {"pixel_values": torch.rand(1, 2, 3, 4, 4), "image_scales": beside}
         media = split_media(replace(prompt, model_inputs=inputs))
         assert media is not None and len(media.items["image"]) == num_items
+
+
+def test_a_medium_of_one_number_has_a_digest_however_it_was_cut_out() -> None:
+    """Its stride means nothing, and is kept: every second of two sizes, as of two sequences."""
+    size = torch.tensor([5, 5])[::2]
+    assert MediaItem("audio", 0, 5, {"sizes": size}).digest == (
+        MediaItem("audio", 0, 5, {"sizes": torch.tensor([5])}).digest
+    )
