@@ -38,6 +38,10 @@ from mmspec.state import MediaKind
 from mmspec.target.forward_lock import forward_lock
 from mmspec.words import counted
 
+_OMNI = (
+    "qwen2_5_omni_thinker",
+    "qwen3_omni_moe_thinker",
+)  # in 5.17 their own repeats positions alone
 _MODELS = KnownModels()  # forgets a model with the model
 
 
@@ -140,6 +144,8 @@ def _count(model: PreTrainedModel, kind: MediaKind, tensors: Mapping[str, Tensor
 def _repeats_entries(model: PreTrainedModel) -> bool:
     """Whether generate makes rows of several sequences by repeating each entry of each tensor,
     two pictures of one prompt apart. Some models do it a prompt at a time."""
+    if model.config.model_type in _OMNI:
+        return True
     name = "_expand_inputs_for_generation"
     return getattr(type(model), name, None) is getattr(GenerationMixin, name)
 

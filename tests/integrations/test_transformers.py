@@ -37,6 +37,7 @@ from mmspec.drafters.retrieval import Retrieval
 from mmspec.errors import ConfigError, InputError
 from mmspec.inputs.rows import split_rows
 from mmspec.sweep.build import build
+from mmspec.sweep.media import media_inputs
 from mmspec.sweep.names import architectures
 from mmspec.target import Target
 from mmspec.training.tiny.build import build_model, build_processor
@@ -396,6 +397,16 @@ def test_each_sequence_of_a_prompt_with_two_media_has_both(family: str, layout: 
     result = mmspec.load(model).generate(row, n=2, seed=4, **options)
     for sample, text in zip(result.samples, texts, strict=True):
         assert text[row["input_ids"].shape[1] :].tolist() == list(sample.tokens)
+
+
+def test_each_sequence_of_a_prompt_of_qwen_omni_sees_its_image() -> None:
+    """transformers 5.17 repeats each of its patches, not the image."""
+    model = build(*architectures(["qwen2_5_omni"]), torch.float64)
+    row = media_inputs(model, "image", [5, 6, 7, 8, 5, 6], seed=0)
+    assert isinstance(row, dict)
+    (alone,) = model.generate(**row, **SAMPLED, **OURS, seed=4)
+    first, _ = model.generate(**row, **SAMPLED, **OURS, seed=4, num_return_sequences=2)
+    assert torch.equal(first, alone)
 
 
 def test_pixels_that_generate_has_repeated_one_by_one_are_told_apart() -> None:
