@@ -74,11 +74,10 @@ def build_conversation(
             f"got a prompt of type {type(prompt).__name__}; expected a text, or a list of chat "
             'messages such as {"role": "user", "content": "..."}'
         )
-    if system is not None:
-        if any(_get(message, "role") == "system" for message in prompt):
-            raise InputError(
-                "got system= and a message with the role 'system'; give one of the two"
-            )
+    has_own = any(_get(message, "role") == "system" for message in prompt)
+    if system and has_own:
+        raise InputError("got system= and a message with the role 'system'; give one of the two")
+    if system is not None and not has_own:
         prompt = [{"role": "system", "content": system}, *prompt]
     reader = _Reader()
     messages = [reader.read_message(message) for message in prompt]

@@ -16,6 +16,16 @@ def test_a_string_becomes_one_user_message_with_the_media_first() -> None:
     assert conversation.videos == ("c.gif",)
 
 
+def test_an_empty_system_beside_one_of_the_prompt_is_none() -> None:
+    """As a table's cell has it; alone it says that there is none of the template's own either."""
+    own = {"role": "system", "content": "Be brief."}
+    asked = {"role": "user", "content": "What?"}
+    messages = build_conversation([own, asked], system="").messages
+    assert [message["role"] for message in messages] == ["system", "user"]
+    (first, _) = build_conversation([asked], system="").messages
+    assert first["role"] == "system"
+
+
 def test_system_goes_in_front() -> None:
     conversation = build_conversation("What?", system="Be brief.")
     assert [message["role"] for message in conversation.messages] == ["system", "user"]
