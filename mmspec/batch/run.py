@@ -84,11 +84,18 @@ def run_batch(
     tally, begun, seen = Tally(), time.perf_counter(), set[str]()
     running: dict[int, _Running] = {}  # by the numbers of their requests
 
-    def fail(task: Task, error: MmspecError | ApiError, asked: str | None = None) -> None:
+    def fail(
+        task: Task,
+        error: MmspecError | ApiError,
+        asked: str | None = None,
+        *,
+        is_written: bool = True,
+    ) -> None:
         values: dict[str, object] = {"error": str(error)}
         if task.posted is not None:
             values = refusal_values(task.id, as_api_error(error))
-        ledger.write({"id": task.id, **values, **({} if asked is None else {"asked": asked})})
+        if is_written:
+            ledger.write({"id": task.id, **values, **({} if asked is None else {"asked": asked})})
         tally.num_failed += 1
         if len(tally.failures) < _FAILURES_KEPT:
             is_placed = error is task.error
@@ -102,7 +109,8 @@ def run_batch(
             if task.id in seen:
                 told = f"the id {task.id!r} was there before; give each its own"
                 again = InputError(f"{task.where or task.id}: {told}")
-                fail(replace(task, error=again), again)
+                # Of OpenAI's form there is one line an id: the first is its answer.
+                fail(replace(task, error=again), again, is_written=task.posted is None)
             elif ledger.holds(task.id, asked):
                 tally.num_earlier += 1
                 on_progress(tally)

@@ -185,5 +185,5 @@ def _posted(record: Record) -> Task:
     name, *said = (record.values.get(key) for key in ("custom_id", "method", "url", "body"))
     if not (isinstance(name, str) and name):
         error = InputError(f"{record.where}: custom_id={name!r:.80}: expected a text")
-        return Task(record.id, None, error)
+        return Task(record.id, None, error, posted=Posted(*said))
     return Task(name, None, where=record.where, posted=Posted(*said))

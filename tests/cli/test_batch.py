@@ -110,11 +110,14 @@ def test_a_batch_file_of_openai_is_answered_in_its_form_and_gone_on_with(tmp_pat
     refused: dict[str, Any] = first["a2"]["response"]  # type: ignore[assignment]
     assert (refused["status_code"], first["a2"]["error"]) == (400, None)
     assert refused["body"]["error"]["param"] == "temperature"
+    nameless: dict[str, Any] = first.pop(f"{path}#4")["response"]  # type: ignore[assignment]
+    assert nameless["status_code"] == 400
     bodies[2]["temperature"] = 0
     write()
     told = batch("tiny-vlm", path, "--out", out, *OPTIONS, code=1).stderr
     assert "1 answered · 2 before · 1 failed" in told
     again = answers(out)
+    del again[f"{path}#4"]
     assert {**first, "a2": again["a2"]} == again
 
 

@@ -103,6 +103,20 @@ def test_a_wrong_option_of_the_command_is_told_at_once(
             answered(engine, tmp_path, (CHAT, asked()), **wrong)
 
 
+def test_of_two_lines_of_one_id_the_first_is_answered_and_the_second_told(
+    engine: mmspec.Engine, tmp_path: Path
+) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": CHAT, "body": asked()}
+    path, out = tmp_path / "requests.jsonl", tmp_path / "out.jsonl"
+    path.write_text("\n".join([json.dumps(line)] * 2))
+    with Ledger(out, run="r") as ledger:
+        tally = run_batch(engine, read_tasks([path], prompt=None), ledger, options={}, seed=3)
+    (told,) = map(json.loads, out.read_text().splitlines())
+    assert told["response"]["status_code"] == 200
+    assert (tally.num_answered, tally.num_failed) == (1, 1)
+    assert f"{path}, line 2: the id 'a' was there before" in tally.failures[0]
+
+
 def test_a_system_prompt_of_its_own_wins(engine: mmspec.Engine, tmp_path: Path) -> None:
     common = {"temperature": 0, "max_new_tokens": 9, "ignore_eos": True, "system": "Be brief."}
     question = {"role": "user", "content": "Hm?"}
