@@ -183,7 +183,15 @@ def _prompt(record: Record) -> Task:
 
 def _posted(record: Record) -> Task:
     name, *said = (record.values.get(key) for key in ("custom_id", "method", "url", "body"))
+    if record.path.suffix.lower() == ".parquet":  # where a row has the keys of all others
+        said = [_without_nulls(one) for one in said]
     if not (isinstance(name, str) and name):
         error = InputError(f"{record.where}: custom_id={name!r:.80}: expected a text")
         return Task(record.id, None, error, posted=Posted(*said))
     return Task(name, None, where=record.where, posted=Posted(*said))
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
@@ -246,13 +247,24 @@ def _rows(path: Path) -> Iterator[Record]:
         number = 0
         try:
             for number, row in enumerate(rows, start=1):
-                yield Record(path, number, row, unit="row")
+                yield Record(path, number, _plain(row), unit="row")
         # Of pyarrow, whose own are these three; and values that Python has no type for.
         except (OSError, ValueError, NotImplementedError, OverflowError) as error:
             raise InputError(
                 f"{path}: cannot be read behind row {number}: {error}; expected a whole Parquet "
                 "file, of texts, numbers, lists and pictures"
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    """With numbers in place of decimals."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value
 
 
 def _opened(path: Path) -> Any:

@@ -1,6 +1,7 @@
 import gzip
 import json
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -321,6 +322,26 @@ def test_what_cannot_be_read_has_the_id_that_it_would_have(tmp_path: Path) -> No
     assert told[2] == "empty.txt: holds no text"
     assert told[4].startswith("notes.jsonl, line 2: no text in the field 'text': got 7;")
     assert "line 3: no text in the field 'text': got body;" in told[5]
+
+
+def test_a_body_in_parquet_says_nothing_by_nulls_and_decimals_are_numbers(tmp_path: Path) -> None:
+    """All rows have the keys of each there."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    first = {"messages": [{"role": "user", "content": "One?", "name": "a"}], "seed": Decimal("3")}
+    second = {"prompt": "Two?", "temperature": Decimal("0.50"), "echo": False}
+    rows = [
+        {"custom_id": str(i), "method": "POST", "url": "/v1/completions", "body": body}
+        for i, body in enumerate((first, second))
+    ]
+    path = tmp_path / "requests.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    bodies = [task.posted.body for task in read_tasks([path], prompt=None) if task.posted]
+    assert bodies == [{**first, "seed": 3}, {**second, "temperature": 0.5}]
+    assert not any(isinstance(one, Decimal) for body in bodies for one in body.values())
+    parquet.write_table(pyarrow.table({"prompt": ["x"], "temperature": [Decimal("0.5")]}), path)
+    (task,) = read_tasks([path], prompt=None)
+    assert task.error is None and task.options == {"temperature": 0.5}
 
 
 def test_rows_of_parquet_are_prompts_or_documents(tmp_path: Path) -> None:
