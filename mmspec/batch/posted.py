@@ -1,7 +1,7 @@
 """Posted: lines of OpenAI's batch files, each answered as the server answers its body."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ _REFUSED = {
     "stream": "an answer is written whole; leave it out",
     "previous_response_id": "no response is kept; expected all of the conversation as input",
 }
+_NEVER_SAID = {"namespace"}  # a server's own, of its client
 _MANY = 2**31  # bounds are for a server's clients, not for who has the machine
 _DEFAULTS = {one.name: one.default for one in fields(Request)}
 
@@ -79,7 +80,7 @@ class Desk:
         call = PostedCall(name, form)
         try:
             form.requests[:] = [
-                _with_defaults(request, options, place)
+                _with_defaults(request, options, place, form.said - _NEVER_SAID)
                 for place, request in enumerate(form.requests)
             ]
             follow_schema(form, self._json)
@@ -117,10 +118,16 @@ def _response(name: str, status: int, body: Mapping[str, Any]) -> dict[str, obje
     return {"custom_id": name, "response": response, "error": None}
 
 
-def _with_defaults(request: Request, options: Mapping[str, Any], place: int) -> Request:
+def _with_defaults(
+    request: Request, options: Mapping[str, Any], place: int, said: Container[str]
+) -> Request:
     """With the options that it does not say itself; a text without a template has no system. By its
     place in the body it has the next seed: the same text is not answered twice the same."""
-    left = {name: v for name, v in options.items() if getattr(request, name) == _DEFAULTS[name]}
+    left = {
+        name: value
+        for name, value in options.items()
+        if name not in said and getattr(request, name) == _DEFAULTS[name]
+    }
     if not isinstance(request.prompt, list) or says_system(request.prompt):
         left.pop("system", None)
     if "seed" in left:

@@ -58,6 +58,7 @@ class ChatForm(ChoicesForm):
         _check_modalities(fields)
         fields.finish()
         self.requests = [checked_request(messages, options)]
+        self.said = frozenset(options) | ({"logits_processors"} if form else set())
         self._has_logprobs = "logprobs" in options
         self._reading: Reading
         self._readers: dict[int, AnswerReader] = {}  # by sample

@@ -56,6 +56,7 @@ class CompletionForm(ChoicesForm):
             )
         fields.refuse(_REFUSED)
         fields.finish()
+        self.said = frozenset(options)
         self.requests = [
             checked_request(prompt, {**options, "raw": isinstance(prompt, str)})
             for prompt in prompts

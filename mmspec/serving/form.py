@@ -33,6 +33,7 @@ class Form(Protocol):
     """One request's."""
 
     requests: list[Request]
+    said: frozenset[str]  # the options of them that the body names, be it with nothing
     streams: bool
     json_schema: Mapping[str, Any] | None  # that the answers are to follow
     length_name: str  # the field that says how long an answer is

@@ -47,7 +47,7 @@ def read_options(fields: Fields, settings: ServerSettings, namespace: str) -> di
     if stop is not None:
         options["stop"] = _stops(stop)
     bias = fields.take("logit_bias", dict)
-    if bias:
+    if bias is not None:
         options["logit_bias"] = _bias(bias)
     speculate = fields.take_any("speculate")
     if speculate is not None:

@@ -112,6 +112,7 @@ class ResponseForm:
         self.streams, _ = read_streaming(fields)
         fields.finish()
         self.requests = [checked_request(messages, options, self.length_name)]
+        self.said = frozenset(options) | ({"logits_processors"} if form else set())
         self._reading: Reading
         self._output: Output
         self._num_events = 0

@@ -10,8 +10,10 @@ from starlette.testclient import TestClient
 
 import mmspec
 from mmspec.batch import Ledger, read_tasks, run_batch
+from mmspec.batch.posted import Desk, Posted
 from mmspec.batch.run import task_seed
 from mmspec.errors import InputError
+from mmspec.integrations.guided import JsonGuide
 
 _OWN = ("id", "created", "created_at", "mmspec", "prompt_tokens_details", "input_tokens_details")
 INPUT = {"input": "Say something.", "max_output_tokens": 24, **SAMPLED}
@@ -79,6 +81,10 @@ def test_what_a_body_leaves_out_the_command_says(engine: mmspec.Engine, tmp_path
     alone = engine.generate("Hm?", **{**common, "temperature": 1}, seed=seed)
     assert short["body"]["choices"][0]["message"]["content"] == alone.text
     assert short["body"]["mmspec"]["seed"] == seed
+    (asked_for,) = (
+        Desk(engine, None).open("a", Posted("POST", CHAT, own), {"namespace": "x"}).requests
+    )
+    assert asked_for.namespace == "x"
     assert [response["status_code"] for response in wrong] == [400, 404]
     assert wrong[0]["body"]["error"]["param"] == "stream"
 
@@ -101,6 +107,19 @@ def test_a_wrong_option_of_the_command_is_told_at_once(
     for wrong in ({"temprature": 1}, {"temperature": -1}):
         with pytest.raises(InputError, match="temp"):
             answered(engine, tmp_path, (CHAT, asked()), **wrong)
+
+
+def test_what_a_body_says_wins_though_it_be_nothing(engine: mmspec.Engine, tmp_path: Path) -> None:
+    guide = JsonGuide(engine).matching({"type": "array"})
+    common = {"stop": ("e",), "n": 2, "logits_processors": [guide], "max_new_tokens": 24}
+    said = {"messages": [{"role": "user", "content": "Hm?"}], "seed": 3, "temperature": 1}
+    free = {**said, "stop": [], "n": 1, "response_format": {"type": "text"}}
+    spoken = {"input": "Hm?", "text": {"format": {"type": "text"}}, "stop": [], **said}
+    del spoken["messages"]
+    chat, response = answered(engine, tmp_path, (CHAT, free), (RESPONSES, spoken), **common)
+    alone = engine.generate("Hm?", max_new_tokens=24, seed=3, temperature=1).text
+    assert [choice["message"]["content"] for choice in chat["body"]["choices"]] == [alone]
+    assert response["body"]["output"][0]["content"][0]["text"] == alone
 
 
 def test_of_two_lines_of_one_id_the_first_is_answered_and_the_second_told(
