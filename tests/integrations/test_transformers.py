@@ -315,7 +315,9 @@ def test_chunks_of_recordings_go_to_the_rows_that_have_their_tokens(
 NAMES = ("input_features", "input_features_mask", "padding_mask")
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3"])
+@pytest.mark.parametrize(
+    "family", ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3", "llava_next"]
+)
 def test_several_images_in_one_row_of_a_batch(family: str) -> None:
     layouts = ("image_last", "two_images")
     rows = [inputs(family, layout, tokens=15 + 5 * i, seed=i) for i, layout in enumerate(layouts)]
