@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from mmspec.errors import InputError
 from mmspec.kv.slots import WriteSlots, has_kernels
 from mmspec.uploads import upload
 
@@ -109,11 +110,19 @@ class FlatLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Writes (batch, kv_heads, nodes, head_dim) behind each row's committed tokens and returns
         what attention reads, (batch, kv_heads, columns, head_dim), or what was given where nobody
-        reads it. Lengths stay as they are."""
+        reads it. Lengths stay as they are. Raises InputError where a model itself has made more
+        positions of the tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         plan = self.plan
         assert plan is not None, "a forward over this cache must run inside `cache.writing(...)`"
+        nodes = key_states.shape[2]
+        if plan.captured is None and nodes != plan.max_count:
+            raise InputError(
+                f"the model made {nodes} positions of {plan.max_count} tokens; expected a "
+                "placeholder token for each feature of an image, video or recording, as newer "
+                "processors write them"
+            )
         if plan.captured is not None or has_kernels(self.keys.device.type):
             slots = plan.slots(self.keys.device)
             slots.write(self.keys, self.values, key_states, value_states)
@@ -136,7 +145,7 @@ class FlatLayer(CacheLayerMixin):
     def _write(self, buffer: Tensor, states: Tensor) -> None:
         plan = self.plan
         assert plan is not None, "a forward over this cache must run inside `cache.writing(...)`"
-        assert states.shape[0] == len(plan.counts) and states.shape[2] == plan.max_count
+        assert states.shape[0] == len(plan.counts)
         if plan.is_single:  # no copy: the row's region is the view
             start, length, count = plan.starts[0], plan.lengths[0], plan.counts[0]
             buffer[start + length : start + length + count] = states[0].transpose(0, 1)

@@ -8,6 +8,7 @@ from weakref import ReferenceType, ref
 import pytest
 import torch
 from families import FAMILIES, Layout, prompt_inputs
+from families.prompts import AUDIO_TOKEN
 from matrix import model_of
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -18,7 +19,7 @@ from mmspec.config import CacheConfig, Config, DecodeConfig
 from mmspec.encoders.features import FeatureCache, FeatureSource
 from mmspec.encoders.media import MediaItem, split_media
 from mmspec.encoders.outputs import FeatureError, Features, split_output
-from mmspec.errors import DecodeError
+from mmspec.errors import DecodeError, InputError
 from mmspec.inputs import from_inputs
 from mmspec.requests import Request
 from mmspec.state import MediaSpan, Prompt
@@ -310,6 +311,17 @@ def test_a_prompt_that_is_read_again_keeps_nothing_of_the_first_time(
     finally:
         hook.remove()
     assert len(first) == 2
+
+
+def test_a_recording_that_the_model_itself_would_make_room_for_is_refused() -> None:
+    """Old prompts of Qwen2-Audio have one placeholder, of which the forward makes many."""
+    engine, inputs = engine_of("qwen2_audio"), inputs_of("qwen2_audio", "audio")
+    ids = inputs["input_ids"][0]
+    again = torch.nn.functional.pad((ids[1:] == AUDIO_TOKEN) & (ids[:-1] == AUDIO_TOKEN), (1, 0))
+    old = {**inputs, "input_ids": ids[~again][None]}
+    del old["attention_mask"]
+    with pytest.raises(InputError, match=rf"made {len(ids)} positions of {int((~again).sum())}"):
+        engine.generate(old, **GREEDY)
 
 
 @pytest.mark.parametrize("fails", [False, True])
