@@ -31,7 +31,7 @@ class Company:
     """What a model's encoders were seen to do. Written to under the model's lock."""
 
     together: set[MediaKind] = field(default_factory=set)
-    _seen: set[tuple[MediaKind, bool, bool]] = field(default_factory=set)
+    _seen: set[tuple[object, ...]] = field(default_factory=set)
 
     def check(
         self,
@@ -40,8 +40,10 @@ class Company:
         encode: Callable[[Sequence[MediaItem]], object],
     ) -> Iterable[tuple[MediaItem, Features]]:
         """Of all of a kind in a prompt the shortest and the longest are encoded together and alone:
-        once for media of one length and of several, of one content and of several. Gives what was
-        said of them, if they were. Raises CompanyError where they have to be encoded together."""
+        once for media of one length and of several, of one content and of several, and for each
+        two powers of two that they are as long as: some pad to a least length, and those below it
+        depend on the others (Qwen3-Omni's recordings of less than a second). Gives what was said of
+        them, if they were. Raises CompanyError where they have to be encoded together."""
         kind = items[0].kind
         if len(items) == 1:
             return ()
@@ -50,7 +52,9 @@ class Company:
         distinct = {item.digest: item for item in items}.values()
         among = sorted(distinct, key=lambda item: item.num_tokens)
         pair = among[0], among[-1]  # of one content: it twice
-        case = kind, len(among) > 1, pair[0].num_tokens < pair[1].num_tokens
+        lengths = [item.num_tokens for item in pair]
+        sizes = [length.bit_length() for length in lengths]
+        case = kind, len(among) > 1, lengths[0] < lengths[1], *sizes
         if case in self._seen:
             return ()
         both: list[Features] = []

@@ -50,8 +50,21 @@ def test_company_of_a_kind_is_looked_at_once() -> None:
     assert check(company, alike, encoder) == [alike[0], alike[-1]] and encoder.num_calls == 3
     assert check(company, mixed, encoder) == [mixed[1], mixed[2]] and encoder.num_calls == 6
     assert check(company, repeated, encoder) == [repeated[-1]] * 2 and encoder.num_calls == 9
-    for known in (alike, mixed, repeated, items_of(1, 9)):
+    for known in (alike, mixed, repeated, items_of(3, 7)):
         assert check(company, known, encoder) == [] and encoder.num_calls == 9
+
+
+def test_short_media_beside_long_ones_are_company_of_their_own() -> None:
+    """What is below the length to which all are padded may depend on it; what is above does not."""
+
+    def padded(rows: list[Tensor]) -> list[Tensor]:
+        longest = max(map(len, rows))
+        return [row + 8 * (len(row) < min(longest, 8)) for row in rows]
+
+    company = Company()
+    assert len(check(company, items_of(9, 20), Encoder(padded))) == 2 and not company.together
+    with pytest.raises(CompanyError):
+        check(company, items_of(5, 20), Encoder(padded))
 
 
 def test_what_was_taken_one_by_one_before_is_taken_together_from_then_on() -> None:
