@@ -210,7 +210,7 @@ def all_launches(*, is_quick: bool) -> Launches:
         for model in (*_SMALL, *_LARGE):
             yield from _block(model)
     for model in _LARGE[:1] if is_quick else (*_SMALL, *_LARGE):
-        for nodes in (1, 17) if is_quick else _NODES:
+        for nodes in (17,) if is_quick else _NODES:
             for context in _CONTEXTS[-1:] if is_quick else _CONTEXTS:
                 yield from _attention(model, nodes, context)
     yield from _kv(is_quick=is_quick)

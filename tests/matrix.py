@@ -128,7 +128,7 @@ REUSES: dict[str, tuple[int | None, bool]] = {
     "chunks": (7, False),
     "chunks_and_prefixes": (11, True),
 }
-NEW_TOKENS = 24
+NEW_TOKENS = 20
 Probing = Callable[[PreTrainedModel, DecodeConfig], tuple[Target, Any]]
 PROMPT_TOKENS = (40, 17, 29)  # of a batch's rows, images not counted
 

@@ -406,16 +406,16 @@ def test_a_batch_has_as_many_threads_as_prompts_are_soon_decoded_or_as_langchain
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.2)
+        time.sleep(0.1)
         with lock:
             running -= 1
         return prepare(*prompt, **options)
 
     monkeypatch.setattr(engine, "prepare", counted)
-    many = PROMPTS * 10
-    for config, bound in ((None, 2 * engine.max_rows), ({"max_concurrency": 2}, 2)):
+    bounded = {"max_concurrency": 2}
+    for many, config, bound in ((10, None, 2 * engine.max_rows), (2, bounded, 2)):
         most = 0
-        llm.batch(many, config=config)
+        llm.batch(PROMPTS * many, config=config)
         assert most == bound
 
 
