@@ -74,7 +74,7 @@ def test_recorded_forwards_draft_the_same(
     assert not outcome.mismatches, "; ".join(outcome.mismatches)
     assert outcome.accepted == expected.accepted > 0
     (graphs,) = made
-    assert graphs.info.replayed > 10 and graphs.info.num_graphs > 0
+    assert graphs.info.replayed > 5 and graphs.info.num_graphs > 0
     assert not graphs.info.given_up
 
 
