@@ -244,10 +244,12 @@ def _table_record(path: Path, number: int, names: list[str], row: list[str] | cs
 def _rows(path: Path) -> Iterator[Record]:
     with _opened(path) as file:
         rows = (row for some in file.iter_batches(_TOGETHER) for row in some.to_pylist())
+        if "decimal" in str(file.schema_arrow):  # else long rows, of sounds, are not gone through
+            rows = (_plain(row) for row in rows)
         number = 0
         try:
             for number, row in enumerate(rows, start=1):
-                yield Record(path, number, _plain(row), unit="row")
+                yield Record(path, number, row, unit="row")
         # Of pyarrow, whose own are these three; and values that Python has no type for.
         except (OSError, ValueError, NotImplementedError, OverflowError) as error:
             raise InputError(
