@@ -22,6 +22,12 @@ from mmspec.logprobs import LogprobsOf
 
 DEFAULT_MAX_NEW_TOKENS = 256
 MAX_SEED = 2**64 - 1
+NAMES_ELSEWHERE = {  # of options: as OpenAI and others call them -> ours
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "max_output_tokens": "max_new_tokens",
+    "stop_sequences": "stop",
+}
 _LEAST, _MOST = 1e-30, 1e30  # what logits in float32 can be divided by, or have added to them
 
 
@@ -197,6 +203,21 @@ _RULES: tuple[Rule, ...] = (
 )
 
 Params = TypeVar("Params", bound=SamplingParams)
+
+
+def by_our_names(given: Mapping[str, object]) -> dict[str, object]:
+    """The options by the names that they have here; None says nothing. Raises InputError for one
+    option under two names."""
+    options: dict[str, object] = {}
+    names: dict[str, str] = {}
+    for name, value in given.items():
+        ours = NAMES_ELSEWHERE.get(name, name)
+        if value is None:
+            continue
+        if ours in names:
+            raise InputError(f"got {names[ours]}= and {name}=, which say the same; give one")
+        names[ours], options[ours] = name, value
+    return options
 
 
 def merged_generation_config(

@@ -168,11 +168,11 @@ def _prompt(record: Record) -> Task:
     if record.values.keys() >= LINE:
         return _posted(record)
     try:
-        found = prompt_of(record)
+        found, options = prompt_of(record), options_of(record)
     except InputError as error:
         return Task(record.id, None, error, where=record.where)
     request = Request(found.prompt, images=found.images, videos=found.videos, audio=found.audio)
-    wrong, options = None, options_of(record)
+    wrong = None
     try:
         if options:
             build_request(request, options)

@@ -22,6 +22,7 @@ from mmspec.inputs.records import (
     read_records,
 )
 from mmspec.inputs.videos import VideoSource
+from mmspec.params import NAMES_ELSEWHERE, by_our_names
 
 PROMPT_FIELDS = ("prompt", "messages", "turns")
 _COUNTS = ("max_new_tokens", "top_k", "seed")
@@ -103,17 +104,24 @@ def prompt_of(record: Record) -> FilePrompt:
 
 def options_of(record: Record) -> dict[str, object]:
     """What a record says itself of how it is answered: fields of a request. What is null, or an
-    empty cell of a CSV file, is not said."""
-    found = {name: record.values.get(name) for name in _OPTIONS if name in record.values}
-    if found and is_table(record.path):
+    empty cell of a CSV file, is not said. Raises InputError for one under two names."""
+    names = {name: NAMES_ELSEWHERE.get(name, name) for name in record.values}
+    found = {name: record.values[name] for name, ours in names.items() if ours in _OPTIONS}
+    if is_table(record.path):
         cells = {name: str(value) for name, value in found.items()}
-        found = {name: _number(cell) if name in _NUMBERS else cell for name, cell in cells.items()}
+        found = {
+            name: _number(cell) if names[name] in _NUMBERS else cell for name, cell in cells.items()
+        }
         found = {name: value for name, value in found.items() if value != ""}
+    try:
+        said = by_our_names(found)
+    except InputError as error:
+        raise InputError(f"{record.where}: {error}") from error
     for name in _COUNTS:
-        value = found.get(name)
+        value = said.get(name)
         if isinstance(value, float) and value.is_integer():
-            found[name] = int(value)  # a column of them that has gaps is one of floats
-    return {name: value for name, value in found.items() if value is not None}
+            said[name] = int(value)  # a column of them that has gaps is one of floats
+    return {name: said[name] for name in _OPTIONS if name in said}
 
 
 def _number(cell: str) -> str | int | float:

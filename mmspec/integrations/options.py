@@ -8,13 +8,8 @@ from mmspec.integrations.closed_schema import closed
 from mmspec.integrations.guided import JsonGuide
 from mmspec.integrations.passages import Placement, with_passages
 from mmspec.integrations.tool_calls import call_schema
+from mmspec.params import NAMES_ELSEWHERE, by_our_names
 from mmspec.requests import FIELD_NAMES, Messages, Request, build_request
-
-_NAMES = {
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "stop_sequences": "stop",
-}
 
 
 def component_settings(given: Mapping[str, object], own: Collection[str]) -> dict[str, object]:
@@ -25,7 +20,7 @@ def component_settings(given: Mapping[str, object], own: Collection[str]) -> dic
     for name, value in given.items():
         if name in own:
             continue
-        if _NAMES.get(name, name) not in FIELD_NAMES:
+        if NAMES_ELSEWHERE.get(name, name) not in FIELD_NAMES:
             raise InputError(f"unknown setting {name!r}: {nearest(name, [*own, *FIELD_NAMES])}")
         options[name] = value
     if options:
@@ -69,12 +64,5 @@ def request_options(*layers: Mapping[str, object]) -> dict[str, object]:
     says nothing. Raises InputError for one option under two names in a layer."""
     options: dict[str, object] = {}
     for layer in layers:
-        seen: dict[str, str] = {}
-        for given, value in layer.items():
-            name = _NAMES.get(given, given)
-            if value is None:
-                continue
-            if name in seen:
-                raise InputError(f"got {seen[name]}= and {given}=, which say the same; give one")
-            seen[name], options[name] = given, value
+        options |= by_our_names(layer)
     return options

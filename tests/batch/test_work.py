@@ -119,29 +119,40 @@ def test_a_record_says_itself_how_it_is_answered(tmp_path: Path) -> None:
         {"prompt": "a", "temperature": 0, "max_new_tokens": 3, "stop": ["x"], "system": ""},
         {"prompt": "a", "temperature": None, "seed": 2**64 - 1, "top_k": 4.0, "category": "b"},
         {"prompt": "a"},
+        {"prompt": "a", "stop_sequences": "x", "max_completion_tokens": 3, "max_tokens": None},
         {"prompt": "a", "temperature": "0.7"},
         {"id": 7, "prompt": "a", "max_new_tokens": 2.5},
+        {"id": 7, "prompt": "a", "max_output_tokens": 2, "max_new_tokens": 2},
     )
     path = tmp_path / "p.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    first, second, third, *wrong = read_tasks([path], prompt=None)
+    first, second, third, fourth, *wrong = read_tasks([path], prompt=None)
+    assert fourth.options == {"max_new_tokens": 3, "stop": "x"}
     assert first.options == {"system": "", "stop": ["x"], "max_new_tokens": 3, "temperature": 0}
     assert second.options == {"seed": 2**64 - 1, "top_k": 4} and not third.options
-    for task, told in zip(wrong, ("4: temperature='0.7'", "5: max_new_tokens=2.5"), strict=True):
-        assert f"p.jsonl, line {told}: expected" in str(task.error)
+    for task, told in zip(
+        wrong,
+        (
+            "5: temperature='0.7': expected",
+            "6: max_new_tokens=2.5: expected",
+            "7: got max_output_tokens= and max_new_tokens=, which say the same",
+        ),
+        strict=True,
+    ):
+        assert f"p.jsonl, line {told}" in str(task.error)
     for document in read_tasks([path], prompt="What?", field="prompt"):  # where none is an option
         assert document.request is not None and not document.options
 
 
 def test_cells_are_read_as_the_numbers_that_they_say(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    rows = ("a,20,.5,,", "a, 7.0 ,1, ,x", "a,,,9,2", "a,,,,", "a,many,,,")
-    path.write_text("\n".join(("prompt,max_new_tokens,top_p,seed,stop", *rows)))
+    rows = ("a,20,.5,,,", "a, 7.0 ,1, ,x,", "a,,,9,2,8", "a,,,,,", "a,many,,,,")
+    path.write_text("\n".join(("prompt,max_new_tokens,top_p,seed,stop,max_tokens", *rows)))
     *tasks, wrong = read_tasks([path], prompt=None)
     assert [task.options for task in tasks] == [
         {"max_new_tokens": 20, "top_p": 0.5},
         {"max_new_tokens": 7, "top_p": 1, "stop": "x"},
-        {"seed": 9, "stop": "2"},
+        {"max_new_tokens": 8, "seed": 9, "stop": "2"},
         {},
     ]
     assert "row 5: max_new_tokens='many': expected a whole number" in str(wrong.error)
