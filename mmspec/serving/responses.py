@@ -90,7 +90,7 @@ class ResponseForm:
             messages.insert(0, {"role": "system", "content": instructions})
         fields.take("metadata", dict)  # which is told again
         options = read_options(fields, settings, namespace) | read_chat_fields(fields)
-        if options.pop("n", 1) != 1:
+        if options.setdefault("n", 1) != 1:  # so that it is said, whatever a batch asks of chats
             raise refused("n", "a response is one answer; ask several times")
         length = read_length(fields, self.length_name)
         if length is not None:

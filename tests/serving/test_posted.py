@@ -120,6 +120,7 @@ def test_what_a_body_says_wins_though_it_be_nothing(engine: mmspec.Engine, tmp_p
     alone = engine.generate("Hm?", max_new_tokens=24, seed=3, temperature=1).text
     assert [choice["message"]["content"] for choice in chat["body"]["choices"]] == [alone]
     assert response["body"]["output"][0]["content"][0]["text"] == alone
+    assert response["body"]["usage"]["output_tokens"] == 24  # of one text: a response has no n
 
 
 def test_of_two_lines_of_one_id_the_first_is_answered_and_the_second_told(
