@@ -33,6 +33,7 @@ _WORDS: dict[MediaKind, tuple[str, ...]] = {
         "input_values",
         "feature_attention_mask",
         "padding_mask",
+        "chunk_sample_lengths",
     ),
 }
 _GRIDS = ("grid_thw", "grid_hw")  # how the names end of tensors that count a medium's patches

@@ -18,7 +18,8 @@ from mmspec.state import MediaKind, MediaSpan
 _RATIOS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")  # of Mllama's images
 _SIZES = (  # what says if media are alike
     *("image_sizes", "spatial_shapes", "image_position_ids"),
-    *("input_features_mask", "feature_attention_mask", "padding_mask"),
+    *("input_features_mask", "feature_attention_mask", "input_values_mask", "padding_mask"),
+    "chunk_sample_lengths",
 )
 _TOKENS = "audio_embed_sizes"  # how many placeholders each recording has
 _COUNTS = "batch_num_images"  # (batch,) how many are each row's
@@ -155,6 +156,8 @@ def _lengths(
     sizes = next((beside[name] for name in _SIZES if name in beside), None)
     if (sizes is None or bool((sizes == sizes[0]).all())) and sum(wanted) % media == 0:
         return [sum(wanted) // media] * media
+    if kind == "audio" and sizes is not None and int(sizes.sum()) == sum(wanted):
+        return sizes.reshape(media, -1).sum(dim=1).tolist()  # of tokens, not of frames (Granite)
     if count is not None:
         own = [
             {

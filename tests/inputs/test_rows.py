@@ -177,20 +177,30 @@ def test_a_medium_for_each_row_is_the_row_s_however_its_tokens_lie() -> None:
 
 
 def test_recordings_of_several_lengths_are_not_taken_as_alike() -> None:
-    """Three of 4, 1 and 1 tokens, then one of 6: not two for each row. Phi-4-multimodal says it."""
+    """Three of 4, 1 and 1 tokens, then one of 6: not two for each row. Phi-4-multimodal
+    says it, and Granite Speech, by a mask of tokens."""
     rows = torch.tensor([[9, 9, 9, 9, 9, 9], [9, 9, 9, 9, 9, 9]])
     own = SimpleNamespace(model_type="own", audio_token_id=9)
     lengths = torch.tensor([4, 1, 1, 6])
-    frames = lengths[:, None] > torch.arange(6)
-    for name in ("input_features_mask", "feature_attention_mask", "padding_mask"):
-        given = {"input_features": torch.zeros(4, 6), name: frames}
+    frames = 2 * lengths[:, None] > torch.arange(12)
+    masks = ("input_features_mask", "feature_attention_mask", "input_values_mask", "padding_mask")
+    for name, sizes in {
+        **dict.fromkeys(masks, frames),
+        "chunk_sample_lengths": 9 * lengths,
+    }.items():
+        given = {"input_features": torch.zeros(4, 6), name: sizes}
         for count in (None, untold):
             with pytest.raises(InputError, match="4 audios of different sizes"):
                 split_rows(rows, given, cast(Any, own), count=count)
-    told = {"audio_input_features": torch.arange(4.0), "audio_embed_sizes": lengths}
-    first, second = split_rows(rows, told, cast(Any, own))
-    assert first.model_inputs["audio_input_features"].tolist() == [0.0, 1.0, 2.0]
-    assert second.model_inputs["audio_embed_sizes"].tolist() == [6]
+    heard, tokens = torch.arange(4.0), frames[:, ::2]
+    for told in (
+        {"audio_input_features": heard, "audio_embed_sizes": lengths},
+        {"input_features": heard, "input_features_mask": tokens},
+    ):
+        first, second = split_rows(rows, told, cast(Any, own))
+        features, sizes = told
+        assert first.model_inputs[features].tolist() == [0.0, 1.0, 2.0]
+        assert torch.equal(second.model_inputs[sizes], told[sizes][3:])
 
 
 def untold(*_: object) -> int:
