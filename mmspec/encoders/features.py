@@ -182,6 +182,8 @@ class _Attachment:
                 return own(*args, **kwargs)
             self._is_inside = True
             self.asked.add(kind)
+            if "sample" in kwargs:  # VibeVoice's noise would be another one each time
+                kwargs["sample"] = False
             try:
                 return self._features(own, kind, args, kwargs)
             finally:

@@ -5,7 +5,9 @@ from typing import Any
 
 _SPARSE = {"n_routed_experts": 4, "num_experts_per_tok": 2}
 _CONV = {"layer_types": ["full_attention", "conv", "full_attention", "conv"]}
+_FEW_FILTERS = {"num_filters": 8, "depths": [1] * 4, "downsampling_ratios": [8, 8, 10]}
 _FOURFOLD = {"intermediate_size": 256}  # four positions of an audio encoder are one token
+_AS_MANY = {"num_key_value_heads": 4}  # as heads: transformers' values are of each head
 _SEES = {"vision_start_token_id": 130, "vision_end_token_id": 131}
 _HEARS = {"audio_start_token_id": 132, "audio_end_token_id": 133}
 _MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}
@@ -117,6 +119,12 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     },
     "muse_glimmer": {"out_hidden_size": 256},  # four patches are one token
     "muse_spark": {"out_hidden_size": 256},
+    "nemo_speechlm": {
+        "audio_config": {
+            "asr_config": _AS_MANY,
+            "diarization_config": {"audio_config": _AS_MANY, "head_config": _AS_MANY},
+        }
+    },
     "nemotron_h_omni": {
         "vision_config": {"video_temporal_patch_size": 2},
         "image_token_id": 120,
@@ -147,6 +155,10 @@ EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "qwen4_exp": {"text_config": _QSA},
     "qwen4_exp_text": _QSA,
     "reformer": {"axial_pos_embds_dim": [16, 48]},
+    "vibevoice_asr": {
+        "acoustic_tokenizer_encoder_config": _FEW_FILTERS,
+        "semantic_tokenizer_encoder_config": _FEW_FILTERS,
+    },
     "vipllava": {"vision_feature_layers": [-2, -3]},
     "voxtral": {"audio_config": _FOURFOLD, "audio_token_id": 100},
     "zaya": {"num_experts_per_tok": 1},

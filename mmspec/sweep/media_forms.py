@@ -184,6 +184,8 @@ def _of_frames(features: Tensor) -> Iterator[Form]:
         heard = torch.ones(1, _SAMPLES * mask.shape[1]).bool()
         yield {"input_features": one, "input_features_mask": mask, "padding_mask": heard}
         yield {"input_features": one}
+    samples = torch.tensor([160 * features.shape[2]])
+    yield {"input_features": features, "chunk_sample_lengths": samples}
     sizes = torch.tensor([8])
     yield {"audio_input_features": features.transpose(1, 2), "audio_embed_sizes": sizes}
 

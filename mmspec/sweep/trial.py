@@ -1,5 +1,6 @@
 """One architecture's trial: is it decoded, and are its texts those of plain decoding?"""
 
+import inspect
 import time
 import traceback
 import warnings
@@ -252,8 +253,10 @@ def _generated(model: PreTrainedModel, prompt: Mapping[str, Tensor]) -> tuple[in
         for name, value in prompt.items()
     }
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    # Noise on what is heard (VibeVoice) is left out here, too.
+    still = {"sample": False} if "sample" in inspect.signature(model.forward).parameters else {}
     with torch.no_grad():
-        output = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+        output = model.generate(**inputs, **still, max_new_tokens=NEW_TOKENS, do_sample=False)
     ids = output if isinstance(output, Tensor) else output.sequences
     return tuple(ids[0, prompt["input_ids"].shape[1] :].tolist())
 

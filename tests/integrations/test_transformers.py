@@ -315,6 +315,26 @@ def test_chunks_of_recordings_go_to_the_rows_that_have_their_tokens(
 NAMES = ("input_features", "input_features_mask", "padding_mask")
 
 
+def test_what_is_heard_is_the_same_at_each_call() -> None:
+    """VibeVoice adds noise to recordings, another one each time, unless it is told not to."""
+    if not any(one.model_type == "vibevoice_asr" for one in architectures()):
+        pytest.skip(f"transformers {transformers.__version__} has no vibevoice_asr")
+    model = build(*architectures(["vibevoice_asr"]), torch.float64)
+    heard = model.config.audio_token_id
+    batch = {"input_ids": torch.tensor([[5, heard, heard, heard, 6], [PAD, 7, heard, 8, 9]])}
+    batch["attention_mask"] = (batch["input_ids"] != PAD).long()
+    hop = model.config.acoustic_tokenizer_encoder_config.hop_length
+    batch["padding_mask"] = torch.arange(3 * hop) < torch.tensor([[3 * hop], [hop]])
+    batch["input_values"] = torch.randn(2, 1, 3 * hop, generator=torch.Generator().manual_seed(0))
+    batch["input_values"] = batch["input_values"].double() * batch["padding_mask"][:, None]
+    before = torch.get_rng_state()
+    expected = model.generate(**batch, **GREEDY, sample=False)
+    for told in ({}, {"sample": False}):
+        found = model.generate(**batch, **GREEDY, **OURS, drafter=eager(), **told)
+        assert torch.equal(found, expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     "family", ["qwen2_vl", "qwen3_vl", "internvl", "smolvlm", "gemma3", "llava_next"]
 )
