@@ -2,6 +2,7 @@
 own generate, with its own output."""
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,10 @@ _OMNI = (
     "qwen2_5_omni_thinker",
     "qwen3_omni_moe_thinker",
 )  # in 5.17 their own repeats positions alone
+_BESIDE = (  # what changes no token here
+    "use_cache", "logits_to_keep", "return_dict", "output_",
+    "sample",  # noise on what is heard, which is left out
+)  # fmt: skip
 _MODELS = KnownModels()  # forgets a model with the model
 
 
@@ -85,7 +90,7 @@ def custom_generate(
     `inputs_embeds`; and what `Engine.generate` raises.
     """
     call = GenerateCall.of(model)
-    _refuse(generation_config, input_ids, model_kwargs, synced_gpus=synced_gpus)
+    _refuse(model, generation_config, input_ids, model_kwargs, synced_gpus=synced_gpus)
     samples = generation_config.num_return_sequences or 1
     repeats = samples if _repeats_entries(model) else 1
     count = partial(_count, model)
@@ -151,6 +156,7 @@ def _repeats_entries(model: PreTrainedModel) -> bool:
 
 
 def _refuse(
+    model: PreTrainedModel,
     config: GenerationConfig,
     input_ids: Tensor,
     model_kwargs: Mapping[str, object],
@@ -168,6 +174,11 @@ def _refuse(
             )
     if synced_gpus:
         raise InputError("synced_gpus=True is not supported: rows end at different steps")
+    for name, own in inspect.signature(model.forward).parameters.items():
+        value = model_kwargs.get(name)
+        is_switch = isinstance(value, bool | int | float | str) and not name.startswith(_BESIDE)
+        if is_switch and value != own.default and (value or own.default):
+            raise InputError(f"got {name}={value!r:.60}, which is not handed on; leave it out")
 
 
 def _is_kept(config: GenerationConfig, name: str) -> bool:

@@ -429,6 +429,8 @@ def test_each_sequence_of_a_prompt_of_qwen_omni_sees_its_image() -> None:
     (alone,) = model.generate(**row, **SAMPLED, **OURS, seed=4)
     first, _ = model.generate(**row, **SAMPLED, **OURS, seed=4, num_return_sequences=2)
     assert torch.equal(first, alone)
+    with pytest.raises(InputError, match="got use_audio_in_video=True, which is not handed on"):
+        model.generate(**row, **GREEDY, **OURS, use_audio_in_video=True)
 
 
 def test_pixels_that_generate_has_repeated_one_by_one_are_told_apart() -> None:
