@@ -6,6 +6,7 @@ import errno
 import os
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -104,6 +105,8 @@ def _read_file(source: str | os.PathLike[str], limits: InputLimits) -> bytes:
     if not text:
         raise InputError("got an empty string for an image; expected a path, or leave it out")
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # tells what else is wrong: Path's questions do so up to Python 3.13
         if path.is_dir():
             raise InputError(f"{name} is a folder; expected an image file, give one file of it")
         if not path.exists():

@@ -185,6 +185,16 @@ def test_a_bad_image_is_a_clear_error(source: ImageSource, words: list[str]) -> 
     assert len(str(caught.value)) < 400
 
 
+def test_what_the_system_says_of_a_path_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions of Python 3.14's Path have no other answer than yes and no."""
+    for name in ("exists", "is_dir", "is_file"):
+        monkeypatch.setattr(Path, name, getattr(os.path, name.replace("_", "")))
+    with pytest.raises(
+        InputError, match=r"cannot read 'x.*: File name too long; expected the path"
+    ):
+        open_image("x" * 300)
+
+
 def test_folders_pipes_and_closed_doors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="folder"):
         open_image(tmp_path)

@@ -139,7 +139,7 @@ class LostFile(io.BytesIO):
     ("owner", "name", "given"),
     [
         (Path, "read_bytes", {"images": __file__}),
-        (Path, "is_dir", {"images": __file__}),
+        (Path, "stat", {"images": __file__}),
         (LostFile, "read", {"images": LostFile()}),
         (Image, "open", {"images": PNG}),
         (ImageFile.ImageFile, "load", {"images": PNG}),
