@@ -4,6 +4,7 @@ which cannot be decoded here. Everything else is asked of the model itself by th
 import inspect
 from typing import cast
 
+import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmspec.attention import Reach
@@ -128,7 +129,8 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             "generate for it."
         )
     refuse_what_it_asks_for(type(model))
-    has_states_alone = "cache_params" in inspect.signature(model.forward).parameters
+    named = inspect.signature(model.forward).parameters
+    has_states_alone = "cache_params" in named
     if has_states_alone and not state_kinds(config):
         raise ModelError(
             f"{name} keeps nothing but running states, in a cache of its own keyword "
@@ -140,6 +142,11 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
             f"{name} adds biases (ALiBi) that it makes from a 2-D attention_mask alone: neither "
             "the nodes of a token tree nor texts of different lengths can be told where they "
             "stand. Use transformers' generate for it."
+        )
+    if config.model_type == "vibevoice_asr" and "sample" not in named:
+        raise ModelError(
+            f"{name} adds noise to what it hears, and transformers {transformers.__version__} has "
+            "no switch for it: the same seed would not be the same text. Install 5.23 or newer."
         )
     if not has_states_alone and not _takes_positions(model) and not _adds_biases(model):
         raise ModelError(
