@@ -30,6 +30,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the tests marked gpu on a pretended CUDA device (tests/pretend)",
     )
+    parser.addoption(
+        "--compiled",
+        choices=["early", "late"],
+        help="run Triton's kernels as compiled for a H200, by a machine of ours (tests/ptx), and "
+        "not interpreted; what may come early or late there comes so",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if when := config.getoption("--compiled"):
+        from ptx.launch import compile_kernels
+
+        compile_kernels(is_late=when == "late")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

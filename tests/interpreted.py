@@ -1,7 +1,8 @@
 """Triton kernels on CPU tensors, where there is no GPU: import this before what imports triton.
+With `pytest --compiled` they are compiled and run by a machine of ours, else interpreted.
 
-Three things are mended that its interpreter does otherwise than a GPU: a scalar is an array of one
-element, which numpy 2.4 takes for no integer; bfloat16 is cut, not rounded to the nearest, and
+Three things are mended that Triton's interpreter does otherwise than a GPU: a scalar is an array of
+one element, which numpy 2.4 takes for no integer; bfloat16 is cut, not rounded to the nearest, and
 multiplied as if its bits were an integer's; and a comparison of scalars, spread over a mask, makes
 integers of it, which Triton 3.9 takes for no mask.
 
@@ -20,11 +21,16 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+from triton.runtime.jit import JITFunction
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where kernels are tested
+IS_INTERPRETED = triton.knobs.runtime.interpret  # else they are compiled (tests/ptx)
+# Whose `run` launches a kernel, for tests that count or record that.
+LAUNCHER = InterpretedFunction if IS_INTERPRETED else JITFunction
 
 _patch_tensor = interpreter._patch_lang_tensor
 _cast, _dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
@@ -121,11 +127,12 @@ def _as_numpys(type: Any) -> Any:
     return _of_scalars(tl.uint64 if is_address else type.scalar)
 
 
-interpreter._patch_lang = _patch_once
-interpreter._patch_builtin = _patch_builtin
-interpreter._get_np_dtype = _as_numpys
-tl.block_type.__init__, tl.tensor.__init__ = _init_block, _init_tensor
-interpreter._patch_lang_tensor = _patch_with_index
-for name in ("cast_impl", "create_fp_trunc", "create_fp_ext"):
-    setattr(InterpreterBuilder, name, _rounding_cast)
-InterpreterBuilder.create_dot, InterpreterBuilder.create_splat = _wide_dot, _splat
+if IS_INTERPRETED:
+    interpreter._patch_lang = _patch_once
+    interpreter._patch_builtin = _patch_builtin
+    interpreter._get_np_dtype = _as_numpys
+    tl.block_type.__init__, tl.tensor.__init__ = _init_block, _init_tensor
+    interpreter._patch_lang_tensor = _patch_with_index
+    for name in ("cast_impl", "create_fp_trunc", "create_fp_ext"):
+        setattr(InterpreterBuilder, name, _rounding_cast)
+    InterpreterBuilder.create_dot, InterpreterBuilder.create_splat = _wide_dot, _splat

@@ -103,22 +103,22 @@ class Tape(TorchDispatchMode):
         return made
 
     def take_launches(self, patch: pytest.MonkeyPatch) -> None:
-        """Launches of Triton kernels, which its interpreter runs beside torch."""
+        """Launches of Triton kernels, which run beside torch."""
         try:
-            from triton.runtime.interpreter import GridExecutor
+            from interpreted import LAUNCHER
         except ImportError:
             return
-        launch = GridExecutor.__call__
+        launch = LAUNCHER.run
 
-        def recorded(executor: Any, *args: Any, **kwargs: Any) -> None:
+        def recorded(kernel: Any, *args: Any, **kwargs: Any) -> None:
             def again() -> None:
-                launch(executor, *args, **kwargs)
+                launch(kernel, *args, **kwargs)
 
             with _disable_current_modes():
                 again()
             self._operations.add_launch(again)
 
-        patch.setattr(GridExecutor, "__call__", recorded)
+        patch.setattr(LAUNCHER, "run", recorded)
 
     def replay(self) -> None:
         self._operations.replay()

@@ -191,7 +191,8 @@ def commit(table: BufferTable, paths: Sequence[tuple[int, Sequence[int]]]) -> No
     for row, (end, path) in enumerate(paths):
         packed[row, : 2 + len(path)] = torch.tensor([end, len(path), *path])
     on_device = upload(packed, table.addresses.device)
-    grid = (len(table.widths), len(paths), triton.cdiv(table.widest, _BLOCK))
+    block = min(_BLOCK, triton.next_power_of_2(table.widest))
+    grid = (len(table.widths), len(paths), triton.cdiv(table.widest, block))
     with torch.cuda.device_of(on_device):
         _commit[grid](
             table.addresses,
@@ -199,6 +200,7 @@ def commit(table: BufferTable, paths: Sequence[tuple[int, Sequence[int]]]) -> No
             on_device,
             on_device.stride(0),
             WORD=_WORDS[table.word_bytes],
-            BLOCK=min(_BLOCK, triton.next_power_of_2(table.widest)),
+            BLOCK=block,
+            num_warps=min(max(block // 32, 1), 4),  # of more, several would read what one moves
             enable_fp_fusion=False,
         )

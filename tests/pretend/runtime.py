@@ -282,10 +282,10 @@ def _take_launches(device: "Device", patch: pytest.MonkeyPatch) -> None:
     """Kernels are given addresses, and whatever lies there is changed in place."""
     if find_spec("triton") is None:
         return
-    import interpreted  # noqa: F401 - mends the interpreter
+    from interpreted import LAUNCHER
     from triton.runtime.interpreter import GridExecutor
 
-    launch = GridExecutor.__call__
+    launch = LAUNCHER.run
 
     def lend(argument: Any) -> Any:
         return seen_on(argument, "cpu") if isinstance(argument, Tensor) else argument
@@ -293,14 +293,14 @@ def _take_launches(device: "Device", patch: pytest.MonkeyPatch) -> None:
     def as_given(self: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return list(args), dict(kwargs)
 
-    def launched(executor: Any, *args: Any, **kwargs: Any) -> None:
+    def launched(kernel: Any, *args: Any, **kwargs: Any) -> None:
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         if not any(t.is_cuda for t in tensors):
-            launch(executor, *args, **kwargs)
+            launch(kernel, *args, **kwargs)
             return
         if not all(t.is_cuda for t in tensors):
             raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
-        device.launch(f"triton {executor.fn.__name__}")
+        device.launch(f"triton {kernel.fn.__name__}")
         with _disable_current_modes():
             lent_args, lent_kwargs = tree_map(lend, (args, kwargs))
 
@@ -308,7 +308,7 @@ def _take_launches(device: "Device", patch: pytest.MonkeyPatch) -> None:
                 with pytest.MonkeyPatch.context() as within:
                     within.setattr(GridExecutor, "_init_args_hst", as_given)
                     within.setattr(GridExecutor, "_restore_args_dev", lambda *a: None)
-                    launch(executor, *lent_args, **lent_kwargs)
+                    launch(kernel, *lent_args, **lent_kwargs)
 
             if device.capture is not None:
                 device.capture.keep((lent_args, lent_kwargs))
@@ -316,4 +316,4 @@ def _take_launches(device: "Device", patch: pytest.MonkeyPatch) -> None:
             if device.capture is not None:
                 device.capture.launched(again)
 
-    patch.setattr(GridExecutor, "__call__", launched)
+    patch.setattr(LAUNCHER, "run", launched)

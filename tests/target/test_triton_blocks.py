@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from families import FAMILIES
-from interpreted import DEVICE
+from interpreted import DEVICE, LAUNCHER
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -366,9 +366,7 @@ class Launches(TorchDispatchMode):
 
     @contextmanager
     def counted(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        from triton.runtime.interpreter import InterpretedFunction
-
-        own = InterpretedFunction.run
+        own = LAUNCHER.run
 
         def run(function: Any, *args: Any, **kwargs: Any) -> Any:
             self.names.append(f"triton {function.fn.__name__}")
@@ -379,11 +377,11 @@ class Launches(TorchDispatchMode):
                 self._inside = False
 
         with monkeypatch.context() as patched, self:
-            patched.setattr(InterpretedFunction, "run", run)
+            patched.setattr(LAUNCHER, "run", run)
             yield
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="counts the interpreter's launches")
+@pytest.mark.skipif(DEVICE == "cuda", reason="counts launches on a CPU")
 @pytest.mark.parametrize(
     "name, tilings, most",
     [

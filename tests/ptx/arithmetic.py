@@ -1,0 +1,256 @@
+"""What instructions compute, each from the values of its operands (PTX ISA 8.7, chapter 9.7).
+
+The rounded ones are exact, so their bits are those of a GPU; what PTX calls approximate
+(`ex2.approx` and the like) is rounded to the nearest here, which no GPU promises.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[Any]
+
+
+def of(name: str) -> tuple[list[str], str, Callable[..., Values]] | None:
+    """(types of the operands, type of the result, what it computes); None: no arithmetic."""
+    op, *rest = name.split(".")
+    kind, suffixes = rest[-1] if rest else "", rest[:-1]
+    if op == "cvt":
+        to, source = rest[-2], rest[-1]
+        return [source] * (2 if to.endswith("x2") else 1), to, _conversion(to, source, suffixes)
+    if op == "selp":
+        return [kind, kind, "pred"], kind, lambda a, b, p: np.where(p, a, b)
+    if op == "mul" and "wide" in rest:
+        wide = _WIDER[kind]
+        return [kind] * 2, wide, lambda a, b: a.astype(_DTYPES[wide]) * b.astype(_DTYPES[wide])
+    if op == "mad" and "wide" in rest:
+        wide = _WIDER[kind]
+        return (
+            [kind, kind, wide],
+            wide,
+            lambda a, b, c: a.astype(_DTYPES[wide]) * b.astype(_DTYPES[wide]) + c,
+        )
+    if op == "mul" and "hi" in rest:
+        return [kind] * 2, kind, _high_product
+    if op in ("shl", "shr"):
+        return [kind, "u32"], kind, _shift_left if op == "shl" else _shift_right
+    if op == "prmt":
+        return [kind] * 3, kind, _permuted
+    if op == "bfe":
+        return [kind, "u32", "u32"], kind, _field
+    if op in ("fma", "mad") and kind[0] in "fb" and "lo" not in rest:
+        flush = _flushed if "ftz" in rest else _same
+        if kind in ("bf16", "bf16x2", "f16", "f16x2"):
+            return (
+                [kind] * 3,
+                kind,
+                lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32),
+            )
+        if kind == "f32":
+            return [kind] * 3, kind, lambda a, b, c: flush(_fused32(flush(a), flush(b), flush(c)))
+        return [kind] * 3, kind, _fused64
+    if op == "mad":
+        return [kind] * 3, kind, lambda a, b, c: a * b + c
+    if op in _FLOATS and kind[0] in "fb" and kind not in ("b16", "b32", "b64"):
+        function = _FLOATS[op]
+        flush = _flushed if "ftz" in rest else _same
+        count = 2 if op in ("add", "sub", "mul", "div", "min", "max") else 1
+        return [kind] * count, kind, lambda *own: flush(function(*map(flush, own)))
+    if op in _INTEGERS:
+        count = 1 if op in ("not", "neg", "abs", "popc", "clz") else 2
+        return [kind] * count, kind, _INTEGERS[op]
+    return None
+
+
+def comparison(name: str) -> tuple[str, Callable[[Values, Values], Values]]:
+    """(type, what it computes) of `setp`."""
+    _, how, *_, kind = name.split(".")
+    if kind[0] == "f" or kind.startswith("bf"):
+        return kind, _FLOAT_COMPARISONS[how]
+    return kind, _COMPARISONS[how]
+
+
+_DTYPES = {"s32": np.int32, "u32": np.uint32, "s64": np.int64, "u64": np.uint64}
+_WIDER = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
+
+
+def _same(values: Values) -> Values:
+    return values
+
+
+def _flushed(values: Values) -> Values:
+    tiny = np.finfo(np.float32).tiny
+    return np.where(np.abs(values) < tiny, np.copysign(values.dtype.type(0), values), values)
+
+
+def _high_product(a: Values, b: Values) -> Values:
+    wide = np.int64 if a.dtype.kind == "i" else np.uint64
+    assert a.dtype.itemsize == 4
+    return ((a.astype(wide) * b.astype(wide)) >> wide(32)).astype(a.dtype)
+
+
+def _shift_left(a: Values, by: Values) -> Values:
+    bits = 8 * a.dtype.itemsize
+    kept = np.minimum(by, bits - 1).astype(a.dtype)
+    return np.where(by >= bits, a.dtype.type(0), a << kept)
+
+
+def _shift_right(a: Values, by: Values) -> Values:
+    bits = 8 * a.dtype.itemsize
+    shifted = a >> np.minimum(by, bits - 1).astype(a.dtype)
+    return shifted if a.dtype.kind == "i" else np.where(by >= bits, a.dtype.type(0), shifted)
+
+
+def _field(a: Values, place: Values, length: Values) -> Values:
+    bits = 8 * a.dtype.itemsize
+    place, length = (np.asarray(x, np.int64) & 0xFF for x in (place, length))
+    wide = a.astype(np.int64) if a.dtype.kind == "i" else a.astype(np.uint64)
+    top = np.minimum(place + length - 1, bits - 1)
+    shifted = wide >> np.minimum(place, 63).astype(wide.dtype)
+    kept = shifted & ((wide.dtype.type(1) << length.astype(wide.dtype)) - wide.dtype.type(1))
+    if a.dtype.kind == "i":
+        sign = (wide >> top) & 1
+        kept = np.where((sign == 1) & (length > 0), kept | (np.int64(-1) << length), kept)
+    return kept.astype(a.dtype)
+
+
+def _permuted(a: Values, b: Values, selector: Values) -> Values:
+    """Four of eight bytes, each by four bits of the selector; the fourth: its sign, eight times."""
+    both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
+    found = np.zeros(1, np.uint64)
+    for place in range(4):
+        nibble = selector.astype(np.uint64) >> np.uint64(4 * place) & np.uint64(15)
+        byte = both >> (nibble & np.uint64(7)) * np.uint64(8) & np.uint64(255)
+        signs = np.where(byte >> np.uint64(7) == 1, np.uint64(255), np.uint64(0))
+        byte = np.where(nibble > 7, signs, byte)
+        found = found | byte << np.uint64(8 * place)
+    return found.astype(np.uint32)
+
+
+def _two_sum(a: Values, b: Values) -> tuple[Values, Values]:
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def _two_product(a: Values, b: Values) -> tuple[Values, Values]:
+    """Dekker's, after Veltkamp's splitting."""
+
+    def halves(x: Values) -> tuple[Values, Values]:
+        c = 134217729.0 * x
+        high = c - (c - x)
+        return high, x - high
+
+    p = a * b
+    (ah, al), (bh, bl) = halves(a), halves(b)
+    return p, ((ah * bh - p) + ah * bl + al * bh) + al * bl
+
+
+def _odd_sum(a: Values, b: Values) -> Values:
+    """Of float64, rounded to odd: rounding it again loses nothing."""
+    s, rest = _two_sum(a, b)
+    is_even = (np.ascontiguousarray(s).view(np.uint64) & np.uint64(1)) == 0
+    towards = np.nextafter(s, np.where(rest > 0, np.inf, -np.inf))
+    return np.where((rest != 0) & is_even & np.isfinite(s), towards, s)
+
+
+def _fused64(a: Values, b: Values, c: Values) -> Values:
+    """Rounded once (Boldo and Melquiond, Emulation of FMA, 2008)."""
+    high, low = _two_product(a, b)
+    t, t_low = _two_sum(c, low)
+    v, v_low = _two_sum(high, t)
+    plain = a * b + c
+    exact = v + _odd_sum(t_low, v_low)
+    return np.where(np.isfinite(plain) & np.isfinite(exact), exact, plain)
+
+
+def _fused32(a: Values, b: Values, c: Values) -> Values:
+    return _odd_sum(a.astype(np.float64) * b, c.astype(np.float64)).astype(np.float32)
+
+
+def _quotient(a: Values, b: Values) -> Values:
+    """Towards zero; a GPU gives all ones for a division by zero."""
+    if a.dtype.kind == "f":
+        return a / b
+    safe = np.where(b == 0, b.dtype.type(1), b)
+    found = np.abs(a.astype(np.int64)) // np.abs(safe.astype(np.int64))
+    found = np.where((a < 0) != (safe < 0), -found, found)
+    return np.where(b == 0, -1, found).astype(a.dtype)
+
+
+def _remainder(a: Values, b: Values) -> Values:
+    return a - _quotient(a, b) * b
+
+
+def _reciprocal(a: Values) -> Values:
+    if a.dtype == np.float32:
+        return np.float32(1) / a
+    exact = np.ascontiguousarray(1.0 / a).view(np.uint64)  # 32 bits are all that it gives
+    return (exact & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
+
+
+def _ones(a: Values) -> Values:
+    return np.unpackbits(a.reshape(-1, 1).view(np.uint8), axis=1).sum(axis=1, dtype=np.uint32)
+
+
+def _conversion(to: str, source: str, suffixes: list[str]) -> Callable[..., Values]:
+    def to_float(values: Values) -> Values:
+        return values.astype(np.float64 if to == "f64" else np.float32)
+
+    if to.endswith("x2"):  # the first operand is the upper half
+        return lambda high, low: np.stack(np.broadcast_arrays(low, high))
+    if source in ("bf16", "f16", "f32", "f64"):
+        if "rpi" in suffixes:
+            return np.ceil
+        if to[0] in "fb" and to not in ("b16", "b32"):
+            return to_float
+        assert "rzi" in suffixes or "rni" in suffixes, suffixes
+        info = np.iinfo(_DTYPES[to])
+
+        def to_integer(values: Values) -> Values:
+            whole = np.trunc(values) if "rzi" in suffixes else np.rint(values)
+            return np.clip(np.nan_to_num(whole.astype(np.float64)), info.min, info.max).astype(
+                info.dtype
+            )
+
+        return to_integer
+    if to[0] == "f":
+        return to_float
+    bits = np.dtype(f"{'i' if to[0] == 's' else 'u'}{int(to[1:]) // 8}")
+    return lambda values: values.astype(bits)
+
+
+_FLOATS: dict[str, Callable[..., Values]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
+    "min": np.fmin, "max": np.fmax, "neg": np.negative, "abs": np.abs,
+    "ex2": np.exp2, "lg2": np.log2, "rcp": _reciprocal, "sqrt": np.sqrt,
+    "rsqrt": lambda a: (1 / np.sqrt(a.astype(np.float64))).astype(a.dtype),
+    "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
+}  # fmt: skip
+_INTEGERS: dict[str, Callable[..., Values]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _quotient, "rem": _remainder,
+    "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor, "not": np.bitwise_not, "popc": _ones, "neg": np.negative, "abs": np.abs,
+}  # fmt: skip
+_COMPARISONS: dict[str, Callable[[Values, Values], Values]] = {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
+    "ge": np.greater_equal,
+}  # fmt: skip
+
+
+def _nan(a: Values, b: Values) -> Values:
+    return np.isnan(a) | np.isnan(b)
+
+
+_FLOAT_COMPARISONS: dict[str, Callable[[Values, Values], Values]] = {
+    **_COMPARISONS,
+    "ne": lambda a, b: (a != b) & ~_nan(a, b),
+    "nan": _nan,
+    "num": lambda a, b: ~_nan(a, b),
+    **{
+        f"{name}u": lambda a, b, how=how: how(a, b) | _nan(a, b)
+        for name, how in _COMPARISONS.items()
+    },
+}  # fmt: skip
