@@ -139,6 +139,7 @@ class Facts:
     stack_bytes: int  # of a thread: memory that it takes for want of registers
     resident: int  # programs that a multiprocessor of an H200 has room for
     load_bits: int  # widest read of a thread, in loops and beside
+    narrow_loads: int  # reads of less than 64 bits of a thread
     products: str  # tensor cores': HGMMA or HMMA, or none
     are_serial: bool  # each HGMMA waits for the one before it, for the compiler saw no other way
     is_asynchronous: bool  # reads on their way while others are computed with
@@ -155,6 +156,7 @@ class Facts:
         registers, shared = int(numbers["REG"]), kernel.metadata.shared
         threads = 32 * kernel.metadata.num_warps
         widths = re.findall(r"\b(?:LDG|LDGSTS)\.E\.(?:[A-Z]+\.)*(64|128)\b", code)
+        narrow = re.findall(r"\bLDG\.E(?!\S*\.(?:64|128)\b)", code)
         multiplied = re.findall(r"\bHGMMA\..*", code)  # the last of a group says so
         return Facts(
             name,
@@ -165,6 +167,7 @@ class Facts:
             int(numbers["STACK"]),
             _resident(registers, shared, threads),
             max(map(int, widths), default=32),
+            len(narrow),
             next((kind for kind in ("HGMMA", "HMMA") if kind in code), "none"),
             bool(multiplied) and all("gsb0" in product for product in multiplied),
             "LDGSTS" in code,
@@ -368,7 +371,7 @@ def _bitwise(*, is_quick: bool) -> Launches:
     for kv_heads, group, head_dim, nodes in shapes:
         tensors = TreeTensors.of([_row(40, nodes)], "cpu")
         query = _empty(1, nodes, kv_heads * group, head_dim).transpose(1, 2)
-        keys, sinks = _empty(64, kv_heads, head_dim), _empty(kv_heads * group)
+        keys, sinks = _empty(40 + nodes, kv_heads, head_dim), _empty(kv_heads * group)
         for rule in (
             LayerRule(Reach(window=512), 0.1, 30.0, sinks), LayerRule(Reach(), 0.1),
         ):  # fmt: skip

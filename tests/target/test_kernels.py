@@ -247,6 +247,8 @@ def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> 
         assert not own["are_serial"], f"{own}: no product begins before the last one has ended"
         if name == "_turn":
             assert not own["is_fused"], f"{own}: the model's own rotation rounds each product"
+        if name == "_add_norm" and own["constants"]["BLOCK"] >= 4096:
+            assert not own["narrow_loads"], f"{own}: shares of a product among them"
         if name.startswith("_multiply"):
             # Weights on their way while others are multiplied: what makes such a product quick.
             assert own["is_asynchronous"] and own["load_bits"] == 128, own

@@ -43,7 +43,6 @@ def add_norm(
             normed,
             epsilon,
             width,
-            states.numel(),
             HAS_ADDED=added is not None,
             SHARES=shares,
             BLOCK=block,
@@ -54,7 +53,7 @@ def add_norm(
     return summed, normed
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def _add_norm(
     states,
     added,
@@ -63,7 +62,6 @@ def _add_norm(
     normed,
     epsilon,
     width,
-    size,  # of a share
     HAS_ADDED: tl.constexpr,
     SHARES: tl.constexpr,  # of a sum that is yet to be made; 0: it is made
     BLOCK: tl.constexpr,
@@ -79,6 +77,9 @@ def _add_norm(
     row = tl.load(states + first + column, mask=inside, other=0.0)
     if HAS_ADDED:
         more = tl.load(added + first + column, mask=inside, other=0.0)
+        size = (
+            tl.num_programs(0).to(tl.int64) * width
+        )  # of a share: reads are wide by what divides it
         for share in tl.static_range(1, SHARES):
             at = share * size + first + column
             more += tl.load(added + at, mask=inside, other=0.0)
