@@ -337,7 +337,7 @@ def _block(model: _Model, *, earlies: Sequence[bool] = (False, True)) -> Launche
             yield partial(gate.gate, *parts, activation="silu", is_early=is_early)
         for parts, norms in ((stacked, None), (own, None), (own, head_norms)):
             yield partial(
-                rotary.turn, *parts, cos=angles, sin=angles, keys=keys, values=keys,
+                rotary.turn, *parts, cos=angles, sin=angles, keys=keys, values=keys.clone(),
                 tensors=tensors, norms=norms, is_early=is_early,
             )  # fmt: skip
 

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
 
-import interpreted
 import pretend
 import pytest
 import torch
 from families import FAMILIES
+from interpreted import IS_INTERPRETED, LAUNCHER
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
-from triton.runtime.interpreter import InterpretedFunction
 
 import mmspec
 import mmspec.nucleus
@@ -32,8 +31,6 @@ from mmspec.state import Prompt
 from mmspec.target import triton_parts
 from mmspec.target.kernels import skinny
 from mmspec.target.tilings import Shape
-
-assert interpreted
 
 PLACES = [noise.Place(7, 0, 3), noise.Place(7, 0, 4)]
 ERRORS = [
@@ -56,7 +53,7 @@ QUICK = ("_turn", "_write")
 def failing(name: str, error: Exception) -> Iterator[list[str]]:
     """Within it the kernel of this name raises the error; yields the names of those launched."""
     asked = list[str]()
-    own = InterpretedFunction.run
+    own = LAUNCHER.run
 
     def run(function: Any, *args: Any, **kwargs: Any) -> Any:
         asked.append(function.fn.__name__)
@@ -65,7 +62,7 @@ def failing(name: str, error: Exception) -> Iterator[list[str]]:
         return own(function, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpretedFunction, "run", run)
+        patch.setattr(LAUNCHER, "run", run)
         yield asked
 
 
@@ -194,6 +191,7 @@ def test_bitwise_mode_is_refused_where_its_kernel_fails() -> None:
         mmspec.load(small_model().to("cuda"), overrides=[*overrides, "decode.max_rows=1"])
 
 
+@pytest.mark.skipif(not IS_INTERPRETED, reason="compiled, they can")
 def test_kernels_that_cannot_begin_early_begin_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -207,3 +205,16 @@ def test_kernels_that_cannot_begin_early_begin_one_after_the_other(
     assert blocks is not None and blocks.tower is not None
     assert not blocks.tower.kit.tilings.is_early
     assert "fewer of them are used" in caplog.text
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="the interpreter knows no early begin")
+def test_kernels_that_begin_early_cost_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_parts, "can_begin_early", lambda device: True)
+    monkeypatch.setattr(triton_parts, "pays", lambda *told: True)
+    monkeypatch.setattr(triton_parts, "measured", all_by_tilings)
+    with pretend.device():
+        engine = mmspec.load(small_model().to("cuda"), overrides=["drafter.name=none"])
+        blocks = engine.target.attachments.blocks
+        assert blocks is not None and blocks.tower is not None and blocks.tower.kit.tilings.is_early
+        found = decoded("cuda")
+    assert found == decoded("cpu")

@@ -57,7 +57,9 @@ def launch(
         with np.errstate(all="ignore"):
             machine.run(arguments + [0] * scratch, grid=grid, memory=memory, is_late=is_late)
     except Exception as error:  # which a driver would call so, and no fallback may hide
-        raise RuntimeError(f"an illegal memory access or instruction: {error!r}") from error
+        raise RuntimeError(
+            f"an illegal memory access or instruction of {machine.program.name}: {error!r}"
+        ) from error
 
 
 def _bits(value: Any, kind: str) -> int:
