@@ -1,9 +1,17 @@
 """Tensor cores: products of tiles that a warp, or four of them, hold among their threads."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ptx.memory import SharedMemory
+from ptx.program import Instruction, Number, Operand
+from ptx.registers import Mask
+
+if TYPE_CHECKING:
+    from ptx.machine import Block
 
 Floats = NDArray[np.float32]
 _LANE = np.arange(32)
@@ -89,3 +97,115 @@ def tile_at(
     touched = (at[..., None] + np.arange(2)).reshape(-1)
     assert touched.min() >= shared.base and touched.max() < len(shared.data), "descriptor"
     return to_floats(shared.data.view(np.uint16)[at // 2], kind), touched
+
+
+def matrices(one: Instruction, parts: list[str]) -> Callable[["Block", Mask], None]:
+    """ldmatrix and stmatrix: 8 x 8 tiles of 16 bits, a row's address from each of 8 threads."""
+    is_load, is_transposed = one.name.startswith("ldmatrix"), "trans" in parts
+    target, source = one.operands if is_load else one.operands[::-1]
+    names = target if isinstance(target, tuple) else (target,)
+    lane = np.arange(32)
+
+    def move(block: "Block", mask: Mask) -> None:
+        assert mask is None, "a warp has parted"
+        warps = block.registers.warps
+        every = block.addresses(source, np.arange(len(warps))).reshape(-1, 32)
+        for index, name in enumerate(names):
+            rows = every[:, 8 * index : 8 * index + 8]  # (warps, 8)
+            own = np.repeat(np.arange(len(rows), dtype=np.int32), 8)
+            row, column = np.broadcast_arrays(lane // 4, 2 * (lane % 4))
+            if is_load:
+                tiles = block.shared.read(rows.reshape(-1), 2, 8, warps=own).reshape(-1, 8, 8)
+                if is_transposed:
+                    tiles = tiles.swapaxes(1, 2)
+                low, high = (tiles[:, row, column + half].astype(np.uint32) for half in (0, 1))
+                block.registers.set(name, "u32", (low | high << 16).reshape(-1), None)
+            else:
+                words = block.registers.get(name, "u32").reshape(-1, 32)
+                tiles = np.empty((len(rows), 8, 8), np.uint16)
+                tiles[:, row, column], tiles[:, row, column + 1] = words & 0xFFFF, words >> 16
+                if is_transposed:
+                    tiles = tiles.swapaxes(1, 2)
+                block.shared.write(rows.reshape(-1), tiles.reshape(-1, 8), warps=own)
+
+    return move
+
+
+def _words(block: "Block", operands: Operand, kind: str) -> NDArray[Any]:
+    assert isinstance(operands, tuple)
+    threads = block.registers.warps.shape
+    return np.stack([np.broadcast_to(block.registers.get(x, kind), threads) for x in operands])
+
+
+def multiply_in_warps(one: Instruction, parts: list[str]) -> Callable[["Block", Mask], None]:
+    assert parts[3:6] == ["m16n8k16", "row", "col"] and parts[-1] == "f32", one.text
+    kind = parts[7]
+    target, left, right, sums = one.operands
+
+    def multiply(block: "Block", mask: Mask) -> None:
+        assert mask is None, "a warp has parted"
+        a = a_of_words(_words(block, left, "u32"), kind)
+        b = b_of_words(_words(block, right, "u32"), kind)
+        found = sums_of_words(_words(block, sums, "f32")) + a @ b
+        for name, word in zip(target, words_of_sums(found), strict=True):  # type: ignore[arg-type]
+            block.registers.set(name, "f32", word, None)
+
+    return multiply
+
+
+def multiply_in_groups(one: Instruction, parts: list[str]) -> Callable[["Block", Mask], None]:
+    """wgmma: four warps together, one or both factors in shared memory."""
+    if "commit_group" in parts:
+        return lambda block, mask: block.multiplied.append([])
+    if "wait_group" in parts:
+        (left,) = one.operands
+        assert isinstance(left, Number)
+        return lambda block, mask: block.finish(block.multiplied, left.bits)
+    shape, kind = parts[4], parts[6]
+    columns = int(shape.split("n")[1].split("k")[0])
+    assert shape.startswith("m64") and shape.endswith("k16") and parts[5] == "f32", one.text
+    target, a, b, goes_on, *scales = one.operands
+    signs, transposed = scales[:2], scales[2:]
+    assert signs == [Number(1)] * 2, one.text
+    assert isinstance(target, tuple)
+
+    def multiply(block: "Block", mask: Mask) -> None:
+        assert mask is None, "a warp has parted"
+        warps = block.registers.warps
+
+        def own(group: slice) -> NDArray[Any]:
+            def tile(operand: Operand, rows: int, trans: Operand) -> NDArray[Any]:
+                (descriptor,) = set(
+                    np.broadcast_to(block.registers.get(operand, "u64"), warps.shape)[group]
+                )
+                found, touched = tile_at(
+                    int(descriptor), rows, kind, block.shared, is_transposed=trans == Number(1)
+                )
+                block.shared.note_read(touched, -1)
+                return found
+
+            right = tile(b, columns, transposed[-1])
+            if isinstance(a, tuple):
+                left = a_of_words(_words(block, a, "u32")[:, group], kind).reshape(64, 16)
+            else:
+                left = tile(a, 64, transposed[0])
+            return (left @ right.T).reshape(4, 16, columns)
+
+        def compute() -> None:
+            before = np.ones(len(warps), bool) & (
+                bool(goes_on.bits)
+                if isinstance(goes_on, Number)
+                else block.registers.get(goes_on, "pred")
+            )
+            found = np.concatenate([own(slice(at, at + 128)) for at in range(0, len(warps), 128)])
+            sums = np.where(before, _words(block, target, "f32"), 0)
+            found = found + sums_of_words(sums.astype(np.float32))
+            for name, word in zip(target, words_of_sums(found), strict=True):
+                block.registers.set(name, "f32", word, None)
+
+        if block.is_late:
+            block.multiplied[-1].append(compute)
+        else:
+            compute()
+
+    return multiply
