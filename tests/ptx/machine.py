@@ -108,9 +108,14 @@ class Block:
             return None if holds.all() else holds
         return holds & mask
 
-    def finish(self, groups: list[list[Callable[[], None]]], left: int) -> None:
+    def close(self, groups: list[list[Callable[[], None]]], mask: Mask) -> None:
+        assert mask is None, "threads have parted"
+        groups.append([])
+
+    def finish(self, groups: list[list[Callable[[], None]]], left: int, mask: Mask) -> None:
         """Of copies or products, all but so many of the groups that are closed."""
-        for group in groups[: len(groups) - 1 - left]:
+        assert mask is None, "threads have parted"
+        for group in groups[: max(0, len(groups) - 1 - left)]:
             for one in group:
                 one()
             group.clear()

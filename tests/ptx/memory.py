@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Lanes = NDArray[np.integer]  # (threads,)
+_UNEQUAL = "several threads write a word, and not the same"
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -55,7 +56,10 @@ class GlobalMemory:
         self._accesses.append(_Access(addresses, width * count, who, is_write=True))
         for span, mine in self._by_span(addresses, width * count):
             first = (addresses[mine] - span.start) // width
-            _words(span, width)[first[:, None] + np.arange(count)] = words[mine]
+            places, every = first[:, None] + np.arange(count), _words(span, width)
+            every[places] = words[mine]
+            if (every[places] != words[mine]).any():
+                raise IllegalAccess(_UNEQUAL)
 
     def check(self, addresses: Lanes) -> None:
         """That something is there."""
@@ -158,10 +162,15 @@ def _words(span: _Span, width: int) -> NDArray[np.integer]:
     return span.data[:whole].view(_WORDS[width])
 
 
+_ON_ITS_WAY = 2**30  # later than any barrier: when what runs beside the threads reads or writes
+_COPY, _PRODUCT = -2, -3  # of no warp
+
+
 @dataclass
 class SharedMemory:
     """Of one block of threads. Between two barriers no warp may read what another writes, nor
-    write what another reads or writes: which comes first is open."""
+    write what another reads or writes: which comes first is open. Nor may one touch what a copy on
+    its way writes, or write what a product on its way reads."""
 
     size: int
     base = 1024  # address of its first byte: no pointer is 0
@@ -170,39 +179,73 @@ class SharedMemory:
 
     def __post_init__(self) -> None:
         self.data = np.full(self.base + self.size, 0xFF, np.uint8)  # NaN
-        self._written = np.zeros((2, len(self.data)), np.int32)  # epoch, and warp that did
-        self._read = np.zeros((2, len(self.data)), np.int32)  # its warp: -1 for several
+        self._written = np.zeros((2, len(self.data)), np.int32)  # epoch, and warp: -1 for several
+        self._read = np.zeros((2, len(self.data)), np.int32)
+        self._is_unfenced = np.zeros(len(self.data), np.bool_)  # tensor cores may not see it
 
     def read(
         self, addresses: Lanes, width: int, count: int = 1, *, warps: Lanes
     ) -> NDArray[np.integer]:
         at = self._bytes(addresses, width * count)
-        self.note_read(at, warps[:, None])
+        self._note_read(at, warps[:, None])
         return self.data[at].view(_WORDS[width])
 
     def write(self, addresses: Lanes, words: NDArray[np.integer], *, warps: Lanes) -> None:
         words = np.ascontiguousarray(words)
         at = self._bytes(addresses, words.dtype.itemsize * words.shape[1])
-        self.note_written(at, warps[:, None])
+        self._note_written(at, warps[:, None])
+        self._is_unfenced[at] = True
         self.data[at] = words.view(np.uint8)
+        if (self.data[at] != words.view(np.uint8)).any():
+            raise IllegalAccess(_UNEQUAL)
 
-    def note_read(self, at: Lanes, warps: Lanes | int) -> None:
+    def begin_copy(self, addresses: Lanes, size: int, *, warps: Lanes) -> None:
+        """Until `end_copy` nobody may touch what it writes."""
+        at = self._bytes(addresses, size)
+        self._note_written(at, warps[:, None])
+        self._written[0, at], self._written[1, at] = _ON_ITS_WAY, _COPY
+
+    def end_copy(self, addresses: Lanes, words: NDArray[np.integer], *, warps: Lanes) -> None:
+        at = self._bytes(addresses, words.dtype.itemsize * words.shape[1])
+        self._written[0, at] = 0
+        self.write(addresses, words, warps=warps)
+
+    def begin_product(self, at: Lanes, group: int) -> None:
+        """Until `end_product` nobody may write what it reads."""
+        if self._is_unfenced[at].any():
+            raise IllegalAccess("tensor cores read what was written without a fence between")
+        self._note_read(at, _PRODUCT)
+        self._read[0, at] = _ON_ITS_WAY + group
+
+    def end_product(self, at: Lanes, group: int) -> None:
+        """Of the bytes that no later group reads, too."""
+        self._read[0, at[self._read[0, at] == _ON_ITS_WAY + group]] = self.epoch
+
+    def fence(self) -> None:
+        """Tensor cores see what is written so far."""
+        self._is_unfenced[:] = False
+
+    def _note_read(self, at: Lanes, warps: Lanes | int) -> None:
         warps = np.broadcast_to(warps, at.shape)
         written = self._written[:, at]
-        if ((written[0] == self.epoch) & (written[1] != warps)).any():
-            raise IllegalAccess("a warp reads what another has written, without a barrier between")
+        if ((written[0] >= self.epoch) & (written[1] != warps)).any():
+            raise IllegalAccess("a warp reads what another writes, without a barrier or a wait")
         read = self._read[:, at]
-        several = (read[0] == self.epoch) & (read[1] != warps)
-        self._read[0, at] = self.epoch
+        several = (read[0] >= self.epoch) & (read[1] != warps)
+        self._read[0, at] = np.maximum(read[0], self.epoch)
         self._read[1, at] = np.where(several, -1, warps)
+        self._read[1, at[self._read[1, at] != warps]] = -1  # several by one instruction
 
-    def note_written(self, at: Lanes, warps: Lanes | int) -> None:
+    def _note_written(self, at: Lanes, warps: Lanes | int) -> None:
         warps = np.broadcast_to(warps, at.shape)
         for before in (self._written[:, at], self._read[:, at]):
-            if ((before[0] == self.epoch) & (before[1] != warps)).any():
-                raise IllegalAccess("a warp writes what another has touched, without a barrier")
+            if ((before[0] >= self.epoch) & (before[1] != warps)).any():
+                raise IllegalAccess(
+                    "a warp writes what another touches, without a barrier or a wait"
+                )
         self._written[0, at] = self.epoch
         self._written[1, at] = warps
+        self._written[1, at[self._written[1, at] != warps]] = -1  # several by one instruction
 
     def _bytes(self, addresses: Lanes, size: int) -> Lanes:
         addresses = addresses.astype(np.int64)

@@ -18,7 +18,7 @@ _LANE = np.arange(32)
 _ROW, _PAIR = _LANE // 4, 2 * (_LANE % 4)
 
 
-def fragments(warps: int, words: NDArray[np.uint32], kind: str) -> Floats:
+def fragments(words: NDArray[np.uint32], kind: str) -> Floats:
     """(words, 2, threads) values of (words, threads) that each hold two."""
     halves = np.stack([words & 0xFFFF, words >> 16], axis=1).astype(np.uint16)
     return to_floats(halves, kind)
@@ -32,7 +32,7 @@ def to_floats(bits: NDArray[np.uint16], kind: str) -> Floats:
 
 def a_of_words(words: NDArray[np.uint32], kind: str) -> Floats:
     """(warps, 16, 16): what four words of each thread hold."""
-    values = fragments(1, words, kind)  # (4, 2, threads)
+    values = fragments(words, kind)  # (4, 2, threads)
     warps = words.shape[1] // 32
     own = values.reshape(4, 2, warps, 32)
     found = np.empty((warps, 16, 16), np.float32)
@@ -44,7 +44,7 @@ def a_of_words(words: NDArray[np.uint32], kind: str) -> Floats:
 
 def b_of_words(words: NDArray[np.uint32], kind: str) -> Floats:
     """(warps, 16, 8): what two words of each thread hold."""
-    values = fragments(1, words, kind)
+    values = fragments(words, kind)
     warps = words.shape[1] // 32
     own = values.reshape(2, 2, warps, 32)
     found = np.empty((warps, 16, 8), np.float32)
@@ -74,11 +74,11 @@ def words_of_sums(sums: Floats) -> Floats:
     return found.reshape(columns // 2, warps * 32)
 
 
-def tile_at(
-    descriptor: int, rows: int, kind: str, shared: SharedMemory, *, is_transposed: bool
-) -> tuple[Floats, NDArray[np.int64]]:
-    """((rows, 16) values, the bytes that they were in) of what a wgmma's descriptor names: rows
-    of M or N, 16 of K (PTX ISA, Matrix descriptor and its canonical layouts)."""
+def places_of(
+    descriptor: int, rows: int, shared: SharedMemory, *, is_transposed: bool
+) -> NDArray[np.int64]:
+    """(rows, 16): where the values lie that a wgmma's descriptor names, rows of M or N and 16 of K
+    (PTX ISA, Matrix descriptor and its canonical layouts)."""
     start = (descriptor & 0x3FFF) << 4
     leading, stride = (((descriptor >> place) & 0x3FFF) << 4 for place in (16, 32))
     assert (descriptor >> 49) & 7 == 0, "base offset"
@@ -94,9 +94,8 @@ def tile_at(
         at = start + row // 8 * stride + k // 8 * leading + row % 8 * 16 + k % 8 * 2
     if swizzle:
         at = at ^ ((at >> 7 & (swizzle // 16 - 1)) << 4)
-    touched = (at[..., None] + np.arange(2)).reshape(-1)
-    assert touched.min() >= shared.base and touched.max() < len(shared.data), "descriptor"
-    return to_floats(shared.data.view(np.uint16)[at // 2], kind), touched
+    assert at.min() >= shared.base and at.max() < len(shared.data) - 1, "descriptor"
+    return at
 
 
 def matrices(one: Instruction, parts: list[str]) -> Callable[["Block", Mask], None]:
@@ -156,11 +155,11 @@ def multiply_in_warps(one: Instruction, parts: list[str]) -> Callable[["Block", 
 def multiply_in_groups(one: Instruction, parts: list[str]) -> Callable[["Block", Mask], None]:
     """wgmma: four warps together, one or both factors in shared memory."""
     if "commit_group" in parts:
-        return lambda block, mask: block.multiplied.append([])
+        return lambda block, mask: block.close(block.multiplied, mask)
     if "wait_group" in parts:
         (left,) = one.operands
         assert isinstance(left, Number)
-        return lambda block, mask: block.finish(block.multiplied, left.bits)
+        return lambda block, mask: block.finish(block.multiplied, left.bits, mask)
     shape, kind = parts[4], parts[6]
     columns = int(shape.split("n")[1].split("k")[0])
     assert shape.startswith("m64") and shape.endswith("k16") and parts[5] == "f32", one.text
@@ -171,41 +170,42 @@ def multiply_in_groups(one: Instruction, parts: list[str]) -> Callable[["Block",
 
     def multiply(block: "Block", mask: Mask) -> None:
         assert mask is None, "a warp has parted"
-        warps = block.registers.warps
+        number, shared = len(block.multiplied), block.shared
+        (before,) = _words(block, (goes_on,), "pred")
 
-        def own(group: slice) -> NDArray[Any]:
-            def tile(operand: Operand, rows: int, trans: Operand) -> NDArray[Any]:
-                (descriptor,) = set(
-                    np.broadcast_to(block.registers.get(operand, "u64"), warps.shape)[group]
-                )
-                found, touched = tile_at(
-                    int(descriptor), rows, kind, block.shared, is_transposed=trans == Number(1)
-                )
-                block.shared.note_read(touched, -1)
-                return found
+        def places(operand: Operand, rows: int, trans: Operand) -> NDArray[np.int64]:
+            """(groups, rows, 16)"""
+            found = []
+            for own in _words(block, (operand,), "u64").reshape(-1, 128):
+                (descriptor,) = set(own.tolist())
+                found.append(places_of(descriptor, rows, shared, is_transposed=trans == Number(1)))
+            return np.stack(found)
 
-            right = tile(b, columns, transposed[-1])
-            if isinstance(a, tuple):
-                left = a_of_words(_words(block, a, "u32")[:, group], kind).reshape(64, 16)
-            else:
-                left = tile(a, 64, transposed[0])
-            return (left @ right.T).reshape(4, 16, columns)
+        right = places(b, columns, transposed[-1])
+        left = None if isinstance(a, tuple) else places(a, 64, transposed[0])
+        read = right if left is None else np.concatenate([left, right], axis=1)
+        touched = np.stack([read, read + 1]).reshape(-1)
+        shared.begin_product(touched, number)
 
         def compute() -> None:
-            before = np.ones(len(warps), bool) & (
-                bool(goes_on.bits)
-                if isinstance(goes_on, Number)
-                else block.registers.get(goes_on, "pred")
-            )
-            found = np.concatenate([own(slice(at, at + 128)) for at in range(0, len(warps), 128)])
-            sums = np.where(before, _words(block, target, "f32"), 0)
-            found = found + sums_of_words(sums.astype(np.float32))
-            for name, word in zip(target, words_of_sums(found), strict=True):
+            values = shared.data.view(np.uint16)
+            if left is None:
+                own = a_of_words(_words(block, a, "u32"), kind).reshape(-1, 64, 16)
+            else:
+                own = to_floats(values[left // 2], kind)
+            found = own @ to_floats(values[right // 2], kind).swapaxes(1, 2)
+            sums = np.where(before, _words(block, target, "f32"), np.float32(0))
+            every = found.reshape(-1, 16, columns) + sums_of_words(sums)
+            for name, word in zip(target, words_of_sums(every), strict=True):
                 block.registers.set(name, "f32", word, None)
 
-        if block.is_late:
-            block.multiplied[-1].append(compute)
-        else:
+        def finish() -> None:
+            if block.is_late:
+                compute()
+            shared.end_product(touched, number)
+
+        if not block.is_late:
             compute()
+        block.multiplied[-1].append(finish)
 
     return multiply

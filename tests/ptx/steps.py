@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptx import arithmetic
 from ptx.products import matrices, multiply_in_groups, multiply_in_warps
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 Step = Callable[["Block", Mask], None]
 _NOTHING = (
-    "fence", "membar", "griddepcontrol.launch", "bar.warp", "nanosleep", "wgmma.fence",
+    "griddepcontrol.launch", "bar.warp", "wgmma.fence",
     "bra", "ret",  # the machine's own
 )  # fmt: skip
 
@@ -148,14 +149,13 @@ def _store(one: Instruction, parts: list[str]) -> Step:
 
 def _copy(one: Instruction, parts: list[str]) -> Step:
     if "commit_group" in parts:
-        return lambda block, mask: block.copies.append([])
-    if "wait_group" in parts or "wait_all" in parts:
-        assert "wait_group" in parts
+        return lambda block, mask: block.close(block.copies, mask)
+    if "wait_group" in parts:
         (left,) = one.operands
         assert isinstance(left, Number)
-        return lambda block, mask: block.finish(block.copies, left.bits)
+        return lambda block, mask: block.finish(block.copies, left.bits, mask)
     target, source, size, *given = one.operands
-    assert isinstance(size, Number)
+    assert isinstance(size, Number) and "shared" in parts, one.text
 
     def copy(block: "Block", mask: Mask) -> None:
         lanes = block.lanes(mask)
@@ -169,18 +169,20 @@ def _copy(one: Instruction, parts: list[str]) -> Step:
         who = block.who(lanes)
         assert np.isin(there, (0, size.bits)).all()
 
-        def fetch() -> None:
+        def fetch() -> NDArray[np.uint32]:
             words = np.zeros((len(lanes), size.bits // 4), np.uint32)
             whole = there == size.bits
             if whole.any():
                 own = replace(who, warps=who.warps[whole])
                 words[whole] = block.memory.read(origin[whole], 4, size.bits // 4, who=own)
-            block.shared.write(to, words, warps=who.warps)
+            return words
 
-        if not block.is_late:
-            fetch()
+        block.shared.begin_copy(to, size.bits, warps=who.warps)
+        early = None if block.is_late else fetch()
         # A thread knows of its own copies when it has waited; others after the next barrier.
-        block.copies[-1].append(fetch)
+        block.copies[-1].append(
+            lambda: block.shared.end_copy(to, fetch() if early is None else early, warps=who.warps)
+        )
 
     return copy
 
@@ -236,6 +238,14 @@ def _reduce(one: Instruction, parts: list[str]) -> Step:
     return reduce
 
 
+def _fence(one: Instruction, parts: list[str]) -> Step:
+    def fence(block: "Block", mask: Mask) -> None:
+        assert mask is None, "threads have parted"
+        block.shared.fence()
+
+    return fence
+
+
 def _prefetch(one: Instruction, parts: list[str]) -> Step:
     def look(block: "Block", mask: Mask) -> None:
         block.memory.check(block.addresses(one.operands[0], block.lanes(mask)))
@@ -254,5 +264,5 @@ _MAKERS: dict[str, Callable[[Instruction, list[str]], Step]] = {
     "mov": _move, "setp": _compare, "ld": _load, "st": _store,
     "cp.async": _copy, "bar": _barrier, "shfl": _shuffle, "redux": _reduce, "ldmatrix": matrices,
     "stmatrix": matrices, "mma.sync": multiply_in_warps, "wgmma": multiply_in_groups,
-    "prefetch": _prefetch, "griddepcontrol.wait": _wait_ahead,
+    "fence.proxy.async": _fence, "prefetch": _prefetch, "griddepcontrol.wait": _wait_ahead,
 }  # fmt: skip

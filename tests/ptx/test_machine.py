@@ -93,10 +93,46 @@ def test_a_copy_is_there_once_it_was_waited_for(numbers: Tensor, is_late: bool) 
     assert torch.equal(run(_COPIED, numbers, is_late=is_late), numbers)
 
 
-def test_a_copy_that_nobody_waits_for_may_come_late(numbers: Tensor) -> None:
-    body = _COPIED.replace("wait_group 0", "wait_group 1")
-    assert torch.equal(run(body, numbers), numbers)
-    assert not torch.equal(run(body, numbers, is_late=True), numbers)
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("left", [1, 2])
+def test_what_a_copy_brings_is_not_there_before(numbers: Tensor, left: int, is_late: bool) -> None:
+    with pytest.raises(IllegalAccess, match="without a barrier or a wait"):
+        run(_COPIED.replace("wait_group 0", f"wait_group {left}"), numbers, is_late=is_late)
+
+
+_MULTIPLIED = """
+    mov.b32 %r6, 0x3C003C00;
+    st.shared.b32 [%r5], %r6;
+    bar.sync 0;
+    fence.proxy.async.shared::cta;
+    shr.u32 %r7, %r4, 4;
+    cvt.u64.u32 %rd6, %r7;
+    or.b64 %rd6, %rd6, 0x80000;
+    wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%r10,%r11,%r12,%r13}, {%r6,%r6,%r6,%r6},
+        %rd6, 0, 1, 1, 0;
+    wgmma.commit_group.sync.aligned;
+    wgmma.wait_group.sync.aligned 0;
+    cvt.rzi.s32.f32 %r14, %r10;
+    st.global.b32 [%rd5], %r14;
+"""
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_product_reads_shared_memory_until_it_was_waited_for(
+    numbers: Tensor, is_late: bool
+) -> None:
+    assert (run(_MULTIPLIED, numbers, is_late=is_late) == 16).all()
+    commit, wait = "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 0;"
+    write = "bar.sync 0; st.shared.b32 [%r5], %r1;"
+    early = _MULTIPLIED.replace(commit, commit + write)
+    with pytest.raises(IllegalAccess, match="without a barrier or a wait"):
+        run(early, numbers, is_late=is_late)
+    run(_MULTIPLIED.replace(wait, wait + write), numbers, is_late=is_late)
+
+
+def test_tensor_cores_see_nothing_without_a_fence(numbers: Tensor) -> None:
+    with pytest.raises(IllegalAccess, match="fence"):
+        run(_MULTIPLIED.replace("fence.proxy.async.shared::cta;", ""), numbers)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +143,13 @@ def test_a_copy_that_nobody_waits_for_may_come_late(numbers: Tensor) -> None:
         ("ld.global.b32 %r6, [%rd4 + 2];", "misaligned"),
         ("ld.global.v4.b32 {%r6, %r7, %r8, %r9}, [%rd4];", "misaligned"),
         ("ld.shared.b32 %r6, [%r5 + 4];", "outside of 512 bytes"),
-        ("st.global.b32 [%rd2], %r1;", "several warps"),
+        ("st.global.b32 [%rd2], %r2;", "several warps"),
+        ("setp.lt.u32 %p1, %r1, 32; @%p1 st.global.b32 [%rd2], %r1;", "not the same"),
+        ("st.shared.b32 [%r4], %r1;", "not the same"),
+        (
+            "ld.shared.b32 %r6, [%r4]; setp.eq.u32 %p1, %r1, 127; @%p1 st.shared.b32 [%r4], %r1;",
+            "without a barrier",
+        ),
         ("prefetch.global.L2 [%rd4 + 8];", "1 bytes at"),
         ("ld.global.b32 %r6, [%rd4]; griddepcontrol.wait;", "before the kernel ahead has ended"),
     ],
