@@ -16,10 +16,12 @@ Values = NDArray[Any]
 def of(name: str) -> tuple[list[str], str, Callable[..., Values]] | None:
     """(types of the operands, type of the result, what it computes); None: no arithmetic."""
     op, *rest = name.split(".")
-    kind, suffixes = rest[-1] if rest else "", rest[:-1]
+    kind = rest[-1] if rest else ""
+    if not set(rest[: -2 if op == "cvt" else -1]) <= _SUFFIXES:
+        return None
     if op == "cvt":
         to, source = rest[-2], rest[-1]
-        return [source] * (2 if to.endswith("x2") else 1), to, _conversion(to, source, suffixes)
+        return [source] * (2 if to.endswith("x2") else 1), to, _conversion(to, source, rest[:-2])
     if op == "selp":
         return [kind, kind, "pred"], kind, lambda a, b, p: np.where(p, a, b)
     if op == "mul" and "wide" in rest:
@@ -40,33 +42,23 @@ def of(name: str) -> tuple[list[str], str, Callable[..., Values]] | None:
         return [kind] * 3, kind, _permuted
     if op == "bfe":
         return [kind, "u32", "u32"], kind, _field
-    if op in ("fma", "mad") and kind[0] in "fb" and "lo" not in rest:
-        flush = _flushed if "ftz" in rest else _same
-        if kind in ("bf16", "bf16x2", "f16", "f16x2"):
-            return (
-                [kind] * 3,
-                kind,
-                lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32),
-            )
-        if kind == "f32":
-            return [kind] * 3, kind, lambda a, b, c: flush(_fused32(flush(a), flush(b), flush(c)))
-        return [kind] * 3, kind, _fused64
+    if op == "fma":
+        fused = {"f32": _fused32, "f64": _fused64}.get(kind, _fused16)
+        return [kind] * 3, kind, _as_floats(fused, rest)
     if op == "mad":
         return [kind] * 3, kind, lambda a, b, c: a * b + c
     if op in _FLOATS and kind[0] in "fb" and kind not in ("b16", "b32", "b64"):
-        function = _FLOATS[op]
-        flush = _flushed if "ftz" in rest else _same
         count = 2 if op in ("add", "sub", "mul", "div", "min", "max") else 1
-        return [kind] * count, kind, lambda *own: flush(function(*map(flush, own)))
+        return [kind] * count, kind, _as_floats(_FLOATS[op], rest)
     if op in _INTEGERS:
-        count = 1 if op in ("not", "neg", "abs", "popc", "clz") else 2
+        count = 1 if op in ("not", "neg", "abs", "popc") else 2
         return [kind] * count, kind, _INTEGERS[op]
     return None
 
 
 def comparison(name: str) -> tuple[str, Callable[[Values, Values], Values]]:
     """(type, what it computes) of `setp`."""
-    _, how, *_, kind = name.split(".")
+    _, how, kind = name.split(".")
     if kind[0] == "f" or kind.startswith("bf"):
         return kind, _FLOAT_COMPARISONS[how]
     return kind, _COMPARISONS[how]
@@ -76,12 +68,23 @@ _DTYPES = {"s32": np.int32, "u32": np.uint32, "s64": np.int64, "u64": np.uint64}
 _WIDER = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
 
 
-def _same(values: Values) -> Values:
-    return values
+_SUFFIXES = {"rn", "ftz", "approx", "full", "lo", "hi", "wide", "rzi", "rpi"}
+_NAN = np.array([0x7FFFFFFF], np.uint32).view(np.float32)  # the one that a GPU makes
+
+
+def _as_floats(function: Callable[..., Values], suffixes: list[str]) -> Callable[..., Values]:
+    """With the subnormals and the NaN of a GPU."""
+    flush = _flushed if "ftz" in suffixes else lambda values: values
+
+    def compute(*operands: Values) -> Values:
+        found = flush(function(*map(flush, operands)))
+        return np.where(found == found, found, _NAN) if found.dtype == np.float32 else found
+
+    return compute
 
 
 def _flushed(values: Values) -> Values:
-    tiny = np.finfo(np.float32).tiny
+    tiny = np.finfo(values.dtype).tiny
     return np.where(np.abs(values) < tiny, np.copysign(values.dtype.type(0), values), values)
 
 
@@ -150,10 +153,14 @@ def _two_product(a: Values, b: Values) -> tuple[Values, Values]:
 
 def _odd_sum(a: Values, b: Values) -> Values:
     """Of float64, rounded to odd: rounding it again loses nothing."""
-    s, rest = _two_sum(a, b)
-    is_even = (np.ascontiguousarray(s).view(np.uint64) & np.uint64(1)) == 0
-    towards = np.nextafter(s, np.where(rest > 0, np.inf, -np.inf))
-    return np.where((rest != 0) & is_even & np.isfinite(s), towards, s)
+    return _to_odd(*_two_sum(a, b))
+
+
+def _to_odd(near: Values, rest: Values) -> Values:
+    """near + rest, where near is that sum to the nearest."""
+    bits = np.ascontiguousarray(near).view(f"u{near.dtype.itemsize}")
+    towards = np.nextafter(near, np.where(rest > 0, np.inf, -np.inf).astype(near.dtype))
+    return np.where((rest != 0) & (bits % 2 == 0) & np.isfinite(near), towards, near)
 
 
 def _fused64(a: Values, b: Values, c: Values) -> Values:
@@ -166,29 +173,34 @@ def _fused64(a: Values, b: Values, c: Values) -> Values:
     return np.where(np.isfinite(plain) & np.isfinite(exact), exact, plain)
 
 
+def _fused16(a: Values, b: Values, c: Values) -> Values:
+    """As a float32 whose rounding loses nothing."""
+    exact = _odd_sum(a.astype(np.float64) * b, c.astype(np.float64))
+    near = exact.astype(np.float32)
+    return _to_odd(near, exact - near)
+
+
 def _fused32(a: Values, b: Values, c: Values) -> Values:
     return _odd_sum(a.astype(np.float64) * b, c.astype(np.float64)).astype(np.float32)
 
 
 def _quotient(a: Values, b: Values) -> Values:
     """Towards zero; a GPU gives all ones for a division by zero."""
-    if a.dtype.kind == "f":
-        return a / b
     safe = np.where(b == 0, b.dtype.type(1), b)
     found = np.abs(a.astype(np.int64)) // np.abs(safe.astype(np.int64))
     found = np.where((a < 0) != (safe < 0), -found, found)
     return np.where(b == 0, -1, found).astype(a.dtype)
 
 
-def _remainder(a: Values, b: Values) -> Values:
-    return a - _quotient(a, b) * b
-
-
 def _reciprocal(a: Values) -> Values:
-    if a.dtype == np.float32:
-        return np.float32(1) / a
-    exact = np.ascontiguousarray(1.0 / a).view(np.uint64)  # 32 bits are all that it gives
-    return (exact & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
+    """Of float64, the upper 32 bits of which are all that it reads and gives."""
+    return _upper(1 / _upper(a))
+
+
+def _upper(a: Values) -> Values:
+    return (np.ascontiguousarray(a).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(
+        np.float64
+    )
 
 
 def _ones(a: Values) -> Values:
@@ -203,34 +215,36 @@ def _conversion(to: str, source: str, suffixes: list[str]) -> Callable[..., Valu
         return lambda high, low: np.stack(np.broadcast_arrays(low, high))
     if source in ("bf16", "f16", "f32", "f64"):
         if "rpi" in suffixes:
-            return np.ceil
+            return _as_floats(np.ceil, suffixes)
         if to[0] in "fb" and to not in ("b16", "b32"):
             return to_float
-        assert "rzi" in suffixes or "rni" in suffixes, suffixes
-        info = np.iinfo(_DTYPES[to])
-
-        def to_integer(values: Values) -> Values:
-            whole = np.trunc(values) if "rzi" in suffixes else np.rint(values)
-            return np.clip(np.nan_to_num(whole.astype(np.float64)), info.min, info.max).astype(
-                info.dtype
-            )
-
-        return to_integer
+        assert (to, source, suffixes) == ("s32", "f32", ["rzi"])
+        return lambda values: np.clip(
+            np.nan_to_num(np.trunc(values).astype(np.float64)), -(2**31), 2**31 - 1
+        ).astype(np.int32)
     if to[0] == "f":
         return to_float
     bits = np.dtype(f"{'i' if to[0] == 's' else 'u'}{int(to[1:]) // 8}")
     return lambda values: values.astype(bits)
 
 
+def _extreme(function: Callable[..., Values], zero: Callable[..., Values]) -> Callable[..., Values]:
+    """Of 0 and -0 the first is the larger."""
+
+    def compute(a: Values, b: Values) -> Values:
+        return np.where(a == b, zero(a.view("u4"), b.view("u4")).view("f4"), function(a, b))
+
+    return compute
+
+
 _FLOATS: dict[str, Callable[..., Values]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide,
-    "min": np.fmin, "max": np.fmax, "neg": np.negative, "abs": np.abs,
-    "ex2": np.exp2, "lg2": np.log2, "rcp": _reciprocal, "sqrt": np.sqrt,
+    "min": _extreme(np.fmin, np.bitwise_or), "max": _extreme(np.fmax, np.bitwise_and),
+    "neg": np.negative, "abs": np.abs, "ex2": np.exp2, "rcp": _reciprocal,
     "rsqrt": lambda a: (1 / np.sqrt(a.astype(np.float64))).astype(a.dtype),
-    "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
 }  # fmt: skip
 _INTEGERS: dict[str, Callable[..., Values]] = {
-    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _quotient, "rem": _remainder,
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _quotient,
     "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
     "xor": np.bitwise_xor, "not": np.bitwise_not, "popc": _ones, "neg": np.negative, "abs": np.abs,
 }  # fmt: skip

@@ -16,6 +16,7 @@ from ptx import arithmetic
 from ptx.machine import Machine
 from ptx.memory import GlobalMemory, IllegalAccess
 from ptx.program import Program
+from ptx.registers import rounded_to_bfloat16
 
 THREADS = 128
 _HEAD = """
@@ -238,6 +239,41 @@ def test_integers_are_those_of_the_manual(
     dtypes = ["i4" if kind[0] == "s" else "u4" for kind in kinds]
     values = [np.array([x], dtype) for x, dtype in zip(operands, dtypes, strict=True)]
     assert compute(*values).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "operands", "expected"),
+    [
+        ("cvt.rpi.ftz.f32.f32", (1e-40,), 0.0),
+        ("rcp.approx.ftz.f64", (2.0**200,), 2.0**-200),
+        ("rcp.approx.ftz.f64", (1 + 2.0**-30,), 1.0),
+        ("fma.rn.bf16", (7, 37 / 256, -(2.0**-30)), 258 / 256),
+        ("max.f32", (0.0, -0.0), 0.0),
+        ("min.f32", (-0.0, 0.0), -0.0),
+        ("min.f32", (np.nan, 1.0), 1.0),
+    ],
+)
+def test_floats_are_those_of_the_manual(
+    name: str, operands: tuple[float, ...], expected: float
+) -> None:
+    _, to, compute = arithmetic.of(name) or pytest.fail("unknown")
+    dtype = np.float64 if to == "f64" else np.float32
+    found = compute(*(np.full(64, x, dtype) for x in operands)).astype(dtype)
+    if to == "bf16":
+        found = (rounded_to_bfloat16(found).astype(np.uint32) << 16).view(np.float32)
+    assert found.tobytes() == np.full(64, expected, dtype).tobytes()
+
+
+def test_a_nan_that_a_gpu_makes_is_positive() -> None:
+    _, _, subtract = arithmetic.of("sub.f32") or pytest.fail("unknown")
+    infinite = np.array([np.inf], np.float32)
+    with np.errstate(all="ignore"):
+        assert subtract(infinite, infinite).view(np.uint32).tolist() == [0x7FFFFFFF]
+
+
+@pytest.mark.parametrize("name", ["add.sat.s32", "add.rz.f32", "cvt.rn.relu.bf16x2.f32"])
+def test_what_is_unknown_is_not_left_out(name: str) -> None:
+    assert arithmetic.of(name) is None
 
 
 def test_kernels_as_compiled_do_what_they_do_interpreted() -> None:
