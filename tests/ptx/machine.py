@@ -17,11 +17,14 @@ from ptx.program import Address, Instruction, Operand, Program, Register
 from ptx.registers import Mask, Registers
 from ptx.steps import Step, step_of
 
+_SHARED_BYTES = 227 * 1024  # that a block may have
+
 
 class Machine:
     """Runs one kernel."""
 
     def __init__(self, program: Program, shared_bytes: int) -> None:
+        assert shared_bytes <= _SHARED_BYTES, f"{shared_bytes} bytes of shared memory"
         self.program = program
         self._shared_bytes = shared_bytes
         self._steps = [step_of(one) for one in program.instructions]
@@ -31,6 +34,7 @@ class Machine:
     ) -> None:
         """`arguments`: the bits of each parameter. `is_late`: copies and products that run beside a
         thread are made when it waits for them, else at once: a GPU may do either."""
+        assert max(grid[1:]) < 2**16, f"a grid of {grid}"
         for number, (z, y, x) in enumerate(np.ndindex(*reversed(grid))):
             shared = SharedMemory(self._shared_bytes)
             registers = Registers(self.program, (x, y, z), grid, shared.base)

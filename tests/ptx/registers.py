@@ -21,8 +21,8 @@ _HOLDERS: dict[str, type] = {"p": np.bool_, "rs": np.uint16, "r": np.uint32, "rd
 
 class Registers:
     def __init__(self, program: Program, block: tuple[int, ...], grid: tuple[int, ...], base: int):
-        self._files = {
-            kind: np.zeros((count, program.threads), _HOLDERS[kind])
+        self._files = {  # NaN, -1 or true: nobody wrote them
+            kind: ~np.zeros((count, program.threads), _HOLDERS[kind])
             for kind, count in program.registers.items()
         }
         thread = np.arange(program.threads, dtype=np.uint32)

@@ -198,7 +198,8 @@ def _barrier(one: Instruction, parts: list[str]) -> Step:
 
 def _shuffle(one: Instruction, parts: list[str]) -> Step:
     how = parts[2]
-    target, source, by, clamp = one.operands[:4]
+    target, source, by, clamp, members = one.operands
+    assert members == Number(-1), one.text
 
     def shuffle(block: "Block", mask: Mask) -> None:
         assert mask is None, "a warp has parted"
@@ -225,10 +226,11 @@ def _shuffle(one: Instruction, parts: list[str]) -> Step:
 
 def _reduce(one: Instruction, parts: list[str]) -> Step:
     function = {"add": np.add, "min": np.minimum, "max": np.maximum}[parts[2]]
-    target, source = one.operands[:2]
+    target, source, members = one.operands
 
     def reduce(block: "Block", mask: Mask) -> None:
         assert mask is None, "a warp has parted"
+        assert (block.registers.get(members, "s32") == -1).all(), "not of a whole warp"
         values = np.broadcast_to(
             block.registers.get(source, parts[-1]), block.registers.warps.shape
         )

@@ -136,6 +136,25 @@ def test_tensor_cores_see_nothing_without_a_fence(numbers: Tensor) -> None:
         run(_MULTIPLIED.replace("fence.proxy.async.shared::cta;", ""), numbers)
 
 
+def test_a_register_that_nobody_wrote_holds_no_number(numbers: Tensor) -> None:
+    assert run("st.global.b32 [%rd5], %r9;", numbers).view(torch.float32).isnan().all()
+
+
+def test_a_part_of_a_warp_is_not_taken_for_all(numbers: Tensor) -> None:
+    with pytest.raises(AssertionError, match="whole warp"):
+        run("mov.b32 %r6, 0xFFFF; redux.sync.add.s32 %r7, %r1, %r6;", numbers)
+    with pytest.raises(AssertionError, match="shfl"):
+        run("shfl.sync.bfly.b32 %r7, %r1, 1, 31, 0xFFFF;", numbers)
+
+
+def test_a_gpu_takes_no_more_than_it_has(numbers: Tensor) -> None:
+    program = Program.of(_HEAD + "ret;\n$L__func_end0:\n}\n")
+    with pytest.raises(AssertionError, match="shared memory"):
+        Machine(program, 228 * 1024)
+    with pytest.raises(AssertionError, match="grid"):
+        Machine(program, 0).run([0, 0], grid=(1, 2**16, 1), memory=GlobalMemory([]), is_late=False)
+
+
 @pytest.mark.parametrize(
     ("body", "told"),
     [
