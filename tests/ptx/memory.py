@@ -32,7 +32,7 @@ class _Span:
 
 
 class GlobalMemory:
-    """Of the tensors that are given, and of others alive where an address says so (a table's).
+    """Of the tensors that are given, and of those whose addresses one of them holds (a table).
 
     Blocks are in no order, and within one only barriers put warps in order: `check_order` says
     whether the result hung on another.
@@ -40,6 +40,7 @@ class GlobalMemory:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self._spans = [_span(tensor) for tensor in tensors]
+        self._tables = [_span(tensor) for tensor in tensors if tensor.dtype == torch.int64]
         self._accesses: list[_Access] = []
 
     def read(self, addresses: Lanes, width: int, count: int, *, who: "Who") -> NDArray[np.integer]:
@@ -101,14 +102,22 @@ class GlobalMemory:
                     found.append((span, left[mine]))
                     left = left[~mine]
             if len(left) and turn == 0:
-                self._spans = [*self._spans, *map(_span, _alive())]
+                self._spans = [*self._spans, *self._pointed()]
         if len(left):
-            near = min(self._spans, key=lambda span: abs(span.start - int(addresses[left[0]])))
-            past = int(addresses[left[0]]) - near.start
+            first = int(addresses[left[0]])
+            near = min(self._spans, key=lambda span: max(span.start - first, first - span.end))
+            past = first - near.start
             raise IllegalAccess(
                 f"{size} bytes at {past} of a storage of {len(near.data)}, by {len(left)} threads"
             )
         return found
+
+    def _pointed(self) -> list[_Span]:
+        tables = [_words(span, 8).astype(np.int64) for span in self._tables]
+        return [
+            span for span in map(_span, _alive())
+            if any(((table >= span.start) & (table < span.end)).any() for table in tables)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)

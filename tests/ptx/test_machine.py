@@ -181,6 +181,21 @@ def test_an_access_that_a_gpu_may_refuse_or_order_otherwise_is_an_error(
         run(body, numbers)
 
 
+_FOLLOWED = """
+    ld.global.b64 %rd6, [%rd1];
+    add.s64 %rd7, %rd6, %rd3;
+    ld.global.b32 %r6, [%rd7];
+    st.global.b32 [%rd5], %r6;
+"""
+
+
+def test_memory_that_no_argument_names_is_reached_by_a_table_alone(numbers: Tensor) -> None:
+    table = torch.tensor([numbers.data_ptr()] * THREADS)
+    assert torch.equal(run(_FOLLOWED, table).view(torch.int32)[:THREADS], numbers)
+    with pytest.raises(IllegalAccess, match="of a storage"):
+        run(_FOLLOWED, table.view(torch.float64))
+
+
 def test_two_blocks_write_no_word_both(numbers: Tensor) -> None:
     body = "st.global.b32 [%rd5], %r1;"
     run(body, numbers)
