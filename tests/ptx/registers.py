@@ -1,6 +1,5 @@
 """The values of a block's threads: read as what an instruction takes them for, and written back."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,16 +25,7 @@ class Registers:
             for kind, count in program.registers.items()
         }
         thread = np.arange(program.threads, dtype=np.uint32)
-        self._special: dict[str, Any] = {
-            "tid.x": thread,
-            "laneid": thread % 32,
-            "warpid": thread // 32,
-        }
-        self._special |= {
-            "tid.y": np.uint32(0),
-            "tid.z": np.uint32(0),
-            "ntid.x": np.uint32(len(thread)),
-        }
+        self._special: dict[str, Any] = {"tid.x": thread}
         for axis, here, size in zip("xyz", block, grid, strict=True):
             self._special[f"ctaid.{axis}"] = np.uint32(here)
             self._special[f"nctaid.{axis}"] = np.uint32(size)
@@ -106,6 +96,3 @@ def rounded_to_bfloat16(values: Values) -> Values:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(values), np.uint16(0x7FFF), rounded)
-
-
-Source = Callable[[Registers], Values]

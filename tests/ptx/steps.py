@@ -257,6 +257,7 @@ def _prefetch(one: Instruction, parts: list[str]) -> Step:
 
 def _wait_ahead(one: Instruction, parts: list[str]) -> Step:
     def wait(block: "Block", mask: Mask) -> None:
+        assert mask is None, "threads have parted"
         block.has_waited = True
 
     return wait

@@ -228,6 +228,17 @@ def test_a_barrier_that_some_do_not_reach_is_an_error(numbers: Tensor) -> None:
         run("setp.lt.s32 %p1, %r1, 64;\n@%p1 bra $L_END;\nbar.sync 0;\n$L_END:", numbers)
 
 
+def test_a_part_of_the_threads_waits_for_no_others(numbers: Tensor) -> None:
+    body = "setp.lt.s32 %p1, %r1, 64;\n@%p1 griddepcontrol.wait;\nld.global.b32 %r6, [%rd4];"
+    with pytest.raises(AssertionError, match="parted"):
+        run(body, numbers)
+    with pytest.raises(AssertionError, match="parted"):
+        run(
+            _COPIED.replace("cp.async.wait", "setp.lt.s32 %p1, %r1, 64;\n@%p1 cp.async.wait"),
+            numbers,
+        )
+
+
 def _exact(value: float) -> Fraction:
     return Fraction(value)
 
