@@ -33,16 +33,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--compiled",
         choices=["early", "late"],
-        help="run Triton's kernels as compiled for a H200, by a machine of ours (tests/ptx), and "
+        help="run Triton's kernels as compiled for a GPU, by a machine of ours (tests/ptx), and "
         "not interpreted; what may come early or late there comes so",
     )
+    parser.addoption("--capability", type=int, default=90, help="of that GPU; 90: H100, H200")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if when := config.getoption("--compiled"):
         from ptx.launch import compile_kernels
 
-        compile_kernels(is_late=when == "late")
+        compile_kernels(config.getoption("--capability"), is_late=when == "late")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

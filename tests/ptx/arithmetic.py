@@ -5,6 +5,7 @@ The rounded ones are exact, so their bits are those of a GPU; what PTX calls app
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ from numpy.typing import NDArray
 Values = NDArray[Any]
 
 
-def of(name: str) -> tuple[list[str], str, Callable[..., Values]] | None:
-    """(types of the operands, type of the result, what it computes); None: no arithmetic."""
+def of(name: str, count: int) -> tuple[list[str], str, Callable[..., Values]] | None:
+    """(types of the `count` operands, of the result, what it computes); None: not known here."""
     op, *rest = name.split(".")
     kind = rest[-1] if rest else ""
-    if not set(rest[: -2 if op == "cvt" else -1]) <= _SUFFIXES:
+    is_mixed = op in ("add", "sub", "fma") and rest[-2:-1] == ["f32"]  # 16 bits into a sum of 32
+    if not set(rest[: -2 if op == "cvt" or is_mixed else -1]) <= _SUFFIXES:
         return None
+    if is_mixed:
+        own = _FLOATS.get(op, _fused32)
+        return [kind] * (count - 1) + ["f32"], "f32", _as_floats(own, rest)
     if op == "cvt":
         to, source = rest[-2], rest[-1]
         return [source] * (2 if to.endswith("x2") else 1), to, _conversion(to, source, rest[:-2])
@@ -43,15 +48,13 @@ def of(name: str) -> tuple[list[str], str, Callable[..., Values]] | None:
     if op == "bfe":
         return [kind, "u32", "u32"], kind, _field
     if op == "fma":
-        fused = {"f32": _fused32, "f64": _fused64}.get(kind, _fused16)
+        fused = {"f32": _fused32, "f32x2": _fused32, "f64": _fused64}.get(kind, _fused16)
         return [kind] * 3, kind, _as_floats(fused, rest)
     if op == "mad":
         return [kind] * 3, kind, lambda a, b, c: a * b + c
     if op in _FLOATS and kind[0] in "fb" and kind not in ("b16", "b32", "b64"):
-        count = 2 if op in ("add", "sub", "mul", "div", "min", "max") else 1
         return [kind] * count, kind, _as_floats(_FLOATS[op], rest)
     if op in _INTEGERS:
-        count = 1 if op in ("not", "neg", "abs", "popc") else 2
         return [kind] * count, kind, _INTEGERS[op]
     return None
 
@@ -64,6 +67,7 @@ def comparison(name: str) -> tuple[str, Callable[[Values, Values], Values]]:
     return kind, _COMPARISONS[how]
 
 
+_SUFFIXES = {"rn", "rni", "rzi", "rpi", "ftz", "approx", "full", "lo", "hi", "wide"}
 _DTYPES = {"s32": np.int32, "u32": np.uint32, "s64": np.int64, "u64": np.uint64}
 _WIDER = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
 
@@ -229,12 +233,12 @@ def _conversion(to: str, source: str, suffixes: list[str]) -> Callable[..., Valu
 
 
 def _extreme(function: Callable[..., Values], zero: Callable[..., Values]) -> Callable[..., Values]:
-    """Of 0 and -0 the first is the larger."""
+    """Of two or three. Of 0 and -0 the first is the larger."""
 
     def compute(a: Values, b: Values) -> Values:
         return np.where(a == b, zero(a.view("u4"), b.view("u4")).view("f4"), function(a, b))
 
-    return compute
+    return lambda *operands: reduce(compute, operands)
 
 
 _FLOATS: dict[str, Callable[..., Values]] = {

@@ -14,18 +14,16 @@ from ptx.machine import Machine
 from ptx.memory import GlobalMemory
 from ptx.program import Program
 
-CAPABILITY = 90  # Hopper's
 
-
-def compile_kernels(*, is_late: bool = False) -> None:
-    """From here on. `is_late`: see Machine.run."""
+def compile_kernels(capability: int, *, is_late: bool) -> None:
+    """From here on, for GPUs of this compute capability. `is_late`: see Machine.run."""
     os.environ.pop("TRITON_INTERPRET", None)
     import triton
     from triton.runtime.jit import JITFunction
 
     os.environ["TRITON_INTERPRET"] = "1"  # for mmspec: CPU tensors are no reason to decline
     triton.knobs.runtime.interpret = False
-    triton.runtime.driver.set_active(_AbsentGpu())
+    triton.runtime.driver.set_active(_AbsentGpu(capability))
     compile_one, machines = JITFunction.run, dict[str, Machine]()
 
     def run(kernel: Any, *args: Any, grid: Any, **kwargs: Any) -> Any:
@@ -57,9 +55,8 @@ def launch(
         with np.errstate(all="ignore"):
             machine.run(arguments + [0] * scratch, grid=grid, memory=memory, is_late=is_late)
     except Exception as error:  # which a driver would call so, and no fallback may hide
-        raise RuntimeError(
-            f"an illegal memory access or instruction of {machine.program.name}: {error!r}"
-        ) from error
+        name = machine.program.name
+        raise RuntimeError(f"illegal memory access or instruction, {name}: {error!r}") from error
 
 
 def _bits(value: Any, kind: str) -> int:
@@ -73,10 +70,13 @@ def _bits(value: Any, kind: str) -> int:
 class _AbsentGpu:
     """As much of Triton's driver as a compilation asks."""
 
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
     def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", CAPABILITY, 32)
+        return GPUTarget("cuda", self._capability, 32)
 
     def get_current_device(self) -> int:
         return 0

@@ -15,6 +15,7 @@ TYPES: dict[str, type] = {
        for letter, kind in (("b", "u"), ("u", "u"), ("s", "i")) for size in (1, 2, 4, 8)},
     "f32": np.float32, "f64": np.float64, "pred": np.bool_,
 }  # fmt: skip
+_SIZES = {"bf16": 2, "f16": 2, "bf16x2": 4, "f16x2": 4, "f32x2": 8}  # of what numpy lacks
 _HOLDERS: dict[str, type] = {"p": np.bool_, "rs": np.uint16, "r": np.uint32, "rd": np.uint64}
 
 
@@ -56,9 +57,7 @@ class Registers:
 
 
 def _bits(number: Number, kind: str) -> Values:
-    size = {"bf16": 2, "f16": 2, "bf16x2": 4, "f16x2": 4}.get(kind) or np.dtype(
-        TYPES[kind]
-    ).itemsize
+    size = _SIZES.get(kind) or np.dtype(TYPES[kind]).itemsize
     unsigned = np.dtype(f"u{size}")
     return np.array([number.bits & (2 ** (8 * size) - 1)], unsigned)
 
@@ -68,8 +67,9 @@ def _as_type(row: Values, kind: str) -> Values:
         return (row.astype(np.uint32) << 16).view(np.float32)
     if kind == "f16":
         return row.view(np.float16).astype(np.float32)
-    if kind in ("bf16x2", "f16x2"):
-        return np.stack([_as_type(row.view(np.uint16)[half::2], kind[:-2]) for half in (0, 1)])
+    if kind.endswith("x2"):
+        both = row.view(f"u{_SIZES[kind] // 2}")
+        return np.stack([_as_type(both[half::2], kind[:-2]) for half in (0, 1)])
     dtype = np.dtype(TYPES[kind])
     if dtype.itemsize < row.dtype.itemsize:
         row = row.astype(f"u{dtype.itemsize}")
@@ -77,9 +77,10 @@ def _as_type(row: Values, kind: str) -> Values:
 
 
 def _as_bits(values: Values, kind: str, holder: Any) -> Values:
-    if kind in ("bf16x2", "f16x2"):
-        both = [_as_bits(half, kind[:-2], np.dtype(np.uint16)) for half in values]
-        return np.stack(both, axis=-1).reshape(-1).view(np.uint32)
+    if kind.endswith("x2"):
+        half_holder = np.dtype(f"u{holder.itemsize // 2}")
+        both = [_as_bits(half, kind[:-2], half_holder) for half in values]
+        return np.stack(both, axis=-1).reshape(-1).view(holder)
     if kind == "bf16":
         return rounded_to_bfloat16(values)
     if kind == "f16":

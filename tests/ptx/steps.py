@@ -32,7 +32,7 @@ def step_of(one: Instruction) -> Step:
     for prefix, make in _MAKERS.items():
         if one.name == prefix or one.name.startswith(prefix + "."):
             return make(one, parts)
-    found = arithmetic.of(one.name)
+    found = arithmetic.of(one.name, len(one.operands) - 1)
     if found is None:
         raise NotImplementedError(one.text)
     kinds, kind, function = found

@@ -248,14 +248,14 @@ FLOATS = st.floats(min_value=-1e100, max_value=1e100).filter(lambda x: x == 0 or
 
 @given(FLOATS, FLOATS, FLOATS)
 def test_a_product_and_a_sum_are_rounded_once(a: float, b: float, c: float) -> None:
-    _, _, fused = arithmetic.of("fma.rn.f64") or pytest.fail("unknown")
+    _, _, fused = arithmetic.of("fma.rn.f64", 3) or pytest.fail("unknown")
     (found,) = fused(*(np.array([x]) for x in (a, b, c)))
     assert found == float(_exact(a) * _exact(b) + _exact(c))
 
 
 @given(*[st.floats(width=32, min_value=-(2.0**40), max_value=2.0**40)] * 3)
 def test_so_are_those_of_float32(a: float, b: float, c: float) -> None:
-    _, _, fused = arithmetic.of("fma.rn.f32") or pytest.fail("unknown")
+    _, _, fused = arithmetic.of("fma.rn.f32", 3) or pytest.fail("unknown")
     (found,) = fused(*(np.array([x], np.float32) for x in (a, b, c)))
     exact = _exact(a) * _exact(b) + _exact(c)
     near = [np.nextafter(found, np.float32(way)) for way in (-np.inf, np.inf)]
@@ -280,7 +280,7 @@ def test_so_are_those_of_float32(a: float, b: float, c: float) -> None:
 def test_integers_are_those_of_the_manual(
     name: str, operands: tuple[int, ...], expected: int
 ) -> None:
-    kinds, _, compute = arithmetic.of(name) or pytest.fail("unknown")
+    kinds, _, compute = arithmetic.of(name, len(operands)) or pytest.fail("unknown")
     dtypes = ["i4" if kind[0] == "s" else "u4" for kind in kinds]
     values = [np.array([x], dtype) for x, dtype in zip(operands, dtypes, strict=True)]
     assert compute(*values).tolist() == [expected]
@@ -301,7 +301,7 @@ def test_integers_are_those_of_the_manual(
 def test_floats_are_those_of_the_manual(
     name: str, operands: tuple[float, ...], expected: float
 ) -> None:
-    _, to, compute = arithmetic.of(name) or pytest.fail("unknown")
+    _, to, compute = arithmetic.of(name, len(operands)) or pytest.fail("unknown")
     dtype = np.float64 if to == "f64" else np.float32
     found = compute(*(np.full(64, x, dtype) for x in operands)).astype(dtype)
     if to == "bf16":
@@ -310,7 +310,7 @@ def test_floats_are_those_of_the_manual(
 
 
 def test_a_nan_that_a_gpu_makes_is_positive() -> None:
-    _, _, subtract = arithmetic.of("sub.f32") or pytest.fail("unknown")
+    _, _, subtract = arithmetic.of("sub.f32", 2) or pytest.fail("unknown")
     infinite = np.array([np.inf], np.float32)
     with np.errstate(all="ignore"):
         assert subtract(infinite, infinite).view(np.uint32).tolist() == [0x7FFFFFFF]
@@ -318,7 +318,7 @@ def test_a_nan_that_a_gpu_makes_is_positive() -> None:
 
 @pytest.mark.parametrize("name", ["add.sat.s32", "add.rz.f32", "cvt.rn.relu.bf16x2.f32"])
 def test_what_is_unknown_is_not_left_out(name: str) -> None:
-    assert arithmetic.of(name) is None
+    assert arithmetic.of(name, 2) is None
 
 
 def test_kernels_as_compiled_do_what_they_do_interpreted() -> None:
