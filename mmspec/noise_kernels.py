@@ -2,8 +2,9 @@
 # Triton reads a kernel's source: its arguments have no types of Python's.
 """The noise of `mmspec.noise` as Triton kernels: many places in one launch, the same bits.
 
-`choose` never writes the noise: it adds it to the scores and keeps the best of each part. Imported
-where there are a GPU and Triton; under Triton's interpreter all of it runs on a CPU.
+`choose` never writes the noise: it adds it to the scores and keeps the best of each part. Nothing is
+fused, so that no compiler, and none of the kernels, rounds otherwise than the others. Imported where
+there are a GPU and Triton; under Triton's interpreter all of it runs on a CPU.
 """
 
 from collections.abc import Sequence
@@ -112,7 +113,7 @@ def gumbel_at(places: Sequence[Place], vocab_size: int, *, device: torch.device 
     grid = (len(places), triton.cdiv(vocab_size, _PART))
     rows = _uploaded([(place, 0) for place in places], device)
     with torch.cuda.device_of(out):  # Triton launches on the current one
-        _gumbel_kernel[grid](out, rows, vocab_size, BLOCKS=_BLOCKS, enable_fp_fusion=True)
+        _gumbel_kernel[grid](out, rows, vocab_size, BLOCKS=_BLOCKS, enable_fp_fusion=False)
     return out
 
 
@@ -129,7 +130,7 @@ def gumbel_of(place: Place, token_ids: Tensor) -> Tensor:
                 token_ids.contiguous(),
                 token_ids.shape[0],
                 TOKENS=_PART,
-                enable_fp_fusion=True,
+                enable_fp_fusion=False,
             )
     return out
 
@@ -156,7 +157,7 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
             vocab_size,
             parts,
             BLOCKS=_BLOCKS,
-            enable_fp_fusion=True,
+            enable_fp_fusion=False,
         )
         _best_part_kernel[(nodes,)](
             tokens,
@@ -166,7 +167,7 @@ def choose(scores: Tensor, places: Sequence[Place]) -> tuple[Tensor, Tensor]:
             best_scores,
             parts,
             PARTS=triton.next_power_of_2(parts),
-            enable_fp_fusion=True,
+            enable_fp_fusion=False,
         )
     return tokens, values
 

@@ -144,6 +144,7 @@ class Facts:
     are_serial: bool  # each HGMMA waits for the one before it, for the compiler saw no other way
     is_asynchronous: bool  # reads on their way while others are computed with
     is_fused: bool  # a float32 product and the sum it goes into are rounded once
+    may_fuse: bool  # it is left open whether one of them is
     waits_first: bool | None  # reads nothing before it may; None: it never begins early
 
     @staticmethod
@@ -172,6 +173,7 @@ class Facts:
             bool(multiplied) and all("gsb0" in product for product in multiplied),
             "LDGSTS" in code,
             "FFMA" in code,
+            re.search(r"\b(mul|add|sub)\.(ftz\.)?f\d", kernel.asm["ptx"]) is not None,
             _waits_first(code),
         )
 
