@@ -2,9 +2,9 @@
 # Triton reads a kernel's source: its arguments have no types of Python's.
 """The noise of `mmspec.noise` as Triton kernels: many places in one launch, the same bits.
 
-`choose` never writes the noise: it adds it to the scores and keeps the best of each part. Nothing is
-fused, so that no compiler, and none of the kernels, rounds otherwise than the others. Imported where
-there are a GPU and Triton; under Triton's interpreter all of it runs on a CPU.
+`choose` never writes the noise: it adds it to the scores and keeps the best of each part. No
+product is fused with a sum, so that neither a compiler nor one of the kernels rounds otherwise than
+another. Imported where there are a GPU and Triton; under Triton's interpreter it runs on a CPU.
 """
 
 from collections.abc import Sequence

@@ -145,6 +145,7 @@ class Facts:
     is_asynchronous: bool  # reads on their way while others are computed with
     is_fused: bool  # a float32 product and the sum it goes into are rounded once
     may_fuse: bool  # it is left open whether one of them is
+    overwrites: bool  # writes registers that an HGMMA on its way has yet to read
     waits_first: bool | None  # reads nothing before it may; None: it never begins early
 
     @staticmethod
@@ -174,6 +175,7 @@ class Facts:
             "LDGSTS" in code,
             "FFMA" in code,
             re.search(r"\b(mul|add|sub)\.(ftz\.)?f\d", kernel.asm["ptx"]) is not None,
+            _overwrites(code),
             _waits_first(code),
         )
 
@@ -202,6 +204,26 @@ def _waits_first(code: str) -> bool | None:
     wait = code.find("ACQBULK")
     reads = re.search(r"\b(LDG|LDGSTS|STG)\.", code)
     return None if wait < 0 else reads is None or wait < reads.start()
+
+
+def _overwrites(code: str) -> bool:
+    """What ptxas before CUDA 13.3 may do to an HGMMA whose first factor is in registers, as its
+    release notes say. Triton before 3.9 brings such a one."""
+    on_its_way = set[int]()
+    for line in re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([^;]*)", code):
+        name, _, operands = line.partition(" ")
+        if name.startswith("HGMMA"):
+            if factor := re.match(r"R\d+, R(\d+)", operands.strip()):
+                on_its_way |= set(range(int(factor[1]), int(factor[1]) + 4))
+        elif name.startswith("WARPGROUP.DEPBAR"):
+            on_its_way.clear()
+        elif not name.startswith(("ST", "LDGSTS")):  # whose first operand is read
+            size = 4 if ".128" in name else 2 if ".64" in name or "WIDE" in name else 1
+            written = re.match(r"R(\d+)\b", operands.strip())
+            first = int(written[1]) if written else -size
+            if on_its_way & set(range(first, first + size)):
+                return True
+    return False
 
 
 def all_launches(*, is_quick: bool) -> Launches:

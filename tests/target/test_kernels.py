@@ -245,6 +245,7 @@ def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> 
         assert own["stack_bytes"] <= (512 if name in ("tree_kernel", "bitwise_kernel") else 0), own
         assert own["waits_first"] is not False, f"{own} reads what may not be there yet"
         assert not own["are_serial"], f"{own}: no product begins before the last one has ended"
+        assert not own["overwrites"], f"{own}: a product reads what is there no more"
         if name == "_turn":
             assert not own["is_fused"], f"{own}: the model's own rotation rounds each product"
         if name in ("_choose_kernel", "_gumbel_kernel", "_gumbel_of_tokens_kernel"):

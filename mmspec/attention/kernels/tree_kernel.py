@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from mmspec.attention.kernels.early import let_next_begin, wait_for_previous
+from mmspec.attention.kernels.fence import let_tensor_cores_see
 
 
 # Compiled once, not for each size of a call: none of these makes a load wider.
@@ -252,6 +253,7 @@ def _attend_block(
         k = tl.load(key_at, mask=dims[None, :] < HEAD_DIM, other=0.0)
     else:
         k = tl.load(key_at)
+    let_tensor_cores_see()
     scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if HAS_SOFTCAP:
         # tanh; exp2 overflows to inf or falls to 0 where it is 1 or -1.

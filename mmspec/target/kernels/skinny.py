@@ -22,6 +22,7 @@ from mmspec.attention.kernels.early import (
     let_next_begin,
     wait_for_previous,
 )
+from mmspec.attention.kernels.fence import let_tensor_cores_see
 from mmspec.target.kernels.arguments import launching
 from mmspec.target.kernels.gate import activate
 from mmspec.target.parts import Activation
@@ -200,6 +201,7 @@ def _products(
             total += part.to(tl.float32) * block
         else:
             block = tl.load(rows + index * WIDTH + at, mask=inside & (index < count), other=0.0)
+            let_tensor_cores_see()
             total = tl.dot(part, tl.trans(block), total, input_precision="ieee")
         if IS_PAIR:
             if IS_WHOLE:
