@@ -44,13 +44,13 @@ def check(company: Company, items: Sequence[MediaItem], encoder: Encoder) -> lis
 def test_company_of_a_kind_is_looked_at_once() -> None:
     """Of the shortest and the longest: what else there is between them."""
     company, encoder = Company(), Encoder()
-    alike, mixed = items_of(4, 4, 4), items_of(4, 2, 6, 4)
+    alike, mixed = items_of(4, 4, 4), items_of(5, 4, 7, 5)
     repeated = items_of(4, 4, is_one=True)
     assert check(company, items_of(4), encoder) == [] and encoder.num_calls == 0
     assert check(company, alike, encoder) == [alike[0], alike[-1]] and encoder.num_calls == 3
     assert check(company, mixed, encoder) == [mixed[1], mixed[2]] and encoder.num_calls == 6
     assert check(company, repeated, encoder) == [repeated[-1]] * 2 and encoder.num_calls == 9
-    for known in (alike, mixed, repeated, items_of(3, 7)):
+    for known in (alike, mixed, repeated, items_of(5, 6)):
         assert check(company, known, encoder) == [] and encoder.num_calls == 9
 
 
@@ -100,6 +100,18 @@ def test_of_nan_nothing_is_known() -> None:
     for calls in (3, 6):
         assert len(check(company, items_of(4, 4), encoder)) == 2 and encoder.num_calls == calls
     assert not company.together
+
+
+def test_features_in_no_form_that_could_be_kept_say_nothing_of_company() -> None:
+    """They stay the model's own. If only those of one alone have none, two are company."""
+
+    def twice(rows: list[Tensor]) -> list[Tensor]:
+        return [*rows, *rows]
+
+    company = Company()
+    assert check(company, items_of(4, 4), Encoder(twice)) == [] and not company.together
+    with pytest.raises(CompanyError):
+        check(company, items_of(4, 4), Encoder(lambda rows: twice(rows) if len(rows) < 2 else rows))
 
 
 def test_memory_that_is_used_up_says_nothing_of_company() -> None:

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
+from mmspec.encoders.company import Company
 from mmspec.encoders.features import FeatureCache, FeatureSource
 from mmspec.encoders.media import MediaItem, split_media
 from mmspec.encoders.outputs import FeatureError, Features, split_output
@@ -356,9 +357,78 @@ def test_a_video_that_the_images_method_encodes_is_not_taken_for_the_image() -> 
     pixels = {"pixel_values": image, "pixel_values_videos": video}
     media = split_media(Prompt(torch.zeros(12, dtype=torch.long), pixels, spans))
     assert media is not None
-    with FeatureSource(media).attached(model, media.placeholders(0, 12)):
+    source = FeatureSource(media)
+    with source.attached(model, media.placeholders(0, 12)):
         found = [model.get_image_features(one).pooler_output for one in (image, video)]
     assert torch.equal(torch.cat(found), torch.cat([image, video]))
+    with (
+        pytest.raises(FeatureError, match="no method"),
+        source.attached(model, media.placeholders(0, 8)),
+    ):
+        pytest.fail("a forward of a part of the video, which it would take for text")
+
+
+class Watcher(torch.nn.Module):
+    """Reads a video's frames as images, as Qwen3-VL, and draws noise for what it hears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[int] = []
+
+    def get_image_features(
+        self, pixel_values: Tensor, shift: Tensor, *, times: float
+    ) -> BaseModelOutputWithPooling:
+        self.runs.append(len(pixel_values))
+        return BaseModelOutputWithPooling(pooler_output=list(pixel_values * times + shift))
+
+    def get_video_features(
+        self, pixel_values_videos: Tensor, shift: Tensor, *, times: float
+    ) -> BaseModelOutputWithPooling:
+        return self.get_image_features(pixel_values_videos, shift, times=times)
+
+    def get_audio_features(self, input_values: Tensor, *, sample: bool) -> ModelOutput:
+        self.runs.append(len(input_values))
+        noise = torch.randn(1) if sample else 0.0
+        return BaseModelOutputWithPooling(pooler_output=input_values + noise)
+
+
+def test_methods_that_call_each_other_are_told_what_the_model_tells_them() -> None:
+    model, company, cache = Watcher(), Company(), FeatureCache(2**20)
+    own = model.get_audio_features = model.get_audio_features  # type: ignore[method-assign]
+    pixels, video, audio = torch.randn(4, 4, 8), torch.randn(1, 4, 8), torch.randn(1, 4, 8)
+    places = (("image", 1), ("image", 6), ("video", 11), ("audio", 16))
+    spans = tuple(MediaSpan(kind, start, start + 4) for kind, start in places)
+    cases: list[tuple[list[int], list[int], int]] = [  # images, what is run, what is counted
+        ([0, 1], [2, 1, 1, 1, 1], 4),
+        ([0, 2], [1], 1),
+        ([1, 1], [2, 1, 1], 0),
+        ([3, 3], [1], 1),
+        ([0, 1], [], 0),
+    ]
+    for images, runs, encoded in cases:
+        inputs = {
+            "pixel_values": pixels[images],
+            "pixel_values_videos": video,
+            "input_values": audio,
+        }
+        media = split_media(Prompt(torch.zeros(21, dtype=torch.long), inputs, spans))
+        assert media is not None
+        source = FeatureSource(media, cache, company=company)
+        with source.attached(model, media.placeholders(0, 21)):
+            told = {"shift": torch.ones(8), "times": 3.0}
+            made = [
+                model.get_image_features(pixels[images].double(), **told),
+                model.get_video_features(video, **told),
+                model.get_audio_features(audio, sample=True),
+            ]
+        source.share()
+        seen, watched, heard = (one.pooler_output for one in made)
+        assert torch.equal(torch.cat(seen), pixels[images].double().flatten(0, 1) * 3.0 + 1.0)
+        assert torch.equal(torch.cat(watched), video[0] * 3.0 + 1.0)
+        assert torch.equal(heard, audio)
+        assert (model.runs, source.num_encoded) == (runs, encoded)
+        model.runs.clear()
+    assert vars(model)["get_audio_features"] == own
 
 
 def test_the_cache_is_bounded_and_the_longest_unused_go_first() -> None:
