@@ -342,6 +342,8 @@ def test_of_a_stored_prompt_the_end_is_read_however_short_it_is(watched: int) ->
             assert [*prefiller.step()] == [row] and row.error is None
             texts.append(row.tokens)
             assert cache.length(row.placement.row) == tokens
+            prefiller.finish(row)
+            assert cache.rows == ()
         assert row.stats.reused_tokens == max(tokens - max(watched, 1), 0)
         assert texts[0] == texts[1]
 

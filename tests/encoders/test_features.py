@@ -287,6 +287,7 @@ def test_images_whose_features_depend_on_each_other_are_encoded_together(
         torch.testing.assert_close(found.logits, expected)
     assert (found.stats.encoded_media, found.stats.reused_media) == (0, 1), "as one item"
     assert sum("encoded together" in record.message for record in caplog.records) == 1
+    assert engine.target.cuts.media_because is None, "prompts are cut as before"
 
 
 def test_a_prompt_that_is_read_again_keeps_nothing_of_the_first_time(
