@@ -126,8 +126,6 @@ class Prefiller:
         """Nobody waits for any row any more."""
         for text in (*self._texts.values(), *(p.text for p in self._waiting if p.text)):
             text.lease.release()
-        self._texts.clear()
-        self._waiting.clear()
 
     def _advance(self, pending: "_Pending") -> int:
         """Prefills one chunk; returns its tokens. After the last one the row begins."""
