@@ -67,7 +67,6 @@ def comparison(name: str) -> tuple[str, Callable[[Values, Values], Values]]:
     return kind, _COMPARISONS[how]
 
 
-_SUFFIXES = {"rn", "rni", "rzi", "rpi", "ftz", "approx", "full", "lo", "hi", "wide"}
 _DTYPES = {"s32": np.int32, "u32": np.uint32, "s64": np.int64, "u64": np.uint64}
 _WIDER = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
 

@@ -69,9 +69,8 @@ class Program:
         instructions, labels, registers = [], dict[str, int](), dict.fromkeys(_KINDS.values(), 0)
         for kind, count in re.findall(r"\.reg\s+\.(\w+)\s+%\w+<(\d+)>;", body):
             registers[_KINDS[kind]] = int(count)
-        body = re.sub(
-            r"\{\s*\.reg[^;]*;", "", body
-        )  # of a scope, and only to drop what comes there
+        # A scope's registers only drop what comes there.
+        body = re.sub(r"\{\s*\.reg[^;]*;", "", body)
         body = re.sub(r"^\s*\.(loc|reg|pragma)\b.*$", "", body, flags=re.MULTILINE)
         for piece in re.split(r";|(?<=:)\s*\n", body):
             one = piece.lstrip("} \n\t").strip()

@@ -77,9 +77,8 @@ def _add_norm(
     row = tl.load(states + first + column, mask=inside, other=0.0)
     if HAS_ADDED:
         more = tl.load(added + first + column, mask=inside, other=0.0)
-        size = (
-            tl.num_programs(0).to(tl.int64) * width
-        )  # of a share: reads are wide by what divides it
+        # Of a share. The compiler knows what divides it, and so how wide the reads may be.
+        size = tl.num_programs(0).to(tl.int64) * width
         for share in tl.static_range(1, SHARES):
             at = share * size + first + column
             more += tl.load(added + at, mask=inside, other=0.0)
