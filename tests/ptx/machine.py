@@ -56,8 +56,10 @@ class Block:
     is_late: bool
     place: int = 0  # of the next instruction, for all threads
     places: NDArray[np.int64] | None = None  # of each thread's, where they have parted
-    copies: list[list[Callable[[], None]]] = field(default_factory=lambda: [[]])  # by group
-    multiplied: list[list[Callable[[], None]]] = field(default_factory=lambda: [[]])
+    # Copies and products that run beside the threads, in groups: the last one is open.
+    groups: dict[str, list[list[Callable[[], None]]]] = field(
+        default_factory=lambda: {"cp": [[]], "wgmma": [[]]}
+    )
     has_waited: bool = False  # for the kernel ahead
 
     def run(self) -> None:
@@ -111,13 +113,14 @@ class Block:
             return None if holds.all() else holds
         return holds & mask
 
-    def close(self, groups: list[list[Callable[[], None]]], mask: Mask) -> None:
+    def close(self, kind: str, mask: Mask) -> None:
         assert mask is None, "threads have parted"
-        groups.append([])
+        self.groups[kind].append([])
 
-    def finish(self, groups: list[list[Callable[[], None]]], left: int, mask: Mask) -> None:
-        """Of copies or products, all but so many of the groups that are closed."""
+    def finish(self, kind: str, left: int, mask: Mask) -> None:
+        """All but so many of the groups that are closed."""
         assert mask is None, "threads have parted"
+        groups = self.groups[kind]
         for group in groups[: max(0, len(groups) - 1 - left)]:
             for one in group:
                 one()
@@ -136,5 +139,4 @@ class Block:
         assert isinstance(operand, Address), operand
         base = operand.base
         kind = "u32" if isinstance(base, Register) and base.kind == "r" else "u64"
-        start = np.broadcast_to(self.registers.get(base, kind), self.registers.warps.shape)
-        return start[lanes].astype(np.int64) + operand.offset
+        return self.registers.each(base, kind)[lanes].astype(np.int64) + operand.offset

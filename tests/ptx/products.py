@@ -132,8 +132,7 @@ def matrices(one: Instruction, parts: list[str]) -> Callable[["Block", Mask], No
 
 def _words(block: "Block", operands: Operand, kind: str) -> NDArray[Any]:
     assert isinstance(operands, tuple)
-    threads = block.registers.warps.shape
-    return np.stack([np.broadcast_to(block.registers.get(x, kind), threads) for x in operands])
+    return np.stack([block.registers.each(x, kind) for x in operands])
 
 
 def multiply_in_warps(one: Instruction, parts: list[str]) -> Callable[["Block", Mask], None]:
@@ -154,12 +153,6 @@ def multiply_in_warps(one: Instruction, parts: list[str]) -> Callable[["Block", 
 
 def multiply_in_groups(one: Instruction, parts: list[str]) -> Callable[["Block", Mask], None]:
     """wgmma: four warps together, one or both factors in shared memory."""
-    if "commit_group" in parts:
-        return lambda block, mask: block.close(block.multiplied, mask)
-    if "wait_group" in parts:
-        (left,) = one.operands
-        assert isinstance(left, Number)
-        return lambda block, mask: block.finish(block.multiplied, left.bits, mask)
     shape, kind = parts[4], parts[6]
     columns = int(shape.split("n")[1].split("k")[0])
     assert shape.startswith("m64") and shape.endswith("k16") and parts[5] == "f32", one.text
@@ -170,7 +163,7 @@ def multiply_in_groups(one: Instruction, parts: list[str]) -> Callable[["Block",
 
     def multiply(block: "Block", mask: Mask) -> None:
         assert mask is None, "a warp has parted"
-        number, shared = len(block.multiplied), block.shared
+        number, shared = len(block.groups["wgmma"]), block.shared
         (before,) = _words(block, (goes_on,), "pred")
 
         def places(operand: Operand, rows: int, trans: Operand) -> NDArray[np.int64]:
@@ -206,6 +199,6 @@ def multiply_in_groups(one: Instruction, parts: list[str]) -> Callable[["Block",
 
         if not block.is_late:
             compute()
-        block.multiplied[-1].append(finish)
+        block.groups["wgmma"][-1].append(finish)
 
     return multiply

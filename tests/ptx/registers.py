@@ -44,6 +44,10 @@ class Registers:
             return np.full(1, self._symbols[operand], TYPES[kind])
         raise NotImplementedError(operand)
 
+    def each(self, operand: Operand, kind: str) -> Values:
+        """(threads,): a value for each, where all have the same, too."""
+        return np.broadcast_to(self.get(operand, kind), self.warps.shape)
+
     def set(self, operand: Operand, kind: str, values: Values, mask: Mask) -> None:
         if isinstance(operand, str):  # `_`, or a name that only drops it
             return

@@ -53,19 +53,15 @@ def _move(one: Instruction, parts: list[str]) -> Step:
     def apart(block: "Block", mask: Mask) -> None:
         assert isinstance(target, tuple)
         size = int(kind[1:]) // len(target)
-        words = np.ascontiguousarray(
-            np.broadcast_to(block.registers.get(source, kind), block.registers.warps.shape)
-        ).view(f"u{size // 8}")
+        whole = np.ascontiguousarray(block.registers.each(source, kind))
+        words = whole.view(f"u{size // 8}")
         for index, one in enumerate(target):
             block.registers.set(one, f"b{size}", words[index :: len(target)], mask)
 
     def together(block: "Block", mask: Mask) -> None:
         assert isinstance(source, tuple)
         size = int(kind[1:]) // len(source)
-        words = [
-            np.broadcast_to(block.registers.get(one, f"b{size}"), block.registers.warps.shape)
-            for one in source
-        ]
+        words = [block.registers.each(one, f"b{size}") for one in source]
         both = np.ascontiguousarray(np.stack(words, axis=-1)).reshape(-1)
         block.registers.set(target, kind, both.view(f"u{size * len(source) // 8}"), mask)
 
@@ -136,9 +132,8 @@ def _store(one: Instruction, parts: list[str]) -> Step:
 
     def store(block: "Block", mask: Mask) -> None:
         lanes = block.lanes(mask)
-        at, threads = block.addresses(target, lanes), block.registers.warps.shape
-        own = [np.broadcast_to(block.registers.get(x, bits), threads)[lanes] for x in sources]
-        words = np.stack(own, axis=1)
+        at = block.addresses(target, lanes)
+        words = np.stack([block.registers.each(x, bits)[lanes] for x in sources], axis=1)
         if "global" in parts:
             block.memory.write(at, words, who=block.who(lanes))
         else:
@@ -148,12 +143,6 @@ def _store(one: Instruction, parts: list[str]) -> Step:
 
 
 def _copy(one: Instruction, parts: list[str]) -> Step:
-    if "commit_group" in parts:
-        return lambda block, mask: block.close(block.copies, mask)
-    if "wait_group" in parts:
-        (left,) = one.operands
-        assert isinstance(left, Number)
-        return lambda block, mask: block.finish(block.copies, left.bits, mask)
     target, source, size, *given = one.operands
     assert isinstance(size, Number) and "shared" in parts, one.text
 
@@ -162,10 +151,7 @@ def _copy(one: Instruction, parts: list[str]) -> Step:
         to, origin = block.addresses(target, lanes), block.addresses(source, lanes)
         there = np.full(len(lanes), size.bits)
         if given:
-            threads = block.registers.warps.shape
-            there = np.broadcast_to(block.registers.get(given[0], "u32"), threads)[lanes].astype(
-                int
-            )
+            there = block.registers.each(given[0], "u32")[lanes].astype(int)
         who = block.who(lanes)
         assert np.isin(there, (0, size.bits)).all()
 
@@ -180,11 +166,21 @@ def _copy(one: Instruction, parts: list[str]) -> Step:
         block.shared.begin_copy(to, size.bits, warps=who.warps)
         early = None if block.is_late else fetch()
         # A thread knows of its own copies when it has waited; others after the next barrier.
-        block.copies[-1].append(
+        block.groups["cp"][-1].append(
             lambda: block.shared.end_copy(to, fetch() if early is None else early, warps=who.warps)
         )
 
     return copy
+
+
+def _close(one: Instruction, parts: list[str]) -> Step:
+    return lambda block, mask: block.close(parts[0], mask)
+
+
+def _finish(one: Instruction, parts: list[str]) -> Step:
+    (left,) = one.operands
+    assert isinstance(left, Number)
+    return lambda block, mask: block.finish(parts[0], left.bits, mask)
 
 
 def _barrier(one: Instruction, parts: list[str]) -> Step:
@@ -203,9 +199,8 @@ def _shuffle(one: Instruction, parts: list[str]) -> Step:
 
     def shuffle(block: "Block", mask: Mask) -> None:
         assert mask is None, "a warp has parted"
-        get, threads = block.registers.get, block.registers.warps.shape
         values, amount, given = (
-            np.broadcast_to(get(x, "u32"), threads).astype(np.int64) for x in (source, by, clamp)
+            block.registers.each(x, "u32").astype(np.int64) for x in (source, by, clamp)
         )
         lane = np.arange(len(values)) % 32
         amount, bound, segment = amount & 31, given & 31, (given >> 8) & 31
@@ -231,9 +226,7 @@ def _reduce(one: Instruction, parts: list[str]) -> Step:
     def reduce(block: "Block", mask: Mask) -> None:
         assert mask is None, "a warp has parted"
         assert (block.registers.get(members, "s32") == -1).all(), "not of a whole warp"
-        values = np.broadcast_to(
-            block.registers.get(source, parts[-1]), block.registers.warps.shape
-        )
+        values = block.registers.each(source, parts[-1])
         found = function.reduce(values.reshape(-1, 32), axis=1, dtype=values.dtype)
         block.registers.set(target, parts[-1], np.repeat(found, 32), None)
 
@@ -265,6 +258,8 @@ def _wait_ahead(one: Instruction, parts: list[str]) -> Step:
 
 _MAKERS: dict[str, Callable[[Instruction, list[str]], Step]] = {
     "mov": _move, "setp": _compare, "ld": _load, "st": _store,
+    "cp.async.commit_group": _close, "wgmma.commit_group": _close,
+    "cp.async.wait_group": _finish, "wgmma.wait_group": _finish,
     "cp.async": _copy, "bar": _barrier, "shfl": _shuffle, "redux": _reduce, "ldmatrix": matrices,
     "stmatrix": matrices, "mma.sync": multiply_in_warps, "wgmma": multiply_in_groups,
     "fence.proxy.async": _fence, "prefetch": _prefetch, "griddepcontrol.wait": _wait_ahead,
