@@ -25,13 +25,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from pretend import runtime
 from pretend.device import Device, Numbered
 from pretend.memory import CUDA, known_to_torch, seen_on
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+import compile_kernels
 
 assert os.environ.get("TRITON_INTERPRET") == "0", "read when triton is imported"
 
@@ -121,7 +123,6 @@ def hollow() -> Iterator[None]:
 def compiling() -> Iterator[list[str]]:
     """Within it nothing is compiled or launched: what would be compiled, each once."""
     compiled: list[str] = []
-    target = GPUTarget("cuda", _CAPABILITY, 32)
     run = JITFunction.run
 
     def compile_nothing(
@@ -145,13 +146,7 @@ def compiling() -> Iterator[list[str]]:
         made = self.device_caches[device][0][key] = SimpleNamespace()
         return made
 
-    driver.set_active(
-        SimpleNamespace(
-            get_current_target=lambda: target,
-            get_current_device=lambda: 0,
-            get_current_stream=lambda device: 0,
-        )
-    )
+    driver.set_active(compile_kernels.AbsentGpu(_CAPABILITY))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "_do_compile", compile_nothing)
         patch.setattr(
@@ -162,12 +157,9 @@ def compiling() -> Iterator[list[str]]:
 
 def compile_ahead() -> None:
     """As `scripts/compile_kernels.py` does."""
-    sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-    import compile_kernels as script
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script.triton_tree, "_device", lambda device: script.H200)
-        for launch in script.all_launches(is_quick=False):
+        patch.setattr(compile_kernels.triton_tree, "_device", lambda device: compile_kernels.H200)
+        for launch in compile_kernels.all_launches(is_quick=False):
             launch()
 
 
