@@ -22,8 +22,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels begin one after the other, whatever they are told; one layer."""
     for module in (early, norm, skinny):
         monkeypatch.setattr(module, "launch_options", lambda is_early, **_: {"IS_EARLY": False})
-    for name, value in {"LAYERS": 1, "INTERMEDIATE": 64, "COMMITTED": 40, "ROUNDS": 1}.items():
+    sizes = {"LAYERS": 1, "HIDDEN": 512, "INTERMEDIATE": 64, "COMMITTED": 40, "ROUNDS": 1}
+    for name, value in sizes.items():
         monkeypatch.setattr(early_cells, f"_{name}", value)
+    case = early_cells.Case
+    monkeypatch.setattr(early_cells, "Case", lambda *of, kv_heads: case(*of, kv_heads=1))
     monkeypatch.setattr(early_cells, "_COUNTS", (2,))
     monkeypatch.setattr(early_cells, "why_not", lambda setting: None)
 
