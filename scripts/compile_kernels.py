@@ -16,12 +16,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from struct import unpack_from
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, not installed
@@ -149,12 +149,9 @@ class Facts:
     waits_first: bool | None  # reads nothing before it may; None: it never begins early
 
     @staticmethod
-    def of(name: str, kernel: Any, folder: Path) -> "Facts":
-        cubin = folder / "kernel.cubin"
-        cubin.write_bytes(kernel.asm["cubin"])
-        used = _said("cuobjdump", "--dump-resource-usage", cubin)
+    def of(name: str, kernel: Any, code: str) -> "Facts":
+        used = _said("cuobjdump", "--dump-resource-usage", of=kernel.asm["cubin"])
         numbers = dict(re.findall(r"(REG|STACK):(\d+)", used))
-        code = _said("nvdisasm", "-c", cubin)
         registers, shared = int(numbers["REG"]), kernel.metadata.shared
         threads = 32 * kernel.metadata.num_warps
         widths = re.findall(r"\b(?:LDG|LDGSTS)\.E\.(?:[A-Z]+\.)*(64|128)\b", code)
@@ -180,11 +177,32 @@ class Facts:
         )
 
 
-def _said(tool: str, *options: object) -> str:
-    """By a tool that comes with Triton."""
+def _codes(kernels: Sequence[Any]) -> Iterator[str]:
+    """The machine code of each, in one call: nvdisasm takes longer to begin than for a kernel."""
+    codes = [_instructions(kernel.asm["cubin"]) for kernel in kernels]
+    (arch,) = {re.findall(r"\.target sm_(\w+)", kernel.asm["ptx"])[0] for kernel in kernels}
+    said = _said("nvdisasm", "--binary", f"SM{arch}", of=b"".join(codes))
+    lines = re.findall(r"/\*[0-9a-f]{4,}\*/.*", said)
+    assert 16 * len(lines) == sum(map(len, codes)), "an instruction is 16 bytes, and a line"
+    left = iter(lines)
+    return ("\n".join(islice(left, len(code) // 16)) for code in codes)
+
+
+def _instructions(cubin: bytes) -> bytes:
+    """What is executed of an ELF file: sections with flag 4."""
+    (first,), (size, count) = unpack_from("<Q", cubin, 40), unpack_from("<HH", cubin, 58)
+    headers = (unpack_from("<8xQ8xQQ", cubin, first + size * i) for i in range(count))
+    return b"".join(cubin[start : start + length] for flags, start, length in headers if flags & 4)
+
+
+def _said(tool: str, *options: str, of: bytes) -> str:
+    """By a tool that comes with Triton, of a file."""
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
-    command = [str(path), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with NamedTemporaryFile() as file:
+        file.write(of)
+        file.flush()
+        command = [str(path), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _constants(kernel: Any) -> dict[str, object]:
@@ -414,12 +432,14 @@ def main() -> None:
     triton_tree._device = lambda device: H200
     part, parts = map(int, args.part.split("/"))
     launches = islice(all_launches(is_quick=args.quick), part - 1, None, parts)
-    with TemporaryDirectory() as folder, ExitStack() as files:
-        report = args.report and files.enter_context(args.report.open("w"))
-        for name, kernel in compiled_of(launches, capability=args.capability):
-            if report:
-                report.write(json.dumps(asdict(Facts.of(name, kernel, Path(folder)))) + "\n")
-            print(name, kernel.metadata.shared, flush=True)
+    made = []
+    for name, kernel in compiled_of(launches, capability=args.capability):
+        print(name, kernel.metadata.shared, flush=True)
+        made.append((name, kernel))
+    if args.report:
+        codes = _codes([kernel for _, kernel in made])
+        facts = [Facts.of(*own, code) for own, code in zip(made, codes, strict=True)]
+        args.report.write_text("".join(json.dumps(asdict(own)) + "\n" for own in facts))
 
 
 if __name__ == "__main__":
