@@ -22,17 +22,16 @@ _MEASURING = ("plain", "timings", "speed")
 def test_a_section_ends_and_compiles_nothing_late(section: str) -> None:
     paths = [str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     run = subprocess.run(
-        [sys.executable, "-m", "pretend.hollow", section, "20"],
+        [sys.executable, "-m", "pretend.hollow", section],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=7200,
     )
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["error"] is None, found["error"]
     assert not [text for name, text in found["found"].items() if name.endswith(": traceback")]
-    assert not any("no time left" in what for what in found["missing"])
     assert sum(bar["verdict"] != "not measured" for bar in found["bars"]) == _BARS[section]
     assert found["told"]
     if section in _MEASURING:
