@@ -47,6 +47,7 @@ from mmspec.target.kernels.skinny import PADDED_ROWS
 from mmspec.target.parts import Shares
 from mmspec.target.tilings import Shape
 
+_HOPPER = 90
 H200 = triton_tree._Device(132, 233_472)  # multiprocessors, and bytes of shared memory of each
 _LARGE_CASE = 2**24  # scores of a case whose tensors are not worth being drawn here
 
@@ -108,11 +109,13 @@ class AbsentGpu:
 
 
 def compiled_of(launches: Launches, *, capability: int) -> Iterator[tuple[str, Any]]:
-    """(name, kernel) of all that the launches need, each once."""
+    """(name, kernel) of all that the launches need there, each once."""
     triton.runtime.driver.set_active(AbsentGpu(capability))
     launch, made = JITFunction.run, dict[str, tuple[str, Any]]()
 
     def compile_alone(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("launch_pdl") and capability < _HOPPER:  # no kernel begins early there
+            return None
         found = launch(kernel, *args, **{**kwargs, "warmup": True})
         made.setdefault(found.hash, (kernel.fn.__name__, found))
         return found

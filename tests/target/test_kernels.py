@@ -216,19 +216,31 @@ def test_a_product_that_does_not_compile_leaves_all_to_the_library() -> None:
     assert not kit.tilings.chosen
 
 
+def compiled(folder: Path, *options: str) -> list[dict[str, Any]]:
+    """What `scripts/compile_kernels.py` says of each kernel."""
+    script = Path(__file__).parents[2] / "scripts" / "compile_kernels.py"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = [str(script.parents[1]), environment.get("PYTHONPATH", "")]
+    environment |= {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(folder)}
+    report = folder / "report.jsonl"
+    command = [sys.executable, str(script), *options, "--report", str(report)]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    return [json.loads(line) for line in report.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_gpu_that_lets_no_kernel_begin_early_has_the_others_compiled(tmp_path: Path) -> None:
+    facts = compiled(tmp_path, "80", "--quick")
+    assert "tree_kernel" in {own["name"] for own in facts}
+    assert all(own["waits_first"] is None for own in facts)
+
+
 @pytest.mark.parametrize(
     "options", [["--quick"], pytest.param([], marks=pytest.mark.slow)], ids=["quick", "all"]
 )
 def test_every_kernel_compiles_for_a_gpu(options: list[str], tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "compile_kernels.py"
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    paths = [str(script.parents[1]), environment.get("PYTHONPATH", "")]
-    environment |= {"PYTHONPATH": os.pathsep.join(paths), "TRITON_CACHE_DIR": str(tmp_path)}
-    report = tmp_path / "report.jsonl"
-    command = [sys.executable, str(script), "90", "--report", str(report), *options]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    facts = [json.loads(line) for line in report.read_text().splitlines()]
+    facts = compiled(tmp_path, "90", *options)
     early = {"_multiply", "_multiply_gated", "_add_norm", "_gate", "_turn"}
     early |= {"tree_kernel", "merge_kernel"}
     assert {own["name"] for own in facts} == early | {
