@@ -55,7 +55,7 @@ def compile_merge_kernel(
     arch: int, dtype: str, head_dim: int, splits: int, constants: dict[str, Any]
 ) -> Any:
     fixed = {**_heads(head_dim), **merge_blocks(splits, head_dim), **constants}
-    return _compiled(merge_kernel, arch, dtype, fixed, {"num_warps": 4})
+    return _compiled(merge_kernel, arch, dtype, fixed, {"num_warps": 1})
 
 
 def _heads(head_dim: int) -> dict[str, Any]:

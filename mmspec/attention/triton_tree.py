@@ -165,7 +165,8 @@ class TritonTree:
                 **launch_options(call.is_early),
             )
             if splits > 1:
-                merge_kernel[(batch * nodes, heads)](
+                blocks = merge_blocks(splits, value_dim)
+                merge_kernel[(batch * nodes, heads, -(-value_dim // blocks["BLOCK_V"]))](
                     partial,
                     partial_lse,
                     out,
@@ -176,10 +177,9 @@ class TritonTree:
                     kv_heads,
                     group,
                     VALUE_DIM=value_dim,
-                    BLOCK_V=padded(value_dim),
-                    **merge_blocks(splits, value_dim),
+                    **blocks,
                     HAS_SINKS=rule.sinks is not None,
-                    num_warps=4,
+                    num_warps=1,
                     **launch_options(call.is_early),
                 )
         return out

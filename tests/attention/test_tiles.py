@@ -99,6 +99,7 @@ def test_the_kernel_compiles_for_hopper() -> None:
     assert_fits(tree, tile, HOPPER, "plain")
     assert tree["products"] > 0, "no tensor cores"
     assert [answer["stack_bytes"] for answer in (tree, *merges)] == [0, 0, 0], "registers spill"
+    assert merges[1]["shared_bytes"] == 0, "a warp adds up what is not in its own registers"
 
 
 def test_the_splits_of_a_merge_are_all_read_in_whole_steps() -> None:
@@ -107,7 +108,8 @@ def test_the_splits_of_a_merge_are_all_read_in_whole_steps() -> None:
             blocks = merge_blocks(splits, value_dim)
             assert blocks["BLOCK_S"] >= splits and blocks["BLOCK_S"] % blocks["STEP"] == 0
             assert blocks["STEP"] == padded(blocks["STEP"]) or blocks["STEP"] < 16
-            assert blocks["STEP"] * padded(value_dim) <= 4096
+            assert padded(value_dim) % blocks["BLOCK_V"] == 0
+            assert blocks["STEP"] * blocks["BLOCK_V"] <= 2048, "more than a warp has registers for"
 
 
 @pytest.mark.slow

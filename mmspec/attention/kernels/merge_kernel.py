@@ -1,4 +1,5 @@
-"""The splits of `tree_kernel`, merged by their log-sum-exp: one program a node and head."""
+"""The splits of `tree_kernel`, merged by their log-sum-exp: a program for each node, head and part of
+the head. One warp, so that what it adds up is in its own registers."""
 
 # What a kernel is given has no type before it is compiled.
 # mypy: disable-error-code="no-untyped-def"
@@ -35,15 +36,14 @@ def merge_kernel(
     head = tl.program_id(1)
     kv_head = head // group
     pairs = nodes * group
-    dims = tl.arange(0, BLOCK_V)
+    dims = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
     is_real = node < tl.load(num_nodes + row)
     # Of split 0; the next one's is `pairs` further.
     base = (row.to(tl.int64) * kv_heads + kv_head) * splits * pairs + node * group + head % group
 
     split = tl.arange(0, BLOCK_S)
-    lse = tl.load(
-        partial_lse + base + split * pairs, mask=is_real & (split < splits), other=float("-inf")
-    )
+    lse = tl.load(partial_lse + base + split * pairs, mask=split < splits, other=float("-inf"))
+    lse = tl.where(is_real, lse, float("-inf"))
     largest = tl.max(lse, axis=0)
     largest = tl.where(largest == float("-inf"), 0.0, largest)
     total = tl.sum(tl.exp2(lse - largest), axis=0)
@@ -53,16 +53,14 @@ def merge_kernel(
     acc = tl.zeros([BLOCK_V], dtype=tl.float32)
     for low in tl.static_range(0, BLOCK_S, STEP):
         some = low + tl.arange(0, STEP)
-        own = tl.load(
-            partial_lse + base + some * pairs, mask=is_real & (some < splits), other=float("-inf")
-        )
-        has_weight = own > float("-inf")
-        values = tl.load(
+        own = tl.load(partial_lse + base + some * pairs, mask=some < splits, other=float("-inf"))
+        values = tl.load(  # not told by `own` what to read: both are on their way together
             partial + (base + some * pairs)[:, None] * VALUE_DIM + dims[None, :],
-            mask=has_weight[:, None] & (dims[None, :] < VALUE_DIM),
+            mask=(is_real & (some < splits))[:, None] & (dims[None, :] < VALUE_DIM),
             other=0.0,
         )
-        acc += tl.sum(values * tl.exp2(own - largest)[:, None], axis=0)
+        weighed = values * tl.exp2(own - largest)[:, None]
+        acc += tl.sum(tl.where(own[:, None] > float("-inf"), weighed, 0.0), axis=0)
     result = tl.where(is_real, acc / tl.where(total > 0.0, total, 1.0), 0.0)
     at = (row.to(tl.int64) * nodes + node) * kv_heads * group + head
     tl.store(out + at * VALUE_DIM + dims, result.to(out.dtype.element_ty), mask=dims < VALUE_DIM)

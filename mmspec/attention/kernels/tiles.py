@@ -9,7 +9,8 @@ has to change; `scripts/bench_attention.py --tiles` measures them.
 from dataclasses import dataclass
 
 _LEAST_COLUMNS = 128  # of a split: below that merging costs more than it saves
-_MERGED_TOGETHER = 4096  # values that a program of `merge_kernel` keeps in registers
+_MERGED_TOGETHER = 2048  # values that a warp of `merge_kernel` keeps in registers
+_LEAST_MERGED = 32  # of a head: 128 bytes, a line of the cache
 LARGE_SHARED_BYTES = 200 * 1024  # of a multiprocessor: Hopper and Blackwell in data centres
 
 
@@ -75,7 +76,8 @@ def least_columns(tile: Tile) -> int:
 
 
 def merge_blocks(splits: int, value_dim: int) -> dict[str, int]:
-    """The sizes of `merge_kernel`: all splits, and those whose values are read together."""
+    """The sizes of `merge_kernel`: all splits, those whose values are read together, and how much
+    of a head a program merges: less where there are many, so that all are read at once."""
     block = max(1 << (splits - 1).bit_length(), 2)
-    step = min(block, max(_MERGED_TOGETHER // padded(value_dim), 2))
-    return {"BLOCK_S": block, "STEP": step}
+    part = min(max(_MERGED_TOGETHER // block, _LEAST_MERGED), padded(value_dim))
+    return {"BLOCK_S": block, "STEP": min(block, _MERGED_TOGETHER // part), "BLOCK_V": part}
