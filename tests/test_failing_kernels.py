@@ -43,7 +43,7 @@ ERRORS = [
 ]
 NAMES = [
     *("_add_norm", "_turn", "_gate", "_multiply", "_multiply_gated", "tree_kernel", "merge_kernel"),
-    *("_write", "_choose_kernel", "_best_part_kernel", "_nucleus_kernel"),
+    *("_write", "_choose_kernel", "_best_part_kernel", "_sum_kernel"),
 ]
 SAID = (BackendWarning, GraphWarning)
 QUICK = ("_turn", "_write")

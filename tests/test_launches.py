@@ -71,7 +71,7 @@ def is_graph(told: Launch | Wait) -> bool:
     [
         ("plain", "greedy", 1, 7),
         pytest.param("plain", "t1", 1, 9, marks=SLOW),
-        pytest.param("plain", "warped", 1, 31, marks=SLOW),
+        pytest.param("plain", "warped", 1, 32, marks=SLOW),
         pytest.param("plain", "greedy", 4, 8, marks=SLOW),
         pytest.param("plain", "t1", 4, 10, marks=SLOW),
         pytest.param("lookup", "greedy", 1, 6, marks=SLOW),

@@ -24,8 +24,8 @@ def drawn(rows: int, vocab: int) -> Tensor:
     return 3 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(vocab))
 
 
-@pytest.mark.parametrize("vocab", [1, 5, 64, 2048, 2500])
-@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.8, 0.95])
+@pytest.mark.parametrize("vocab", [1, 5, 64, 2500])
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.8, 0.95])
 def test_it_keeps_what_transformers_keeps(vocab: int, top_p: float) -> None:
     scores = drawn(4, vocab)
     scores[1, ::2] = -torch.inf  # a top-k before it
@@ -37,9 +37,11 @@ def test_it_keeps_what_transformers_keeps(vocab: int, top_p: float) -> None:
 
 @pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9, 0.999])
 def test_it_is_the_fewest_tokens_that_have_the_probability(top_p: float) -> None:
-    """Also where many are equal, as logits in bfloat16 are."""
-    scores = drawn(5, 700).bfloat16().float()
-    scores[4] = 0.0
+    """Also where many are equal, as logits in bfloat16 are, in several parts of a row, and where
+    nothing lies between them."""
+    scores = drawn(3, 2300).bfloat16().float()
+    scores[1] = 1 + torch.randperm(2300, generator=torch.Generator().manual_seed(0)) * 2**-23
+    scores[2] = 0.0
     kept = nucleus(scores, top_p) > -torch.inf
     chances = scores.double().softmax(-1)
     for own, row, chance in zip(kept, scores, chances, strict=True):

@@ -1,5 +1,5 @@
-"""The splits of `tree_kernel`, merged by their log-sum-exp: a program for each node, head and part of
-the head. One warp, so that what it adds up is in its own registers."""
+"""The splits of `tree_kernel`, merged by their log-sum-exp: a program for each node, head and
+part of the head. It is one warp, so that what it adds up is in registers of its own."""
 
 # What a kernel is given has no type before it is compiled.
 # mypy: disable-error-code="no-untyped-def"
