@@ -322,7 +322,7 @@ def attend(
             WINDOW=rule.reach.window or 0,
             CHUNK=rule.reach.chunk or 0,
             HAS_SINKS=rule.sinks is not None,
-            num_warps=4,
+            num_warps=1,
             enable_fp_fusion=True,
         )
     return out
