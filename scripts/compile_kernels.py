@@ -287,7 +287,7 @@ def _attention(model: _Model, nodes: int, context: int) -> Launches:
     """Of one row whose lengths are known, as a graph has it, and behind another's prefix."""
     kv_heads, group, head_dim, empty = model.kv_heads, model.group, model.head_dim, model.empty
     query = empty(1, nodes, kv_heads * group, head_dim).transpose(1, 2)
-    keys = empty(64, kv_heads, head_dim)
+    keys = empty(context + nodes, kv_heads, head_dim)
     rule = LayerRule(Reach(), head_dim**-0.5)
     rung = triton_tree.TritonTree()
     plain = TreeCall([_row(context, nodes)], (), ())

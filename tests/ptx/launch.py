@@ -53,15 +53,19 @@ def launch(
     machine: Machine, given: Sequence[tuple[Any, str]], grid: tuple[int, ...], *, is_late: bool
 ) -> None:
     """With arguments and their types."""
-    arguments = [_bits(value, kind) for value, kind in given]
-    scratch = len(machine.program.parameters) - len(arguments)  # that no kernel here asks for
     memory = GlobalMemory([value for value, _ in given if isinstance(value, Tensor)])
     try:
         with np.errstate(all="ignore"):
-            machine.run(arguments + [0] * scratch, grid=grid, memory=memory, is_late=is_late)
+            machine.run(bits_of(machine, given), grid=grid, memory=memory, is_late=is_late)
     except Exception as error:  # which a driver would call so, and no fallback may hide
         name = machine.program.name
         raise RuntimeError(f"illegal memory access or instruction, {name}: {error!r}") from error
+
+
+def bits_of(machine: Machine, given: Sequence[tuple[Any, str]]) -> list[int]:
+    arguments = [_bits(value, kind) for value, kind in given]
+    scratch = len(machine.program.parameters) - len(arguments)  # that no kernel here asks for
+    return arguments + [0] * scratch
 
 
 def _bits(value: Any, kind: str) -> int:

@@ -30,13 +30,23 @@ class Machine:
         self._steps = [step_of(one) for one in program.instructions]
 
     def run(
-        self, arguments: list[int], *, grid: tuple[int, ...], memory: GlobalMemory, is_late: bool
+        self,
+        arguments: list[int],
+        *,
+        grid: tuple[int, ...],
+        memory: GlobalMemory,
+        is_late: bool,
+        blocks: int | None = None,
+        shared_memory: type[SharedMemory] = SharedMemory,
     ) -> None:
         """`arguments`: the bits of each parameter. `is_late`: copies and products that run beside a
-        thread are made when it waits for them, else at once: a GPU may do either."""
+        thread are made when it waits for them, else at once: a GPU may do either. `blocks`: so many
+        of them alone."""
         assert max(grid[1:]) < 2**16, f"a grid of {grid}"
-        for number, (z, y, x) in enumerate(np.ndindex(*reversed(grid))):
-            shared = SharedMemory(self._shared_bytes)
+        places = list(np.ndindex(*reversed(grid)))
+        apart = 1 if blocks is None else -(-len(places) // blocks)
+        for number, (z, y, x) in list(enumerate(places))[::apart]:
+            shared = shared_memory(self._shared_bytes)
             registers = Registers(self.program, (x, y, z), grid, shared.base)
             Block(
                 number, self.program, self._steps, arguments, registers, memory, shared, is_late
