@@ -42,6 +42,11 @@ def _part_of(scores, vocab_size, PART: tl.constexpr):
 
 
 @triton.jit
+def _border(low, high, way, WAYS: tl.constexpr):
+    return low + (high - low) * way // WAYS
+
+
+@triton.jit
 def _largest(maxima, row, PARTS: tl.constexpr):
     parts, part = tl.num_programs(0), tl.arange(0, PARTS)
     own = tl.load(maxima + row * parts + part, mask=part < parts, other=-float("inf"))
@@ -83,13 +88,12 @@ def _found(sums, maxima, ranges, row, turn, top_p, WAYS: tl.constexpr, PARTS: tl
     mass = tl.sum(own * tl.exp(each - largest)[:, None], axis=0)
     whole = tl.max(mass)  # what lies above the first border, which is below all scores at first
     target = tl.where(turn == 1, tl.maximum(top_p * whole, 1e-37), target)
-    border = low + (high - low) * way // WAYS
-    is_inside = (mass < target) & (border > low)
-    above = tl.where(
-        tl.max(is_inside.to(tl.int32)) > 0, tl.max(tl.where(is_inside, mass, 0.0)), before
-    )
-    low = tl.max(tl.where(is_inside, low, border))
-    high = tl.min(tl.where(is_inside, border, high))
+    # The larger a border, the less lies above it: those inside are the last ones.
+    is_inside = (mass < target) & (_border(low, high, way, WAYS) > low)
+    inside = tl.sum(is_inside.to(tl.int32))
+    above = tl.where(inside > 0, tl.max(tl.where(is_inside, mass, 0.0)), before)
+    first = WAYS - inside
+    low, high = _border(low, high, first - 1, WAYS), _border(low, high, first, WAYS)
     return low, high, target, above, largest
 
 
@@ -112,7 +116,7 @@ def _sum_kernel(
         )
     _hold(ranges, row, turn, low, high, target, above)
     way = tl.arange(0, WAYS)
-    border = (low + (high - low) * way // WAYS).to(tl.int32)
+    border = _border(low, high, way, WAYS).to(tl.int32)
     weight = tl.exp(own - largest)
     mass = tl.sum(tl.where(_key(own)[None, :] > border[:, None], weight[None, :], 0.0), axis=1)
     at = (turn.to(tl.int64) * tl.num_programs(1) + row) * tl.num_programs(0) + tl.program_id(0)
@@ -190,7 +194,7 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
     counts = scores.new_empty(nodes, parts, _WAYS, dtype=torch.int32)
     grid = (parts, nodes)
     sizes = {"PART": part, "PARTS": triton.next_power_of_2(parts), "WAYS": _WAYS}
-    sizes |= {"num_warps": 8 if part == _PART else 4, "enable_fp_fusion": True}
+    sizes |= {"num_warps": 4, "enable_fp_fusion": True}
     found = (sums, maxima, ranges, scores, top_p, vocab_size)
     with torch.cuda.device_of(scores):  # Triton launches on the current one
         for turn in range(_ROUNDS):
