@@ -54,11 +54,14 @@ def test_the_active_adapter_is_the_one_that_speaks() -> None:
         texts.append(native(model))
         result = engine.generate(prompt(), temperature=0, max_new_tokens=12)
         assert list(result.tokens) == texts[-1]
-    with model.disable_adapter():
-        texts.append(native(model))
-        result = engine.generate(prompt(), temperature=0, max_new_tokens=12)
-        assert list(result.tokens) == texts[-1]
-    assert len({tuple(text) for text in texts}) == 3, "the adapters change nothing"
+    from peft.helpers import rescale_adapter_scale
+
+    for changed in (model.disable_adapter(), rescale_adapter_scale(model, multiplier=-2.0)):
+        with changed:
+            texts.append(native(model))
+            result = engine.generate(prompt(), temperature=0, max_new_tokens=12)
+            assert list(result.tokens) == texts[-1]
+    assert len({tuple(text) for text in texts}) == 4, "the adapters change nothing"
 
 
 @needs_peft

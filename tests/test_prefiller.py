@@ -1,7 +1,7 @@
 """A prompt in parts, or from what is stored, leaves the KV of a prompt in one go: every family."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -501,17 +501,41 @@ def test_taps_of_parts_are_those_of_one_go() -> None:
 # What must not be reused
 
 
-def test_written_weights_make_what_was_kept_another_models() -> None:
+def write_to(values: nn.Linear, factor: float = -1.0) -> None:
+    with torch.no_grad():
+        values.weight.mul_(factor)
+
+
+def replace_by_one_with_its_id(values: nn.Linear) -> None:
+    """As it comes about by itself, now and then: what is gone leaves its id to what comes."""
+    other, made = -values.weight.detach(), list[nn.Parameter]()
+    number, version = id(values.weight), values.weight._version
+    del values.weight
+    while not made or id(made[-1]) != number:
+        made.append(nn.Parameter(other))
+    values.weight = made[-1]
+    while values.weight._version < version:
+        write_to(values, 1.0)
+
+
+def steer(values: nn.Linear) -> None:
+    values.register_forward_hook(lambda module, given, said: -said)
+
+
+@pytest.mark.parametrize("change", [write_to, replace_by_one_with_its_id, steer])
+def test_weights_that_have_changed_make_what_was_kept_another_models(
+    change: Callable[[nn.Linear], None],
+) -> None:
     engine = mmspec.load(FAMILIES["llama"].build(torch.float64), config=STORES)
     inputs = prompt_inputs(FAMILIES["llama"], "text")
     options = {"temperature": 0.0, "max_new_tokens": 8}
     before = engine.generate(inputs, **options)
     assert engine.generate(inputs, **options).stats.reused_tokens > 0
-    with torch.no_grad():
-        engine.target.model.model.layers[0].self_attn.v_proj.weight.mul_(-1.0)
+    change(engine.target.model.model.layers[0].self_attn.v_proj)
     after = engine.generate(inputs, **options)
     assert after.stats.reused_tokens == 0
     assert after.tokens != before.tokens
+    assert engine.generate(inputs, **options).stats.reused_tokens > 0
 
 
 def test_a_familys_refusal_is_said(caplog: pytest.LogCaptureFixture) -> None:

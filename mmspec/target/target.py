@@ -41,6 +41,7 @@ from mmspec.target.skipping import seeing_packing
 from mmspec.target.stateful import Observer, cache_keyword, state_kinds
 from mmspec.target.taps import Hidden, asked_for, late, taken
 from mmspec.target.tower import TextTower
+from mmspec.target.weight_state import WeightState
 from mmspec.tree import TokenTree
 from mmspec.uploads import upload
 
@@ -201,19 +202,9 @@ class Target:
         return getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
 
     @property
-    def fingerprint(self) -> int:
-        """Differs once a weight is written to or replaced, or another adapter is switched on, so
-        that nothing computed before is taken for this model's. Writes past autograd's version
-        counter (`.data`) are not seen."""
-        state: list[object] = []
-        for module in self.model.modules():
-            for name in _ADAPTER_STATE:
-                if name in vars(module):
-                    state.append(str(vars(module)[name]))
-            for weight in module.parameters(recurse=False):
-                version = 0 if weight.is_inference() else weight._version
-                state.append((id(weight), version, weight.dtype, weight.device))
-        return hash(tuple(state))
+    def fingerprint(self) -> WeightState:
+        """That nothing computed before is taken for this model's."""
+        return WeightState.of(self.model)
 
     def new_cache(self, *, watched_queries: int = 0, num_recent: int = 0) -> KVCache:
         """An empty cache, which logs the queries of each row's so many newest tokens; with running
@@ -496,9 +487,6 @@ def input_device(embedding: nn.Module, weight: Tensor) -> torch.device:
     hook = vars(embedding).get("_hf_hook")  # a module looks long for what it does not have
     place = getattr(hook, "execution_device", None)
     return weight.device if place is None else torch.device(place)
-
-
-_ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters")  # of peft's layers
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
