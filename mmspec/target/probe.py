@@ -146,9 +146,10 @@ def _widest(model: PreTrainedModel, trial: _Trial) -> tuple[Target, ProbeReport]
         if found and found[-1][1].shape == "tree":
             return found[-1]
     if not found:
+        drops = "; in training mode dropout draws anew: call model.eval()" if model.training else ""
         raise ModelError(
             f"{type(model).__name__} cannot be decoded: scored through mmspec's cache, masks and "
-            f"positions its logits differ from its own decoding ({'; '.join(failures)})"
+            f"positions its logits differ from its own decoding ({'; '.join(failures)}){drops}"
         )
     return max(found, key=lambda item: item[1].shape == "chain")
 

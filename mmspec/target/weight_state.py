@@ -14,8 +14,9 @@ _OWN = ("mmspec.", "transformers.utils.output_capturing")  # hooks that hand out
 
 @dataclass(frozen=True, eq=False)
 class WeightState:
-    """Differs once a weight is written to or replaced, another adapter is switched on, or a hook
-    comes or goes. Writes past autograd's version counter (`.data`) are not seen."""
+    """Differs once a weight is written to or replaced, another adapter is switched on, a hook comes
+    or goes, or a module is put into training, where it may drop a part of what it says. Writes past
+    autograd's version counter (`.data`) are not seen."""
 
     state: int
     weights: tuple["ref[Tensor]", ...]
@@ -26,6 +27,7 @@ class WeightState:
         weights: list[Tensor] = []
         for module in model.modules():
             own = vars(module)
+            state.append(module.training)
             state += [str(own[name]) for name in _ADAPTER_STATE if name in own]
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 state += _numbers(hooks) if hooks else ()

@@ -20,6 +20,7 @@ from mmspec.kv import KVCache
 from mmspec.state import Prompt
 from mmspec.target import Target
 from mmspec.target.probe import ProbeReport, probe
+from mmspec.target.weight_state import WeightState
 from mmspec.tree import TokenTree
 
 
@@ -181,6 +182,15 @@ def test_a_model_that_is_wrong_on_every_shape_is_refused_with_what_was_seen() ->
     assert message.startswith("KnowsOneCache cannot be decoded")
     for shape in ("tree: off by", "chain: off by", "plain: off by"):
         assert shape in message
+
+
+def test_a_model_whose_dropout_is_on_is_told_to_leave_training() -> None:
+    model = FAMILIES["gpt2"].build(torch.float32).train()
+    trained = WeightState.of(model)
+    with pytest.raises(ModelError, match=r"logits differ .* call model\.eval\(\)"):
+        probe(model)
+    assert probe(model.eval())[1].shape == "tree"
+    assert WeightState.of(model) != trained == WeightState.of(model.train())
 
 
 @pytest.mark.parametrize(
