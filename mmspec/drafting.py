@@ -178,12 +178,21 @@ class DraftSettings:
     max_nodes: int  # drafted nodes a row and step
     watched_queries: int = 0  # newest tokens of a row whose queries the cache keeps for a drafter
     max_states: int | None = None  # nodes of all rows whose running states there is room for
+    rope_border: int | None = None  # tokens beyond which a text's positions are turned otherwise
 
     def nodes_of(self, num_rows: int) -> int:
         """Drafted nodes of each of so many rows. Node 0, which all have, keeps a state too."""
         if self.max_states is None:
             return self.max_nodes
         return min(self.max_nodes, max(self.max_states // num_rows - 1, 0))
+
+    def depth_of(self, row: Drafted) -> int:
+        """Levels of its tree: the target adds a token of its own. No draft takes a text beyond the
+        border, which would turn the positions above it, too."""
+        room, num_tokens = row.room - 1, len(row.tokens)
+        if self.rope_border is None or num_tokens > self.rope_border:
+            return room
+        return min(room, self.rope_border - num_tokens)
 
 
 def tapped_layers(rows: Sequence[Drafted]) -> frozenset[int]:
@@ -242,7 +251,7 @@ def propose(
         for index, tree in zip(asked, proposed, strict=True):
             before = trees[index]
             if tree is not None:
-                cut = fit(tree.cut(rows[index].room - 1))
+                cut = fit(tree.cut(settings.depth_of(rows[index])))
                 trees[index] = cut if before.num_nodes == 1 else fit(before.merge(cut))
             step.learn(index, name, before, trees[index], seconds)
     drafts = [tree.prune(max_nodes) for tree in trees]

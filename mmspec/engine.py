@@ -161,6 +161,7 @@ class Engine:
             max_nodes,
             max(watched, default=0),
             state_bytes // target.state_bytes if target.state_bytes else None,
+            target.rope_border,
         )
         if not self._rule.only_chooses:  # a text depends on its trees: on no other row's, then
             own_share = self._drafts.nodes_of(max_rows)

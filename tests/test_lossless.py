@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from adversary import Adversary
 from families import FAMILIES, layouts_of, prompt_inputs
+from families.text import text_shape
 from matrix import (
     BATCHES,
     COMPRESSED,
@@ -28,6 +30,7 @@ from matrix import (
     must_accept,
     run_cell,
 )
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
@@ -175,3 +178,37 @@ def test_the_image_matters() -> None:
     engine = mmspec.load(model_of("llava", "float64"))
     first, second = (engine.generate(x, temperature=0, max_new_tokens=16) for x in (inputs, other))
     assert first.tokens != second.tokens
+
+
+@pytest.mark.parametrize("choosing", ["host", "device"])
+def test_positions_that_turn_with_the_length_turn_with_each_texts_own(choosing: str) -> None:
+    """Phi's longrope: behind a length all of a forward's positions are turned otherwise, whichever
+    text is so long, or would be by a draft."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [9.0] * 8}
+    torch.manual_seed(0)
+    config = LlamaConfig(**text_shape(), rope_parameters={**rope, **factors})
+    model = LlamaForCausalLM(config).double().eval()
+    asked = [
+        Request(
+            prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=count, seed=count),
+            max_new_tokens=16,
+            temperature=0.0,
+            ignore_eos=True,
+            output_logits=True,
+        )
+        for count in (6, 20, 29, 33)
+    ]
+    decode = {"controller": "fixed", "choosing": choosing, "overlap": "always"}
+    settings = [f"decode.{name}={value}" for name, value in decode.items()]
+    engine = mmspec.load(model, drafter="none", overrides=settings)
+    alone = [engine.generate(one, max_new_tokens=16) for one in asked]
+    ids = [tuple(one.prompt["input_ids"][0].tolist()) for one in asked]  # type: ignore[call-overload,index]
+    truths = {prompt: one.tokens for prompt, one in zip(ids, alone, strict=True)}
+    drafting = mmspec.load(model, drafter=Adversary(truths, 112), overrides=settings)
+    by_itself = [drafting.generate(one) for one in asked]
+    assert sum(one.stats.steps for one in by_itself) < 4 * 15, "nothing was accepted"
+    for found in (by_itself, engine.generate(asked), drafting.generate(asked)):
+        for right, said in zip(alone, found, strict=True):
+            assert said.tokens == right.tokens
+            torch.testing.assert_close(said.logits, right.logits, atol=1e-5, rtol=0)

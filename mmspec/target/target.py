@@ -21,7 +21,13 @@ from mmspec.state import Placement, Prefill, Prompt, Scores
 from mmspec.target import cross
 from mmspec.target.attached import Attachment, Attachments, Attention, ForwardInputs
 from mmspec.target.blocks import Blocks
-from mmspec.target.families import index_layers, mask_rules, prompt_cuts, refuse_unsupported
+from mmspec.target.families import (
+    index_layers,
+    mask_rules,
+    prompt_cuts,
+    refuse_unsupported,
+    rope_border,
+)
 from mmspec.target.forward_lock import forward_lock
 from mmspec.target.found import Found
 from mmspec.target.graphs import (
@@ -90,6 +96,8 @@ class Target:
         self._parameters = inspect.signature(model.forward).parameters
         self._cache_keyword = cache_keyword(model)
         self.cross_layers = cross.cross_layers(model.config)
+        # A text beyond it turns the positions of all in its forward otherwise.
+        self.rope_border = rope_border(model.config)
         # Narrowed where the encoders turn out unusual.
         self.cuts = replace(prompt_cuts(model), has_whole_media=not gives_features(model))
         self._shape: tuple[int, int] | None = None  # (rows, nodes) of all score calls; None: any
@@ -354,14 +362,29 @@ class Target:
         written: Sequence[int] = (),
         ids: Tensor | None = None,
     ) -> list[Scores]:
-        """Scores one tree a row, all in one forward. The nodes' keys are written behind each row's
-        committed tokens, and kept or dropped by `cache.commit`.
+        """Scores one tree a row, all in one forward; texts on both sides of a `rope_border` in two.
+        The nodes' keys are written behind each row's committed tokens, and kept or dropped by
+        `cache.commit`.
 
         With `written`, calls since the last commit have written the first `written[i]` nodes of
         tree i: only the others are computed, on top of those, and only theirs are the scores.
         `ids` (batch, nodes) int64 on the device: the tokens of those, in place of the trees' own,
         which are not known yet. As many of each row."""
         done = list(written) or [0] * len(trees)
+        sides = self._sides(cache, placements)
+        if len(sides) > 1:
+            found: dict[int, Scores] = {}
+            for side in sides:
+                scores = self.score(
+                    [trees[row] for row in side],
+                    cache,
+                    [placements[row] for row in side],
+                    taps=taps,
+                    written=[done[row] for row in side],
+                    ids=None if ids is None else ids[list(side)],
+                )
+                found.update(zip(side, scores, strict=True))
+            return [found[row] for row in range(len(trees))]
         counts = [tree.num_nodes - old for tree, old in zip(trees, done, strict=True)]
         lengths = [cache.length(placement.row) for placement in placements]
         rows = [placement.row for placement in placements]
@@ -406,6 +429,15 @@ class Target:
             Scores(computed.logits[index, :count], hidden.of(index, count))
             for index, count in enumerate(counts)
         ]
+
+    def _sides(self, cache: KVCache, placements: Sequence[Placement]) -> list[list[int]]:
+        """The rows whose positions are turned alike, by their places."""
+        border, places = self.rope_border, range(len(placements))
+        if border is None:
+            return [list(places)]
+        beyond = [cache.length(placement.row) >= border for placement in placements]
+        sides = [[place for place in places if beyond[place] is side] for side in (False, True)]
+        return [side for side in sides if side]
 
     def _by_inputs(self, call: ScoreCall) -> Computed | None:
         """The scores of a call that is replayed, or is padded to the one shape of bitwise mode and
