@@ -14,6 +14,7 @@ row that turns out to have ended drops what was begun for it: it is never commit
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,10 @@ class Overlap:
         begun, self._begun = self._begun, None
         if begun is not None:
             return begun.scores
+        for row in rows:
+            if self._target.crosses(row.prompt, len(row.tokens) - 1):
+                slot = row.placement.row
+                row.attempt(partial(self._target.read_again, row.tokens, self._cache, slot))
         return self._target.score(
             trees, self._cache, [row.placement for row in rows], taps=tapped_layers(rows)
         )
@@ -98,6 +103,8 @@ class Overlap:
         """Commits node 0 of a plain step of `rows`, whose choices are those of `foresight`, and
         begins the next one, unless a row has no room for it, or needs the host to choose."""
         if any(row.room < 2 for row in rows):  # the tokens that are being chosen take one
+            return
+        if any(self._target.crosses(row.prompt, len(row.tokens)) for row in rows):
             return
         chosen = foresight.choices(rows)
         if chosen is None:

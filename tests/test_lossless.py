@@ -12,7 +12,7 @@ import pytest
 import torch
 from adversary import Adversary
 from families import FAMILIES, layouts_of, prompt_inputs
-from families.text import text_shape
+from families.text import text_shape, without_head_dim
 from matrix import (
     BATCHES,
     COMPRESSED,
@@ -30,7 +30,7 @@ from matrix import (
     must_accept,
     run_cell,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import mmspec
 from mmspec.config import CacheConfig, Config, DecodeConfig
@@ -212,3 +212,39 @@ def test_positions_that_turn_with_the_length_turn_with_each_texts_own(choosing: 
         for right, said in zip(alone, found, strict=True):
             assert said.tokens == right.tokens
             torch.testing.assert_close(said.logits, right.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("choosing", ["host", "device"])
+def test_a_text_that_crosses_phis_border_is_generates_own(choosing: str) -> None:
+    """There it computes all keys anew, as of a prompt. transformers 5.17 forgets the text there."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [9.0] * 8}
+    shape = {**without_head_dim(text_shape()), "original_max_position_embeddings": 32}
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM(Phi3Config(**shape, rope_parameters={**rope, **factors}))
+    model = model.double().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4.0 if weight.ndim == 2 else 1.0)  # that keys matter
+    prompts = [
+        prompt_inputs(FAMILIES["llama"], "text", num_text_tokens=count, seed=count)
+        for count in (6, 20, 29, 32, 33)
+    ]
+    said = []
+    for prompt in prompts:
+        text = prompt["input_ids"]
+        last = text.shape[1] + 24
+        for until in (min(33, last), last):
+            if (left := until - text.shape[1]) > 0:
+                options = {"max_new_tokens": left, "do_sample": False, "eos_token_id": None}
+                text = model.generate(text, **options)
+        said.append(text[0].tolist())
+    ids = [tuple(p["input_ids"][0].tolist()) for p in prompts]
+    expected = {one: tuple(text[len(one) :]) for one, text in zip(ids, said, strict=True)}
+    settings = ["decode.controller=fixed", f"decode.choosing={choosing}", "decode.overlap=always"]
+    for drafter in ("none", Adversary(expected, 112)):
+        engine = mmspec.load(model, drafter=drafter, overrides=settings)
+        found = engine.generate(
+            [Request(p, temperature=0.0, max_new_tokens=24, ignore_eos=True) for p in prompts]
+        )
+        assert [one.tokens for one in found] == list(expected.values())

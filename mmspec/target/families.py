@@ -25,6 +25,7 @@ _MEDIA_BLOCKS = ("gemma3", "shieldgemma2")
 _SEE_LATER = ("git", "step3p7", "deepseek_ocr2", "diffusion_gemma")
 _OF_TEXTS = ("input_ids", "attention_mask", "position_ids", "past_key_values")
 _BIASES = ("build_alibi_tensor", "build_mpt_alibi_tensor")  # methods of Bloom's and MPT's decoders
+_READ_AGAIN = ("phi3", "phi4_multimodal", "phimoe")  # by their own generate, at the border
 _ROPE_BY_LENGTH = ("dynamic", "longrope")  # a longer prompt rotates all of its keys anew
 
 
@@ -70,6 +71,12 @@ def rope_border(config: PreTrainedConfig) -> int | None:
     ]
     known = [border for border in borders if isinstance(border, int)]
     return min((b for b in known if context is None or b < context), default=None)
+
+
+def is_read_again(config: PreTrainedConfig) -> bool:
+    """Whether transformers' own generate turns all of a text's keys anew where it crosses the
+    `rope_border`."""
+    return config.model_type in _READ_AGAIN
 
 
 def first_position(config: PreTrainedConfig) -> int:

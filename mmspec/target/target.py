@@ -23,6 +23,7 @@ from mmspec.target.attached import Attachment, Attachments, Attention, ForwardIn
 from mmspec.target.blocks import Blocks
 from mmspec.target.families import (
     index_layers,
+    is_read_again,
     mask_rules,
     prompt_cuts,
     refuse_unsupported,
@@ -98,6 +99,7 @@ class Target:
         self.cross_layers = cross.cross_layers(model.config)
         # A text beyond it turns the positions of all in its forward otherwise.
         self.rope_border = rope_border(model.config)
+        self._is_read_again = is_read_again(model.config)
         # Narrowed where the encoders turn out unusual.
         self.cuts = replace(prompt_cuts(model), has_whole_media=not gives_features(model))
         self._shape: tuple[int, int] | None = None  # (rows, nodes) of all score calls; None: any
@@ -429,6 +431,19 @@ class Target:
             Scores(computed.logits[index, :count], hidden.of(index, count))
             for index, count in enumerate(counts)
         ]
+
+    def crosses(self, prompt: Prompt, num_tokens: int) -> bool:
+        """Whether the text of `prompt` has to be read again (`read_again`) once so many of its
+        tokens are committed and another one follows."""
+        is_text = not prompt.media and not prompt.model_inputs
+        return num_tokens == self.rope_border and self._is_read_again and is_text
+
+    def read_again(self, tokens: Sequence[int], cache: KVCache, row: int) -> None:
+        """Computes all that the row holds anew, as the beginning of `tokens`, which has one token
+        more, and whose positions are turned by its length."""
+        cache.truncate(row, 0)
+        self.prefill(Prompt(torch.tensor(tokens)), cache, row)
+        cache.truncate(row, len(tokens) - 1)
 
     def _sides(self, cache: KVCache, placements: Sequence[Placement]) -> list[list[int]]:
         """The rows whose positions are turned alike, by their places."""
