@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from mmspec.engine import Engine
 
@@ -40,9 +41,12 @@ def meddled(draw: random.Random, case: Case, engine: Engine, shelf: Shelf) -> Ca
 
 @contextmanager
 def rewritten(draw: random.Random, model: Any) -> Iterator[Callable[[], None]]:
-    """Gives what writes some other values into one of the model's weights, as training does, or
-    switches to another adapter where it has some; all is as it was behind it."""
+    """Gives what writes some other values into one of the model's weights, as training does, hangs
+    in a hook, as steering does, or switches to another adapter where it has some; all is as it was
+    behind it."""
     before: dict[nn.Parameter, torch.Tensor] = {}
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks: list[RemovableHandle] = []
     weights = [p for p in model.parameters() if p.ndim == 2]
     adapters = list(getattr(model, "peft_config", ()))
     active = model.active_adapters() if adapters else []
@@ -54,6 +58,9 @@ def rewritten(draw: random.Random, model: Any) -> Iterator[Callable[[], None]]:
             if chosen is not None:
                 model.set_adapter(chosen)
             return
+        if linears and draw.random() < 0.3:
+            hooks.append(draw.choice(linears).register_forward_hook(lambda *told: -told[-1]))
+            return
         weight = draw.choice(weights)
         before.setdefault(weight, weight.detach().clone())
         with torch.no_grad():
@@ -62,6 +69,8 @@ def rewritten(draw: random.Random, model: Any) -> Iterator[Callable[[], None]]:
     try:
         yield rewrite
     finally:
+        for hook in hooks:
+            hook.remove()
         if adapters:
             model.enable_adapters()
             model.set_adapter(active)
