@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmspec.errors import InputError
 from mmspec.inputs.control_strings import control_strings
+from mmspec.inputs.messages import check_text
 
 _Nested = TypeVar("_Nested")
 ControlMode = Literal["neutralise", "refuse", "parse"]
@@ -123,7 +124,8 @@ class ControlTokens:
         return found
 
     def _ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokenised = self._tokenizer(check_text(text), add_special_tokens=False, verbose=False)
+        return tokenised["input_ids"]
 
     def _find(self, text: str) -> Iterable[tuple[int, str]]:
         """(start, string) of every occurrence, the longest at each start; they may overlap."""

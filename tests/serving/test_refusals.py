@@ -20,6 +20,7 @@ def image(**part: Any) -> dict[str, Any]:
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
+HALF = {"function": {"name": "f", "arguments": json.dumps({"a": "\ud83d"})}}
 
 
 def nested() -> dict[str, Any]:
@@ -89,6 +90,7 @@ def nested() -> dict[str, Any]:
         (asked(tools=[nested()], tool_choice="f"), "nested too deep", "tools"),
         (asked(tools=[nested()]), "nested too deep", None),
         (asked(tools=[TOOL]), "chat template does not use them", None),
+        (asked(messages=[{"role": "assistant", "tool_calls": [HALF]}]), "a lone surrogate", None),
         (asked(tools=[TOOL], parallel_tool_calls=False), "how many", "parallel_tool_calls"),
         (asked(response_format={"type": "xml"}), "'xml'", "response_format"),
         (asked(response_format={"type": "json_schema"}), "json_schema", "response_format"),
