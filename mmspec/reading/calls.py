@@ -47,6 +47,7 @@ def _as_call(value: object) -> ToolCall:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("no name, or no arguments")
     name.encode()  # half a character is no part of a name
+    json.dumps(arguments, allow_nan=False)  # what JSON cannot say is no argument
     own = value.get("id")
     return ToolCall(name, arguments, own if isinstance(own, str) and own else new_id())
 
@@ -57,8 +58,7 @@ def as_python_calls(source: str) -> Sequence[ToolCall]:
     try:
         found = [_expression(statement) for statement in ast.parse(source.strip()).body]
         flat = [one for e in found for one in (e.elts if isinstance(e, ast.List) else [e])]
-        # What JSON cannot say is no argument.
-        return as_calls(json.loads(json.dumps([*map(_described, flat)], allow_nan=False)))
+        return as_calls(json.loads(json.dumps([*map(_described, flat)])))
     except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError("no Python") from error
 

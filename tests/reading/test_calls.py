@@ -11,7 +11,13 @@ from mmspec.reading.calls import as_python_calls
 from mmspec.reading.form import form_of
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<b>"}}\n</tool_call>'
-TOOLS = [{"type": "function", "function": {"name": name}} for name in "fg"]
+
+
+def g(y: int) -> None:
+    """A tool may be a function."""
+
+
+TOOLS = [*({"type": "function", "function": {"name": name}} for name in ("f", "天气")), g]
 OTHER = '<tool_call>{"name": "g", "why": 1, "parameters": "{\\"y\\": 1}"}</tool_call>'
 
 
@@ -57,6 +63,8 @@ def test_pieces_of_any_size_give_the_same_text_and_calls(size: int) -> None:
         "null",
         '{"name": "\\ud83d", "arguments": {}}',  # half a character
         '{"name": "f", "arguments": ' + "[" * 99999,
+        '{"name": "f", "arguments": {"x": NaN}}',  # no JSON
+        '{"name": "f", "arguments": "{\\"x\\": [1e999]}"}',
     ],
 )
 def test_what_is_no_call_stays_text(inside: str) -> None:
@@ -77,6 +85,9 @@ def test_a_call_at_the_end_needs_no_closing_tag() -> None:
     [
         (' {"name": "f", "parameters": {"x": 1}}\n', 1),
         ('{ "name" : "f", "arguments": {}}', 1),
+        ('{"name": "天气", "arguments": {}}', 1),
+        ('{"name": "g", "arguments": {}}', 1),
+        ('So: {"name": "f", "arguments": {}}', 0),
         ('{"name": "Bob", "age": 3}', 0),
         ('{"name": "f", "arguments": {}, "why": 1}', 0),
         ('{"name": "f", "arguments": {}} is how', 0),
@@ -88,7 +99,7 @@ def test_a_call_at_the_end_needs_no_closing_tag() -> None:
     ],
 )
 def test_an_answer_that_is_a_call_alone_needs_no_tags(size: int, text: str, calls: int) -> None:
-    reader = hermes(TOOLS)
+    reader, size = hermes(TOOLS), max(size, len(text) // 999)
     told = "".join(said(reader, text[n : n + size]) for n in range(0, len(text), size))
     told += said(reader, is_last=True)
     assert (told, len(reader.calls)) == ("" if calls else text, calls)
@@ -104,16 +115,19 @@ def test_an_answer_that_is_no_call_comes_as_it_is_made() -> None:
 def test_arguments_that_hold_half_a_character_can_be_sent() -> None:
     _, (call,) = read_answer('{"name": "f", "arguments": {"x": "\\ud83d"}}', TOOLS)
     assert json.loads(call.arguments_json.encode()) == call.arguments == {"x": "\ud83d"}
+    _, (call,) = read_answer('{"name": "f", "arguments": {"x": "天气"}}', TOOLS)
+    assert call.arguments_json == '{"x": "天气"}'
 
 
-def test_parts_stand_in_the_order_of_the_text() -> None:
-    reader = hermes(TOOLS)
-    parts = reader.parts(f"a {CALL}{OTHER} b") + reader.parts("", is_last=True)
+@pytest.mark.parametrize("before", ["a ", '{"name": "f", '])
+def test_parts_stand_in_the_order_of_the_text(before: str) -> None:
+    reader, bare = hermes(TOOLS), '{"name": "f", "arguments": {}}'
+    parts = reader.parts(f"{before}{CALL}{OTHER}{bare}") + reader.parts("", is_last=True)
     assert [part.name if isinstance(part, ToolCall) else part for part in parts] == [
-        "a ",
+        before,
         "f",
         "g",
-        " b",
+        bare,  # not alone
     ]
 
 
@@ -129,22 +143,24 @@ def test_what_a_tool_is_matters_only_where_its_call_has_no_marks() -> None:
         ("f(a=-1)\ng.h(b=[true, null, {'c': False}])", [
             ("f", {"a": -1}), ("g.h", {"b": [True, None, {"c": False}]}),
         ]),
-        ('[{"name": "f", "arguments": {"a": true}}]', [("f", {"a": True})]),
+        ('[{"name": "f", "arguments": {"a": true}, "id": ""}]', [("f", {"a": True})]),
         ("f(a=(1, 2))", [("f", {"a": [1, 2]})]),
     ],
 )  # fmt: skip
 def test_calls_in_python_have_values_of_json(
     source: str, expected: list[tuple[str, dict[str, Any]]]
 ) -> None:
-    assert [(one.name, one.arguments) for one in as_python_calls(source)] == expected
+    calls = as_python_calls(source)
+    assert [(one.name, one.arguments) for one in calls] == expected and all(one.id for one in calls)
 
 
 @pytest.mark.parametrize(
     "source",
     [
         "", "[]", "f", "f(1)", "f(**{'a': 1})", "f(a=g())", "f(a=b)", "f(a={1, 2})", "f(a=b'x')",
-        "f(a=1e999)", "f(a=1j)", "x = f(a=1)", "(lambda: 0)()", "f(a='x' * 9)", "f(a='\0')",
-        "f(a={**{}})", "f(a={(1, 2): 3})", "f(a=" + "[" * 99999, "f(a=" + "-" * 99999 + "1)",
+        "f(a=1e999)", "f(a=1j)", "x = f(a=1)", '{"function": 1}',
+        "(lambda: 0)()", "f(a='x' * 9)", "f(a='\0')", "f(a={**{}})", "f(a={(1, 2): 3})",
+        "f(a=" + "[" * 99999, "f(a=" + "-" * 99999 + "1)",
         "f(a=" + "9" * 9999 + ")", "import os", "f(a='",
     ],
 )  # fmt: skip
