@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from mmspec.inputs.template import ToolSpec
 from mmspec.reading.calls import ToolCall, as_calls
 
-_BLANKS = 200  # in the beginning of a call; more of them only hold more text back
+_LOOKED_AT = 400  # characters: where a call's beginning is longer, only more text is held back
 _KEYS = ({"name", "arguments"}, {"name", "parameters"})
 
 
@@ -20,7 +20,6 @@ class BareCall:
             for name in self._names
             for key in ("arguments", "parameters")
         ]
-        self._looked_at = _BLANKS + max(map(len, self._heads), default=0)
         self._held = ""
         self._may_be = True
 
@@ -33,7 +32,7 @@ class BareCall:
         if not (self._may_be and (self._held or text)):
             return text
         self._held += text
-        begun = _unspaced(self._held.lstrip()[: self._looked_at])
+        begun = _unspaced(self._held.lstrip()[:_LOOKED_AT])
         if any(head.startswith(begun) or begun.startswith(head) for head in self._heads):
             return ""
         return self.give_up()

@@ -21,6 +21,8 @@ def test_reasoning_text_and_typed_calls_are_told_apart(name: str) -> None:
     whole = reader_of(family)
     parts = told(whole.parts(family.answer, is_last=True))
     assert parts == [("reasoning", "Let me see."), ("text", "Well."), CALLED]
+    own_id = {"kimi": "functions.get_weather:0", "mistral": "abcdefghi"}.get(name, "call_")
+    assert whole.calls[0].id.startswith(own_id)
     (span,) = whole.reasoning_spans
     assert family.answer[span.start : span.stop] == "Let me see."
     for size in (1, 2, 5):
@@ -146,11 +148,13 @@ def test_an_answer_without_its_family_s_marks_is_text() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_what_a_mark_stood_between_is_no_mark(size: int) -> None:
-    reader, answer, parts = reader_of(FAMILIES["kimi"]), "a <|im<|im_end|>_end|> b <|im_", []
-    for start in range(0, len(answer), size):
-        parts += reader.parts(answer[start : start + size])
-    assert told([*parts, *reader.parts("", is_last=True)]) == [("text", "a <|im_end|> b <|im_")]
+@pytest.mark.parametrize("before", ["", "<think>Hm <|im_</think>"])
+def test_what_a_mark_stood_between_is_no_mark(before: str, size: int) -> None:
+    reader, answer = reader_of(FAMILIES["kimi"]), f"{before}a <|im<|im_end|>_end|> b <|im_"
+    parts = [p for n in range(0, len(answer), size) for p in reader.parts(answer[n : n + size])]
+    thought = [("reasoning", "Hm <|im_")] if before else []
+    said = ("text", "a <|im_end|> b <|im_")
+    assert told([*parts, *reader.parts("", is_last=True)]) == [*thought, said]
 
 
 def test_a_bare_call_may_follow_reasoning() -> None:
@@ -192,6 +196,9 @@ def test_a_template_that_is_none_is_told_and_left_aside(caplog: pytest.LogCaptur
     tokenizer.response_template = {"fields": {}}
     form = form_of(tokenizer, "</think>", has_tools=False)
     assert "reasoning_content" in form.template.fields and "left aside" in caplog.text
+    caplog.clear()
+    form_of(tokenizer_of(), "</think>", has_tools=False)
+    assert not caplog.text
 
 
 def test_only_families_with_special_marks_are_decoded_with_them() -> None:

@@ -1,12 +1,13 @@
 """How one request's answers are read: of an engine, and by what the request itself asks for."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from integrations.frameworks import ADD, CALL, THINKING_TEMPLATE, saying
+from integrations.frameworks import ADD, CALL, THINKING_TEMPLATE, TOOL_TEMPLATE, saying
 from torch import Tensor
 from transformers import LogitsProcessor
 
@@ -84,6 +85,31 @@ class Grammar(LogitsProcessor):
     def behind(self, thought: Thought) -> "Grammar":
         self.thoughts.append(thought)
         return self
+
+
+def test_a_raw_prompt_has_an_answer_of_no_form(thinker: mmspec.Engine) -> None:
+    arguments = {"chat_template": HARMONY_TEMPLATE}
+    for raw in (False, True):
+        request = replace(thinker.prepare("Hi", raw=raw), template_arguments=arguments)
+        assert Reading(thinker.inputs, request).may_reason != raw
+
+
+def test_calls_of_a_model_that_never_thinks_are_read_in_its_form(thinker: mmspec.Engine) -> None:
+    asked = {**options(thinker, 'Well.[TOOL_CALLS]add[ARGS]{"a": 1}'), "tools": [ADD]}
+    asked["template_arguments"] = {"chat_template": f"{TOOL_TEMPLATE}{{# [TOOL_CALLS] #}}"}
+    answer = thinker.answer("Hi", **asked)
+    assert answer.text == "Well." and [call.name for call in answer.calls] == ["add"]
+
+
+@pytest.mark.parametrize(("begun", "num_marks"), [("", [1]), ("<think>\n", [0]), ("</think>", [])])
+def test_a_grammar_is_told_of_the_reasoning_that_the_prompt_leaves_to_come(
+    thinker: mmspec.Engine, begun: str, num_marks: list[int]
+) -> None:
+    template = THINKING_TEMPLATE.replace("<|assistant|>{% endif", f"<|assistant|>{begun}{{% endif")
+    grammar, arguments = Grammar(), {"chat_template": template + "{# </think> #}"}
+    request = thinker.prepare("Hi", template_arguments=arguments, logits_processors=[grammar])
+    Reading(thinker.inputs, request)
+    assert [len(one.opening) > 0 for one in grammar.thoughts] == num_marks
 
 
 def test_marks_are_tokenised_by_one_thread_at_a_time(

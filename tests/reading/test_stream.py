@@ -8,7 +8,7 @@ import pytest
 from mmspec.reading import AnswerPieces, AnswerReader
 from mmspec.stream import Piece
 
-from .families import FAMILIES, TOOLS, reader_of, told
+from .families import FAMILIES, TOOLS, Family, reader_of, told
 
 
 class Cut:
@@ -50,12 +50,14 @@ def test_what_is_held_back_is_not_told_once_it_is_closed() -> None:
 
 
 @pytest.mark.parametrize("tools", [TOOLS, ()], ids=["tools", "no tools"])
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", [*sorted(FAMILIES), "no call"])
 def test_each_character_is_told_with_who_drafted_it(name: str, tools: list[object]) -> None:
-    answer, rng = FAMILIES[name].answer, random.Random(name)
-    expected = told(reader_of(FAMILIES[name], tools).parts(answer, is_last=True))
+    begun = Family("", '{"name": "ping", "arguments": {}} is how')
+    family, rng = FAMILIES.get(name, begun), random.Random(name)
+    answer = family.answer
+    expected = told(reader_of(family, tools).parts(answer, is_last=True))
     for _ in range(20):
-        cut = Cut(answer, reader_of(FAMILIES[name], tools), rng)
+        cut = Cut(answer, reader_of(family, tools), rng)
         pieces = list(AnswerPieces(cut, cut))  # type: ignore[arg-type]
         for kind, is_reasoning in (("reasoning", True), ("text", False)):
             texts = [str(text) for own, text in expected if own == kind]
