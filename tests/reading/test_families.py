@@ -107,6 +107,8 @@ def test_reasoning_is_what_an_answer_begins_with(
 ) -> None:
     reader = reader_of(FAMILIES["qwen3"], beginning=beginning)
     assert told(reader.parts(answer, is_last=True)) == expected
+    thought = "".join(answer[span.start : span.stop] for span in reader.reasoning_spans)
+    assert thought == "".join(text for kind, text in expected if kind == "reasoning")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,7 @@ def test_what_a_prompt_has_begun_of_its_answer_is_found(prompt: str, beginning: 
         "<function=get_weather><parameter=city>Paris</parameter>",
         "<tool_call>ping</tool_call>",
         "Say </function> and </tool_call>.",
+        "</tool_call> ends it.",
     ],
 )
 def test_what_looks_like_a_call_of_tags_stays_text(answer: str) -> None:

@@ -41,19 +41,18 @@ class Cut:
 
 def test_what_is_held_back_is_not_told_once_it_is_closed() -> None:
     cut = Cut("Well.<t", reader_of(FAMILIES["qwen3"], TOOLS), random.Random(0), [6])
-    pieces = AnswerPieces(cut, cut)  # type: ignore[arg-type]
     told = ""
-    while told != "Well.":
-        told += next(pieces).text
-    pieces.close()
-    assert list(pieces) == []
+    with AnswerPieces(cut, cut) as pieces:  # type: ignore[arg-type]
+        while told != "Well.":
+            told += next(pieces).text
+    assert list(pieces) == list(cut) == [], "it decodes no more"
 
 
 @pytest.mark.parametrize("tools", [TOOLS, ()], ids=["tools", "no tools"])
 @pytest.mark.parametrize("name", [*sorted(FAMILIES), "no call"])
 def test_each_character_is_told_with_who_drafted_it(name: str, tools: list[object]) -> None:
-    begun = Family("", '{"name": "ping", "arguments": {}} is how')
-    family, rng = FAMILIES.get(name, begun), random.Random(name)
+    begun = '{"name": "ping", "arguments": {}} <tool_call>no</tool_call> <tool'
+    family, rng = FAMILIES.get(name, Family("", begun)), random.Random(name)
     answer = family.answer
     expected = told(reader_of(family, tools).parts(answer, is_last=True))
     for _ in range(20):
