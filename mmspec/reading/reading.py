@@ -117,8 +117,12 @@ class Reading:
 
     def _formed(self, request: Request, form: Form, inputs: InputProcessor) -> Request:
         """The request for answers of this form, where it can have them."""
-        prompt = request.prompt.text if isinstance(request.prompt, Prompt) else None
-        beginning = form.beginning(prompt or "")
+        beginning = ""
+        if isinstance(request.prompt, Prompt):
+            text = request.prompt.text  # of a prompt that came as tokens there is none
+            if text is None:
+                text = inputs.tokenizer.decode(request.prompt.token_ids)
+            beginning = form.beginning(text)
         processors = request.logits_processors
         if any(isinstance(one, Guide) for one in processors):
             thought = _tokens_around(form, inputs)

@@ -63,6 +63,15 @@ def test_of_a_processed_prompt_too(thinker: mmspec.Engine) -> None:
     assert answer.text == "Well." and [call.name for call in answer.calls] == ["add"]
 
 
+def test_a_processed_prompt_may_have_opened_the_reasoning(thinker: mmspec.Engine) -> None:
+    opened = THINKING_TEMPLATE.replace("<|assistant|>{% endif", "<|assistant|><think>\n{% endif")
+    asked = options(thinker, "<think>\nHm.</think>Well.")  # the prompt says the first of it
+    asked["template_arguments"] = {"chat_template": opened + "{# </think> #}"}
+    prompt = {"input_ids": thinker.prepare("Hi", **asked).prompt.token_ids[None]}
+    answer = thinker.answer(prompt, **asked)
+    assert (answer.reasoning, answer.text) == ("Hm.", "Well.")
+
+
 def test_a_streamed_answer_stays_as_it_was_read(thinker: mmspec.Engine) -> None:
     """A call that has no id of its own keeps the one that it was given."""
     asked = {**options(thinker, f"Well.{CALL}"), "tools": [ADD]}
