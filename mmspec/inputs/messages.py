@@ -62,7 +62,7 @@ def build_conversation(
     becomes the first message. An empty begun assistant turn is dropped, since it is the same as
     none.
     Raises InputError: an unknown role or part, counts of placeholders and media that
-    differ, an empty conversation.
+    differ, an empty conversation, one that ends with calls.
     """
     given = {"images": images, "videos": videos, "audio": audio}
     loose = {kind: media_list(field, given[field]) for kind, field in _FIELDS.items()}
@@ -83,6 +83,12 @@ def build_conversation(
     messages = [reader.read_message(message) for message in prompt]
     if messages and messages[-1]["role"] == "assistant" and _is_blank(messages[-1]):
         messages.pop()
+    if messages and messages[-1]["role"] == "assistant" and messages[-1].get("tool_calls"):
+        # Templates write calls behind the text: to go on with that is to leave them out.
+        raise InputError(
+            "the last message calls tools; expected messages of the role 'tool' behind it, with "
+            "what they said"
+        )
     if all(_is_blank(message) for message in messages if message["role"] != "system"):
         raise InputError("the prompt is empty; expected a text or a medium in a message")
     for kind, gaps in reader.gaps.items():
@@ -150,7 +156,7 @@ class _Reader:
             parts = [{"type": "text", "text": check_text(content)}] if content else []
         elif isinstance(content, Iterable) and not isinstance(content, bytes | Mapping):
             parts = [self._read_part(part) for part in content]
-        elif content is not None or not (role == "assistant" and len(message) > 2):
+        elif content is not None or role != "assistant" or message.keys() <= {"role", "content"}:
             raise InputError(
                 f"the {role} message has content of type {type(content).__name__}; expected a "
                 "string or a list of parts"

@@ -60,6 +60,10 @@ def test_other_forms_of_text_video_and_base64_are_read() -> None:
     assert conversation.images == ("data:image/*;base64,QUJD",)
 
 
+def user(*parts: object) -> list[Message]:
+    return [{"role": "user", "content": list(parts)}]
+
+
 def test_gaps_take_the_loose_images_in_order() -> None:
     messages: list[Message] = [
         {"role": "user", "content": [{"type": "image"}, {"type": "image", "path": "own.png"}]},
@@ -89,10 +93,9 @@ def test_other_keys_travel_and_none_is_dropped() -> None:
         "tool_calls": [{"id": 1}],
     }
     assert conversation.messages[2]["name"] == "f"
-
-
-def user(*parts: object) -> list[Message]:
-    return [{"role": "user", "content": list(parts)}]
+    without: Message = {"role": "assistant", "tool_calls": [{"id": 1}]}
+    (_, told, _) = build_conversation([*user(TEXT), without, *user(TEXT)]).messages
+    assert told == {**without, "content": []}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,12 @@ def user(*parts: object) -> list[Message]:
         ([{"role": "robot", "prompt": "x"}], {}, ["'robot'"]),
         (["x"], {}, ["type str", '"role"']),
         ([{"role": "user", "content": None}], {}, ["NoneType", "list of parts"]),
+        ([{"role": "assistant", "content": None}], {}, ["NoneType", "list of parts"]),
+        (
+            [*user(TEXT), {"role": "assistant", "content": "I", "tool_calls": [{"id": 1}]}],
+            {},
+            ["calls tools", "'tool'"],
+        ),
         ([{"role": "user", "content": 3}], {}, ["int"]),
         ([{"role": "user", "content": b"x"}], {}, ["content of type bytes"]),
         ([{"role": "user", "content": TEXT}], {}, ["content of type dict"]),

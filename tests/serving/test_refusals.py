@@ -20,7 +20,8 @@ def image(**part: Any) -> dict[str, Any]:
 
 
 TOOL = {"type": "function", "function": {"name": "f"}}
-HALF = {"function": {"name": "f", "arguments": json.dumps({"a": "\ud83d"})}}
+_HALF = {"name": "f", "arguments": json.dumps({"a": "\ud83d"})}
+HALF = {"role": "assistant", "tool_calls": [{"function": _HALF}]}
 
 
 def nested() -> dict[str, Any]:
@@ -90,7 +91,7 @@ def nested() -> dict[str, Any]:
         (asked(tools=[nested()], tool_choice="f"), "nested too deep", "tools"),
         (asked(tools=[nested()]), "nested too deep", None),
         (asked(tools=[TOOL]), "chat template does not use them", None),
-        (asked(messages=[{"role": "assistant", "tool_calls": [HALF]}]), "a lone surrogate", None),
+        (asked(messages=[HALF, {"role": "tool", "content": ""}]), "a lone surrogate", None),
         (asked(tools=[TOOL], parallel_tool_calls=False), "how many", "parallel_tool_calls"),
         (asked(response_format={"type": "xml"}), "'xml'", "response_format"),
         (asked(response_format={"type": "json_schema"}), "json_schema", "response_format"),
