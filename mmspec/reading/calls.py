@@ -46,9 +46,9 @@ def _as_call(value: object) -> ToolCall:
         arguments = json.loads(arguments)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise ValueError("no name, or no arguments")
-    name.encode()  # half a character is no part of a name
-    json.dumps(arguments, allow_nan=False)  # what JSON cannot say is no argument
     own = value.get("id")
+    f"{name}{own}".encode()  # half a character is no part of them
+    json.dumps(arguments, allow_nan=False)  # what JSON cannot say is no argument
     return ToolCall(name, arguments, own if isinstance(own, str) and own else new_id())
 
 
