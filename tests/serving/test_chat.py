@@ -33,7 +33,7 @@ def streamed(client: TestClient, body: dict[str, Any], path: str = CHAT) -> list
         ({"logit_bias": {"70": 100}}, {"logit_bias": {70: 100}}),
         ({"seed": -1}, {"seed": 2**64 - 1}),
         ({"speculate": False}, {"speculate": False}),
-        ({"max_completion_tokens": 24, "user": "me", "stop": None}, {}),
+        ({"max_completion_tokens": 24, "user": "me", "stop": ["\u2603"] * 16}, {}),
     ],
 )  # fmt: skip
 def test_the_text_is_that_of_generate(
@@ -143,7 +143,7 @@ def test_passages_are_drafted_from_and_namespaces_kept_apart(
     client: TestClient, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "Bob sold 4 plums to Carl, and Anna 3 pears."
-    make_it_say(engine, words, monkeypatch)
+    prompts = make_it_say(engine, words, monkeypatch)
     body = asked(max_tokens=200, ignore_eos=False, namespace="first")
     plain = client.post(CHAT, json=body).json()
     beside = [{"text": f"Entry: {words}", "source": "ledger", "in_prompt": False}]
@@ -156,15 +156,17 @@ def test_passages_are_drafted_from_and_namespaces_kept_apart(
         for name in ("first", "other")
     ]
     assert cached[0]["cached_tokens"] > 0 == cached[1]["cached_tokens"]
-    read = client.post(CHAT, json={**body, "passages": ["A text that is read."]}).json()
-    assert read["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+    passages = ["A text that is read.", {"text": "Another.", "source": "a ledger"}]
+    client.post(CHAT, json={**body, "passages": passages})
+    assert prompts[-1] is not None
+    assert all(one in prompts[-1] for one in ("A text that is read.", "Another.", "a ledger"))
 
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_tools_reach_the_template_and_calls_come_back(
     client: TestClient, engine: mmspec.Engine, monkeypatch: pytest.MonkeyPatch, streams: bool
 ) -> None:
-    prompts = make_it_say(engine, f"I add. {CALL}", monkeypatch)
+    prompts = make_it_say(engine, f"I add. {CALL}{CALL}", monkeypatch)
     earlier = {
         "role": "assistant",
         "content": None,
@@ -180,20 +182,22 @@ def test_tools_reach_the_template_and_calls_come_back(
     body = asked(messages=messages, tools=[ADD], max_tokens=200, ignore_eos=False)
     if not streams:
         (choice,) = client.post(CHAT, json=body).json()["choices"]
-        (call,) = choice["message"]["tool_calls"]
+        calls = choice["message"]["tool_calls"]
         assert choice["message"]["content"] == "I add."
         reason = choice["finish_reason"]
     else:
         choices = [chunk["choices"][0] for chunk in streamed(client, body)]
-        (call,) = [c for one in choices for c in one["delta"].get("tool_calls", ())]
-        assert call.pop("index") == 0
+        calls = [c for one in choices for c in one["delta"].get("tool_calls", ())]
+        assert [call.pop("index") for call in calls] == [0, 1]
         text = "".join(one["delta"].get("content", "") for one in choices)
         assert text.strip() == "I add."
         reason = choices[-1]["finish_reason"]
     assert reason == "tool_calls"
-    assert call["type"] == "function" and call["id"].startswith("call_")
-    assert call["function"]["name"] == "add"
-    assert json.loads(call["function"]["arguments"]) == {"a": 1, "b": 2}
+    assert len({call["id"] for call in calls}) == len(calls) == 2
+    for call in calls:
+        assert call["type"] == "function" and call["id"].startswith("call_")
+        assert call["function"]["name"] == "add"
+        assert json.loads(call["function"]["arguments"]) == {"a": 1, "b": 2}
     assert prompts[-1].startswith("<s>add<|user|>") and '[add {"a": 5}]<|tool|>6' in prompts[-1]
     client.post(CHAT, json={**body, "tool_choice": "none"})
     assert not prompts[-1].startswith("<s>add")

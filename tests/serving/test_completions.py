@@ -23,7 +23,10 @@ def test_prompts_go_in_as_they_are(client: TestClient, engine: mmspec.Engine) ->
 def test_a_stream_adds_up_to_the_whole_answer(client: TestClient) -> None:
     body = {"prompt": ["abc", "abd"], "max_tokens": 9, "logprobs": 2, **SAMPLED}
     whole = client.post(TEXT, json=body).json()
-    chunks = events(client.post(TEXT, json={**body, "stream": True}).text)
+    stream_options = {"include_obfuscation": False}
+    chunks = events(
+        client.post(TEXT, json={**body, "stream": True, "stream_options": stream_options}).text
+    )
     assert {chunk["object"] for chunk in chunks} == {"text_completion"}
     for expected in whole["choices"]:
         own = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == expected["index"]]
@@ -35,8 +38,8 @@ def test_a_stream_adds_up_to_the_whole_answer(client: TestClient) -> None:
 
 
 def test_a_prediction_is_a_text(client: TestClient) -> None:
-    body = {"prompt": "abc", "max_tokens": 9, **SAMPLED}
+    body = {"prompt": "abc", "max_tokens": 9, "n": 4, **SAMPLED}
     plain = client.post(TEXT, json=body).json()
     helped = client.post(TEXT, json={**body, "prediction": "xyz"}).json()
     assert helped["choices"][0]["text"] == plain["choices"][0]["text"]
-    assert sum(helped["usage"]["completion_tokens_details"].values()) == 3
+    assert sum(helped["usage"]["completion_tokens_details"].values()) == 4 * 3

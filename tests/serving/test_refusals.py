@@ -37,7 +37,12 @@ def nested() -> dict[str, Any]:
     [
         ([], "expected a JSON object", None),
         ({}, "a list of one or more messages", "messages"),
+        (asked(messages=[]), "a list of one or more messages", "messages"),
         (asked(messages=[3]), "messages[0]", "messages[0]"),
+        (asked(messages=[{"role": "user", "nmae": "b"}]), "unknown field 'nmae'", "nmae"),
+        (asked(messages=[{"role": "user", "content": [3]}]), '"text": "..."', None),
+        (asked(messages=[{"tool_calls": [3]}]), "a call of a function", None),
+        (asked(messages=[{"tool_calls": [{"function": 3}]}]), "a call of a function", None),
         (asked(messages=[{"role": "king", "content": "a"}]), "role 'king'", None),
         (asked(messages=[{"role": "user", "content": 3}]), "a text or a list of parts", None),
         (asked(temperature=-1), "temperature=-1", "temperature"),
@@ -99,6 +104,8 @@ def nested() -> dict[str, Any]:
         (asked(prediction="a"), "expected an object", "prediction"),
         (asked(prediction={"type": "content"}), '"content": "..."', "prediction"),
         (asked(stream_options={"include_usage": True}), "stream=true", "stream_options"),
+        (asked(stream_options={"usage": True}, stream=True), "unknown field 'usage'", "usage"),
+        (asked(modalities=["audio"]), "expected ['text']", "modalities"),
         (asked(chat_template_kwargs={"chat_template": "x"}), "switches", "chat_template_kwargs"),
         (asked(passages=[{"txt": "a"}]), "passages", "passages"),
         (asked(passages=[{"text": "a", "path": "b"}]), "unknown field 'path'", "path"),
@@ -253,7 +260,9 @@ def test_what_openai_s_client_may_send_has_an_answer(client: TestClient) -> None
 
 def test_what_an_assistant_refused_to_say_is_a_part_of_the_chat(client: TestClient) -> None:
     refusal = [{"type": "refusal", "refusal": "No."}]
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": refusal}]
+    # As the client gives an answer back.
+    said = {"role": "assistant", "refusal": "No.", "annotations": [], "tool_calls": None}
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "a"}, said]
     messages.append({"role": "user", "content": "b"})
     answers = []
     for content in (refusal, "No."):
