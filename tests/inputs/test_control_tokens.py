@@ -109,6 +109,7 @@ def test_what_only_the_normaliser_makes_a_control_token_is_found() -> None:
     for text in ("x [TURN] y", f"x [tu{INVISIBLE}rn] y"):  # lowered; invisible ones dropped
         assert turn in tokenizer(text)["input_ids"]
         assert turn not in tokenizer(neutralise(text, tokenizer))["input_ids"]
+        assert control_of("wordpiece").count(text)[turn] == 1  # so that what joins to it is seen
 
 
 def test_unknown_characters_are_no_attack() -> None:
