@@ -8,7 +8,7 @@ from mmspec.beginnings import num_shared
 from mmspec.integrations.answer import usage as answer_usage
 from mmspec.requests import Result
 
-_MANY = 2**24  # pairs of tokens from which on frequent ones are no beginnings of a match
+_MANY = 2**20  # pairs of tokens from which on frequent ones are no beginnings of a match
 
 
 def usage(
@@ -44,6 +44,8 @@ def num_found(predicted: Sequence[int], tokens: Sequence[int]) -> int:
     alone, whoever drafted them."""
     start = num_shared(predicted, tokens)
     one, other = predicted[start:], tokens[start:]
+    end = num_shared(one[::-1], other[::-1])
+    one, other = one[: len(one) - end], other[: len(other) - end]
     is_long = len(one) * len(other) > _MANY
     blocks = SequenceMatcher(None, one, other, autojunk=is_long).get_matching_blocks()
-    return start + sum(block.size for block in blocks)
+    return start + end + sum(block.size for block in blocks)
