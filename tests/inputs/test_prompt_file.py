@@ -103,13 +103,15 @@ def test_recordings_are_named_as_images_are(tmp_path: Path) -> None:
         '{"prompt": "two", "audio": ["/b.wav", "https://a/c.wav"], "image": "d.png"}\n'
         '{"prompt": "three", "audio": {"path": "a.wav", "bytes": null}}\n'
         '{"prompt": "four", "audio": {"array": [0, 0.5], "sampling_rate": 8000}}\n'
+        '{"prompt": "five", "audio": [{"array": [1, -1]}, {"array": [2, 0.5]}, {"array": []}]}\n'
     )
-    one, two, three, four = read_prompts(file)
+    one, two, three, four, five = read_prompts(file)
     assert one.audio == three.audio == (str(tmp_path / "a.wav"),) and not one.images
     assert two.audio == ("/b.wav", "https://a/c.wav") and two.images == (str(tmp_path / "d.png"),)
     (given,) = four.audio
     assert isinstance(given, dict) and given["sampling_rate"] == 8000
     assert given["array"].tolist() == [0, 0.5]
+    assert [one["array"].tolist() for one in five.audio] == [[1, -1], [2, 0.5], []]
 
 
 def test_paths_in_messages_are_from_the_file_s_folder_on(tmp_path: Path) -> None:
