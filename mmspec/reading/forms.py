@@ -291,9 +291,10 @@ KNOWN = (
                 "content": "json",
                 "transform": {"type": "function", "function": "{content}"},
             },
-            "content": {},
         },
+        ("<tool_call>", "</tool_call>"),
     ),
+    Known("", {"content": {}}),
 )
 
 # What a prompt ends with, before the answer: a template's opening of the model's turn, or the

@@ -210,5 +210,8 @@ def test_only_families_with_special_marks_are_decoded_with_them() -> None:
         assert form.shows_special == bool(family.special), name
     form = form_of(tokenizer_of(("[TOOL_CALLS]",)), "[TOOL_CALLS]", has_tools=False)
     assert not form.shows_special, "its marks are of calls alone"
+    tuned = tokenizer_of(("<tool_call>", "</tool_call>"))  # as some make Hermes' marks
+    for has_tools in (False, True):
+        assert form_of(tuned, "", has_tools=has_tools).shows_special == has_tools
     plain = Family("", "")
     assert told(reader_of(plain).parts("<think>", is_last=True)) == [("text", "<think>")]
