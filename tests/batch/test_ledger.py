@@ -62,7 +62,7 @@ def test_a_whole_last_line_without_its_end_is_an_answer(tmp_path: Path, end: byt
     with Ledger(path, run="r") as ledger:
         assert ledger.answered == {"a"}
         ledger.write({"id": "b", "text": "B"})
-    assert [line["id"] for line in lines(path)] == ["a", "b"]
+        assert [line["id"] for line in lines(path)] == ["a", "b"], "a kill costs nothing"
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.TSV", "out.parquet", "out.jsonl.gz"])
