@@ -42,7 +42,7 @@ class AnswerReader:
         self.calls: list[ToolCall] = []
         self._regions: Regions | Unparted = Unparted()
         if is_as_known():
-            self._regions = Regions(form.template, beginning, [*_schemas(tools)])
+            self._regions = Regions(form.template, beginning, [*_schemas(tools)], unseen)
         self._bare = BareCall(tools)
         self._hidden = {False: _Hidden(unseen), True: _Hidden(unseen)}  # by whether it is reasoning
         self._outside = ""  # what the template has no place for

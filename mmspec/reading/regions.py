@@ -39,12 +39,18 @@ class Regions(ResponseParser):
     """
 
     def __init__(
-        self, template: ResponseTemplate, beginning: str, tools: Sequence[Mapping[str, Any]]
+        self,
+        template: ResponseTemplate,
+        beginning: str,
+        tools: Sequence[Mapping[str, Any]],
+        unseen: Sequence[str] = (),
     ) -> None:
-        """`beginning`: what of the answer its prompt has written already."""
+        """`beginning`: what of the answer its prompt has written already. `unseen`: marks that no
+        text holds."""
         self.spans: dict[str, list[range]] = {}  # of the answer's text, by fields that are text
         self._opened_at = (0, 0)  # the beginning and the end of the region's opening mark
         self._is_behind_call = False
+        self._unseen = unseen
         super().__init__(template, prefix="", tools=list(tools))
         self._num_begun = len(beginning)
         super().feed(beginning)
@@ -92,7 +98,12 @@ class Regions(ResponseParser):
         source = self._buffer[max(self._opened_at[0], self._num_begun) : self._pos]
         try:
             calls = self._calls(self._spec.fields[name])
-        except _BROKEN:
+        except _BROKEN as error:
+            why = getattr(error.__cause__, "msg", "")  # of JSON
+            is_text = self._mark and not any(one in self._mark for one in self._unseen)
+            if is_text and why.startswith("Unterminated string"):
+                self._body += self._mark  # which stands in a string, and ends nothing
+                return
             events.append(Chunk("content", source))
             calls = ()
         self._is_behind_call = bool(calls)
@@ -116,11 +127,16 @@ class Regions(ResponseParser):
     def _check_whole(self, field: ResponseTemplateField) -> None:
         """Raises ValueError for a call that is cut off, and for text between its tags. JSON says
         itself whether it is whole, and some models end on it."""
-        is_closed = self._opened_at[1] + len(self._body) < self._pos
         pattern = field.content_args.get("tag_pattern", "")
         left = regex.sub(pattern, "", self._body, flags=regex.DOTALL)
-        if field.content != "json" and not (is_closed and not _TAG.sub("", left).strip()):
+        if field.content != "json" and not (self._mark and not _TAG.sub("", left).strip()):
             raise ValueError("no call")
+
+    @property
+    def _mark(self) -> str:
+        """Behind the region that ends; "" where what follows it has closed it, or the answer's
+        end."""
+        return self._buffer[self._opened_at[1] + len(self._body) : self._pos]
 
     def _own(self, start: int, stop: int) -> range:
         """A part of the buffer, as one of the answer."""

@@ -10,7 +10,7 @@ from mmspec.reading import AnswerReader, ToolCall
 from mmspec.reading.calls import as_python_calls
 from mmspec.reading.form import form_of
 
-CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "<b>"}}\n</tool_call>'
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "</tool_call>"}}\n</tool_call>'
 
 
 def g(y: int) -> None:
@@ -41,12 +41,12 @@ def test_pieces_of_any_size_give_the_same_text_and_calls(size: int) -> None:
     reader, told = hermes(TOOLS), ""
     for start in range(0, len(text), size):
         piece = said(reader, text[start : start + size])
-        assert "<tool_call>" not in piece
+        assert "tool_call>" not in piece
         told += piece
     told += said(reader, is_last=True)
     assert told == "a < b <tool  and  end <tool_cal"
     assert [(call.name, call.arguments) for call in reader.calls] == [
-        ("f", {"x": "<b>"}),
+        ("f", {"x": "</tool_call>"}),
         ("g", {"y": 1}),
     ]
     assert len({call.id for call in reader.calls}) == 2
