@@ -107,6 +107,10 @@ def test_a_question_without_options_of_its_own_is_known_as_ever() -> None:
     assert question_digest(Task("a", request)) == "71aa38e9610c"
     told = ({}, {"top_k": 1}, {"top_k": 2})
     assert len({question_digest(Task("a", request, options=own)) for own in told}) == 3
+    media = (Path("a.png"), Path("b.png"), b"a", b"b", "b.png")  # the last is the second
+    asked = [question_digest(Task("a", Request("abc", images=(one,)))) for one in media]
+    assert asked[0] == question_digest(Task("a", request)) and asked[1] == asked[4]
+    assert len(set(asked)) == 4
 
 
 @pytest.mark.parametrize(

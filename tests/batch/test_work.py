@@ -127,6 +127,7 @@ def test_a_record_says_itself_how_it_is_answered(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     first, second, third, fourth, *wrong = read_tasks([path], prompt=None)
+    assert not any(task.error for task in (first, second, third, fourth))
     assert fourth.options == {"max_new_tokens": 3, "stop": "x"}
     assert first.options == {"system": "", "stop": ["x"], "max_new_tokens": 3, "temperature": 0}
     assert second.options == {"seed": 2**64 - 1, "top_k": 4} and not third.options
@@ -149,6 +150,7 @@ def test_cells_are_read_as_the_numbers_that_they_say(tmp_path: Path) -> None:
     rows = ("a,20,.5,,,", "a, 7.0 ,1, ,x,", "a,,,9,2,8", "a,,,,,", "a,many,,,,")
     path.write_text("\n".join(("prompt,max_new_tokens,top_p,seed,stop,max_tokens", *rows)))
     *tasks, wrong = read_tasks([path], prompt=None)
+    assert not any(task.error for task in tasks)
     assert [task.options for task in tasks] == [
         {"max_new_tokens": 20, "top_p": 0.5},
         {"max_new_tokens": 7, "top_p": 1, "stop": "x"},
