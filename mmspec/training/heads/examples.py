@@ -143,6 +143,8 @@ class ExampleMaker:
             is_asked = any(other["role"] != "system" for other in before)
             if message["role"] != "assistant" or not is_asked or not said:
                 continue
+            if before[-1]["role"] == "assistant":  # it goes on: no token has ended that turn
+                continue
             asked = self._inputs.encode(
                 before,
                 images=chat.images[: _count(before, "image")],

@@ -102,17 +102,18 @@ def _lesson(record: Record, field: str) -> Lesson:
 
 
 def _split(lesson: Lesson) -> Lesson:
-    """The last message is the answer, where an assistant says it."""
+    """The last message is the answer, where an assistant says it; one that says nothing, as it
+    calls tools, is left out."""
     request = lesson.request
     assert request is not None
     if isinstance(request.prompt, str) or lesson.answer is not None:
         return lesson
     messages = cast(Sequence[Message], request.prompt)
     last = messages[-1]
-    said = text_of(last)
-    if last.get("role") != "assistant" or len(messages) < 2 or not said:
+    if last.get("role") != "assistant" or len(messages) < 2:
         return lesson
-    return replace(lesson, request=replace(request, prompt=messages[:-1]), answer=said)
+    request = replace(request, prompt=messages[:-1])
+    return replace(lesson, request=request, answer=text_of(last) or None)
 
 
 def text_of(message: Message) -> str:

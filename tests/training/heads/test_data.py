@@ -22,6 +22,8 @@ from mmspec.training.heads.prepare import DataSettings, prepare
 from mmspec.training.heads.train_head import train_head
 from mmspec.training.tiny.build import ASSISTANT, BOS, EOS, NUM_SPECIALS, USER
 
+CALLS = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+
 
 def written(path: Path, *lines: Mapping[str, object] | str) -> str:
     texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
@@ -52,6 +54,7 @@ def test_every_form_of_a_line_is_read(tmp_path: Path) -> None:
         {"id": "text", "text": "Once upon a time"},
         {"id": "other", "body": "?"},
         "{",
+        {"id": "calls", "messages": [{"role": "user", "content": "A"}, CALLS]},
     )
     lessons, broken = read(path)
     named = {lesson.id: lesson for lesson in lessons}
@@ -66,6 +69,8 @@ def test_every_form_of_a_line_is_read(tmp_path: Path) -> None:
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
     ]
     assert named["text"].text == "Once upon a time" and named["text"].request is None
+    assert named["calls"].is_open, "what calls tools has no text"
+    assert named["calls"].request.prompt == chat.request.prompt  # type: ignore[union-attr]
     assert len(broken) == 2 and "line 6" in broken[0] and "line 7" in broken[1]
 
 
@@ -216,6 +221,9 @@ def test_a_greeting_that_nobody_asked_for_is_not_learned(nano: Engine) -> None:
         {"role": "system", "content": "Be kind."},
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "Hi"},
+        CALLS,
+        {"role": "assistant", "content": "Ho"},  # no answer of its own
+        {"role": "user", "content": "Ha"},
     ]
     (example,) = made(nano, Lesson("x", Request(messages), "Ho"))
     assert example.tokens[example.learned].tolist() == [*said("Ho"), EOS]
