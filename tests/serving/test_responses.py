@@ -49,6 +49,7 @@ def rebuilt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         kind = event["type"].removeprefix("response.")
         if kind == "output_item.added":
             assert event["output_index"] == len(items)
+            assert event["item"]["id"] not in (None, *(item["id"] for item in items))
             items.append(json.loads(json.dumps(event["item"])))
             continue
         if "output_index" not in event:
