@@ -113,18 +113,19 @@ def test_a_chat_says_what_the_same_messages_say_and_reads_them_once(
     engine.clear_cache()
     chat = engine.chat(system="Be brief.", images=picture(), **SAMPLED)
     said = 0
-    for turn, question in enumerate(("red square?", "blue circle?", "and then?")):
-        images = picture(7) if turn == 1 else ()
-        with counted(engine) as counts:
+    with counted(engine) as counts:
+        for turn, question in enumerate(("red square?", "blue circle?", "and then?")):
+            images, before = picture(7) if turn == 1 else (), counts.tower_runs
             result = chat.send(question, images=images, seed=turn)
-        assert counts.tower_runs == (1, 3, 0)[turn], "each once; two are seen together and alone"
-        assert result.stats.reused_tokens >= said
-        assert not turn or result.stats.reused_tokens > 0.5 * result.stats.prompt_tokens - 256
-        # All but the last token of the answer, whose KV was never needed; the text of random
-        # tokens need not become the same tokens again, so the prompt alone is certain.
-        said = result.stats.prompt_tokens - 8
-        anew = engine.generate(chat.messages[:-1], seed=turn, reuse=False, **SAMPLED)
-        assert anew.tokens == result.tokens
+            runs = counts.tower_runs - before
+            assert runs == (1, 3, 0)[turn], "each once; two are seen together and alone"
+            assert result.stats.reused_tokens >= said
+            assert not turn or result.stats.reused_tokens > 0.5 * result.stats.prompt_tokens - 256
+            # All but the last token of the answer, whose KV was never needed; the text of random
+            # tokens need not become the same tokens again, so the prompt alone is certain.
+            said = result.stats.prompt_tokens - 8
+            anew = engine.generate(chat.messages[:-1], seed=turn, reuse=False, **SAMPLED)
+            assert anew.tokens == result.tokens
     roles = [message["role"] for message in chat.messages]
     assert roles == ["system", *["user", "assistant"] * 3]
 

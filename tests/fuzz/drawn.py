@@ -45,6 +45,7 @@ class Drawing(NamedTuple):
 
     make: Callable[[], Any]
     is_target: bool = False  # in a model of its own, and draws chains
+    reads_prompts: bool = False  # by their states, which a reused beginning has not
 
 
 def drawing(draw: random.Random, family: str, rule: str, vocab_size: int) -> Drawing:
@@ -67,7 +68,7 @@ def drawing(draw: random.Random, family: str, rule: str, vocab_size: int) -> Dra
         return Drawing(lambda: CompressedKV(**kept, **growth_of_models))
     if kind == "eagle":
         head = fitted(model, draw.choice([1, 3]))
-        return Drawing(lambda: Eagle(head, **growth_of_models))
+        return Drawing(lambda: Eagle(head, **growth_of_models), reads_prompts=True)
     if kind == "glide":
         head = glide_head(family, "float64")
         return Drawing(lambda: Glide(head, **growth_of_models))
@@ -75,7 +76,8 @@ def drawing(draw: random.Random, family: str, rule: str, vocab_size: int) -> Dra
         heads = unfitted(model, spread=0.02, has_own_heads=draw.random() < 0.5)
         return Drawing(lambda: Medusa(heads, **growth))
     if kind == "dflash":
-        return Drawing(lambda: DFlash(dflash(family, "float64"), **growth))
+        head = dflash(family, "float64")
+        return Drawing(lambda: DFlash(head, **growth), reads_prompts=True)
     if kind == "hashed":
         spread, own = draw.choice([0.3, 3.0]), draw.choice([(1, 1), (1, 1, 1), (1,)])
         wide = draw.choice([(3, 2), (2,), own])

@@ -173,7 +173,10 @@ def _play_drawn(draw: random.Random, report: Report, plain: Engine, model: Model
         decode = replace(draw_decode(draw), verifier=rule, controller="fixed", max_nodes=most)
         # Rows share the room for states: where it is short, a row's trees depend on the others.
         decode = replace(decode, exactness="standard", state_bytes=4 * 2**30)
-        return _built(model, Config(decode=decode, cache=draw_cache(draw)), [made.make()])
+        cache = draw_cache(draw)
+        if made.reads_prompts:
+            cache = replace(cache, prefix_bytes=0)
+        return _built(model, Config(decode=decode, cache=cache), [made.make()])
 
     report.title = f"{family} {rule} {most} nodes"
     with may_refuse():
