@@ -41,7 +41,7 @@ class WeightState:
         """A weight that is gone equals none: another one may have its id."""
         if not isinstance(other, WeightState) or self.state != other.state:
             return False
-        return None not in [weight() for weight in (*self.weights, *other.weights)]
+        return all(weight() is not None for weight in (*self.weights, *other.weights))
 
     def __hash__(self) -> int:
         return self.state
